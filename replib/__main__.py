@@ -1,0 +1,179 @@
+"""The command line: `python -m replib list | record | bench | report | doctor`."""
+
+import argparse
+import platform
+import signal
+import sys
+import threading
+
+import torch
+
+from replib import __version__, store
+from replib.device import resolve_device
+from replib.experiments import EXPERIMENTS, SCALES, VARIANTS, experiment_named, record
+from replib.training import Metrics
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit status is 0, 1 for a stopped run, 2 for a caller's mistake."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, store.StoreError) as error:
+        print(f"replib: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m replib", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name, run, text):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    command("list", _list, "list the experiments, their scales and what is recorded of each")
+    sub = command("record", _record, "run an experiment and append its rows to data/")
+    sub.add_argument("experiment", help=", ".join([*EXPERIMENTS, "all"]))
+    sub.add_argument("--scale", default="smoke", help=f"{', '.join(SCALES)} (default: smoke)")
+    sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
+    sub.add_argument("--threads", type=int, default=None, help="CPU threads (default: all)")
+    sub = command("bench", _bench, "measure linear attention against softmax, interleaved")
+    sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
+    sub = command("report", _report, "write figures/ and figures/report/")
+    sub.add_argument("notebooks", nargs="*", help="only these, such as 03_speed_crossover")
+    command("doctor", _doctor, "say what this machine has and what is missing")
+    return parser
+
+
+def _list(arguments) -> int:
+    for experiment in EXPERIMENTS.values():
+        rows = store.read_rows(experiment.name)
+        counts = [f"{s}: {sum(row['scale'] == s for row in rows)} rows" for s in SCALES]
+        print(f"{experiment.name:14} {experiment.title}\n{'':14} recorded: {', '.join(counts)}")
+    return 0
+
+
+def _record(arguments) -> int:
+    names = list(EXPERIMENTS) if arguments.experiment == "all" else [arguments.experiment]
+    experiments = [experiment_named(name) for name in names]
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise ValueError(f"--threads {arguments.threads}: use at least 1")
+        torch.set_num_threads(arguments.threads)
+    stop = _stop_on_interrupt()
+    for experiment in experiments:
+        for row in record(
+            experiment,
+            arguments.scale,
+            device=arguments.device,
+            stop=stop.is_set,
+            on_metrics=_print_metrics,
+        ):
+            print(_line(row), flush=True)
+    if stop.is_set():
+        print("stopped: what was recorded is kept; the same command continues", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _stop_on_interrupt() -> threading.Event:
+    """An event that Ctrl-C sets; a second Ctrl-C ends the process at once."""
+    stop = threading.Event()
+
+    def handle(number, frame):
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nstopping after this step (Ctrl-C again to end at once)", file=sys.stderr)
+
+    signal.signal(signal.SIGINT, handle)
+    return stop
+
+
+def _print_metrics(job, metrics: Metrics) -> None:
+    if sys.stderr.isatty():
+        print(
+            f"\r{job.config.model.attention} N={job.config.task.seq_len} seed {job.seed}: "
+            f"step {metrics.step}/{job.config.n_steps}, loss {metrics.loss:.4f}, "
+            f"{metrics.steps_per_s:.1f} steps/s, {metrics.seconds_left:.0f} s left  ",
+            end="",
+            file=sys.stderr,
+        )
+
+
+def _line(row: store.Row) -> str:
+    config, summary = row["config"], row["summary"]
+    model = config.get("model", config)
+    length = config.get("task", config)["seq_len"]
+    who = f"{model['attention']} {model['implementation'] or ''}".strip()
+    figures = ", ".join(
+        f"{name} {summary[name]:.4g}"
+        for name in ("final_loss", "final_accuracy", "steps_per_s", "time_ms", "memory_bytes")
+        if summary.get(name) is not None
+    )
+    why = f" ({row['detail']})" if row["detail"] else ""
+    return (
+        f"{row['experiment']} {who} N={length} seed {row['seed']}: {row['outcome']}{why} {figures}"
+    )
+
+
+def _bench(arguments) -> int:
+    from replib.benchmark import CostConfig, measure_cost
+
+    device = resolve_device(arguments.device)
+    print(
+        f"causal, 8 heads of 32, batch 8, float32, {store.provenance(str(device))['device_name']}"
+    )
+    print("times faster than softmax fused; median [quartiles] of the ratio round by round")
+    for work in ("forward", "forward_backward"):
+        for seq_len in (64, 256, 1024, 4096):
+            configs = [
+                CostConfig(attention=a, implementation=i, seq_len=seq_len, batch_size=8, work=work)
+                for a, i in VARIANTS
+            ]
+            costs = {
+                (cost.config.attention, cost.config.implementation): cost
+                for cost in measure_cost(configs, n_repeats=9, device=device)
+            }
+            base = costs.pop(("softmax", "fused"))
+            cells = [f"{a} {i} {_ratio(base.time_ms, c.time_ms)}" for (a, i), c in costs.items()]
+            print(f"{work:16} N={seq_len:<6} {'   '.join(cells)}", flush=True)
+    return 0
+
+
+def _ratio(base, times) -> str:
+    if not base or not times:
+        return "out of memory"
+    ratios = torch.tensor([b / t for b, t in zip(base, times, strict=False)])
+    low, middle, high = ratios.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _report(arguments) -> int:
+    from replib.report import write_report
+
+    for path in write_report(arguments.notebooks):
+        print(path)
+    return 0
+
+
+def _doctor(arguments) -> int:
+    from importlib.util import find_spec
+
+    print(f"replib {__version__}, Python {platform.python_version()}, torch {torch.__version__}")
+    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+        facts = store.provenance(device)
+        print(f"{device}: {facts['device_name']}, {facts['threads']} threads")
+    for package in ("marimo", "altair", "polars", "vl_convert"):
+        found = find_spec(package) is not None
+        print(f"{package}: {'found' if found else 'missing; pip install -r requirements.txt'}")
+    for folder in (store.data_folder(), store.cache_folder()):
+        print(f"{folder}: {store.writable(folder) or 'writable'}")
+    for name in EXPERIMENTS:
+        print(f"{name}: {len(store.read_rows(name))} rows recorded")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""Linear attention of *Transformers are RNNs* (Katharopoulos et al. 2020).
+
+B batch, H heads, N sequence length, D query/key size per head, M value size per head,
+R feature size: φ maps D to R. The paper's s_i is `LinearState.s`, its z_i `LinearState.z`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from replib.attention.base import Attention, check_qkv
+from replib.attention.feature_maps import feature_map_named
+from replib.kernels import KERNELS, fastest_kernel
+
+EPS = 1e-6  # of the original code; biases denominators that are as small (φ(q)·φ(k) near 1e-6)
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    feature_map: str = "elu1",
+    eps: float = EPS,
+    kernel: str | None = None,
+    key_padding_mask: Tensor | None = None,
+) -> Tensor:
+    """φ(q_i)ᵀ Σ_j φ(k_j) v_jᵀ / (φ(q_i)ᵀ Σ_j φ(k_j) + eps), over j <= i when causal.
+
+    Katharopoulos et al. 2020, eq. 9 (causal) and eq. 6 (not causal). Sums are taken in float32
+    or wider; the result has the dtype of v. Memory grows as N·D.
+
+    Args:
+        q, k: (B, H, N, D); v: (B, H, N, M). Not causal, q may have a length of its own.
+        feature_map: φ, a name of `replib.attention.feature_maps.FEATURE_MAPS`.
+        eps: added to the denominator, which is therefore never below it.
+        kernel: "plain" forms the (N, N) weights; a name of `replib.kernels.KERNELS` forces that
+            kernel of the causal form; None takes the fastest.
+        key_padding_mask: (B, N) bool, True where a key is padding; not causal only.
+
+    Returns:
+        (B, H, N, M). A query whose keys are all padding gets 0.
+
+    Raises:
+        ValueError: shapes disagree, or the feature map or kernel is unknown.
+    """
+    check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
+    kernel = LinearAttention.resolve(kernel) if kernel else fastest_kernel(q, k, v)
+    phi = feature_map_named(feature_map)
+    if causal and kernel != "plain":
+        if feature_map != "elu1":
+            q, k = phi(q), phi(k)
+        return KERNELS[kernel](q, k, v, eps, feature_map == "elu1")
+    wide = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        features_q, features_k = phi(q.to(wide)), phi(k.to(wide))
+        if key_padding_mask is not None:
+            features_k = features_k.masked_fill(key_padding_mask[:, None, :, None], 0)
+        form = _plain if kernel == "plain" else _not_causal
+        return form(features_q, features_k, v.to(wide), causal, eps).to(v.dtype)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool, eps: float) -> Tensor:
+    weights = q @ k.transpose(-1, -2)  # (B, H, N, N)
+    if causal:
+        weights = weights.tril()
+    return weights @ v / (weights.sum(-1, keepdim=True) + eps)
+
+
+def _not_causal(q: Tensor, k: Tensor, v: Tensor, causal: bool, eps: float) -> Tensor:
+    s = k.transpose(-1, -2) @ v  # (B, H, R, M)
+    z = k.sum(2).unsqueeze(-1)  # (B, H, R, 1)
+    return q @ s / (q @ z + eps)
+
+
+class LinearState(NamedTuple):
+    """s = Σ φ(k_j) v_jᵀ (B, H, R, M) and z = Σ φ(k_j) (B, H, R)."""
+
+    s: Tensor
+    z: Tensor
+
+
+class LinearAttention(Attention):
+    """Linear attention with φ = elu + 1; its state has one size whatever N is."""
+
+    label = "linear"
+    implementations = (*KERNELS, "plain")
+    recurrent = True
+    feature_map = "elu1"
+
+    def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
+        return linear_attention(
+            q,
+            k,
+            v,
+            causal=causal,
+            feature_map=self.feature_map,
+            kernel=self.implementation,
+            key_padding_mask=key_padding_mask,
+        )
+
+    def init_state(
+        self,
+        batch_size,
+        n_heads,
+        head_dim,
+        value_dim=None,
+        *,
+        dtype=torch.float32,
+        device="cpu",
+    ) -> LinearState:
+        wide = torch.promote_types(dtype, torch.float32)
+        shape = (batch_size, n_heads, head_dim, value_dim or head_dim)
+        s = torch.zeros(shape, dtype=wide, device=device)
+        return LinearState(s, s.new_zeros(shape[:3]))
+
+    def step(self, state: LinearState, q, k, v):
+        """Katharopoulos et al. 2020, eq. 18-20: add one key and value, read with one query."""
+        phi = feature_map_named(self.feature_map)
+        features_q, features_k = phi(q.to(state.s.dtype)), phi(k.to(state.s.dtype))
+        s = state.s + features_k.unsqueeze(-1) * v.to(state.s.dtype).unsqueeze(-2)
+        z = state.z + features_k
+        numerator = (features_q.unsqueeze(-2) @ s).squeeze(-2)  # (B, H, M)
+        denominator = (features_q * z).sum(-1, keepdim=True) + EPS
+        return (numerator / denominator).to(v.dtype), LinearState(s, z)
+
+    @classmethod
+    def peak_bytes(
+        cls,
+        *,
+        batch_size,
+        n_heads,
+        seq_len,
+        head_dim,
+        itemsize,
+        backward,
+        implementation=None,
+    ):
+        rows = batch_size * n_heads * seq_len * itemsize
+        if cls.resolve(implementation) == "plain":
+            return rows * seq_len * (4 if backward else 2) + rows * head_dim * 3
+        return rows * head_dim * (5 if backward else 2)

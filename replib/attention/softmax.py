@@ -1,0 +1,140 @@
+"""Softmax attention: the baseline, Vaswani et al. 2017, eq. 1.
+
+B batch, H heads, N sequence length, D query/key size per head, M value size per head.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from replib.attention.base import Attention, check_qkv
+
+# The cache starts at this many positions and doubles, so that N steps copy it O(log N) times.
+FIRST_CACHE_LEN = 64
+
+
+def softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    implementation: str = "fused",
+    key_padding_mask: Tensor | None = None,
+) -> Tensor:
+    """softmax(Q Kᵀ / sqrt(D)) V (Vaswani et al. 2017, eq. 1).
+
+    Args:
+        q, k: (B, H, N, D); v: (B, H, N, M). Not causal, q may have a length of its own.
+        causal: position i attends to j <= i only.
+        implementation: "fused" calls torch's scaled_dot_product_attention; "textbook" forms the
+            (N, N) weights, as the 2022 replication did.
+        key_padding_mask: (B, N) bool, True where a key is padding; not causal only. A query
+            whose keys are all padding gets 0.
+
+    Returns:
+        (B, H, N, M).
+
+    Raises:
+        ValueError: shapes disagree, or the implementation is unknown.
+    """
+    check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
+    implementation = SoftmaxAttention.resolve(implementation)
+    visible = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
+    if implementation == "fused":
+        y = scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal)
+    else:
+        y = _textbook(q, k, v, causal, visible)
+    if visible is None:
+        return y
+    return torch.where(visible.any(-1, keepdim=True), y, 0)
+
+
+def _textbook(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Tensor | None) -> Tensor:
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (B, H, N, N)
+    if causal:
+        n = q.shape[2]
+        future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future, -torch.inf)
+    elif visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
+    return torch.softmax(scores, dim=-1) @ v
+
+
+class KVCache(NamedTuple):
+    """Keys (B, H, capacity, D) and values (B, H, capacity, M), the first `length` of them valid."""
+
+    keys: Tensor
+    values: Tensor
+    length: int
+
+
+class SoftmaxAttention(Attention):
+    """Softmax attention; its state is the cache of all keys and values, which grows with N."""
+
+    label = "softmax"
+    implementations = ("fused", "textbook")
+    recurrent = True
+
+    def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
+        return softmax_attention(
+            q,
+            k,
+            v,
+            causal=causal,
+            implementation=self.implementation,
+            key_padding_mask=key_padding_mask,
+        )
+
+    def init_state(
+        self,
+        batch_size,
+        n_heads,
+        head_dim,
+        value_dim=None,
+        *,
+        dtype=torch.float32,
+        device="cpu",
+    ) -> KVCache:
+        def empty(size):
+            return torch.zeros(
+                batch_size, n_heads, FIRST_CACHE_LEN, size, dtype=dtype, device=device
+            )
+
+        return KVCache(empty(head_dim), empty(value_dim or head_dim), 0)
+
+    def step(self, state: KVCache, q, k, v):
+        keys, values, length = state
+        if length == keys.shape[2]:
+            keys = torch.cat([keys, torch.zeros_like(keys)], dim=2)
+            values = torch.cat([values, torch.zeros_like(values)], dim=2)
+        keys[:, :, length], values[:, :, length] = k, v
+        seen = slice(0, length + 1)
+        y = softmax_attention(
+            q[:, :, None],
+            keys[:, :, seen],
+            values[:, :, seen],
+            causal=False,
+            implementation=self.implementation,
+        )
+        return y[:, :, 0], KVCache(keys, values, length + 1)
+
+    @classmethod
+    def peak_bytes(
+        cls,
+        *,
+        batch_size,
+        n_heads,
+        seq_len,
+        head_dim,
+        itemsize,
+        backward,
+        implementation=None,
+    ):
+        rows = batch_size * n_heads * seq_len * itemsize
+        if cls.resolve(implementation) == "fused":
+            return rows * head_dim * (5 if backward else 1)
+        return rows * seq_len * (4 if backward else 3) + rows * head_dim

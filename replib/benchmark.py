@@ -1,0 +1,692 @@
+"""Time and peak memory of attention over the sequence length.
+
+B batch, H heads, N sequence length, D query/key (and here also value) size per head.
+
+What is compared is timed together: after a warm-up, each round calls every candidate once, in a
+new random order, so that a slow spell of the machine falls on all of them alike.
+"""
+
+import gc
+import math
+import os
+import random
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import profiler
+
+from replib.attention import ATTENTION
+from replib.device import resolve_device
+
+TIMING_LOCK = threading.Lock()
+"""Held around every timing and memory trace: marimo serves all notebooks as threads of one
+process. It is not reentrant: do not hold it when calling a function of this module."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+WORKS = ("forward", "forward_backward")
+# Far above any N published or reachable here: beyond it is a slip of the keyboard.
+MAX_SEQ_LEN = 2**20
+
+# A sample lasts at least this long: perf_counter and the call itself cost about 1 us, 0.05 %.
+MIN_SAMPLE_MS = 2.0
+# A call shorter than this may have been mostly lazy set-up: its length is taken from more calls.
+LAZY_SETUP_MS = 100.0
+N_EXTRA_WARMUPS = 2
+# How often a wait for the lock looks whether it should stop.
+LOCK_POLL_S = 0.1
+
+# An estimate above this share of the free memory counts as out of memory. Linux promises memory
+# that it does not have and kills the process when it is touched, so no exception can be awaited.
+MEMORY_SHARE = 0.8
+# Assumed free where the system tells nothing (not Linux, no sysconf).
+UNKNOWN_MEMORY_BYTES = 4 * 10**9
+# torch raises plain RuntimeErrors for these; the last is a size beyond 2^63 bytes.
+OUT_OF_MEMORY_TEXTS = (
+    "can't allocate memory",
+    "out of memory",
+    "not enough memory",
+    "alloc_failed",
+    "storage size calculation overflowed",
+)
+
+# The predicted time of a call, in floating-point operations at the rate of a matrix product,
+# from timings at D = 32 and 64, N = 64 to 65536, on a 2-core AMD EPYC:
+# the fused softmax and the chunked linear form reach this share of that rate,
+FUSED_EFFICIENCY = 0.4
+LINEAR_EFFICIENCY = 0.2
+# a stored (N, N) score costs this much besides its products (memory traffic, page faults),
+OPERATIONS_PER_STORED_SCORE = 600
+# the chunked form computes the scores inside chunks of about this length,
+TYPICAL_CHUNK_LEN = 64
+# the backward pass takes this many forward passes,
+BACKWARD_PER_FORWARD = 2.5
+# and Python and torch take this long a call, however small it is.
+CALL_OVERHEAD_S = 3e-4
+# Matrix products of this size, for this long, give the rate of a device.
+CALIBRATION_SIZE = 512
+CALIBRATION_MS = 50.0
+# While another timing runs, a prediction waits this long for its own and then takes this rate.
+CALIBRATION_WAIT_S = 1.0
+ASSUMED_OPERATIONS_PER_S = 5e10
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class StopEvent(Protocol):
+    """What can stop a benchmark between two calls, such as a `threading.Event`."""
+
+    def is_set(self) -> bool: ...
+
+
+Stop = StopEvent | Callable[[], bool] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostConfig:
+    """One point: what is run, at which size.
+
+    Raises:
+        ValueError: a value is unknown or out of range.
+    """
+
+    attention: str = "linear"
+    implementation: str | None = None
+    seq_len: int = 1024
+    batch_size: int = 1
+    n_heads: int = 8
+    head_dim: int = 32
+    causal: bool = True
+    dtype: str = "float32"
+    work: str = "forward_backward"
+
+    def __post_init__(self):
+        _check_known("attention", self.attention, ATTENTION)
+        ATTENTION[self.attention].resolve(self.implementation)
+        _check_known("dtype", self.dtype, DTYPES)
+        _check_known("work", self.work, WORKS)
+        for name in ("seq_len", "batch_size", "n_heads", "head_dim"):
+            _check_at_least_one(name, getattr(self, name))
+        if self.seq_len > MAX_SEQ_LEN:
+            raise ValueError(f"seq_len {self.seq_len} is too long: use at most {MAX_SEQ_LEN}")
+
+    @property
+    def shape(self) -> tuple:
+        """Everything but the mechanism: points of the same shape are timed together."""
+        sizes = (self.seq_len, self.batch_size, self.n_heads, self.head_dim)
+        return (*sizes, self.causal, self.dtype, self.work)
+
+
+def _check_known(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}: use {', '.join(known)}")
+
+
+def _check_at_least_one(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}: use a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one point took.
+
+    `time_ms` is a sample a repeat, and empty when nothing was timed; `memory_bytes` is the peak
+    beyond the inputs (see `peak_memory_bytes`).
+    """
+
+    config: CostConfig
+    outcome: Literal["ok", "out_of_memory", "interrupted"]
+    detail: str | None
+    time_ms: tuple[float, ...]
+    memory_bytes: int | None
+
+    def summary(self) -> dict:
+        """The figures of a stored row: median and quartiles of the time, and the memory.
+
+        Figures per sample are divided by the batch size, as in Katharopoulos et al. 2020, Fig. 1.
+        """
+        quartiles = (None, None, None)
+        if self.time_ms:
+            quartiles = tuple(float(x) for x in np.quantile(self.time_ms, [0.25, 0.5, 0.75]))
+        q25, median, q75 = quartiles
+        return {
+            "time_ms": median,
+            "time_ms_q25": q25,
+            "time_ms_q75": q75,
+            "time_ms_samples": list(self.time_ms),
+            "time_ms_per_sample": _divide(median, self.config.batch_size),
+            "memory_bytes": self.memory_bytes,
+            "memory_bytes_per_sample": _divide(self.memory_bytes, self.config.batch_size),
+            "n_repeats": len(self.time_ms),
+        }
+
+
+def _divide(value: float | None, by: int) -> float | None:
+    return None if value is None else value / by
+
+
+def tokens_batch(tokens: int, seq_len: int) -> int:
+    """The batch size that keeps the tokens of a batch constant: max(1, tokens // N).
+
+    Katharopoulos et al. 2020, Fig. 1, scale the batch inversely with N in the same way.
+    """
+    _check_at_least_one("tokens", tokens)
+    _check_at_least_one("seq_len", seq_len)
+    return max(1, tokens // seq_len)
+
+
+def interleave(
+    callables: dict[Key, Callable[[], object]],
+    *,
+    n_repeats: int = 7,
+    n_warmup: int = 1,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    stop: Stop = None,
+    max_seconds: float | None = None,
+) -> dict[Key, list[float]]:
+    """Time callables against each other, in milliseconds a call.
+
+    Each round calls every callable once, in a new random order. A sample of a callable shorter
+    than MIN_SAMPLE_MS is the mean of as many calls as last that long. Time is `perf_counter` on
+    the CPU and CUDA events on a GPU. TIMING_LOCK is held throughout.
+
+    Args:
+        n_repeats: rounds, and so samples of each callable.
+        n_warmup: untimed calls of each at first; those that then seem
+            shorter than LAZY_SETUP_MS get N_EXTRA_WARMUPS more.
+        seed: of the order.
+        stop: looked at before every sample; once it is set, what was sampled is returned.
+        max_seconds: bounds warm-up and rounds together. A round that would not fit is left out,
+            but the first one never is.
+
+    Returns:
+        The samples of each callable; as many of each unless it was stopped.
+
+    Raises:
+        ValueError: n_repeats, n_warmup or the device is out of range.
+    """
+    _check_at_least_one("n_repeats", n_repeats)
+    _check_at_least_one("n_warmup", n_warmup)
+    device = resolve_device(device)
+    order = list(callables)
+    rng = random.Random(seed)
+    samples: dict[Key, list[float]] = {key: [] for key in callables}
+    n_calls: dict[Key, int] = {}
+    with _timing_lock(stop) as held:
+        if not held:
+            return samples
+        started = perf_counter()
+        for key in order:
+            if _stopped(stop):
+                return samples
+            call_ms = _warm_up(callables[key], n_warmup, device)
+            n_calls[key] = _calls_per_sample(call_ms)
+        round_s = 0.0
+        for i_round in range(n_repeats):
+            round_started = perf_counter()
+            too_late = max_seconds is not None and (round_started - started + round_s > max_seconds)
+            if i_round > 0 and too_late:
+                break
+            rng.shuffle(order)
+            for key in order:
+                if _stopped(stop):
+                    return samples
+                elapsed_ms = _elapsed_ms(callables[key], n_calls[key], device)
+                samples[key].append(elapsed_ms / n_calls[key])
+            round_s = perf_counter() - round_started
+    return samples
+
+
+def _warm_up(function: Callable[[], object], n_warmup: int, device: torch.device) -> float:
+    """Call a function untimed, and return the shortest of its calls in milliseconds."""
+    shortest = min(_elapsed_ms(function, 1, device) for _ in range(n_warmup))
+    if shortest > LAZY_SETUP_MS:
+        return shortest
+    return min(shortest, *(_elapsed_ms(function, 1, device) for _ in range(N_EXTRA_WARMUPS)))
+
+
+def _calls_per_sample(call_ms: float) -> int:
+    # 1 us is the least that a Python call of a tensor operation takes.
+    return max(1, math.ceil(MIN_SAMPLE_MS / max(call_ms, 1e-3)))
+
+
+def _elapsed_ms(function: Callable[[], object], n_calls: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        return _elapsed_cuda_ms(function, n_calls, device)
+    started = perf_counter()
+    for _ in range(n_calls):
+        function()
+    return (perf_counter() - started) * 1000
+
+
+def _elapsed_cuda_ms(function: Callable[[], object], n_calls: int, device: torch.device) -> float:
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        for _ in range(n_calls):
+            function()
+        end.record()
+        torch.cuda.synchronize(device)
+    return start.elapsed_time(end)
+
+
+def _stopped(stop: Stop) -> bool:
+    if stop is None:
+        return False
+    return stop.is_set() if hasattr(stop, "is_set") else bool(stop())
+
+
+@contextmanager
+def _timing_lock(stop: Stop) -> Iterator[bool]:
+    """Hold TIMING_LOCK; False when told to stop while waiting for it."""
+    held = TIMING_LOCK.acquire(blocking=False)
+    while not held and not _stopped(stop):
+        held = TIMING_LOCK.acquire(timeout=LOCK_POLL_S)
+    try:
+        yield held
+    finally:
+        if held:
+            TIMING_LOCK.release()
+
+
+def peak_memory_bytes(function: Callable[[], object], device: str | torch.device = "cpu") -> int:
+    """The most memory that one call holds beyond what was allocated before it, in bytes.
+
+    On the CPU it is read from the allocation trace of torch's profiler: the peak of the running
+    sum of allocations less frees, which is the same at every run. It counts every tensor that
+    the call allocates through torch: temporaries, what autograd saves for the backward pass,
+    gradients and the result. It does not count the scratch memory of MKL and oneDNN, arrays of
+    numpy, Python objects, or tensors made by Python threads that the call starts. The inputs
+    existed before, so they are not counted, nor does it help to free them.
+
+    On CUDA it is `max_memory_allocated` less the memory allocated before; tensors that other
+    threads allocate meanwhile are counted too.
+    """
+    device = resolve_device(device)
+    with TIMING_LOCK:
+        if device.type == "cuda":
+            return _peak_cuda_bytes(function, device)
+        # Else the profiler's library prints two lines of its own for every trace.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+        with profiler.profile(use_kineto=True, profile_memory=True) as trace:
+            function()
+        return _peak_of_trace(_cpu_allocations(trace.kineto_results))
+
+
+def _peak_cuda_bytes(function: Callable[[], object], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    function()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _cpu_allocations(results) -> list[tuple[int, int]]:
+    """Address and size of every allocation (positive) and free (negative), in time order."""
+    events, found = list(results.experimental_event_tree()), []
+    while events:
+        event = events.pop()
+        events.extend(event.children)
+        fields = event.extra_fields
+        if hasattr(fields, "alloc_size") and fields.device.type == "cpu":
+            found.append((event.start_time_ns, fields.ptr, fields.alloc_size))
+    return [(pointer, size) for _, pointer, size in sorted(found, key=lambda row: row[0])]
+
+
+def _peak_of_trace(allocations: Iterable[tuple[int, int]]) -> int:
+    # A free counts only when its allocation was seen: the profiler remembers blocks of earlier
+    # traces, and the free of one would push the sum below zero.
+    live: dict[int, int] = {}
+    total = peak = 0
+    for pointer, size in allocations:
+        total -= live.pop(pointer, 0)
+        if size > 0:
+            live[pointer] = size
+            total += size
+            peak = max(peak, total)
+    return peak
+
+
+def available_memory_bytes(device: str | torch.device = "cpu") -> int:
+    """Memory that new tensors can take, in bytes.
+
+    CUDA: free memory of the device, and what torch's allocator holds unused. CPU: the least of
+    MemAvailable of /proc/meminfo and what is left under the limit of each enclosing control
+    group (version 1 or 2; page cache that can be dropped counts as free). Without /proc the free
+    pages by sysconf, else half of all pages, else UNKNOWN_MEMORY_BYTES.
+    """
+    device = resolve_device(device)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused
+    return max(0, min([_system_free_bytes(), *_cgroup_free_bytes()]))
+
+
+def _system_free_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
+    try:
+        kilobytes = _read_fields(meminfo)["MemAvailable:"]
+        return kilobytes * 1024
+    except (OSError, KeyError):
+        pass
+    for name, share in (("SC_AVPHYS_PAGES", 1.0), ("SC_PHYS_PAGES", 0.5)):
+        if name in getattr(os, "sysconf_names", {}):
+            return int(os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") * share)
+    return UNKNOWN_MEMORY_BYTES
+
+
+def _cgroup_free_bytes(
+    membership: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
+) -> list[int]:
+    """What each control group that holds this process has left, in bytes; [] without limits."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return []
+    free = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = mount, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = mount / "memory"
+            names = (
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
+        else:
+            continue
+        group = root / path.strip("/")
+        # In a container the path may be that of the host: then only the root is there.
+        for folder in (group, *group.parents):
+            free.extend(_group_free_bytes(folder, *names))
+            if folder == root:
+                break
+    return free
+
+
+def _group_free_bytes(folder: Path, limit: str, usage: str, cache: str) -> list[int]:
+    try:
+        limit_text = (folder / limit).read_text().strip()
+        used = int((folder / usage).read_text())
+        droppable = _read_fields(folder / "memory.stat").get(cache, 0)
+    except OSError:
+        return []
+    return [] if limit_text == "max" else [int(limit_text) - used + droppable]
+
+
+def _read_fields(path: Path) -> dict[str, int]:
+    rows = (line.split() for line in path.read_text().splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) >= 2 and row[1].isdigit()}
+
+
+def measure_cost(
+    configs: Iterable[CostConfig],
+    *,
+    n_repeats: int = 7,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    stop: Stop = None,
+    max_seconds_per_point: float = 10.0,
+) -> Iterator[Cost]:
+    """Measure time and peak memory of each config, a group of the same shape at a time.
+
+    The mechanisms of a group get the same random q, k, v and output gradient, are run once for
+    their memory and then timed by `interleave`. "forward" runs without autograd. A mechanism
+    that runs out of memory, or by its own `peak_bytes` would, is a Cost with the outcome
+    "out_of_memory"; the others go on.
+
+    Args:
+        seed: of q, k, v and of the order in which the group is timed.
+        stop: once it is set, the group under way ends as "interrupted" with the samples it has,
+            and no further group is begun.
+        max_seconds_per_point: bounds the timing of a group, times the number of its members.
+
+    Yields:
+        A Cost a config, in the order of the configs within a group, groups in order of first
+        appearance.
+
+    Raises:
+        ValueError: n_repeats or the device is out of range.
+    """
+    _check_at_least_one("n_repeats", n_repeats)
+    device = resolve_device(device)
+    groups: dict[tuple, list[CostConfig]] = {}
+    for config in configs:
+        groups.setdefault(config.shape, []).append(config)
+    return _measure_groups(
+        list(groups.values()), n_repeats, device, seed, stop, max_seconds_per_point
+    )
+
+
+def _measure_groups(groups, n_repeats, device, seed, stop, max_seconds_per_point) -> Iterator[Cost]:
+    for group in groups:
+        if _stopped(stop):
+            return
+        yield from _measure_group(group, n_repeats, device, seed, stop, max_seconds_per_point)
+
+
+def _measure_group(
+    group: list[CostConfig],
+    n_repeats: int,
+    device: torch.device,
+    seed: int,
+    stop: Stop,
+    max_seconds_per_point: float,
+) -> list[Cost]:
+    candidates = [_Candidate(config, device, seed) for config in group]
+    for candidate in candidates:
+        if not _stopped(stop):
+            candidate.prepare()
+    runnable = {i: c for i, c in enumerate(candidates) if c.work is not None}
+    samples: dict[int, list[float]] = {}
+    if runnable:
+        samples = interleave(
+            runnable,
+            n_repeats=n_repeats,
+            seed=seed,
+            device=device,
+            stop=stop,
+            max_seconds=max_seconds_per_point * len(runnable),
+        )
+    interrupted = _stopped(stop)
+    return [
+        candidate.cost(samples.get(i, []), n_repeats, interrupted)
+        for i, candidate in enumerate(candidates)
+    ]
+
+
+class _Candidate:
+    """A config on its way to a Cost: it becomes a shortage instead of raising out of memory."""
+
+    def __init__(self, config: CostConfig, device: torch.device, seed: int):
+        self.config, self.device, self.seed = config, device, seed
+        self.work: Callable[[], object] | None = None
+        self.memory_bytes: int | None = None
+        self.shortage: str | None = None
+
+    def prepare(self) -> None:
+        """Build the work and run it once for its memory."""
+        self.shortage = _predicted_shortage(self.config, self.device)
+        if self.shortage is None:
+            self._attempt(self._build_and_trace)
+
+    def _build_and_trace(self) -> None:
+        self.work = _build_work(self.config, self.device, self.seed)
+        self.memory_bytes = peak_memory_bytes(self.work, self.device)
+
+    def __call__(self) -> None:
+        if self.work is not None:
+            self._attempt(self.work)
+
+    def _attempt(self, function: Callable[[], object]) -> None:
+        try:
+            function()
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            # The text alone is kept: the exception would hold the tensors of its frames.
+            reason = str(error).strip().split("\n")[0] or "out of memory"
+            self.shortage = f"{reason}: lower seq_len or batch_size"
+            self.work = None
+        if self.shortage is not None:
+            _release_memory(self.device)
+
+    def cost(self, samples: list[float], n_repeats: int, interrupted: bool) -> Cost:
+        """The Cost, once the samples are in."""
+        if self.shortage is not None:
+            return Cost(self.config, "out_of_memory", self.shortage, (), self.memory_bytes)
+        if not samples or (interrupted and len(samples) < n_repeats):
+            detail = f"stopped after {len(samples)} of {n_repeats} repeats"
+            return Cost(self.config, "interrupted", detail, tuple(samples), self.memory_bytes)
+        return Cost(self.config, "ok", None, tuple(samples), self.memory_bytes)
+
+
+def _build_work(config: CostConfig, device: torch.device, seed: int) -> Callable[[], object]:
+    dtype = DTYPES[config.dtype]
+    generator = torch.Generator(device=device).manual_seed(seed)
+    shape = (config.batch_size, config.n_heads, config.seq_len, config.head_dim)
+
+    def random_tensor() -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+
+    q, k, v, grad_y = (random_tensor() for _ in range(4))  # each (B, H, N, D)
+    attention = ATTENTION[config.attention].for_model(
+        n_heads=config.n_heads,
+        head_dim=config.head_dim,
+        max_len=config.seq_len,
+        implementation=config.implementation,
+    )
+    attention = attention.to(device=device, dtype=dtype).eval()
+    inputs = [*(x.requires_grad_() for x in (q, k, v)), *attention.parameters()]
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return attention(q, k, v, causal=config.causal)
+
+    def forward_backward() -> tuple[Tensor | None, ...]:
+        y = attention(q, k, v, causal=config.causal)  # (B, H, N, D)
+        return torch.autograd.grad(y, inputs, grad_y, allow_unused=True)
+
+    return forward if config.work == "forward" else forward_backward
+
+
+def _predicted_shortage(config: CostConfig, device: torch.device) -> str | None:
+    """Why a config would not fit into memory, or None when it is expected to."""
+    itemsize = DTYPES[config.dtype].itemsize
+    sizes = {
+        "batch_size": config.batch_size,
+        "n_heads": config.n_heads,
+        "seq_len": config.seq_len,
+        "head_dim": config.head_dim,
+    }
+    needed = ATTENTION[config.attention].peak_bytes(
+        **sizes,
+        itemsize=itemsize,
+        backward=config.work == "forward_backward",
+        implementation=config.implementation,
+    )
+    needed += 4 * math.prod(sizes.values()) * itemsize  # q, k, v and the output gradient
+    available = available_memory_bytes(device)
+    if needed <= MEMORY_SHARE * available:
+        return None
+    return (
+        f"needs about {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB free: "
+        "lower seq_len or batch_size"
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(text in str(error).lower() for text in OUT_OF_MEMORY_TEXTS)
+
+
+def _release_memory(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def predict_cost_seconds(
+    configs: Iterable[CostConfig],
+    n_repeats: int = 7,
+    device: str | torch.device = "cpu",
+    max_seconds_per_point: float = 10.0,
+) -> float:
+    """Roughly how long `measure_cost` of these configs takes, in seconds.
+
+    A config that would not fit into memory takes none. Any other is run once for its memory,
+    warmed up, and timed n_repeats times or until max_seconds_per_point; see `_call_seconds`.
+    Expect it to be right within a factor of 3: the efficiencies were taken from one CPU.
+    """
+    _check_at_least_one("n_repeats", n_repeats)
+    device = resolve_device(device)
+    seconds = 0.0
+    for config in configs:
+        if _predicted_shortage(config, device) is not None:
+            continue
+        call_s = _call_seconds(config, device)
+        sample_s = max(call_s, MIN_SAMPLE_MS / 1000)
+        timing_s = min((1 + n_repeats) * sample_s, max(max_seconds_per_point, 2 * sample_s))
+        seconds += call_s + timing_s
+    return seconds
+
+
+def _call_seconds(config: CostConfig, device: torch.device) -> float:
+    passes = 1.0 if config.work == "forward" else 1.0 + BACKWARD_PER_FORWARD
+    return CALL_OVERHEAD_S + passes * _forward_operations(config) / _operations_per_s(device)
+
+
+def _forward_operations(config: CostConfig) -> float:
+    """Operations of a forward pass, weighted so that all run at the rate of a matrix product.
+
+    Stored scores (softmax "textbook", linear "plain"): N^2 (4 D + OPERATIONS_PER_STORED_SCORE)
+    a head, of which a causal mask saves nothing. Fused softmax: 4 N^2 D, half of it when causal.
+    Any other mechanism counts as chunked linear: 4 N D (D + TYPICAL_CHUNK_LEN).
+    """
+    n, d = config.seq_len, config.head_dim
+    heads = config.batch_size * config.n_heads
+    implementation = ATTENTION[config.attention].resolve(config.implementation)
+    if implementation in ("textbook", "plain"):
+        return heads * n * n * (4.0 * d + OPERATIONS_PER_STORED_SCORE)
+    if implementation == "fused":
+        visible = 0.5 if config.causal else 1.0
+        return heads * 4.0 * n * n * d * visible / FUSED_EFFICIENCY
+    return heads * 4.0 * n * d * (d + TYPICAL_CHUNK_LEN) / LINEAR_EFFICIENCY
+
+
+_measured_rates: dict[torch.device, float] = {}
+
+
+def _operations_per_s(device: torch.device) -> float:
+    """Floating-point operations a second of a float32 matrix product, measured once a process."""
+    if device in _measured_rates:
+        return _measured_rates[device]
+    if not TIMING_LOCK.acquire(timeout=CALIBRATION_WAIT_S):
+        return ASSUMED_OPERATIONS_PER_S
+    try:
+        _measured_rates[device] = _calibrate(device)
+    finally:
+        TIMING_LOCK.release()
+    return _measured_rates[device]
+
+
+def _calibrate(device: torch.device) -> float:
+    x = torch.ones(CALIBRATION_SIZE, CALIBRATION_SIZE, device=device)
+    call_ms = _warm_up(lambda: x @ x, 1, device)
+    n_calls = max(1, round(CALIBRATION_MS / max(call_ms, 1e-3)))
+    elapsed_ms = _elapsed_ms(lambda: x @ x, n_calls, device)
+    return n_calls * 2 * CALIBRATION_SIZE**3 / (elapsed_ms / 1000)

@@ -1,0 +1,423 @@
+"""The named experiments: which runs each is made of, at three scales, and how a run is recorded.
+
+"smoke" shows in seconds that everything works, "laptop" takes a two-core CPU up to hours, and
+"paper" has the sizes of the papers and wants a CUDA device. Hyperparameters live here alone.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from replib import store
+from replib.benchmark import CostConfig, measure_cost, tokens_batch
+from replib.device import resolve_device
+from replib.models import TransformerConfig
+from replib.statistics import count_spikes
+from replib.tasks import CausalCopy, SequenceCopy
+from replib.training import Metrics, Training, TrainingConfig
+
+SCALES = ("smoke", "laptop", "paper")
+SOLVED_ACCURACY = 0.99  # a copy task counts as learned from here on
+CHECKPOINT_EVERY_S = 30.0  # what a killed run loses at most
+# What computes a row: an edit there gives its runs a new identity, one elsewhere does not.
+TRAINING_SOURCES = (
+    "replib.attention",
+    "replib.kernels",
+    "replib.tasks",
+    "replib.models",
+    "replib.training",
+)
+COST_SOURCES = ("replib.attention", "replib.kernels", "replib.benchmark")
+STEP_COST_SOURCES = (*TRAINING_SOURCES, "replib.benchmark")
+
+BOTH = ("softmax", "linear")
+
+# Softmax as the 2022 replication wrote it, fused, and linear attention.
+VARIANTS = (("softmax", "textbook"), ("softmax", "fused"), ("linear", "torch"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """One run of a training experiment."""
+
+    config: TrainingConfig
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostJob:
+    """Points that are measured together, interleaved, with this many repeats: of attention
+    alone, or of a whole training step."""
+
+    configs: tuple[CostConfig, ...] | tuple[TrainingConfig, ...]
+    n_repeats: int
+
+
+Job = TrainingJob | CostJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A named grid of jobs a scale."""
+
+    name: str
+    title: str
+    jobs: Callable[[str], list[Job]]
+
+
+def laptop_model(attention: str, implementation: str | None = None) -> TransformerConfig:
+    """A model that learns to copy in seconds on a CPU.
+
+    Deviation: the paper's has 4 layers, 8 heads of 32, post-norm and dropout; pre-norm without
+    dropout learns in a tenth of the steps.
+    """
+    return TransformerConfig(
+        attention=attention,
+        implementation=implementation,
+        n_layers=2,
+        n_heads=4,
+        d_model=64,
+        d_feedforward=128,
+        norm="pre",
+        dropout=0.0,
+    )
+
+
+def laptop_copy(attention: str, seq_len: int, n_steps: int, **changes) -> TrainingConfig:
+    """The causal copy task at a size for a CPU."""
+    options = {
+        "task": CausalCopy(seq_len=seq_len),
+        "model": laptop_model(attention),
+        "batch_size": 32,
+        "n_steps": n_steps,
+        "optimizer": "adamw",
+        "lr": 5e-3,
+        "schedule": "cosine",
+        "warmup_steps": 30,
+        "clip": "global",
+        "eval_every": max(1, min(20, n_steps // 10)),
+    }
+    return TrainingConfig(**options | changes)
+
+
+def _convergence(scale: str) -> list[Job]:
+    if scale == "paper":
+        configs = [TrainingConfig(model=TransformerConfig(attention=a)) for a in BOTH]
+        return _seeds(configs, 5)
+    if scale == "smoke":
+        return _seeds([laptop_copy(a, 16, 60) for a in BOTH], 1)
+    steps = {16: 1000, 32: 1500, 64: 3000, 128: 5000}
+    return _seeds([laptop_copy(a, n, s) for n, s in steps.items() for a in BOTH], 5)
+
+
+def _sequence_copy(scale: str) -> list[Job]:
+    """The 2022 replication's task: full-size model at the paper scale, a small one below."""
+    lengths = (8, 16, 32, 64)
+    if scale == "paper":
+        configs = [
+            TrainingConfig(
+                task=SequenceCopy(seq_len=n),
+                model=replication_model(a),
+                batch_size=8,
+                n_steps=3000,
+                lr_drop_step=3000,
+                eval_every=25,
+            )
+            for n in lengths
+            for a in BOTH
+        ]
+        return _seeds(configs, 5)
+    n_steps = 60 if scale == "smoke" else 3000
+    configs = [
+        laptop_copy(a, n, n_steps, task=SequenceCopy(seq_len=n), batch_size=8, lr=2e-3)
+        for n in (lengths[:1] if scale == "smoke" else lengths)
+        for a in BOTH
+    ]
+    return _seeds(configs, 1 if scale == "smoke" else 3)
+
+
+def replication_model(attention: str, implementation: str | None = None) -> TransformerConfig:
+    """The sizes that Do & Bergner 2022 give for their encoder and decoder."""
+    return TransformerConfig(
+        attention=attention,
+        implementation=implementation,
+        n_layers=4,
+        n_heads=8,
+        d_model=512,
+        d_feedforward=1024,
+        positions="added",
+    )
+
+
+def _scaling(scale: str) -> list[Job]:
+    """Katharopoulos et al. 2020, Fig. 1: the batch shrinks as N grows."""
+    first, last, tokens, n_repeats = {
+        "smoke": (6, 8, 2**8, 3),
+        "laptop": (6, 14, 2**14, 7),
+        "paper": (9, 16, 2**16, 11),
+    }[scale]
+    return [
+        CostJob(
+            configs=tuple(
+                CostConfig(
+                    attention=a,
+                    implementation=i,
+                    seq_len=2**e,
+                    batch_size=tokens_batch(tokens, 2**e),
+                    work=work,
+                )
+                for a, i in VARIANTS
+            ),
+            n_repeats=n_repeats,
+        )
+        for work in ("forward", "forward_backward")
+        for e in range(first, last + 1)
+    ]
+
+
+def _crossover(scale: str) -> list[Job]:
+    """Every variant at a fixed batch, from lengths where softmax must win."""
+    first, last, batches, n_repeats = {
+        "smoke": (4, 7, (1,), 3),
+        "laptop": (3, 11, (1, 8), 15),
+        "paper": (5, 14, (1, 8), 21),
+    }[scale]
+    return [
+        CostJob(
+            configs=tuple(
+                CostConfig(attention=a, implementation=i, seq_len=2**e, batch_size=batch, work=work)
+                for a, i in VARIANTS
+            ),
+            n_repeats=n_repeats,
+        )
+        for batch in batches
+        for work in ("forward", "forward_backward")
+        for e in range(first, last + 1)
+    ]
+
+
+def _step_time(scale: str) -> list[Job]:
+    """One training step of the 2022 replication's model, at the lengths of its Table 1."""
+    lengths = {
+        "smoke": (8, 16),
+        "laptop": (8, 16, 32, 64, 128, 256),
+        "paper": (8, 16, 32, 64, 128, 256, 512, 1024, 2048),
+    }[scale]
+    model = laptop_model if scale == "smoke" else replication_model
+    return [
+        CostJob(
+            configs=tuple(
+                TrainingConfig(
+                    task=SequenceCopy(seq_len=n), model=model(a, i), batch_size=8, n_steps=3000
+                )
+                for a, i in VARIANTS
+            ),
+            n_repeats=3 if scale == "smoke" else 11,
+        )
+        for n in lengths
+    ]
+
+
+def _seeds(configs: list[TrainingConfig], n_seeds: int) -> list[Job]:
+    return [TrainingJob(config=config, seed=seed) for config in configs for seed in range(n_seeds)]
+
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment(
+            name="convergence",
+            title="Causal copy task: loss and accuracy over training",
+            jobs=_convergence,
+        ),
+        Experiment(
+            name="sequence_copy",
+            title="Sequence-to-sequence copy of the 2022 replication: loss over training",
+            jobs=_sequence_copy,
+        ),
+        Experiment(
+            name="scaling",
+            title="Time and memory of attention against N, batch scaled inversely",
+            jobs=_scaling,
+        ),
+        Experiment(
+            name="crossover",
+            title="Time of attention against N at a fixed batch",
+            jobs=_crossover,
+        ),
+        Experiment(
+            name="step_time",
+            title="Time of one training step of the 2022 replication's model against N",
+            jobs=_step_time,
+        ),
+    )
+}
+
+
+def experiment_named(name: str) -> Experiment:
+    """The experiment of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"unknown experiment {name!r}: use {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
+
+
+def record(
+    experiment: Experiment,
+    scale: str,
+    *,
+    device: str | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    on_metrics: Callable[[TrainingJob, Metrics], None] = lambda job, metrics: None,
+) -> Iterator[store.Row]:
+    """Run the jobs that have no finished row on this kind of device yet, append each row to
+    `data/` and yield it. A stopped or killed training resumes at its last checkpoint.
+
+    Raises:
+        ValueError: unknown scale, or no such device.
+        StoreError: a row cannot be written; what was recorded before stays.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}: use {', '.join(SCALES)}")
+    device_type = resolve_device(device).type
+    done = {
+        row["run_id"]
+        for row in store.read_rows(experiment.name)
+        if row["outcome"] != "interrupted"
+        and row["provenance"]["device"].split(":")[0] == device_type
+    }
+    for job in experiment.jobs(scale):
+        if stop():
+            return
+        if isinstance(job, TrainingJob):
+            if store.run_id(job.config, job.seed, source_of(job)) in done:
+                continue
+            rows = [run_training(experiment.name, scale, job, device, stop, on_metrics)]
+        else:
+            source = source_of(job)
+            if all(store.run_id(config, 0, source) in done for config in job.configs):
+                continue
+            rows = run_cost(experiment.name, scale, job, device, stop)
+        for row in rows:
+            store.append(experiment.name, row)
+            discard_checkpoint(row)
+            yield row
+
+
+def source_of(job: Job) -> str:
+    """The hash of the code that computes a job's rows."""
+    if isinstance(job, TrainingJob):
+        return store.source_hash(*TRAINING_SOURCES)
+    of_step = isinstance(job.configs[0], TrainingConfig)
+    return store.source_hash(*(STEP_COST_SOURCES if of_step else COST_SOURCES))
+
+
+def run_training(
+    name: str,
+    scale: str,
+    job: TrainingJob,
+    device: str | None,
+    stop: Callable[[], bool],
+    on_metrics: Callable[[TrainingJob, Metrics], None] = lambda job, metrics: None,
+    on_start: Callable[[Training], None] = lambda training: None,
+) -> store.Row:
+    """Train, from a checkpoint where there is one, and make the row; nothing is appended."""
+    started = datetime.now(UTC)
+    source = source_of(job)
+    training = Training(job.config, seed=job.seed, device=device)
+    checkpoint = checkpoint_path(store.run_id(job.config, job.seed, source))
+    if checkpoint.exists():
+        training.load(checkpoint)
+    on_start(training)
+    outcome, detail, saved = "interrupted", None, perf_counter()
+    try:
+        for metrics in training.metrics(stop):
+            on_metrics(job, metrics)
+            outcome = metrics.outcome or "interrupted"
+            if perf_counter() - saved > CHECKPOINT_EVERY_S or metrics.outcome == "interrupted":
+                training.save(checkpoint)
+                saved = perf_counter()
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        outcome = "out_of_memory"
+        detail = f"{str(error).splitlines()[0]}: lower batch_size, seq_len or d_model"
+    return store.make_row(
+        name,
+        scale,
+        job.config,
+        job.seed,
+        outcome,
+        training_summary(training.history),
+        curve={key: [getattr(m, key) for m in training.history] for key in CURVE},
+        detail=detail,
+        device=str(training.device),
+        source=source,
+        started=started,
+    )
+
+
+CURVE = ("step", "train_loss", "loss", "accuracy")
+
+
+def training_summary(history: list[Metrics]) -> dict:
+    """The figures of a run: losses in nats a token, accuracies as shares of tokens."""
+    if not history:
+        return {"n_steps": 0}
+    last = history[-1]
+    solved = [m.step for m in history if m.accuracy >= SOLVED_ACCURACY]
+    return {
+        "n_steps": last.step,
+        "final_loss": last.loss,
+        "final_accuracy": last.accuracy,
+        "best_loss": min(m.loss for m in history),
+        "steps_to_solved": solved[0] if solved else None,
+        "n_spikes": count_spikes([m.loss for m in history]),
+        "steps_per_s": last.steps_per_s,
+    }
+
+
+def run_cost(
+    name: str,
+    scale: str,
+    job: CostJob,
+    device: str | None,
+    stop: Callable[[], bool],
+    max_seconds_per_point: float = 30.0,
+) -> Iterator[store.Row]:
+    """Measure the points of a job together and make their rows; nothing is appended."""
+    started, source = datetime.now(UTC), source_of(job)
+    for cost in measure_cost(
+        job.configs,
+        n_repeats=job.n_repeats,
+        device=device,
+        stop=stop,
+        max_seconds_per_point=max_seconds_per_point,
+    ):
+        yield store.make_row(
+            name,
+            scale,
+            cost.config,
+            0,
+            cost.outcome,
+            cost.summary(),
+            detail=cost.detail,
+            device=str(resolve_device(device)),
+            source=source,
+            started=started,
+        )
+
+
+def checkpoint_path(run: str) -> Path:
+    return store.cache_folder() / "checkpoints" / f"{run}.pt"
+
+
+def discard_checkpoint(row: store.Row) -> None:
+    """Drop the checkpoint of a run whose finished row has been stored."""
+    if row["outcome"] != "interrupted":
+        checkpoint_path(row["run_id"]).unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""Token-by-token decoding from a trained model.
+
+B batch, N sequence length. Greedy: each position's most likely token.
+"""
+
+import torch
+from torch import Tensor
+
+from replib.models import CausalTransformer, EncoderDecoder
+
+
+@torch.inference_mode()
+def continue_greedily(model: CausalTransformer, prompt: Tensor, n_tokens: int) -> Tensor:
+    """Continue a prompt (B, N), N >= 1, by n tokens (B, n) through the recurrent form.
+
+    Raises:
+        ValueError: the prompt is empty.
+    """
+    if prompt.shape[1] == 0:
+        raise ValueError("the prompt is empty: give at least one token")
+    was_training = model.training
+    model.eval()
+    state, produced = model.init_state(len(prompt)), []
+    for position in range(prompt.shape[1] + n_tokens - 1):
+        inside = position < prompt.shape[1]
+        token = prompt[:, position] if inside else produced[-1]
+        logits, state = model.step(state, token, position)
+        if position >= prompt.shape[1] - 1:
+            produced.append(logits.argmax(-1))
+    model.train(was_training)
+    return torch.stack(produced, dim=1) if produced else prompt[:, :0]
+
+
+@torch.inference_mode()
+def translate_greedily(
+    model: EncoderDecoder, source: Tensor, start: int, end: int, max_len: int
+) -> Tensor:
+    """Decode from a source (B, N') until every row has ended or `max_len` tokens.
+
+    Returns:
+        (B, at most max_len) tokens without the start; rows that ended earlier repeat `end`.
+    """
+    was_training = model.training
+    model.eval()
+    memory, state, produced = model.encode(source), model.init_state(len(source)), []
+    token = source.new_full((len(source),), start)
+    ended = torch.zeros_like(token, dtype=torch.bool)
+    for position in range(max_len):
+        logits, state = model.step(state, token, position, memory)
+        token = logits.argmax(-1).masked_fill(ended, end)
+        produced.append(token)
+        ended |= token == end
+        if ended.all():
+            break
+    model.train(was_training)
+    return torch.stack(produced, dim=1)

@@ -1,0 +1,527 @@
+"""Scaling exponents, crossovers, the 2022 article's regression, intervals and loss spikes.
+
+Everything is computed from repeated measurements with numpy alone; every interval is a 95 % one.
+A measurement series is `lengths` (one a measured sequence length N) and `values`: one value a
+length, an array `(n_lengths, n_repeats)`, or one list of repeats a length, of any sizes. Medians of
+repeats stand for a length, because timings err upwards.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+CONFIDENCE = 0.95
+Z_95 = 1.959964  # normal quantile at 0.975
+
+# Small N is dominated by overhead that does not grow with N. The range of the fit is fixed before
+# any value is seen (the longer half): a range chosen by the quality of the fit chooses the answer.
+ASYMPTOTIC_SHARE = 0.5
+MIN_FIT_LENGTHS = 3  # two points fit every line: no residual, hence no interval
+
+SHORTEST_LENGTH = 1.0  # a sequence has at least one symbol
+NEVER = 1e12  # symbols; a crossing beyond any sequence there will be counts as none
+
+# A spike is worth the name when it could be seen on the loss axis of the paper's fig. 2. Half a
+# window of recent losses must stay calm for the median to stand; near zero a ratio alone would
+# count noise.
+SPIKE_WINDOW = 20  # recorded points
+SPIKE_FACTOR = 3.0
+MIN_SPIKE_NATS = 0.05  # nats a token
+
+# Powers of N in each model of the softmax time; "quadratic" is the 2022 article's.
+SOFTMAX_POWERS = {"quadratic": (0, 2), "linear": (0, 1), "full_quadratic": (0, 1, 2)}
+SOFTMAX_MODELS = (*SOFTMAX_POWERS, "power_law")
+
+
+@dataclass(frozen=True)
+class Exponent:
+    """A growth exponent p of `value ~ N^p`, its 95 % interval, and the range of N fitted."""
+
+    value: float
+    low: float
+    high: float
+    from_length: float | None = None
+    to_length: float | None = None
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """The sequence length N from which the second mechanism stays faster, with its 95 % interval.
+
+    `length` is `inf` where the second never stays faster. `extrapolated` says that no crossing was
+    measured: it lies outside `shortest` to `longest`, the measured range.
+    """
+
+    length: float
+    low: float
+    high: float
+    extrapolated: bool
+    shortest: float | None = None
+    longest: float | None = None
+
+
+@dataclass(frozen=True)
+class Regression:
+    """The 2022 article's regression. Coefficients are in the unit of the times given.
+
+    `softmax_coefficients` go with rising powers of N (`power_law`: factor, exponent),
+    `linear_coefficients` are (intercept, slope). `crossover_low` and `crossover_high` are the range
+    of the crossover when each measured length is left out in turn: not a 95 % interval.
+    """
+
+    softmax_model: str
+    softmax_coefficients: tuple[float, ...]
+    linear_coefficients: tuple[float, float]
+    r2_softmax: float
+    r2_linear: float
+    crossover: float
+    crossover_low: float
+    crossover_high: float
+
+
+def scaling_exponent(
+    lengths: Sequence[float],
+    values: Sequence,
+    *,
+    asymptotic_from: float | None = None,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> Exponent:
+    """Return the log-log slope p of `value ~ N^p` over the asymptotic range, with a 95 % interval.
+
+    The range is `N >= asymptotic_from`; by default the longer half of the lengths, at least 3 of
+    them. A slope that is still bending there (overhead at its lower end) is biased towards zero.
+
+    The interval has two sources of error. Repeats are resampled within each length. What the
+    medians depart from the line beyond that noise (cache sizes, a curve that still bends) is drawn
+    from a Student t with n_lengths - 2 degrees of freedom, so that 3 lengths give a wide interval.
+    Single values have the second source only. Two lengths give a slope and an unbounded interval.
+
+    Raises:
+        ValueError: fewer than 2 lengths in the range, values that are not positive and finite,
+            sizes that differ, a repeated length.
+    """
+    rng = _generator(n_bootstrap, seed)
+    lengths, samples = _measurements(lengths, values, "values")
+    if asymptotic_from is None:
+        n_used = _n_fitted(len(lengths))
+    else:
+        n_used = int((lengths >= asymptotic_from).sum())
+    if n_used < 2:
+        where = "" if asymptotic_from is None else f" from asymptotic_from={asymptotic_from:g} on"
+        raise ValueError(
+            f"{n_used} length(s){where}, a slope needs 2 and an interval {MIN_FIT_LENGTHS}: "
+            "measure more lengths or lower asymptotic_from"
+        )
+    lengths, samples = lengths[-n_used:], samples[-n_used:]
+    x, y = np.log(lengths), _log_medians(samples)
+    low, high = -math.inf, math.inf
+    if n_used >= MIN_FIT_LENGTHS:
+        draws = _log_median_draws(samples, n_bootstrap, rng)
+        noise = _lack_of_fit_draws(x, y, draws, rng)
+        low, high = _percentiles(_line(x, draws + noise)[0])
+    value = float(_line(x, y)[0])
+    return Exponent(value, min(low, value), max(high, value), float(lengths[0]), float(lengths[-1]))
+
+
+def crossover(
+    lengths: Sequence[float],
+    time_a: Sequence,
+    time_b: Sequence,
+    *,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> Crossover:
+    """Return the length from which b (linear) stays faster than a (softmax), with a 95 % interval.
+
+    With r(N) = log(time_a / time_b) of the medians, piecewise linear in log N:
+
+    - Measured: r is negative at some length and not negative at any longer one. The crossing is the
+      zero of r after the last measured length where a is faster.
+    - a is faster at the longest length (everywhere, or again): nothing was measured. The power laws
+      through the longer half (at least 3 lengths) are extended; where they never meet, `inf`.
+    - b is at least as fast at every length: the crossing is below the shortest. The power laws
+      through the shorter half are extended down, to 1 at the least.
+
+    The interval comes from resampling the repeats at each length, with the lack of fit added where
+    power laws are extended (see `scaling_exponent`); its bounds may lie outside the measured range,
+    or be `inf`. Without at least 2 repeats everywhere, a measured crossing is only known to lie
+    between its two neighbours, and these are the interval. Two lengths extend to (longest, inf) or
+    (1, shortest). Interpolation error is not in the interval; it is less than the distance to the
+    neighbours.
+
+    Raises:
+        ValueError: fewer than 2 lengths, times that are not positive and finite, sizes that differ,
+            a repeated length.
+    """
+    rng = _generator(n_bootstrap, seed)
+    measured, a = _measurements(lengths, time_a, "time_a")
+    _, b = _measurements(lengths, time_b, "time_b")
+    if len(measured) < 2:
+        raise ValueError(f"{len(measured)} length(s), a crossover needs 2: measure another length")
+    x, ratio = np.log(measured), _log_medians(a) - _log_medians(b)
+    position, extrapolated = _crossing(x, ratio, ratio)
+    downwards = extrapolated and position <= x[0]
+    repeated = all(len(sample) > 1 for sample in a + b)
+    if extrapolated and len(x) < MIN_FIT_LENGTHS:
+        low, high = (math.log(SHORTEST_LENGTH), x[0]) if downwards else (x[-1], math.inf)
+    elif not extrapolated and not repeated:
+        after = int(np.flatnonzero(ratio < 0)[-1]) + 1
+        low, high = x[after - 1], x[after]
+    else:
+        draws = _log_median_draws(a, n_bootstrap, rng) - _log_median_draws(b, n_bootstrap, rng)
+        extended = draws + _extension_noise(x, ratio, draws, downwards, rng)
+        positions = [_crossing(x, r, e)[0] for r, e in zip(draws, extended, strict=True)]
+        low, high = _percentiles(positions)
+    return Crossover(
+        length=_length(position),
+        low=_length(min(low, position)),
+        high=_length(max(high, position)),
+        extrapolated=extrapolated,
+        shortest=float(measured[0]),
+        longest=float(measured[-1]),
+    )
+
+
+def article_regression(
+    lengths: Sequence[float],
+    softmax_s: Sequence[float],
+    linear_s: Sequence[float],
+    *,
+    softmax_model: str = "quadratic",
+) -> Regression:
+    """Return the regression that gave the 2022 replication its crossover of 3149 symbols.
+
+    Do & Bergner 2022 (Table 1, R script): least squares of the softmax time on N² and of the linear
+    time on N, over N = 8, 16, 32, 64; the crossover is where the two curves meet. `softmax_model`:
+
+    - "quadratic"       a + c N²         the article's: 3148.7
+    - "linear"          a + b N          fits as well, and never meets: `inf`
+    - "full_quadratic"  a + b N + c N²   fits better: 6219.2
+    - "power_law"       a N^p            least squares in logarithms; R² in seconds, like the others
+
+    The crossover is the N from which the linear curve is below the softmax curve for good: `inf` if
+    it never is, 1 if it always is. `crossover_low` and `crossover_high` leave out each length in
+    turn: they show what one of so few points decides. Between models the crossover moves further.
+
+    Raises:
+        ValueError: an unknown model, fewer lengths than its coefficients and one, times that are
+            not positive and finite, sizes that differ, a repeated length.
+    """
+    if softmax_model not in SOFTMAX_MODELS:
+        raise ValueError(f"softmax_model {softmax_model!r} is unknown: use one of {SOFTMAX_MODELS}")
+    measured, softmax = _measurements(lengths, softmax_s, "softmax_s")
+    _, linear = _measurements(lengths, linear_s, "linear_s")
+    needed = len(SOFTMAX_POWERS.get(softmax_model, (0, 1))) + 1
+    if len(measured) < needed:
+        raise ValueError(
+            f"{len(measured)} lengths, the {softmax_model} model needs {needed}: "
+            "measure more lengths or choose a model with fewer coefficients"
+        )
+    softmax, linear = np.exp(_log_medians(softmax)), np.exp(_log_medians(linear))
+    coefficients, curve = _fit(measured, softmax, softmax_model)
+    linear_coefficients, linear_curve = _fit(measured, linear, "linear")
+    left_out = []
+    for kept in ~np.eye(len(measured), dtype=bool):
+        partial_curve = _fit(measured[kept], softmax[kept], softmax_model)[1]
+        partial_line = _fit(measured[kept], linear[kept], "linear")[1]
+        left_out.append(_last_meeting(partial_curve, partial_line))
+    return Regression(
+        softmax_model=softmax_model,
+        softmax_coefficients=coefficients,
+        linear_coefficients=linear_coefficients,
+        r2_softmax=_r_squared(softmax, curve(measured)),
+        r2_linear=_r_squared(linear, linear_curve(measured)),
+        crossover=_last_meeting(curve, linear_curve),
+        crossover_low=min(left_out),
+        crossover_high=max(left_out),
+    )
+
+
+def bootstrap_interval(
+    values: Sequence[float],
+    statistic: Callable[[np.ndarray], float] = np.mean,
+    n_bootstrap: int = 5000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of a statistic of independent values.
+
+    With few values it is too narrow (5 values: about 80 to 85 % coverage for a mean); for the
+    difference of a few seeds use `difference_interval`.
+
+    Raises:
+        ValueError: fewer than 2 values, or values that are not finite.
+    """
+    rng = _generator(n_bootstrap, seed)
+    values = _finite(values, "values")
+    picks = rng.integers(0, len(values), (n_bootstrap, len(values)))
+    return _percentiles([float(statistic(values[pick])) for pick in picks])
+
+
+def difference_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of mean(a) - mean(b) by Welch's t.
+
+    d ± t(0.975, ν) s with s² = s_a²/n_a + s_b²/n_b and ν = s⁴ / Σ (s_i²/n_i)² / (n_i - 1) (Welch
+    1947). With 5 seeds a percentile bootstrap covers about 85 % instead of 95 %, because it
+    estimates the spread from 5 values and forgets that it did; t does not. Where neither sample
+    varies, the interval is the one point.
+
+    Raises:
+        ValueError: fewer than 2 values on a side, or values that are not finite.
+    """
+    a, b = _finite(a, "a"), _finite(b, "b")
+    shares = [float(side.var(ddof=1)) / len(side) for side in (a, b)]
+    difference, variance = float(a.mean() - b.mean()), sum(shares)
+    if variance == 0:
+        return difference, difference
+    # Shares relative to their sum, so that tiny variances do not underflow when squared.
+    freedom = 1 / sum(
+        (s / variance) ** 2 / (len(side) - 1) for s, side in zip(shares, (a, b), strict=True)
+    )
+    half = t_quantile((1 + CONFIDENCE) / 2, freedom) * math.sqrt(variance)
+    return difference - half, difference + half
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a share (Wilson 1927): sane at 0 of n and at n of n.
+
+    Raises:
+        ValueError: n below 1, or successes outside 0 to n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(
+            f"{successes} of {n} is not a share: give n >= 1 trials and 0 to n successes"
+        )
+    share, z2 = successes / n, Z_95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def t_quantile(probability: float, freedom: float) -> float:
+    """Return the quantile of Student's t; the degrees of freedom need not be whole.
+
+    With t = √ν tan θ the density is C cos^(ν-1) θ on [0, π/2): smooth and bounded, so that a summed
+    trapezoid rule inverts to about 1e-6.
+
+    Raises:
+        ValueError: a probability or a number of degrees of freedom outside these ranges.
+    """
+    if not (0.5 <= probability < 1 and freedom >= 1):
+        raise ValueError(
+            f"probability {probability}, freedom {freedom}: "
+            "use 0.5 <= probability < 1 and freedom >= 1"
+        )
+    theta = np.linspace(0, math.pi / 2, 100_001)
+    density = np.cos(theta) ** (freedom - 1)
+    mass = np.concatenate(([0.0], np.cumsum(density[1:] + density[:-1])))
+    angle = np.interp((probability - 0.5) * 2 * mass[-1], mass, theta)
+    return math.sqrt(freedom) * math.tan(angle)
+
+
+def count_spikes(
+    losses: Sequence[float],
+    *,
+    window: int = SPIKE_WINDOW,
+    factor: float = SPIKE_FACTOR,
+    min_rise: float = MIN_SPIKE_NATS,
+) -> int:
+    """Return how often a loss curve (nats a token) rose sharply and came back.
+
+    A spike starts where the loss exceeds both `factor` times the baseline and the baseline plus
+    `min_rise`; the baseline is the median of the last `window` recorded losses outside spikes. It
+    ends, and counts once however long it was, when the loss is back below half of that rise. A rise
+    that never comes back is no spike: it shows in the final loss. A loss that is not finite counts
+    as high.
+
+    Raises:
+        ValueError: window below 1, factor not above 1, min_rise negative.
+    """
+    if window < 1 or factor <= 1 or min_rise < 0:
+        raise ValueError(
+            f"window {window}, factor {factor}, min_rise {min_rise}: "
+            "use window >= 1, factor > 1, min_rise >= 0"
+        )
+    calm: list[float] = []
+    n_spikes, back_below = 0, None
+    for loss in np.nan_to_num(np.asarray(losses, dtype=float), nan=math.inf, posinf=math.inf):
+        if back_below is not None:
+            if loss > back_below:
+                continue
+            n_spikes, back_below = n_spikes + 1, None
+        elif calm:
+            baseline = float(np.median(calm[-window:]))
+            rise = max((factor - 1) * baseline, min_rise)
+            if loss > baseline + rise:
+                back_below = baseline + rise / 2
+                continue
+        if math.isfinite(loss):
+            calm.append(loss)
+    return n_spikes
+
+
+def _measurements(
+    lengths: Sequence[float], values: Sequence, name: str
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return lengths in rising order and the repeats of each, or say what is wrong with them."""
+    lengths = np.asarray(lengths, dtype=float).reshape(-1)
+    samples = [np.asarray(value, dtype=float).reshape(-1) for value in values]
+    if len(lengths) != len(samples):
+        raise ValueError(
+            f"{len(lengths)} lengths but {len(samples)} entries in {name}: give one entry a length"
+        )
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        raise ValueError(f"lengths {lengths.tolist()} must be positive and finite")
+    for length, sample in zip(lengths, samples, strict=True):
+        if not len(sample):
+            raise ValueError(f"{name} has no repeat at length {length:g}: leave the length out")
+        wrong = sample[~(np.isfinite(sample) & (sample > 0))]
+        if len(wrong):
+            raise ValueError(
+                f"{name} holds {wrong[0]} at length {length:g}, and only positive finite values "
+                "have a logarithm: leave out the length, as for one that ran out of memory"
+            )
+    order = np.argsort(lengths, kind="stable")
+    lengths = lengths[order]
+    repeated = lengths[:-1][np.diff(lengths) == 0]
+    if len(repeated):
+        raise ValueError(f"length {repeated[0]:g} is given twice: give its repeats as one entry")
+    return lengths, [samples[i] for i in order]
+
+
+def _finite(values: Sequence[float], name: str) -> np.ndarray:
+    values = np.asarray(values, dtype=float).reshape(-1)
+    if len(values) < 2:
+        raise ValueError(f"{name} has {len(values)} value(s), an interval needs 2: run more seeds")
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{name} holds {values[~np.isfinite(values)][0]}: leave out diverged runs and say so"
+        )
+    return values
+
+
+def _generator(n_bootstrap: int, seed: int) -> np.random.Generator:
+    if n_bootstrap < 1:
+        raise ValueError(f"n_bootstrap {n_bootstrap} is below 1: use 1000 or more")
+    return np.random.default_rng(seed)
+
+
+def _percentiles(draws: Sequence[float]) -> tuple[float, float]:
+    # inverted_cdf returns drawn values: interpolation between infinite ones would give NaN.
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail], method="inverted_cdf")
+    return float(low), float(high)
+
+
+def _n_fitted(n_lengths: int) -> int:
+    return min(n_lengths, max(MIN_FIT_LENGTHS, math.ceil(ASYMPTOTIC_SHARE * n_lengths)))
+
+
+def _log_medians(samples: list[np.ndarray]) -> np.ndarray:
+    return np.log([np.median(sample) for sample in samples])
+
+
+def _log_median_draws(
+    samples: list[np.ndarray], n_bootstrap: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return log medians of resampled repeats, (n_bootstrap, n_lengths)."""
+    columns = []
+    for sample in samples:
+        picks = rng.integers(0, len(sample), (n_bootstrap, len(sample)))
+        columns.append(np.median(sample[picks], axis=1))
+    return np.log(np.stack(columns, axis=1))
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return least-squares slope and intercept of y (..., n) on x (n)."""
+    centred = x - x.mean()
+    slope = y @ centred / (centred @ centred)
+    return slope, y.mean(axis=-1) - slope * x.mean()
+
+
+def _lack_of_fit_draws(
+    x: np.ndarray, y: np.ndarray, draws: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return errors (n_bootstrap, n): what the repeats do not explain of y's distance to its line.
+
+    Their variance is the residual variance less the variance of the resampled medians, which are in
+    `draws` (n_bootstrap, n) already. One chi-square a row makes slopes Student-t distributed.
+    """
+    slope, intercept = _line(x, y)
+    residuals, freedom = y - slope * x - intercept, len(x) - 2
+    variance = residuals @ residuals / freedom - draws.var(axis=0).mean()
+    scale = np.sqrt(max(variance, 0.0) * freedom / rng.chisquare(freedom, (len(draws), 1)))
+    return scale * rng.standard_normal(draws.shape)
+
+
+def _extension_noise(
+    x: np.ndarray, ratio: np.ndarray, draws: np.ndarray, downwards: bool, rng: np.random.Generator
+) -> np.ndarray:
+    """Return lack-of-fit errors (n_bootstrap, n), zero outside the lengths that are extended."""
+    noise = np.zeros_like(draws)
+    n_fitted = _n_fitted(len(x))
+    if n_fitted >= MIN_FIT_LENGTHS:
+        part = slice(n_fitted) if downwards else slice(len(x) - n_fitted, None)
+        noise[:, part] = _lack_of_fit_draws(x[part], ratio[part], draws[:, part], rng)
+    return noise
+
+
+def _crossing(x: np.ndarray, ratio: np.ndarray, extended: np.ndarray) -> tuple[float, bool]:
+    """Return log N of the crossing and whether it is extrapolated; see `crossover` for the cases.
+
+    `ratio` is log(time_a / time_b) at x = log N; `extended` the same for the power laws to extend.
+    """
+    n_fitted = _n_fitted(len(x))
+    a_faster = np.flatnonzero(ratio < 0)
+    if not len(a_faster):
+        slope, intercept = _line(x[:n_fitted], extended[:n_fitted])
+        floor = min(math.log(SHORTEST_LENGTH), x[0])
+        return (float(np.clip(-intercept / slope, floor, x[0])) if slope > 0 else floor), True
+    last = a_faster[-1]
+    if last == len(x) - 1:
+        slope, intercept = _line(x[-n_fitted:], extended[-n_fitted:])
+        return (max(float(-intercept / slope), x[-1]) if slope > 0 else math.inf), True
+    share = -ratio[last] / (ratio[last + 1] - ratio[last])
+    return float(x[last] + share * (x[last + 1] - x[last])), False
+
+
+def _length(position: float) -> float:
+    return math.inf if position > math.log(NEVER) else math.exp(position)
+
+
+def _fit(
+    lengths: np.ndarray, seconds: np.ndarray, model: str
+) -> tuple[tuple[float, ...], Callable[[np.ndarray], np.ndarray]]:
+    """Return a model's least-squares coefficients and its curve."""
+    if model == "power_law":
+        power, log_factor = map(float, _line(np.log(lengths), np.log(seconds)))
+        factor = math.exp(log_factor)
+        return (factor, power), lambda n: factor * n**power
+    powers = np.array(SOFTMAX_POWERS[model])
+    scale = lengths.max() ** powers.astype(float)  # columns near 1: N² of long sequences is huge
+    design = lengths[:, None] ** powers / scale
+    coefficients = np.linalg.lstsq(design, seconds, rcond=None)[0] / scale
+    return tuple(map(float, coefficients)), lambda n: np.power.outer(n, powers) @ coefficients
+
+
+def _last_meeting(softmax: Callable, linear: Callable) -> float:
+    """Return the N from which the linear curve is below the softmax curve for good."""
+    grid = np.geomspace(SHORTEST_LENGTH, NEVER, 4001)  # steps of 0.7 %
+    softmax_faster = np.flatnonzero(softmax(grid) < linear(grid))
+    if not len(softmax_faster):
+        return SHORTEST_LENGTH
+    if softmax_faster[-1] == len(grid) - 1:
+        return math.inf
+    low, high = grid[softmax_faster[-1]], grid[softmax_faster[-1] + 1]
+    for _ in range(60):  # 0.7 % of N halved 60 times is below rounding
+        middle = (low + high) / 2
+        low, high = (middle, high) if softmax(middle) < linear(middle) else (low, middle)
+    return float(high)
+
+
+def _r_squared(values: np.ndarray, fitted: np.ndarray) -> float:
+    """Return 1 - residual / total sum of squares; NaN where the values do not vary."""
+    total = float(((values - values.mean()) ** 2).sum())
+    return 1 - float(((values - fitted) ** 2).sum()) / total if total else math.nan

@@ -1,0 +1,537 @@
+"""The only reader and writer of `data/` and of the run cache.
+
+A row is one line of strict JSON in `<folder>/<experiment>.jsonl`: self-contained, appended, never
+changed. The run cache is the same functions with `folder=cache_folder()`. Importing this module
+takes the standard library alone; `provenance` asks torch and numpy for their versions, and only
+`load` needs polars, so that `python -m replib record` runs on a bare machine.
+"""
+
+import ast
+import dataclasses
+import errno
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+if TYPE_CHECKING:
+    import polars
+
+Row = dict[str, Any]
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTCOMES = ("ok", "out_of_memory", "diverged", "interrupted")
+# The columns of a row, in order, and what each may hold; one that may hold None may be left out.
+COLUMNS: dict[str, tuple[type, ...]] = {
+    "run_id": (str,),
+    "experiment": (str,),
+    "scale": (str,),
+    "config": (dict,),
+    "seed": (int,),
+    "provenance": (dict,),
+    "outcome": (str,),
+    "detail": (str, type(None)),
+    "summary": (dict,),
+    "curve": (dict, type(None)),
+}
+EXPERIMENT_NAME = re.compile(r"[a-z0-9_]+")  # a file name on every system, and no path
+HASH_DIGITS = 16  # 64 bits: no collision among the thousands of runs of a data folder
+COMMIT_DIGITS = 12  # unique in any repository of this size, and readable
+MAX_CURVE_POINTS = 400  # more than a chart shows, and 5 MB still hold every recorded run
+MAX_NAMED_LINES = 10  # a warning names this many line numbers, then counts
+GIT_TIMEOUT_S = 10  # a hanging network checkout must not hold a run back
+WINDOWS_LOCK_OFFSET = 1 << 30  # Windows locks are mandatory: lock a byte beyond any data
+FULL_DISK = {errno.ENOSPC, errno.EFBIG} | {getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+class StoreError(RuntimeError):
+    """A data file cannot be read or written; the message names the file and the remedy."""
+
+
+def data_folder() -> Path:
+    """The folder of recorded runs: `REPLIB_DATA`, else `data/` beside the package."""
+    return Path(os.environ.get("REPLIB_DATA") or ROOT / "data").expanduser()
+
+
+def cache_folder() -> Path:
+    """The folder of live runs: `REPLIB_CACHE`, else `.replib_cache/` beside the package."""
+    return Path(os.environ.get("REPLIB_CACHE") or ROOT / ".replib_cache").expanduser()
+
+
+def _path(experiment: str, folder: str | os.PathLike[str] | None) -> Path:
+    if not isinstance(experiment, str) or not EXPERIMENT_NAME.fullmatch(experiment):
+        raise ValueError(f"experiment {experiment!r}: use lower-case letters, digits and _ only")
+    return Path(folder or data_folder()).absolute() / f"{experiment}.jsonl"
+
+
+def append(experiment: str, row: Mapping[str, Any], folder: Path | None = None) -> None:
+    """Append one row: under a lock, in one write, flushed to the disk; all of it or nothing.
+
+    JSON has no NaN or infinity: such numbers are stored as null and read back as None; the outcome
+    (`diverged`) says why. A torn last line, left by a killed process, stays as it is; the new row
+    starts on a line of its own.
+
+    Raises:
+        ValueError: the row lacks a column, has an unknown one, or a value of the wrong kind.
+        StoreError: the disk is full or the folder cannot be written; the file is as before.
+    """
+    path = _path(experiment, folder)
+    line = _line(experiment, row)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            with _locked(descriptor):
+                _write_whole(descriptor, line)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StoreError(_remedy(path, error)) from error
+
+
+def make_row(
+    experiment: str,
+    scale: str,
+    config: Any,
+    seed: int,
+    outcome: str,
+    summary: Mapping[str, Any],
+    curve: Mapping[str, Sequence[Any]] | None = None,
+    detail: str | None = None,
+    device: str = "cpu",
+    *,
+    source: str,
+    started: datetime | None = None,
+) -> Row:
+    """A self-contained row: identity, provenance, outcome, figures and the thinned curve.
+
+    Args:
+        config: the frozen dataclass (may nest) or dict of the run.
+        source: `source_hash` of the modules that computed it.
+        started: when the run began (with a time zone); now if left out.
+
+    Raises:
+        ValueError: a value that a row cannot hold.
+    """
+    row = {
+        "run_id": run_id(config, seed, source),
+        "experiment": experiment,
+        "scale": scale,
+        "config": config,
+        "seed": seed,
+        "provenance": provenance(device, source=source, started=started),
+        "outcome": outcome,
+        "detail": detail,
+        "summary": summary,
+        "curve": None if curve is None else thin(curve),
+    }
+    return json.loads(_line(experiment, row))
+
+
+def thin(
+    curve: Mapping[str, Sequence[Any]], max_points: int = MAX_CURVE_POINTS
+) -> dict[str, list[Any]]:
+    """Thin a curve to at most `max_points` evenly spaced points.
+
+    The first point, the last one and those of the lowest and highest finite `loss` are kept.
+
+    Raises:
+        ValueError: the columns differ in length, or `max_points` is below 4.
+    """
+    if max_points < 4:
+        raise ValueError(f"max_points {max_points}: 4 is the least (both ends and both extremes)")
+    lengths = {name: len(column) for name, column in curve.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"columns of a curve must be equally long, these are not: {lengths}")
+    n_points = next(iter(lengths.values()), 0)
+    if n_points <= max_points:
+        return {name: list(column) for name, column in curve.items()}
+    n_even = max_points - 2  # two places are for the extremes
+    kept = {round(i * (n_points - 1) / (n_even - 1)) for i in range(n_even)}
+    losses = [
+        (loss, i)
+        for i, loss in enumerate(curve.get("loss", ()))
+        if loss is not None and math.isfinite(loss)
+    ]
+    if losses:
+        kept |= {min(losses)[1], max(losses)[1]}
+    return {name: [column[i] for i in sorted(kept)] for name, column in curve.items()}
+
+
+def _line(experiment: str, row: Mapping[str, Any]) -> bytes:
+    """The row as one line of strict JSON, checked."""
+    unknown = sorted(set(row) - set(COLUMNS))
+    if unknown:
+        raise ValueError(f"unknown columns {unknown}: a row holds {list(COLUMNS)}")
+    plain = {"detail": None, "curve": None} | _walk(row, _finite_or_none)
+    problem = _problem(experiment, plain)
+    if problem:
+        raise ValueError(f"row of {experiment}: {problem}")
+    ordered = {column: plain[column] for column in COLUMNS}
+    return json.dumps(ordered, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _problem(experiment: str, row: Any) -> str | None:
+    """What keeps `row` from being a row of `experiment`; None if nothing does."""
+    if not isinstance(row, dict):
+        return "not an object"
+    for column, types in COLUMNS.items():
+        if column not in row and type(None) not in types:
+            return f"lacks {column!r}"
+        if type(value := row.get(column)) not in types:
+            return f"{column} is {value!r}, not {types[0].__name__}"
+    if row["experiment"] != experiment:
+        return f"experiment is {row['experiment']!r}"
+    if row["outcome"] not in OUTCOMES:
+        return f"outcome is {row['outcome']!r}, not one of {', '.join(OUTCOMES)}"
+    return None
+
+
+def _write_whole(descriptor: int, line: bytes) -> None:
+    """Write the whole line at the end of the file, or leave the file as it was."""
+    size = os.lseek(descriptor, 0, os.SEEK_END)
+    if size:
+        os.lseek(descriptor, size - 1, os.SEEK_SET)
+        if os.read(descriptor, 1) != b"\n":
+            line = b"\n" + line  # a killed process left a torn line
+    try:
+        if os.write(descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    except OSError:
+        with suppress(OSError):  # the first error is the one to report; readers skip a torn line
+            os.ftruncate(descriptor, size)
+        raise
+
+
+@contextmanager
+def _locked(descriptor: int, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of an open file; a reader goes on where the file system has no locks."""
+    if fcntl is None:
+        os.lseek(descriptor, WINDOWS_LOCK_OFFSET, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
+    else:
+        with suppress(OSError) if shared else nullcontext():
+            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if fcntl is None:
+            os.lseek(descriptor, WINDOWS_LOCK_OFFSET, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+        else:  # closing is not enough: a process forked meanwhile would keep the lock
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _remedy(path: Path, error: OSError) -> str:
+    """What went wrong with a file, and what to do about it."""
+    variable = "REPLIB_CACHE" if path.parent == cache_folder().absolute() else "REPLIB_DATA"
+    if error.errno in FULL_DISK:
+        return f"disk full: free space or set {variable} to another folder; {path} is unchanged"
+    reason = error.strerror or error
+    return f"no access to {path} ({reason}): allow it or set {variable} to another folder"
+
+
+# path -> (inode, modification time, size), rows, warning: notebooks read far oftener than runs end
+_READ: dict[Path, tuple[tuple[int, int, int], list[Row], str | None]] = {}
+
+
+def read_rows(experiment: str, folder: Path | None = None) -> list[Row]:
+    """All rows of an experiment, oldest first; none if the file is missing.
+
+    The list is the caller's own; its rows are shared between calls, so do not change them. Torn and
+    foreign lines are skipped, with one warning that counts them and names their numbers.
+
+    Raises:
+        StoreError: the file is there and cannot be read.
+    """
+    path = _path(experiment, folder)
+    try:
+        with path.open("rb", buffering=0) as file, _locked(file.fileno(), shared=True):
+            stat = os.fstat(file.fileno())
+            version = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            known = _READ.get(path)
+            if known is None or known[0] != version:
+                file.seek(0)
+                known = _READ[path] = (version, *_parse(path, file.readall()))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StoreError(_remedy(path, error)) from error
+    _, rows, warning = known
+    if warning:
+        warnings.warn(warning, stacklevel=2)
+    return list(rows)
+
+
+def _parse(path: Path, content: bytes) -> tuple[list[Row], str | None]:
+    """The rows of a file, and the warning about the lines that are none."""
+    rows, skipped = [], []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode(), parse_constant=lambda _: None)
+        except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested without end
+            row = None
+        if _problem(path.stem, row):
+            skipped.append(number)
+        else:
+            rows.append(row)
+    if not skipped:
+        return rows, None
+    named = ", ".join(map(str, skipped[:MAX_NAMED_LINES]))
+    more = ", ..." if len(skipped) > MAX_NAMED_LINES else ""
+    return rows, (
+        f"{path.name}: {len(skipped)} torn or foreign lines skipped (line {named}{more}), "
+        f"{len(rows)} rows read; delete those lines to end this warning"
+    )
+
+
+def find(experiment: str, run_id: str, folder: Path | None = None) -> Row | None:
+    """The latest row of a run, whatever its outcome, shared as in `read_rows`; None if missing."""
+    rows = reversed(read_rows(experiment, folder))
+    return next((row for row in rows if row["run_id"] == run_id), None)
+
+
+def latest(rows: Sequence[Row]) -> list[Row]:
+    """The last row of each config, seed and kind of device, oldest first; a later recording, of
+    newer code too, takes the place of an earlier one, and a finished run that of a stopped one."""
+
+    def identity(row: Row) -> tuple[str, int, str]:
+        config = json.dumps(row["config"], sort_keys=True)
+        return config, row["seed"], row["provenance"].get("device_name")
+
+    ordered = sorted(rows, key=lambda row: row["outcome"] != "interrupted")
+    kept = {id(row) for row in {identity(row): row for row in ordered}.values()}
+    return [row for row in rows if id(row) in kept]
+
+
+def writable(folder: Path) -> str | None:
+    """Why a folder cannot be written to; None if it can."""
+    path = Path(folder) / f".writable_{os.getpid()}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+        path.unlink()
+    except OSError as error:
+        return _remedy(path, error)
+    return None
+
+
+def load(experiment: str, folder: Path | None = None) -> "polars.DataFrame":
+    """All rows of an experiment as a frame with one column per name in `COLUMNS`.
+
+    config, provenance, summary and curve are structs with the union of the rows' fields: a field
+    that a row lacks is null, integers among floats become floats, and mixed kinds become text.
+    Without rows the structs have no fields.
+    """
+    import polars
+
+    scalars = {str: polars.String, int: polars.Int64}
+    schema = {column: scalars.get(types[0]) for column, types in COLUMNS.items()}
+    rows = [
+        {column: row.get(column) for column in COLUMNS} for row in read_rows(experiment, folder)
+    ]
+    frame = polars.DataFrame(rows, schema=schema, infer_schema_length=None, strict=False)
+    structs = [column for column, types in COLUMNS.items() if types[0] is dict]
+    untyped = [column for column in structs if frame.schema[column] == polars.Null]
+    return frame.with_columns(polars.col(untyped).cast(polars.Struct([])))
+
+
+def run_id(config: Any, seed: int, source: str) -> str:
+    """The identity of a run, 16 hex digits: a hash of its config, its seed and its source.
+
+    A dataclass counts with its class name, a whole float as the integer (`32.0` is `32`) and a
+    tuple as a list; the order of fields does not count.
+
+    Raises:
+        ValueError: the config holds something else than numbers, text, lists and dicts.
+    """
+    identity = _walk([config, seed, source], _whole_as_int, with_class=True)
+    return _digest(json.dumps(identity, sort_keys=True))
+
+
+def source_hash(*modules: ModuleType | str) -> str:
+    """A hash of the code of `modules`, 16 hex digits; a package counts with all that it holds.
+
+    It is taken of the syntax tree without positions, comments and bare strings (docstrings), and
+    is the same on Python 3.11 to 3.13. A file is read once for as long as its module stays loaded:
+    an edit does not rename the runs of a process that still computes with the old code.
+
+    Raises:
+        ValueError: a module has no Python source.
+    """
+    files = {name: path for module in modules for name, path in _source_files(module)}
+    return _digest(repr([(name, _file_hash(name, files[name])) for name in sorted(files)]))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+
+
+def _source_files(module: ModuleType | str) -> Iterator[tuple[str, Path]]:
+    """Dotted name and file of a module, or of every module in a package."""
+    try:
+        spec = importlib.util.find_spec(module) if isinstance(module, str) else module.__spec__
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or not str(spec.origin).endswith(".py"):
+        raise ValueError(f"module {module!r} has no Python source: pass one of replib's own")
+    origin = Path(spec.origin)
+    if not spec.submodule_search_locations:
+        yield spec.name, origin
+        return
+    for path in origin.parent.rglob("*.py"):
+        parts = path.relative_to(origin.parent).with_suffix("").parts
+        yield ".".join([spec.name, *(part for part in parts if part != "__init__")]), path
+
+
+# path -> (the spec its module was loaded with, hash); a reload brings a new spec
+_FILE_HASH: dict[Path, tuple[object, str]] = {}
+
+
+def _file_hash(name: str, path: Path) -> str:
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    known = _FILE_HASH.get(path)
+    if known is None or known[0] is not spec:
+        known = _FILE_HASH[path] = (spec, _hash_source(path.read_bytes()))
+    return known[1]
+
+
+def _hash_source(source: bytes | str) -> str:
+    return _digest(repr(_canonical(ast.parse(source))))
+
+
+def _canonical(node: Any) -> Any:
+    """A syntax tree as nested lists of ASCII text, the same on every Python version."""
+    if isinstance(node, list):
+        return [_canonical(item) for item in node if not _is_bare_string(item)]
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty pieces to f"{x:{width}}"
+        pieces = [p for p in node.values if not (isinstance(p, ast.Constant) and p.value == "")]
+        return ["JoinedStr", _canonical(pieces)]
+    if isinstance(node, ast.Constant):  # ascii(), as what repr() escapes depends on the version
+        return ["Constant", type(node.value).__name__, ascii(node.value)]
+    if not isinstance(node, ast.AST):
+        return ascii(node)
+    # Later versions add fields (type_params): an empty field counts as an absent one.
+    fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
+    return [type(node).__name__, *([name, _canonical(value)] for name, value in fields)]
+
+
+def _is_bare_string(node: Any) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _walk(value: Any, number: Callable[[float], Any], *, with_class: bool = False) -> Any:
+    """A value as plain JSON types, every float passed through `number`."""
+
+    def walk(item: Any) -> Any:
+        return _walk(item, number, with_class=with_class)
+
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return number(float(value))
+    if isinstance(value, Mapping):
+        return {str(key): walk(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [walk(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: walk(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"__class__": type(value).__name__} | fields if with_class else fields
+    if hasattr(value, "tolist"):  # numpy and torch
+        return walk(value.tolist())
+    raise ValueError(f"{value!r} has no JSON form: use numbers, text, lists, dicts or dataclasses")
+
+
+def _finite_or_none(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _whole_as_int(number: float) -> float | int:
+    return int(number) if number.is_integer() else number
+
+
+def provenance(
+    device: str = "cpu", *, source: str | None = None, started: datetime | None = None
+) -> dict[str, Any]:
+    """Where a result comes from: commit, source hash, versions, device, threads and start.
+
+    commit and dirty (a tracked file of `replib/` is changed) are None outside a git checkout.
+    started is ISO 8601 in UTC, now if left out. No host, user or path is ever recorded.
+    """
+    import numpy  # imported here, as readers of `data/` need neither
+    import torch
+
+    commit, dirty = _git_state()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "source": source,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "device": str(device),
+        "device_name": _device_name(str(device)),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "started": (started or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError):  # Linux alone has it
+        model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        if model:
+            return model[1]
+    return platform.processor() or platform.machine()
+
+
+@lru_cache(maxsize=1)  # the state in which the process began to record
+def _git_state() -> tuple[str | None, bool | None]:
+    """The commit, and whether a tracked file of `replib/` differs from it."""
+    if not (ROOT / ".git").exists():  # an enclosing repository would not be ours
+        return None, None
+    try:
+        commit = _git("rev-parse", "--verify", "HEAD")[:COMMIT_DIGITS]
+        return commit, bool(_git("status", "--porcelain", "--untracked-files=no", "--", "replib"))
+    except (OSError, subprocess.SubprocessError):  # no git, no commit yet, or git refuses
+        return None, None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT_S
+    )
+    return done.stdout.strip()

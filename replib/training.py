@@ -1,0 +1,314 @@
+"""One training loop for every model and task: a generator of metrics that can stop and resume.
+
+Randomness of a run: its parameters, its data, its dropout and its evaluation data come from four
+generators, all set by the run's seed.
+"""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from replib.device import resolve_device
+from replib.models import (
+    CausalTransformer,
+    EncoderDecoder,
+    TransformerConfig,
+    set_dropout_generator,
+)
+from replib.tasks import Batch, CausalCopy, SequenceCopy, Task
+
+MODELS: dict[type, type[nn.Module]] = {CausalCopy: CausalTransformer, SequenceCopy: EncoderDecoder}
+
+MAX_STEPS, MAX_BATCH = 1_000_000, 65_536  # beyond them a value is taken for a slip
+# A run that went wrong shows at once; its first steps are slow (allocator, caches) and not timed.
+UNTIMED_STEPS = 2
+# Parameters are initialised from torch's global generator, which all threads share.
+_GLOBAL_GENERATOR_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """A run but for its seed; the defaults are the causal copy experiment of the paper
+    (Katharopoulos et al. 2020, section 4.1, and the published code's settings).
+
+    Attributes:
+        optimizer: "radam" or "adamw", both with decoupled weight decay.
+        schedule: "drop" multiplies the rate by 0.1 after `lr_drop_step` steps; "cosine" warms up
+            over `warmup_steps` and decays to 0 at `n_steps`.
+        clip: largest gradient norm is 1, of each parameter "tensor" (as in the original code) or
+            "global"ly.
+        precision: "float32"; "tf32" lets CUDA round matrix products to TF32; "bf16" is autocast.
+        compile: pass the model through torch.compile.
+        eval_every: steps from one evaluation (one yielded `Metrics`) to the next.
+        eval_batches: batches of fresh data in an evaluation.
+    """
+
+    task: Task = field(default_factory=CausalCopy)
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    batch_size: int = 64
+    n_steps: int = 10_000
+    optimizer: str = "radam"
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    schedule: str = "drop"
+    lr_drop_step: int = 3000
+    warmup_steps: int = 0
+    clip: str = "tensor"
+    precision: str = "float32"
+    compile: bool = False
+    eval_every: int = 100
+    eval_batches: int = 4
+
+    def __post_init__(self):
+        for name, most in (
+            ("batch_size", MAX_BATCH),
+            ("n_steps", MAX_STEPS),
+            ("eval_every", MAX_STEPS),
+            ("eval_batches", 1000),
+        ):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} {getattr(self, name)}: use 1 to {most}")
+        if not 0 < self.lr < 10:
+            raise ValueError(f"lr {self.lr}: use above 0, below 10")
+        for name, known in (
+            ("optimizer", ("radam", "adamw")),
+            ("schedule", ("drop", "cosine")),
+            ("clip", ("tensor", "global")),
+            ("precision", ("float32", "tf32", "bf16")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: use {', '.join(known)}")
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, the first being 0."""
+        if self.schedule == "drop":
+            return self.lr * (0.1 if step >= self.lr_drop_step else 1.0)
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.n_steps - self.warmup_steps)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Where a run stands after `step` steps.
+
+    Attributes:
+        train_loss: mean loss of the steps since the last metrics, nats a token, with dropout.
+        loss, accuracy: on fresh data without dropout; nats a token, share of tokens.
+        steps_per_s, seconds_left: of this process, evaluation included.
+        outcome: None while it runs, then "ok", "diverged" or "interrupted".
+    """
+
+    step: int
+    train_loss: float
+    loss: float
+    accuracy: float
+    steps_per_s: float
+    seconds_left: float
+    outcome: str | None = None
+
+
+class Training:
+    """A run: model, optimiser and generators, advanced by iterating over `metrics()`.
+
+    Example:
+        >>> run = Training(TrainingConfig(n_steps=300), seed=0)
+        >>> for m in run.metrics():
+        ...     print(m.step, m.loss)
+
+    Raises:
+        ValueError: the device does not exist.
+    """
+
+    def __init__(self, config: TrainingConfig, *, seed: int = 0, device: str | None = None):
+        self.config, self.seed, self.device = config, seed, resolve_device(device)
+        with _GLOBAL_GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = MODELS[type(config.task)](
+                config.model, vocab_size=config.task.vocab_size, max_len=config.task.seq_len
+            )
+        self.model.to(self.device)
+        self.optimizer = _optimizer(config, self.model)
+        # Distinct streams: consecutive seeds of one generator kind would share none of them.
+        self.data, self.dropout, self._evaluation = (
+            torch.Generator(self.device).manual_seed(3 * seed + i) for i in range(3)
+        )
+        set_dropout_generator(self.model, self.dropout)
+        self.step = 0
+        self.history: list[Metrics] = []
+        """All metrics so far, those before a resumed checkpoint included."""
+        self._run_model = torch.compile(self.model) if config.compile else self.model
+
+    def metrics(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Metrics]:
+        """Train to the end of the config, yielding at each `eval_every` steps and at the last.
+
+        A loss that is not finite ends the run as "diverged"; `stop()` is asked before each step
+        and ends it as "interrupted". Either way the last metrics say so.
+        """
+        config, losses = self.config, []
+        first, started = self.step, time.perf_counter()
+        while self.step < config.n_steps:
+            if stop():
+                yield self._measure(losses, first, started, "interrupted")
+                return
+            if self.step == first + UNTIMED_STEPS:
+                started = time.perf_counter()
+            losses.append(self.train_step())
+            if self.step % config.eval_every and self.step < config.n_steps:
+                continue
+            m = self._measure(losses, first, started, None)
+            yield m
+            if m.outcome == "diverged":
+                return
+            losses = []
+
+    def train_step(self) -> Tensor:
+        """One step of the optimiser; the loss before it, a scalar on the device."""
+        config = self.config
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr_at(self.step)
+        batch = config.task.sample(config.batch_size, self.data)
+        with _precision(config.precision, self.device):
+            loss = batch_loss(self._run_model(*batch.inputs), batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        _clip(self.model, config.clip)
+        self.optimizer.step()
+        self.step += 1
+        return loss.detach()
+
+    def _measure(self, losses, first, started, outcome) -> Metrics:
+        loss, accuracy = self.evaluate()
+        train_loss = torch.stack(losses).mean().item() if losses else math.nan
+        if outcome is None:
+            if not math.isfinite(loss) or not math.isfinite(train_loss):
+                outcome = "diverged"
+            elif self.step == self.config.n_steps:
+                outcome = "ok"
+        timed = self.step - first - UNTIMED_STEPS
+        speed = timed / (time.perf_counter() - started) if timed > 0 else math.nan
+        metrics = Metrics(
+            step=self.step,
+            train_loss=train_loss,
+            loss=loss,
+            accuracy=accuracy,
+            steps_per_s=speed,
+            seconds_left=(self.config.n_steps - self.step) / speed if timed > 0 else math.nan,
+            outcome=outcome,
+        )
+        self.history.append(metrics)
+        return metrics
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float]:
+        """Loss in nats a token and accuracy, on data that no step has seen."""
+        self.model.eval()
+        loss, right, counted = 0.0, 0, 0
+        for _ in range(self.config.eval_batches):
+            batch = self.config.task.sample(self.config.batch_size, self._evaluation)
+            with _precision(self.config.precision, self.device):
+                logits = self.model(*batch.inputs)
+            loss += batch_loss(logits, batch).item()
+            hits = (logits.argmax(-1) == batch.targets) & batch.in_accuracy
+            right, counted = right + hits.sum().item(), counted + batch.in_accuracy.sum().item()
+        return loss / self.config.eval_batches, right / counted
+
+    def save(self, path: Path | str) -> None:
+        """Write a checkpoint from which `load` continues bit for bit.
+
+        Written to a temporary name and renamed, so that a killed process leaves the old one.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            torch.save(self._state(), temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load(self, path: Path | str) -> None:
+        """Continue from a checkpoint of the same config and seed.
+
+        Raises:
+            ValueError: the file is no checkpoint, or is one of another config or seed.
+        """
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            same = state["config"] == asdict(self.config) and state["seed"] == self.seed
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # torch.load raises many kinds on a torn or foreign file
+            raise ValueError(f"{path} is no checkpoint of this program: delete it") from error
+        if not same:
+            raise ValueError(
+                f"{path} belongs to another config or seed: use another path, or delete it"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, generator in self._generators().items():
+            generator.set_state(state[name])
+        self.step = state["step"]
+        self.history = [Metrics(**metrics) for metrics in state["history"]]
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        return {"data": self.data, "dropout": self.dropout, "evaluation": self._evaluation}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "config": asdict(self.config),
+            "seed": self.seed,
+            "step": self.step,
+            "history": [asdict(metrics) for metrics in self.history],
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **{name: g.get_state() for name, g in self._generators().items()},
+        }
+
+
+def batch_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy over the positions in the loss, nats a token; logits (B, N, V)."""
+    chosen = batch.in_loss
+    return cross_entropy(logits[chosen].float(), batch.targets[chosen])
+
+
+def _optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
+    options = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "radam":
+        return torch.optim.RAdam(model.parameters(), decoupled_weight_decay=True, **options)
+    return torch.optim.AdamW(model.parameters(), **options)
+
+
+def _clip(model: nn.Module, kind: str) -> None:
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    if kind == "global":
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        return
+    for parameter in parameters:
+        torch.nn.utils.clip_grad_norm_(parameter, 1.0)
+
+
+@contextmanager
+def _precision(precision: str, device: torch.device) -> Iterator[None]:
+    """Run a forward pass in a precision; TF32 is a switch of the whole process, set back after."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        if precision == "tf32":
+            matmul.fp32_precision = "tf32"
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        matmul.fp32_precision = before

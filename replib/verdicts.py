@@ -1,0 +1,279 @@
+"""Verdicts on the claims: written criteria, each decided by a 95 % interval, never typed.
+
+A criterion is met (True), violated (False), or cannot be told (None: the interval straddles the
+limit, or there are too few data). All met: supported. Any violated: not supported. Else:
+inconclusive. The texts are composed from the numbers; the caller adds the device they were measured
+on.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from replib.statistics import Crossover, difference_interval, scaling_exponent, wilson_interval
+
+SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
+
+# Convergence: the paper's fig. 2 shows one run a mechanism. Five seeds are the fewest whose Wilson
+# interval, with room to spare, can put a share above one half (5 of 5: 57 to 100 %).
+ACCURACY_THRESHOLD = 0.99  # share of tokens: a copy with an error in a hundred symbols
+MIN_SEEDS = 5
+MOST = 0.5
+# A fiftieth of the 2.3 nats that guessing one of 10 symbols costs.
+LOSS_MARGIN = 0.05  # nats a token
+MAX_SPIKE_SHARE = 0.5  # "smooth" holds when most runs have no spike
+
+# Scaling: far from the next whole exponent, wide enough for cache effects and lower-order terms.
+EXPONENT_TOLERANCE = 0.15
+
+PAPER_CROSSOVER = 512  # the shortest N of the paper's fig. 1, where linear is already faster
+ARTICLE_CROSSOVER = 3149  # the 2022 article's extrapolation
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One condition of a verdict, whether it is met (None: cannot be told), and its figure."""
+
+    text: str
+    met: bool | None
+    figure: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the data say about a claim. `status` follows from the criteria and cannot be set."""
+
+    headline: str
+    criteria: tuple[Criterion, ...]
+    evidence: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> str:
+        """The status: supported, not supported or inconclusive."""
+        met = [criterion.met for criterion in self.criteria]
+        if any(one is False for one in met):
+            return NOT_SUPPORTED
+        return SUPPORTED if met and all(met) else INCONCLUSIVE
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """The outcome of one training run: loss in nats a token, accuracy as a share of tokens.
+
+    A diverged run may hold NaN. `steps_to_threshold` is None where the accuracy was not reached.
+    """
+
+    seed: int
+    final_loss: float
+    final_accuracy: float
+    n_spikes: int
+    diverged: bool = False
+    steps_to_threshold: int | None = None
+
+
+def convergence_verdict(
+    linear: Sequence[SeedResult],
+    softmax: Sequence[SeedResult],
+    *,
+    accuracy_threshold: float = ACCURACY_THRESHOLD,
+    min_seeds: int = MIN_SEEDS,
+    loss_margin: float = LOSS_MARGIN,
+    max_spike_share: float = MAX_SPIKE_SHARE,
+) -> Verdict:
+    """Judge: linear attention learns smoothly and to the same final loss as softmax (paper, fig.
+    2).
+
+    Criteria: at least `min_seeds` seeds each; most linear seeds reach `accuracy_threshold` (Wilson
+    interval); the difference of mean final losses, linear - softmax, lies within ± `loss_margin`
+    nats a token (Welch interval); no linear run diverges; at most `max_spike_share` of the linear
+    runs have a loss spike (Wilson interval). With too few seeds nothing is decided.
+
+    Diverged runs count as not reaching the accuracy; they have no final loss and are left out of
+    the difference, which says so.
+    """
+    enough = min(len(linear), len(softmax)) >= min_seeds
+    criteria = (
+        Criterion(
+            f"at least {min_seeds} seeds of each mechanism",
+            True if enough else None,
+            f"linear {len(linear)}, softmax {len(softmax)}",
+        ),
+        _accuracy_criterion(linear, accuracy_threshold),
+        _loss_criterion(linear, softmax, loss_margin),
+        Criterion(
+            "no linear run diverges",
+            not any(run.diverged for run in linear),
+            f"{sum(run.diverged for run in linear)} of {len(linear)} diverged",
+        ),
+        _spike_criterion(linear, max_spike_share),
+    )
+    if not enough:
+        criteria = tuple(Criterion(one.text, None, one.figure) for one in criteria)
+    reached = " and ".join(
+        f"{_n_reached(runs, accuracy_threshold)} of {len(runs)} {name} seeds"
+        for name, runs in (("linear", linear), ("softmax", softmax))
+    )
+    return Verdict(
+        headline=f"{reached} reach {accuracy_threshold:.0%} accuracy; "
+        f"final loss, linear - softmax: {criteria[2].figure}",
+        criteria=criteria,
+        evidence=(_run_line("linear", linear), _run_line("softmax", softmax)),
+    )
+
+
+def scaling_verdict(
+    claims: Mapping[str, tuple[Sequence[float], Sequence, float]],
+    *,
+    tolerance: float = EXPONENT_TOLERANCE,
+    asymptotic_from: float | None = None,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> Verdict:
+    """Judge growth exponents: `{"linear time": (lengths, values, 1.0), "softmax time": (...,
+    2.0)}`.
+
+    A claim is met where the 95 % interval of `scaling_exponent` lies within the claimed exponent ±
+    `tolerance`, violated where it lies wholly outside, and cannot be told otherwise.
+
+    Raises:
+        ValueError: as `scaling_exponent`, save for fewer than 2 lengths, which cannot be told.
+    """
+    criteria, parts = [], []
+    for name, (lengths, values, claimed) in claims.items():
+        text = f"{name} grows as N^{claimed:g} (exponent within ± {tolerance:g})"
+        n_used = sum(asymptotic_from is None or n >= asymptotic_from for n in lengths)
+        if n_used < 2:
+            criteria.append(Criterion(text, None, f"{n_used} length(s) measured, 2 needed"))
+            parts.append(f"{name}: too few lengths")
+            continue
+        fit = scaling_exponent(
+            lengths, values, asymptotic_from=asymptotic_from, n_bootstrap=n_bootstrap, seed=seed
+        )
+        met = _within(fit.low, fit.high, claimed - tolerance, claimed + tolerance)
+        figure = (
+            f"{fit.value:.2f} ({fit.low:.2f} to {fit.high:.2f}) "
+            f"over N = {fit.from_length:g} to {fit.to_length:g}"
+        )
+        criteria.append(Criterion(text, met, figure))
+        parts.append(f"{name} grows as N^{fit.value:.2f}, claimed {claimed:g}")
+    return Verdict(headline="; ".join(parts) or "nothing measured", criteria=tuple(criteria))
+
+
+def crossover_verdict(
+    crossover: Crossover, *, claimed: float = PAPER_CROSSOVER, article: float = ARTICLE_CROSSOVER
+) -> Verdict:
+    """Judge: linear is faster at every N from `claimed` on (paper, fig. 1).
+
+    Criteria: the 95 % interval of the crossover lies at or below `claimed` (violated where it lies
+    wholly above); and `claimed` is inside the measured range. A crossover extrapolated from lengths
+    that do not include `claimed` decides nothing. The 2022 article's extrapolation is compared as
+    evidence.
+    """
+    covered = crossover.shortest is None or crossover.shortest <= claimed <= crossover.longest
+    met = _within(crossover.low, crossover.high, 0.0, claimed)
+    if crossover.extrapolated and (crossover.shortest is None or not covered):
+        met = None
+    measured = (
+        "range not given"
+        if crossover.shortest is None
+        else f"measured N = {crossover.shortest:g} to {crossover.longest:g}"
+    )
+    return Verdict(
+        headline=_crossover_headline(crossover, claimed),
+        criteria=(
+            Criterion(
+                f"linear is faster at every N from {claimed:g} on",
+                met,
+                f"crossover {_n_text(crossover.length)}, "
+                f"95 % {_n_text(crossover.low)} to {_n_text(crossover.high)}",
+            ),
+            Criterion(
+                f"N = {claimed:g} is within the measured range", True if covered else None, measured
+            ),
+        ),
+        evidence=(_article_line(crossover, article),),
+    )
+
+
+def _within(low: float, high: float, least: float, most: float) -> bool | None:
+    """Return whether an interval lies inside least..most: False wholly outside, None straddling."""
+    if least <= low and high <= most:
+        return True
+    return False if high < least or low > most else None
+
+
+def _n_reached(runs: Sequence[SeedResult], threshold: float) -> int:
+    return sum(not run.diverged and run.final_accuracy >= threshold for run in runs)
+
+
+def _accuracy_criterion(linear: Sequence[SeedResult], threshold: float) -> Criterion:
+    text = f"most linear seeds reach {threshold:.0%} accuracy"
+    if not linear:
+        return Criterion(text, None, "no runs")
+    reached = _n_reached(linear, threshold)
+    low, high = wilson_interval(reached, len(linear))
+    met = True if low > MOST else False if high < MOST else None
+    return Criterion(text, met, f"{reached} of {len(linear)} ({low:.0%} to {high:.0%})")
+
+
+def _loss_criterion(
+    linear: Sequence[SeedResult], softmax: Sequence[SeedResult], margin: float
+) -> Criterion:
+    text = f"final loss equals softmax's within ± {margin:g} nats a token"
+    losses = [
+        [run.final_loss for run in runs if not run.diverged and math.isfinite(run.final_loss)]
+        for runs in (linear, softmax)
+    ]
+    n_left_out = len(linear) + len(softmax) - sum(map(len, losses))
+    note = f", {n_left_out} diverged run(s) left out" if n_left_out else ""
+    if min(map(len, losses)) < 2:
+        return Criterion(text, None, f"fewer than 2 runs with a final loss{note}")
+    low, high = difference_interval(*losses)
+    difference = float(np.mean(losses[0]) - np.mean(losses[1]))
+    figure = f"{difference:+.3f} nats a token ({low:+.3f} to {high:+.3f}{note})"
+    return Criterion(text, _within(low, high, -margin, margin), figure)
+
+
+def _spike_criterion(linear: Sequence[SeedResult], max_share: float) -> Criterion:
+    text = f"at most {max_share:.0%} of linear runs have a loss spike"
+    if not linear:
+        return Criterion(text, None, "no runs")
+    spiked = sum(run.n_spikes > 0 for run in linear)
+    low, high = wilson_interval(spiked, len(linear))
+    figure = f"{spiked} of {len(linear)} ({low:.0%} to {high:.0%})"
+    return Criterion(text, _within(low, high, 0.0, max_share), figure)
+
+
+def _run_line(name: str, runs: Sequence[SeedResult]) -> str:
+    """Return one line on a mechanism's runs: spikes, divergence, steps to the accuracy."""
+    steps = [run.steps_to_threshold for run in runs if run.steps_to_threshold is not None]
+    speed = f"median {np.median(steps):g} steps to accuracy" if steps else "accuracy not reached"
+    return (
+        f"{name}: {len(runs)} seeds, {sum(run.n_spikes for run in runs)} loss spikes, "
+        f"{sum(run.diverged for run in runs)} diverged, {speed}"
+    )
+
+
+def _n_text(length: float) -> str:
+    return "never" if math.isinf(length) else f"N = {length:.0f}"
+
+
+def _crossover_headline(crossover: Crossover, claimed: float) -> str:
+    if math.isinf(crossover.length):
+        return f"linear never stays faster, as far as measured; claimed from N = {claimed:g} on"
+    how = "extrapolated" if crossover.extrapolated else "measured"
+    return (
+        f"linear is faster from {_n_text(crossover.length)} on ({how}); "
+        f"claimed from N = {claimed:g} on"
+    )
+
+
+def _article_line(crossover: Crossover, article: float) -> str:
+    met = _within(crossover.low, crossover.high, 0.0, article)
+    if crossover.low <= article <= crossover.high:
+        place = "inside the 95 % interval"
+    else:
+        place = "above the 95 % interval" if met else "below the 95 % interval"
+    return f"the 2022 article extrapolated N = {article:g}: {place} here"

@@ -1,0 +1,406 @@
+import math
+
+import numpy as np
+import pytest
+
+from replib.published import published
+from replib.statistics import (
+    SOFTMAX_MODELS,
+    article_regression,
+    bootstrap_interval,
+    count_spikes,
+    crossover,
+    difference_interval,
+    scaling_exponent,
+    t_quantile,
+    wilson_interval,
+)
+
+LENGTHS = 2.0 ** np.arange(6, 15)
+N_SIMULATED = 300
+# What the hits of a 95 % interval may be in 300 trials, with room for a small-sample method.
+LEAST_HITS, MOST_HITS = 0.90 * N_SIMULATED, 0.995 * N_SIMULATED
+
+
+def repeats(values, n_repeats, noise, seed=0):
+    values = np.asarray(values, dtype=float)
+    factors = np.random.default_rng(seed).normal(0, noise, (len(values), n_repeats))
+    return values[:, None] * np.exp(factors)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 1.5, 2.0])
+def test_exact_power_law_gives_its_exponent(power):
+    exponent = scaling_exponent(LENGTHS, 3e-4 * LENGTHS**power)
+    assert exponent.value == pytest.approx(power, abs=1e-9)
+    assert exponent.low == pytest.approx(power, abs=1e-6)
+    assert exponent.high == pytest.approx(power, abs=1e-6)
+
+
+def test_overhead_at_small_lengths_does_not_count():
+    values = 20_000 + LENGTHS**2
+    whole = scaling_exponent(LENGTHS, values, asymptotic_from=1)
+    assert scaling_exponent(LENGTHS, values).value == pytest.approx(2, abs=0.02)
+    assert whole.value < 1.9
+
+
+@pytest.mark.parametrize(("n_lengths", "first_used"), [(3, 64), (4, 128), (5, 256), (9, 1024)])
+def test_default_range_is_the_longer_half_and_at_least_three_lengths(n_lengths, first_used):
+    exponent = scaling_exponent(LENGTHS[:n_lengths], LENGTHS[:n_lengths])
+    assert (exponent.from_length, exponent.to_length) == (first_used, LENGTHS[n_lengths - 1])
+
+
+def test_one_wild_repeat_does_not_move_the_exponent():
+    values = repeats(LENGTHS, 7, 0.01)
+    values[-1, 0] *= 50
+    assert scaling_exponent(LENGTHS, values).value == pytest.approx(1, abs=0.03)
+
+
+def test_lengths_may_come_in_any_order_and_with_any_number_of_repeats():
+    samples = [[n, 1.1 * n, 0.9 * n][: 1 + i % 3] for i, n in enumerate(LENGTHS)]
+    forwards = scaling_exponent(LENGTHS, samples)
+    assert scaling_exponent(LENGTHS[::-1], samples[::-1]).value == pytest.approx(forwards.value)
+
+
+@pytest.mark.parametrize(
+    ("n_lengths", "n_repeats", "noise", "lack_of_fit"),
+    [(3, 1, 0.05, 0.0), (5, 1, 0.0, 0.05), (5, 7, 0.05, 0.0), (5, 7, 0.02, 0.05)],
+    ids=["three-single", "bent", "repeats", "bent-repeats"],
+)
+def test_exponent_interval_covers_the_truth_about_95_times_in_100(
+    n_lengths, n_repeats, noise, lack_of_fit
+):
+    rng = np.random.default_rng(1)
+    lengths, hits = LENGTHS[:n_lengths], 0
+    for trial in range(N_SIMULATED):
+        curve = lengths**1.3 * np.exp(rng.normal(0, lack_of_fit, n_lengths))
+        values = curve[:, None] * np.exp(rng.normal(0, noise, (n_lengths, n_repeats)))
+        one = scaling_exponent(lengths, values, asymptotic_from=1, n_bootstrap=400, seed=trial)
+        hits += one.low <= 1.3 <= one.high
+    assert LEAST_HITS <= hits <= MOST_HITS
+
+
+def test_exact_repeats_of_a_bent_curve_do_not_give_a_narrow_interval():
+    bent = LENGTHS[-5:] * np.array([1.0, 1.3, 1.0, 1.3, 1.0])
+    exponent = scaling_exponent(LENGTHS[-5:], np.repeat(bent[:, None], 9, axis=1))
+    assert exponent.high - exponent.low > 0.2
+
+
+def test_two_lengths_give_a_slope_and_no_bound():
+    exponent = scaling_exponent([64, 128], [1.0, 4.0])
+    assert exponent.value == pytest.approx(2)
+    assert (exponent.low, exponent.high) == (-math.inf, math.inf)
+
+
+def test_same_seed_gives_the_same_interval():
+    values = repeats(LENGTHS, 5, 0.1)
+    assert scaling_exponent(LENGTHS, values) == scaling_exponent(LENGTHS, values)
+    assert scaling_exponent(LENGTHS, values) != scaling_exponent(LENGTHS, values, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "values", "options", "message"),
+    [
+        ([64], [1.0], {}, r"1 length\(s\), a slope needs 2 and an interval 3: measure more"),
+        ([64, 128], [1, 2], {"asymptotic_from": 128}, "1 length.*lower asymptotic_from"),
+        ([64, 128], [1.0], {}, "2 lengths but 1 entries in values: give one entry a length"),
+        ([64, 128], [1.0, 0.0], {}, "values holds 0.0 at length 128.*leave out the length"),
+        ([64, 128], [1.0, math.nan], {}, "values holds nan at length 128"),
+        ([64, 128], [[1.0], []], {}, "values has no repeat at length 128: leave the length out"),
+        ([64, 64], [1.0, 2.0], {}, "length 64 is given twice: give its repeats as one entry"),
+        ([0, 64], [1.0, 2.0], {}, "must be positive and finite"),
+        ([64, 128], [1.0, 2.0], {"n_bootstrap": 0}, "n_bootstrap 0 is below 1: use 1000 or more"),
+    ],
+)
+def test_bad_measurements_name_value_and_remedy(lengths, values, options, message):
+    with pytest.raises(ValueError, match=message):
+        scaling_exponent(lengths, values, **options)
+
+
+def test_crossing_of_power_laws_is_found_between_measured_lengths():
+    found = crossover(LENGTHS, 1e-3 * LENGTHS**2, 0.3 * LENGTHS)  # meet at N = 300
+    assert found.length == pytest.approx(300)
+    assert not found.extrapolated
+    assert (found.low, found.high) == (pytest.approx(256), pytest.approx(512))  # single values
+    assert (found.shortest, found.longest) == (64, 16384)
+
+
+def test_crossing_is_interpolated_in_logarithms():
+    # log ratio -log 2 at 64 and +log 8 at 1024: a quarter of the way, 64 * 16**0.25 = 128
+    assert crossover([64, 1024], [1, 8], [2, 1]).length == pytest.approx(128)
+
+
+def test_crossing_counts_after_the_last_length_where_softmax_is_faster():
+    found = crossover([64, 128, 256, 512], [2, 1, 1, 4], [1, 2, 2, 1])
+    assert 256 < found.length < 512
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.2])
+def test_crossover_interval_covers_the_truth_about_95_times_in_100(noise):
+    lengths, hits = LENGTHS[:7], 0
+    for trial in range(N_SIMULATED):
+        softmax = repeats(1e-3 * lengths**2, 7, noise, seed=2 * trial)
+        linear = repeats(0.3 * lengths, 7, noise, seed=2 * trial + 1)
+        found = crossover(lengths, softmax, linear, n_bootstrap=200, seed=trial)
+        hits += found.low <= 300 <= found.high
+    assert LEAST_HITS <= hits <= MOST_HITS
+
+
+def test_noisier_repeats_widen_the_crossover_interval():
+    def width(noise):
+        softmax = repeats(1e-3 * LENGTHS**2, 7, noise, seed=1)
+        found = crossover(LENGTHS, softmax, repeats(0.3 * LENGTHS, 7, noise, seed=2))
+        return found.high / found.low
+
+    assert width(0.1) > 1 + 2 * (width(0.01) - 1)
+
+
+def test_crossing_beyond_the_measured_lengths_is_extrapolated_upwards():
+    lengths = LENGTHS[:5]  # to 1024
+    found = crossover(
+        lengths, repeats(1e-4 * lengths**2, 7, 0.02), repeats(0.5 * lengths, 7, 0.02, 1)
+    )
+    assert found.extrapolated
+    assert found.length == pytest.approx(5000, rel=0.15)
+    assert 1024 < found.low < 5000 < found.high
+
+
+def test_crossing_below_the_measured_lengths_is_extrapolated_downwards():
+    lengths = LENGTHS[4:]  # from 1024
+    found = crossover(lengths, repeats(5e-3 * lengths**2, 7, 0.02), repeats(lengths, 7, 0.02, 1))
+    assert found.extrapolated
+    assert found.length == pytest.approx(200, rel=0.2)
+    assert 1 <= found.low < 200 < found.high <= 1024
+
+
+def test_extensions_follow_the_nearer_half_of_the_lengths():
+    shorter, longer = LENGTHS[:4], LENGTHS[4:8]
+    rising = np.concatenate([shorter / 32, np.full(4, 8.0) * longer**0.1])
+    downwards = crossover(LENGTHS[:8], rising, np.ones(8))
+    assert downwards.length == pytest.approx(32)
+    upwards = crossover(LENGTHS[:8], np.concatenate([np.full(4, 0.1), longer / 20_000]), np.ones(8))
+    assert upwards.length == pytest.approx(20_000)
+
+
+def test_linear_faster_by_a_constant_factor_is_faster_from_the_shortest_sequence_on():
+    found = crossover(LENGTHS, 2 * LENGTHS, LENGTHS)
+    assert (found.length, found.extrapolated) == (1, True)
+
+
+def test_curves_that_never_meet_cross_at_infinity():
+    slower = crossover(LENGTHS, LENGTHS, 2 * LENGTHS)
+    falling_behind = crossover(LENGTHS, 64 * LENGTHS, 0.3 * LENGTHS**2)
+    for found in (slower, falling_behind):
+        assert (found.length, found.high, found.extrapolated) == (math.inf, math.inf, True)
+
+
+def test_two_lengths_extrapolate_without_a_bound():
+    upwards = crossover([64, 128], [1, 4], [10, 20])
+    assert upwards.extrapolated
+    assert (upwards.low, upwards.high) == (pytest.approx(128), math.inf)
+    downwards = crossover([64, 128], [2, 8], [1, 2])
+    assert downwards.extrapolated
+    assert (downwards.low, downwards.high) == (pytest.approx(1), pytest.approx(64))
+
+
+def test_three_noisy_lengths_leave_an_extrapolation_wide_open():
+    # 3 lengths leave one degree of freedom: what the noise of the line is, is nearly unknown.
+    found = crossover([8, 16, 32], [1.0, 2.2, 3.9], [20.0, 27.0, 42.0])
+    assert found.extrapolated
+    assert found.high / found.low > 10
+
+
+def test_articles_own_times_do_not_cross_by_power_laws():
+    article = published()["dm2022"]
+    found = crossover(article["N"], article["softmax_s"], article["linear_s"])
+    assert found.extrapolated
+    assert found.length == math.inf
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([64], [1], [1]), r"1 length\(s\), a crossover needs 2: measure another length"),
+        (([64, 128], [1, 2], [1]), "2 lengths but 1 entries in time_b"),
+        (([64, 128], [1, -2], [1, 1]), "time_a holds -2.0 at length 128.*ran out of memory"),
+        (([64, 128], [1, 2], [None, 1]), "time_b holds nan at length 64"),
+    ],
+)
+def test_bad_times_name_value_and_remedy(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        crossover(*arguments)
+
+
+def article_table():
+    article = published()["dm2022"]
+    return article["N"], article["softmax_s"], article["linear_s"]
+
+
+def test_articles_regression_gives_the_published_fit():
+    fit, printed = article_regression(*article_table()), published()["dm2022"]["fit"]
+    a, c = (float(part) for part in printed["softmax"].replace("*N^2", "").split("+"))
+    intercept, slope = (float(part) for part in printed["linear"].replace("*N", "").split("+"))
+    assert fit.softmax_coefficients == pytest.approx((a, c), rel=1e-6)
+    assert fit.linear_coefficients == pytest.approx((intercept, slope), rel=1e-6)
+    assert fit.r2_softmax == pytest.approx(printed["r2"], abs=5e-5)
+    assert fit.r2_linear == pytest.approx(printed["r2_linear"], abs=5e-6)
+    assert fit.crossover == pytest.approx(printed["crossover"], abs=5e-4)
+    assert math.ceil(fit.crossover) == printed["ceil"] == 3149
+
+
+def test_straight_line_fits_the_article_as_well_and_never_crosses():
+    line = article_regression(*article_table(), softmax_model="linear")
+    assert line.r2_softmax == pytest.approx(0.99019, abs=5e-6)
+    assert line.r2_softmax > article_regression(*article_table()).r2_softmax
+    assert line.softmax_coefficients == pytest.approx((183.17, 3.561), abs=5e-3)
+    assert line.crossover == line.crossover_low == math.inf
+
+
+def test_full_quadratic_doubles_the_articles_crossover():
+    full = article_regression(*article_table(), softmax_model="full_quadratic")
+    printed = published()["dm2022"]["fit"]["other_quadratic_with_linear_term_crossover"]
+    assert full.crossover == pytest.approx(printed, abs=0.05)
+    assert full.crossover_high > 2 * full.crossover_low
+
+
+def test_leaving_out_one_of_four_points_moves_the_articles_crossover():
+    fit = article_regression(*article_table())
+    without_longest = article_regression(*(column[:3] for column in article_table()))
+    assert fit.crossover_low == pytest.approx(without_longest.crossover)
+    assert fit.crossover_low < 2250 < 3200 < fit.crossover_high
+
+
+@pytest.mark.parametrize("model", SOFTMAX_MODELS)
+def test_regression_recovers_the_model_it_assumes(model):
+    n = np.array([64.0, 128, 256, 512, 1024])
+    softmax, coefficients, meeting = {
+        "quadratic": (5 + 2e-3 * n**2, (5, 2e-3), (1 + math.sqrt(1 + 4 * 2e-3 * 95)) / 4e-3),
+        "linear": (5 + 2 * n, (5, 2), 95.0),
+        "full_quadratic": (200 + n + 1e-3 * n**2, (200, 1, 1e-3), 1.0),  # always above the line
+        "power_law": (1e-4 * n**2, (1e-4, 2), (1 + math.sqrt(1 + 4e-4 * 100)) / 2e-4),
+    }[model]
+    fit = article_regression(n, softmax, 100 + n, softmax_model=model)
+    assert fit.softmax_coefficients == pytest.approx(coefficients, rel=1e-6)
+    assert fit.r2_softmax == pytest.approx(1)
+    assert fit.crossover == pytest.approx(meeting, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("n_lengths", "model", "message"),
+    [
+        (4, "cubic", "softmax_model 'cubic' is unknown: use one of .*quadratic"),
+        (2, "quadratic", "2 lengths, the quadratic model needs 3"),
+        (3, "full_quadratic", "3 lengths, the full_quadratic model needs 4: measure more"),
+    ],
+)
+def test_bad_regression_names_value_and_remedy(n_lengths, model, message):
+    columns = (column[:n_lengths] for column in article_table())
+    with pytest.raises(ValueError, match=message):
+        article_regression(*columns, softmax_model=model)
+
+
+@pytest.mark.parametrize(
+    ("probability", "freedom", "quantile"),
+    [  # printed tables of Student's t
+        (0.975, 1, 12.7062),
+        (0.975, 4, 2.7764),
+        (0.975, 30, 2.0423),
+        (0.95, 10, 1.8125),
+        (0.975, 1e5, 1.9600),
+        (0.5, 3, 0.0),
+    ],
+)
+def test_t_quantile_agrees_with_printed_tables(probability, freedom, quantile):
+    assert t_quantile(probability, freedom) == pytest.approx(quantile, abs=6e-5)
+
+
+def test_difference_interval_agrees_with_welch_by_hand():
+    # means 3 and 2, variances 2.5 and 1, sizes 5 and 3: s² = 1/2 + 1/3, ν = (5/6)²/(1/16 + 1/18)
+    freedom = (25 / 36) / (1 / 16 + 1 / 18)
+    half = t_quantile(0.975, freedom) * math.sqrt(5 / 6)
+    low, high = difference_interval([1, 2, 3, 4, 5], [1, 2, 3])
+    assert (low, high) == pytest.approx((1 - half, 1 + half))
+
+
+def test_five_seeds_need_welch_because_the_bootstrap_covers_too_little():
+    rng, welch_hits, bootstrap_hits = np.random.default_rng(3), 0, 0
+    for trial in range(N_SIMULATED):
+        a, b = rng.normal(0, 1, 5), rng.normal(0, 1, 5)
+        low, high = difference_interval(a, b)
+        welch_hits += low <= 0 <= high
+        low, high = bootstrap_interval(a, n_bootstrap=300, seed=trial)
+        bootstrap_hits += low <= 0 <= high
+    assert LEAST_HITS <= welch_hits <= MOST_HITS
+    assert bootstrap_hits < LEAST_HITS
+
+
+def test_samples_that_do_not_vary_differ_by_a_point():
+    assert difference_interval([2, 2, 2], [1, 1]) == (1, 1)
+
+
+def test_bootstrap_interval_of_many_values_agrees_with_the_standard_error():
+    values = np.random.default_rng(0).normal(10, 2, 400)
+    low, high = bootstrap_interval(values)
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+
+
+def test_bootstrap_interval_takes_any_statistic():
+    low, high = bootstrap_interval([1, 2, 3, 4, 100], np.median, n_bootstrap=500)
+    assert 1 <= low < 3 < high <= 100
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "interval"),
+    [(5, 5, (0.5655, 1.0)), (0, 5, (0.0, 0.4345)), (8, 10, (0.4902, 0.9433))],
+)
+def test_wilson_interval_agrees_with_printed_values(successes, n, interval):
+    assert wilson_interval(successes, n) == pytest.approx(interval, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: difference_interval([1], [1, 2]), r"a has 1 value\(s\).*run more seeds"),
+        (lambda: difference_interval([1, 2], [1, math.nan]), "b holds nan: leave out diverged"),
+        (lambda: bootstrap_interval([]), r"values has 0 value\(s\), an interval needs 2"),
+        (lambda: wilson_interval(3, 2), "3 of 2 is not a share: give n >= 1"),
+        (lambda: wilson_interval(0, 0), "0 of 0 is not a share"),
+        (lambda: t_quantile(0.2, 3), "probability 0.2.*use 0.5 <= probability"),
+        (lambda: t_quantile(0.9, 0.5), "freedom 0.5.*freedom >= 1"),
+        (lambda: count_spikes([1.0], window=0), "window 0.*use window >= 1"),
+        (lambda: count_spikes([1.0], factor=1.0), "factor 1.0.*factor > 1"),
+    ],
+)
+def test_bad_arguments_name_value_and_remedy(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+CALM = [0.1] * 30
+
+
+@pytest.mark.parametrize(
+    ("losses", "n_spikes"),
+    [
+        ([], 0),
+        (CALM, 0),
+        (list(np.geomspace(2.3, 1e-4, 200)), 0),  # steady descent
+        ([*CALM, 2.0, *CALM], 1),
+        ([*CALM, 2.0, *CALM, 1.0, *CALM], 2),
+        ([*CALM, *[2.0] * 40, *CALM], 1),  # long, still one
+        ([*CALM, 2.0, 0.25, 2.0, 0.25, *CALM], 1),  # not back in between
+        ([*CALM, 0.25, *CALM], 0),  # less than three times
+        ([*CALM, *[2.0] * 40], 0),  # never comes back
+        ([1e-4] * 30 + [0.01] + [1e-4] * 30, 0),  # a hundred times, but invisible
+        ([*CALM, math.nan, *CALM], 1),
+        ([*CALM, math.inf, math.nan], 0),
+    ],
+)
+def test_spikes_are_rises_that_come_back(losses, n_spikes):
+    assert count_spikes(losses) == n_spikes
+
+
+def test_ordinary_noise_is_no_spike():
+    descent = 2.3 * np.exp(-np.arange(400) / 80) + 0.02
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.15, 400))
+    assert count_spikes(descent * noise) == 0

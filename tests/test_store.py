@@ -1,0 +1,481 @@
+"""The store loses nothing, tears nothing, and says what it skips."""
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass, field
+
+import pytest
+
+from replib import store
+
+WRITER = """
+import sys
+from replib import store
+folder, writer = sys.argv[1], int(sys.argv[2])
+for seed in range(150):
+    curve = {"step": list(range(400)), "loss": [seed + 0.123456789] * 400}
+    row = dict(run_id=f"{writer}-{seed}", experiment="copy", scale="live", config={}, seed=seed,
+               provenance={}, outcome="ok", detail=None, summary={}, curve=curve)
+    store.append("copy", row, folder)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    n_heads: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    seq_len: int = 128
+    learning_rate: float = 1e-3
+    inner: Inner = field(default_factory=Inner)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherConfig(Config):
+    """The same fields under another name."""
+
+
+def row(seed=0, **changes):
+    return {
+        "run_id": f"run{seed}",
+        "experiment": "copy",
+        "scale": "live",
+        "config": {"seq_len": 8},
+        "seed": seed,
+        "provenance": {"device": "cpu"},
+        "outcome": "ok",
+        "detail": None,
+        "summary": {"loss": 0.5},
+        "curve": None,
+    } | changes
+
+
+def seeds(folder):
+    return [r["seed"] for r in store.read_rows("copy", folder)]
+
+
+def test_two_concurrent_writers_lose_and_tear_nothing(tmp_path):
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    writers = [subprocess.Popen([*command, str(writer)]) for writer in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a reader in between sees whole lines only
+        while any(writer.poll() is None for writer in writers):
+            store.read_rows("copy", tmp_path)
+        rows = store.read_rows("copy", tmp_path)
+    assert [writer.returncode for writer in writers] == [0, 0]
+    for writer in range(2):
+        own = [r for r in rows if r["run_id"].startswith(f"{writer}-")]
+        assert [r["seed"] for r in own] == list(range(150))
+        assert all(r["curve"]["loss"] == [r["seed"] + 0.123456789] * 400 for r in own)
+
+
+def test_a_row_reads_back_as_it_was_written(tmp_path):
+    store.append("copy", row(3, curve={"step": [1, 2], "loss": [0.1, 1e-300]}), tmp_path)
+    expected = row(3, curve={"step": [1, 2], "loss": [0.1, 1e-300]})
+    assert store.read_rows("copy", tmp_path) == [expected]
+
+
+def test_a_row_after_a_torn_line_is_not_glued_to_it(tmp_path):
+    store.append("copy", row(0), tmp_path)
+    with (tmp_path / "copy.jsonl").open("ab") as file:
+        file.write(b'{"run_id": "torn", "experi')
+    store.append("copy", row(1), tmp_path)
+    with pytest.warns(UserWarning, match=r"copy\.jsonl: 1 torn .*line 2.*2 rows read") as caught:
+        assert seeds(tmp_path) == [0, 1]
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        b"<<<<<<< HEAD",
+        b"\x00\xff\xfe garbage",
+        b"[1, 2]",
+        b'{"hello": "world"}',
+        b"[" * 100_000,
+        json.dumps(row(experiment="other")).encode(),
+        json.dumps(row(outcome="fine")).encode(),
+        json.dumps(row(config=[1])).encode(),
+    ],
+)
+def test_foreign_lines_are_skipped_and_reported(tmp_path, foreign):
+    lines = [foreign, json.dumps(row(1)).encode(), b"", foreign, json.dumps(row(2)).encode()]
+    (tmp_path / "copy.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.warns(UserWarning, match="2 torn or foreign lines skipped .line 1, 4.") as caught:
+        assert seeds(tmp_path) == [1, 2]
+    assert len(caught) == 1
+
+
+def test_windows_line_ends_are_no_foreign_lines(tmp_path):
+    (tmp_path / "copy.jsonl").write_bytes(json.dumps(row(1)).encode() + b"\r\n")
+    assert seeds(tmp_path) == [1]
+
+
+def test_a_missing_file_or_folder_has_no_rows(tmp_path):
+    assert store.read_rows("copy", tmp_path) == []
+    assert store.read_rows("copy", tmp_path / "missing") == []
+    assert store.find("copy", "run0", tmp_path) is None
+
+
+def test_reading_again_sees_new_rows_and_gives_a_list_of_its_own(tmp_path):
+    store.append("copy", row(0), tmp_path)
+    store.read_rows("copy", tmp_path).clear()
+    assert seeds(tmp_path) == [0]
+    store.append("copy", row(1), tmp_path)
+    assert seeds(tmp_path) == [0, 1]
+
+
+def test_find_gives_the_latest_row_of_a_run(tmp_path):
+    for summary in ({"loss": 1.0}, {"loss": 2.0}):
+        store.append("copy", row(0, summary=summary), tmp_path)
+    store.append("copy", row(1), tmp_path)
+    assert store.find("copy", "run0", tmp_path)["summary"] == {"loss": 2.0}
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_read_only_folder_is_named_with_the_remedy(tmp_path, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(store.os, "open", refuse)
+    with pytest.raises(store.StoreError, match="REPLIB_DATA") as caught:
+        store.append("copy", row(), tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_folder_below_a_file_is_named_with_the_remedy(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REPLIB_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(store.StoreError, match="file.*REPLIB_CACHE"):
+        store.append("copy", row(), store.cache_folder())
+    with pytest.raises(store.StoreError, match="REPLIB_CACHE"):
+        store.read_rows("copy", store.cache_folder())
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"torn'])
+@pytest.mark.parametrize("part", [0, 10, None])
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch, part, torn):
+    store.append("copy", row(0), tmp_path)
+    path = tmp_path / "copy.jsonl"
+    path.write_bytes(path.read_bytes() + torn)
+    before, write = path.read_bytes(), os.write
+
+    def full(descriptor, line):
+        if part is None:  # all is taken, and only the flush finds the disk full
+            return write(descriptor, line)
+        if part:
+            return write(descriptor, line[:part])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def no_flush(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store.os, "write", full)
+    if part is None:
+        monkeypatch.setattr(store.os, "fsync", no_flush)
+    with pytest.raises(store.StoreError, match="free space or set REPLIB_DATA"):
+        store.append("copy", row(1), tmp_path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"outcome": "fine"}, "fine.*out_of_memory"),
+        ({"seed": "0"}, "seed is '0', not int"),
+        ({"summary": None}, "summary"),
+        ({"loss": 1.0}, "unknown columns.*loss"),
+        ({"experiment": "other"}, "other"),
+        ({"config": {"lr": object()}}, "no JSON form"),
+    ],
+)
+def test_a_row_that_is_none_is_refused(tmp_path, bad, message):
+    with pytest.raises(ValueError, match=message):
+        store.append("copy", row(**bad), tmp_path)
+    assert not (tmp_path / "copy.jsonl").exists()
+
+
+def test_a_row_without_a_needed_column_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="lacks 'provenance'"):
+        store.append("copy", {k: v for k, v in row().items() if k != "provenance"}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "../copy", "Copy", "a-b", "a.b", "copy\n", None])
+def test_an_experiment_name_is_no_path(tmp_path, name):
+    with pytest.raises(ValueError, match="lower-case"):
+        store.append(name, row(), tmp_path)
+    with pytest.raises(ValueError, match="lower-case"):
+        store.read_rows(name, tmp_path)
+
+
+def test_numbers_that_are_not_finite_read_back_as_none(tmp_path):
+    diverged = row(
+        outcome="diverged",
+        summary={"loss": math.nan, "nested": [math.inf, 1.5]},
+        curve={"step": [1, 2], "loss": [2.0, -math.inf]},
+    )
+    store.append("copy", diverged, tmp_path)
+    line = (tmp_path / "copy.jsonl").read_text()
+    json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    (read,) = store.read_rows("copy", tmp_path)
+    assert read["summary"] == {"loss": None, "nested": [None, 1.5]}
+    assert read["curve"]["loss"] == [2.0, None]
+
+
+def test_numpy_and_torch_values_are_stored_as_numbers(tmp_path):
+    import numpy as np
+    import torch
+
+    summary = {"a": np.float32(0.5), "b": torch.tensor([1, 2]), "c": np.bool_(True)}
+    store.append("copy", row(summary=summary), tmp_path)
+    assert store.read_rows("copy", tmp_path)[0]["summary"] == {"a": 0.5, "b": [1, 2], "c": True}
+
+
+@pytest.mark.parametrize("n_points", [0, 1, 399, 400, 401, 1000, 12345])
+def test_thin_keeps_ends_and_extremes_in_at_most_400_points(n_points):
+    loss = [math.sin(i / 7) for i in range(n_points)]
+    if n_points > 400:
+        loss[n_points // 3 + 1], loss[n_points // 2 + 1] = 9.0, -9.0
+        loss[5], loss[6] = math.nan, None
+    thinned = store.thin({"step": list(range(n_points)), "loss": loss})
+    steps = thinned["step"]
+    assert len(steps) == len(thinned["loss"]) == min(len(set(steps)), 400)
+    assert steps == sorted(steps)
+    assert all(thinned["loss"][i] is loss[step] for i, step in enumerate(steps))
+    if n_points > 400:
+        assert len(steps) > 390
+        assert {0, n_points - 1, n_points // 3 + 1, n_points // 2 + 1} <= set(steps)
+    else:
+        assert len(steps) == n_points
+
+
+def test_thin_refuses_columns_of_different_lengths():
+    with pytest.raises(ValueError, match="'loss': 1"):
+        store.thin({"step": [1, 2], "loss": [0.5]})
+
+
+def test_run_id_follows_config_seed_and_source():
+    runs = [
+        (Config(), 0, "a"),
+        (Config(), 1, "a"),
+        (Config(), 0, "b"),
+        (Config(seq_len=64), 0, "a"),
+        (Config(inner=Inner(n_heads=8)), 0, "a"),
+        (OtherConfig(), 0, "a"),
+        ({"seq_len": True}, 0, "a"),
+        ({"seq_len": 1}, 0, "a"),
+        ({"seq_len": "1"}, 0, "a"),
+    ]
+    identities = [store.run_id(*run) for run in runs]
+    assert len(set(identities)) == len(runs)
+    assert all(len(identity) == 16 and int(identity, 16) >= 0 for identity in identities)
+
+
+def test_run_id_ignores_spelling():
+    assert store.run_id(Config(), 0, "a") == store.run_id(Config(), 0, "a")
+    a = {"x": 32, "y": (1, 2), "z": 0.1}
+    b = {"z": 0.1, "y": [1.0, 2], "x": 32.0}
+    assert store.run_id(a, 0, "a") == store.run_id(b, 0, "a")
+
+
+SOURCE = '''"""A module."""
+# a comment
+def f(x: int, *, width=8):
+    """Double x."""
+    return f"{x * 2:>{width}}", {**x}, None, "\\u0661"
+
+class A:
+    """A class."""
+    b: int = 1
+    """A field."""
+'''
+# The digest that Pythons 3.11.7, 3.12.1 and 3.13.0 all give for SOURCE.
+SOURCE_DIGEST = "1cc28b83203446ee"
+
+
+def write_module(folder, source):
+    (folder / "computing.py").write_text(source, encoding="utf-8")
+    store._FILE_HASH.clear()
+    return store.source_hash("computing")
+
+
+@pytest.fixture
+def module_folder(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    store._FILE_HASH.clear()
+
+
+def test_source_hash_ignores_comments_docstrings_and_layout(module_folder):
+    bare = 'def f(x: int, *, width=8):\n\n    return (f"{x*2:>{width}}", {**x}, None, "\\u0661")\n'
+    bare += "class A: b: int = 1\n"
+    assert write_module(module_folder, SOURCE) == write_module(module_folder, bare)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("x * 2", "x * 3"),
+        ("x * 2", "x * 2.0"),
+        ("width=8", "width=None"),
+        ("b: int = 1", "b: int = True"),
+        ("None, ", ""),
+        ("{**x}", "{x: x}"),
+        (":>", ":<"),
+        ("def f", "async def f"),
+        ("*, width", "width"),
+    ],
+)
+def test_source_hash_follows_every_change_of_code(module_folder, old, new):
+    assert old in SOURCE
+    changed = write_module(module_folder, SOURCE.replace(old, new))
+    assert changed != write_module(module_folder, SOURCE)
+
+
+def test_source_hash_is_the_same_on_every_python():
+    assert store._hash_source(SOURCE) == SOURCE_DIGEST
+
+
+def test_source_hash_of_a_package_follows_each_of_its_modules(module_folder):
+    package = module_folder / "package"
+    (package / "sub").mkdir(parents=True)
+    for name in ("__init__.py", "sub/__init__.py", "sub/deep.py"):
+        (package / name).write_text("x = 1\n")
+    before = store.source_hash("package")
+    assert store.source_hash("package.sub.deep", "package") == before
+    (package / "sub" / "deep.py").write_text("x = 2\n")
+    assert store.source_hash("package") == before  # still computing with what was loaded
+    store._FILE_HASH.clear()
+    assert store.source_hash("package") != before
+
+
+def test_source_hash_takes_modules_and_names_in_any_order():
+    assert store.source_hash(store) == store.source_hash("replib.store")
+    names = ("json.decoder", "json.encoder")
+    assert store.source_hash(*names) == store.source_hash(*reversed(names))
+
+
+@pytest.mark.parametrize("name", ["replib.missing", "missing.module", "sys"])
+def test_source_hash_refuses_a_module_without_source(name):
+    with pytest.raises(ValueError, match="no Python source"):
+        store.source_hash(name)
+
+
+def test_make_row_is_self_contained_and_can_be_appended(tmp_path):
+    curve = {"step": list(range(1000)), "loss": [1.0] * 999 + [math.nan]}
+    made = store.make_row(
+        "copy", "smoke", Config(), 3, "diverged", {"loss": math.nan}, curve, source="abc"
+    )
+    store.append("copy", made, tmp_path)
+    assert store.read_rows("copy", tmp_path) == [made]
+    assert list(made) == list(store.COLUMNS)
+    assert made["config"] == {"seq_len": 128, "learning_rate": 1e-3, "inner": {"n_heads": 4}}
+    assert made["run_id"] == store.run_id(Config(), 3, "abc")
+    assert made["provenance"]["source"] == "abc"
+    assert len(made["curve"]["step"]) <= 400 and made["curve"]["loss"][-1] is None
+
+
+def test_provenance_names_the_device_but_no_host_user_or_path():
+    known = store.provenance("cpu")
+    assert known["device"] == "cpu" and known["device_name"] and known["threads"] >= 1
+    assert known["started"].endswith("+00:00")
+    expected = "commit dirty source python torch numpy device device_name threads cores started"
+    assert list(known) == expected.split()
+    assert str(store.ROOT) not in json.dumps(known)
+
+
+def test_commit_and_dirty_follow_tracked_files_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+
+    def state():
+        store._git_state.cache_clear()
+        return store._git_state()
+
+    def git(*arguments):
+        who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    try:
+        assert state() == (None, None)
+        git("init")
+        assert state() == (None, None)  # no commit yet
+        (tmp_path / "replib").mkdir()
+        (tmp_path / "replib" / "a.py").write_text("x = 1\n")
+        git("add", ".")
+        git("commit", "-m", "first")
+        (tmp_path / "replib" / "untracked.py").touch()
+        (tmp_path / "data.jsonl").touch()
+        commit, dirty = state()
+        assert len(commit) == 12 and dirty is False
+        (tmp_path / "replib" / "a.py").write_text("x = 2\n")
+        assert state() == (commit, True)
+    finally:
+        store._git_state.cache_clear()
+
+
+def test_load_unites_rows_of_different_fields(tmp_path):
+    polars = pytest.importorskip("polars")
+    rows = [
+        row(0, config={"n": 1}, summary={"loss": 1, "samples": [1, 2]}),
+        row(1, config={"n": 2, "m": {"h": 4}}, summary={"loss": 0.5, "samples": [1.5, None]}),
+        row(2, curve={"step": [1], "loss": [0.1]}, detail="note", summary={"bits": 3}),
+        row(3, curve={"step": [1], "accuracy": [1]}, outcome="out_of_memory", summary={}),
+    ]
+    for one in rows:
+        store.append("copy", one, tmp_path)
+    frame = store.load("copy", tmp_path)
+    assert frame.columns == list(store.COLUMNS)
+    assert frame["seed"].to_list() == [0, 1, 2, 3]
+    assert frame["summary"].struct.field("loss").to_list() == [1.0, 0.5, None, None]
+    assert frame["summary"].struct.field("loss").dtype == polars.Float64
+    assert frame["summary"].struct.field("samples").to_list()[:2] == [[1.0, 2.0], [1.5, None]]
+    assert frame["summary"].struct.field("bits").to_list() == [None, None, 3, None]
+    assert frame["config"].struct.field("m").struct.field("h").to_list()[1] == 4
+    assert frame["curve"].is_null().to_list() == [True, True, False, False]
+    assert frame["detail"].dtype == polars.String
+
+
+def test_load_sees_a_field_that_only_the_last_of_many_rows_has(tmp_path):
+    pytest.importorskip("polars")
+    lines = [json.dumps(row(seed)) for seed in range(300)]
+    lines.append(json.dumps(row(300, summary={"late": 1.5})))
+    (tmp_path / "copy.jsonl").write_text("\n".join(lines) + "\n")
+    frame = store.load("copy", tmp_path)
+    assert frame["summary"].struct.field("late").to_list() == [None] * 300 + [1.5]
+
+
+def test_load_of_nothing_has_the_columns(tmp_path):
+    polars = pytest.importorskip("polars")
+    frame = store.load("copy", tmp_path)
+    assert frame.is_empty() and frame.columns == list(store.COLUMNS)
+    assert frame.schema["seed"] == polars.Int64 and frame.schema["config"] == polars.Struct([])
+    store.append("copy", row(), tmp_path)
+    assert polars.concat([frame, store.load("copy", tmp_path)], how="diagonal_relaxed").height == 1
+
+
+def test_folders_follow_the_environment(tmp_path, monkeypatch):
+    for variable, folder in (
+        ("REPLIB_DATA", store.data_folder),
+        ("REPLIB_CACHE", store.cache_folder),
+    ):
+        monkeypatch.delenv(variable, raising=False)
+        assert folder().parent == store.ROOT
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+        assert folder() == tmp_path / variable
+    store.append("copy", row())
+    assert (tmp_path / "REPLIB_DATA" / "copy.jsonl").exists()
+    assert seeds(None) == [0]
+
+
+def test_importing_the_store_brings_no_torch_polars_or_marimo():
+    heavy = {"torch", "polars", "marimo", "altair"}
+    code = f"import sys, replib.store; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,193 @@
+"""Training learns, stops, resumes and fails as it says."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from replib.attention import ATTENTION
+from replib.experiments import laptop_copy
+from replib.tasks import CausalCopy, SequenceCopy
+from replib.training import MODELS, Training, TrainingConfig, batch_loss
+
+CHANCE = math.log(10)  # nats a token of uniform guessing among the symbols
+
+
+def tiny(attention="linear", n_steps=40, **changes):
+    return laptop_copy(attention, 16, n_steps, **{"eval_every": 10, "eval_batches": 1} | changes)
+
+
+def run(training):
+    return list(training.metrics())
+
+
+def same(a: Training, b: Training) -> bool:
+    pairs = zip(a.model.parameters(), b.model.parameters(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_three_hundred_steps_beat_chance_by_far(attention):
+    last = run(Training(tiny(attention, 300, eval_batches=4)))[-1]
+    assert last.outcome == "ok"
+    assert last.loss < CHANCE / 4
+    assert last.accuracy > 0.7
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_the_encoder_decoder_learns_to_copy(attention):
+    task = SequenceCopy(seq_len=8)
+    last = run(Training(tiny(attention, 300, task=task, lr=2e-3, eval_batches=4)))[-1]
+    assert last.accuracy > 0.6
+
+
+def test_metrics_are_means_over_the_positions_in_the_loss():
+    config = tiny()
+    batch = config.task.sample(8, torch.Generator().manual_seed(0))
+    logits = torch.randn(8, 16, 11, dtype=torch.float64)
+    losses = -logits.log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
+    expected = (losses * batch.in_loss).sum() / batch.in_loss.sum()
+    assert batch_loss(logits, batch).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["radam", "adamw"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path, optimizer, dropout):
+    config = tiny(optimizer=optimizer, lr_drop_step=25, schedule="drop")
+    config = replace(config, model=replace(config.model, dropout=dropout))
+    whole = Training(config, seed=3)
+    expected = run(whole)
+    first = Training(config, seed=3)
+    stopped = list(first.metrics(stop=lambda: first.step == 17))
+    assert [m.outcome for m in stopped] == [None, "interrupted"]
+    # The evaluation at the stop draws data that the whole run does not draw there: resume from
+    # a checkpoint that was written between two evaluations, as a killed process leaves it.
+    again = Training(config, seed=3)
+    for m in again.metrics():
+        if m.step == 20:
+            again.save(tmp_path / "run.pt")
+            break
+    resumed = Training(config, seed=3)
+    resumed.load(tmp_path / "run.pt")
+    rest = run(resumed)
+    assert same(whole, resumed)
+    assert [(m.step, m.loss, m.accuracy) for m in resumed.history] == [
+        (m.step, m.loss, m.accuracy) for m in expected
+    ]
+    assert [m.step for m in rest] == [30, 40]
+
+
+def test_a_stopped_run_resumes_to_the_same_parameters(tmp_path):
+    config = tiny()
+    whole = Training(config)
+    run(whole)
+    stopped = Training(config)
+    list(stopped.metrics(stop=lambda: stopped.step == 17))
+    stopped.save(tmp_path / "run.pt")
+    resumed = Training(config)
+    resumed.load(tmp_path / "run.pt")
+    run(resumed)
+    assert same(whole, resumed)
+
+
+def test_seeds_decide_everything_and_the_global_generator_nothing():
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    first, second, other = (Training(tiny(n_steps=5), seed=s) for s in (0, 0, 1))
+    run(first)
+    torch.manual_seed(456)
+    run(second), run(other)
+    assert same(first, second)
+    assert not same(first, other)
+    torch.manual_seed(123)
+    run(Training(tiny(n_steps=5)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged():
+    training = Training(tiny())
+    seen = []
+    for m in training.metrics():
+        seen.append(m)
+        with torch.no_grad():
+            training.model.head.weight.fill_(math.nan)
+    assert [m.outcome for m in seen] == [None, "diverged"]
+    assert seen[-1].step == 20
+
+
+@pytest.mark.parametrize("content", [b"", b"torn", None])
+def test_a_foreign_checkpoint_is_refused_with_the_remedy(tmp_path, content):
+    path = tmp_path / "run.pt"
+    if content is None:
+        Training(tiny(), seed=1).save(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="delete it"):
+        Training(tiny(), seed=0).load(path)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    training, path = Training(tiny()), tmp_path / "run.pt"
+    training.save(path)
+    old = path.read_bytes()
+
+    def full(state, file):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        training.save(path)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("task", MODELS)
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_lower_precision_trains_and_is_set_back(task, precision):
+    before = torch.backends.cuda.matmul.fp32_precision
+    config = tiny(n_steps=30, precision=precision, task=task(seq_len=16))
+    first, last = (m.train_loss for m in (lambda ms: (ms[0], ms[-1]))(run(Training(config))))
+    assert last < first
+    assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+def test_schedules_are_those_of_the_docstring():
+    drop = TrainingConfig()
+    assert [drop.lr_at(s) for s in (0, 2999, 3000)] == pytest.approx([1e-3, 1e-3, 1e-4])
+    cosine = TrainingConfig(schedule="cosine", warmup_steps=10, n_steps=110, lr=1.0)
+    rates = [cosine.lr_at(s) for s in (0, 9, 10, 60, 110)]
+    assert rates == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_clipping_bounds_each_tensor_or_all_together():
+    from replib.training import _clip
+
+    for kind in ("tensor", "global"):
+        model = Training(tiny()).model
+        for p in model.parameters():
+            p.grad = torch.full_like(p, 10.0)
+        _clip(model, kind)
+        norms = torch.stack([p.grad.norm() for p in model.parameters()])
+        assert (norms if kind == "tensor" else norms.norm()) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"batch_size": 0}, "batch_size 0: use 1 to"),
+        ({"n_steps": 0}, "n_steps 0: use 1 to"),
+        ({"lr": -1.0}, "lr -1.0: use above 0"),
+        ({"optimizer": "sgd"}, "use radam, adamw"),
+        ({"precision": "fp4"}, "use float32, tf32, bf16"),
+        ({"schedule": "step"}, "use drop, cosine"),
+        ({"clip": "none"}, "use tensor, global"),
+        ({"task": CausalCopy}, "seq_len"),
+    ],
+)
+def test_impossible_settings_are_refused_with_the_remedy(changes, message):
+    with pytest.raises(ValueError, match=message):
+        if changes.get("task") is CausalCopy:
+            changes = {"task": CausalCopy(seq_len=10**9)}
+        TrainingConfig(**changes)

@@ -1,0 +1,192 @@
+import math
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import pytest
+
+from replib.statistics import Crossover
+from replib.verdicts import (
+    Criterion,
+    SeedResult,
+    Verdict,
+    convergence_verdict,
+    crossover_verdict,
+    scaling_verdict,
+)
+
+LENGTHS = 2.0 ** np.arange(6, 15)
+
+
+def seeds(n=5, loss=0.01, **changes):
+    run = SeedResult(
+        seed=0, final_loss=loss, final_accuracy=0.998, n_spikes=0, steps_to_threshold=700
+    )
+    return [replace(run, seed=i, final_loss=loss + 1e-3 * i, **changes) for i in range(n)]
+
+
+def met(verdict, word):
+    (criterion,) = (one for one in verdict.criteria if word in one.text)
+    return criterion.met
+
+
+@pytest.mark.parametrize(
+    ("met", "status"),
+    [
+        ([True, True], "supported"),
+        ([True, None], "inconclusive"),
+        ([None, False], "not supported"),
+        ([True, False], "not supported"),
+        ([], "inconclusive"),
+    ],
+)
+def test_status_follows_from_the_criteria(met, status):
+    criteria = tuple(Criterion("a criterion", one, "1") for one in met)
+    verdict = Verdict(headline="a headline", criteria=criteria)
+    assert verdict.status == status
+    with pytest.raises((AttributeError, FrozenInstanceError)):
+        verdict.status = "supported"
+
+
+def test_five_good_seeds_support_convergence():
+    verdict = convergence_verdict(seeds(), seeds())
+    assert verdict.status == "supported"
+    assert "5 of 5 linear seeds and 5 of 5 softmax seeds reach 99% accuracy" in verdict.headline
+    assert "median 700 steps" in verdict.evidence[0]
+
+
+@pytest.mark.parametrize("n_seeds", [0, 1, 2, 4])
+def test_too_few_seeds_decide_nothing(n_seeds):
+    assert convergence_verdict(seeds(n_seeds), seeds()).status == "inconclusive"
+    assert convergence_verdict(seeds(), seeds(n_seeds)).status == "inconclusive"
+    bad = seeds(n_seeds, loss=2.0, final_accuracy=0.1, diverged=True)
+    assert convergence_verdict(bad, seeds(n_seeds)).status == "inconclusive"
+
+
+def test_seeds_that_do_not_learn_refute_convergence():
+    verdict = convergence_verdict(seeds(final_accuracy=0.93), seeds())
+    assert met(verdict, "reach 99% accuracy") is False
+    assert verdict.status == "not supported"
+
+
+def test_four_of_five_seeds_cannot_tell():
+    verdict = convergence_verdict([*seeds(4), *seeds(1, final_accuracy=0.93)], seeds())
+    assert met(verdict, "reach 99% accuracy") is None
+    assert verdict.status == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"), [(0.01, True), (0.03, True), (0.06, None), (0.2, False)]
+)
+def test_final_losses_are_judged_against_the_margin(loss, expected):
+    # The interval of the difference is about ± 0.0023, so 0.06 - 0.01 = 0.05 straddles the margin.
+    verdict = convergence_verdict(seeds(loss=loss), seeds(loss=0.01))
+    assert met(verdict, "final loss equals") is expected
+
+
+def test_final_loss_well_below_softmax_is_not_the_same_loss():
+    assert met(convergence_verdict(seeds(loss=0.01), seeds(loss=0.5)), "final loss equals") is False
+
+
+def test_one_diverged_seed_refutes_stability_and_is_named():
+    diverged = replace(seeds(1)[0], diverged=True, final_loss=math.nan, final_accuracy=math.nan)
+    verdict = convergence_verdict([*seeds(5), diverged], seeds())
+    assert met(verdict, "diverges") is False
+    assert verdict.status == "not supported"
+    assert "1 diverged run(s) left out" in verdict.headline
+
+
+def test_a_diverged_run_with_a_loss_is_left_out_of_the_difference():
+    blown_up = replace(seeds(1)[0], diverged=True, final_loss=50.0)
+    verdict = convergence_verdict([*seeds(5), blown_up], seeds())
+    assert met(verdict, "final loss equals") is True
+
+
+@pytest.mark.parametrize(("n_spiked", "expected"), [(0, True), (2, None), (5, False)])
+def test_spikes_are_judged_by_the_share_of_runs(n_spiked, expected):
+    linear = [*seeds(n_spiked, n_spikes=3), *seeds(5 - n_spiked)]
+    assert met(convergence_verdict(linear, seeds()), "loss spike") is expected
+
+
+def test_criteria_can_be_moved():
+    assert convergence_verdict(seeds(3), seeds(3), min_seeds=3).criteria[0].met is True
+    lenient = convergence_verdict(seeds(final_accuracy=0.93), seeds(), accuracy_threshold=0.9)
+    assert lenient.status == "supported"
+
+
+def claims(linear_power=1.0, softmax_power=2.0, noise=0.01):
+    factors = np.exp(np.random.default_rng(0).normal(0, noise, (len(LENGTHS), 7)))
+    return {
+        "linear time": (LENGTHS, factors * LENGTHS[:, None] ** linear_power, 1.0),
+        "softmax time": (LENGTHS, factors * LENGTHS[:, None] ** softmax_power, 2.0),
+    }
+
+
+def test_exponents_as_claimed_are_supported():
+    verdict = scaling_verdict(claims())
+    assert verdict.status == "supported"
+    assert "linear time grows as N^1.00, claimed 1" in verdict.headline
+    assert "over N = 1024 to 16384" in verdict.criteria[0].figure
+
+
+def test_one_exponent_off_refutes_and_names_which():
+    verdict = scaling_verdict(claims(softmax_power=1.2))
+    assert verdict.status == "not supported"
+    assert (met(verdict, "linear time"), met(verdict, "softmax time")) == (True, False)
+
+
+def test_exponent_at_the_tolerance_cannot_tell():
+    verdict = scaling_verdict(claims(linear_power=1.15, noise=0.05))
+    assert met(verdict, "linear time") is None
+    assert scaling_verdict(claims(linear_power=1.15), tolerance=0.3).status == "supported"
+
+
+@pytest.mark.parametrize("n_lengths", [0, 1, 2])
+def test_too_few_lengths_cannot_tell_an_exponent(n_lengths):
+    some = {"linear time": (LENGTHS[:n_lengths], LENGTHS[:n_lengths], 1.0)}
+    assert scaling_verdict(some).status == "inconclusive"
+
+
+def test_no_claims_are_inconclusive():
+    assert scaling_verdict({}).status == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("crossover", "status"),
+    [
+        (Crossover(200, 150, 260, False, 64, 16384), "supported"),
+        (Crossover(500, 450, 512, False, 64, 16384), "supported"),
+        (Crossover(500, 450, 560, False, 64, 16384), "inconclusive"),
+        (Crossover(900, 800, 990, False, 64, 16384), "not supported"),
+        # linear faster at every measured length, 512 among them
+        (Crossover(20, 1, 64, True, 64, 16384), "supported"),
+        # ... and from 1024 on only: nothing was measured at 512
+        (Crossover(200, 100, 400, True, 1024, 16384), "inconclusive"),
+        # measured, but not as far as 512
+        (Crossover(100, 90, 110, False, 64, 256), "inconclusive"),
+        # softmax faster at every measured length
+        (Crossover(math.inf, 9000, math.inf, True, 64, 4096), "not supported"),
+        (Crossover(5000, 3000, math.inf, True, 8, 64), "inconclusive"),
+        (Crossover(200, 150, 260, False), "supported"),
+        (Crossover(900, 800, 990, True), "inconclusive"),
+    ],
+)
+def test_crossover_verdict_flips_with_the_interval_and_the_measured_range(crossover, status):
+    assert crossover_verdict(crossover).status == status
+
+
+def test_crossover_verdict_places_the_articles_figure():
+    def line(low, high):
+        return crossover_verdict(Crossover(low, low, high, False, 64, 16384)).evidence[0]
+
+    assert "N = 3149: above the 95 % interval" in line(150, 260)
+    assert "N = 3149: below the 95 % interval" in line(4000, 5000)
+    assert "N = 3149: inside the 95 % interval" in line(3000, 3300)
+
+
+def test_crossover_headline_is_composed_from_the_numbers():
+    measured = crossover_verdict(Crossover(143.4, 130, 160, False, 64, 16384))
+    assert measured.headline == (
+        "linear is faster from N = 143 on (measured); claimed from N = 512 on"
+    )
+    never = crossover_verdict(Crossover(math.inf, math.inf, math.inf, True, 64, 16384))
+    assert "never stays faster" in never.headline
