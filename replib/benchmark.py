@@ -1,4 +1,4 @@
-"""Time and peak memory of attention over the sequence length.
+"""Time and peak memory over the sequence length, of attention alone or of a training step.
 
 B batch, H heads, N sequence length, D query/key (and here also value) size per head.
 
@@ -6,29 +6,29 @@ What is compared is timed together: after a warm-up, each round calls every cand
 new random order, so that a slow spell of the machine falls on all of them alike.
 """
 
-import gc
 import math
-import os
 import random
-import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import astuple, dataclass, replace
 from time import perf_counter
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import profiler
 
 from replib.attention import ATTENTION
 from replib.device import resolve_device
-
-TIMING_LOCK = threading.Lock()
-"""Held around every timing and memory trace: marimo serves all notebooks as threads of one
-process. It is not reentrant: do not hold it when calling a function of this module."""
+from replib.memory import (
+    TIMING_LOCK,
+    available_memory_bytes,
+    is_out_of_memory,
+    peak_memory_bytes,
+    release_memory,
+)
+from replib.tasks import SequenceCopy
+from replib.training import Training, TrainingConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 WORKS = ("forward", "forward_backward")
@@ -46,30 +46,16 @@ LOCK_POLL_S = 0.1
 # An estimate above this share of the free memory counts as out of memory. Linux promises memory
 # that it does not have and kills the process when it is touched, so no exception can be awaited.
 MEMORY_SHARE = 0.8
-# Assumed free where the system tells nothing (not Linux, no sysconf).
-UNKNOWN_MEMORY_BYTES = 4 * 10**9
-# torch raises plain RuntimeErrors for these; the last is a size beyond 2^63 bytes.
-OUT_OF_MEMORY_TEXTS = (
-    "can't allocate memory",
-    "out of memory",
-    "not enough memory",
-    "alloc_failed",
-    "storage size calculation overflowed",
-)
 
-# The predicted time of a call, in floating-point operations at the rate of a matrix product,
-# from timings at D = 32 and 64, N = 64 to 65536, on a 2-core AMD EPYC:
-# the fused softmax and the chunked linear form reach this share of that rate,
-FUSED_EFFICIENCY = 0.4
-LINEAR_EFFICIENCY = 0.2
-# a stored (N, N) score costs this much besides its products (memory traffic, page faults),
-OPERATIONS_PER_STORED_SCORE = 600
-# the chunked form computes the scores inside chunks of about this length,
-TYPICAL_CHUNK_LEN = 64
-# the backward pass takes this many forward passes,
+# The predicted time of a call: the backward pass takes this many forward passes,
 BACKWARD_PER_FORWARD = 2.5
 # and Python and torch take this long a call, however small it is.
 CALL_OVERHEAD_S = 3e-4
+# A training step costs this much, and this much a block, however small the model is; the matrix
+# products of a block, with the element-wise work around them, reach this share of the rate.
+STEP_OVERHEAD_S = 2e-3
+BLOCK_OVERHEAD_S = 1.5e-3
+PRODUCTS_EFFICIENCY = 0.4
 # Matrix products of this size, for this long, give the rate of a device.
 CALIBRATION_SIZE = 512
 CALIBRATION_MS = 50.0
@@ -117,12 +103,6 @@ class CostConfig:
         if self.seq_len > MAX_SEQ_LEN:
             raise ValueError(f"seq_len {self.seq_len} is too long: use at most {MAX_SEQ_LEN}")
 
-    @property
-    def shape(self) -> tuple:
-        """Everything but the mechanism: points of the same shape are timed together."""
-        sizes = (self.seq_len, self.batch_size, self.n_heads, self.head_dim)
-        return (*sizes, self.causal, self.dtype, self.work)
-
 
 def _check_known(name: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
@@ -136,13 +116,13 @@ def _check_at_least_one(name: str, value: int) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one point took.
+    """What one point took: a call of attention, or one training step.
 
     `time_ms` is a sample a repeat, and empty when nothing was timed; `memory_bytes` is the peak
     beyond the inputs (see `peak_memory_bytes`).
     """
 
-    config: CostConfig
+    config: CostConfig | TrainingConfig
     outcome: Literal["ok", "out_of_memory", "interrupted"]
     detail: str | None
     time_ms: tuple[float, ...]
@@ -171,6 +151,13 @@ class Cost:
 
 def _divide(value: float | None, by: int) -> float | None:
     return None if value is None else value / by
+
+
+def _shape(config: CostConfig | TrainingConfig) -> tuple:
+    """Everything but the mechanism: points of the same shape are timed together."""
+    if isinstance(config, TrainingConfig):
+        return (config.task, config.batch_size, config.precision)
+    return astuple(replace(config, attention="softmax", implementation=None))
 
 
 def tokens_batch(tokens: int, seq_len: int) -> int:
@@ -299,141 +286,8 @@ def _timing_lock(stop: Stop) -> Iterator[bool]:
             TIMING_LOCK.release()
 
 
-def peak_memory_bytes(function: Callable[[], object], device: str | torch.device = "cpu") -> int:
-    """The most memory that one call holds beyond what was allocated before it, in bytes.
-
-    On the CPU it is read from the allocation trace of torch's profiler: the peak of the running
-    sum of allocations less frees, which is the same at every run. It counts every tensor that
-    the call allocates through torch: temporaries, what autograd saves for the backward pass,
-    gradients and the result. It does not count the scratch memory of MKL and oneDNN, arrays of
-    numpy, Python objects, or tensors made by Python threads that the call starts. The inputs
-    existed before, so they are not counted, nor does it help to free them.
-
-    On CUDA it is `max_memory_allocated` less the memory allocated before; tensors that other
-    threads allocate meanwhile are counted too.
-    """
-    device = resolve_device(device)
-    with TIMING_LOCK:
-        if device.type == "cuda":
-            return _peak_cuda_bytes(function, device)
-        # Else the profiler's library prints two lines of its own for every trace.
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-        with profiler.profile(use_kineto=True, profile_memory=True) as trace:
-            function()
-        return _peak_of_trace(_cpu_allocations(trace.kineto_results))
-
-
-def _peak_cuda_bytes(function: Callable[[], object], device: torch.device) -> int:
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    function()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
-
-
-def _cpu_allocations(results) -> list[tuple[int, int]]:
-    """Address and size of every allocation (positive) and free (negative), in time order."""
-    events, found = list(results.experimental_event_tree()), []
-    while events:
-        event = events.pop()
-        events.extend(event.children)
-        fields = event.extra_fields
-        if hasattr(fields, "alloc_size") and fields.device.type == "cpu":
-            found.append((event.start_time_ns, fields.ptr, fields.alloc_size))
-    return [(pointer, size) for _, pointer, size in sorted(found, key=lambda row: row[0])]
-
-
-def _peak_of_trace(allocations: Iterable[tuple[int, int]]) -> int:
-    # A free counts only when its allocation was seen: the profiler remembers blocks of earlier
-    # traces, and the free of one would push the sum below zero.
-    live: dict[int, int] = {}
-    total = peak = 0
-    for pointer, size in allocations:
-        total -= live.pop(pointer, 0)
-        if size > 0:
-            live[pointer] = size
-            total += size
-            peak = max(peak, total)
-    return peak
-
-
-def available_memory_bytes(device: str | torch.device = "cpu") -> int:
-    """Memory that new tensors can take, in bytes.
-
-    CUDA: free memory of the device, and what torch's allocator holds unused. CPU: the least of
-    MemAvailable of /proc/meminfo and what is left under the limit of each enclosing control
-    group (version 1 or 2; page cache that can be dropped counts as free). Without /proc the free
-    pages by sysconf, else half of all pages, else UNKNOWN_MEMORY_BYTES.
-    """
-    device = resolve_device(device)
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + unused
-    return max(0, min([_system_free_bytes(), *_cgroup_free_bytes()]))
-
-
-def _system_free_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
-    try:
-        kilobytes = _read_fields(meminfo)["MemAvailable:"]
-        return kilobytes * 1024
-    except (OSError, KeyError):
-        pass
-    for name, share in (("SC_AVPHYS_PAGES", 1.0), ("SC_PHYS_PAGES", 0.5)):
-        if name in getattr(os, "sysconf_names", {}):
-            return int(os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") * share)
-    return UNKNOWN_MEMORY_BYTES
-
-
-def _cgroup_free_bytes(
-    membership: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
-) -> list[int]:
-    """What each control group that holds this process has left, in bytes; [] without limits."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return []
-    free = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, names = mount, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            root = mount / "memory"
-            names = (
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file",
-            )
-        else:
-            continue
-        group = root / path.strip("/")
-        # In a container the path may be that of the host: then only the root is there.
-        for folder in (group, *group.parents):
-            free.extend(_group_free_bytes(folder, *names))
-            if folder == root:
-                break
-    return free
-
-
-def _group_free_bytes(folder: Path, limit: str, usage: str, cache: str) -> list[int]:
-    try:
-        limit_text = (folder / limit).read_text().strip()
-        used = int((folder / usage).read_text())
-        droppable = _read_fields(folder / "memory.stat").get(cache, 0)
-    except OSError:
-        return []
-    return [] if limit_text == "max" else [int(limit_text) - used + droppable]
-
-
-def _read_fields(path: Path) -> dict[str, int]:
-    rows = (line.split() for line in path.read_text().splitlines())
-    return {row[0]: int(row[1]) for row in rows if len(row) >= 2 and row[1].isdigit()}
-
-
 def measure_cost(
-    configs: Iterable[CostConfig],
+    configs: Iterable[CostConfig] | Iterable[TrainingConfig],
     *,
     n_repeats: int = 7,
     device: str | torch.device = "cpu",
@@ -463,9 +317,9 @@ def measure_cost(
     """
     _check_at_least_one("n_repeats", n_repeats)
     device = resolve_device(device)
-    groups: dict[tuple, list[CostConfig]] = {}
+    groups: dict[tuple, list[CostConfig | TrainingConfig]] = {}
     for config in configs:
-        groups.setdefault(config.shape, []).append(config)
+        groups.setdefault(_shape(config), []).append(config)
     return _measure_groups(
         list(groups.values()), n_repeats, device, seed, stop, max_seconds_per_point
     )
@@ -479,7 +333,7 @@ def _measure_groups(groups, n_repeats, device, seed, stop, max_seconds_per_point
 
 
 def _measure_group(
-    group: list[CostConfig],
+    group: list[CostConfig | TrainingConfig],
     n_repeats: int,
     device: torch.device,
     seed: int,
@@ -511,7 +365,7 @@ def _measure_group(
 class _Candidate:
     """A config on its way to a Cost: it becomes a shortage instead of raising out of memory."""
 
-    def __init__(self, config: CostConfig, device: torch.device, seed: int):
+    def __init__(self, config: CostConfig | TrainingConfig, device: torch.device, seed: int):
         self.config, self.device, self.seed = config, device, seed
         self.work: Callable[[], object] | None = None
         self.memory_bytes: int | None = None
@@ -535,14 +389,14 @@ class _Candidate:
         try:
             function()
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             # The text alone is kept: the exception would hold the tensors of its frames.
             reason = str(error).strip().split("\n")[0] or "out of memory"
             self.shortage = f"{reason}: lower seq_len or batch_size"
             self.work = None
         if self.shortage is not None:
-            _release_memory(self.device)
+            release_memory(self.device)
 
     def cost(self, samples: list[float], n_repeats: int, interrupted: bool) -> Cost:
         """The Cost, once the samples are in."""
@@ -554,7 +408,11 @@ class _Candidate:
         return Cost(self.config, "ok", None, tuple(samples), self.memory_bytes)
 
 
-def _build_work(config: CostConfig, device: torch.device, seed: int) -> Callable[[], object]:
+def _build_work(
+    config: CostConfig | TrainingConfig, device: torch.device, seed: int
+) -> Callable[[], object]:
+    if isinstance(config, TrainingConfig):
+        return Training(config, seed=seed, device=str(device)).train_step
     dtype = DTYPES[config.dtype]
     generator = torch.Generator(device=device).manual_seed(seed)
     shape = (config.batch_size, config.n_heads, config.seq_len, config.head_dim)
@@ -583,23 +441,9 @@ def _build_work(config: CostConfig, device: torch.device, seed: int) -> Callable
     return forward if config.work == "forward" else forward_backward
 
 
-def _predicted_shortage(config: CostConfig, device: torch.device) -> str | None:
+def _predicted_shortage(config: CostConfig | TrainingConfig, device: torch.device) -> str | None:
     """Why a config would not fit into memory, or None when it is expected to."""
-    itemsize = DTYPES[config.dtype].itemsize
-    sizes = {
-        "batch_size": config.batch_size,
-        "n_heads": config.n_heads,
-        "seq_len": config.seq_len,
-        "head_dim": config.head_dim,
-    }
-    needed = ATTENTION[config.attention].peak_bytes(
-        **sizes,
-        itemsize=itemsize,
-        backward=config.work == "forward_backward",
-        implementation=config.implementation,
-    )
-    needed += 4 * math.prod(sizes.values()) * itemsize  # q, k, v and the output gradient
-    available = available_memory_bytes(device)
+    needed, available = predicted_bytes(config), available_memory_bytes(device)
     if needed <= MEMORY_SHARE * available:
         return None
     return (
@@ -608,16 +452,51 @@ def _predicted_shortage(config: CostConfig, device: torch.device) -> str | None:
     )
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return any(text in str(error).lower() for text in OUT_OF_MEMORY_TEXTS)
+def predicted_bytes(config: CostConfig | TrainingConfig) -> int:
+    """About the memory that a call of attention, or a run's training, takes in all."""
+    if isinstance(config, TrainingConfig):
+        return _training_bytes(config)
+    sizes = {
+        "batch_size": config.batch_size,
+        "n_heads": config.n_heads,
+        "seq_len": config.seq_len,
+        "head_dim": config.head_dim,
+    }
+    itemsize = DTYPES[config.dtype].itemsize
+    extra = ATTENTION[config.attention].peak_bytes(
+        **sizes,
+        itemsize=itemsize,
+        backward=config.work == "forward_backward",
+        implementation=config.implementation,
+    )
+    return extra + 4 * math.prod(sizes.values()) * itemsize  # q, k, v and the output gradient
 
 
-def _release_memory(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+def _training_bytes(config: TrainingConfig) -> int:
+    model, n = config.model, config.task.seq_len
+    attention = ATTENTION[model.attention].peak_bytes(
+        batch_size=config.batch_size,
+        n_heads=model.n_heads,
+        seq_len=n,
+        head_dim=model.head_dim,
+        itemsize=4,
+        backward=True,
+        implementation=model.implementation,
+    )
+    # What a block keeps for its backward pass: about ten states and the feed-forward twice.
+    kept = config.batch_size * n * (10 * model.d_model + 2 * model.d_feedforward) * 4
+    weights = 16 * _block_weights(config)  # with gradient and two moments, 4 bytes each
+    return _n_blocks(config) * (kept + attention + weights)
+
+
+def _n_blocks(config: TrainingConfig) -> int:
+    return config.model.n_layers * (2 if isinstance(config.task, SequenceCopy) else 1)
+
+
+def _block_weights(config: TrainingConfig) -> int:
+    e, f = config.model.d_model, config.model.d_feedforward
+    projections = 6 if isinstance(config.task, SequenceCopy) else 4  # half of its blocks have 8
+    return projections * e * e + 2 * e * f
 
 
 def predict_cost_seconds(
@@ -647,31 +526,34 @@ def predict_cost_seconds(
 
 def _call_seconds(config: CostConfig, device: torch.device) -> float:
     passes = 1.0 if config.work == "forward" else 1.0 + BACKWARD_PER_FORWARD
-    return CALL_OVERHEAD_S + passes * _forward_operations(config) / _operations_per_s(device)
+    operations = ATTENTION[config.attention].operations(
+        seq_len=config.seq_len,
+        head_dim=config.head_dim,
+        causal=config.causal,
+        implementation=config.implementation,
+    )
+    operations *= passes * config.batch_size * config.n_heads
+    return CALL_OVERHEAD_S + operations / operations_per_s(device)
 
 
-def _forward_operations(config: CostConfig) -> float:
-    """Operations of a forward pass, weighted so that all run at the rate of a matrix product.
-
-    Stored scores (softmax "textbook", linear "plain"): N^2 (4 D + OPERATIONS_PER_STORED_SCORE)
-    a head, of which a causal mask saves nothing. Fused softmax: 4 N^2 D, half of it when causal.
-    Any other mechanism counts as chunked linear: 4 N D (D + TYPICAL_CHUNK_LEN).
-    """
-    n, d = config.seq_len, config.head_dim
-    heads = config.batch_size * config.n_heads
-    implementation = ATTENTION[config.attention].resolve(config.implementation)
-    if implementation in ("textbook", "plain"):
-        return heads * n * n * (4.0 * d + OPERATIONS_PER_STORED_SCORE)
-    if implementation == "fused":
-        visible = 0.5 if config.causal else 1.0
-        return heads * 4.0 * n * n * d * visible / FUSED_EFFICIENCY
-    return heads * 4.0 * n * d * (d + TYPICAL_CHUNK_LEN) / LINEAR_EFFICIENCY
+def predict_training_seconds(config: TrainingConfig, device: str | torch.device = "cpu") -> float:
+    """Roughly how long a run takes, in seconds; expect it to be right within a factor of 2."""
+    device = resolve_device(device)
+    model, n = config.model, config.task.seq_len
+    attention = ATTENTION[model.attention].operations(
+        seq_len=n, head_dim=model.head_dim, causal=True, implementation=model.implementation
+    )
+    attention *= config.batch_size * model.n_heads * (1 + BACKWARD_PER_FORWARD)
+    products = 6.0 * _block_weights(config) * config.batch_size * n / PRODUCTS_EFFICIENCY
+    rate = operations_per_s(device)
+    block_s = BLOCK_OVERHEAD_S + (attention + products) / rate
+    return config.n_steps * (STEP_OVERHEAD_S + _n_blocks(config) * block_s)
 
 
 _measured_rates: dict[torch.device, float] = {}
 
 
-def _operations_per_s(device: torch.device) -> float:
+def operations_per_s(device: torch.device) -> float:
     """Floating-point operations a second of a float32 matrix product, measured once a process."""
     if device in _measured_rates:
         return _measured_rates[device]

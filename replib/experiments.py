@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 
-import torch
-
 from replib import store
+from replib.attention import ATTENTION
 from replib.benchmark import CostConfig, measure_cost, tokens_batch
 from replib.device import resolve_device
+from replib.memory import is_out_of_memory, release_memory
 from replib.models import TransformerConfig
 from replib.statistics import count_spikes
 from replib.tasks import CausalCopy, SequenceCopy
@@ -23,16 +23,9 @@ from replib.training import Metrics, Training, TrainingConfig
 SCALES = ("smoke", "laptop", "paper")
 SOLVED_ACCURACY = 0.99  # a copy task counts as learned from here on
 CHECKPOINT_EVERY_S = 30.0  # what a killed run loses at most
-# What computes a row: an edit there gives its runs a new identity, one elsewhere does not.
-TRAINING_SOURCES = (
-    "replib.attention",
-    "replib.kernels",
-    "replib.tasks",
-    "replib.models",
-    "replib.training",
-)
-COST_SOURCES = ("replib.attention", "replib.kernels", "replib.benchmark")
-STEP_COST_SOURCES = (*TRAINING_SOURCES, "replib.benchmark")
+# What computes a row, besides its mechanism: an edit there gives a run a new identity.
+TRAINING_SOURCES = ("replib.tasks", "replib.models", "replib.training")
+COST_SOURCES = ("replib.benchmark", "replib.memory")
 
 BOTH = ("softmax", "linear")
 
@@ -297,12 +290,11 @@ def record(
         if stop():
             return
         if isinstance(job, TrainingJob):
-            if store.run_id(job.config, job.seed, source_of(job)) in done:
+            if identity(job.config, job.seed, cost=False) in done:
                 continue
             rows = [run_training(experiment.name, scale, job, device, stop, on_metrics)]
         else:
-            source = source_of(job)
-            if all(store.run_id(config, 0, source) in done for config in job.configs):
+            if all(identity(config, cost=True) in done for config in job.configs):
                 continue
             rows = run_cost(experiment.name, scale, job, device, stop)
         for row in rows:
@@ -311,12 +303,19 @@ def record(
             yield row
 
 
-def source_of(job: Job) -> str:
-    """The hash of the code that computes a job's rows."""
-    if isinstance(job, TrainingJob):
-        return store.source_hash(*TRAINING_SOURCES)
-    of_step = isinstance(job.configs[0], TrainingConfig)
-    return store.source_hash(*(STEP_COST_SOURCES if of_step else COST_SOURCES))
+def source_of(config: TrainingConfig | CostConfig, *, cost: bool) -> str:
+    """The hash of the code that computes a run, or the cost of a config."""
+    sources = COST_SOURCES if cost else ()
+    if isinstance(config, TrainingConfig):
+        sources += TRAINING_SOURCES
+    mechanism = ATTENTION[getattr(config, "model", config).attention]
+    own = ("replib.attention.base", mechanism.__module__, *mechanism.sources)
+    return store.source_hash(*sources, *own)
+
+
+def identity(config: TrainingConfig | CostConfig, seed: int = 0, *, cost: bool) -> str:
+    """The run_id of a run, or of the cost of a config, under the present code."""
+    return store.run_id(config, seed, source_of(config, cost=cost))
 
 
 def run_training(
@@ -330,9 +329,8 @@ def run_training(
 ) -> store.Row:
     """Train, from a checkpoint where there is one, and make the row; nothing is appended."""
     started = datetime.now(UTC)
-    source = source_of(job)
     training = Training(job.config, seed=job.seed, device=device)
-    checkpoint = checkpoint_path(store.run_id(job.config, job.seed, source))
+    checkpoint = checkpoint_path(identity(job.config, job.seed, cost=False))
     if checkpoint.exists():
         training.load(checkpoint)
     on_start(training)
@@ -344,7 +342,10 @@ def run_training(
             if perf_counter() - saved > CHECKPOINT_EVERY_S or metrics.outcome == "interrupted":
                 training.save(checkpoint)
                 saved = perf_counter()
-    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        release_memory(training.device)
         outcome = "out_of_memory"
         detail = f"{str(error).splitlines()[0]}: lower batch_size, seq_len or d_model"
     return store.make_row(
@@ -357,7 +358,7 @@ def run_training(
         curve={key: [getattr(m, key) for m in training.history] for key in CURVE},
         detail=detail,
         device=str(training.device),
-        source=source,
+        source=source_of(job.config, cost=False),
         started=started,
     )
 
@@ -391,7 +392,7 @@ def run_cost(
     max_seconds_per_point: float = 30.0,
 ) -> Iterator[store.Row]:
     """Measure the points of a job together and make their rows; nothing is appended."""
-    started, source = datetime.now(UTC), source_of(job)
+    started = datetime.now(UTC)
     for cost in measure_cost(
         job.configs,
         n_repeats=job.n_repeats,
@@ -408,7 +409,7 @@ def run_cost(
             cost.summary(),
             detail=cost.detail,
             device=str(resolve_device(device)),
-            source=source,
+            source=source_of(cost.config, cost=True),
             started=started,
         )
 

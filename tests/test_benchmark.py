@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from replib import benchmark
+from replib import benchmark, memory
 from replib.attention import ATTENTION, Attention
 from replib.benchmark import (
     TIMING_LOCK,
@@ -288,8 +288,8 @@ def test_available_memory_is_positive_and_within_the_machine():
 def test_free_memory_is_what_the_system_calls_available(tmp_path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9000 kB\nMemFree: 1 kB\nMemAvailable: 5000 kB\n")
-    assert benchmark._system_free_bytes(meminfo) == 5000 * 1024
-    assert benchmark._system_free_bytes(tmp_path / "absent") > 0
+    assert memory._system_free_bytes(meminfo) == 5000 * 1024
+    assert memory._system_free_bytes(tmp_path / "absent") > 0
 
 
 def test_the_limit_of_an_enclosing_control_group_counts(tmp_path):
@@ -304,7 +304,7 @@ def test_the_limit_of_an_enclosing_control_group_counts(tmp_path):
         (folder / "memory.current").write_text(f"{current}\n")
         (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cache}\n")
     membership.write_text("0::/outer/inner\n")
-    assert benchmark._cgroup_free_bytes(membership, mount) == [650]
+    assert memory._cgroup_free_bytes(membership, mount) == [650]
 
 
 def test_a_control_group_of_version_1_counts_even_at_the_mount_alone(tmp_path):
@@ -314,8 +314,8 @@ def test_a_control_group_of_version_1_counts_even_at_the_mount_alone(tmp_path):
     (root / "memory.usage_in_bytes").write_text("300\n")
     (root / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 20\n")
     membership.write_text("5:devices:/x\n4:memory:/not/visible/here\n0::/\n")
-    assert benchmark._cgroup_free_bytes(membership, tmp_path / "mount") == [720]
-    assert benchmark._cgroup_free_bytes(tmp_path / "absent", tmp_path) == []
+    assert memory._cgroup_free_bytes(membership, tmp_path / "mount") == [720]
+    assert memory._cgroup_free_bytes(tmp_path / "absent", tmp_path) == []
 
 
 # Costs
@@ -446,7 +446,7 @@ def test_the_allocator_of_this_torch_is_recognised_as_out_of_memory():
     for shape in [(10**14,), (2**62, 2**10)]:
         with pytest.raises(RuntimeError) as caught:
             torch.empty(shape)
-        assert benchmark._is_out_of_memory(caught.value)
+        assert memory.is_out_of_memory(caught.value)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes disagree"), ValueError("wrong")])

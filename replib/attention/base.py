@@ -23,6 +23,8 @@ class Attention(nn.Module):
     implementations: ClassVar[tuple[str, ...]]
     """Ways to compute the same function; the first is the default."""
     recurrent: ClassVar[bool] = False
+    sources: ClassVar[tuple[str, ...]] = ()
+    """Modules besides its own that compute it: an edit there gives its runs a new identity."""
 
     def __init__(self, *, implementation: str | None = None):
         super().__init__()
@@ -97,6 +99,15 @@ class Attention(nn.Module):
         implementation: str | None = None,
     ) -> int:
         """About the memory that `forward` (and its gradients) adds to the inputs, in bytes."""
+        raise NotImplementedError
+
+    @classmethod
+    def operations(
+        cls, *, seq_len: int, head_dim: int, causal: bool, implementation: str | None = None
+    ) -> float:
+        """About the floating-point operations of `forward` a head and sample, divided by the
+        share of a matrix product's rate that they reach: what a run's predicted time is made of.
+        """
         raise NotImplementedError
 
 

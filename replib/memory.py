@@ -1,0 +1,174 @@
+"""Memory: what a call takes, what there is, and how to tell that it ran out."""
+
+import gc
+import os
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch.autograd import profiler
+
+from replib.device import resolve_device
+
+TIMING_LOCK = threading.Lock()
+"""Held around every timing and memory trace: marimo serves all notebooks as threads of one
+process. It is not reentrant: do not hold it when calling a function of this module."""
+
+# Assumed free where the system tells nothing (not Linux, no sysconf).
+UNKNOWN_MEMORY_BYTES = 4 * 10**9
+# torch raises plain RuntimeErrors for these; the last is a size beyond 2^63 bytes.
+OUT_OF_MEMORY_TEXTS = (
+    "can't allocate memory",
+    "out of memory",
+    "not enough memory",
+    "alloc_failed",
+    "storage size calculation overflowed",
+)
+
+
+def peak_memory_bytes(function: Callable[[], object], device: str | torch.device = "cpu") -> int:
+    """The most memory that one call holds beyond what was allocated before it, in bytes.
+
+    On the CPU it is read from the allocation trace of torch's profiler: the peak of the running
+    sum of allocations less frees, which is the same at every run. It counts every tensor that
+    the call allocates through torch: temporaries, what autograd saves for the backward pass,
+    gradients and the result. It does not count the scratch memory of MKL and oneDNN, arrays of
+    numpy, Python objects, or tensors made by Python threads that the call starts. The inputs
+    existed before, so they are not counted, nor does it help to free them.
+
+    On CUDA it is `max_memory_allocated` less the memory allocated before; tensors that other
+    threads allocate meanwhile are counted too.
+    """
+    device = resolve_device(device)
+    with TIMING_LOCK:
+        if device.type == "cuda":
+            return _peak_cuda_bytes(function, device)
+        # Else the profiler's library prints two lines of its own for every trace.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+        with profiler.profile(use_kineto=True, profile_memory=True) as trace:
+            function()
+        return _peak_of_trace(_cpu_allocations(trace.kineto_results))
+
+
+def _peak_cuda_bytes(function: Callable[[], object], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    function()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _cpu_allocations(results) -> list[tuple[int, int]]:
+    """Address and size of every allocation (positive) and free (negative), in time order."""
+    events, found = list(results.experimental_event_tree()), []
+    while events:
+        event = events.pop()
+        events.extend(event.children)
+        fields = event.extra_fields
+        if hasattr(fields, "alloc_size") and fields.device.type == "cpu":
+            found.append((event.start_time_ns, fields.ptr, fields.alloc_size))
+    return [(pointer, size) for _, pointer, size in sorted(found, key=lambda row: row[0])]
+
+
+def _peak_of_trace(allocations: Iterable[tuple[int, int]]) -> int:
+    # A free counts only when its allocation was seen: the profiler remembers blocks of earlier
+    # traces, and the free of one would push the sum below zero.
+    live: dict[int, int] = {}
+    total = peak = 0
+    for pointer, size in allocations:
+        total -= live.pop(pointer, 0)
+        if size > 0:
+            live[pointer] = size
+            total += size
+            peak = max(peak, total)
+    return peak
+
+
+def available_memory_bytes(device: str | torch.device = "cpu") -> int:
+    """Memory that new tensors can take, in bytes.
+
+    CUDA: free memory of the device, and what torch's allocator holds unused. CPU: the least of
+    MemAvailable of /proc/meminfo and what is left under the limit of each enclosing control
+    group (version 1 or 2; page cache that can be dropped counts as free). Without /proc the free
+    pages by sysconf, else half of all pages, else UNKNOWN_MEMORY_BYTES.
+    """
+    device = resolve_device(device)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused
+    return max(0, min([_system_free_bytes(), *_cgroup_free_bytes()]))
+
+
+def _system_free_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
+    try:
+        kilobytes = _read_fields(meminfo)["MemAvailable:"]
+        return kilobytes * 1024
+    except (OSError, KeyError):
+        pass
+    for name, share in (("SC_AVPHYS_PAGES", 1.0), ("SC_PHYS_PAGES", 0.5)):
+        if name in getattr(os, "sysconf_names", {}):
+            return int(os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") * share)
+    return UNKNOWN_MEMORY_BYTES
+
+
+def _cgroup_free_bytes(
+    membership: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
+) -> list[int]:
+    """What each control group that holds this process has left, in bytes; [] without limits."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return []
+    free = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = mount, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = mount / "memory"
+            names = (
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
+        else:
+            continue
+        group = root / path.strip("/")
+        # In a container the path may be that of the host: then only the root is there.
+        for folder in (group, *group.parents):
+            free.extend(_group_free_bytes(folder, *names))
+            if folder == root:
+                break
+    return free
+
+
+def _group_free_bytes(folder: Path, limit: str, usage: str, cache: str) -> list[int]:
+    try:
+        limit_text = (folder / limit).read_text().strip()
+        used = int((folder / usage).read_text())
+        droppable = _read_fields(folder / "memory.stat").get(cache, 0)
+    except OSError:
+        return []
+    return [] if limit_text == "max" else [int(limit_text) - used + droppable]
+
+
+def _read_fields(path: Path) -> dict[str, int]:
+    rows = (line.split() for line in path.read_text().splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) >= 2 and row[1].isdigit()}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(text in str(error).lower() for text in OUT_OF_MEMORY_TEXTS)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what a failed allocation left behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
