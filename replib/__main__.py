@@ -1,10 +1,13 @@
-"""The command line: `python -m replib list | record | bench | report | doctor`."""
+"""The command line: `python -m replib list | record | bench | serve | report | doctor`."""
 
 import argparse
 import platform
+import runpy
 import signal
+import socket
 import sys
 import threading
+from contextlib import suppress
 
 import torch
 
@@ -12,6 +15,8 @@ from replib import __version__, store
 from replib.device import resolve_device
 from replib.experiments import EXPERIMENTS, SCALES, VARIANTS, experiment_named, record
 from replib.training import Metrics
+
+FIRST_PORT = 2718
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
     sub = command("report", _report, "write figures/ and figures/report/")
     sub.add_argument("notebooks", nargs="*", help="only these, such as 03_speed_crossover")
+    sub = command("serve", _serve, "serve the notebooks at http://127.0.0.1:2718")
+    sub.add_argument("--port", type=int, default=FIRST_PORT, help="(default: %(default)s)")
+    sub.add_argument("--no-browser", action="store_true", help="only print the address")
     command("doctor", _doctor, "say what this machine has and what is missing")
     return parser
 
@@ -148,6 +156,35 @@ def _ratio(base, times) -> str:
     ratios = torch.tensor([b / t for b, t in zip(base, times, strict=False)])
     low, middle, high = ratios.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _serve(arguments) -> int:
+    port = _free_port(arguments.port)
+    # marimo runs notebooks as threads of its server: what is imported here is not waited for
+    # when the first page opens.
+    import altair  # noqa: F401
+    import polars  # noqa: F401
+
+    print(f"replib: the notebooks are at http://127.0.0.1:{port} (Ctrl-C ends)", flush=True)
+    sys.argv = ["marimo", "-q", "-y", "-l", "ERROR", "run", str(store.ROOT / "notebooks")]
+    sys.argv += ["--host", "127.0.0.1", "--port", str(port)]
+    sys.argv += ["--headless"] * arguments.no_browser
+    runpy.run_module("marimo", run_name="__main__")
+    return 0
+
+
+def _free_port(first: int) -> int:
+    """The first port from `first` on that nobody listens at.
+
+    Raises:
+        ValueError: there is none among the next hundred.
+    """
+    for port in range(first, first + 100):
+        with socket.socket() as listener, suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise ValueError(f"no free port from {first} to {first + 99}: use --port")
 
 
 def _report(arguments) -> int:

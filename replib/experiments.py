@@ -4,11 +4,13 @@
 "paper" has the sizes of the papers and wants a CUDA device. Hyperparameters live here alone.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from replib import store
 from replib.attention import ATTENTION
@@ -251,6 +253,74 @@ EXPERIMENTS = {
 }
 
 
+def live_copy_jobs(values: Mapping[str, Any]) -> list[TrainingJob]:
+    """The runs that the convergence notebook's controls ask for; a run per mechanism and seed."""
+    task = TASKS[values["task"]](seq_len=values["seq_len"])
+    sizes = {
+        "n_layers": values["n_layers"],
+        "n_heads": values["n_heads"],
+        "d_model": values["n_heads"] * values["head_dim"],
+        "d_feedforward": 2 * values["n_heads"] * values["head_dim"],
+    }
+    return [
+        TrainingJob(
+            config=laptop_copy(
+                attention,
+                values["seq_len"],
+                values["n_steps"],
+                task=task,
+                model=replace(laptop_model(attention), **sizes),
+                batch_size=values["batch_size"],
+                lr=values["lr"],
+            ),
+            seed=seed,
+        )
+        for seed in range(values["seeds"])
+        for attention in values["attention"]
+    ]
+
+
+TASK_EXPERIMENTS = {CausalCopy: "convergence", SequenceCopy: "sequence_copy"}
+TASKS = {"causal copy": CausalCopy, "encoder-decoder copy": SequenceCopy}
+
+ALL_VARIANTS = {
+    f"{attention} {implementation}": (attention, implementation)
+    for attention, mechanism in ATTENTION.items()
+    for implementation in mechanism.implementations
+}
+"""Every mechanism in each of its implementations, by the name that controls show."""
+
+
+def live_cost_jobs(values: Mapping[str, Any]) -> list[CostJob]:
+    """The points that a cost notebook's controls ask for; a job a length, shortest first.
+
+    `tokens` scales the batch inversely with N; without it the batch is `batch_size`.
+    """
+    first, last = (round(math.log2(values[name])) for name in ("shortest", "seq_len"))
+    return [
+        CostJob(
+            configs=tuple(
+                CostConfig(
+                    attention=attention,
+                    implementation=implementation,
+                    seq_len=2**e,
+                    batch_size=(
+                        tokens_batch(values["tokens"], 2**e)
+                        if "tokens" in values
+                        else values["batch_size"]
+                    ),
+                    n_heads=values["n_heads"],
+                    head_dim=values["head_dim"],
+                    work=values["work"],
+                )
+                for attention, implementation in map(ALL_VARIANTS.get, values["variants"])
+            ),
+            n_repeats=values["repeats"],
+        )
+        for e in range(min(first, last), last + 1)
+    ]
+
+
 def experiment_named(name: str) -> Experiment:
     """The experiment of that name.
 
@@ -348,14 +418,29 @@ def run_training(
         release_memory(training.device)
         outcome = "out_of_memory"
         detail = f"{str(error).splitlines()[0]}: lower batch_size, seq_len or d_model"
+    return training_row(name, scale, job, training, outcome, detail=detail, started=started)
+
+
+def training_row(
+    name: str,
+    scale: str,
+    job: TrainingJob,
+    training: Training,
+    outcome: str,
+    *,
+    detail: str | None = None,
+    started: datetime | None = None,
+) -> store.Row:
+    """The row of a run as it stands."""
+    history = list(training.history)
     return store.make_row(
         name,
         scale,
         job.config,
         job.seed,
         outcome,
-        training_summary(training.history),
-        curve={key: [getattr(m, key) for m in training.history] for key in CURVE},
+        training_summary(history),
+        curve={key: [getattr(m, key) for m in history] for key in CURVE},
         detail=detail,
         device=str(training.device),
         source=source_of(job.config, cost=False),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from replib.models import CausalTransformer, EncoderDecoder
+from replib.tasks import CausalCopy, Task
 
 
 @torch.inference_mode()
@@ -54,3 +55,21 @@ def translate_greedily(
             break
     model.train(was_training)
     return torch.stack(produced, dim=1)
+
+
+def copy_with(model: CausalTransformer | EncoderDecoder, task: Task, symbols: Tensor) -> Tensor:
+    """What a trained model gives back for symbols (B, n): (B, at most n) tokens.
+
+    Raises:
+        ValueError: the symbols are none, or too many for the task's length.
+    """
+    n = symbols.shape[1]
+    most = task.lengths[-1] if isinstance(task, CausalCopy) else task.seq_len - 2
+    if not 1 <= n <= most:
+        raise ValueError(f"{n} symbols: a model of length {task.seq_len} copies 1 to {most}")
+    if isinstance(task, CausalCopy):
+        separator = symbols.new_zeros(len(symbols), 1)
+        return continue_greedily(model, torch.cat([symbols, separator], dim=1), n)
+    edge = symbols.new_ones(len(symbols), 1)
+    source = torch.cat([edge * task.start, symbols, edge * task.end], dim=1)
+    return translate_greedily(model, source, task.start, task.end, n)

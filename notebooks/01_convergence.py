@@ -1,0 +1,248 @@
+# /// script
+# [tool.marimo.opengraph]
+# title = "1 · Convergence"
+# description = "Does a Transformer with linear attention learn to copy as one with softmax does?"
+# ///
+
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App(width="medium", app_title="Convergence")
+
+with app.setup(hide_code=True):
+    import marimo as mo
+
+    from replib import charts, claims, controls, frames, store
+    from replib.attention import ATTENTION
+    from replib.controls import Control
+    from replib.experiments import TASKS, live_copy_jobs
+    from replib.live import LiveRuns
+    from replib.published import published
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    # Does linear attention learn as softmax attention does?
+
+    **The claim** (Katharopoulos et al. 2020, *Transformers are RNNs*, section 4.1 and figure 2):
+    on the causal copy task a Transformer with linear attention converges smoothly, and to the
+    same loss as one with softmax attention. **The 2022 replication** (Do & Bergner) trained an
+    encoder-decoder on a copy task of its own and found no stable convergence.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    recorded = store.latest(store.read_rows("convergence"))
+    recorded_seq2seq = store.latest(store.read_rows("sequence_copy"))
+    return recorded, recorded_seq2seq
+
+
+@app.cell(hide_code=True)
+def _(recorded):
+    recorded_columns = [
+        ("Paper", claims.PAPER_SAYS["convergence"]),
+        ("2022 replication", claims.article_convergence(published()["dm2022"])),
+        (f"Recorded here, {controls.device_names(recorded)}", claims.convergence(recorded)),
+    ]
+    return (recorded_columns,)
+
+
+@app.cell(hide_code=True)
+def _(get_changes, jobs, live, recorded_columns, settings):
+    get_changes()
+    _rows = live.rows(jobs, settings["device"])
+    _session = claims.of_session(
+        claims.convergence, [r for r in _rows if r["experiment"] == "convergence"]
+    )
+    controls.verdict_card(
+        "Linear attention learns to copy as softmax does.",
+        [*recorded_columns, ("This session", _session)],
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(recorded):
+    _curves = frames.training_curves(recorded)
+    mo.ui.tabs(
+        {
+            "Loss": charts.learning_curves(_curves, y="loss", title="Loss while learning to copy"),
+            "Accuracy": charts.learning_curves(
+                _curves, y="accuracy", title="Accuracy while learning to copy"
+            ),
+            "Every seed": charts.seeds_chart(
+                frames.training_summaries(recorded), title="Where each seed ended"
+            ),
+        }
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    ## Try it
+
+    Choose a setting and train both models here. The loss and accuracy are of sequences that no
+    training step has seen. The address bar holds the setting, to be shared.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    live = LiveRuns("convergence")
+    get_changes, set_changes = mo.state(0)
+    return get_changes, live, set_changes
+
+
+@app.cell(hide_code=True)
+def _():
+    PARAMETERS = [
+        Control("seq_len", "Sequence length", (8, 16, 24, 32, 48, 64, 96, 128, 192, 256), 32),
+        Control("batch_size", "Batch size", (4, 8, 16, 32, 64, 128), 32),
+        Control("n_steps", "Steps", (50, 100, 200, 300, 500, 1000, 2000, 3000, 5000, 10000), 500),
+        Control("n_layers", "Layers", (1, 2, 3, 4, 6), 2),
+        Control("n_heads", "Heads", (1, 2, 4, 8), 4),
+        Control("head_dim", "Head size", (4, 8, 16, 32, 64), 16),
+        Control("lr", "Learning rate", (3e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2), 5e-3),
+        Control("seeds", "Seeds", (1, 2, 3, 4, 5), 1),
+        Control("attention", "Attention", tuple(ATTENTION), ("softmax", "linear")),
+        Control("task", "Task", tuple(TASKS), "causal copy"),
+        controls.DEVICE,
+    ]
+    panel, notes = controls.panel(PARAMETERS)
+    return notes, panel
+
+
+@app.cell(hide_code=True)
+def _(notes, panel):
+    controls.show_panel(panel, notes)
+    return
+
+
+@app.cell(hide_code=True)
+def _(panel):
+    settings = panel.value
+    controls.share(settings)
+    return (settings,)
+
+
+@app.cell(hide_code=True)
+def _(settings):
+    jobs, problem = controls.attempt(live_copy_jobs, settings)
+    problem
+    return (jobs,)
+
+
+@app.cell(hide_code=True)
+def _():
+    auto = mo.ui.switch(value=True, label="run by itself what is short")
+    return (auto,)
+
+
+@app.cell(hide_code=True)
+def _(auto, get_changes, jobs, live, settings):
+    get_changes()
+    run, _why_none = controls.gate(live, jobs, auto=auto.value, device=settings["device"])
+    controls.show_gate(run, _why_none, auto)
+    return (run,)
+
+
+@app.cell(hide_code=True)
+def _(get_changes, jobs, live, run, set_changes, settings):
+    get_changes()
+    if controls.pressed(run):
+        live.start(jobs, settings["device"])
+        set_changes(lambda n: n + 1)
+    stop, tick = controls.stop_button(live), controls.ticker(live)
+    controls.show_stop(stop, tick)
+    return stop, tick
+
+
+@app.cell(hide_code=True)
+def _(live, stop):
+    if controls.pressed(stop):
+        live.stop()
+    return
+
+
+@app.cell(hide_code=True)
+def _(jobs, live, recorded, set_changes, settings, tick):
+    tick
+    _progress = controls.watch(live, set_changes)
+    _shown = frames.training_curves(live.showing(jobs, settings["device"]))
+    _behind = controls.recorded_behind(_shown, frames.training_curves(recorded))
+    mo.vstack([_progress, charts.live_curves(_shown, _behind, title=controls.title_of(_shown))])
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    letters = mo.ui.text(value="badcafe", label="Letters a to j", debounce=True)
+    shuffle = mo.ui.button(label="Shuffle", value=0, on_click=lambda n: n + 1)
+    return letters, shuffle
+
+
+@app.cell(hide_code=True)
+def _(get_changes, jobs, letters, live, settings, shuffle):
+    get_changes()
+    mo.vstack(
+        [
+            mo.md("### Let the trained models copy a sequence"),
+            mo.hstack([letters, shuffle], justify="start"),
+            controls.copies(live, jobs, letters.value, shuffle.value, settings["device"]),
+        ]
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(get_changes, live):
+    get_changes()
+    controls.history(live)
+    return
+
+
+@app.cell(hide_code=True)
+def _(recorded_seq2seq):
+    mo.vstack(
+        [
+            mo.md(
+                "## The 2022 replication's task\n\nAn encoder reads the sequence, a decoder "
+                "writes it again. Here with the future hidden from the decoder."
+            ),
+            charts.learning_curves(
+                frames.training_curves(recorded_seq2seq),
+                y="loss",
+                title="Loss on the sequence-to-sequence copy task",
+            ),
+        ]
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    _text = mo.md("""
+    - **Model.** The recorded runs use 2 layers, 4 heads of 16, feed-forward 128, pre-norm, no
+      dropout, AdamW with warm-up and cosine decay. *Deviation:* the paper has 4 layers, 8 heads
+      of 32, feed-forward 1024, post-norm, dropout 0.1, RAdam; that is the `paper` scale,
+      `python -m replib record convergence --scale paper`, for a CUDA device.
+    - **Task.** As in the original code: N/4 to (N-1)/2 - 1 symbols of 10, a separator, the same
+      symbols; loss over the separator and the copy, accuracy over the copy alone.
+    - **Verdict.** Per length: at least 5 seeds of each; most linear seeds reach 99 % accuracy;
+      the difference of mean final losses lies within 0.05 nats a token (Welch, 95 %); no run
+      diverges; most have no loss spike.
+    - **No attention dropout**, which linear attention cannot have; Reformer is not among the
+      mechanisms yet.
+    """)
+    mo.accordion({"Method and limits": _text})
+    return
+
+
+if __name__ == "__main__":
+    app.run()

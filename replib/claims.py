@@ -1,0 +1,271 @@
+"""The claims, judged on stored rows: what turns recorded or live rows into verdicts.
+
+Rows are those of `store.read_rows`; each function takes whatever rows there are and says
+"inconclusive" where they do not suffice.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from replib.experiments import SOLVED_ACCURACY
+from replib.statistics import Crossover, Exponent, Regression, crossover, scaling_exponent
+from replib.store import Row
+from replib.verdicts import (
+    INCONCLUSIVE,
+    NOT_SUPPORTED,
+    SUPPORTED,
+    Criterion,
+    SeedResult,
+    Verdict,
+    convergence_verdict,
+    crossover_verdict,
+    scaling_verdict,
+)
+
+PAPER_SAYS = {
+    "convergence": "Linear attention converges smoothly and reaches the same loss as softmax "
+    "(figure 2, N = 128; only curves are printed).",
+    "scaling": "Time and memory of linear attention grow as N, those of softmax as N² "
+    "(section 3.2, figure 1).",
+    "crossover": "Linear attention is faster than softmax at every length shown, the shortest "
+    "being N = 512 (figure 1; GTX 1080 Ti, only curves are printed).",
+}
+
+
+def article_convergence(article: Mapping[str, Any]) -> str:
+    """What Do & Bergner 2022 found, in nats a token (their figures, with the loss that they
+    summed over the batch divided by it)."""
+    losses = article["loss_scale"]["nats_per_token"]
+    told = {
+        name: ", ".join(f"{loss:.2f} at N = {n}" for n, loss in by_length.items())
+        for name, by_length in losses.items()
+    }
+    return (
+        f"No stable convergence. Final loss in nats a token, linear: {told['linear']}; softmax: "
+        f"{told['softmax']}. Guessing costs 2.30."
+    )
+
+
+def article_scaling(article: Mapping[str, Any]) -> str:
+    """What the article's Table 1 says of growth."""
+    fit = article["fit"]
+    return (
+        f"Linear: time grows as N (R² {fit['r2_linear']:.4f}). Softmax: fitted with N² (R² "
+        f"{fit['r2']:.4f}), but a straight line fits as well (R² 0.9902). N = "
+        f"{article['N'][0]} to {article['N'][-1]}; no memory was measured."
+    )
+
+
+def article_crossover(article: Mapping[str, Any]) -> str:
+    """What the article extrapolated."""
+    ratios = article["ratio_linear_softmax"]
+    return (
+        f"Linear is {ratios[0]:.0f} to {ratios[-1]:.0f} times slower at N = {article['N'][0]} to "
+        f"{article['N'][-1]}; a fit puts the crossover at N = {article['fit']['ceil']}, "
+        f"{article['fit']['ceil'] / article['N'][-1]:.0f} times beyond the data."
+    )
+
+
+def of_session(judge: Callable[[list[Row]], Verdict], rows: Sequence[Row]) -> Verdict | str:
+    """A verdict on the rows of this session, or that there are none."""
+    if not rows:
+        return "Nothing has run yet with the settings below."
+    return judge(list(rows))
+
+
+if TYPE_CHECKING:
+    import polars
+
+_MET = {SUPPORTED: True, NOT_SUPPORTED: False, INCONCLUSIVE: None}
+
+
+def convergence_at(rows: Sequence[Row], seq_len: int) -> Verdict:
+    """Linear attention learns the copy task of one length as softmax does."""
+    linear, softmax = (
+        [
+            _seed_result(row)
+            for row in rows
+            if row["config"]["model"]["attention"] == attention
+            and row["config"]["task"]["seq_len"] == seq_len
+            and row["outcome"] in ("ok", "diverged")
+        ]
+        for attention in ("linear", "softmax")
+    )
+    return convergence_verdict(linear, softmax, accuracy_threshold=SOLVED_ACCURACY)
+
+
+def convergence(rows: Sequence[Row]) -> Verdict:
+    """`convergence_at` every length there is, together."""
+    lengths = sorted({row["config"]["task"]["seq_len"] for row in rows})
+    return _together({f"N = {n}": convergence_at(rows, n) for n in lengths}, "no runs yet")
+
+
+def _seed_result(row: Row) -> SeedResult:
+    summary = row["summary"]
+    return SeedResult(
+        seed=row["seed"],
+        final_loss=_number(summary.get("final_loss")),
+        final_accuracy=_number(summary.get("final_accuracy")),
+        n_spikes=summary.get("n_spikes", 0),
+        diverged=row["outcome"] == "diverged",
+        steps_to_threshold=summary.get("steps_to_solved"),
+    )
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+# What grows how: the claimed exponents of N, of attention alone (paper, section 3.2 and fig. 1).
+SCALING_CLAIMS = {
+    "linear, time": (("linear", "torch"), "time_ms_per_sample", 1.0),
+    "linear, memory": (("linear", "torch"), "memory_bytes_per_sample", 1.0),
+    "softmax textbook, time": (("softmax", "textbook"), "time_ms_per_sample", 2.0),
+    "softmax textbook, memory": (("softmax", "textbook"), "memory_bytes_per_sample", 2.0),
+}
+
+
+def scaling(rows: Sequence[Row], work: str = "forward_backward") -> Verdict:
+    """Time and memory of linear attention grow as N, those of softmax as N²."""
+    claims = {}
+    for name, (variant, figure, exponent) in SCALING_CLAIMS.items():
+        points = _points(rows, variant, work, figure)
+        if len(points) >= 2:
+            lengths, values = zip(*points, strict=True)
+            claims[name] = (lengths, values, exponent)
+    if not claims:
+        return Verdict("no measurements yet", (Criterion("two lengths or more", None, "0"),))
+    return scaling_verdict(claims)
+
+
+def exponents(rows: Sequence[Row], work: str) -> list[tuple[str, str, Exponent]]:
+    """The growth exponent of time and memory a sequence of each mechanism: name, what, exponent.
+    One needs two lengths."""
+    found = []
+    for variant in sorted({variant_of(row) for row in rows}):
+        for what in ("time", "memory"):
+            figure = "time_ms_per_sample" if what == "time" else "memory_bytes_per_sample"
+            points = _points(rows, variant, work, figure)
+            if len(points) >= 2:
+                exponent = scaling_exponent(*zip(*points, strict=True))
+                found.append((f"{variant[0]} ({variant[1]})", what, exponent))
+    return found
+
+
+def _points(
+    rows: Sequence[Row], variant: tuple[str, str | None], work: str, figure: str
+) -> list[tuple[int, float]]:
+    """Length and figure of the points that a mechanism finished, shortest first."""
+    return sorted(
+        (row["config"]["seq_len"], row["summary"][figure])
+        for row in rows
+        if variant_of(row) == variant
+        and row["config"]["work"] == work
+        and row["outcome"] == "ok"
+        and row["summary"][figure]
+    )
+
+
+def crossover_of(
+    rows: Sequence[Row], baseline: str, *, work: str = "forward_backward", batch_size: int = 8
+) -> Crossover | None:
+    """The measured N from which linear attention is faster than softmax in an implementation;
+    None with fewer than two lengths at which both ran."""
+    samples: dict[tuple, dict[int, list[float]]] = {}
+    for row in rows:
+        config = row["config"]
+        if config["work"] == work and config["batch_size"] == batch_size and row["outcome"] == "ok":
+            times = samples.setdefault(variant_of(row), {})
+            times[config["seq_len"]] = row["summary"]["time_ms_samples"]
+    softmax = samples.get(("softmax", baseline), {})
+    linear = samples.get(("linear", "torch"), {})
+    lengths = sorted(softmax.keys() & linear.keys())
+    if len(lengths) < 2:
+        return None
+    return crossover(lengths, [softmax[n] for n in lengths], [linear[n] for n in lengths])
+
+
+def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> Verdict:
+    """Linear attention is faster from N = 512 on (paper, fig. 1), against both softmaxes."""
+    batches = sorted({row["config"]["batch_size"] for row in rows}, reverse=True)
+    verdicts = {}
+    for batch_size in batches:
+        for baseline in ("textbook", "fused"):
+            found = crossover_of(rows, baseline, work=work, batch_size=batch_size)
+            if found is not None:
+                verdicts[f"against {baseline}, batch {batch_size}"] = crossover_verdict(found)
+    return _together(verdicts, "no measurements yet")
+
+
+def variant_of(row: Row) -> tuple[str, str | None]:
+    """Attention and implementation of a row."""
+    config = row["config"].get("model", row["config"])
+    return config["attention"], config["implementation"]
+
+
+def _together(verdicts: dict[str, Verdict], nothing: str) -> Verdict:
+    """One verdict that is supported where all of several are."""
+    if not verdicts:
+        return Verdict(nothing, (Criterion("some rows", None, "0"),))
+    criteria = tuple(
+        Criterion(f"{name}: {verdict.status}", _MET[verdict.status], verdict.headline)
+        for name, verdict in verdicts.items()
+    )
+    counts = [f"{status} in {n}" for status in _MET if (n := _count(verdicts, status))]
+    return Verdict(f"{', '.join(counts)} of {len(verdicts)} settings", criteria)
+
+
+def _count(verdicts: dict[str, Verdict], status: str) -> int:
+    return sum(verdict.status == status for verdict in verdicts.values())
+
+
+def extrapolation_text(fits: Sequence[Regression]) -> str:
+    """What the article's four points give under each model of softmax, as Markdown."""
+    lines = [
+        f"| {fit.softmax_model.replace('_', ' ')} | {fit.r2_softmax:.4f} | "
+        f"{_crossing(fit.crossover)} |"
+        for fit in fits
+    ]
+    return (
+        "## Where 3149 comes from\n\n"
+        "The article fits its softmax times with N², its linear times with N, and extends both. "
+        "Other models fit the same four points as well, and disagree:\n\n"
+        "| model of softmax | R² | crossover N |\n|---|---|---|\n" + "\n".join(lines)
+    )
+
+
+def _crossing(length: float) -> str:
+    return f"{length:.0f}" if math.isfinite(length) else "never"
+
+
+def table_1(article: Mapping[str, Any], steps: Sequence[Row]) -> str:
+    """The article's Table 1 with a row for each variant recorded here, as Markdown: seconds for
+    as many training steps as the article took."""
+    times = {
+        (variant_of(row), row["config"]["task"]["seq_len"]): row["summary"]["time_ms"]
+        for row in steps
+        if row["outcome"] == "ok"
+    }
+    lines = [
+        f"| 2022 article, {name} | " + " | ".join(f"{s}" for s in article[f"{name}_s"]) + " |"
+        for name in ("softmax", "linear")
+    ]
+    for variant in sorted({variant for variant, _ in times}, reverse=True):
+        cells = [_seconds(times.get((variant, n)), article["steps"]) for n in article["N"]]
+        lines.append(f"| here, {variant[0]} ({variant[1]}) | {' | '.join(cells)} |")
+    head = " | ".join(f"N = {n}" for n in article["N"])
+    return (
+        f"## The article's Table 1\n\nSeconds for {article['steps']} training steps; the "
+        f"article's on a {article['gpu']}, ours from the median step on the device named in "
+        f"the chart.\n\n| | {head} |\n|---|{'---|' * len(article['N'])}\n" + "\n".join(lines)
+    )
+
+
+def _seconds(time_ms: float | None, n_steps: int) -> str:
+    return "–" if time_ms is None else f"{time_ms * n_steps / 1000:.0f}"
+
+
+def of_work(costs: "polars.DataFrame", work: str) -> "polars.DataFrame":
+    """The points of one work."""
+    return costs.filter(costs["work"] == work)

@@ -1,0 +1,433 @@
+"""The marimo parts that several notebooks share: parameter panel, run gate, verdict card."""
+
+import html
+import math
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import marimo as mo
+import polars as pl
+import torch
+
+from replib import charts, claims, frames
+from replib.attention import ATTENTION
+from replib.device import resolve_device
+from replib.experiments import TrainingJob
+from replib.generation import copy_with
+from replib.live import LiveRuns, Progress, predicted_seconds, refusal
+from replib.statistics import Crossover
+from replib.store import Row
+from replib.training import Training
+from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Verdict
+
+AUTO_RUN_BELOW_S = 5.0  # a reader who moves a slider waits so long without having asked
+REDRAW_EVERY_S = 0.25
+
+
+@dataclass(frozen=True)
+class Control:
+    """A parameter of a panel: a slider over `values`, or a choice of several of them.
+
+    `name` is also the parameter of the URL (`?seq_len=64`) and of the command line
+    (`-- --seq-len 64`).
+    """
+
+    name: str
+    label: str
+    values: tuple
+    default: Any
+
+    @property
+    def several(self) -> bool:
+        return isinstance(self.default, tuple)
+
+    def read(self, text: Any) -> tuple[Any, str | None]:
+        """The value that a text from outside means, and what to tell where it was changed."""
+        if self.several:
+            asked = text if isinstance(text, list) else str(text).split(",")
+            known = tuple(value for value in self.values if value in asked)
+            wrong = [str(one) for one in asked if one not in self.values]
+            note = f"{self.label}: {', '.join(wrong)} unknown" if wrong else None
+            return known or self.default, note
+        if isinstance(text, list):
+            text = text[-1]
+        if isinstance(self.default, str):
+            if text in self.values:
+                return text, None
+            return self.default, f"{self.label}: {text} unknown, {self.default} used"
+        try:
+            asked = float(text)
+            nearest = min(self.values, key=lambda value: abs(value - asked))
+            if asked != asked:
+                raise ValueError
+        except (TypeError, ValueError):
+            return self.default, f"{self.label}: {text!r} is no number, {self.default} used"
+        if nearest == asked:
+            return nearest, None
+        return nearest, f"{self.label}: {text} is not offered, {nearest} used"
+
+
+DEVICE = Control("device", "Device", ("auto", "cpu", *["cuda"] * torch.cuda.is_available()), "auto")
+
+
+def initial_values(
+    controls: Sequence[Control], *sources: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """The value of each control from the first source that has it, else its default; and notes
+    on the values that had to be changed. Names may be written with - or _."""
+    values, notes = {}, []
+    for control in controls:
+        values[control.name] = control.default
+        for source in sources:
+            spelled = [n for n in (control.name, control.name.replace("_", "-")) if n in source]
+            if spelled:
+                value, note = control.read(source[spelled[0]])
+                values[control.name] = value
+                notes += [note] if note else []
+                break
+    return values, notes
+
+
+def panel(controls: Sequence[Control]) -> tuple[mo.ui.dictionary, list[str]]:
+    """The elements of a panel, set from the URL, else from the command line; and notes."""
+    query, arguments = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
+    values, notes = initial_values(controls, query, arguments)
+    return mo.ui.dictionary({c.name: _element(c, values[c.name]) for c in controls}), notes
+
+
+def _element(control: Control, value: Any):
+    if control.several:
+        return mo.ui.multiselect(
+            control.values, value=list(value), label=control.label, full_width=True
+        )
+    if isinstance(control.default, str):
+        return mo.ui.dropdown(control.values, value=value, label=control.label, full_width=True)
+    return mo.ui.slider(
+        steps=list(control.values),
+        value=value,
+        label=control.label,
+        debounce=True,
+        show_value=True,
+        full_width=True,
+    )
+
+
+def show_panel(elements: mo.ui.dictionary, notes: Sequence[str] = ()) -> mo.Html:
+    """The panel as a grid of its elements, with what had to be changed said below."""
+    cells = "".join(f"<div>{element}</div>" for element in elements.elements.values())
+    grid = mo.Html(
+        '<div style="display:grid; gap:.9rem 2rem; align-items:end; '
+        f'grid-template-columns:repeat(auto-fill, minmax(13rem, 1fr))">{cells}</div>'
+    )
+    if not notes:
+        return grid
+    return mo.vstack([grid, mo.callout(mo.md("; ".join(map(html.escape, notes))), kind="warn")])
+
+
+def share(values: Mapping[str, Any]) -> None:
+    """Write the values to the URL, so that the address bar holds the present setting."""
+    query = mo.query_params()
+    for name, value in values.items():
+        text = ",".join(value) if isinstance(value, list | tuple) else str(value)
+        if query.get(name) != text:
+            query.set(name, text)
+
+
+def attempt(build, settings: Mapping[str, Any]) -> tuple[list, mo.Html]:
+    """Jobs of the settings; none, and what is wrong with the settings, where there can be none."""
+    try:
+        return build(settings), mo.md("")
+    except ValueError as error:
+        return [], mo.callout(mo.md(html.escape(str(error))), kind="warn")
+
+
+def device_names(rows: Sequence[Row]) -> str:
+    """The devices that rows were computed on."""
+    names = sorted({row["provenance"]["device_name"] for row in rows})
+    return ", ".join(names) if names else "nothing yet"
+
+
+def in_static_page() -> bool:
+    """Whether the page is being exported (`-- --static`) and has no kernel behind it later."""
+    return "static" in mo.cli_args() or "--static" in sys.argv
+
+
+def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = None):
+    """A Run button with the predicted time, and a text that says why there is none (one of the
+    two is None).
+
+    Where `auto` is on, what takes less than AUTO_RUN_BELOW_S, and anything on CUDA, is started
+    at once.
+    """
+    missing = live.missing(jobs, device)
+    if not jobs:
+        return None, "Nothing is chosen: choose at least one attention."
+    if live.running:
+        return None, "A run is under way; the next can start when it ends."
+    if not missing:
+        return None, "These settings have been run; the result is below."
+    if why_not := refusal(missing, device):
+        return None, why_not
+    seconds = predicted_seconds(missing, device)
+    if auto and (seconds < AUTO_RUN_BELOW_S or resolve_device(device).type == "cuda"):
+        live.start(jobs, device)
+        return None, "Running by itself, as it is short."
+    return mo.ui.run_button(label=f"Run (about {_duration(seconds)})", kind="success"), None
+
+
+def show_gate(button, text: str | None, *beside) -> mo.Html:
+    """The button or its text, and what stands beside it."""
+    shown = mo.md(html.escape(text)) if button is None else button
+    return mo.hstack([shown, *beside], justify="start", align="center", gap=1.5, wrap=True)
+
+
+def ticker(live: LiveRuns):
+    """What makes the page look again several times a second, while something is running."""
+    return mo.ui.refresh(default_interval=REDRAW_EVERY_S) if live.running else None
+
+
+def stop_button(live: LiveRuns):
+    """A Stop button, while something is running."""
+    return mo.ui.run_button(label="Stop", kind="danger") if live.running else None
+
+
+def pressed(button) -> bool:
+    """Whether a button that may not be there has been pressed."""
+    return button is not None and bool(button.value)
+
+
+def show_stop(stop, tick) -> mo.Html:
+    """The Stop button; the ticker works unseen."""
+    if stop is None:
+        return mo.md("")
+    return mo.hstack([stop, mo.Html(f'<div style="display:none">{tick}</div>')], justify="start")
+
+
+def watch(live: LiveRuns, announce) -> mo.Html:
+    """Look at the run: its progress now; once it has ended, let `announce` (the setter of an
+    `mo.state` counter) update what depends on finished runs."""
+    progress = live.poll()
+    if live.just_ended():
+        announce(lambda n: n + 1)
+    return show_progress(live, progress)
+
+
+def show_progress(live: LiveRuns, progress: Progress | None) -> mo.Html:
+    """A progress bar with its text; what went wrong, once it has."""
+    if progress is None:
+        return mo.md("")
+    if progress.status == "failed":
+        return mo.callout(mo.md(f"The run failed: {html.escape(progress.error)}"), kind="danger")
+    if live.running:
+        bar = (
+            f'<progress aria-label="progress of the run" max="1" value="{progress.fraction:.4f}" '
+            'style="width:min(100%, 20rem); accent-color: #0072b2"></progress>'
+        )
+        return mo.Html(
+            f'<div role="status" style="font-variant-numeric: tabular-nums">{bar} '
+            f"{progress.fraction:.0%} &nbsp; {html.escape(progress.text)}</div>"
+        )
+    if live.warning:
+        return mo.callout(mo.md(html.escape(live.warning)), kind="warn")
+    if progress.status == "stopped":
+        return mo.md("Stopped; what was computed is kept and shown below.")
+    return mo.md("")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return "1 s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min"
+
+
+# Colour-blind safe, and a sign of its own each, as colour alone tells some readers nothing.
+_STATUS = {
+    SUPPORTED: ("✓", "#00795a"),
+    NOT_SUPPORTED: ("✗", "#b34a00"),
+    INCONCLUSIVE: ("?", "#666"),
+}
+_MET = {True: "✓", False: "✗", None: "?"}
+
+
+def verdict_card(claim: str, columns: Sequence[tuple[str, Verdict | str]]) -> mo.Html:
+    """A claim, and side by side what each source says of it: a text, or a verdict with its
+    criteria."""
+    cells = "".join(_column(title, said) for title, said in columns)
+    return mo.Html(
+        f'<section aria-label="Verdict"><p style="margin:0 0 .6rem">{html.escape(claim)}</p>'
+        '<div style="display:grid; gap:.75rem; '
+        f'grid-template-columns:repeat(auto-fit, minmax(min(100%, 14rem), 1fr))">{cells}</div>'
+        "</section>"
+    )
+
+
+def _column(title: str, said: Verdict | str) -> str:
+    if isinstance(said, str):
+        body = f"<p style='margin:.4rem 0'>{html.escape(said)}</p>"
+    else:
+        sign, colour = _STATUS[said.status]
+        criteria = "".join(
+            f"<li>{_MET[one.met]} {html.escape(one.text)}: <b>{html.escape(one.figure)}</b></li>"
+            for one in said.criteria
+        )
+        body = (
+            f'<p style="margin:.4rem 0"><span style="background:{colour}; color:#fff; '
+            f'padding:.1rem .55rem; border-radius:1rem; font-weight:600">{sign} {said.status}'
+            f"</span></p><p style='margin:.4rem 0'>{html.escape(said.headline)}</p>"
+            f"<details><summary>criteria</summary><ul style='padding-left:1rem; margin:.3rem 0; "
+            f"list-style:none'>{criteria}</ul></details>"
+        )
+    return (
+        '<div style="border:1px solid var(--border, #ccc); border-radius:.5rem; '
+        f'padding:.7rem .9rem; font-size:.9rem"><strong>{html.escape(title)}</strong>{body}</div>'
+    )
+
+
+def recorded_behind(shown: pl.DataFrame, recorded: pl.DataFrame) -> pl.DataFrame | None:
+    """The recorded curves to draw behind shown ones: those of the same length, if there are."""
+    if shown.is_empty():
+        return None
+    return recorded.filter(pl.col("seq_len") == shown["seq_len"][0])
+
+
+def title_of(shown: pl.DataFrame) -> str:
+    """The settings of shown runs as a chart's title."""
+    if shown.is_empty():
+        return "Nothing has run yet"
+    run = shown.row(0, named=True)
+    return (
+        f"N = {run['seq_len']}, batch {run['batch_size']}, {run['n_layers']} layers, "
+        f"{run['n_heads']} heads of {run['d_model'] // run['n_heads']}"
+    )
+
+
+FIRST_LETTER = ord("a")
+
+
+def copies(
+    live: LiveRuns, jobs: Sequence[TrainingJob], text: str, n_shuffles: int, device: str
+) -> mo.Html:
+    """A sequence, and what each trained model of the jobs makes of it, symbol by symbol.
+
+    The text holds letters, the first for symbol 1; shuffled where `n_shuffles` is not 0.
+    """
+    models = {job.config.model.attention: live.model(job, device) for job in reversed(jobs)}
+    models = {name: training for name, training in models.items() if training is not None}
+    if not models:
+        return mo.md("*There is no trained model of these settings yet: run them first.*")
+    try:
+        symbols = _symbols(text, jobs[0].config.task.n_symbols, n_shuffles)
+        rows = [("given", symbols)] + [
+            (name, copy_with(t.model, t.config.task, _tensor(symbols, t))[0].tolist())
+            for name, t in models.items()
+        ]
+    except ValueError as error:
+        return mo.callout(mo.md(html.escape(str(error))), kind="warn")
+    body = "".join(_copy_row(name, produced, symbols) for name, produced in rows)
+    return mo.Html(f'<table aria-label="copies" style="font-size:1rem">{body}</table>')
+
+
+def _symbols(text: str, n_symbols: int, n_shuffles: int) -> list[int]:
+    symbols = [ord(letter) - FIRST_LETTER + 1 for letter in text.strip().lower()]
+    if not symbols or not all(1 <= symbol <= n_symbols for symbol in symbols):
+        last = chr(FIRST_LETTER + n_symbols - 1)
+        raise ValueError(f"{text!r}: type letters from a to {last} only")
+    random.Random(n_shuffles).shuffle(symbols) if n_shuffles else None
+    return symbols
+
+
+def _tensor(symbols: list[int], training: Training) -> torch.Tensor:
+    return torch.tensor([symbols], device=training.device)
+
+
+def _copy_row(name: str, produced: list[int], given: list[int]) -> str:
+    cells = ""
+    for i, symbol in enumerate(given):
+        made = produced[i] if i < len(produced) else 0
+        letter = chr(FIRST_LETTER + made - 1) if 1 <= made <= 26 else "·"
+        right = made == symbol
+        style = "" if right else "background:#b34a00; color:#fff; text-decoration:underline"
+        cells += f'<td style="padding:.1rem .35rem; font-family:monospace; {style}">{letter}</td>'
+    n_right = sum(a == b for a, b in zip(produced, given, strict=False))
+    return (
+        f'<tr><th scope="row" style="text-align:left; padding-right:1rem">{name}</th>{cells}'
+        f'<td style="padding-left:1rem">{n_right} of {len(given)} right</td></tr>'
+    )
+
+
+def history(live: LiveRuns) -> mo.Html:
+    """The finished runs of this session as a table, the latest first."""
+    if not live.finished:
+        return mo.md("")
+    lines = [_history_line(row) for row in reversed(live.finished)]
+    head = "| run | outcome | result |\n|---|---|---|\n"
+    return mo.accordion({f"Runs of this session ({len(lines)})": mo.md(head + "\n".join(lines))})
+
+
+def _history_line(row: Row) -> str:
+    config, summary = row["config"], row["summary"]
+    if "model" in config:
+        loss, accuracy = summary.get("final_loss"), summary.get("final_accuracy")
+        what = (
+            f"{config['model']['attention']}, N = {config['task']['seq_len']}, batch "
+            f"{config['batch_size']}, {config['n_steps']} steps, seed {row['seed']}"
+        )
+        result = "" if loss is None else f"loss {loss:.4f} nats a token, accuracy {accuracy:.1%}"
+    else:
+        time_ms = summary.get("time_ms")
+        what = (
+            f"{config['attention']} ({config['implementation']}), N = {config['seq_len']}, "
+            f"batch {config['batch_size']}, {config['work']}"
+        )
+        result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"
+    return f"| {what} | {row['outcome']} | {result} |"
+
+
+def crossover_chart(rows: Sequence[Row], work: str, batch_size: int) -> alt.LayerChart:
+    """Speed of linear attention against each softmax, with the crossovers, for rows of one work
+    and batch size."""
+    rows = [
+        row
+        for row in rows
+        if row["config"]["work"] == work and row["config"]["batch_size"] == batch_size
+    ]
+    found = {
+        f"softmax ({baseline})": claims.crossover_of(
+            rows, baseline, work=work, batch_size=batch_size
+        )
+        for baseline in ATTENTION["softmax"].implementations
+    }
+    crossovers = {name: one for name, one in found.items() if one is not None}
+    where = ", ".join(f"{_rounded(one)} against {name}" for name, one in crossovers.items())
+    title = f"Linear is faster from N = {where}" if where else "Two lengths or more are needed"
+    return charts.ratio_chart(frames.costs(rows), crossovers=crossovers, title=title)
+
+
+def _rounded(found: Crossover) -> str:
+    if not math.isfinite(found.length):
+        return "∞"
+    return f"{found.length:.0f}{' (extrapolated)' if found.extrapolated else ''}"
+
+
+def session_crossover_chart(rows: Sequence[Row]) -> alt.LayerChart:
+    """`crossover_chart` of the rows of one setting."""
+    config = rows[0]["config"] if rows else {"work": "forward", "batch_size": 1}
+    return crossover_chart(rows, config["work"], config["batch_size"])
+
+
+def exponents(rows: Sequence[Row], work: str) -> mo.Html:
+    """The growth exponent of each mechanism's time and memory, with its interval, as a table."""
+    if not rows:
+        return mo.md("")
+    lines = [
+        f"| {series} | {what} | {exponent.value:.2f} | {exponent.low:.2f} to {exponent.high:.2f} |"
+        for series, what, exponent in claims.exponents(rows, work)
+    ]
+    head = "| attention | | exponent of N | 95 % interval |\n|---|---|---|---|\n"
+    return mo.md(head + "\n".join(lines))

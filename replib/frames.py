@@ -1,0 +1,198 @@
+"""Stored rows as tidy polars frames: what charts, tables and verdicts are made of.
+
+Every function takes rows as `store.read_rows` returns them (pass them through `store.latest` where
+one row a config is wanted) and returns a frame with the same columns for no rows as for many.
+`series` names a mechanism with its implementation, such as "linear (torch)"; `source` tells runs of
+this session ("live") from committed ones ("recorded"). Losses are nats a token, accuracies shares.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import polars as pl
+
+from replib.attention import ATTENTION
+from replib.store import Row
+from replib.training import Metrics, TrainingConfig
+
+_RUN = {
+    "attention": pl.String,
+    "implementation": pl.String,
+    "series": pl.String,
+    "seq_len": pl.Int64,
+    "seed": pl.Int64,
+    "batch_size": pl.Int64,
+    "n_layers": pl.Int64,
+    "n_heads": pl.Int64,
+    "d_model": pl.Int64,
+    "n_steps": pl.Int64,
+    "lr": pl.Float64,
+    "device": pl.String,
+    "run_id": pl.String,
+    "source": pl.String,
+}
+_POINT = {"train_loss": pl.Float64, "loss": pl.Float64, "accuracy": pl.Float64}
+CURVE_COLUMNS = _RUN | {"step": pl.Int64} | _POINT
+SUMMARY_COLUMNS = _RUN | {
+    "outcome": pl.String,
+    "detail": pl.String,
+    "final_loss": pl.Float64,
+    "final_accuracy": pl.Float64,
+    "best_loss": pl.Float64,
+    "steps_to_solved": pl.Int64,
+    "n_spikes": pl.Int64,
+    "steps_per_s": pl.Float64,
+}
+COST_COLUMNS = {
+    "attention": pl.String,
+    "implementation": pl.String,
+    "series": pl.String,
+    "seq_len": pl.Int64,
+    "batch_size": pl.Int64,
+    "n_heads": pl.Int64,
+    "head_dim": pl.Int64,
+    "work": pl.String,
+    "n_steps": pl.Int64,
+    "time_ms": pl.Float64,
+    "q25": pl.Float64,
+    "q75": pl.Float64,
+    "time_ms_samples": pl.List(pl.Float64),
+    "time_ms_per_sample": pl.Float64,
+    "memory_bytes": pl.Int64,
+    "memory_bytes_per_sample": pl.Float64,
+    "outcome": pl.String,
+    "detail": pl.String,
+    "device": pl.String,
+    "run_id": pl.String,
+    "source": pl.String,
+}
+
+
+def training_curves(rows: Iterable[Row]) -> pl.DataFrame:
+    """One line an evaluation of a training run: CURVE_COLUMNS."""
+    parts = []
+    for row in rows:
+        curve = row["curve"] or {"step": []}
+        n_points = len(curve["step"])
+        empty = [None] * n_points
+        columns = {name: [value] * n_points for name, value in _run(row).items()}
+        columns |= {name: curve.get(name, empty) for name in ("step", *_POINT)}
+        parts.append(_frame(columns, CURVE_COLUMNS))
+    return pl.concat(parts) if parts else _frame([], CURVE_COLUMNS)
+
+
+def running_curve(
+    config: TrainingConfig, seed: int, history: Sequence[Metrics], device: str = "this machine"
+) -> pl.DataFrame:
+    """The curve so far of a run that still runs, as `training_curves` would give it."""
+    history = list(history)  # another thread may append
+    names = ("step", *_POINT)
+    row = {
+        "run_id": "",
+        "scale": "live",
+        "config": asdict(config),
+        "seed": seed,
+        "provenance": {"device_name": device},
+        "curve": {name: [getattr(metrics, name) for metrics in history] for name in names},
+    }
+    return training_curves([row])
+
+
+def training_summaries(rows: Iterable[Row]) -> pl.DataFrame:
+    """One line a training run: SUMMARY_COLUMNS."""
+    figures = ("final_loss", "final_accuracy", "best_loss", "steps_to_solved")
+    figures += ("n_spikes", "steps_per_s")
+    return _frame(
+        [
+            _run(row)
+            | {"outcome": row["outcome"], "detail": row["detail"]}
+            | {name: row["summary"].get(name) for name in figures}
+            for row in rows
+        ],
+        SUMMARY_COLUMNS,
+    )
+
+
+def costs(rows: Iterable[Row]) -> pl.DataFrame:
+    """One line a measured point, of attention alone or of a training step: COST_COLUMNS.
+
+    `work` is "forward", "forward_backward" or "training_step"; `n_steps` belongs to the last alone.
+    """
+    return _frame([_cost(row) for row in rows], COST_COLUMNS)
+
+
+def _cost(row: Row) -> dict[str, Any]:
+    summary = row["summary"]
+    figures = ("time_ms", "time_ms_samples", "time_ms_per_sample")
+    figures += ("memory_bytes", "memory_bytes_per_sample")
+    return (
+        _cost_config(row["config"])
+        | {name: summary.get(name) for name in figures}
+        | {"q25": summary.get("time_ms_q25"), "q75": summary.get("time_ms_q75")}
+        | {"outcome": row["outcome"], "detail": row["detail"]}
+        | _origin(row)
+    )
+
+
+def _cost_config(config: dict[str, Any]) -> dict[str, Any]:
+    if "task" not in config:
+        kept = ("seq_len", "batch_size", "n_heads", "head_dim", "work")
+        return _mechanism(config) | {name: config.get(name) for name in kept}
+    model = config["model"]
+    return _mechanism(model) | {
+        "seq_len": config["task"]["seq_len"],
+        "batch_size": config["batch_size"],
+        "n_heads": model["n_heads"],
+        "head_dim": model["d_model"] // model["n_heads"],
+        "work": "training_step",
+        "n_steps": config["n_steps"],
+    }
+
+
+def _run(row: Row) -> dict[str, Any]:
+    config, model = row["config"], row["config"]["model"]
+    return (
+        _mechanism(model)
+        | {"seq_len": config["task"]["seq_len"], "seed": row["seed"]}
+        | {name: config.get(name) for name in ("batch_size", "n_steps", "lr")}
+        | {name: model.get(name) for name in ("n_layers", "n_heads", "d_model")}
+        | _origin(row)
+    )
+
+
+def _mechanism(config: dict[str, Any]) -> dict[str, Any]:
+    attention, implementation = config["attention"], config.get("implementation")
+    if implementation is None and attention in ATTENTION:
+        implementation = ATTENTION[attention].resolve(None)
+    series = f"{attention} ({implementation})" if implementation else attention
+    return {"attention": attention, "implementation": implementation, "series": series}
+
+
+def _origin(row: Row) -> dict[str, Any]:
+    provenance = row["provenance"]
+    device, threads = provenance.get("device_name") or "unknown device", provenance.get("threads")
+    if threads and str(provenance.get("device")).startswith("cpu"):
+        device = f"{device}, {threads} thread{'s' if threads > 1 else ''}"
+    return {
+        "device": device,
+        "run_id": row["run_id"],
+        "source": "live" if row["scale"] == "live" else "recorded",
+    }
+
+
+def _frame(data: list[dict] | dict[str, list], columns: dict[str, Any]) -> pl.DataFrame:
+    """The data under these columns alone; a column that is missing and a number that is not finite
+    are null."""
+    if isinstance(data, list):
+        data = {name: [row.get(name) for row in data] for name in columns}
+    return pl.DataFrame(
+        {name: [_finite_or_none(value) for value in data[name]] for name in columns},
+        schema=columns,
+        strict=False,
+    )
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,265 @@
+"""Runs that an open notebook starts: in a thread, watched by polling, kept when they end.
+
+marimo serves all notebooks as threads of one process, so one such thread works at a time, and a
+run whose page is no longer open ends by itself.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+
+from replib import store
+from replib.benchmark import predict_cost_seconds, predict_training_seconds, predicted_bytes
+from replib.device import resolve_device
+from replib.experiments import (
+    TASK_EXPERIMENTS,
+    CostJob,
+    Job,
+    TrainingJob,
+    identity,
+    run_cost,
+    run_training,
+    training_row,
+)
+from replib.memory import available_memory_bytes
+from replib.training import Metrics, Training
+
+SCALE = "live"
+MAX_POINT_S = 5.0  # of timing for one mechanism at one length
+# A page that is open asks several times a second; one that has not for so long is closed.
+ABANDONED_AFTER_S = 20.0
+MAX_PREDICTED_S = 3600.0  # a reader who wants more has the command line, which resumes
+_WORK_LOCK = threading.Lock()
+
+
+@dataclass
+class Progress:
+    """Where a batch of jobs stands. `status` is "waiting" (for another page's run), "running",
+    "done", "stopped" or "failed", and then `error` says why."""
+
+    status: str = "waiting"
+    fraction: float = 0.0
+    text: str = "waiting for a run on another page to end"
+    error: str | None = None
+    rows: dict[str, store.Row] = field(default_factory=dict)
+    """Rows so far by run_id; one under way reads as if it were stopped now ("interrupted")."""
+
+
+class LiveRuns:
+    """The runs of one open notebook: what is cached, what is running, what has finished.
+
+    Example:
+        >>> live = LiveRuns("convergence")
+        >>> live.start(jobs)
+        >>> live.poll().fraction
+    """
+
+    def __init__(self, experiment: str):
+        self.experiment = experiment
+        self.folder = store.cache_folder()
+        self.finished: list[store.Row] = []
+        """Rows of this page, oldest first; they stay when the settings move on."""
+        self.models: dict[str, Training] = {}
+        self.warning: str | None = None
+        self._progress: Progress | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._polled = monotonic()
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def finished_of(self, experiment: str) -> list[store.Row]:
+        """The finished rows of this page that belong to an experiment."""
+        return [row for row in self.finished if row["experiment"] == experiment]
+
+    def rows(self, jobs: Sequence[Job], device: str | None = None) -> list[store.Row]:
+        """The finished rows of jobs, of this page or from the cache; fewer than asked for where
+        some have not run."""
+        kind = resolve_device(device).type
+        names = {self._name(job) for job in jobs}
+        known = [row for name in names for row in store.read_rows(name, self.folder)]
+        known += self.finished
+        by_id = {
+            row["run_id"]: row
+            for row in known
+            if row["outcome"] != "interrupted" and row["provenance"]["device"].startswith(kind)
+        }
+        return [by_id[run] for job in jobs for run in run_ids(job) if run in by_id]
+
+    def missing(self, jobs: Sequence[Job], device: str | None = None) -> list[Job]:
+        """The jobs of which some row is not there."""
+        return [job for job in jobs if len(self.rows([job], device)) < len(run_ids(job))]
+
+    def start(self, jobs: Sequence[Job], device: str | None = None) -> None:
+        """Run the missing jobs in a thread; nothing happens while one of this page is running."""
+        if self.running:
+            return
+        jobs = self.missing(jobs, device)
+        self._stop.clear()
+        self._polled = monotonic()
+        self._progress = Progress()
+        self._thread = threading.Thread(
+            target=self._work, args=(jobs, device, self._progress), daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the run to end after its present step; what it computed is kept."""
+        self._stop.set()
+
+    def poll(self) -> Progress | None:
+        """The progress of the last batch, None before any; says that the page is still open."""
+        self._polled = monotonic()
+        return self._progress
+
+    def showing(self, jobs: Sequence[Job], device: str | None = None) -> list[store.Row]:
+        """The rows to draw: of the batch under way, else of `jobs` if they have run, else of the
+        last batch."""
+        rows = [] if self.running else self.rows(jobs, device)
+        if not rows and self._progress is not None:
+            rows = list(self._progress.rows.values())
+        return rows
+
+    def just_ended(self) -> bool:
+        """True once after each batch: what depends on finished runs is due for an update."""
+        ended = self._thread is not None and not self._thread.is_alive()
+        if ended:
+            self._thread = None
+        return ended
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the thread to end."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def model(self, job: TrainingJob, device: str | None = None) -> Training | None:
+        """The trained model of a finished job, from memory or from the cache."""
+        run = identity(job.config, job.seed, cost=False)
+        path = self._model_path(run)
+        if run not in self.models and path.exists():
+            training = Training(job.config, seed=job.seed, device=device)
+            try:
+                training.load(path)
+            except ValueError:
+                return None
+            self.models[run] = training
+        return self.models.get(run)
+
+    def _work(self, jobs: list[Job], device: str | None, progress: Progress) -> None:
+        try:
+            while not _WORK_LOCK.acquire(timeout=0.1):
+                if self._stopped():
+                    progress.status = "stopped"
+                    return
+            try:
+                progress.status, progress.text = "running", "starting"
+                for done, job in enumerate(jobs):
+                    if self._stopped():
+                        break
+                    run = self._train if isinstance(job, TrainingJob) else self._measure
+                    run(job, device, progress, done / len(jobs), 1 / len(jobs))
+            finally:
+                _WORK_LOCK.release()
+            progress.fraction = 1.0
+            progress.status = "stopped" if self._stopped() else "done"
+        except Exception as error:  # the page must say what happened in its thread
+            progress.error, progress.status = str(error) or type(error).__name__, "failed"
+
+    def _name(self, job: Job) -> str:
+        """The experiment that a job's rows are kept under: a task has one of its own."""
+        if isinstance(job, TrainingJob):
+            return TASK_EXPERIMENTS[type(job.config.task)]
+        return self.experiment
+
+    def _stopped(self) -> bool:
+        return self._stop.is_set() or monotonic() - self._polled > ABANDONED_AFTER_S
+
+    def _train(self, job, device, progress: Progress, before: float, share: float) -> None:
+        name = f"{job.config.model.attention}, seed {job.seed}"
+        progress.text = f"{name}: first steps"
+        training: Training | None = None
+
+        def on_start(started: Training) -> None:
+            nonlocal training
+            training = started
+
+        def on_metrics(_, metrics: Metrics) -> None:
+            progress.rows[run] = training_row(self.experiment, SCALE, job, training, "interrupted")
+            progress.fraction = before + share * metrics.step / job.config.n_steps
+            progress.text = (
+                f"{name}: step {metrics.step} of {job.config.n_steps}, "
+                f"loss {metrics.loss:.3f} nats a token, accuracy {metrics.accuracy:.1%}, "
+                f"{metrics.steps_per_s:.0f} steps/s, {metrics.seconds_left:.0f} s left"
+            )
+
+        run = identity(job.config, job.seed, cost=False)
+        row = run_training(self._name(job), SCALE, job, device, self._stopped, on_metrics, on_start)
+        self.models[run] = training
+        if row["outcome"] == "ok":
+            self._keep(lambda: training.save(self._model_path(run)))
+        self._finish(row, progress)
+
+    def _measure(self, job, device, progress: Progress, before: float, share: float) -> None:
+        progress.fraction = before
+        progress.text = f"measuring N = {job.configs[0].seq_len}"
+        for row in run_cost(self._name(job), SCALE, job, device, self._stopped, MAX_POINT_S):
+            self._finish(row, progress)
+
+    def _finish(self, row: store.Row, progress: Progress) -> None:
+        progress.rows[row["run_id"]] = row
+        self.finished.append(row)
+        self._keep(lambda: store.append(row["experiment"], row, self.folder))
+
+    def _keep(self, write) -> None:
+        """Write to the cache; where that fails the result stays on the page, with a warning."""
+        try:
+            write()
+        except (OSError, store.StoreError) as error:
+            self.warning = f"This run is not kept after the page closes: {error}"
+
+    def _model_path(self, run: str) -> Path:
+        return self.folder / "models" / f"{run}.pt"
+
+
+def run_ids(job: Job) -> list[str]:
+    """The identities of the rows that a job yields."""
+    if isinstance(job, TrainingJob):
+        return [identity(job.config, job.seed, cost=False)]
+    return [identity(config, cost=True) for config in job.configs]
+
+
+def predicted_seconds(jobs: Sequence[Job], device: str | None = None) -> float:
+    """About how long jobs take on this machine, in seconds."""
+    kind = resolve_device(device)
+    return sum(
+        predict_training_seconds(job.config, kind)
+        if isinstance(job, TrainingJob)
+        else predict_cost_seconds(job.configs, job.n_repeats, kind, MAX_POINT_S)
+        for job in jobs
+    )
+
+
+def refusal(jobs: Sequence[Job], device: str | None = None) -> str | None:
+    """Why jobs should not be started from a page, with the remedy; None if they may."""
+    training = [job for job in jobs if isinstance(job, TrainingJob)]
+    needed = max((predicted_bytes(job.config) for job in training), default=0)
+    free = available_memory_bytes(resolve_device(device))
+    if needed > 0.8 * free:
+        return (
+            f"This needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
+            "lower the sequence length or the batch size."
+        )
+    seconds = predicted_seconds(jobs, device)
+    if seconds > MAX_PREDICTED_S:
+        return (
+            f"This would take about {seconds / 3600:.1f} hours: lower the steps or the sequence "
+            "length, or record it from the command line, which resumes where it stopped."
+        )
+    return None
+
+
+__all__ = ["CostJob", "LiveRuns", "Progress", "TrainingJob", "predicted_seconds", "refusal"]
