@@ -176,7 +176,9 @@ def _(jobs, live, recorded, set_changes, settings, tick):
     _progress = controls.watch(live, set_changes)
     _shown = frames.training_curves(live.showing(jobs, settings["device"]))
     _behind = controls.recorded_behind(_shown, frames.training_curves(recorded))
-    mo.vstack([_progress, charts.live_curves(_shown, _behind, title=controls.title_of(_shown))])
+    controls.live_only(
+        _progress, charts.live_curves(_shown, _behind, title=controls.title_of(_shown))
+    )
     return
 
 
@@ -190,12 +192,10 @@ def _():
 @app.cell(hide_code=True)
 def _(get_changes, jobs, letters, live, settings, shuffle):
     get_changes()
-    mo.vstack(
-        [
-            mo.md("### Let the trained models copy a sequence"),
-            mo.hstack([letters, shuffle], justify="start"),
-            controls.copies(live, jobs, letters.value, shuffle.value, settings["device"]),
-        ]
+    controls.live_only(
+        mo.md("### Let the trained models copy a sequence"),
+        mo.hstack([letters, shuffle], justify="start"),
+        controls.copies(live, jobs, letters.value, shuffle.value, settings["device"]),
     )
     return
 

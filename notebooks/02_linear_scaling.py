@@ -184,7 +184,7 @@ def _(jobs, live, set_changes, settings, tick):
         charts.cost_chart(_costs, y=_y, title=f"{_what} per sequence, this session")
         for _y, _what in (("time_ms_per_sample", "Time"), ("memory_bytes_per_sample", "Memory"))
     )
-    mo.vstack([_progress, _time, _memory])
+    controls.live_only(_progress, _time, _memory)
     return
 
 

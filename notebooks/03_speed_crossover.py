@@ -172,7 +172,7 @@ def _(jobs, live, set_changes, settings, tick):
     tick
     _progress = controls.watch(live, set_changes)
     _rows = live.showing(jobs, settings["device"])
-    mo.vstack([_progress, controls.session_crossover_chart(_rows)])
+    controls.live_only(_progress, controls.session_crossover_chart(_rows))
     return
 
 

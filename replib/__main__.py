@@ -21,7 +21,11 @@ FIRST_PORT = 2718
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 for a stopped run, 2 for a caller's mistake."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, others = parser.parse_known_args(argv)
+    if others and arguments.run is not _report:
+        parser.error(f"unknown option {' '.join(others)}")
+    arguments.others = others
     try:
         return arguments.run(arguments)
     except (ValueError, store.StoreError) as error:
@@ -48,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
     sub = command("report", _report, "write figures/ and figures/report/")
     sub.add_argument("notebooks", nargs="*", help="only these, such as 03_speed_crossover")
+    sub.epilog = "Other options go to the notebooks: report 03_speed_crossover --seq-len 4096"
     sub = command("serve", _serve, "serve the notebooks at http://127.0.0.1:2718")
     sub.add_argument("--port", type=int, default=FIRST_PORT, help="(default: %(default)s)")
     sub.add_argument("--no-browser", action="store_true", help="only print the address")
@@ -190,7 +195,7 @@ def _free_port(first: int) -> int:
 def _report(arguments) -> int:
     from replib.report import write_report
 
-    for path in write_report(arguments.notebooks):
+    for path in write_report(arguments.notebooks, arguments.others):
         print(path)
     return 0
 

@@ -67,7 +67,7 @@ MEASURES = {  # column -> axis title, factor to its unit
 }
 CURVES = {"loss": "loss (nats a token)", "accuracy": "accuracy (% of tokens)"}
 MODELS = {
-    "quadratic": "a + c N² (the article's)",
+    "quadratic": "a + c N²",
     "linear": "a + b N",
     "full_quadratic": "a + b N + c N²",
     "power_law": "a N^p",
@@ -167,21 +167,15 @@ def live_curves(
     frame = pl.concat(frames)
     last_step = max(frame["step"].max(), live["n_steps"].max() or 0)
     drawn = _median(_drawn_curves(frame, "loss")).drop("seq_len", "n_seeds", "loss")
-    live_or = alt.when(alt.datum.source == "live")
     base = (
         alt.Chart(_values(drawn))
         .mark_line(clip=True)
         .encode(
-            alt.X(
-                "step:Q",
-                title="training step",
-                scale=alt.Scale(domain=[0, last_step], nice=False),
-                axis=alt.Axis(grid=False),
-            ),
+            _step_axis(scale=alt.Scale(domain=[0, last_step], nice=False)),
             _attention_colour(drawn),
-            _source_dash(),
-            strokeWidth=live_or.then(alt.value(2.5)).otherwise(alt.value(1.5)),
-            strokeOpacity=live_or.then(alt.value(1)).otherwise(alt.value(0.6)),
+            _by_source(alt.StrokeDash, [1, 0], [5, 4]),
+            _by_source(alt.StrokeWidth, 2.5, 1.5),
+            _by_source(alt.StrokeOpacity, 1, 0.6),
         )
     )
     upper, lower = [TALL * 0.44, 0], [TALL, TALL * 0.56]
@@ -373,7 +367,7 @@ def seeds_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
         + pl.col("seed"),
         value=pl.when(pl.col("outcome") != "diverged").then("final_accuracy"),
     )
-    lowest = min(0.9, (drawn["value"].min() or 0.9) - 0.02)
+    lowest = max(0.0, min(0.97, (drawn["value"].min() or 1.0) - 0.01))
     legend = alt.selection_point(name="mechanism", fields=["attention"], bind="legend")
     x = alt.X("seq_len:O", title=N_AXIS, axis=alt.Axis(labelAngle=0))
     y = alt.Y(
@@ -500,9 +494,9 @@ def _attention_colour(frame: pl.DataFrame, **options: Any) -> alt.Color:
     return alt.Color("attention:N", title=None, scale=scale, **options)
 
 
-def _source_dash() -> alt.StrokeDash:
-    scale = alt.Scale(domain=["live", "recorded"], range=[[1, 0], [5, 4]])
-    return alt.StrokeDash("source:N", title=None, scale=scale)
+def _by_source(channel: type, live: Any, recorded: Any) -> Any:
+    scale = alt.Scale(domain=["live", "recorded"], range=[live, recorded])
+    return channel("source:N", scale=scale, title=None)
 
 
 def _model_dash() -> alt.StrokeDash:
@@ -549,15 +543,15 @@ def _thinned(frame: pl.DataFrame, of_run: Sequence[str]) -> pl.DataFrame:
         (index % stride == 0)
         | (index == pl.len().over(of_run) - 1)
         | value.is_null()
-        | (value == value.max().over(of_run))
-        | (value == value.min().over(of_run))
+        | (index == value.arg_max().over(of_run))
+        | (index == value.arg_min().over(of_run))
     )
 
 
 def _curve_layers(
     frame: pl.DataFrame, y: str, axis: alt.Y, legend: alt.Parameter
 ) -> list[alt.Chart]:
-    x, colours = alt.X("step:Q", title="training step"), _attention_colour(frame)
+    x, colours = _step_axis(), _attention_colour(frame)
     of_run = pl.struct("attention", "run_id", "seed", "device", "source")
     runs = frame.with_columns(run=of_run.rank("dense").cast(pl.Int64)).sort("run", "step")
     runs = _thinned(runs, ["run"]).select("run", "attention", "seed", "seq_len", "step", "value")
@@ -569,7 +563,9 @@ def _curve_layers(
     tooltip = ["attention:N", "source:N", "step:Q", "loss:Q", "accuracy:Q", "n_seeds:Q"]
     layers = [
         seeds.mark_line(strokeWidth=1).encode(axis, strokeOpacity=_faded(legend, 0.4, 0.04)),
-        bold.encode(_source_dash()) if frame["source"].n_unique() > 1 else bold,
+        bold.encode(_by_source(alt.StrokeDash, [1, 0], [5, 4]))
+        if frame["source"].n_unique() > 1
+        else bold,
         medians.mark_point(size=80, opacity=0).encode(tooltip=tooltip),
     ]
     if runs["value"].has_nulls():
@@ -786,8 +782,8 @@ def _line_end_labels(curves: pl.DataFrame, domain: list[float], height: int) -> 
     softmax = pl.col("attention") == "softmax"
     ends = _spread(ends, domain, height, 2).with_columns(
         label=pl.when(softmax)
-        .then("softmax:\n" + pl.col("model").replace_strict(MODELS))
-        .otherwise(pl.lit("linear:\na + b N"))
+        .then("softmax\n" + pl.col("model").replace_strict(MODELS))
+        .otherwise(pl.lit("linear\na + b N"))
     )
     return (
         alt.Chart(ends)
@@ -821,7 +817,9 @@ def _meetings(regressions: Sequence[Regression], x: alt.X, y: alt.Y) -> list[alt
         base.mark_text(align="right", dx=-8, dy=-8, **text)
         .encode(text="label:N")
         .transform_filter(first),
-        base.mark_text(dy=18, **text).encode(text="label:N").transform_filter(others),
+        base.mark_text(align="right", dx=-14, dy=-22, **text)
+        .encode(text="label:N")
+        .transform_filter(others),
     ]
 
 
@@ -838,6 +836,11 @@ def _measured_range(low: float, high: float) -> alt.Chart:
     )
 
 
+def _step_axis(**options: Any) -> alt.X:
+    axis = alt.Axis(grid=False, labelOverlap=True, labelSeparation=6)
+    return alt.X("step:Q", title="training step", axis=axis, **options)
+
+
 def _length_axis(domain: Sequence[float], field: str = "seq_len") -> alt.X:
     """N on a log axis with labels at powers of two: 64, 128, ... 1k, 2k."""
     return alt.X(
@@ -848,17 +851,19 @@ def _length_axis(domain: Sequence[float], field: str = "seq_len") -> alt.X:
             values=_powers(domain, 2),
             labelExpr="datum.value < 1024 ? datum.value : datum.value / 1024 + 'k'",
             labelOverlap="parity",
+            labelSeparation=6,
             grid=False,
         ),
     )
 
 
 def _log_axis(field: str, title: str, domain: list[float], **scale: Any) -> alt.Y:
-    """A log axis with labels at powers of ten, and at 2 and 5 where these are few."""
-    values = _powers(domain, 10)
-    if len(values) < 3:
-        steps = [m * power for power in _powers([domain[0] / 10, domain[1]], 10) for m in (1, 2, 5)]
-        values = [step for step in steps if domain[0] <= step <= domain[1]]
+    """A log axis with labels at powers of ten, and between them where these are few."""
+    tens = _powers([domain[0] / 10, domain[1]], 10)
+    for digits in ((1,), (1, 2, 5), [half / 2 for half in range(2, 20)]):
+        values = [d * ten for ten in tens for d in digits if domain[0] <= d * ten <= domain[1]]
+        if len(values) >= 3:
+            break
     return alt.Y(
         f"{field}:Q",
         title=title,

@@ -9,7 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from replib.experiments import SOLVED_ACCURACY
-from replib.statistics import Crossover, Exponent, Regression, crossover, scaling_exponent
+from replib.statistics import (
+    Crossover,
+    Exponent,
+    Regression,
+    article_regression,
+    crossover,
+    scaling_exponent,
+)
 from replib.store import Row
 from replib.verdicts import (
     INCONCLUSIVE,
@@ -49,11 +56,16 @@ def article_convergence(article: Mapping[str, Any]) -> str:
 
 def article_scaling(article: Mapping[str, Any]) -> str:
     """What the article's Table 1 says of growth."""
-    fit = article["fit"]
+    square, line = (
+        article_regression(
+            article["N"], article["softmax_s"], article["linear_s"], softmax_model=model
+        )
+        for model in ("quadratic", "linear")
+    )
     return (
-        f"Linear: time grows as N (R² {fit['r2_linear']:.4f}). Softmax: fitted with N² (R² "
-        f"{fit['r2']:.4f}), but a straight line fits as well (R² 0.9902). N = "
-        f"{article['N'][0]} to {article['N'][-1]}; no memory was measured."
+        f"Linear: time grows as N (R² {square.r2_linear:.4f}). Softmax: fitted with N² (R² "
+        f"{square.r2_softmax:.4f}), but a straight line fits as well (R² {line.r2_softmax:.4f}). "
+        f"N = {article['N'][0]} to {article['N'][-1]}; no memory was measured."
     )
 
 
@@ -220,17 +232,24 @@ def _count(verdicts: dict[str, Verdict], status: str) -> int:
     return sum(verdict.status == status for verdict in verdicts.values())
 
 
+MODEL_NAMES = {
+    "quadratic": "a + c N² (the article's)",
+    "linear": "a + b N, a straight line",
+    "full_quadratic": "a + b N + c N²",
+    "power_law": "a Nᵖ",
+}
+
+
 def extrapolation_text(fits: Sequence[Regression]) -> str:
     """What the article's four points give under each model of softmax, as Markdown."""
     lines = [
-        f"| {fit.softmax_model.replace('_', ' ')} | {fit.r2_softmax:.4f} | "
-        f"{_crossing(fit.crossover)} |"
+        f"| {MODEL_NAMES[fit.softmax_model]} | {fit.r2_softmax:.4f} | {_crossing(fit.crossover)} |"
         for fit in fits
     ]
     return (
         "## Where 3149 comes from\n\n"
         "The article fits its softmax times with N², its linear times with N, and extends both. "
-        "Other models fit the same four points as well, and disagree:\n\n"
+        "Other models of the same four points disagree, a better fitting one among them:\n\n"
         "| model of softmax | R² | crossover N |\n|---|---|---|\n" + "\n".join(lines)
     )
 

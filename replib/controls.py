@@ -118,6 +118,8 @@ def _element(control: Control, value: Any):
 
 def show_panel(elements: mo.ui.dictionary, notes: Sequence[str] = ()) -> mo.Html:
     """The panel as a grid of its elements, with what had to be changed said below."""
+    if in_static_page():
+        return mo.callout(mo.md("A static copy: the controls work in the notebook, `make run`."))
     cells = "".join(f"<div>{element}</div>" for element in elements.elements.values())
     grid = mo.Html(
         '<div style="display:grid; gap:.9rem 2rem; align-items:end; '
@@ -135,6 +137,11 @@ def share(values: Mapping[str, Any]) -> None:
         text = ",".join(value) if isinstance(value, list | tuple) else str(value)
         if query.get(name) != text:
             query.set(name, text)
+
+
+def live_only(*parts) -> mo.Html:
+    """Parts one above the other; nothing in a static page, where they could not change."""
+    return mo.md("") if in_static_page() else mo.vstack(parts)
 
 
 def attempt(build, settings: Mapping[str, Any]) -> tuple[list, mo.Html]:
@@ -181,6 +188,8 @@ def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = Non
 
 def show_gate(button, text: str | None, *beside) -> mo.Html:
     """The button or its text, and what stands beside it."""
+    if in_static_page():
+        return mo.md("")
     shown = mo.md(html.escape(text)) if button is None else button
     return mo.hstack([shown, *beside], justify="start", align="center", gap=1.5, wrap=True)
 
