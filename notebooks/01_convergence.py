@@ -12,10 +12,10 @@ app = marimo.App(width="medium", app_title="Convergence")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib import charts, claims, controls, frames, store
+    from replib import charts, claims, controls, frames
     from replib.attention import ATTENTION
     from replib.controls import Control
-    from replib.experiments import TASKS, live_copy_jobs
+    from replib.experiments import TASKS, live_copy_jobs, recorded_rows
     from replib.live import LiveRuns
     from replib.published import published
 
@@ -35,8 +35,8 @@ def _():
 
 @app.cell(hide_code=True)
 def _():
-    recorded = store.latest(store.read_rows("convergence"))
-    recorded_seq2seq = store.latest(store.read_rows("sequence_copy"))
+    recorded = recorded_rows("convergence")
+    recorded_seq2seq = recorded_rows("sequence_copy")
     return recorded, recorded_seq2seq
 
 

@@ -12,9 +12,9 @@ app = marimo.App(width="medium", app_title="Linear scaling")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib import charts, claims, controls, frames, store
+    from replib import charts, claims, controls, frames
     from replib.controls import Control
-    from replib.experiments import ALL_VARIANTS, live_cost_jobs
+    from replib.experiments import ALL_VARIANTS, live_cost_jobs, recorded_rows
     from replib.live import LiveRuns
     from replib.published import published
 
@@ -34,7 +34,7 @@ def _():
 
 @app.cell(hide_code=True)
 def _():
-    recorded = store.latest(store.read_rows("scaling"))
+    recorded = recorded_rows("scaling")
     live = LiveRuns("scaling")
     get_changes, set_changes = mo.state(0)
     return get_changes, live, recorded, set_changes

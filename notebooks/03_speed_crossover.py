@@ -12,9 +12,9 @@ app = marimo.App(width="medium", app_title="Speed crossover")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib import charts, claims, controls, frames, store
+    from replib import charts, claims, controls, frames
     from replib.controls import Control
-    from replib.experiments import ALL_VARIANTS, live_cost_jobs
+    from replib.experiments import ALL_VARIANTS, live_cost_jobs, recorded_rows
     from replib.live import LiveRuns
     from replib.published import published
     from replib.statistics import SOFTMAX_MODELS, article_regression
@@ -35,8 +35,8 @@ def _():
 
 @app.cell(hide_code=True)
 def _():
-    recorded = store.latest(store.read_rows("crossover"))
-    steps = store.latest(store.read_rows("step_time"))
+    recorded = recorded_rows("crossover")
+    steps = recorded_rows("step_time")
     article = published()["dm2022"]
     live = LiveRuns("crossover")
     get_changes, set_changes = mo.state(0)

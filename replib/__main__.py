@@ -20,7 +20,8 @@ FIRST_PORT = 2718
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 1 for a stopped run, 2 for a caller's mistake."""
+    """Run a command; the exit status is 0, 1 for a stopped run, 2 for a caller's mistake, 130 for
+    one that Ctrl-C ended at once."""
     parser = _parser()
     arguments, others = parser.parse_known_args(argv)
     if others and arguments.run is not _report:
@@ -31,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, store.StoreError) as error:
         print(f"replib: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("replib: ended; what was recorded is kept", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -175,7 +175,7 @@ def _points(
         if variant_of(row) == variant
         and row["config"]["work"] == work
         and row["outcome"] == "ok"
-        and row["summary"][figure]
+        and row["summary"].get(figure)
     )
 
 

@@ -51,20 +51,22 @@ class Control:
             asked = text if isinstance(text, list) else str(text).split(",")
             known = tuple(value for value in self.values if value in asked)
             wrong = [str(one) for one in asked if one not in self.values]
-            note = f"{self.label}: {', '.join(wrong)} unknown" if wrong else None
-            return known or self.default, note
+            used = known or self.default
+            note = f"{self.label}: {', '.join(wrong)} unknown, {', '.join(used)} used"
+            return used, note if wrong else None
         if isinstance(text, list):
-            text = text[-1]
+            text = text[-1] if text else ""
         if isinstance(self.default, str):
             if text in self.values:
                 return text, None
             return self.default, f"{self.label}: {text} unknown, {self.default} used"
         try:
             asked = float(text)
-            nearest = min(self.values, key=lambda value: abs(value - asked))
-            if asked != asked:
+            if math.isnan(asked):
                 raise ValueError
-        except (TypeError, ValueError):
+            inside = min(max(asked, min(self.values)), max(self.values))
+            nearest = min(self.values, key=lambda value: abs(value - inside))
+        except (TypeError, ValueError, OverflowError):
             return self.default, f"{self.label}: {text!r} is no number, {self.default} used"
         if nearest == asked:
             return nearest, None
@@ -78,12 +80,14 @@ def initial_values(
     controls: Sequence[Control], *sources: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """The value of each control from the first source that has it, else its default; and notes
-    on the values that had to be changed. Names may be written with - or _."""
+    on the values that had to be changed. Names may be written with - or _, and `n_steps` as
+    `steps`."""
     values, notes = {}, []
     for control in controls:
         values[control.name] = control.default
         for source in sources:
-            spelled = [n for n in (control.name, control.name.replace("_", "-")) if n in source]
+            names = (control.name, control.name.replace("_", "-"), control.name.removeprefix("n_"))
+            spelled = [name for name in names if name in source]
             if spelled:
                 value, note = control.read(source[spelled[0]])
                 values[control.name] = value
@@ -387,7 +391,9 @@ def _history_line(row: Row) -> str:
             f"{config['model']['attention']}, N = {config['task']['seq_len']}, batch "
             f"{config['batch_size']}, {config['n_steps']} steps, seed {row['seed']}"
         )
-        result = "" if loss is None else f"loss {loss:.4f} nats a token, accuracy {accuracy:.1%}"
+        result = row["detail"] or ""
+        if loss is not None:
+            result = f"loss {loss:.4f} nats a token, accuracy {accuracy:.1%}"
     else:
         time_ms = summary.get("time_ms")
         what = (

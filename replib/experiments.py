@@ -5,7 +5,9 @@
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -323,6 +325,13 @@ def live_cost_jobs(values: Mapping[str, Any]) -> list[CostJob]:
     ]
 
 
+def recorded_rows(name: str) -> list[store.Row]:
+    """The rows of `data/` to judge and show: the last of each run, "smoke" runs only where there
+    are no others, as they are too short to say anything."""
+    rows = store.latest(store.read_rows(name))
+    return [row for row in rows if row["scale"] != "smoke"] or rows
+
+
 def experiment_named(name: str) -> Experiment:
     """The experiment of that name.
 
@@ -352,6 +361,8 @@ def record(
     if scale not in SCALES:
         raise ValueError(f"unknown scale {scale!r}: use {', '.join(SCALES)}")
     device_type = resolve_device(device).type
+    if why_not := store.writable(store.data_folder()):
+        raise store.StoreError(why_not)
     done = {
         row["run_id"]
         for row in store.read_rows(experiment.name)
@@ -402,7 +413,7 @@ def run_training(
     """Train, from a checkpoint where there is one, and make the row; nothing is appended."""
     started = datetime.now(UTC)
     training = Training(job.config, seed=job.seed, device=device)
-    checkpoint = checkpoint_path(identity(job.config, job.seed, cost=False))
+    checkpoint = checkpoint_path(identity(job.config, job.seed, cost=False), training.device.type)
     if checkpoint.exists():
         training.load(checkpoint)
     on_start(training)
@@ -412,7 +423,7 @@ def run_training(
             on_metrics(job, metrics)
             outcome = metrics.outcome or "interrupted"
             if perf_counter() - saved > CHECKPOINT_EVERY_S or metrics.outcome == "interrupted":
-                training.save(checkpoint)
+                _save_checkpoint(training, checkpoint)
                 saved = perf_counter()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -501,11 +512,26 @@ def run_cost(
         )
 
 
-def checkpoint_path(run: str) -> Path:
-    return store.cache_folder() / "checkpoints" / f"{run}.pt"
+def checkpoint_path(run: str, device_type: str) -> Path:
+    """Where a run of a kind of device is checkpointed: generators do not move between kinds."""
+    return store.cache_folder() / "checkpoints" / device_type / f"{run}.pt"
+
+
+def _save_checkpoint(training: Training, path: Path) -> None:
+    """Save a checkpoint; where that fails the run goes on and a warning says so."""
+    try:
+        training.save(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        warnings.warn(
+            f"no checkpoint was written, a stopped run starts anew ({error}): free space, or set "
+            "REPLIB_CACHE to another folder",
+            stacklevel=2,
+        )
 
 
 def discard_checkpoint(row: store.Row) -> None:
     """Drop the checkpoint of a run whose finished row has been stored."""
     if row["outcome"] != "interrupted":
-        checkpoint_path(row["run_id"]).unlink(missing_ok=True)
+        device_type = row["provenance"]["device"].split(":")[0]
+        with suppress(OSError):  # one that stays is harmless
+            checkpoint_path(row["run_id"], device_type).unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from replib.experiments import (
     CostJob,
     Job,
     TrainingJob,
+    discard_checkpoint,
     identity,
     run_cost,
     run_training,
@@ -139,7 +140,7 @@ class LiveRuns:
     def model(self, job: TrainingJob, device: str | None = None) -> Training | None:
         """The trained model of a finished job, from memory or from the cache."""
         run = identity(job.config, job.seed, cost=False)
-        path = self._model_path(run)
+        path = self._model_path(run, device)
         if run not in self.models and path.exists():
             training = Training(job.config, seed=job.seed, device=device)
             try:
@@ -179,8 +180,8 @@ class LiveRuns:
         return self._stop.is_set() or monotonic() - self._polled > ABANDONED_AFTER_S
 
     def _train(self, job, device, progress: Progress, before: float, share: float) -> None:
-        name = f"{job.config.model.attention}, seed {job.seed}"
-        progress.text = f"{name}: first steps"
+        name, who = self._name(job), f"{job.config.model.attention}, seed {job.seed}"
+        progress.text = f"{who}: first steps"
         training: Training | None = None
 
         def on_start(started: Training) -> None:
@@ -188,19 +189,19 @@ class LiveRuns:
             training = started
 
         def on_metrics(_, metrics: Metrics) -> None:
-            progress.rows[run] = training_row(self.experiment, SCALE, job, training, "interrupted")
+            progress.rows[run] = training_row(name, SCALE, job, training, "interrupted")
             progress.fraction = before + share * metrics.step / job.config.n_steps
             progress.text = (
-                f"{name}: step {metrics.step} of {job.config.n_steps}, "
+                f"{who}: step {metrics.step} of {job.config.n_steps}, "
                 f"loss {metrics.loss:.3f} nats a token, accuracy {metrics.accuracy:.1%}, "
                 f"{metrics.steps_per_s:.0f} steps/s, {metrics.seconds_left:.0f} s left"
             )
 
         run = identity(job.config, job.seed, cost=False)
-        row = run_training(self._name(job), SCALE, job, device, self._stopped, on_metrics, on_start)
+        row = run_training(name, SCALE, job, device, self._stopped, on_metrics, on_start)
         self.models[run] = training
         if row["outcome"] == "ok":
-            self._keep(lambda: training.save(self._model_path(run)))
+            self._keep(lambda: training.save(self._model_path(run, device)))
         self._finish(row, progress)
 
     def _measure(self, job, device, progress: Progress, before: float, share: float) -> None:
@@ -213,16 +214,17 @@ class LiveRuns:
         progress.rows[row["run_id"]] = row
         self.finished.append(row)
         self._keep(lambda: store.append(row["experiment"], row, self.folder))
+        discard_checkpoint(row)
 
     def _keep(self, write) -> None:
         """Write to the cache; where that fails the result stays on the page, with a warning."""
         try:
             write()
-        except (OSError, store.StoreError) as error:
+        except (OSError, RuntimeError) as error:  # a StoreError, or torch's of a full disk
             self.warning = f"This run is not kept after the page closes: {error}"
 
-    def _model_path(self, run: str) -> Path:
-        return self.folder / "models" / f"{run}.pt"
+    def _model_path(self, run: str, device: str | None) -> Path:
+        return self.folder / "models" / resolve_device(device).type / f"{run}.pt"
 
 
 def run_ids(job: Job) -> list[str]:

@@ -22,7 +22,7 @@ PNG_SCALE = 2.0  # pixels a unit, sharp on screens of today
 def figures() -> dict[str, alt.LayerChart]:
     """Every figure of the recorded data, by its file name."""
     rows = {
-        name: store.latest(store.read_rows(name))
+        name: recorded_rows(name)
         for name in ("convergence", "sequence_copy", "scaling", "crossover", "step_time")
     }
     article = published()["dm2022"]
@@ -105,7 +105,7 @@ def readme_table() -> str:
         ("scaling", "2 linear scaling", claims.article_scaling, claims.scaling),
         ("crossover", "3 crossover", claims.article_crossover, claims.speed_crossover),
     ):
-        rows = store.latest(store.read_rows(name))
+        rows = recorded_rows(name)
         verdict = judge(rows)
         details = "<br>".join(f"{one.text}: {one.figure}" for one in verdict.criteria)
         lines.append(

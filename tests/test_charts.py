@@ -1,0 +1,336 @@
+import functools
+import json
+import math
+import re
+import warnings
+
+import polars as pl
+import pytest
+import vl_convert
+
+from replib import charts, frames, store
+from replib.attention import ATTENTION
+from replib.published import published
+from replib.statistics import SOFTMAX_MODELS, Crossover, article_regression
+
+LENGTHS = (64, 128, 256, 512, 1024)
+VARIANTS = (("softmax", "textbook"), ("softmax", "fused"), ("linear", "torch"))
+
+
+def cost_row(attention, implementation, n, *, scale="laptop", batch_size=4):
+    failed = implementation == "textbook" and n == LENGTHS[-1]
+    time_ms = 0.2 * n if attention == "linear" else 0.002 * n * n
+    summary = {
+        "time_ms": time_ms,
+        "time_ms_q25": 0.9 * time_ms,
+        "time_ms_q75": 1.2 * time_ms,
+        "time_ms_samples": [time_ms] * 3,
+        "time_ms_per_sample": time_ms / batch_size,
+        "memory_bytes": 4096 * n,
+        "memory_bytes_per_sample": 4096 * n / batch_size,
+        "n_repeats": 3,
+    }
+    return store.make_row(
+        "scaling",
+        scale,
+        {
+            "attention": attention,
+            "implementation": implementation,
+            "seq_len": n,
+            "batch_size": batch_size,
+            "n_heads": 8,
+            "head_dim": 32,
+            "work": "forward",
+        },
+        0,
+        "out_of_memory" if failed else "ok",
+        {"time_ms": None} if failed else summary,
+        detail="needs 17 GB: shorten seq_len" if failed else None,
+        source="0" * 16,
+    )
+
+
+def training_row(attention, n, seed, *, scale="laptop", diverged=False, n_points=20):
+    steps = [10 * (i + 1) for i in range(n_points)]
+    losses = [2.3 * math.exp(-i / 3 - seed / 9) for i in range(n_points)]
+    if diverged:
+        losses[-1] = math.nan
+    return store.make_row(
+        "convergence",
+        scale,
+        {
+            "task": {"seq_len": n, "n_symbols": 10},
+            "model": {
+                "attention": attention,
+                "implementation": None,
+                "n_layers": 2,
+                "n_heads": 4,
+                "d_model": 64,
+            },
+            "batch_size": 32,
+            "n_steps": steps[-1],
+            "lr": 0.005,
+        },
+        seed,
+        "diverged" if diverged else "ok",
+        {"n_steps": steps[-1], "final_loss": losses[-1], "final_accuracy": 0.995, "n_spikes": 0},
+        {
+            "step": steps,
+            "train_loss": losses,
+            "loss": losses,
+            "accuracy": [max(0.1, 1 - min(1, loss / 2.3)) for loss in losses],
+        },
+        source="0" * 16,
+    )
+
+
+def cost_rows(**changes):
+    return [cost_row(a, i, n, **changes) for a, i in VARIANTS for n in LENGTHS]
+
+
+def training_rows(**changes):
+    return [
+        training_row(a, n, seed, **changes)
+        for a in ("softmax", "linear")
+        for n in (16, 32)
+        for seed in range(3)
+    ]
+
+
+def step_rows():
+    rows = []
+    for row in cost_rows():
+        config = row["config"]
+        model = {"attention": config["attention"], "implementation": config["implementation"]}
+        task = {"seq_len": config["seq_len"]}
+        config = {"task": task, "model": model | {"n_heads": 8, "d_model": 512}}
+        rows.append(row | {"config": config | {"batch_size": 8, "n_steps": 3000}})
+    return rows
+
+
+def draw(name):
+    costs, curves = frames.costs(cost_rows()), frames.training_curves(training_rows())
+    article = published()["dm2022"]
+    times = article["N"], article["softmax_s"], article["linear_s"]
+    regressions = [article_regression(*times, softmax_model=m) for m in SOFTMAX_MODELS]
+    return {
+        "loss": lambda: charts.learning_curves(curves, title="T"),
+        "accuracy": lambda: charts.learning_curves(curves, y="accuracy", title="T"),
+        "live": lambda: charts.live_curves(
+            frames.training_curves([training_row("linear", 16, 9, scale="live")]),
+            curves.filter(pl.col("seq_len") == 16),
+        ),
+        "time": lambda: charts.cost_chart(costs, title="T"),
+        "memory": lambda: charts.cost_chart(costs, y="memory_bytes_per_sample", title="T"),
+        "replication": lambda: charts.replication_chart(
+            frames.costs(step_rows()), article, title="T"
+        ),
+        "ratio": lambda: charts.ratio_chart(
+            costs,
+            crossovers={"softmax (fused)": Crossover(100, 90, 115, False, 64, 1024)},
+            title="T",
+        ),
+        "extrapolation": lambda: charts.extrapolation_chart(article, regressions, title="T"),
+        "seeds": lambda: charts.seeds_chart(frames.training_summaries(training_rows()), title="T"),
+    }[name]()
+
+
+NAMES = {
+    "loss": "loss (nats a token)",
+    "accuracy": "accuracy (% of tokens)",
+    "live": "loss (nats a token)",
+    "time": "time (ms a sample)",
+    "memory": "peak memory (MB a sample)",
+    "replication": "time of 3000 steps (s)",
+    "ratio": "speed-up of linear over softmax",
+    "extrapolation": "time of 3000 steps (s)",
+    "seeds": "final accuracy (% of tokens)",
+}
+
+
+@functools.cache
+def drawn(name):
+    return svg(draw(name))
+
+
+def svg(chart):
+    """The chart as the browser draws it, text marks and points included."""
+    return vl_convert.vegalite_to_svg(charts.printable(chart).to_json())
+
+
+def points(drawing, attention):
+    """The point symbols of a mechanism outside the legend, filled or hollow."""
+    colour = re.escape(charts.colour(attention))
+    marks = re.findall(r'aria-roledescription="point"[^>]*>', drawing)
+    return [mark for mark in marks if re.search(f'(fill|stroke)="{colour}"', mark)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_chart_is_drawn_without_warnings_with_description_and_units(name, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chart = draw(name)
+        drawing = svg(chart)
+    assert "WARN" not in "".join(capfd.readouterr())
+    assert NAMES[name] in drawing
+    assert len(chart.to_dict()["description"]) > 20
+    assert ("training step" if name in ("loss", "accuracy", "live") else charts.N_AXIS) in drawing
+    assert chart.to_dict()["width"] == "container"
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("name", NAMES)
+def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
+    if name in ("live", "ratio"):  # each draws one mechanism's series here
+        attention = "linear" if name == "live" else "softmax"
+    drawing = drawn(name)
+    assert charts.colour(attention) in drawing
+    colours = {found for found in re.findall(r"#[0-9A-F]{6}\b", drawing)}
+    assert colours <= {*charts.PALETTE.values(), charts.NEUTRAL}
+
+
+def test_registered_mechanisms_have_colours_of_their_own_and_unknown_ones_a_stable_one():
+    colours = [charts.colour(name) for name in ATTENTION]
+    assert len(set(colours)) == len(colours) and set(ATTENTION) <= set(charts.PALETTE)
+    assert charts.colour("new") == charts.colour("new") in charts.SPARE_COLOURS
+    implementations = {i for mechanism in ATTENTION.values() for i in mechanism.implementations}
+    assert implementations <= set(charts.DASHES) and implementations <= set(charts.SHAPES)
+
+
+def contrast(one, other):
+    def luminance(colour):
+        shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("page", ["#FFFFFF", "#181C1A"])
+@pytest.mark.parametrize(
+    "colour", [*charts.PALETTE.values(), *charts.SPARE_COLOURS, charts.NEUTRAL]
+)
+def test_colours_stand_out_on_light_and_dark_pages(colour, page):
+    assert contrast(colour, page) >= 3  # WCAG 2.2, 1.4.11
+
+
+def test_every_measured_point_is_drawn_and_out_of_memory_is_marked_and_named():
+    drawing = drawn("time")
+    assert len(points(drawing, "linear")) == len(LENGTHS)
+    assert len(points(drawing, "softmax")) == 2 * len(LENGTHS)  # one of them the failed point
+    assert ">out of memory<" in drawing
+    assert "out of memory" not in svg(charts.cost_chart(linear_costs(), title="T"))
+
+
+def linear_costs(**changes):
+    return frames.costs([cost_row("linear", "torch", n, **changes) for n in LENGTHS])
+
+
+def test_live_points_are_filled_and_recorded_ones_hollow():
+    both = pl.concat([linear_costs(), linear_costs(scale="live")])
+    marks = points(svg(charts.cost_chart(both, title="T")), "linear")
+    filled = [mark for mark in marks if f'fill="{charts.colour("linear")}"' in mark]
+    assert (len(marks), len(filled)) == (2 * len(LENGTHS), len(LENGTHS))
+
+
+def test_diverged_run_is_marked_and_its_curve_drawn():
+    rows = [training_row("linear", 16, 0, diverged=True), training_row("linear", 16, 1)]
+    assert rows[0]["curve"]["loss"][-1] is None
+    for y in charts.CURVES:
+        drawing = svg(charts.learning_curves(frames.training_curves(rows), y=y, title="T"))
+        assert ">diverged<" in drawing and "NaN" not in drawing
+    seeds = svg(charts.seeds_chart(frames.training_summaries(rows), title="T"))
+    assert ">diverged<" in seeds
+    live = frames.training_curves(rows[:1]).with_columns(loss=pl.lit(math.nan))
+    assert "NaN" not in svg(charts.live_curves(live))
+
+
+@pytest.mark.parametrize(
+    "chart",
+    [
+        lambda: charts.learning_curves(frames.training_curves([]), title="T"),
+        lambda: charts.live_curves(frames.training_curves([])),
+        lambda: charts.cost_chart(frames.costs([]), title="T"),
+        lambda: charts.ratio_chart(frames.costs([]), title="T"),
+        lambda: charts.extrapolation_chart(published()["dm2022"], [], title="T"),
+        lambda: charts.seeds_chart(frames.training_summaries([]), title="T"),
+    ],
+)
+def test_no_rows_give_a_chart_that_says_so(chart):
+    assert "no data yet" in svg(chart())
+
+
+def test_article_is_shown_where_nothing_of_ours_is_measured():
+    chart = charts.replication_chart(frames.costs([]), published()["dm2022"], title="T")
+    assert len(points(svg(chart), "linear")) == 4
+
+
+def test_length_control_offers_the_recorded_lengths_and_starts_at_the_longest():
+    params = {param["name"]: param for param in draw("loss").to_dict()["params"]}
+    assert params["shown_length"]["bind"]["options"] == [16, 32]
+    assert params["shown_length"]["value"] == 32
+    assert "N = 32" in drawn("loss").replace("\u00a0", " ")
+
+
+def test_long_curves_stay_below_the_row_limit_and_keep_their_extremes():
+    rows = [training_row("linear", 16, seed, n_points=400) for seed in range(20)]
+    rows[0]["curve"]["loss"][203] = 50.0
+    spec = charts.learning_curves(frames.training_curves(rows), title="T").to_dict()
+    values = [
+        point["value"] for data in spec["datasets"].values() for point in data if "run" in point
+    ]
+    assert 50.0 in values and len(values) < 2 * charts.MAX_CURVE_POINTS
+    assert min(values) == charts.LOSS_FLOOR
+
+
+def test_ratio_is_time_of_softmax_over_time_of_linear():
+    spec = draw("ratio").to_dict()
+    found = {
+        point["seq_len"]: point["value"]
+        for data in spec["datasets"].values()
+        for point in data
+        if point.get("series") == "softmax (fused)" and "seq_len" in point
+    }
+    assert found[512] == pytest.approx(0.002 * 512**2 / (0.2 * 512), rel=1e-4)
+    assert "90 to 115" in drawn("ratio")
+
+
+def test_extrapolation_shows_the_articles_crossover_and_how_it_moves():
+    drawing = drawn("extrapolation")
+    assert "3149" in drawing and "6219" in drawing and "measured:" in drawing
+
+
+@pytest.mark.parametrize("call", [charts.cost_chart, charts.ratio_chart])
+def test_two_values_at_one_length_are_refused(call):
+    twice = pl.concat([frames.costs(cost_rows()), frames.costs(cost_rows(batch_size=8))])
+    with pytest.raises(ValueError, match="two values at N = 64: filter"):
+        call(twice, title="T")
+
+
+def test_unknown_measure_and_length_are_refused():
+    with pytest.raises(ValueError, match="use loss, accuracy"):
+        charts.learning_curves(frames.training_curves([]), y="perplexity", title="T")
+    with pytest.raises(ValueError, match="use 16, 32"):
+        charts.learning_curves(frames.training_curves(training_rows()), seq_len=64, title="T")
+
+
+def test_charts_need_no_network_and_text_leaves_its_colour_to_the_page():
+    for name in NAMES:
+        spec = draw(name).to_dict()
+        spec.pop("$schema")
+        assert "http" not in json.dumps(spec)
+        assert not {"labelColor", "titleColor"} & set(spec["config"]["axis"])
+
+
+def test_frames_name_series_and_keep_units():
+    row = frames.costs(step_rows()[:1]).row(0, named=True)
+    assert (row["series"], row["work"], row["n_steps"]) == (
+        "softmax (textbook)",
+        "training_step",
+        3000,
+    )
+    assert (row["seq_len"], row["head_dim"]) == (64, 64)
+    curve = frames.training_curves([training_row("linear", 16, 2, scale="live")])
+    assert set(curve["source"]) == {"live"} and set(curve["series"]) == {"linear (torch)"}
+    assert curve.columns == list(frames.CURVE_COLUMNS)
