@@ -6,6 +6,7 @@ Rows are those of `store.read_rows`; each function takes whatever rows there are
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from replib.experiments import SOLVED_ACCURACY
@@ -92,6 +93,27 @@ if TYPE_CHECKING:
 _MET = {SUPPORTED: True, NOT_SUPPORTED: False, INCONCLUSIVE: None}
 
 
+def _each_device(judge: Callable[..., Verdict]) -> Callable[..., Verdict]:
+    """Judge the rows of each device by themselves, and together say where the claim holds."""
+
+    @wraps(judge)
+    def judged(rows: Sequence[Row], *options, **named) -> Verdict:
+        devices = dict.fromkeys(row["provenance"]["device_name"] for row in rows)
+        if len(devices) < 2:
+            return judge(rows, *options, **named)
+        verdicts = {
+            device: judge(
+                [row for row in rows if row["provenance"]["device_name"] == device],
+                *options,
+                **named,
+            )
+            for device in devices
+        }
+        return _together(verdicts, "no rows yet")
+
+    return judged
+
+
 def convergence_at(rows: Sequence[Row], seq_len: int) -> Verdict:
     """Linear attention learns the copy task of one length as softmax does."""
     linear, softmax = (
@@ -107,6 +129,7 @@ def convergence_at(rows: Sequence[Row], seq_len: int) -> Verdict:
     return convergence_verdict(linear, softmax, accuracy_threshold=SOLVED_ACCURACY)
 
 
+@_each_device
 def convergence(rows: Sequence[Row]) -> Verdict:
     """`convergence_at` every length there is, together."""
     lengths = sorted({row["config"]["task"]["seq_len"] for row in rows})
@@ -138,6 +161,7 @@ SCALING_CLAIMS = {
 }
 
 
+@_each_device
 def scaling(rows: Sequence[Row], work: str = "forward_backward") -> Verdict:
     """Time and memory of linear attention grow as N, those of softmax as N²."""
     claims = {}
@@ -168,15 +192,17 @@ def exponents(rows: Sequence[Row], work: str) -> list[tuple[str, str, Exponent]]
 def _points(
     rows: Sequence[Row], variant: tuple[str, str | None], work: str, figure: str
 ) -> list[tuple[int, float]]:
-    """Length and figure of the points that a mechanism finished, shortest first."""
-    return sorted(
-        (row["config"]["seq_len"], row["summary"][figure])
+    """Length and figure of the points that a mechanism finished, shortest first; of several of
+    one length, such as two scales, the last."""
+    points = {
+        row["config"]["seq_len"]: row["summary"][figure]
         for row in rows
         if variant_of(row) == variant
         and row["config"]["work"] == work
         and row["outcome"] == "ok"
         and row["summary"].get(figure)
-    )
+    }
+    return sorted(points.items())
 
 
 def crossover_of(
@@ -198,6 +224,7 @@ def crossover_of(
     return crossover(lengths, [softmax[n] for n in lengths], [linear[n] for n in lengths])
 
 
+@_each_device
 def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> Verdict:
     """Linear attention is faster from N = 512 on (paper, fig. 1), against both softmaxes."""
     batches = sorted({row["config"]["batch_size"] for row in rows}, reverse=True)

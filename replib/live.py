@@ -82,7 +82,7 @@ class LiveRuns:
         some have not run."""
         kind = resolve_device(device).type
         names = {self._name(job) for job in jobs}
-        known = [row for name in names for row in store.read_rows(name, self.folder)]
+        known = [row for name in names for row in self._cached(name)]
         known += self.finished
         by_id = {
             row["run_id"]: row
@@ -169,6 +169,14 @@ class LiveRuns:
             progress.status = "stopped" if self._stopped() else "done"
         except Exception as error:  # the page must say what happened in its thread
             progress.error, progress.status = str(error) or type(error).__name__, "failed"
+
+    def _cached(self, name: str) -> list[store.Row]:
+        """Rows of the cache; none, with a warning, where it cannot be read."""
+        try:
+            return store.read_rows(name, self.folder)
+        except store.StoreError as error:
+            self.warning = f"Earlier runs cannot be found: {error}"
+            return []
 
     def _name(self, job: Job) -> str:
         """The experiment that a job's rows are kept under: a task has one of its own."""

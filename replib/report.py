@@ -9,6 +9,7 @@ import altair as alt
 import vl_convert
 
 from replib import charts, claims, controls, frames, store
+from replib.experiments import recorded_rows
 from replib.published import published
 from replib.statistics import SOFTMAX_MODELS, article_regression
 

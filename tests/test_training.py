@@ -1,6 +1,7 @@
 """Training learns, stops, resumes and fails as it says."""
 
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -191,3 +192,11 @@ def test_impossible_settings_are_refused_with_the_remedy(changes, message):
         if changes.get("task") is CausalCopy:
             changes = {"task": CausalCopy(seq_len=10**9)}
         TrainingConfig(**changes)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+def test_a_compiled_model_learns_the_same():
+    config = tiny(n_steps=3, eval_every=3)
+    (eager,) = run(Training(config))
+    (compiled,) = run(Training(replace(config, compile=True)))
+    assert compiled.loss == pytest.approx(eager.loss, rel=1e-4)

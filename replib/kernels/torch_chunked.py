@@ -22,6 +22,7 @@ from torch import Tensor
 CHUNK_LEN = 64
 
 
+@torch.compiler.disable  # its buffers and `out=` are what torch.compile cannot trace
 def causal_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool) -> Tensor:
     """Normalised causal linear attention, differentiable once; state in float32 or wider."""
     return _ChunkedLinearAttention.apply(q, k, v, eps, elu1)
