@@ -18,8 +18,10 @@ with R = Σ φ(q_i) G_iᵀ over all later chunks (last chunk to first).
 import torch
 from torch import Tensor
 
-# 32 to 64 is fastest on CPUs: the (C, C) product costs as much as the state's at C = D.
-CHUNK_LEN = 64
+# Short chunks spend least on the (C, C) products, long ones on calls. With this many heads or
+# more in a batch, a call is long enough for the short chunk.
+SHORT_CHUNK_LEN, LONG_CHUNK_LEN = 32, 64
+MANY_HEADS = 32
 
 
 @torch.compiler.disable  # its buffers and `out=` are what torch.compile cannot trace
@@ -33,7 +35,8 @@ class _Workspace:
 
     def __init__(self, q: Tensor, v: Tensor, elu1: bool):
         b, h, n, d = q.shape
-        self.c, self.m, self.elu1 = min(CHUNK_LEN, n), v.shape[-1], elu1
+        self.c = min(n, SHORT_CHUNK_LEN if b * h >= MANY_HEADS else LONG_CHUNK_LEN)
+        self.m, self.elu1 = v.shape[-1], elu1
         self.dtype = torch.promote_types(q.dtype, torch.float32)
         self.device = q.device
         self.shape = (b, h)
@@ -44,6 +47,12 @@ class _Workspace:
 
     def new(self, size: int) -> Tensor:
         return torch.empty(*self.shape, self.c, size, dtype=self.dtype, device=self.device)
+
+    def chunks(self, *tensors: Tensor) -> list[tuple[bool, bool, tuple[Tensor, ...]]]:
+        """Whether a chunk is the first, whether it is the last, and the chunk of each tensor."""
+        chunks = list(zip(*(x.split(self.c, dim=2) for x in tensors), strict=True))
+        last = len(chunks) - 1
+        return [(i == 0, i == last, chunk) for i, chunk in enumerate(chunks)]
 
     def features(self, x: Tensor, out: Tensor) -> Tensor:
         """φ(x) of a chunk (B, H, c, D), as (B·H, c, D)."""
@@ -92,17 +101,19 @@ def _forward(q, k, v, eps, elu1):
     sums = work.new(work.m + 1)  # [num, den]
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     denominator = torch.empty(*v.shape[:3], 1, dtype=work.dtype, device=v.device)
-    for q_c, k_c, v_c, y_c, den_c in _chunks(q, k, v, y, denominator):
+    for first, last, (q_c, k_c, v_c, y_c, den_c) in work.chunks(q, k, v, y, denominator):
         queries = work.features(q_c, work.queries)
         keys = work.features(k_c, work.keys)
         values = work.values_and_one(v_c)
         sums_c = sums[:, :, : q_c.shape[2]]
         out = sums_c.flatten(0, 1)
         torch.bmm(work.lower_product(queries, keys), values, out=out)
-        out.baddbmm_(queries, work.state)
+        if not first:
+            out.baddbmm_(queries, work.state)
         torch.add(sums_c[..., -1:], eps, out=den_c)
         torch.div(sums_c[..., :-1], den_c, out=y_c)
-        work.state.baddbmm_(keys.transpose(1, 2), values)
+        if not last:
+            work.state.baddbmm_(keys.transpose(1, 2), values)
     return y, denominator
 
 
@@ -111,7 +122,7 @@ def _backward(dy, q, k, v, y, denominator, elu1):
     grad, product = work.new(work.m + 1), work.new(work.m)
     d_features, d_values = work.new(q.shape[-1]), work.new(work.m + 1)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    chunks = list(_chunks(dy, q, k, v, y, denominator, dq, dk, dv))
+    chunks = work.chunks(dy, q, k, v, y, denominator, dq, dk, dv)
 
     def gradient_of_sums(dy_c, y_c, den_c):
         c = dy_c.shape[2]
@@ -125,31 +136,32 @@ def _backward(dy, q, k, v, y, denominator, elu1):
             d_phi.mul_(phi.clamp_(max=1))  # φ' = min(φ, 1)
         out.copy_(d_phi.view(out.shape))
 
-    for dy_c, q_c, k_c, v_c, y_c, den_c, dq_c, _, _ in chunks:
+    for first, last, (dy_c, q_c, k_c, v_c, y_c, den_c, dq_c, _, _) in chunks:
         keys, values = work.features(k_c, work.keys), work.values_and_one(v_c)
         g = gradient_of_sums(dy_c, y_c, den_c)
         d_phi = d_features[:, :, : q_c.shape[2]].flatten(0, 1)
         torch.bmm(work.lower_product(g, values), keys, out=d_phi)
-        d_phi.baddbmm_(g, work.state.transpose(1, 2))
-        work.state.baddbmm_(keys.transpose(1, 2), values)
+        if not first:
+            d_phi.baddbmm_(g, work.state.transpose(1, 2))
+        if not last:
+            work.state.baddbmm_(keys.transpose(1, 2), values)
         through_feature_map(d_phi, work.features(q_c, work.queries), dq_c)
 
     state = work.state.zero_()  # R from here on
-    for dy_c, q_c, k_c, v_c, y_c, den_c, _, dk_c, dv_c in reversed(chunks):
+    for first, last, (dy_c, q_c, k_c, v_c, y_c, den_c, _, dk_c, dv_c) in reversed(chunks):
         queries, keys = work.features(q_c, work.queries), work.features(k_c, work.keys)
         values = work.values_and_one(v_c)
         g = gradient_of_sums(dy_c, y_c, den_c)
         d_val = d_values[:, :, : q_c.shape[2]]
         torch.bmm(work.lower_product(queries, keys).transpose(1, 2), g, out=d_val.flatten(0, 1))
-        d_val.flatten(0, 1).baddbmm_(keys, state)
+        if not last:
+            d_val.flatten(0, 1).baddbmm_(keys, state)
         dv_c.copy_(d_val[..., :-1])
         d_phi = d_features[:, :, : q_c.shape[2]].flatten(0, 1)
         torch.bmm(work.lower_product(g, values).transpose(1, 2), queries, out=d_phi)
-        d_phi.baddbmm_(values, state.transpose(1, 2))
-        state.baddbmm_(queries.transpose(1, 2), g)
+        if not last:
+            d_phi.baddbmm_(values, state.transpose(1, 2))
+        if not first:
+            state.baddbmm_(queries.transpose(1, 2), g)
         through_feature_map(d_phi, keys, dk_c)
     return dq, dk, dv
-
-
-def _chunks(*tensors: Tensor):
-    return zip(*(x.split(CHUNK_LEN, dim=2) for x in tensors), strict=True)
