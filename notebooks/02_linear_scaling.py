@@ -69,10 +69,8 @@ def _(recorded):
         _costs = claims.of_work(frames.costs(recorded), work)
         return mo.vstack(
             [
-                charts.cost_chart(_costs, title=f"Time of {work}, per sequence"),
-                charts.cost_chart(
-                    _costs, y="memory_bytes_per_sample", title=f"Memory of {work}, per sequence"
-                ),
+                charts.cost_chart(_costs, title="Time per sequence"),
+                charts.cost_chart(_costs, y="memory_bytes_per_sample", title="Memory per sequence"),
             ]
         )
 

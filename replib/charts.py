@@ -54,7 +54,7 @@ SOLVED_ACCURACY = 0.99  # the line that a copy task has to reach
 MAX_CURVE_POINTS = 2000  # a chart's evaluations: half of Altair's limit, and a light page
 HEIGHT, TALL = 300, 340  # pixels
 LABEL_PX = 14  # height of a line of text
-WRAP, SUBTITLE_WRAP = 52, 62  # characters of a line that fit a page 400 pixels wide
+WRAP, SUBTITLE_WRAP = 38, 58  # characters that fit beside the menu, 400 pixels wide
 CROSS = {"shape": "cross", "angle": 45, "filled": True, "size": 80, "opacity": 1}
 TOP_PX = 7  # where points without a value are marked
 
@@ -130,7 +130,8 @@ def learning_curves(
     lengths = sorted(frame["seq_len"].unique())
     first = seq_len or lengths[-1]
     _check_known("seq_len", first, lengths)
-    radio = alt.binding_radio(options=lengths, name="sequence length N: ")
+    labels = [f"\u00a0{n}\u2003" for n in lengths]  # the page sets buttons and labels without space
+    radio = alt.binding_radio(options=lengths, labels=labels, name="sequence length N: ")
     length = alt.param(
         name="shown_length", value=first, bind=radio if len(lengths) > 1 else alt.Undefined
     )
@@ -465,7 +466,7 @@ def _failed_layers(
 
 
 def _series_encodings(frame: pl.DataFrame) -> dict[str, Any]:
-    """Colour by mechanism, dash and shape by implementation, with one legend for all three."""
+    """Colour by mechanism, dash and shape by implementation; the legend shows colour and shape."""
     order = _ordered(frame["attention"])
     series = (
         frame.select("attention", "implementation", "series")
@@ -479,8 +480,8 @@ def _series_encodings(frame: pl.DataFrame) -> dict[str, Any]:
 
     return {
         "color": alt.Color("series:N", title=None, scale=scale(map(colour, series["attention"]))),
-        "strokeDash": alt.StrokeDash(
-            "series:N", title=None, scale=scale(DASHES.get(i, [1, 0]) for i in used)
+        "strokeDash": alt.StrokeDash(  # a dashed outline would fray the legend's small shapes
+            "series:N", legend=None, scale=scale(DASHES.get(i, [1, 0]) for i in used)
         ),
         "shape": alt.Shape(
             "series:N", title=None, scale=scale(SHAPES.get(i, "circle") for i in used)

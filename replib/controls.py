@@ -18,7 +18,7 @@ from replib.attention import ATTENTION
 from replib.device import resolve_device
 from replib.experiments import TrainingJob
 from replib.generation import copy_with
-from replib.live import LiveRuns, Progress, predicted_seconds, refusal
+from replib.live import LiveRuns, Progress, predicted_seconds, refusal, run_ids
 from replib.statistics import Crossover
 from replib.store import Row
 from replib.training import Training
@@ -126,12 +126,21 @@ def show_panel(elements: mo.ui.dictionary, notes: Sequence[str] = ()) -> mo.Html
         return mo.callout(mo.md("A static copy: the controls work in the notebook, `make run`."))
     cells = "".join(f"<div>{element}</div>" for element in elements.elements.values())
     grid = mo.Html(
-        '<div style="display:grid; gap:.9rem 2rem; align-items:end; '
+        '<div style="display:grid; gap:.9rem 2rem; align-items:end; white-space:nowrap; '
         f'grid-template-columns:repeat(auto-fill, minmax(13rem, 1fr))">{cells}</div>'
     )
     if not notes:
         return grid
-    return mo.vstack([grid, mo.callout(mo.md("; ".join(map(html.escape, notes))), kind="warn")])
+    return mo.vstack([grid, _callout("; ".join(notes))])
+
+
+def _text(text: str) -> mo.Html:
+    """Words from outside, shown as they are: as Markdown, a shared URL could bring links along."""
+    return mo.Html(f"<span>{html.escape(text)}</span>")
+
+
+def _callout(text: str, kind: str = "warn") -> mo.Html:
+    return mo.callout(_text(text), kind=kind)
 
 
 def share(values: Mapping[str, Any]) -> None:
@@ -153,7 +162,7 @@ def attempt(build, settings: Mapping[str, Any]) -> tuple[list, mo.Html]:
     try:
         return build(settings), mo.md("")
     except ValueError as error:
-        return [], mo.callout(mo.md(html.escape(str(error))), kind="warn")
+        return [], _callout(str(error))
 
 
 def device_names(rows: Sequence[Row]) -> str:
@@ -175,7 +184,7 @@ def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = Non
     at once.
     """
     missing = live.missing(jobs, device)
-    if not jobs:
+    if not any(run_ids(job) for job in jobs):
         return None, "Nothing is chosen: choose at least one attention."
     if live.running:
         return None, "A run is under way; the next can start when it ends."
@@ -194,7 +203,7 @@ def show_gate(button, text: str | None, *beside) -> mo.Html:
     """The button or its text, and what stands beside it."""
     if in_static_page():
         return mo.md("")
-    shown = mo.md(html.escape(text)) if button is None else button
+    shown = _text(text) if button is None else button
     return mo.hstack([shown, *beside], justify="start", align="center", gap=1.5, wrap=True)
 
 
@@ -234,7 +243,7 @@ def show_progress(live: LiveRuns, progress: Progress | None) -> mo.Html:
     if progress is None:
         return mo.md("")
     if progress.status == "failed":
-        return mo.callout(mo.md(f"The run failed: {html.escape(progress.error)}"), kind="danger")
+        return _callout(f"The run failed: {progress.error}", "danger")
     if live.running:
         bar = (
             f'<progress aria-label="progress of the run" max="1" value="{progress.fraction:.4f}" '
@@ -245,7 +254,7 @@ def show_progress(live: LiveRuns, progress: Progress | None) -> mo.Html:
             f"{progress.fraction:.0%} &nbsp; {html.escape(progress.text)}</div>"
         )
     if live.warning:
-        return mo.callout(mo.md(html.escape(live.warning)), kind="warn")
+        return _callout(live.warning)
     if progress.status == "stopped":
         return mo.md("Stopped; what was computed is kept and shown below.")
     return mo.md("")
@@ -341,7 +350,7 @@ def copies(
             for name, t in models.items()
         ]
     except ValueError as error:
-        return mo.callout(mo.md(html.escape(str(error))), kind="warn")
+        return _callout(str(error))
     body = "".join(_copy_row(name, produced, symbols) for name, produced in rows)
     return mo.Html(f'<table aria-label="copies" style="font-size:1rem">{body}</table>')
 
@@ -420,7 +429,8 @@ def crossover_chart(rows: Sequence[Row], work: str, batch_size: int) -> alt.Laye
     }
     crossovers = {name: one for name, one in found.items() if one is not None}
     where = ", ".join(f"{_rounded(one)} against {name}" for name, one in crossovers.items())
-    title = f"Linear is faster from N = {where}" if where else "Two lengths or more are needed"
+    title = "Two lengths or more are needed" if rows else "No measurements yet"
+    title = f"Linear is faster from N = {where}" if where else title
     return charts.ratio_chart(frames.costs(rows), crossovers=crossovers, title=title)
 
 

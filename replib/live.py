@@ -175,7 +175,7 @@ class LiveRuns:
         try:
             return store.read_rows(name, self.folder)
         except store.StoreError as error:
-            self.warning = f"Earlier runs cannot be found: {error}"
+            self.warning = self.warning or f"Earlier runs cannot be found: {error}"
             return []
 
     def _name(self, job: Job) -> str:

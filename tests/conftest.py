@@ -1,0 +1,23 @@
+"""What every test runs under: no recorded or cached run of the reader's is touched."""
+
+import pytest
+import torch
+
+# The models here are too small to share out, and threads would fight with the tests' own.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """The run cache of a test, empty."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("REPLIB_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path_factory, monkeypatch):
+    """A data folder of a test's own, empty; without it a test reads the recorded runs."""
+    folder = tmp_path_factory.mktemp("data")
+    monkeypatch.setenv("REPLIB_DATA", str(folder))
+    return folder

@@ -1,0 +1,73 @@
+"""Recorded rows with known answers, to put behind the notebooks and the report in tests.
+
+The configurations are those of the laptop scale; times and losses are formulas, so that verdicts,
+exponents and crossovers are known: linear attention is faster than textbook softmax from N = 100
+and than fused softmax from N = 600, and every seed learns.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from replib import store
+from replib.benchmark import Cost
+from replib.experiments import EXPERIMENTS, TrainingJob
+
+CROSSOVERS = {"textbook": 100, "fused": 600}
+JITTER = (0.99, 1.0, 1.01, 0.995, 1.005)  # of repeats, so that intervals are narrow, not empty
+KB = 1024
+
+
+def write_recorded(folder: Path, *names: str) -> Path:
+    """Write the rows of the named experiments, of all if none is named."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names or EXPERIMENTS:
+        rows = [row for job in EXPERIMENTS[name].jobs("laptop") for row in _rows(name, job)]
+        lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines)
+    return folder
+
+
+def _rows(name, job):
+    if isinstance(job, TrainingJob):
+        return [_training_row(name, job)]
+    return [_cost_row(name, config) for config in job.configs]
+
+
+def _training_row(name, job):
+    n_steps, seed = job.config.n_steps, job.seed
+    steps = [n_steps * i // 20 for i in range(1, 21)]
+    pace = 0.4 if job.config.model.attention == "softmax" else 0.3
+    losses = [2.3 * math.exp(-pace * i) + 1e-4 * seed for i in range(1, 21)]
+    accuracies = [min(1.0, i / 15) for i in range(1, 21)]
+    summary = {
+        "n_steps": n_steps,
+        "final_loss": losses[-1],
+        "final_accuracy": accuracies[-1],
+        "best_loss": losses[-1],
+        "steps_to_solved": steps[14],
+        "n_spikes": 0,
+        "steps_per_s": 100.0,
+    }
+    curve = {"step": steps, "train_loss": losses, "loss": losses, "accuracy": accuracies}
+    return _row(name, job.config, seed, summary, curve)
+
+
+def _cost_row(name, config):
+    model = getattr(config, "model", config)
+    seq_len = getattr(config, "task", config).seq_len
+    growth = seq_len / CROSSOVERS[model.implementation] if model.attention == "softmax" else 1
+    time_ms = 0.01 * seq_len * config.batch_size * growth
+    textbook = model.implementation == "textbook"
+    cost = Cost(
+        config=config,
+        outcome="ok",
+        detail=None,
+        time_ms=tuple(time_ms * jitter for jitter in JITTER),
+        memory_bytes=config.batch_size * seq_len * (seq_len if textbook else KB),
+    )
+    return _row(name, config, 0, cost.summary(), None)
+
+
+def _row(name, config, seed, summary, curve):
+    return store.make_row(name, "laptop", config, seed, "ok", summary, curve, source="synthetic")

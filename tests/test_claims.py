@@ -1,0 +1,264 @@
+"""The verdicts follow the stored rows, whatever rows there are."""
+
+import numpy as np
+import pytest
+
+from replib import claims, store
+from replib.benchmark import Cost, CostConfig
+from replib.experiments import laptop_copy, training_summary
+from replib.published import published
+from replib.statistics import SOFTMAX_MODELS, article_regression
+from replib.tasks import SequenceCopy
+from replib.training import Metrics, TrainingConfig
+from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
+
+VARIANTS = (("softmax", "textbook"), ("softmax", "fused"), ("linear", "torch"))
+LENGTHS = tuple(2**e for e in range(6, 13))
+
+
+def run_row(attention, seed, *, loss=0.01, accuracy=1.0, outcome="ok", seq_len=32, device="cpu"):
+    metrics = [
+        Metrics(
+            step=step,
+            train_loss=loss,
+            loss=loss,
+            accuracy=accuracy,
+            steps_per_s=1.0,
+            seconds_left=0.0,
+        )
+        for step in (50, 100)
+    ]
+    config = laptop_copy(attention, seq_len, 100)
+    summary = training_summary(metrics)
+    row = store.make_row("convergence", "laptop", config, seed, outcome, summary, source="test")
+    row["provenance"]["device_name"] = device
+    return row
+
+
+def runs(n_seeds=5, *, linear_loss=0.01, linear_accuracy=1.0, **options):
+    noise = np.random.default_rng(0).normal(0, 1e-3, (2, n_seeds))
+    return [
+        run_row(attention, seed, loss=loss + noise[i, seed], accuracy=accuracy, **options)
+        for i, (attention, loss, accuracy) in enumerate(
+            (("linear", linear_loss, linear_accuracy), ("softmax", 0.01, 1.0))
+        )
+        for seed in range(n_seeds)
+    ]
+
+
+def cost_row(attention, implementation, n, time_ms, *, memory=None, outcome="ok", **changes):
+    options = {"batch_size": 8, "work": "forward_backward"} | changes
+    device = options.pop("device", "cpu")
+    config = CostConfig(attention=attention, implementation=implementation, seq_len=n, **options)
+    samples = tuple(time_ms * factor for factor in (0.99, 1.0, 1.01)) if time_ms else ()
+    cost = Cost(config, outcome, None, samples, memory)
+    row = store.make_row("scaling", "laptop", config, 0, outcome, cost.summary(), source="test")
+    row["provenance"]["device_name"] = device
+    return row
+
+
+def cost_rows(power=1.0, lengths=LENGTHS, **changes):
+    """Softmax takes N² and linear N^power; equal at N = 300 where that is 1."""
+    rows = []
+    for n in lengths:
+        for attention, implementation in VARIANTS:
+            time_ms = n**2 / 1e4 if attention == "softmax" else 300 * n**power / 1e4
+            memory = int(n**2 * 100 if implementation == "textbook" else 1000 * n**power)
+            rows.append(cost_row(attention, implementation, n, time_ms, memory=memory, **changes))
+    return rows
+
+
+@pytest.mark.parametrize(
+    "rows, status",
+    [
+        (runs(), SUPPORTED),
+        (runs(linear_loss=1.5), NOT_SUPPORTED),
+        (runs(linear_accuracy=0.4), NOT_SUPPORTED),
+        (runs(4), INCONCLUSIVE),
+        (runs(1, linear_accuracy=0.4), INCONCLUSIVE),
+        ([], INCONCLUSIVE),
+        (runs()[:5], INCONCLUSIVE),
+    ],
+)
+def test_convergence_follows_the_runs(rows, status):
+    assert claims.convergence(rows).status == status
+
+
+def test_a_diverged_linear_run_speaks_against_convergence_and_an_interrupted_one_not_at_all():
+    diverged = [*runs()[1:], run_row("linear", 0, loss=float("nan"), outcome="diverged")]
+    assert claims.convergence(diverged).status == NOT_SUPPORTED
+    stopped = [*runs(), run_row("linear", 9, loss=2.3, accuracy=0.1, outcome="interrupted")]
+    assert claims.convergence(stopped).criteria == claims.convergence(runs()).criteria
+
+
+def test_convergence_is_judged_length_by_length():
+    verdict = claims.convergence([*runs(seq_len=16), *runs(seq_len=64, linear_loss=1.5)])
+    assert verdict.status == NOT_SUPPORTED
+    assert [one.text for one in verdict.criteria] == [
+        "N = 16: supported",
+        "N = 64: not supported",
+    ]
+    assert "supported in 1" in verdict.headline and "of 2 settings" in verdict.headline
+
+
+@pytest.mark.parametrize(
+    "power, status", [(1.0, SUPPORTED), (1.5, NOT_SUPPORTED), (2.0, NOT_SUPPORTED)]
+)
+def test_scaling_follows_the_growth_of_the_times(power, status):
+    assert claims.scaling(cost_rows(power)).status == status
+
+
+@pytest.mark.parametrize("rows", [[], cost_rows(lengths=(64,)), cost_rows(work="forward")])
+def test_scaling_without_enough_lengths_is_inconclusive(rows):
+    assert claims.scaling(rows).status == INCONCLUSIVE
+
+
+def test_exponents_are_those_of_the_times_and_memories():
+    found = {
+        (name, what): e.value
+        for name, what, e in claims.exponents(cost_rows(1.25), "forward_backward")
+    }
+    assert found["linear (torch)", "time"] == pytest.approx(1.25, abs=1e-6)
+    assert found["softmax (fused)", "time"] == pytest.approx(2.0, abs=1e-6)
+    assert found["softmax (textbook)", "memory"] == pytest.approx(2.0, abs=1e-3)
+    assert len(found) == 6
+    assert claims.exponents(cost_rows(), "forward") == []
+
+
+def test_points_without_a_figure_are_left_out():
+    expected = claims.exponents(cost_rows(), "forward_backward")
+    holes = [
+        cost_row("linear", "torch", 2**14, None, outcome="out_of_memory"),
+        cost_row("linear", "torch", 2**15, 1.0, outcome="interrupted"),
+        cost_row("softmax", "textbook", 2**16, None, outcome="ok"),
+    ]
+    assert claims.exponents([*cost_rows(), *holes], "forward_backward") == expected
+    assert claims.scaling([*cost_rows(), *holes]).criteria == claims.scaling(cost_rows()).criteria
+    without = dict(cost_rows()[0], summary={})
+    assert claims.scaling([without]).status == INCONCLUSIVE
+
+
+@pytest.mark.parametrize("baseline", ["textbook", "fused"])
+def test_the_crossover_is_where_the_times_meet(baseline):
+    found = claims.crossover_of(cost_rows(), baseline)
+    assert found.length == pytest.approx(300, rel=1e-3)
+    assert 256 < found.low <= found.length <= found.high < 512
+    assert not found.extrapolated
+
+
+def test_a_crossover_beyond_the_lengths_is_called_extrapolated():
+    found = claims.crossover_of(cost_rows(lengths=LENGTHS[:2]), "fused")
+    assert found.extrapolated and found.length == pytest.approx(300, rel=1e-3)
+
+
+def test_a_crossover_needs_two_lengths_at_which_both_ran():
+    short = cost_rows(lengths=(64,))
+    lone = [cost_row("linear", "torch", 4096, 1.0), cost_row("softmax", "fused", 2048, 1.0)]
+    gone = cost_row("softmax", "fused", 4096, None, outcome="out_of_memory")
+    assert claims.crossover_of([*short, *lone, gone], "fused") is None
+    assert claims.crossover_of([], "fused") is None
+    assert claims.crossover_of(cost_rows(), "fused", batch_size=1) is None
+    assert claims.crossover_of(cost_rows(), "fused", work="forward") is None
+
+
+@pytest.mark.parametrize(
+    "rows, status",
+    [
+        (cost_rows(), SUPPORTED),  # from N = 300, claimed from 512
+        (cost_rows(1.5), NOT_SUPPORTED),  # from N = 90000
+        ([], INCONCLUSIVE),
+        (cost_rows(lengths=(64,)), INCONCLUSIVE),
+    ],
+)
+def test_speed_crossover_follows_the_times(rows, status):
+    assert claims.speed_crossover(rows).status == status
+
+
+def test_speed_crossover_is_judged_for_each_batch_and_each_softmax():
+    verdict = claims.speed_crossover([*cost_rows(), *cost_rows(1.5, batch_size=1)])
+    assert [one.text for one in verdict.criteria] == [
+        "against textbook, batch 8: supported",
+        "against fused, batch 8: supported",
+        "against textbook, batch 1: not supported",
+        "against fused, batch 1: not supported",
+    ]
+
+
+@pytest.mark.parametrize(
+    "judge, well, ill",
+    [
+        (claims.convergence, runs, lambda **o: runs(linear_loss=1.5, **o)),
+        (claims.scaling, cost_rows, lambda **o: cost_rows(2.0, **o)),
+        (claims.speed_crossover, cost_rows, lambda **o: cost_rows(1.5, **o)),
+    ],
+)
+def test_devices_are_judged_by_themselves(judge, well, ill):
+    verdict = judge([*well(device="slow"), *ill(device="fast")])
+    assert [one.text for one in verdict.criteria] == ["slow: supported", "fast: not supported"]
+    assert verdict.status == NOT_SUPPORTED
+    assert judge([*well(device="slow"), *well(device="fast")]).status == SUPPORTED
+
+
+def test_a_length_of_two_scales_counts_once_and_the_last_wins():
+    again = [*cost_rows(2.0, batch_size=4), *cost_rows()]
+    assert claims.scaling(again) == claims.scaling(cost_rows())
+
+
+def test_a_verdict_of_this_session_waits_for_rows():
+    assert claims.of_session(claims.convergence, []).startswith("Nothing has run yet")
+    assert claims.of_session(claims.convergence, runs()) == claims.convergence(runs())
+
+
+ARTICLE = published()["dm2022"]
+
+
+def test_the_extrapolation_gives_the_articles_length_and_its_fragility():
+    fits = [
+        article_regression(ARTICLE["N"], ARTICLE["softmax_s"], ARTICLE["linear_s"], softmax_model=m)
+        for m in SOFTMAX_MODELS
+    ]
+    text = claims.extrapolation_text(fits)
+    crossings = [line.split("|")[3].strip() for line in text.splitlines() if " | 0." in line]
+    assert crossings[:3] == ["3149", "never", "6219"]
+    assert len(crossings) == len(SOFTMAX_MODELS)
+
+
+def step_row(attention, implementation, n, time_ms, outcome="ok"):
+    from replib.experiments import replication_model
+
+    config = TrainingConfig(
+        task=SequenceCopy(seq_len=n), model=replication_model(attention, implementation)
+    )
+    summary = Cost(config, outcome, None, (time_ms,) if time_ms else (), None).summary()
+    return store.make_row("step_time", "laptop", config, 0, outcome, summary, source="test")
+
+
+def table(steps):
+    lines = claims.table_1(ARTICLE, steps).splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if "|" in line]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_table_1_has_our_row_beside_the_articles():
+    steps = [step_row("linear", "torch", n, n / 2) for n in (8, 16, 32)]
+    steps.append(step_row("linear", "torch", 64, None, "out_of_memory"))
+    steps.append(step_row("softmax", "fused", 8, 10.0))
+    found = table(steps)
+    assert found[""] == ["N = 8", "N = 16", "N = 32", "N = 64"]
+    assert [float(cell) for cell in found["2022 article, softmax"]] == ARTICLE["softmax_s"]
+    assert [float(cell) for cell in found["2022 article, linear"]] == ARTICLE["linear_s"]
+    # 3000 steps of N / 2 ms
+    assert found["here, linear (torch)"] == ["12", "24", "48", "–"]
+    assert found["here, softmax (fused)"] == ["30", "–", "–", "–"]
+
+
+def test_table_1_without_our_rows_is_the_articles():
+    assert len(table([])) == 4  # head, rule, two rows
+
+
+def test_what_the_article_says_is_quoted_from_its_figures():
+    told = claims.article_convergence(ARTICLE)
+    for losses in ARTICLE["loss_scale"]["nats_per_token"].values():
+        assert all(f"{loss:.2f} at N = {n}" in told for n, loss in losses.items())
+    assert "3149" in claims.article_crossover(ARTICLE)
+    assert "0.9902" in claims.article_scaling(ARTICLE)

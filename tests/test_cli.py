@@ -1,0 +1,228 @@
+"""The command line, as a person meets it."""
+
+import inspect
+import os
+import signal
+import subprocess
+import sys
+from time import monotonic, sleep
+
+import pytest
+import torch
+
+from replib import __main__ as cli
+from replib import store
+from replib.__main__ import main
+from replib.experiments import (
+    EXPERIMENTS,
+    Experiment,
+    TrainingJob,
+    laptop_copy,
+    recorded_rows,
+)
+
+PATIENCE_S = 60.0  # a busy machine; no test waits so long unless it fails
+
+
+@pytest.fixture(autouse=True)
+def _process_is_as_before():
+    handler, threads = signal.getsignal(signal.SIGINT), torch.get_num_threads()
+    yield
+    signal.signal(signal.SIGINT, handler)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _no_recorded_run_is_touched(data):
+    pass
+
+
+def python(program):
+    """A process that runs a program; Popen, as some are interrupted."""
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_list_names_every_experiment_and_counts_its_rows(capsys):
+    assert main(["list"]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told and e.title in told for name, e in EXPERIMENTS.items())
+    assert "smoke: 0 rows" in told
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(name, capsys):
+    jobs = EXPERIMENTS[name].jobs("smoke")
+    assert main(["record", name, "--device", "cpu", "--threads", "1"]) == 0
+    rows = store.read_rows(name)
+    assert len(rows) == sum(len(getattr(job, "configs", [job])) for job in jobs)
+    assert {row["outcome"] for row in rows} == {"ok"}
+    assert {row["provenance"]["threads"] for row in rows} == {1}
+    assert len(capsys.readouterr().out.splitlines()) == len(rows)
+    assert main(["record", name, "--device", "cpu"]) == 0
+    assert store.read_rows(name) == rows
+    assert main(["list"]) == 0
+    assert f"smoke: {len(rows)} rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, remedy",
+    [
+        (["record", "convergense"], "use convergence, sequence_copy, scaling"),
+        (["record", "convergence", "--scale", "huge"], "use smoke, laptop, paper"),
+        (["record", "convergence", "--device", "tpu"], "use auto, cpu or cuda"),
+        (["record", "convergence", "--threads", "0"], "use at least 1"),
+        (["record", "convergence", "--threads", "two"], "invalid int value"),
+        (["record", "convergence", "--sale", "smoke"], "unknown option --sale"),
+        (["record"], "EXPERIMENT"),
+        (["bench", "--device", "tpu"], "use auto, cpu or cuda"),
+        (["rekord"], "invalid choice"),
+        ([], "COMMAND"),
+    ],
+)
+def test_mistakes_end_with_status_2_and_the_remedy(arguments, remedy, capsys):
+    try:
+        status = main(arguments)
+    except SystemExit as end:  # how argparse refuses
+        status = end.code
+    assert status == 2
+    told = capsys.readouterr()
+    assert remedy.lower() in told.err.lower() and "Traceback" not in told.err
+    assert told.out == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_is_refused_with_the_remedy(capsys):
+    assert main(["record", "convergence", "--device", "cuda"]) == 2
+    assert "use --device cpu" in capsys.readouterr().err
+
+
+def test_a_data_folder_that_cannot_be_written_is_refused_with_the_remedy(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("REPLIB_DATA", str(tmp_path / "file" / "data"))
+    assert main(["record", "convergence"]) == 2
+    assert "set REPLIB_DATA to another folder" in capsys.readouterr().err
+
+
+def test_a_torn_line_is_reported_and_recording_goes_on(data, capsys):
+    assert main(["record", "step_time", "--device", "cpu"]) == 0
+    rows = store.read_rows("step_time")
+    with (data / "step_time.jsonl").open("a") as file:
+        file.write('{"run_id": "torn')
+    with pytest.warns(UserWarning, match="1 torn or foreign lines skipped"):
+        assert main(["record", "step_time", "--device", "cpu"]) == 0
+        assert store.read_rows("step_time") == rows
+
+
+def test_doctor_tells_versions_folders_and_rows(data, cache, capsys):
+    assert main(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert torch.__version__ in told and "marimo: found" in told
+    assert f"{data}: writable" in told and f"{cache}: writable" in told
+    assert "crossover: 0 rows recorded" in told
+
+
+def test_doctor_tells_what_cannot_be_written(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("REPLIB_CACHE", str(tmp_path / "file" / "cache"))
+    assert main(["doctor"]) == 0
+    assert "set REPLIB_CACHE to another folder" in capsys.readouterr().out
+
+
+def test_bench_says_how_many_times_faster(monkeypatch, capsys):
+    from replib import benchmark
+
+    def measured(configs, **options):
+        times = {("softmax", "fused"): 8.0, ("softmax", "textbook"): 16.0, ("linear", "torch"): 2.0}
+        for config in configs:
+            time_ms = times[config.attention, config.implementation]
+            yield benchmark.Cost(config, "ok", None, (time_ms,) * 9, None)
+
+    monkeypatch.setattr(benchmark, "measure_cost", measured)
+    assert main(["bench", "--device", "cpu"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "N=" in line]
+    assert len(lines) == 8
+    for line in lines:
+        assert "softmax textbook 0.50 [0.50, 0.50]" in line
+        assert "linear torch 4.00 [4.00, 4.00]" in line
+
+
+def test_a_second_interrupt_ends_at_once_and_says_so(monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "record", interrupted)
+    assert main(["record", "convergence"]) == 130
+    assert "what was recorded is kept" in capsys.readouterr().err
+
+
+def tiny_jobs(scale):
+    config = laptop_copy("linear", 16, 50, eval_every=5, eval_batches=1, batch_size=4)
+    return [TrainingJob(config=config, seed=seed) for seed in (0, 1)]
+
+
+# Slow, so that there is time to interrupt it.
+SLOW = f"""
+import sys, time
+from replib import __main__ as cli, experiments
+from replib.experiments import EXPERIMENTS, Experiment, TrainingJob, laptop_copy
+
+{inspect.getsource(tiny_jobs)}
+EXPERIMENTS["tiny"] = Experiment(name="tiny", title="", jobs=tiny_jobs)
+experiments.CHECKPOINT_EVERY_S = 0.0
+cli._print_metrics = lambda job, metrics: time.sleep(0.4)
+sys.exit(cli.main(["record", "tiny", "--device", "cpu", "--threads", "1"]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a console interrupt cannot be sent to one process")
+def test_an_interrupted_recording_keeps_what_it_has_and_the_same_command_continues(
+    cache, monkeypatch
+):
+    process, end = python(SLOW), monotonic() + PATIENCE_S
+    while not list(cache.glob("checkpoints/**/*.pt")):  # the first run is under way
+        assert process.poll() is None and monotonic() < end, process.communicate()
+        sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert "stopping after this step" in told and "the same command continues" in told
+    assert "Traceback" not in told
+    (row,) = store.read_rows("tiny")
+    assert row["outcome"] == "interrupted" and 0 < row["summary"]["n_steps"] < 50
+    assert len(list(cache.glob("checkpoints/**/*.pt"))) == 1
+
+    monkeypatch.setitem(EXPERIMENTS, "tiny", Experiment(name="tiny", title="", jobs=tiny_jobs))
+    assert main(["record", "tiny", "--device", "cpu", "--threads", "1"]) == 0
+    assert [(r["seed"], r["outcome"]) for r in recorded_rows("tiny")] == [(0, "ok"), (1, "ok")]
+    resumed = recorded_rows("tiny")[0]
+    n = len(row["curve"]["step"])
+    assert resumed["curve"]["loss"][:n] == row["curve"]["loss"]
+    assert resumed["summary"]["n_steps"] == 50
+    assert not list(cache.glob("checkpoints/**/*.pt"))
+
+
+COMPUTING = "live claims verdicts statistics experiments generation published store __main__"
+
+
+def test_computing_modules_import_no_marimo_altair_or_polars():
+    program = "\n".join(f"import replib.{name}" for name in COMPUTING.split())
+    program += "\nimport sys\nprint(sorted({'marimo', 'altair', 'polars'} & set(sys.modules)))"
+    out, told = python(program).communicate(timeout=PATIENCE_S)
+    assert out == "[]\n", told
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    program = (
+        "import sys, replib\n"
+        "print(sorted({'torch', 'numpy', 'marimo', 'altair', 'polars'} & set(sys.modules)))"
+    )
+    out, told = python(program).communicate(timeout=PATIENCE_S)
+    assert out == "[]\n", told

@@ -1,0 +1,453 @@
+"""The parts that notebooks share: nothing from outside breaks a panel, a gate or a card."""
+
+import html
+import json
+import re
+from types import SimpleNamespace
+
+import marimo as mo
+import pytest
+
+from replib import controls, frames, store
+from replib.benchmark import Cost, CostConfig
+from replib.controls import Control, initial_values
+from replib.experiments import CostJob, TrainingJob, laptop_copy
+from replib.live import LiveRuns, Progress
+from replib.training import Training
+from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Criterion, Verdict
+
+N = Control("seq_len", "Sequence length", (8, 16, 32, 64), 32)
+RATE = Control("lr", "Learning rate", (3e-4, 1e-3, 5e-3), 5e-3)
+KINDS = Control("attention", "Attention", ("softmax", "linear"), ("softmax",))
+WORK = Control("work", "Work", ("forward", "forward_backward"), "forward")
+STEPS = Control("n_steps", "Steps", (50, 100), 50)
+
+
+def markup(element):
+    """The HTML of an element, with that which a callout carries as an attribute."""
+    carried = r"data-html='([^']*)'"
+    return re.sub(carried, lambda found: json.loads(html.unescape(found[1])), element.text)
+
+
+@pytest.mark.parametrize(
+    "control, text, value",
+    [
+        (N, "64", 64),
+        (N, "64.0", 64),
+        (N, 16, 16),
+        (N, ["8", "64"], 64),
+        (RATE, "0.001", 1e-3),
+        (RATE, "1e-3", 1e-3),
+        (KINDS, "linear", ("linear",)),
+        (KINDS, "linear,softmax", ("softmax", "linear")),
+        (KINDS, ["linear", "softmax"], ("softmax", "linear")),
+        (WORK, "forward_backward", "forward_backward"),
+        (WORK, ["forward_backward"], "forward_backward"),
+    ],
+)
+def test_a_value_on_offer_is_taken_without_a_note(control, text, value):
+    assert control.read(text) == (value, None)
+
+
+@pytest.mark.parametrize(
+    "control, text, value",
+    [
+        (N, "0", 8),
+        (N, "-1", 8),
+        (N, "1000000000", 64),
+        (N, "1e300", 64),
+        (N, "1e999", 64),
+        (N, "inf", 64),
+        (N, "-inf", 8),
+        (N, "9" * 500, 64),
+        (N, 10**400, 32),
+        (N, "40", 32),
+        (N, "nan", 32),
+        (N, "abc", 32),
+        (N, "", 32),
+        (N, None, 32),
+        (N, [], 32),
+        (N, ["64", "abc"], 32),
+        (N, "<script>", 32),
+        (RATE, "-1", 3e-4),
+        (RATE, "0.004", 5e-3),
+        (KINDS, "reformer", ("softmax",)),
+        (KINDS, "reformer,linear", ("linear",)),
+        (KINDS, "", ("softmax",)),
+        (KINDS, [], ("softmax",)),
+        (KINDS, ["<b>"], ("softmax",)),
+        (WORK, "sideways", "forward"),
+        (WORK, "", "forward"),
+        (WORK, [], "forward"),
+        (WORK, 7, "forward"),
+    ],
+)
+def test_any_other_value_is_replaced_by_one_on_offer_and_the_note_says_which(control, text, value):
+    found, note = control.read(text)
+    assert found == value
+    if control.several and text == []:
+        return  # nothing was asked for
+    assert note.startswith(f"{control.label}: ")
+    assert str(value if not control.several else ", ".join(value)) in note and "used" in note
+
+
+def test_the_url_goes_before_the_command_line_and_both_before_the_default():
+    url, line = {"seq_len": "64"}, {"seq-len": 8, "lr": 1e-3}
+    values, notes = initial_values([N, RATE, WORK], url, line)
+    assert values == {"seq_len": 64, "lr": 1e-3, "work": "forward"} and notes == []
+    assert initial_values([N], {}, {}) == ({"seq_len": 32}, [])
+    assert initial_values([N], {"seq-len": "16"}) == initial_values([N], {"seq_len": "16"})
+
+
+def test_a_wrong_value_of_the_url_is_told_and_not_made_up_from_the_command_line():
+    values, notes = initial_values([N], {"seq_len": "abc"}, {"seq_len": 8})
+    assert values == {"seq_len": 32} and len(notes) == 1 and "'abc'" in notes[0]
+
+
+def test_the_steps_of_the_url_may_be_called_steps():
+    values, notes = initial_values([STEPS, RATE], {"steps": "abc", "lr": "-1"})
+    assert values == {"n_steps": 50, "lr": 3e-4}
+    assert len(notes) == 2
+    assert initial_values([STEPS], {"steps": "100"}) == ({"n_steps": 100}, [])
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """A page's URL and command line, as dictionaries to fill."""
+
+    class Query(dict):
+        to_dict = dict.copy
+
+        def set(self, name, value):
+            self[name] = value
+
+    url, line = Query(), Query()
+    monkeypatch.setattr(mo, "query_params", lambda: url)
+    monkeypatch.setattr(mo, "cli_args", lambda: line)
+    return SimpleNamespace(url=url, line=line)
+
+
+ALL = [N, RATE, KINDS, WORK, controls.DEVICE]
+
+
+def test_a_panel_starts_from_the_url_and_offers_every_value(page):
+    page.url.update(seq_len="16", attention="linear")
+    elements, notes = controls.panel(ALL)
+    expected = {"seq_len": 16, "lr": 5e-3, "attention": ["linear"], "work": "forward"}
+    assert elements.value == expected | {"device": "auto"} and notes == []
+    assert elements.elements["seq_len"].steps == list(N.values)
+    shown = controls.show_panel(elements, notes).text
+    assert all(control.label in shown for control in ALL)
+
+
+def test_notes_are_shown_as_text_whatever_they_hold(page):
+    page.url.update(seq_len="<img src=x onerror=alert(1)>", lr="[x](javascript:alert(1))")
+    shown = markup(controls.show_panel(*controls.panel(ALL)))
+    assert "&lt;img src=x onerror=alert(1)&gt;" in shown  # what was wrong is told
+    assert "[x](javascript:alert(1))" in shown
+    assert "<img" not in shown and "href" not in shown
+
+
+def test_settings_are_shared_through_the_url_and_read_back(page):
+    elements, _ = controls.panel(ALL)
+    settings = elements.value | {"seq_len": 64, "attention": ["softmax", "linear"]}
+    controls.share(settings)
+    assert page.url["attention"] == "softmax,linear"
+    again, notes = controls.panel(ALL)
+    assert again.value == settings and notes == []
+
+
+def test_jobs_that_cannot_be_are_explained_instead():
+    def build(settings):
+        raise ValueError("heads <3> do not fit")
+
+    jobs, problem = controls.attempt(build, {})
+    assert jobs == [] and "heads &lt;3&gt; do not fit" in markup(problem)
+    jobs, problem = controls.attempt(lambda settings: [1], {})
+    assert jobs == [1] and "heads" not in problem.text
+
+
+# --- the gate
+
+
+def job(n_steps=10, attention="linear", seed=0):
+    config = laptop_copy(attention, 16, n_steps, batch_size=4, eval_every=5, eval_batches=1)
+    return TrainingJob(config=config, seed=seed)
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+    """Set what a run is predicted to take."""
+    return lambda value: monkeypatch.setattr(controls, "predicted_seconds", lambda *_: value)
+
+
+def gate(live, jobs, auto=True):
+    return controls.gate(live, jobs, auto=auto, device="cpu")
+
+
+@pytest.fixture
+def live():
+    live = LiveRuns("convergence")
+    yield live
+    live.stop()
+    live.join(60)
+
+
+def test_a_short_run_starts_by_itself(live, seconds):
+    seconds(4.9)
+    button, text = gate(live, [job()])
+    assert button is None and "by itself" in text
+    live.join(60)
+    assert len(live.finished) == 1
+    button, text = gate(live, [job()])
+    assert button is None and "have been run" in text
+
+
+@pytest.mark.parametrize("predicted, auto", [(5.1, True), (0.1, False)])
+def test_a_long_run_or_one_without_auto_waits_for_the_button(live, seconds, predicted, auto):
+    seconds(predicted)
+    button, text = gate(live, [job()], auto)
+    assert text is None and not live.running
+    assert ("about 5 s" if auto else "about 1 s") in button.text
+    assert not controls.pressed(button) and not controls.pressed(None)
+
+
+def test_the_button_asks_for_the_time_of_what_is_missing_alone(live, monkeypatch):
+    live.start([job()], "cpu")
+    live.join(60)
+    asked = []
+    monkeypatch.setattr(controls, "predicted_seconds", lambda jobs, _: asked.append(jobs) or 60)
+    gate(live, [job(), job(seed=1)])
+    assert asked == [[job(seed=1)]]
+
+
+@pytest.mark.parametrize("jobs", [[], [CostJob(configs=(), n_repeats=3)]])
+def test_nothing_chosen_is_told(live, jobs):
+    assert gate(live, jobs) == (None, "Nothing is chosen: choose at least one attention.")
+
+
+def test_what_the_machine_cannot_hold_is_refused_by_the_gate(live, monkeypatch):
+    monkeypatch.setattr(controls, "refusal", lambda *_: "too large: lower it")
+    assert gate(live, [job()]) == (None, "too large: lower it")
+    assert not live.running
+
+
+def test_while_a_run_is_under_way_there_are_stop_and_ticker_and_no_other_start(live):
+    assert controls.stop_button(live) is None and controls.ticker(live) is None
+    live.start([job(1_000_000)], "cpu")
+    button, text = gate(live, [job(seed=1)])
+    assert button is None and "under way" in text
+    stop, tick = controls.stop_button(live), controls.ticker(live)
+    assert "Stop" in controls.show_stop(stop, tick).text
+    live.stop()
+    live.join(60)
+    assert controls.stop_button(live) is None
+    assert "Stop" not in controls.show_stop(None, None).text
+
+
+def test_watching_announces_the_end_once(live):
+    changes = []
+    assert controls.watch(live, changes.append).text == mo.md("").text
+    live.start([job()], "cpu")
+    live.join(60)
+    for _ in range(3):
+        controls.watch(live, changes.append)
+    assert len(changes) == 1 and changes[0](4) == 5
+
+
+@pytest.mark.parametrize(
+    "progress, warning, shown",
+    [
+        (Progress(status="failed", error="<fuse>"), None, "The run failed: &lt;fuse&gt;"),
+        (Progress(status="stopped"), None, "what was computed is kept"),
+        (Progress(status="done"), "disk <full>", "disk &lt;full&gt;"),
+    ],
+)
+def test_how_a_run_ended_is_told(live, progress, warning, shown):
+    live.warning = warning
+    assert shown in markup(controls.show_progress(live, progress))
+
+
+def test_a_run_under_way_shows_how_far_it_is():
+    running = SimpleNamespace(running=True, warning=None)
+    shown = controls.show_progress(running, Progress("running", 0.25, "step 1 < 4")).text
+    assert 'value="0.2500"' in shown and "25%" in shown and "step 1 &lt; 4" in shown
+
+
+# --- cards and tables
+
+
+def verdict(met):
+    return Verdict("<i>headline</i>", (Criterion("criterion <1>", met, "5 & 6"),))
+
+
+@pytest.mark.parametrize(
+    "met, status, sign",
+    [(True, SUPPORTED, "✓"), (False, NOT_SUPPORTED, "✗"), (None, INCONCLUSIVE, "?")],
+)
+def test_a_card_shows_the_status_in_words_and_with_a_sign_besides_the_colour(met, status, sign):
+    shown = controls.verdict_card("claim", [("Here", verdict(met))]).text
+    assert f">{sign} {status}<" in shown
+    assert f"<li>{sign} criterion" in shown
+
+
+def test_a_card_shows_texts_as_texts():
+    columns = [("<Paper>", "says <b>yes</b>"), ("Here", verdict(True))]
+    shown = controls.verdict_card("a < b", columns).text
+    for raw in ("<b>yes", "<i>", "<Paper>", "a < b", "criterion <1>", "5 & 6"):
+        assert raw not in shown
+    for escaped in (
+        "&lt;Paper&gt;",
+        "says &lt;b&gt;yes",
+        "a &lt; b",
+        "&lt;i&gt;headline",
+        "5 &amp; 6",
+    ):
+        assert escaped in shown
+
+
+def cost_row(outcome="ok", samples=(1.0, 2.0, 3.0), detail=None, device="cpu", **changes):
+    config = CostConfig(**{"attention": "linear", "implementation": "torch", **changes})
+    summary = Cost(config, outcome, detail, samples, 100).summary()
+    row = store.make_row("scaling", "live", config, 0, outcome, summary, detail=detail, source="t")
+    row["provenance"]["device_name"] = device
+    return row
+
+
+def test_the_history_lists_finished_runs_latest_first(live):
+    assert "outcome" not in controls.history(live).text
+    live.start([job()], "cpu")
+    live.join(60)
+    live.finished.append(cost_row("out_of_memory", (), "needs 9 GB"))
+    diverged = dict(live.finished[0], outcome="diverged")
+    diverged["summary"] = diverged["summary"] | {"final_loss": None}
+    live.finished.append(diverged)
+    shown = controls.history(live).text
+    assert "Runs of this session (3)" in shown
+    places = [shown.index(word) for word in ("diverged", "needs 9 GB", "nats a token")]
+    assert places == sorted(places)
+
+
+def test_device_names_are_those_of_the_rows():
+    assert controls.device_names([]) == "nothing yet"
+    rows = [cost_row(device="B"), cost_row(device="A"), cost_row(device="B")]
+    assert controls.device_names(rows) == "A, B"
+
+
+def run_rows(seq_len):
+    config = laptop_copy("linear", seq_len, 10)
+    curve = {"step": [5, 10], "train_loss": [2, 1], "loss": [2, 1], "accuracy": [0, 1]}
+    summary = {"final_loss": 1.0, "final_accuracy": 1.0}
+    make = store.make_row
+    return [make("convergence", "live", config, 0, "ok", summary, curve, source="test")]
+
+
+def test_recorded_curves_of_the_same_length_are_drawn_behind():
+    recorded = frames.training_curves([*run_rows(16), *run_rows(32)])
+    behind = controls.recorded_behind(frames.training_curves(run_rows(32)), recorded)
+    assert behind["seq_len"].unique().to_list() == [32]
+    assert controls.recorded_behind(frames.training_curves([]), recorded) is None
+
+
+def test_a_chart_of_live_runs_is_titled_with_their_settings():
+    shown = controls.title_of(frames.training_curves(run_rows(32)))
+    assert shown == "N = 32, batch 32, 2 layers, 4 heads of 16"
+    assert controls.title_of(frames.training_curves([])) == "Nothing has run yet"
+
+
+def crossing(power=1.0, **changes):
+    return [
+        cost_row(attention=a, implementation=i, seq_len=n, samples=(ms, ms * 1.01), **changes)
+        for n in (64, 256, 1024)
+        for a, i, ms in (("softmax", "fused", n**2), ("linear", "torch", 100 * n**power))
+    ]
+
+
+def test_the_crossover_chart_is_titled_with_what_was_measured():
+    chart = controls.session_crossover_chart(crossing())
+    title = " ".join(chart.to_dict()["title"]["text"]).replace("\xa0", " ")
+    assert title == "Linear is faster from N = 100 against softmax (fused)"
+    never = controls.session_crossover_chart(crossing(2.0)).to_dict()
+    assert "∞" in str(never["title"])
+    short = controls.session_crossover_chart(crossing()[:2]).to_dict()
+    assert "Two lengths or more are needed" in str(short["title"])
+    for rows in ([], [cost_row("out_of_memory", ())]):
+        title = controls.session_crossover_chart(rows).to_dict()["title"]
+        assert "faster" not in str(title)
+
+
+def test_exponents_are_a_table_of_what_has_two_lengths():
+    shown = controls.exponents(crossing(1.5), "forward_backward").text
+    assert "softmax (fused)" in shown and "1.50" in shown and "2.00" in shown
+    assert "linear" not in controls.exponents(crossing()[:2], "forward_backward").text
+    assert "exponent" not in controls.exponents([], "forward_backward").text
+
+
+# --- copies
+
+
+@pytest.fixture(scope="module")
+def copier():
+    """A model that has learned to copy, and one that has not."""
+    trained = Training(laptop_copy("linear", 16, 250), seed=0, device="cpu")
+    *_, last = trained.metrics()
+    assert last.accuracy > 0.9
+    raw = Training(laptop_copy("softmax", 16, 250), seed=0, device="cpu")
+    jobs = [TrainingJob(config=t.config, seed=0) for t in (trained, raw)]
+    models = dict(zip(jobs, (trained, raw), strict=True))
+    return SimpleNamespace(model=lambda job, device: models.get(job)), jobs
+
+
+def copies(copier, text, n_shuffles=0):
+    return markup(controls.copies(copier[0], copier[1], text, n_shuffles, "cpu"))
+
+
+def test_a_trained_model_is_seen_to_copy_and_an_untrained_one_not(copier):
+    shown = copies(copier, "badce")
+    assert shown.count("<tr>") == 3
+    rows = {re.search(">([a-z]+)</th>", row)[1]: row for row in shown.split("<tr>")[1:]}
+    given, trained, raw = (rows[name] for name in ("given", "linear", "softmax"))
+    assert "5 of 5 right" in given and "5 of 5 right" in trained and "underline" not in trained
+    assert "5 of 5 right" not in raw and "underline" in raw  # a sign besides the colour
+    letters = [cell.split(">")[1][0] for cell in given.split("<td")[1:6]]
+    assert letters == list("badce")
+
+
+def test_capitals_and_spaces_around_are_forgiven(copier):
+    assert copies(copier, " BADCE ") == copies(copier, "badce")
+
+
+def test_shuffling_keeps_the_letters_and_changes_their_order(copier):
+    def given(n_shuffles):
+        row = copies(copier, "abcde", n_shuffles).split("<tr>")[1]
+        return [cell.split(">")[1][0] for cell in row.split("<td")[1:6]]
+
+    assert given(0) == list("abcde")
+    orders = {tuple(given(n)) for n in range(6)}
+    assert len(orders) > 3 and all(sorted(order) == list("abcde") for order in orders)
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("", "type letters from a to j only"),
+        ("abk", "type letters from a to j only"),
+        ("a b", "type letters from a to j only"),
+        ("é😀", "type letters from a to j only"),
+        ("<b>", "&lt;b&gt;"),
+        ("abcdefg", "7 symbols: a model of length 16 copies 1 to 6"),
+    ],
+)
+def test_what_cannot_be_copied_is_explained(copier, text, told):
+    shown = copies(copier, text)
+    assert told in shown and "<table" not in shown
+
+
+def test_without_a_trained_model_the_reader_is_told_to_run_first(live):
+    assert "run them first" in controls.copies(live, [job()], "abc", 0, "cpu").text
+    assert "run them first" in controls.copies(live, [], "abc", 0, "cpu").text
+
+
+def test_durations_are_rounded_for_reading():
+    texts = [controls._duration(s) for s in (0.01, 12.3, 89, 600)]
+    assert texts == ["1 s", "12 s", "89 s", "10 min"]

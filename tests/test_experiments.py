@@ -1,0 +1,406 @@
+"""The named experiments: what they are made of, and that recording loses and repeats nothing."""
+
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+
+from replib import experiments, store
+from replib.attention import ATTENTION
+from replib.benchmark import CostConfig
+from replib.experiments import (
+    ALL_VARIANTS,
+    EXPERIMENTS,
+    SCALES,
+    VARIANTS,
+    CostJob,
+    Experiment,
+    TrainingJob,
+    checkpoint_path,
+    identity,
+    laptop_copy,
+    live_copy_jobs,
+    live_cost_jobs,
+    record,
+    recorded_rows,
+    training_summary,
+)
+from replib.live import run_ids
+from replib.tasks import CausalCopy, SequenceCopy
+from replib.training import Metrics, Training, TrainingConfig
+
+GRIDS = [(name, scale) for name in EXPERIMENTS for scale in SCALES]
+
+
+def tiny(seed=0, n_steps=20, attention="linear", **changes):
+    options = {"eval_every": 5, "eval_batches": 1, "batch_size": 4}
+    return TrainingJob(config=laptop_copy(attention, 16, n_steps, **options | changes), seed=seed)
+
+
+def experiment_of(*jobs):
+    return Experiment(name="tiny", title="for tests", jobs=lambda scale: list(jobs))
+
+
+def cost_job(n=16):
+    configs = [
+        CostConfig(attention=a, implementation=i, seq_len=n, n_heads=1, head_dim=4)
+        for a, i in VARIANTS
+    ]
+    return CostJob(configs=tuple(configs), n_repeats=2)
+
+
+def configs_of(job):
+    return [job.config] if isinstance(job, TrainingJob) else list(job.configs)
+
+
+@pytest.mark.parametrize("name, scale", GRIDS)
+def test_no_run_of_a_grid_occurs_twice(name, scale):
+    ids = [run for job in EXPERIMENTS[name].jobs(scale) for run in run_ids(job)]
+    assert ids and len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("name, scale", GRIDS)
+def test_every_point_of_a_grid_has_softmax_beside_linear(name, scale):
+    found = {}
+    for job in EXPERIMENTS[name].jobs(scale):
+        for config in configs_of(job):
+            model = getattr(config, "model", config)
+            other = {k: v for k, v in asdict(config).items() if k != "model"}
+            other |= {k: v for k, v in asdict(model).items()}
+            del other["attention"], other["implementation"]
+            point = (str(other), getattr(job, "seed", None))
+            found.setdefault(point, set()).add(model.attention)
+    assert all(names == {"softmax", "linear"} for names in found.values())
+
+
+def grid(name, scale):
+    """Sequence length -> seeds, for a training experiment."""
+    seeds = {}
+    for job in EXPERIMENTS[name].jobs(scale):
+        seeds.setdefault((job.config.task.seq_len, job.config.model.attention), []).append(job.seed)
+    return seeds
+
+
+def test_recorded_convergence_has_five_seeds_at_three_lengths_or_more():
+    seeds = grid("convergence", "laptop")
+    assert len({n for n, _ in seeds}) >= 3
+    assert all(sorted(found) == [0, 1, 2, 3, 4] for found in seeds.values())
+
+
+def test_the_papers_convergence_is_that_of_the_paper():
+    jobs = EXPERIMENTS["convergence"].jobs("paper")
+    assert sorted(job.seed for job in jobs) == sorted(2 * [0, 1, 2, 3, 4])
+    for config in (job.config for job in jobs):
+        assert (config.n_steps, config.batch_size) == (10_000, 64)
+        assert config.task == CausalCopy(seq_len=128)
+        assert (config.model.n_layers, config.model.n_heads, config.model.head_dim) == (4, 8, 32)
+        assert (config.model.norm, config.model.dropout) == ("post", 0.1)
+        assert (config.optimizer, config.lr, config.lr_drop_step) == ("radam", 1e-3, 3000)
+
+
+@pytest.mark.parametrize("scale", ["laptop", "paper"])
+def test_the_2022_task_has_the_articles_four_lengths(scale):
+    assert {n for n, _ in grid("sequence_copy", scale)} == {8, 16, 32, 64}
+    if scale == "paper":
+        model = EXPERIMENTS["sequence_copy"].jobs(scale)[0].config.model
+        sizes = (model.n_layers, model.n_heads, model.head_dim, model.d_feedforward)
+        assert sizes == (4, 8, 64, 1024)
+
+
+def test_step_times_have_the_lengths_of_the_articles_table_1():
+    lengths = [job.configs[0].task.seq_len for job in EXPERIMENTS["step_time"].jobs("laptop")]
+    assert {8, 16, 32, 64} <= set(lengths)
+
+
+@pytest.mark.parametrize(
+    "name, scale, first, last",
+    [
+        ("scaling", "laptop", 2**6, 2**14),
+        ("scaling", "paper", 2**9, 2**16),
+        ("crossover", "laptop", 2**9, 2**11),
+        ("crossover", "paper", 2**9, 2**14),
+    ],
+)
+def test_costs_are_measured_over_the_lengths_that_the_claims_are_about(name, scale, first, last):
+    for work in ("forward", "forward_backward"):
+        lengths = [
+            job.configs[0].seq_len
+            for job in EXPERIMENTS[name].jobs(scale)
+            if job.configs[0].work == work
+        ]
+        assert min(lengths) <= first and max(lengths) == last
+
+
+def test_every_cost_is_measured_beside_the_others_of_its_shape():
+    for job in EXPERIMENTS["crossover"].jobs("laptop"):
+        assert [(c.attention, c.implementation) for c in job.configs] == list(VARIANTS)
+        assert len({(c.seq_len, c.batch_size, c.work) for c in job.configs}) == 1
+
+
+# --- identity
+
+
+def test_a_run_is_named_after_its_config_and_seed():
+    config = tiny().config
+    changed = [
+        identity(config, 0, cost=False),
+        identity(config, 1, cost=False),
+        identity(replace(config, lr=1e-3), 0, cost=False),
+        identity(replace(config, task=SequenceCopy(seq_len=16)), 0, cost=False),
+        identity(replace(config, model=replace(config.model, n_layers=1)), 0, cost=False),
+        identity(config, 0, cost=True),  # the cost of a step of it is another thing
+    ]
+    assert len(set(changed)) == len(changed)
+    assert identity(tiny().config, 0, cost=False) == changed[0]
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_a_run_is_named_after_the_sources_that_compute_it(monkeypatch, attention):
+    asked = []
+    monkeypatch.setattr(store, "source_hash", lambda *modules: asked.extend(modules) or "hash")
+    identity(tiny(attention=attention).config, cost=False)
+    others = {f"replib.attention.{name}" for name in ATTENTION if name != attention}
+    assert f"replib.attention.{attention}" in asked and not others & set(asked)
+    assert {"replib.tasks", "replib.models", "replib.training"} <= set(asked)
+    assert "replib.benchmark" not in asked
+    asked.clear()
+    identity(CostConfig(attention=attention), cost=True)
+    assert "replib.benchmark" in asked and "replib.training" not in asked
+
+
+# --- recording
+
+
+def rows_of(*jobs, **options):
+    return list(record(experiment_of(*jobs), "smoke", device="cpu", **options))
+
+
+def test_recording_appends_the_rows_that_it_yields(data):
+    rows = rows_of(tiny(), cost_job())
+    assert rows == store.read_rows("tiny", data)
+    assert [row["outcome"] for row in rows] == ["ok"] * 4
+    expected = [m.loss for m in Training(tiny().config, seed=0, device="cpu").metrics()]
+    assert rows[0]["curve"]["loss"] == expected
+    assert rows[0]["summary"]["final_loss"] == expected[-1]
+
+
+def test_recording_again_runs_nothing_again(data):
+    rows_of(tiny(), cost_job())
+    assert rows_of(tiny(), cost_job()) == []
+    assert [row["seed"] for row in rows_of(tiny(), tiny(seed=1), cost_job())] == [1]
+
+
+def test_a_changed_source_runs_again_and_loses_no_row(data, monkeypatch):
+    rows_of(tiny())
+    monkeypatch.setattr(experiments, "source_of", lambda config, *, cost: "changed")
+    (row,) = rows_of(tiny())
+    assert row["provenance"]["source"] == "changed"
+    assert len(store.read_rows("tiny", data)) == 2
+    assert recorded_rows("tiny") == [row]
+
+
+def test_a_run_of_another_kind_of_device_does_not_count(data, monkeypatch):
+    (row,) = rows_of(tiny())
+    elsewhere = dict(row, provenance=row["provenance"] | {"device": "cuda:0"})
+    (data / "tiny.jsonl").unlink()
+    store.append("tiny", elsewhere)
+    assert len(rows_of(tiny())) == 1
+
+
+class Killed(BaseException):
+    """What no handler catches, like the end of a process."""
+
+
+def curve_without_speed(row):
+    return {key: row["curve"][key] for key in ("step", "loss", "accuracy", "train_loss")}
+
+
+def test_a_killed_run_resumes_at_its_checkpoint_to_the_same_end(data, monkeypatch):
+    monkeypatch.setattr(experiments, "CHECKPOINT_EVERY_S", 0.0)
+    (whole,) = rows_of(tiny())
+    (data / "tiny.jsonl").unlink()
+
+    def kill(job, metrics):
+        if metrics.step == 15:
+            raise Killed
+
+    with pytest.raises(Killed):
+        rows_of(tiny(), on_metrics=kill)
+    assert store.read_rows("tiny", data) == []
+    assert checkpoint_path(*run_ids(tiny()), "cpu").exists()
+    steps = []
+    (row,) = rows_of(tiny(), on_metrics=lambda job, metrics: steps.append(metrics.step))
+    assert steps == [15, 20]  # the checkpoint was of step 10
+    assert curve_without_speed(row) == curve_without_speed(whole)
+    assert not checkpoint_path(row["run_id"], "cpu").exists()
+
+
+def test_a_stopped_run_is_recorded_as_interrupted_and_continued(data):
+    seen = []
+    stop = lambda: len(seen) >= 2  # noqa: E731
+    rows = rows_of(tiny(), tiny(seed=1), stop=stop, on_metrics=lambda job, m: seen.append(m))
+    (row,) = rows
+    assert row["outcome"] == "interrupted" and row["curve"]["step"] == [5, 10, 10]
+    rest = rows_of(tiny(), tiny(seed=1))
+    assert [(r["seed"], r["outcome"]) for r in rest] == [(0, "ok"), (1, "ok")]
+    assert rest[0]["curve"]["step"] == [5, 10, 10, 15, 20]
+    assert rest[0]["run_id"] == row["run_id"]
+    assert [r["outcome"] for r in recorded_rows("tiny")] == ["ok", "ok"]
+
+
+def test_a_run_out_of_memory_is_recorded_and_the_next_goes_on(data, monkeypatch):
+    step = Training.train_step
+
+    def fail_at_seed_0(self):
+        if self.seed == 0:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nto")
+        return step(self)
+
+    monkeypatch.setattr(Training, "train_step", fail_at_seed_0)
+    rows = rows_of(tiny(), tiny(seed=1))
+    assert [row["outcome"] for row in rows] == ["out_of_memory", "ok"]
+    assert rows[0]["detail"].endswith("you tried: lower batch_size, seq_len or d_model")
+    assert rows_of(tiny()) == []
+
+
+def test_an_error_that_is_no_shortage_is_not_hidden(data, monkeypatch):
+    def fail(self):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(Training, "train_step", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        rows_of(tiny())
+
+
+def test_a_data_folder_that_cannot_be_written_is_told_before_anything_is_computed(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("REPLIB_DATA", str(tmp_path / "file" / "data"))
+    monkeypatch.setattr(Training, "train_step", lambda self: pytest.fail("computed in vain"))
+    with pytest.raises(store.StoreError, match="REPLIB_DATA"):
+        rows_of(tiny())
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_no_run(data, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("REPLIB_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(experiments, "CHECKPOINT_EVERY_S", 0.0)
+    with pytest.warns(UserWarning, match="REPLIB_CACHE"):
+        (row,) = rows_of(tiny())
+    assert row["outcome"] == "ok"
+
+
+def test_unknown_scales_and_experiments_are_refused_with_what_there_is(data):
+    with pytest.raises(ValueError, match="unknown scale 'huge': use smoke, laptop, paper"):
+        list(record(experiment_of(tiny()), "huge"))
+    with pytest.raises(ValueError, match="unknown experiment 'convergense': use convergence, "):
+        experiments.experiment_named("convergense")
+
+
+def test_smoke_runs_are_shown_only_where_there_are_no_others(data):
+    rows_of(tiny())
+    assert [row["scale"] for row in recorded_rows("tiny")] == ["smoke"]
+    list(record(experiment_of(tiny(seed=1)), "laptop", device="cpu"))
+    assert [row["scale"] for row in recorded_rows("tiny")] == ["laptop"]
+    assert recorded_rows("convergence") == []
+
+
+def test_a_summary_says_where_the_run_ended_and_when_it_was_solved():
+    history = [
+        Metrics(step=s, train_loss=1, loss=x, accuracy=a, steps_per_s=1, seconds_left=0)
+        for s, x, a in ((10, 2.0, 0.1), (20, 0.1, 0.995), (30, 0.3, 0.9), (40, 0.2, 1.0))
+    ]
+    found = training_summary(history)
+    assert (found["n_steps"], found["final_loss"], found["final_accuracy"]) == (40, 0.2, 1.0)
+    assert (found["best_loss"], found["steps_to_solved"]) == (0.1, 20)
+    assert training_summary(history[:1])["steps_to_solved"] is None
+    assert training_summary([]) == {"n_steps": 0}
+
+
+# --- what the controls ask for
+
+COPY = {
+    "task": "causal copy",
+    "seq_len": 32,
+    "batch_size": 8,
+    "n_steps": 100,
+    "n_layers": 1,
+    "n_heads": 2,
+    "head_dim": 8,
+    "lr": 2e-3,
+    "seeds": 2,
+    "attention": ("softmax", "linear"),
+}
+COST = {
+    "seq_len": 64,
+    "shortest": 16,
+    "batch_size": 2,
+    "n_heads": 2,
+    "head_dim": 8,
+    "repeats": 3,
+    "work": "forward",
+    "variants": ("softmax fused", "linear torch"),
+}
+
+
+def test_controls_become_a_run_a_seed_and_mechanism():
+    jobs = live_copy_jobs(COPY)
+    asked = [(job.seed, job.config.model.attention) for job in jobs]
+    assert asked == [(0, "softmax"), (0, "linear"), (1, "softmax"), (1, "linear")]
+    config = jobs[0].config
+    assert isinstance(config, TrainingConfig) and config.task == CausalCopy(seq_len=32)
+    assert (config.batch_size, config.n_steps, config.lr) == (8, 100, 2e-3)
+    assert (config.model.n_layers, config.model.n_heads, config.model.head_dim) == (1, 2, 8)
+    other = live_copy_jobs(COPY | {"task": "encoder-decoder copy", "seeds": 1})
+    assert other[0].config.task == SequenceCopy(seq_len=32)
+    assert live_copy_jobs(COPY | {"attention": ()}) == []
+
+
+def test_sizes_that_no_model_can_have_are_refused():
+    with pytest.raises(ValueError, match="seq_len 4"):
+        live_copy_jobs(COPY | {"seq_len": 4})
+    with pytest.raises(ValueError, match="d_model 1 "):
+        live_copy_jobs(COPY | {"n_heads": 1, "head_dim": 1})
+
+
+def test_controls_become_a_job_a_length():
+    jobs = live_cost_jobs(COST)
+    assert [[c.seq_len for c in job.configs] for job in jobs] == [[16, 16], [32, 32], [64, 64]]
+    assert {c.batch_size for job in jobs for c in job.configs} == {2}
+    assert [(c.attention, c.implementation) for c in jobs[0].configs] == [
+        ("softmax", "fused"),
+        ("linear", "torch"),
+    ]
+    inverse = live_cost_jobs(COST | {"tokens": 64})
+    assert [job.configs[0].batch_size for job in inverse] == [4, 2, 1]
+    assert [j.configs[0].seq_len for j in live_cost_jobs(COST | {"shortest": 512})] == [64]
+
+
+NEW_MECHANISM = """
+from replib.attention import ATTENTION
+from replib.attention.linear import LinearAttention
+
+class Mean(LinearAttention):
+    label, implementations = "Mean", ("slow", "quick")
+
+ATTENTION["mean"] = Mean
+from replib.experiments import ALL_VARIANTS, live_copy_jobs, live_cost_jobs
+assert ALL_VARIANTS["mean quick"] == ("mean", "quick")
+jobs = live_cost_jobs(COST | {"variants": ("mean slow", "mean quick")})
+assert [c.implementation for c in jobs[0].configs] == ["slow", "quick"]
+assert live_copy_jobs(COPY | {"attention": ("mean",)})[0].config.model.attention == "mean"
+"""
+
+
+def test_one_line_in_the_registry_brings_a_mechanism_into_the_controls():
+    # It stands in the registry when `experiments` is imported, so in a process of its own.
+    program = f"COPY, COST = {COPY}, {COST}\n{NEW_MECHANISM}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_controls_offer_every_implementation_of_every_mechanism():
+    expected = {(name, i) for name, cls in ATTENTION.items() for i in cls.implementations}
+    assert set(ALL_VARIANTS.values()) == expected and len(ALL_VARIANTS) == len(expected)

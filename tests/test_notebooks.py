@@ -1,0 +1,255 @@
+"""Each notebook as a function of its settings: jobs, live rows, verdicts and what goes wrong.
+
+A notebook runs through marimo's `app.run(defs=...)`, which replaces the cell that reads the panel.
+"""
+
+import ast
+import html
+import importlib.util
+import json
+import math
+from types import SimpleNamespace
+
+import marimo as mo
+import pytest
+import synthetic
+
+from replib import store
+from replib.experiments import ALL_VARIANTS, recorded_rows
+from replib.report import NOTEBOOKS
+
+PATHS = {path.stem: path for path in sorted(NOTEBOOKS.glob("[0-9]*.py"))}
+MAX_FUNCTION_LINES, LINE_LENGTH = 10, 100
+
+# The quickest runs there are, one per notebook.
+COPY = {
+    "seq_len": 8,
+    "batch_size": 4,
+    "n_steps": 50,
+    "n_layers": 1,
+    "n_heads": 1,
+    "head_dim": 4,
+    "lr": 1e-3,
+    "seeds": 1,
+    "attention": ("softmax", "linear"),
+    "task": "causal copy",
+    "device": "cpu",
+}
+COST = {
+    "seq_len": 32,
+    "shortest": 16,
+    "n_heads": 1,
+    "head_dim": 8,
+    "repeats": 3,
+    "work": "forward",
+    "variants": ("softmax textbook", "softmax fused", "linear torch"),
+    "device": "cpu",
+}
+SETTINGS = {
+    "01_convergence": COPY,
+    "02_linear_scaling": COST | {"tokens": 32},
+    "03_speed_crossover": COST | {"batch_size": 2},
+}
+COSTS = [stem for stem in SETTINGS if "variants" in SETTINGS[stem]]
+RECORDED_IN = {
+    "01_convergence": ("convergence", "sequence_copy"),
+    "02_linear_scaling": ("scaling",),
+    "03_speed_crossover": ("crossover", "step_time"),
+}
+NOT_AUTO = SimpleNamespace(value=False)
+
+
+def run_notebook(stem, defs=None, **changes):
+    """The text of a notebook's page and its names, for its settings with some changed."""
+    spec = importlib.util.spec_from_file_location(f"notebook_{stem}", PATHS[stem])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    settings = {"settings": SETTINGS[stem] | changes}
+    outputs, names = module.app.run(defs=settings | (defs or {}))
+    page = "\n".join(mo.as_html(output).text for output in outputs if output is not None)
+    return html.unescape(page), names
+
+
+def session(page):
+    """What the verdict card says of this session."""
+    return page.split("This session</strong>")[1].split("</section>")[0]
+
+
+def lengths_of(jobs):
+    return [job.configs[0].seq_len for job in jobs]
+
+
+def test_settings_are_known_for_every_notebook():
+    assert list(SETTINGS) == list(PATHS)
+
+
+@pytest.mark.parametrize("stem", PATHS)
+def test_functions_of_a_notebook_have_at_most_ten_lines(stem):
+    tree = ast.parse(PATHS[stem].read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    too_long = {f.lineno: n for f in functions if (n := n_code_lines(f)) > MAX_FUNCTION_LINES}
+    assert functions and not too_long
+
+
+def n_code_lines(function):
+    """Lines of a body written as wide as a line may be, its texts and docstring left out."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node.value = ""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    lines = "\n".join(map(ast.unparse, body)).splitlines()
+    return sum(math.ceil(len(line) / LINE_LENGTH) for line in lines)
+
+
+def test_lines_of_a_function_are_counted_without_its_texts():
+    source = f'def f():\n    """Text."""\n    a = "{"long" * 99}"\n    b = {[1] * 99}\n    return a'
+    assert n_code_lines(ast.parse(source).body[0]) == 1 + 4 + 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"seq_len": 16, "batch_size": 8, "n_steps": 100}])
+@pytest.mark.parametrize("attention", [("softmax",), ("linear",), ("softmax", "linear")])
+def test_convergence_jobs_follow_the_settings(changes, attention):
+    settings = COPY | changes | {"attention": attention, "seeds": 2, "n_heads": 2}
+    _, names = run_notebook("01_convergence", {"auto": NOT_AUTO}, **settings)
+    jobs = names["jobs"]
+    assert [(job.config.model.attention, job.seed) for job in jobs] == [
+        (name, seed) for seed in (0, 1) for name in attention
+    ]
+    for job in jobs:
+        assert job.config.task.seq_len == settings["seq_len"]
+        assert job.config.batch_size == settings["batch_size"]
+        assert job.config.n_steps == settings["n_steps"]
+        assert (job.config.model.n_heads, job.config.model.d_model) == (2, 8)
+
+
+@pytest.mark.parametrize("stem", COSTS)
+@pytest.mark.parametrize("variants", [("linear torch",), tuple(ALL_VARIANTS)])
+@pytest.mark.parametrize("work", ["forward", "forward_backward"])
+def test_cost_jobs_follow_the_settings(stem, variants, work):
+    changes = {"seq_len": 64, "variants": variants, "work": work, "n_heads": 2, "repeats": 5}
+    _, names = run_notebook(stem, {"auto": NOT_AUTO}, **changes)
+    assert lengths_of(names["jobs"]) == [16, 32, 64]
+    for job in names["jobs"]:
+        assert [f"{c.attention} {c.implementation}" for c in job.configs] == list(variants)
+        assert {(c.work, c.n_heads, c.head_dim) for c in job.configs} == {(work, 2, 8)}
+        assert job.n_repeats == 5
+    batches = [job.configs[0].batch_size for job in names["jobs"]]
+    assert batches == ([2, 1, 1] if "tokens" in SETTINGS[stem] else [2, 2, 2])
+
+
+@pytest.mark.parametrize("stem", COSTS)
+def test_longest_below_shortest_measures_the_longest_alone(stem):
+    _, names = run_notebook(stem, {"auto": NOT_AUTO}, seq_len=16, shortest=64)
+    assert lengths_of(names["jobs"]) == [16]
+
+
+@pytest.mark.parametrize("stem", PATHS)
+def test_no_attention_chosen_is_said_and_starts_nothing(stem):
+    page, names = run_notebook(stem, attention=(), variants=())
+    assert "choose at least one attention" in page
+    assert names["run"] is None
+    assert names["live"].poll() is None
+
+
+def test_impossible_settings_are_said_and_start_nothing():
+    page, names = run_notebook("01_convergence", seq_len=1)
+    assert "seq_len 1" in page
+    assert names["jobs"] == [] and names["live"].poll() is None
+
+
+@pytest.mark.parametrize("stem", PATHS)
+def test_a_long_run_waits_for_its_button(stem, data):
+    longer = {"n_steps": 10000, "repeats": 31} | ({} if stem[:2] == "01" else {"seq_len": 16384})
+    page, names = run_notebook(stem, **longer)
+    assert "Run (about" in page or "This would take" in page
+    assert names["live"].poll() is None
+    assert "Nothing has run yet" in session(page)
+
+
+@pytest.mark.parametrize("stem", PATHS)
+def test_a_short_run_starts_by_itself_and_is_shown_from_the_cache_afterwards(stem, data):
+    if stem == "01_convergence":
+        words = SimpleNamespace(value="ab"), SimpleNamespace(value=0)
+        extra = dict(zip(("letters", "shuffle"), words, strict=True))
+    else:
+        extra = {}
+    page, names = run_notebook(stem, extra)
+    assert names["run"] is None
+    assert "Nothing has run yet" in session(page)
+    live = names["live"]
+    live.join()
+    assert live.poll().error is None and live.finished
+
+    again, names = run_notebook(stem, extra)
+    assert names["live"].poll() is None  # nothing was started
+    assert "These settings have been run" in again
+    assert "Nothing has run yet" not in session(again)
+    rows = names["live"].rows(names["jobs"], "cpu")
+    assert [row["run_id"] for row in rows] == [row["run_id"] for row in live.finished]
+    assert {row["outcome"] for row in rows} == {"ok"}
+    if extra:
+        assert again.count("of 2 right") == 3  # the sequence itself and the copies of two models
+    other, names = run_notebook(stem, extra | {"auto": NOT_AUTO}, head_dim=16)
+    assert "Run (about" in other and "Nothing has run yet" in session(other)
+
+
+VERDICTS = {  # what the synthetic rows make of each claim
+    "01_convergence": ["✓ supported", "supported in 4 of 4 settings"],
+    "02_linear_scaling": ["✓ supported", "linear, time grows as N^1.00", "time grows as N^2.00"],
+    "03_speed_crossover": ["✗ not supported", "N = 600 against softmax (fused), 100 against"],
+}
+
+
+@pytest.mark.parametrize("stem", PATHS)
+def test_verdicts_hold_the_numbers_of_the_recorded_rows(stem, data):
+    synthetic.write_recorded(data)
+    page, _ = run_notebook(stem, {"auto": NOT_AUTO})
+    for said in VERDICTS[stem]:
+        assert said in page
+
+
+def test_a_crossover_moves_with_the_recorded_rows(data, monkeypatch):
+    monkeypatch.setitem(synthetic.CROSSOVERS, "fused", 300)
+    synthetic.write_recorded(data)
+    page, _ = run_notebook("03_speed_crossover", {"auto": NOT_AUTO})
+    assert "N = 300 against softmax (fused)" in page
+    assert "✓ supported" in page and "not supported" not in page
+
+
+def test_seeds_that_do_not_learn_turn_the_verdict(data):
+    synthetic.write_recorded(data)
+    rows = store.read_rows("convergence")
+    for row in rows:
+        if row["config"]["model"]["attention"] == "linear":
+            row["summary"] |= {"final_loss": 2.2, "final_accuracy": 0.2}
+    (data / "convergence.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    page, _ = run_notebook("01_convergence", {"auto": NOT_AUTO})
+    assert "✗ not supported" in page and "not supported in 4 of 4 settings" in page
+
+
+@pytest.mark.parametrize("stem", PATHS)
+def test_a_notebook_without_recorded_rows_opens_and_says_so(stem, data):
+    page, _ = run_notebook(stem, {"auto": NOT_AUTO})
+    assert "no measurements yet" in page or "no runs yet" in page
+    assert "? inconclusive" in page and "nothing yet" in page
+    assert "2022 replication" in page
+
+
+@pytest.mark.parametrize("stem", PATHS)
+def test_a_torn_line_among_the_recorded_rows_is_skipped_with_a_warning(stem, data):
+    synthetic.write_recorded(data)
+    name = RECORDED_IN[stem][0]
+    with (data / f"{name}.jsonl").open("a") as file:
+        file.write('{"run_id": "12')
+    with pytest.warns(UserWarning, match=f"{name}.jsonl"):
+        page, _ = run_notebook(stem, {"auto": NOT_AUTO})
+    assert VERDICTS[stem][0] in page
+
+
+@pytest.mark.parametrize("stem", PATHS)
+def test_the_committed_rows_are_shown_with_their_device(stem):
+    rows = recorded_rows(RECORDED_IN[stem][0])
+    page, _ = run_notebook(stem, {"auto": NOT_AUTO})
+    assert rows, f"nothing is recorded for {stem}"
+    for device in {row["provenance"]["device_name"] for row in rows}:
+        assert f"Recorded here, {device}" in page or f"{device}</strong>" in page

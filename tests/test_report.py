@@ -1,0 +1,147 @@
+import html
+import json
+import subprocess
+import sys
+
+import pytest
+import synthetic
+
+from replib import claims, report
+from replib.experiments import recorded_rows
+
+
+@pytest.fixture
+def recorded(data):
+    """A data folder with rows of known answers."""
+    return synthetic.write_recorded(data)
+
+
+def command(*arguments):
+    """Run `python -m replib report` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "replib", "report", *arguments], capture_output=True, text=True
+    )
+
+
+def test_every_figure_is_written_as_svg_and_png(recorded, tmp_path):
+    written = report.write_figures(tmp_path / "figures")
+    names = set(report.figures())
+    assert {path.name for path in written} == {f"{n}.{kind}" for n in names for kind in SIGNATURES}
+    assert {"convergence_128", "scaling_time", "scaling_memory", "crossover_batch_8"} <= names
+    for path in written:
+        assert path.read_bytes().startswith(SIGNATURES[path.suffix[1:]]), path.name
+
+
+SIGNATURES = {"svg": b"<svg", "png": b"\x89PNG\r\n"}
+
+
+def test_figures_are_the_same_bytes_each_time(recorded, tmp_path):
+    first, second = (
+        {path.name: path.read_bytes() for path in report.write_figures(tmp_path / folder)}
+        for folder in ("a", "b")
+    )
+    assert first == second
+
+
+def test_a_figure_changes_with_the_rows(recorded, monkeypatch):
+    before = report.figures()["crossover_batch_8"].to_json(ensure_ascii=False)
+    monkeypatch.setitem(synthetic.CROSSOVERS, "fused", 300)
+    synthetic.write_recorded(recorded, "crossover")
+    after = report.figures()["crossover_batch_8"].to_json(ensure_ascii=False)
+    assert "N ≈ 600" in before and "N ≈ 300" in after and "N ≈ 600" not in after
+
+
+def test_figures_are_written_before_anything_is_recorded(data, tmp_path):
+    written = report.write_figures(tmp_path)
+    assert {"scaling_time.svg", "crossover_batch_1.png"} <= {path.name for path in written}
+    assert "no data yet" in (tmp_path / "scaling_time.svg").read_text()
+
+
+def test_readme_table_holds_every_claim_with_the_verdict_of_its_rows(recorded):
+    head, rule, *lines = report.readme_table().splitlines()
+    assert head == "| claim | paper | 2022 replication | here |"
+    verdicts = {
+        "convergence": claims.convergence(recorded_rows("convergence")),
+        "scaling": claims.scaling(recorded_rows("scaling")),
+        "crossover": claims.speed_crossover(recorded_rows("crossover")),
+    }
+    assert len(lines) == len(verdicts) == len(claims.PAPER_SAYS)
+    for line, (name, verdict) in zip(lines, verdicts.items(), strict=True):
+        assert claims.PAPER_SAYS[name] in line
+        assert f"**{verdict.status}**" in line and verdict.headline in line
+        assert all(criterion.figure in line for criterion in verdict.criteria)
+        assert line.count("|") == 5, "a cell holds a bar, which would split it"
+    assert ["**supported**" in line for line in lines] == [True, True, False]
+
+
+def test_readme_table_says_inconclusive_without_rows(data):
+    assert report.readme_table().count("**inconclusive** (nothing yet)") == 3
+
+
+def test_only_what_is_between_the_marks_is_replaced(recorded, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n\n{report.TABLE_BEGIN}\nold\n{report.TABLE_END}\n\nThe end.\n")
+    assert report.write_readme_table(readme) == readme
+    once = readme.read_text()
+    before, rest = once.split(f"{report.TABLE_BEGIN}\n")
+    table, after = rest.split(f"\n{report.TABLE_END}")
+    assert (before, table, after) == ("# Title\n\n", report.readme_table(), "\n\nThe end.\n")
+    report.write_readme_table(readme)
+    assert readme.read_text() == once
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no marks",
+        f"only {report.TABLE_BEGIN}",
+        f"only {report.TABLE_END}",
+        f"{report.TABLE_END} before {report.TABLE_BEGIN}",
+    ],
+)
+def test_a_readme_without_its_marks_is_left_as_it_is(recorded, tmp_path, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ValueError, match="put both back"):
+        report.write_readme_table(readme)
+    assert readme.read_text() == text
+
+
+def test_the_readme_is_up_to_date_with_the_recorded_rows():
+    table = f"{report.TABLE_BEGIN}\n{report.readme_table()}\n{report.TABLE_END}"
+    assert table in report.README.read_text(), "rows were recorded since: run `make report`"
+
+
+def test_the_figures_are_up_to_date_with_the_recorded_rows():
+    names = {path.stem for path in report.FIGURES.glob("*.svg")}
+    assert names == set(report.figures()), "run `make report`"
+
+
+def test_every_picture_of_the_readme_is_there():
+    pictures = [part.split(")")[0] for part in report.README.read_text().split("](figures/")[1:]]
+    assert pictures and all((report.FIGURES / picture).exists() for picture in pictures)
+
+
+def test_an_unknown_notebook_is_refused_with_the_known_ones():
+    done = command("nosuch")
+    assert done.returncode == 2
+    assert "no notebook 'nosuch'" in done.stderr and "03_speed_crossover" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_page_holds_the_verdict_and_no_button(recorded, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "FIGURES", tmp_path)
+    (page,) = report.write_report(["03_speed_crossover"], ["--seq-len", "64"])
+    assert page == tmp_path / "report" / "03_speed_crossover.html"
+    outputs = shown(page.read_text())
+    assert "✗ not supported" in outputs and "N = 600 against softmax (fused)" in outputs
+    assert "A static copy" in outputs
+    assert "Run (about" not in outputs and "marimo-slider" not in outputs
+
+
+def shown(page):
+    """What the cells of an exported page put out."""
+    start = page.index('"session":') + len('"session":')
+    session, _ = json.JSONDecoder().raw_decode(page[start:].lstrip())
+    outputs = [output for cell in session["cells"] for output in cell["outputs"]]
+    return html.unescape("\n".join(str(output.get("data")) for output in outputs))
