@@ -54,7 +54,7 @@ SOLVED_ACCURACY = 0.99  # the line that a copy task has to reach
 MAX_CURVE_POINTS = 2000  # a chart's evaluations: half of Altair's limit, and a light page
 HEIGHT, TALL = 300, 340  # pixels
 LABEL_PX = 14  # height of a line of text
-WRAP, SUBTITLE_WRAP = 38, 58  # characters that fit beside the menu, 400 pixels wide
+WRAP, SUBTITLE_WRAP = 40, 58  # characters that fit beside the menu, 400 pixels wide
 CROSS = {"shape": "cross", "angle": 45, "filled": True, "size": 80, "opacity": 1}
 TOP_PX = 7  # where points without a value are marked
 
@@ -466,7 +466,7 @@ def _failed_layers(
 
 
 def _series_encodings(frame: pl.DataFrame) -> dict[str, Any]:
-    """Colour by mechanism, dash and shape by implementation; the legend shows colour and shape."""
+    """Colour by mechanism, dash and shape by implementation, with one legend for all three."""
     order = _ordered(frame["attention"])
     series = (
         frame.select("attention", "implementation", "series")
@@ -478,13 +478,19 @@ def _series_encodings(frame: pl.DataFrame) -> dict[str, Any]:
     def scale(values: Iterable[Any]) -> alt.Scale:
         return alt.Scale(domain=names, range=list(values))
 
+    legend = alt.Legend(symbolStrokeWidth=0)  # a dashed outline would fray the small shapes
     return {
-        "color": alt.Color("series:N", title=None, scale=scale(map(colour, series["attention"]))),
-        "strokeDash": alt.StrokeDash(  # a dashed outline would fray the legend's small shapes
-            "series:N", legend=None, scale=scale(DASHES.get(i, [1, 0]) for i in used)
+        "color": alt.Color(
+            "series:N", title=None, scale=scale(map(colour, series["attention"])), legend=legend
+        ),
+        "strokeDash": alt.StrokeDash(
+            "series:N", title=None, scale=scale(DASHES.get(i, [1, 0]) for i in used), legend=legend
         ),
         "shape": alt.Shape(
-            "series:N", title=None, scale=scale(SHAPES.get(i, "circle") for i in used)
+            "series:N",
+            title=None,
+            scale=scale(SHAPES.get(i, "circle") for i in used),
+            legend=legend,
         ),
     }
 

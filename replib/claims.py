@@ -4,6 +4,7 @@ Rows are those of `store.read_rows`; each function takes whatever rows there are
 "inconclusive" where they do not suffice.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -131,9 +132,27 @@ def convergence_at(rows: Sequence[Row], seq_len: int) -> Verdict:
 
 @_each_device
 def convergence(rows: Sequence[Row]) -> Verdict:
-    """`convergence_at` every length there is, together."""
-    lengths = sorted({row["config"]["task"]["seq_len"] for row in rows})
-    return _together({f"N = {n}": convergence_at(rows, n) for n in lengths}, "no runs yet")
+    """`convergence_at` every length there is, together; runs that differ in anything but the
+    mechanism and the seed (two scales, say) are not judged together."""
+    settings: dict[str, list[Row]] = {}
+    for row in rows:
+        settings.setdefault(_setting(row), []).append(row)
+    verdicts = {}
+    for some in sorted(settings.values(), key=_seq_len):
+        name = f"N = {_seq_len(some)}"
+        if name in verdicts:
+            name += f", d_model {some[0]['config']['model']['d_model']}"
+        verdicts[name] = convergence_at(some, _seq_len(some))
+    return _together(verdicts, "no runs yet")
+
+
+def _setting(row: Row) -> str:
+    model = row["config"]["model"] | {"attention": None, "implementation": None}
+    return json.dumps(row["config"] | {"model": model}, sort_keys=True)
+
+
+def _seq_len(rows: Sequence[Row]) -> int:
+    return rows[0]["config"]["task"]["seq_len"]
 
 
 def _seed_result(row: Row) -> SeedResult:

@@ -109,7 +109,7 @@ def _convergence(scale: str) -> list[Job]:
         return _seeds(configs, 5)
     if scale == "smoke":
         return _seeds([laptop_copy(a, 16, 60) for a in BOTH], 1)
-    steps = {16: 1000, 32: 1500, 64: 3000, 128: 5000}
+    steps = {16: 1000, 32: 1500, 64: 3000, 128: 3000}
     return _seeds([laptop_copy(a, n, s) for n, s in steps.items() for a in BOTH], 5)
 
 
