@@ -301,7 +301,7 @@ def ratio_chart(
         _series_labels(ratios, y_domain, legend, HEIGHT),
     ]
     return _finished(
-        alt.layer(*layers).add_params(legend),
+        alt.layer(*layers),
         title,
         _devices(frame, marks=True),
         f"Time of {baseline} divided by time of {mechanism} against N; above 1 {mechanism} wins.",
@@ -413,7 +413,7 @@ def _growth_chart(frame: pl.DataFrame, y_title: str, title: str, guides: bool) -
         layers += _failed_layers(failed, frame, x_domain, legend)
     layers.append(_series_labels(known, y_domain, legend, HEIGHT))
     return _finished(
-        alt.layer(*layers).add_params(legend),
+        alt.layer(*layers),
         title,
         _devices(frame, marks=True),
         f"{y_title} against sequence length on log axes, a line a mechanism and implementation.",
@@ -438,7 +438,8 @@ def _series_layers(
             alt.Y2("high:Q"),
             fillOpacity=_faded(legend, 0.2, 0.03),
         ),
-        line.mark_line(strokeWidth=2),
+        # The legend is clickable only where its parameter belongs to a layer of the series.
+        line.mark_line(strokeWidth=2).add_params(legend),
     ]
     if "live" in frame["source"]:
         layers.append(point.mark_point(filled=True, size=70).transform_filter(_is("live")))
