@@ -166,7 +166,7 @@ def live_curves(
     if not frames:
         return _no_data(title)
     frame = pl.concat(frames)
-    last_step = max(frame["step"].max(), live["n_steps"].max() or 0)
+    last_step = live["n_steps"].max() or frame["step"].max()  # recorded runs may go on beyond it
     drawn = _median(_drawn_curves(frame, "loss")).drop("seq_len", "n_seeds", "loss")
     base = (
         alt.Chart(_values(drawn))

@@ -6,6 +6,7 @@ Rows are those of `store.read_rows`; each function takes whatever rows there are
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -276,6 +277,36 @@ def _together(verdicts: dict[str, Verdict], nothing: str) -> Verdict:
 
 def _count(verdicts: dict[str, Verdict], status: str) -> int:
     return sum(verdict.status == status for verdict in verdicts.values())
+
+
+def sequence_copy_table(article: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Final losses on the article's task, its own beside those recorded here, as Markdown."""
+    lines = []
+    for attention in ("softmax", "linear"):
+        losses = article["loss_scale"]["nats_per_token"][attention]
+        told = " | ".join(f"{losses[str(n)]:.2f}" for n in article["N"])
+        lines.append(f"| 2022 article, {attention} | {told} |")
+    for attention in ("softmax", "linear"):
+        cells = " | ".join(_median_loss(rows, attention, n) for n in article["N"])
+        lines.append(f"| here, {attention} | {cells} |")
+    head = " | ".join(f"N = {n}" for n in article["N"])
+    return (
+        "## The 2022 replication's task\n\nAn encoder reads the sequence and a decoder writes it "
+        "again; here the decoder cannot see what it has yet to write. Loss after "
+        f"{article['steps']} steps in nats a token (median of the seeds; guessing costs 2.30):"
+        f"\n\n| | {head} |\n|---|{'---|' * len(article['N'])}\n" + "\n".join(lines)
+    )
+
+
+def _median_loss(rows: Sequence[Row], attention: str, seq_len: int) -> str:
+    losses = [
+        row["summary"]["final_loss"]
+        for row in rows
+        if row["config"]["model"]["attention"] == attention
+        and row["config"]["task"]["seq_len"] == seq_len
+        and row["summary"].get("final_loss") is not None
+    ]
+    return f"{statistics.median(losses):.4f} ({len(losses)} seeds)" if losses else "–"
 
 
 MODEL_NAMES = {

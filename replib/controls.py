@@ -19,8 +19,9 @@ from replib.device import resolve_device
 from replib.experiments import TrainingJob
 from replib.generation import copy_with
 from replib.live import LiveRuns, Progress, predicted_seconds, refusal, run_ids
-from replib.statistics import Crossover
+from replib.statistics import Crossover, Exponent
 from replib.store import Row
+from replib.tasks import CausalCopy, Task
 from replib.training import Training
 from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Verdict
 
@@ -337,14 +338,16 @@ def copies(
 ) -> mo.Html:
     """A sequence, and what each trained model of the jobs makes of it, symbol by symbol.
 
-    The text holds letters, the first for symbol 1; shuffled where `n_shuffles` is not 0.
+    The text holds letters, the first for symbol 1, shuffled where `n_shuffles` is not 0; without
+    a text the sequence is drawn at random, of a length that the models were trained on.
     """
     models = {job.config.model.attention: live.model(job, device) for job in reversed(jobs)}
     models = {name: training for name, training in models.items() if training is not None}
     if not models:
         return mo.md("*There is no trained model of these settings yet: run them first.*")
+    task = jobs[0].config.task
     try:
-        symbols = _symbols(text, jobs[0].config.task.n_symbols, n_shuffles)
+        symbols = _symbols(task, text.strip().lower(), random.Random(n_shuffles), n_shuffles > 0)
         rows = [("given", symbols)] + [
             (name, copy_with(t.model, t.config.task, _tensor(symbols, t))[0].tolist())
             for name, t in models.items()
@@ -352,15 +355,32 @@ def copies(
     except ValueError as error:
         return _callout(str(error))
     body = "".join(_copy_row(name, produced, symbols) for name, produced in rows)
-    return mo.Html(f'<table aria-label="copies" style="font-size:1rem">{body}</table>')
+    table = mo.Html(f'<table aria-label="copies" style="font-size:1rem">{body}</table>')
+    trained = trained_lengths(task)
+    if len(symbols) in trained:
+        return table
+    note = f"{len(symbols)} symbols: the models were trained on {trained[0]} to {trained[-1]}."
+    return mo.vstack([table, _text(note)])
 
 
-def _symbols(text: str, n_symbols: int, n_shuffles: int) -> list[int]:
-    symbols = [ord(letter) - FIRST_LETTER + 1 for letter in text.strip().lower()]
-    if not symbols or not all(1 <= symbol <= n_symbols for symbol in symbols):
-        last = chr(FIRST_LETTER + n_symbols - 1)
+def trained_lengths(task: Task) -> range:
+    """The numbers of symbols that a task draws."""
+    if isinstance(task, CausalCopy):
+        return task.lengths
+    return range(task.seq_len - 2, task.seq_len - 1)
+
+
+def _symbols(task: Task, text: str, drawn: random.Random, shuffled: bool) -> list[int]:
+    if not text:
+        return [
+            drawn.randint(1, task.n_symbols) for _ in range(drawn.choice(trained_lengths(task)))
+        ]
+    symbols = [ord(letter) - FIRST_LETTER + 1 for letter in text]
+    if not all(1 <= symbol <= task.n_symbols for symbol in symbols):
+        last = chr(FIRST_LETTER + task.n_symbols - 1)
         raise ValueError(f"{text!r}: type letters from a to {last} only")
-    random.Random(n_shuffles).shuffle(symbols) if n_shuffles else None
+    if shuffled:
+        drawn.shuffle(symbols)
     return symbols
 
 
@@ -430,14 +450,14 @@ def crossover_chart(rows: Sequence[Row], work: str, batch_size: int) -> alt.Laye
     crossovers = {name: one for name, one in found.items() if one is not None}
     where = ", ".join(f"{_rounded(one)} against {name}" for name, one in crossovers.items())
     title = "Two lengths or more are needed" if rows else "No measurements yet"
-    title = f"Linear is faster from N = {where}" if where else title
+    title = f"Linear is faster {where}" if where else title
     return charts.ratio_chart(frames.costs(rows), crossovers=crossovers, title=title)
 
 
 def _rounded(found: Crossover) -> str:
     if not math.isfinite(found.length):
-        return "∞"
-    return f"{found.length:.0f}{' (extrapolated)' if found.extrapolated else ''}"
+        return "never"
+    return f"from N = {found.length:.0f}{' (extrapolated)' if found.extrapolated else ''}"
 
 
 def session_crossover_chart(rows: Sequence[Row]) -> alt.LayerChart:
@@ -451,8 +471,14 @@ def exponents(rows: Sequence[Row], work: str) -> mo.Html:
     if not rows:
         return mo.md("")
     lines = [
-        f"| {series} | {what} | {exponent.value:.2f} | {exponent.low:.2f} to {exponent.high:.2f} |"
+        f"| {series} | {what} | {exponent.value:.2f} | {_interval(exponent)} |"
         for series, what, exponent in claims.exponents(rows, work)
     ]
     head = "| attention | | exponent of N | 95 % interval |\n|---|---|---|---|\n"
     return mo.md(head + "\n".join(lines))
+
+
+def _interval(exponent: Exponent) -> str:
+    if math.isinf(exponent.low) or math.isinf(exponent.high):
+        return "unbounded: two lengths tell nothing of scatter"
+    return f"{exponent.low:.2f} to {exponent.high:.2f}"
