@@ -174,7 +174,9 @@ def test_chart_is_drawn_without_warnings_with_description_and_units(name, capfd)
     assert "WARN" not in "".join(capfd.readouterr())
     assert NAMES[name] in drawing
     assert len(chart.to_dict()["description"]) > 20
-    assert ("training step" if name in ("loss", "accuracy", "live") else charts.N_AXIS) in drawing
+    assert (
+        "training step" if name in ("loss", "accuracy", "live") else charts.style.N_AXIS
+    ) in drawing
     assert chart.to_dict()["width"] == "container"
 
 
@@ -186,15 +188,17 @@ def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
     drawing = drawn(name)
     assert charts.colour(attention) in drawing
     colours = {found for found in re.findall(r"#[0-9A-F]{6}\b", drawing)}
-    assert colours <= {*charts.PALETTE.values(), charts.NEUTRAL}
+    assert colours <= {*charts.PALETTE.values(), charts.style.NEUTRAL}
 
 
 def test_registered_mechanisms_have_colours_of_their_own_and_unknown_ones_a_stable_one():
     colours = [charts.colour(name) for name in ATTENTION]
     assert len(set(colours)) == len(colours) and set(ATTENTION) <= set(charts.PALETTE)
-    assert charts.colour("new") == charts.colour("new") in charts.SPARE_COLOURS
+    assert charts.colour("new") == charts.colour("new") in charts.style.SPARE_COLOURS
     implementations = {i for mechanism in ATTENTION.values() for i in mechanism.implementations}
-    assert implementations <= set(charts.DASHES) and implementations <= set(charts.SHAPES)
+    assert implementations <= set(charts.style.DASHES) and implementations <= set(
+        charts.style.SHAPES
+    )
 
 
 def contrast(one, other):
@@ -209,7 +213,7 @@ def contrast(one, other):
 
 @pytest.mark.parametrize("page", ["#FFFFFF", "#181C1A"])
 @pytest.mark.parametrize(
-    "colour", [*charts.PALETTE.values(), *charts.SPARE_COLOURS, charts.NEUTRAL]
+    "colour", [*charts.PALETTE.values(), *charts.style.SPARE_COLOURS, charts.style.NEUTRAL]
 )
 def test_colours_stand_out_on_light_and_dark_pages(colour, page):
     assert contrast(colour, page) >= 3  # WCAG 2.2, 1.4.11
@@ -237,7 +241,7 @@ def test_live_points_are_filled_and_recorded_ones_hollow():
 def test_diverged_run_is_marked_and_its_curve_drawn():
     rows = [training_row("linear", 16, 0, diverged=True), training_row("linear", 16, 1)]
     assert rows[0]["curve"]["loss"][-1] is None
-    for y in charts.CURVES:
+    for y in charts.curves.CURVES:
         drawing = svg(charts.learning_curves(frames.training_curves(rows), y=y, title="T"))
         assert ">diverged<" in drawing and "NaN" not in drawing
     seeds = svg(charts.seeds_chart(frames.training_summaries(rows), title="T"))
@@ -280,8 +284,8 @@ def test_long_curves_stay_below_the_row_limit_and_keep_their_extremes():
     values = [
         point["value"] for data in spec["datasets"].values() for point in data if "run" in point
     ]
-    assert 50.0 in values and len(values) < 2 * charts.MAX_CURVE_POINTS
-    assert min(values) == charts.LOSS_FLOOR
+    assert 50.0 in values and len(values) < 2 * charts.curves.MAX_CURVE_POINTS
+    assert min(values) == charts.curves.LOSS_FLOOR
 
 
 def test_ratio_is_time_of_softmax_over_time_of_linear():

@@ -1,0 +1,281 @@
+"""What charts share: palette, theme, axes, labels and the frame around them.
+
+A function that draws takes or returns Altair objects; none holds state.
+"""
+
+import math
+import textwrap
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+# Okabe and Ito's hues, shifted to a lightness with a contrast of 3 or more on white and on the dark
+# page alike; shapes, dashes and direct labels carry what a rare colour blindness still confuses.
+PALETTE = {
+    "softmax": "#2380C4",
+    "linear": "#D55E00",
+    "delta": "#009E73",
+    "linformer": "#C45BA0",
+    "lsh": "#7A7A7A",
+}
+SPARE_COLOURS = ("#6D5AE0", "#A8705A", "#8C7A00")
+DASHES = {
+    "fused": [1, 0],
+    "textbook": [7, 4],
+    "torch": [1, 0],
+    "plain": [2, 3],
+    "cpu": [10, 3],
+    "cuda": [10, 3, 2, 3],
+    "2022 article": [2, 3],
+}
+SHAPES = {
+    "fused": "circle",
+    "textbook": "square",
+    "torch": "diamond",
+    "plain": "triangle-up",
+    "cpu": "triangle-right",
+    "cuda": "triangle-left",
+    "2022 article": "cross",
+}
+NEUTRAL = "#808080"  # annotations; contrast 3.9 on white, 4.4 on marimo's dark page
+
+SOLVED_ACCURACY = 0.99  # the line that a copy task has to reach
+HEIGHT, TALL = 300, 340  # pixels
+LABEL_PX = 14  # height of a line of text
+WRAP, SUBTITLE_WRAP = 40, 58  # characters that fit beside the menu, 400 pixels wide
+CROSS = {"shape": "cross", "angle": 45, "filled": True, "size": 80, "opacity": 1}
+TOP_PX = 7  # where points without a value are marked
+
+BIG_LABELS = "format(datum.value, datum.value < 10000 ? '~g' : '~s')"  # 0.1, 1000, 10k
+N_AXIS = "sequence length N (symbols)"
+
+
+def colour(attention: str) -> str:
+    """The colour of a mechanism in every chart; one that is not in PALETTE keeps a spare one."""
+    spare = SPARE_COLOURS[zlib.crc32(attention.encode()) % len(SPARE_COLOURS)]
+    return PALETTE.get(attention, spare)
+
+
+def theme() -> dict[str, Any]:
+    """The configuration of every chart, as keywords of `alt.Chart.configure`."""
+    text = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
+    lines = {"gridColor": NEUTRAL, "gridOpacity": 0.2, "domainColor": NEUTRAL, "tickColor": NEUTRAL}
+    title = {"fontSize": 15, "subtitleFontSize": 12, "subtitlePadding": 5, "offset": 10}
+    return {
+        "background": "transparent",
+        "view": {"stroke": None},
+        "axis": text | lines,
+        "legend": text | {"orient": "top", "columns": 2, "symbolStrokeWidth": 2, "labelLimit": 0},
+        "title": title | {"anchor": "start", "frame": "bounds"},
+        "text": {"fontSize": 12},
+    }
+
+
+def printable(chart: alt.LayerChart, width: int = 720, background: str = "white") -> alt.LayerChart:
+    """The chart for a file: `width` pixels in all, as there is no page to stretch to."""
+    fit = alt.AutoSizeParams(type="fit-x", contains="padding")
+    return chart.properties(width=width, autosize=fit, background=background)
+
+
+def attention_colour(frame: pl.DataFrame, **options: Any) -> alt.Color:
+    names = ordered_attention(frame["attention"])
+    scale = alt.Scale(domain=names, range=[colour(name) for name in names])
+    return alt.Color("attention:N", title=None, scale=scale, **options)
+
+
+def by_source(channel: type, live: Any, recorded: Any) -> Any:
+    scale = alt.Scale(domain=["live", "recorded"], range=[live, recorded])
+    return channel("source:N", scale=scale, title=None)
+
+
+def faded(legend: alt.Parameter, shown: float = 1.0, hidden: float = 0.08) -> Any:
+    return alt.when(legend).then(alt.value(shown)).otherwise(alt.value(hidden))
+
+
+def ordered_attention(names: Iterable[str]) -> list[str]:
+    """The mechanisms in the order of the palette, others after them by name."""
+    present = set(names)
+    return [*(n for n in PALETTE if n in present), *sorted(present - PALETTE.keys())]
+
+
+def step_axis(**options: Any) -> alt.X:
+    axis = alt.Axis(grid=False, labelOverlap=True, labelSeparation=6)
+    return alt.X("step:Q", title="training step", axis=axis, **options)
+
+
+def length_axis(domain: Sequence[float], field: str = "seq_len") -> alt.X:
+    """N on a log axis with labels at powers of two: 64, 128, ... 1k, 2k."""
+    return alt.X(
+        f"{field}:Q",
+        title=N_AXIS,
+        scale=alt.Scale(type="log", base=2, domain=list(domain), nice=False),
+        axis=alt.Axis(
+            values=powers_between(domain, 2),
+            labelExpr="datum.value < 1024 ? datum.value : datum.value / 1024 + 'k'",
+            labelOverlap="parity",
+            labelSeparation=6,
+            grid=False,
+        ),
+    )
+
+
+def log_axis(field: str, title: str, domain: list[float], **scale: Any) -> alt.Y:
+    """A log axis with labels at powers of ten, and between them where these are few."""
+    tens = powers_between([domain[0] / 10, domain[1]], 10)
+    for digits in ((1,), (1, 2, 5), [half / 2 for half in range(2, 20)]):
+        values = [d * ten for ten in tens for d in digits if domain[0] <= d * ten <= domain[1]]
+        if len(values) >= 3:
+            break
+    return alt.Y(
+        f"{field}:Q",
+        title=title,
+        scale=alt.Scale(type="log", domain=domain, nice=False, **scale),
+        axis=alt.Axis(values=values, labelExpr=BIG_LABELS, orient="left", grid=True),
+    )
+
+
+def powers_between(domain: Sequence[float], base: int) -> list[float]:
+    """The powers of a base inside a range, as decimals without rounding errors."""
+    first = math.ceil(math.log(domain[0], base) - 1e-9)
+    last = math.floor(math.log(domain[1], base) + 1e-9)
+    return [float(f"{float(base) ** power:.12g}") for power in range(first, last + 1)]
+
+
+def log_domain(values: Iterable[float | None], margin: float = 1.0) -> list[float]:
+    """The range of the positive values for a log axis; never empty."""
+    known = [v for v in values if v is not None and math.isfinite(v) and v > 0] or [1.0]
+    low, high = min(known) / margin, max(known) * margin
+    return [low, high] if low < high else [low / 2, high * 2]
+
+
+def rule_at(channel: str, value: float) -> alt.Chart:
+    data = pl.DataFrame({"value": [value]})
+    rule = alt.Chart(data).mark_rule(color=NEUTRAL, strokeDash=[4, 3])
+    return rule.encode(**{channel: alt.Y("value:Q")})
+
+
+def corner_text(data: pl.DataFrame, expression: str, y: str) -> alt.Chart:
+    """A text in the right corner that the curves leave free, one a row of the data."""
+    place, baseline = (4, "top") if y == "loss" else (HEIGHT - 6, "bottom")
+    return (
+        alt.Chart(data)
+        .transform_calculate(text=expression)
+        .mark_text(align="right", baseline=baseline, dx=-4, fontSize=14, color=NEUTRAL)
+        .encode(x=alt.value("width"), y=alt.value(place), text="text:N")
+    )
+
+
+def diverged_marks(base: alt.Chart, y: int) -> list[alt.Chart]:
+    """A named cross where `value` is null, at the edge that means failure."""
+    base = base.encode(y=alt.value(y)).transform_filter("!isValid(datum.value)")
+    return [
+        base.mark_point(**CROSS).encode(tooltip=["attention:N", "seed:Q"]),
+        base.mark_text(align="left", dx=8).encode(text=alt.value("diverged")),
+    ]
+
+
+def spread_labels(
+    ends: pl.DataFrame, domain: list[float], height: int, n_lines: int, log: bool = True
+) -> pl.DataFrame:
+    """Add `label_px`, the pixel of each `value`, moved apart so that labels do not overlap."""
+    low, high = (math.log(bound) if log else bound for bound in domain)
+    ends = ends.sort("value", descending=True)
+    gap, pixels = n_lines * LABEL_PX + 2, []
+    for value in ends["value"]:
+        share = ((math.log(value) if log else value) - low) / (high - low)
+        pixels.append(max(height * (1 - share), pixels[-1] + gap if pixels else 0))
+    if not pixels:
+        return ends.with_columns(label_px=pl.lit(0.0))
+    too_low = max(0.0, max(pixels) + gap / 2 - height - LABEL_PX)
+    for i in reversed(range(len(pixels))):
+        limit = height + LABEL_PX - gap / 2 if i == len(pixels) - 1 else pixels[i + 1] - gap
+        pixels[i] = min(pixels[i], limit) if too_low else pixels[i]
+    return ends.with_columns(label_px=pl.Series(pixels, dtype=pl.Float64))
+
+
+def tooltips_of(frame: pl.DataFrame) -> list[alt.Tooltip]:
+    """What there is to say about a point, by the columns of its frame."""
+    titles = {
+        "series": "mechanism",
+        "attention": "mechanism",
+        "seq_len": "N",
+        "seed": "seed",
+        "work": "work",
+        "batch_size": "batch",
+        "value": "value",
+        "low": "lower quartile",
+        "high": "upper quartile",
+        "final_accuracy": "final accuracy",
+        "final_loss": "final loss (nats a token)",
+        "steps_to_solved": "steps to 99 %",
+        "n_spikes": "loss spikes",
+        "outcome": "outcome",
+        "detail": "detail",
+        "source": "source",
+        "device": "device",
+    }
+    found = {title: name for name, title in titles.items() if name in frame.columns}
+    return [
+        alt.Tooltip(name, title=title, format=".4~g")
+        if frame.schema[name].is_float()
+        else alt.Tooltip(name, title=title)
+        for title, name in found.items()
+    ]
+
+
+def records_of(frame: pl.DataFrame) -> pl.DataFrame:
+    """What the page needs: no lists, floats to five digits."""
+    nested = [name for name, kind in frame.schema.items() if kind.is_nested()]
+    floats = [name for name, kind in frame.schema.items() if kind.is_float()]
+    return frame.drop(nested).with_columns(pl.col(floats).round_sig_figs(5))
+
+
+def devices_of(frame: pl.DataFrame, marks: bool = False) -> str:
+    """The subtitle: where it was measured, and how to tell this session's marks."""
+    devices = "; ".join(sorted(set(frame["device"].drop_nulls())))
+    if marks and frame["source"].n_unique() > 1:
+        return f"{devices}; filled: this session, hollow: recorded"
+    return devices
+
+
+def finished(
+    chart: alt.LayerChart, title: str, subtitle: str, description: str, height: int = HEIGHT
+) -> alt.LayerChart:
+    """Title, size, description for screen readers and the theme."""
+    heading = alt.TitleParams(
+        text=wrapped_lines(title, WRAP) or [""], subtitle=wrapped_lines(subtitle, SUBTITLE_WRAP)
+    )
+    return chart.properties(
+        width="container", height=height, title=heading, description=f"{title}. {description}"
+    ).configure(**theme())
+
+
+def wrapped_lines(text: str, width: int) -> list[str]:
+    """Lines of about equal length, as few as `width` characters allow; "N = 64" stays whole."""
+    text = text.replace(" = ", "\u00a0=\u00a0")
+    fewest = len(textwrap.wrap(text, width))
+    widths = range(max(1, len(text) // max(1, fewest)), width + 1)
+    return next((w for w in (textwrap.wrap(text, n) for n in widths) if len(w) <= fewest), [text])
+
+
+def no_data(title: str) -> alt.LayerChart:
+    text = alt.Chart(pl.DataFrame({"text": ["no data yet"]})).mark_text(fontSize=16, color=NEUTRAL)
+    return finished(alt.layer(text.encode(text="text:N")), title, "", "No data yet.", 120)
+
+
+def check_known(name: str, value: Any, known: Iterable[Any]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} {value!r}: use {', '.join(map(str, known))}")
+
+
+def check_single(frame: pl.DataFrame) -> None:
+    keys = ["series", "seq_len", "device", "source"]
+    if frame.select(keys).is_duplicated().any():
+        twice = frame.filter(frame.select(keys).is_duplicated()).row(0, named=True)
+        raise ValueError(
+            f"{twice['series']} has two values at N = {twice['seq_len']}: "
+            "filter the frame to one work and batch_size, of store.latest rows"
+        )
