@@ -39,6 +39,7 @@ pytestmark = [
 STEMS = [path.stem for path in sorted(NOTEBOOKS.glob("[0-9]*.py"))]
 ARTIFACTS = Path(__file__).parent / "artifacts"
 PATIENCE_MS = 120_000  # for a machine that has other work; nothing is concluded from it
+expect.set_options(timeout=PATIENCE_MS)
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 400, "height": 800}
 
 # Settings that no machine runs by itself, so that a page rests; and ones that every machine does.

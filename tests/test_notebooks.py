@@ -196,7 +196,10 @@ def test_a_short_run_starts_by_itself_and_is_shown_from_the_cache_afterwards(ste
 VERDICTS = {  # what the synthetic rows make of each claim
     "01_convergence": ["✓ supported", "supported in 4 of 4 settings"],
     "02_linear_scaling": ["✓ supported", "linear, time grows as N^1.00", "time grows as N^2.00"],
-    "03_speed_crossover": ["✗ not supported", "N = 600 against softmax (fused), from N = 100 against"],
+    "03_speed_crossover": [
+        "✗ not supported",
+        "N = 600 against softmax (fused), from N = 100 against",
+    ],
 }
 
 
