@@ -58,8 +58,8 @@ def _(get_changes, jobs, live, recorded_columns, settings):
         claims.convergence, [r for r in _rows if r["experiment"] == "convergence"]
     )
     controls.verdict_card(
-        "Linear attention learns to copy as softmax does.",
-        [*recorded_columns, ("This session", _session)],
+        "Linear attention learns to copy, to the loss of softmax within 0.05 nats a token.",
+        [*recorded_columns, ("This machine, settings below", _session)],
     )
     return
 
@@ -86,8 +86,10 @@ def _():
     mo.md("""
     ## Try it
 
-    Choose a setting and train both models here. The loss and accuracy are of sequences that no
-    training step has seen. The address bar holds the setting, to be shared.
+    Choose a setting and train both models here. Loss (in nats, natural-log units: guessing one of
+    ten symbols costs ln 10 = 2.30) and accuracy are of freshly drawn sequences; below N = 24 there
+    are so few sequences that training has met many of them. The address bar holds the setting, to
+    be shared.
     """)
     return
 
@@ -140,7 +142,7 @@ def _(settings):
 
 @app.cell(hide_code=True)
 def _():
-    auto = mo.ui.switch(value=True, label="run by itself what is short")
+    auto = mo.ui.switch(value=True, label="run short settings automatically")
     return (auto,)
 
 

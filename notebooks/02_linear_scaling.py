@@ -57,7 +57,7 @@ def _(get_changes, jobs, live, recorded_columns, settings):
     _session = claims.of_session(lambda rows: claims.scaling(rows, settings["work"]), _rows)
     controls.verdict_card(
         "Linear attention costs O(N), softmax attention O(N²).",
-        [*recorded_columns, ("This session", _session)],
+        [*recorded_columns, ("This machine, settings below", _session)],
     )
     return
 
@@ -143,7 +143,7 @@ def _(settings):
 
 @app.cell(hide_code=True)
 def _():
-    auto = mo.ui.switch(value=True, label="run by itself what is short")
+    auto = mo.ui.switch(value=True, label="run short settings automatically")
     return (auto,)
 
 

@@ -62,7 +62,7 @@ def _(get_changes, jobs, live, recorded_columns, settings):
     )
     controls.verdict_card(
         "Linear attention is faster from N = 512 on.",
-        [*recorded_columns, ("This session", _session)],
+        [*recorded_columns, ("This machine, settings below", _session)],
     )
     return
 
@@ -137,7 +137,7 @@ def _(settings):
 
 @app.cell(hide_code=True)
 def _():
-    auto = mo.ui.switch(value=True, label="run by itself what is short")
+    auto = mo.ui.switch(value=True, label="run short settings automatically")
     return (auto,)
 
 

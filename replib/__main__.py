@@ -14,6 +14,7 @@ import torch
 from replib import __version__, store
 from replib.device import resolve_device
 from replib.experiments import EXPERIMENTS, SCALES, VARIANTS, experiment_named, record
+from replib.memory import peak_memory_bytes
 from replib.training import Metrics
 
 FIRST_PORT = 2718
@@ -22,11 +23,7 @@ FIRST_PORT = 2718
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 for a stopped run, 2 for a caller's mistake, 130 for
     one that Ctrl-C ended at once."""
-    parser = _parser()
-    arguments, others = parser.parse_known_args(argv)
-    if others and arguments.run is not _report:
-        parser.error(f"unknown option {' '.join(others)}")
-    arguments.others = others
+    arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except (ValueError, store.StoreError) as error:
@@ -56,7 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
     sub = command("report", _report, "write figures/ and figures/report/")
     sub.add_argument("notebooks", nargs="*", help="only these, such as 03_speed_crossover")
-    sub.epilog = "Other options go to the notebooks: report 03_speed_crossover --seq-len 4096"
     sub = command("serve", _serve, "serve the notebooks at http://127.0.0.1:2718")
     sub.add_argument("--port", type=int, default=FIRST_PORT, help="(default: %(default)s)")
     sub.add_argument("--no-browser", action="store_true", help="only print the address")
@@ -79,7 +75,7 @@ def _record(arguments) -> int:
         if arguments.threads < 1:
             raise ValueError(f"--threads {arguments.threads}: use at least 1")
         torch.set_num_threads(arguments.threads)
-    stop = _stop_on_interrupt()
+    stop, n_rows = _stop_on_interrupt(), 0
     for experiment in experiments:
         for row in record(
             experiment,
@@ -89,6 +85,9 @@ def _record(arguments) -> int:
             on_metrics=_print_metrics,
         ):
             print(_line(row), flush=True)
+            n_rows += 1
+    if not n_rows and not stop.is_set():
+        print("nothing to do: every run of this scale is recorded for the present code")
     if stop.is_set():
         print("stopped: what was recorded is kept; the same command continues", file=sys.stderr)
         return 1
@@ -174,6 +173,8 @@ def _serve(arguments) -> int:
     import altair  # noqa: F401
     import polars  # noqa: F401
 
+    # The profiler complains in a thread unless the main one has used it first.
+    peak_memory_bytes(lambda: None)
     print(f"replib: the notebooks are at http://127.0.0.1:{port} (Ctrl-C ends)", flush=True)
     sys.argv = ["marimo", "-q", "-y", "-l", "ERROR", "run", str(store.ROOT / "notebooks")]
     sys.argv += ["--host", "127.0.0.1", "--port", str(port)]
@@ -199,7 +200,7 @@ def _free_port(first: int) -> int:
 def _report(arguments) -> int:
     from replib.report import write_report
 
-    for path in write_report(arguments.notebooks, arguments.others):
+    for path in write_report(arguments.notebooks):
         print(path)
     return 0
 

@@ -194,7 +194,8 @@ def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = Non
     if why_not := refusal(missing, device):
         return None, why_not
     seconds = predicted_seconds(missing, device)
-    if auto and (seconds < AUTO_RUN_BELOW_S or resolve_device(device).type == "cuda"):
+    short = seconds < AUTO_RUN_BELOW_S or resolve_device(device).type == "cuda"
+    if auto and short and not live.ended_early(jobs):
         live.start(jobs, device)
         return None, "Running by itself, as it is short."
     return mo.ui.run_button(label=f"Run (about {_duration(seconds)})", kind="success"), None
@@ -299,12 +300,13 @@ def _column(title: str, said: Verdict | str) -> str:
             f"<li>{_MET[one.met]} {html.escape(one.text)}: <b>{html.escape(one.figure)}</b></li>"
             for one in said.criteria
         )
+        criteria += "".join(f"<li>· {html.escape(line)}</li>" for line in said.evidence)
         body = (
             f'<p style="margin:.4rem 0"><span style="background:{colour}; color:#fff; '
             f'padding:.1rem .55rem; border-radius:1rem; font-weight:600">{sign} {said.status}'
             f"</span></p><p style='margin:.4rem 0'>{html.escape(said.headline)}</p>"
-            f"<details><summary>criteria</summary><ul style='padding-left:1rem; margin:.3rem 0; "
-            f"list-style:none'>{criteria}</ul></details>"
+            "<details><summary>criteria and evidence</summary><ul style='padding-left:1rem; "
+            f"margin:.3rem 0; list-style:none'>{criteria}</ul></details>"
         )
     return (
         '<div style="border:1px solid var(--border, #ccc); border-radius:.5rem; '
@@ -355,12 +357,16 @@ def copies(
     except ValueError as error:
         return _callout(str(error))
     body = "".join(_copy_row(name, produced, symbols) for name, produced in rows)
-    table = mo.Html(f'<table aria-label="copies" style="font-size:1rem">{body}</table>')
+    table = mo.Html(
+        '<div style="overflow-x:auto"><table aria-label="copies" style="width:auto; '
+        f'font-size:1rem">{body}</table></div>'
+    )
     trained = trained_lengths(task)
     if len(symbols) in trained:
         return table
-    note = f"{len(symbols)} symbols: the models were trained on {trained[0]} to {trained[-1]}."
-    return mo.vstack([table, _text(note)])
+    lengths = f"{trained[0]} to {trained[-1]}" if len(trained) > 1 else f"{trained[0]}"
+    count = "1 symbol" if len(symbols) == 1 else f"{len(symbols)} symbols"
+    return mo.vstack([table, _text(f"{count}: the models were trained on {lengths}.")])
 
 
 def trained_lengths(task: Task) -> range:
@@ -389,17 +395,19 @@ def _tensor(symbols: list[int], training: Training) -> torch.Tensor:
 
 
 def _copy_row(name: str, produced: list[int], given: list[int]) -> str:
-    cells = ""
+    letters = ""
     for i, symbol in enumerate(given):
         made = produced[i] if i < len(produced) else 0
         letter = chr(FIRST_LETTER + made - 1) if 1 <= made <= 26 else "·"
-        right = made == symbol
-        style = "" if right else "background:#b34a00; color:#fff; text-decoration:underline"
-        cells += f'<td style="padding:.1rem .35rem; font-family:monospace; {style}">{letter}</td>'
+        style = (
+            "" if made == symbol else "background:#b34a00; color:#fff; text-decoration:underline"
+        )
+        letters += f'<span style="padding:0 .25rem; {style}">{letter}</span>'
     n_right = sum(a == b for a, b in zip(produced, given, strict=False))
     return (
-        f'<tr><th scope="row" style="text-align:left; padding-right:1rem">{name}</th>{cells}'
-        f'<td style="padding-left:1rem">{n_right} of {len(given)} right</td></tr>'
+        f'<tr><th scope="row" style="text-align:left; padding:.15rem 1rem .15rem 0">{name}</th>'
+        f'<td style="padding:.15rem 1rem .15rem 0; white-space:nowrap">{n_right} of {len(given)} '
+        f'right</td><td style="font-family:monospace; white-space:nowrap">{letters}</td></tr>'
     )
 
 

@@ -7,15 +7,13 @@ this session ("live") from committed ones ("recorded"). Losses are nats a token,
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable
 from typing import Any
 
 import polars as pl
 
 from replib.attention import ATTENTION
 from replib.store import Row
-from replib.training import Metrics, TrainingConfig
 
 _RUN = {
     "attention": pl.String,
@@ -81,23 +79,6 @@ def training_curves(rows: Iterable[Row]) -> pl.DataFrame:
         columns |= {name: curve.get(name, empty) for name in ("step", *_POINT)}
         parts.append(_frame(columns, CURVE_COLUMNS))
     return pl.concat(parts) if parts else _frame([], CURVE_COLUMNS)
-
-
-def running_curve(
-    config: TrainingConfig, seed: int, history: Sequence[Metrics], device: str = "this machine"
-) -> pl.DataFrame:
-    """The curve so far of a run that still runs, as `training_curves` would give it."""
-    history = list(history)  # another thread may append
-    names = ("step", *_POINT)
-    row = {
-        "run_id": "",
-        "scale": "live",
-        "config": asdict(config),
-        "seed": seed,
-        "provenance": {"device_name": device},
-        "curve": {name: [getattr(metrics, name) for metrics in history] for name in names},
-    }
-    return training_curves([row])
 
 
 def training_summaries(rows: Iterable[Row]) -> pl.DataFrame:

@@ -11,7 +11,12 @@ from pathlib import Path
 from time import monotonic
 
 from replib import store
-from replib.benchmark import predict_cost_seconds, predict_training_seconds, predicted_bytes
+from replib.benchmark import (
+    MEMORY_SHARE,
+    predict_cost_seconds,
+    predict_training_seconds,
+    predicted_bytes,
+)
 from replib.device import resolve_device
 from replib.experiments import (
     TASK_EXPERIMENTS,
@@ -65,6 +70,8 @@ class LiveRuns:
         self.models: dict[str, Training] = {}
         self.warning: str | None = None
         self._progress: Progress | None = None
+        self._batch: list[Job] = []
+        self._device: str | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._polled = monotonic()
@@ -72,10 +79,6 @@ class LiveRuns:
     @property
     def running(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
-
-    def finished_of(self, experiment: str) -> list[store.Row]:
-        """The finished rows of this page that belong to an experiment."""
-        return [row for row in self.finished if row["experiment"] == experiment]
 
     def rows(self, jobs: Sequence[Job], device: str | None = None) -> list[store.Row]:
         """The finished rows of jobs, of this page or from the cache; fewer than asked for where
@@ -99,6 +102,7 @@ class LiveRuns:
         """Run the missing jobs in a thread; nothing happens while one of this page is running."""
         if self.running:
             return
+        self._batch, self._device = list(jobs), device
         jobs = self.missing(jobs, device)
         self._stop.clear()
         self._polled = monotonic()
@@ -118,12 +122,21 @@ class LiveRuns:
         return self._progress
 
     def showing(self, jobs: Sequence[Job], device: str | None = None) -> list[store.Row]:
-        """The rows to draw: of the batch under way, else of `jobs` if they have run, else of the
-        last batch."""
-        rows = [] if self.running else self.rows(jobs, device)
-        if not rows and self._progress is not None:
-            rows = list(self._progress.rows.values())
+        """The rows to draw: those of `jobs`; while another batch runs, or where none of `jobs` has
+        run, those of the last batch. A batch that was stopped shows what it computed."""
+        rows = self.rows(jobs, device)
+        if self._progress is None:
+            return rows
+        if self.running or not rows or list(jobs) == self._batch:
+            before = {row["run_id"]: row for row in self.rows(self._batch, self._device)}
+            rows = list((before | self._progress.rows).values())
         return rows
+
+    def ended_early(self, jobs: Sequence[Job]) -> bool:
+        """Whether the last batch was of these jobs and was stopped or failed: what a reader has
+        stopped must not begin again by itself."""
+        early = self._progress is not None and self._progress.status in ("stopped", "failed")
+        return early and list(jobs) == self._batch
 
     def just_ended(self) -> bool:
         """True once after each batch: what depends on finished runs is due for an update."""
@@ -258,7 +271,7 @@ def refusal(jobs: Sequence[Job], device: str | None = None) -> str | None:
     training = [job for job in jobs if isinstance(job, TrainingJob)]
     needed = max((predicted_bytes(job.config) for job in training), default=0)
     free = available_memory_bytes(resolve_device(device))
-    if needed > 0.8 * free:
+    if needed > MEMORY_SHARE * free:
         return (
             f"This needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
             "lower the sequence length or the batch size."

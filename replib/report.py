@@ -12,6 +12,7 @@ from replib import charts, claims, controls, frames, store
 from replib.experiments import recorded_rows
 from replib.published import published
 from replib.statistics import SOFTMAX_MODELS, article_regression
+from replib.verdicts import Verdict
 
 NOTEBOOKS = store.ROOT / "notebooks"
 FIGURES = store.ROOT / "figures"
@@ -64,12 +65,11 @@ def figures() -> dict[str, alt.LayerChart]:
     return drawn
 
 
-def write_report(notebooks: Sequence[str] = (), arguments: Sequence[str] = ()) -> list[Path]:
+def write_report(notebooks: Sequence[str] = ()) -> list[Path]:
     """Write the figures, the README's table and a page a notebook; returns what was written.
 
     Args:
         notebooks: only these pages (then no figures), such as "03_speed_crossover".
-        arguments: for the notebooks, such as ("--seq-len", "64").
 
     Raises:
         ValueError: there is no such notebook, or it failed to run.
@@ -80,7 +80,7 @@ def write_report(notebooks: Sequence[str] = (), arguments: Sequence[str] = ()) -
             raise ValueError(f"no notebook {name!r}: use {', '.join(known)}")
     written = [] if notebooks else [*write_figures(), write_readme_table()]
     for name in notebooks or known:
-        written.append(_write_page(known[name], arguments))
+        written.append(_write_page(known[name]))
     return written
 
 
@@ -107,13 +107,21 @@ def readme_table() -> str:
         ("crossover", "3 crossover", claims.article_crossover, claims.speed_crossover),
     ):
         rows = recorded_rows(name)
-        verdict = judge(rows)
-        details = "<br>".join(f"{one.text}: {one.figure}" for one in verdict.criteria)
         lines.append(
-            f"| {title} | {claims.PAPER_SAYS[name]} | {said(article)} | **{verdict.status}** "
-            f"({controls.device_names(rows)}): {verdict.headline}<br>{details} |"
+            f"| {title} | {claims.PAPER_SAYS[name]} | {said(article)} | "
+            f"{_readme_verdict(judge(rows), controls.device_names(rows))} |"
         )
+    steps = recorded_rows("step_time")
+    lines.append(f"| 3000 training steps | – | {' | '.join(claims.step_ratios(article, steps))} |")
     return "\n".join(lines)
+
+
+def _readme_verdict(verdict: Verdict, devices: str) -> str:
+    details = [f"{one.text}: {one.figure}" for one in verdict.criteria] + list(verdict.evidence)
+    return (
+        f"**{verdict.status}** on {devices}: {verdict.headline}"
+        f"<details><summary>criteria and evidence</summary>{'<br>'.join(details)}</details>"
+    )
 
 
 def write_readme_table(readme: Path = README) -> Path:
@@ -131,14 +139,12 @@ def write_readme_table(readme: Path = README) -> Path:
     return readme
 
 
-def _write_page(notebook: Path, arguments: Sequence[str]) -> Path:
+def _write_page(notebook: Path) -> Path:
     page = FIGURES / "report" / f"{notebook.stem}.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "marimo", "-q", "-y", "-l", "ERROR", "export", "html"]
     command += [str(notebook), "--no-include-code", "--force", "-o", str(page)]
-    done = subprocess.run(
-        [*command, "--", "--static", *arguments], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, "--", "--static"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"{notebook.name} did not run to its end:\n{done.stderr.strip()}")
     return page

@@ -1,7 +1,7 @@
 """One training loop for every model and task: a generator of metrics that can stop and resume.
 
-Randomness of a run: its parameters, its data, its dropout and its evaluation data come from four
-generators, all set by the run's seed.
+Randomness of a run: its parameters come from a generator of the run's seed s, and its data, dropout
+and evaluation data from generators of the seeds 3s, 3s + 1 and 3s + 2.
 """
 
 import math

@@ -232,7 +232,7 @@ def _loss_criterion(
         return Criterion(text, None, f"fewer than 2 runs with a final loss{note}")
     low, high = difference_interval(*losses)
     difference = float(np.mean(losses[0]) - np.mean(losses[1]))
-    figure = f"{difference:+.3f} nats a token ({low:+.3f} to {high:+.3f}{note})"
+    figure = f"{difference:+.2g} nats a token ({low:+.2g} to {high:+.2g}{note})"
     return Criterion(text, _within(low, high, -margin, margin), figure)
 
 
@@ -264,8 +264,11 @@ def _crossover_headline(crossover: Crossover, claimed: float) -> str:
     if math.isinf(crossover.length):
         return f"linear never stays faster, as far as measured; claimed from N = {claimed:g} on"
     how = "extrapolated" if crossover.extrapolated else "measured"
+    if crossover.longest is not None:
+        how += f" to N = {crossover.longest:g}"
     return (
-        f"linear is faster from {_n_text(crossover.length)} on ({how}); "
+        f"linear is faster from {_n_text(crossover.length)} on ({how}; 95 % interval "
+        f"{crossover.low:.0f} to {crossover.high:.0f}); "
         f"claimed from N = {claimed:g} on"
     )
 

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import marimo as mo
@@ -191,6 +192,20 @@ def live():
     yield live
     live.stop()
     live.join(60)
+
+
+@pytest.mark.parametrize("status", ["stopped", "failed"])
+def test_what_was_stopped_or_failed_does_not_start_again_by_itself(live, seconds, status):
+    seconds(0.1)
+    gate(live, [job()])
+    live.stop()
+    live.join(60)
+    live.finished.clear()  # as if it had ended before its first row
+    shutil.rmtree(live.folder, ignore_errors=True)
+    live.poll().status = status
+    button, text = gate(live, [job()])
+    assert text is None and "Run (about" in button.text
+    assert gate(live, [job(seed=1)])[0] is None  # other settings do
 
 
 def test_a_short_run_starts_by_itself(live, seconds):

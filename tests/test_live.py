@@ -135,6 +135,18 @@ def test_finished_runs_stay_when_the_settings_move_on():
     assert [row["seed"] for row in live.showing([job(seed=0)], "cpu")] == [0]
 
 
+def test_what_had_run_stays_in_sight_while_the_rest_runs_and_after_a_stop():
+    live = run([job(seed=0)])
+    batch = [job(seed=0), job(**ENDLESS)]
+    live.start(batch, "cpu")
+    wait_until(lambda: live.poll().rows, live)
+    assert len(live.showing(batch, "cpu")) == 2
+    live.stop()
+    finish(live)
+    outcomes = [row["outcome"] for row in live.showing(batch, "cpu")]
+    assert sorted(outcomes) == ["interrupted", "ok"]
+
+
 def test_settings_that_have_not_run_show_the_last_batch():
     live = run([job(seed=0)])
     assert [row["seed"] for row in live.showing([job(seed=7)], "cpu")] == [0]

@@ -131,10 +131,10 @@ def test_an_unknown_notebook_is_refused_with_the_known_ones():
 
 def test_a_page_holds_the_verdict_and_no_button(recorded, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "FIGURES", tmp_path)
-    (page,) = report.write_report(["03_speed_crossover"], ["--seq-len", "64"])
+    (page,) = report.write_report(["03_speed_crossover"])
     assert page == tmp_path / "report" / "03_speed_crossover.html"
     outputs = shown(page.read_text())
-    assert "✗ not supported" in outputs and "N = 600 against softmax (fused)" in outputs
+    assert "✓ supported" in outputs and "N = 600 against softmax (fused)" in outputs
     assert "A static copy" in outputs
     assert "Run (about" not in outputs and "marimo-slider" not in outputs
 

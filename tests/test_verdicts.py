@@ -186,7 +186,8 @@ def test_crossover_verdict_places_the_articles_figure():
 def test_crossover_headline_is_composed_from_the_numbers():
     measured = crossover_verdict(Crossover(143.4, 130, 160, False, 64, 16384))
     assert measured.headline == (
-        "linear is faster from N = 143 on (measured); claimed from N = 512 on"
+        "linear is faster from N = 143 on (measured to N = 16384; 95 % interval 130 to 160); "
+        "claimed from N = 512 on"
     )
     never = crossover_verdict(Crossover(math.inf, math.inf, math.inf, True, 64, 16384))
     assert "never stays faster" in never.headline

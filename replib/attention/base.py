@@ -83,7 +83,10 @@ class Attention(nn.Module):
         raise NotImplementedError(f"{self.label} attention has no recurrent form")
 
     def step(self, state: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Any]:
-        """One causal position: q, k (B, H, D), v (B, H, M) -> y (B, H, M) and the next state."""
+        """One causal position: q, k (B, H, D), v (B, H, M) -> y (B, H, M) and the next state.
+
+        The given state's memory may be reused: go on with the returned one alone.
+        """
         raise NotImplementedError(f"{self.label} attention has no recurrent form")
 
     @classmethod

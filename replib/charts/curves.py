@@ -68,7 +68,7 @@ def live_curves(
     """Accuracy above loss of a run in progress, over the recorded medians, faint and dashed.
 
     The two panes are bands of one view, which costs a quarter of two charts and stays as wide as
-    the page. Both frames are of one length, from `frames.training_curves` or `running_curve`.
+    the page. Both frames are of one length, from `frames.training_curves`.
     """
     frames = [part for part in (recorded, live) if part is not None and not part.is_empty()]
     if not frames:
