@@ -94,10 +94,10 @@ def test_a_diverged_linear_run_speaks_against_convergence_and_an_interrupted_one
 def test_convergence_is_judged_length_by_length():
     verdict = claims.convergence([*runs(seq_len=16), *runs(seq_len=64, linear_loss=1.5)])
     assert verdict.status == NOT_SUPPORTED
-    assert [one.text for one in verdict.criteria] == [
-        "N = 16: supported",
-        "N = 64: not supported",
-    ]
+    good, bad = verdict.criteria
+    assert good.text.startswith("N = 16") and good.text.endswith(" steps: supported")
+    assert bad.text.startswith("N = 64") and bad.text.endswith(" steps: not supported")
+    assert "violated: final loss equals softmax's" in bad.figure and "violated" not in good.figure
     assert "supported in 1" in verdict.headline and "of 2 settings" in verdict.headline
 
 
@@ -174,14 +174,27 @@ def test_speed_crossover_follows_the_times(rows, status):
     assert claims.speed_crossover(rows).status == status
 
 
-def test_speed_crossover_is_judged_for_each_batch_and_each_softmax():
+def test_speed_crossover_is_judged_for_each_batch_with_the_fused_softmax_as_evidence():
     verdict = claims.speed_crossover([*cost_rows(), *cost_rows(1.5, batch_size=1)])
     assert [one.text for one in verdict.criteria] == [
-        "against textbook, batch 8: supported",
-        "against fused, batch 8: supported",
-        "against textbook, batch 1: not supported",
-        "against fused, batch 1: not supported",
+        "softmax textbook, batch 8: supported",
+        "softmax textbook, batch 1: not supported",
     ]
+    fused = [line for line in verdict.evidence if line.startswith("softmax fused")]
+    assert "batch 8: supported" in fused[0] and "batch 1: not supported" in fused[1]
+
+
+def test_runs_of_two_budgets_are_not_judged_together():
+    longer = [row | {"config": row["config"] | {"n_steps": 77}} for row in runs(seq_len=16)]
+    verdict = claims.convergence([*runs(seq_len=16, linear_loss=1.5), *longer])
+    assert [one.met for one in verdict.criteria] == [False, True]
+    assert "77 steps" in verdict.criteria[1].text
+
+
+def test_step_ratios_are_those_of_the_times():
+    article = published()["dm2022"]
+    there, here = claims.step_ratios(article, [])
+    assert "7.9 to 24.2" in there and here == "nothing yet"
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(
         (["record", "convergence", "--device", "tpu"], "use auto, cpu or cuda"),
         (["record", "convergence", "--threads", "0"], "use at least 1"),
         (["record", "convergence", "--threads", "two"], "invalid int value"),
-        (["record", "convergence", "--sale", "smoke"], "unknown option --sale"),
+        (["record", "convergence", "--sale", "smoke"], "unrecognized arguments: --sale"),
         (["record"], "EXPERIMENT"),
         (["bench", "--device", "tpu"], "use auto, cpu or cuda"),
         (["rekord"], "invalid choice"),
