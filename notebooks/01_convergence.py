@@ -106,7 +106,9 @@ def _():
     PARAMETERS = [
         Control("seq_len", "Sequence length", (8, 16, 24, 32, 48, 64, 96, 128, 192, 256), 32),
         Control("batch_size", "Batch size", (4, 8, 16, 32, 64, 128), 32),
-        Control("n_steps", "Steps", (50, 100, 200, 300, 500, 1000, 2000, 3000, 5000, 10000), 500),
+        Control(
+            "n_steps", "Steps", (50, 100, 200, 300, 400, 500, 1000, 2000, 3000, 5000, 10000), 400
+        ),
         Control("n_layers", "Layers", (1, 2, 3, 4, 6), 2),
         Control("n_heads", "Heads", (1, 2, 4, 8), 4),
         Control("head_dim", "Head size", (4, 8, 16, 32, 64), 16),

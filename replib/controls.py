@@ -18,7 +18,14 @@ from replib.attention import ATTENTION
 from replib.device import resolve_device
 from replib.experiments import TrainingJob
 from replib.generation import copy_with
-from replib.live import LiveRuns, Progress, predicted_seconds, refusal, run_ids
+from replib.live import (
+    LiveRuns,
+    Progress,
+    in_passing_thread,
+    predicted_seconds,
+    refusal,
+    run_ids,
+)
 from replib.statistics import Crossover, Exponent
 from replib.store import Row
 from replib.tasks import CausalCopy, Task
@@ -343,20 +350,19 @@ def copies(
     The text holds letters, the first for symbol 1, shuffled where `n_shuffles` is not 0; without
     a text the sequence is drawn at random, of a length that the models were trained on.
     """
-    models = {job.config.model.attention: live.model(job, device) for job in reversed(jobs)}
-    models = {name: training for name, training in models.items() if training is not None}
-    if not models:
-        return mo.md("*There is no trained model of these settings yet: run them first.*")
+    none_yet = mo.md("*There is no trained model of these settings yet: run them first.*")
+    if not jobs:
+        return none_yet
     task = jobs[0].config.task
     try:
         symbols = _symbols(task, text.strip().lower(), random.Random(n_shuffles), n_shuffles > 0)
-        rows = [("given", symbols)] + [
-            (name, copy_with(t.model, t.config.task, _tensor(symbols, t))[0].tolist())
-            for name, t in models.items()
-        ]
+        produced = in_passing_thread(_produced, live, jobs, symbols, device)
     except ValueError as error:
         return _callout(str(error))
-    body = "".join(_copy_row(name, produced, symbols) for name, produced in rows)
+    if not produced:
+        return none_yet
+    rows = {"given": symbols} | produced
+    body = "".join(_copy_row(name, made, symbols) for name, made in rows.items())
     table = mo.Html(
         '<div style="overflow-x:auto"><table aria-label="copies" style="width:auto; '
         f'font-size:1rem">{body}</table></div>'
@@ -367,6 +373,18 @@ def copies(
     lengths = f"{trained[0]} to {trained[-1]}" if len(trained) > 1 else f"{trained[0]}"
     count = "1 symbol" if len(symbols) == 1 else f"{len(symbols)} symbols"
     return mo.vstack([table, _text(f"{count}: the models were trained on {lengths}.")])
+
+
+def _produced(
+    live: LiveRuns, jobs: Sequence[TrainingJob], symbols: list[int], device: str
+) -> dict[str, list[int]]:
+    """What the trained model of each mechanism makes of the symbols."""
+    models = {job.config.model.attention: live.model(job, device) for job in reversed(jobs)}
+    return {
+        name: copy_with(t.model, t.config.task, _tensor(symbols, t))[0].tolist()
+        for name, t in models.items()
+        if t is not None
+    }
 
 
 def trained_lengths(task: Task) -> range:

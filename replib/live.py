@@ -5,10 +5,12 @@ run whose page is no longer open ends by itself.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
+from typing import TypeVar
 
 from replib import store
 from replib.benchmark import (
@@ -38,6 +40,8 @@ MAX_POINT_S = 5.0  # of timing for one mechanism at one length
 ABANDONED_AFTER_S = 20.0
 MAX_PREDICTED_S = 3600.0  # a reader who wants more has the command line, which resumes
 _WORK_LOCK = threading.Lock()
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -257,6 +261,20 @@ def run_ids(job: Job) -> list[str]:
 
 def predicted_seconds(jobs: Sequence[Job], device: str | None = None) -> float:
     """About how long jobs take on this machine, in seconds."""
+    return in_passing_thread(_predicted_seconds, jobs, device)
+
+
+def in_passing_thread(function: Callable[..., Result], *arguments) -> Result:
+    """Call a function that computes with torch in a thread that ends with it.
+
+    OpenMP keeps workers for each thread that has computed, as long as that thread lives; with more
+    workers than cores they no longer spin, and a run beside them takes twice as long.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _predicted_seconds(jobs: Sequence[Job], device: str | None) -> float:
     kind = resolve_device(device)
     return sum(
         predict_training_seconds(job.config, kind)
