@@ -241,8 +241,8 @@ def _():
       8, 3000 steps, 3 seeds. *Deviation:* the article's model has 4 + 4 layers and 8 heads of 64
       (the `paper` scale of `sequence_copy`); its losses are given in nats a token, the sum over
       the batch that it reports divided by the batch.
-    - **N = 128** is the paper's length, but not its setting: that the small model has not learned it
-      with linear attention after 3000 steps says that linear attention needs more steps or size
+    - **N = 128** is the paper's length, but not its setting: that the small model has not learned
+      it with linear attention after 3000 steps says that it needs more steps or size
       than softmax here, not what the paper's model does in 10,000 steps.
     - **No attention dropout**, which linear attention cannot have; Reformer is not among the
       mechanisms yet.

@@ -34,6 +34,7 @@ from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Verdict
 
 AUTO_RUN_BELOW_S = 5.0  # a reader who moves a slider waits so long without having asked
 REDRAW_EVERY_S = 0.25
+REDRAW_TIMINGS_EVERY_S = 1.0  # drawing takes a core from what is timed
 
 
 @dataclass(frozen=True)
@@ -217,8 +218,11 @@ def show_gate(button, text: str | None, *beside) -> mo.Html:
 
 
 def ticker(live: LiveRuns):
-    """What makes the page look again several times a second, while something is running."""
-    return mo.ui.refresh(default_interval=REDRAW_EVERY_S) if live.running else None
+    """What makes the page look again while something is running: several times a second."""
+    if not live.running:
+        return None
+    every_s = REDRAW_TIMINGS_EVERY_S if live.measuring else REDRAW_EVERY_S
+    return mo.ui.refresh(default_interval=every_s)
 
 
 def stop_button(live: LiveRuns):
