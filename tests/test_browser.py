@@ -391,7 +391,7 @@ def test_an_absurd_address_is_mended_and_said(notebook):
     )
     for said in (
         "Sequence length: 0 is not offered, 8 used",
-        "Steps: 'abc' is no number, 500 used",
+        "Steps: 'abc' is no number, 400 used",
         "Learning rate: -1 is not offered, 0.0003 used",
         "Batch size: 1000000000 is not offered, 128 used",
         "Attention: foo unknown, softmax, linear used",
