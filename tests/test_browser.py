@@ -398,7 +398,7 @@ def test_an_absurd_address_is_mended_and_said(notebook):
         "Task: <b>x unknown, causal copy used",
     ):
         expect(page.locator("body")).to_contain_text(said)
-    wait_for(lambda: query(page).get("n_steps") == "500")
+    wait_for(lambda: query(page).get("n_steps") == "400")
     assert query(page)["batch_size"] == "128"
 
 
