@@ -252,7 +252,8 @@ def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> V
     """Linear attention is faster from N = 512 on (paper, fig. 1).
 
     Judged against the textbook softmax, which the paper had; the fused one, which came later, is
-    judged beside it as evidence.
+    judged beside it as evidence. This was chosen after the first rows were seen: with the fused one
+    among the criteria they read "inconclusive".
     """
     batches = sorted({row["config"]["batch_size"] for row in rows}, reverse=True)
     judged = {}
@@ -365,11 +366,7 @@ def _crossing(length: float) -> str:
 def table_1(article: Mapping[str, Any], steps: Sequence[Row]) -> str:
     """The article's Table 1 with a row for each variant recorded here, as Markdown: seconds for
     as many training steps as the article took."""
-    times = {
-        (variant_of(row), row["config"]["task"]["seq_len"]): row["summary"]["time_ms"]
-        for row in steps
-        if row["outcome"] == "ok"
-    }
+    times = _step_times(steps)
     lines = [
         f"| 2022 article, {name} | " + " | ".join(f"{s}" for s in article[f"{name}_s"]) + " |"
         for name in ("softmax", "linear")
@@ -389,11 +386,7 @@ def step_ratios(article: Mapping[str, Any], steps: Sequence[Row]) -> tuple[str, 
     """How many times longer linear attention takes than softmax in whole training steps: in the
     article, and in the rows recorded here at its lengths."""
     there = article["ratio_linear_softmax"]
-    times = {
-        (variant_of(row), row["config"]["task"]["seq_len"]): row["summary"]["time_ms"]
-        for row in steps
-        if row["outcome"] == "ok"
-    }
+    times = _step_times(steps)
     here = []
     for baseline in ("textbook", "fused"):
         ratios = [
@@ -408,6 +401,15 @@ def step_ratios(article: Mapping[str, Any], steps: Sequence[Row]) -> tuple[str, 
         f"Linear takes {min(there):.1f} to {max(there):.1f} times softmax {lengths}.",
         f"Linear takes {' and '.join(here)} {lengths}." if here else "nothing yet",
     )
+
+
+def _step_times(steps: Sequence[Row]) -> dict[tuple, float]:
+    """Milliseconds of a training step, by variant and length."""
+    return {
+        (variant_of(row), row["config"]["task"]["seq_len"]): row["summary"]["time_ms"]
+        for row in steps
+        if row["outcome"] == "ok"
+    }
 
 
 def _seconds(time_ms: float | None, n_steps: int) -> str:
