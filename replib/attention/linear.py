@@ -11,7 +11,7 @@ from torch import Tensor
 
 from replib.attention.base import Attention, check_qkv
 from replib.attention.feature_maps import feature_map_named
-from replib.kernels import KERNELS, fastest_kernel
+from replib.kernels import KERNELS, fastest_kernel, why_not
 
 # From timings at D = 32 and 64, N = 64 to 65536, on a 2-core AMD EPYC: the chunked form's share of
 # a matrix product's rate, its chunk, and what storing one (N, N) weight costs besides products.
@@ -43,42 +43,47 @@ def linear_attention(
         feature_map: φ, a name of `replib.attention.feature_maps.FEATURE_MAPS`.
         eps: added to the denominator, which is therefore never below it.
         kernel: "plain" forms the (N, N) weights; a name of `replib.kernels.KERNELS` forces that
-            kernel of the causal form; None takes the fastest.
+            kernel; None takes the fastest for the device, dtype and sizes.
         key_padding_mask: (B, N) bool, True where a key is padding; not causal only.
 
     Returns:
         (B, H, N, M). A query whose keys are all padding gets 0.
 
     Raises:
-        ValueError: shapes disagree, or the feature map or kernel is unknown.
+        ValueError: shapes disagree, or the feature map or kernel is unknown, or the kernel cannot
+            take these tensors.
     """
     check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
-    kernel = LinearAttention.resolve(kernel) if kernel else fastest_kernel(q, k, v)
     phi = feature_map_named(feature_map)
-    if causal and kernel != "plain":
-        if feature_map != "elu1":
-            q, k = phi(q), phi(k)
-        return KERNELS[kernel](q, k, v, eps, feature_map == "elu1")
-    wide = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
-        features_q, features_k = phi(q.to(wide)), phi(k.to(wide))
+    elu1 = feature_map == "elu1" and key_padding_mask is None and kernel != "plain"
+    if not elu1:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        with torch.autocast(q.device.type, enabled=False):
+            q, k = phi(q.to(wide)), phi(k.to(wide))
         if key_padding_mask is not None:
-            features_k = features_k.masked_fill(key_padding_mask[:, None, :, None], 0)
-        form = _plain if kernel == "plain" else _not_causal
-        return form(features_q, features_k, v.to(wide), causal, eps).to(v.dtype)
+            k = k.masked_fill(key_padding_mask[:, None, :, None], 0)
+    if kernel == "plain":
+        return _plain(q, k, v, causal, eps)
+    if kernel is None:
+        kernel = fastest_kernel(q, k, v)
+    elif refused := why_not(
+        LinearAttention.resolve(kernel),
+        device_type=q.device.type,
+        dtype=torch.promote_types(q.dtype, v.dtype),
+        head_dim=q.shape[-1],
+        value_dim=v.shape[-1],
+    ):
+        raise ValueError(refused)
+    return KERNELS[kernel](q, k, v, eps, elu1, causal)
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool, eps: float) -> Tensor:
-    weights = q @ k.transpose(-1, -2)  # (B, H, N, N)
-    if causal:
-        weights = weights.tril()
-    return weights @ v / (weights.sum(-1, keepdim=True) + eps)
-
-
-def _not_causal(q: Tensor, k: Tensor, v: Tensor, causal: bool, eps: float) -> Tensor:
-    s = k.transpose(-1, -2) @ v  # (B, H, R, M)
-    z = k.sum(2).unsqueeze(-1)  # (B, H, R, 1)
-    return q @ s / (q @ z + eps)
+    with torch.autocast(q.device.type, enabled=False):
+        weights = q @ k.transpose(-1, -2)  # (B, H, N, N)
+        if causal:
+            weights = weights.tril()
+        y = weights @ v.to(q.dtype) / (weights.sum(-1, keepdim=True) + eps)
+    return y.to(v.dtype)
 
 
 class LinearState(NamedTuple):

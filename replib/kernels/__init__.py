@@ -1,21 +1,91 @@
-"""Causal linear attention as kernels of the same equations, and the choice among them.
+"""Linear attention as kernels of the same equations, and the choice among them.
 
-A kernel is a function (q, k, v, eps, elu1) -> y, where q, k are (B, H, N, D), v and y are
-(B, H, N, M), and `elu1` says whether φ = elu + 1 is still to be applied to q and k or they
-are features already. B batch, H heads, N sequence length, D key size, M value size.
+A kernel is a function (q, k, v, eps, elu1, causal) -> y, differentiable once, where q, k are
+(B, H, N, D), v and y are (B, H, N, M), and `elu1` says whether φ = elu + 1 is still to be applied
+to q and k or they are features already; not causal, q may have a length of its own. Sums are in
+float32 or wider and y has the dtype of v. B batch, H heads, N sequence length, D key size, M value
+size.
+
+"torch" runs anywhere; "cpu" (Numba) and "cuda" (Triton) are compiled at their first call. Their
+packages are imported then, so that `import replib` neither needs nor waits for them.
 """
 
+import os
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 from replib.kernels import torch_chunked
 
-KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, float, bool], Tensor]] = {
-    "torch": torch_chunked.causal_linear_attention,
+
+def _cpu(q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool, causal: bool) -> Tensor:
+    from replib.kernels import cpu
+
+    return cpu.linear_attention(q, k, v, eps, elu1, causal)
+
+
+def _cuda(q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool, causal: bool) -> Tensor:
+    from replib.kernels import cuda
+
+    return cuda.linear_attention(q, k, v, eps, elu1, causal)
+
+
+KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, float, bool, bool], Tensor]] = {
+    "torch": torch_chunked.linear_attention,
+    "cpu": _cpu,
+    "cuda": _cuda,
 }
+
+# Sizes per head that a compiled kernel takes, and its dtypes.
+CPU_SIZES, CPU_DTYPES = range(1, 257), (torch.float32, torch.bfloat16)
+CUDA_SIZES, CUDA_DTYPES = range(1, 129), (torch.float32, torch.bfloat16, torch.float16)
+
+
+@cache
+def installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    return find_spec(package) is not None
+
+
+def why_not(
+    kernel: str, *, device_type: str, dtype: torch.dtype, head_dim: int, value_dim: int
+) -> str | None:
+    """Why a kernel cannot take tensors of this kind, with what to do; None where it can."""
+    if kernel == "cpu":
+        package, device, sizes, dtypes = "numba", "cpu", CPU_SIZES, CPU_DTYPES
+    elif kernel == "cuda":
+        package, device, sizes, dtypes = "triton", "cuda", CUDA_SIZES, CUDA_DTYPES
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            device = device_type
+    else:
+        return None
+    remedy = "use kernel='torch'"
+    if not installed(package):
+        return f"kernel '{kernel}' needs {package}: pip install {package}, or {remedy}"
+    if device_type != device:
+        return f"kernel '{kernel}' runs on {device} tensors, these are on {device_type}: {remedy}"
+    if dtype not in dtypes:
+        names = ", ".join(str(x).removeprefix("torch.") for x in dtypes)
+        return f"kernel '{kernel}' takes {names}, not {str(dtype).removeprefix('torch.')}: {remedy}"
+    for name, size in (("head_dim", head_dim), ("value size", value_dim)):
+        if size not in sizes:
+            return f"kernel '{kernel}' takes a {name} of up to {sizes[-1]}, not {size}: {remedy}"
+    return None
 
 
 def fastest_kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
     """The name of the fastest kernel for tensors of this device, dtype and shape."""
-    return "torch"
+    compiled = q.device.type  # the compiled kernels are named after what they run on
+    if compiled not in KERNELS:
+        return "torch"
+    refused = why_not(
+        compiled,
+        device_type=q.device.type,
+        dtype=torch.promote_types(q.dtype, v.dtype),
+        head_dim=q.shape[-1],
+        value_dim=v.shape[-1],
+    )
+    return "torch" if refused else compiled

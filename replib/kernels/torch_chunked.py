@@ -1,4 +1,4 @@
-"""Causal linear attention in plain torch operations, a chunk of positions at a time.
+"""Linear attention in plain torch operations, where causal a chunk of positions at a time.
 
 B batch, H heads, N sequence length, C chunk, D query/key size per head, M value size per head.
 With the state S = Σ φ(k_j) [v_j, 1]ᵀ of all earlier chunks (Katharopoulos et al. 2020, eq. 18-19;
@@ -24,9 +24,24 @@ SHORT_CHUNK_LEN, LONG_CHUNK_LEN = 32, 64
 MANY_HEADS = 32
 
 
+def linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool, causal: bool
+) -> Tensor:
+    """Normalised linear attention; sums in float32 or wider."""
+    if causal:
+        return _causal(q, k, v, eps, elu1)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, values = q.to(wide), k.to(wide), v.to(wide)
+        if elu1:
+            q, k = (torch.exp(x.clamp(max=0)) + x.clamp(min=0) for x in (q, k))
+        s = k.transpose(-1, -2) @ values  # (B, H, R, M)
+        z = k.sum(2).unsqueeze(-1)  # (B, H, R, 1)
+        return (q @ s / (q @ z + eps)).to(v.dtype)
+
+
 @torch.compiler.disable  # its buffers and `out=` are what torch.compile cannot trace
-def causal_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool) -> Tensor:
-    """Normalised causal linear attention, differentiable once; state in float32 or wider."""
+def _causal(q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool) -> Tensor:
     return _ChunkedLinearAttention.apply(q, k, v, eps, elu1)
 
 
