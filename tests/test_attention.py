@@ -10,11 +10,25 @@ from torch.autograd import gradcheck
 from torch.nn.functional import elu
 
 from replib.attention import ATTENTION, linear_attention, softmax_attention
-from replib.kernels import KERNELS
+from replib.kernels import KERNELS, fastest_kernel, why_not
 
 B, H, D, M = 2, 3, 8, 5
 LENGTHS = (1, 2, 63, 64, 65, 130)  # around one and two chunks
-VARIANTS = [(name, i) for name, cls in ATTENTION.items() for i in cls.implementations]
+
+
+def kernels_for(dtype, device_type="cpu"):
+    kind = {"device_type": device_type, "dtype": dtype, "head_dim": 8, "value_dim": 8}
+    return [kernel for kernel in KERNELS if why_not(kernel, **kind) is None]
+
+
+EXACT = kernels_for(torch.float64)  # the compiled kernels have tests of their own
+HERE = kernels_for(torch.float32)
+VARIANTS = [
+    (name, i)
+    for name, cls in ATTENTION.items()
+    for i in cls.implementations
+    if i not in KERNELS or i in EXACT
+]
 RECURRENT = [name for name, cls in ATTENTION.items() if cls.recurrent]
 
 
@@ -52,7 +66,7 @@ def equation_9(q, k, v, causal, eps=1e-6):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("n", [1, 7, 65, 130])
-@pytest.mark.parametrize("kernel", [None, "plain", *KERNELS])
+@pytest.mark.parametrize("kernel", [None, "plain", *EXACT])
 def test_linear_attention_is_equation_9(kernel, n, causal):
     q, k, v = random_qkv(n)
     y = linear_attention(q, k, v, causal=causal, kernel=kernel)
@@ -60,7 +74,7 @@ def test_linear_attention_is_equation_9(kernel, n, causal):
 
 
 @pytest.mark.parametrize("n", LENGTHS)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", EXACT)
 def test_kernel_gradients_equal_those_of_the_plain_form(kernel, n):
     inputs = [x.requires_grad_() for x in random_qkv(n)]
     expected = gradients(linear_attention(*inputs, kernel="plain"), inputs)
@@ -68,13 +82,13 @@ def test_kernel_gradients_equal_those_of_the_plain_form(kernel, n):
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", EXACT)
 def test_kernel_passes_gradcheck(kernel):
     inputs = [x.requires_grad_() for x in random_qkv(5, b=1, h=2, d=3, m=2)]
     assert gradcheck(lambda q, k, v: linear_attention(q, k, v, kernel=kernel), inputs)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", EXACT)
 def test_kernel_takes_heads_split_from_a_projection_without_changing_them(kernel):
     n, generator = 70, torch.Generator().manual_seed(0)
     x = torch.randn(B, n, 3, H, D, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -92,7 +106,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", HERE)
 def test_kernel_error_against_float64_is_that_of_its_dtype(kernel, dtype):
     exact = [x.to(dtype).double().requires_grad_() for x in random_qkv(1000, b=1, h=2, d=32, m=32)]
     rounded = [x.detach().to(dtype).requires_grad_() for x in exact]
@@ -108,7 +122,7 @@ def test_kernel_error_against_float64_is_that_of_its_dtype(kernel, dtype):
         assert error < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("kernel", ["plain", *KERNELS])
+@pytest.mark.parametrize("kernel", ["plain", *HERE])
 def test_linear_attention_keeps_its_accuracy_under_autocast(kernel):
     q, k, v = random_qkv(100, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -117,7 +131,7 @@ def test_linear_attention_keeps_its_accuracy_under_autocast(kernel):
 
 
 @pytest.mark.parametrize("magnitude", [1e-4, 30.0, 1e4])
-@pytest.mark.parametrize("kernel", ["plain", *KERNELS])
+@pytest.mark.parametrize("kernel", ["plain", *HERE])
 def test_linear_attention_has_no_nan_at_extreme_inputs(kernel, magnitude):
     inputs = [(x * magnitude).requires_grad_() for x in random_qkv(100, dtype=torch.float32)]
     y = linear_attention(*inputs, kernel=kernel)
@@ -134,7 +148,7 @@ def test_elu1_keeps_its_digits_where_elu_plus_one_loses_them():
     assert (elu(x) + 1)[0] == 0  # what would be lost
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", HERE)
 def test_causal_memory_grows_with_n_and_not_with_n_squared(kernel):
     from replib.benchmark import peak_memory_bytes
 
@@ -241,9 +255,47 @@ def test_shapes_that_cannot_be_attended_over_are_refused(name, arguments, option
         build(name)(*arguments, **options)
 
 
+def test_the_fastest_kernel_is_one_that_takes_the_tensors():
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for d in (16, 300):
+            x = torch.zeros(1, 1, 2, d, dtype=dtype)
+            kernel = fastest_kernel(x, x, x)
+            sizes = {"head_dim": d, "value_dim": d}
+            assert why_not(kernel, device_type="cpu", dtype=dtype, **sizes) is None
+            linear_attention(x, x, x)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"device_type": "cuda"}, "runs on cpu tensors, these are on cuda: use kernel='torch'"),
+        ({"dtype": torch.float64}, "takes float32, bfloat16, not float64: use kernel='torch'"),
+        ({"head_dim": 1000}, "takes a head_dim of up to 256, not 1000"),
+        ({"value_dim": 1000}, "takes a value size of up to 256, not 1000"),
+    ],
+)
+def test_a_kernel_says_why_it_cannot_run_and_what_to_use(changes, message):
+    kind = {"device_type": "cpu", "dtype": torch.float32, "head_dim": 8, "value_dim": 8}
+    assert message in why_not("cpu", **(kind | changes))
+
+
+def test_a_kernel_whose_package_is_missing_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("replib.kernels.installed", lambda package: False)
+    q, k, v = random_qkv(3, dtype=torch.float32)
+    assert fastest_kernel(q, k, v) == "torch"
+    with pytest.raises(ValueError, match="pip install numba, or use kernel='torch'"):
+        linear_attention(q, k, v, kernel="cpu")
+
+
+def test_a_forced_kernel_refuses_what_it_cannot_take():
+    q, k, v = random_qkv(3)
+    with pytest.raises(ValueError, match="not float64"):
+        linear_attention(q, k, v, kernel="cpu")
+
+
 def test_unknown_names_are_refused_with_the_known_ones():
     q, k, v = random_qkv(3)
-    with pytest.raises(ValueError, match="use torch, plain"):
+    with pytest.raises(ValueError, match="use torch, cpu, cuda, plain"):
         linear_attention(q, k, v, kernel="fast")
     with pytest.raises(ValueError, match="use elu1"):
         linear_attention(q, k, v, feature_map="exp")

@@ -21,14 +21,16 @@ class Attention(nn.Module):
     label: ClassVar[str]
     """What charts and controls call it."""
     implementations: ClassVar[tuple[str, ...]]
-    """Ways to compute the same function; the first is the default."""
+    """Ways to compute the same function; without a name it is the first, or the fastest for the
+    tensors. One compiled for a kind of device is named after it ("cpu", "cuda")."""
     recurrent: ClassVar[bool] = False
     sources: ClassVar[tuple[str, ...]] = ()
     """Modules besides its own that compute it: an edit there gives its runs a new identity."""
 
     def __init__(self, *, implementation: str | None = None):
         super().__init__()
-        self.implementation = self.resolve(implementation)
+        self.resolve(implementation)
+        self.implementation = implementation
 
     @classmethod
     def resolve(cls, implementation: str | None) -> str:
@@ -45,6 +47,14 @@ class Attention(nn.Module):
                 f"{cls.label} attention has no implementation {implementation!r}: use {known}"
             )
         return implementation
+
+    @classmethod
+    def unavailable(
+        cls, implementation: str | None, *, device_type: str, dtype: torch.dtype, head_dim: int
+    ) -> str | None:
+        """Why an implementation cannot take tensors of this kind, with what to do; None where it
+        can."""
+        return None
 
     @classmethod
     def for_model(

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from replib.attention.base import Attention, check_qkv
 from replib.attention.feature_maps import feature_map_named
-from replib.kernels import KERNELS, fastest_kernel, why_not
+from replib.kernels import KERNELS, fastest_kernel, installed, why_not
 
-# From timings at D = 32 and 64, N = 64 to 65536, on a 2-core AMD EPYC: the chunked form's share of
-# a matrix product's rate, its chunk, and what storing one (N, N) weight costs besides products.
-CHUNKED_EFFICIENCY = 0.2
-TYPICAL_CHUNK_LEN = 64
+# From timings at D = 32 and 64, N = 64 to 65536, on a 2-core AMD EPYC: a kernel's share of a matrix
+# product's rate and its chunk, and what storing one (N, N) weight costs besides products. That of
+# "cuda" is a guess: it has not been measured.
+EFFICIENCY = {"torch": 0.2, "cpu": 0.4, "cuda": 0.4}
+CHUNK_LEN = {"torch": 64, "cpu": 16, "cuda": 64}
 OPERATIONS_PER_STORED_WEIGHT = 600
 
 EPS = 1e-6  # of the original code; biases denominators that are as small (φ(q)·φ(k) near 1e-6)
@@ -94,7 +95,10 @@ class LinearState(NamedTuple):
 
 
 class LinearAttention(Attention):
-    """Linear attention with φ = elu + 1; its state has one size whatever N is."""
+    """Linear attention with φ = elu + 1; its state has one size whatever N is.
+
+    Without an implementation it takes the fastest kernel for the tensors.
+    """
 
     label = "linear"
     implementations = (*KERNELS, "plain")
@@ -122,6 +126,7 @@ class LinearAttention(Attention):
         *,
         dtype=torch.float32,
         device="cpu",
+        max_len=None,
     ) -> LinearState:
         wide = torch.promote_types(dtype, torch.float32)
         shape = (batch_size, n_heads, head_dim, value_dim or head_dim)
@@ -129,14 +134,25 @@ class LinearAttention(Attention):
         return LinearState(s, s.new_zeros(shape[:3]))
 
     def step(self, state: LinearState, q, k, v):
-        """Katharopoulos et al. 2020, eq. 18-20: add one key and value, read with one query."""
+        """Katharopoulos et al. 2020, eq. 18-20: add one key and value, read with one query.
+
+        The state is advanced in place.
+        """
+        s, z = state
         phi = feature_map_named(self.feature_map)
-        features_q, features_k = phi(q.to(state.s.dtype)), phi(k.to(state.s.dtype))
-        s = state.s + features_k.unsqueeze(-1) * v.to(state.s.dtype).unsqueeze(-2)
-        z = state.z + features_k
-        numerator = (features_q.unsqueeze(-2) @ s).squeeze(-2)  # (B, H, M)
-        denominator = (features_q * z).sum(-1, keepdim=True) + EPS
-        return (numerator / denominator).to(v.dtype), LinearState(s, z)
+        q, k = phi(q.to(s.dtype)), phi(k.to(s.dtype))  # (B, H, R)
+        s.addcmul_(k.unsqueeze(-1), v.to(s.dtype).unsqueeze(-2))
+        z.add_(k)
+        numerator = (q.unsqueeze(-2) @ s).squeeze(-2)  # (B, H, M)
+        denominator = (q * z).sum(-1, keepdim=True) + EPS
+        return (numerator / denominator).to(v.dtype), state
+
+    @classmethod
+    def unavailable(cls, implementation, *, device_type, dtype, head_dim):
+        if implementation not in KERNELS:
+            return None
+        sizes = {"head_dim": head_dim, "value_dim": head_dim}
+        return why_not(implementation, device_type=device_type, dtype=dtype, **sizes)
 
     @classmethod
     def peak_bytes(
@@ -159,4 +175,5 @@ class LinearAttention(Attention):
     def operations(cls, *, seq_len, head_dim, causal, implementation=None):
         if cls.resolve(implementation) == "plain":
             return seq_len**2 * (4.0 * head_dim + OPERATIONS_PER_STORED_WEIGHT)
-        return seq_len * 4.0 * head_dim * (head_dim + TYPICAL_CHUNK_LEN) / CHUNKED_EFFICIENCY
+        kernel = implementation or ("cpu" if installed("numba") else "torch")
+        return seq_len * 4.0 * head_dim * (head_dim + CHUNK_LEN[kernel]) / EFFICIENCY[kernel]

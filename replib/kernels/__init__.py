@@ -89,3 +89,20 @@ def fastest_kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
         value_dim=v.shape[-1],
     )
     return "torch" if refused else compiled
+
+
+def compiled(kernel: str) -> bool:
+    """Whether a kernel's first call is ready to run, rather than about to compile."""
+    if kernel != "cpu" or not installed("numba"):
+        return True
+    from replib.kernels import cpu
+
+    return cpu.compiled()
+
+
+def compile_now(kernel: str) -> None:
+    """Compile a kernel before it is timed, where that takes long and can be done beforehand."""
+    if kernel == "cpu" and installed("numba"):
+        from replib.kernels import cpu
+
+        cpu.compile_now()

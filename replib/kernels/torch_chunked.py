@@ -180,3 +180,11 @@ def _backward(dy, q, k, v, y, denominator, elu1):
             state.baddbmm_(queries.transpose(1, 2), g)
         through_feature_map(d_phi, keys, dk_c)
     return dq, dk, dv
+
+
+def operations_per_token(d: int, m: int, c: int, backward: bool) -> float:
+    """Floating-point operations of the products that a token and head take, causal, of one pass:
+    the equations above with the column of ones in V, and R summed again."""
+    if backward:
+        return 10 * d * (m + 1) + 6 * c * (m + 1) + 6 * c * d
+    return 4 * d * (m + 1) + 2 * c * (d + m + 1)
