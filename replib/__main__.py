@@ -8,13 +8,15 @@ import socket
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 
 import torch
 
 from replib import __version__, store
 from replib.device import resolve_device
-from replib.experiments import EXPERIMENTS, SCALES, VARIANTS, experiment_named, record
+from replib.experiments import EXPERIMENTS, SCALES, experiment_named, record
 from replib.memory import peak_memory_bytes
+from replib.peers import PEERS
 from replib.training import Metrics
 
 FIRST_PORT = 2718
@@ -49,8 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", default="smoke", help=f"{', '.join(SCALES)} (default: smoke)")
     sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
     sub.add_argument("--threads", type=int, default=None, help="CPU threads (default: all)")
-    sub = command("bench", _bench, "measure linear attention against softmax, interleaved")
+    sub = command("bench", _bench, "measure what is here against its peers, interleaved")
     sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
+    sub.add_argument("--quick", action="store_true", help="small sizes: about a minute")
+    sub.add_argument("--only", nargs="+", default=[], metavar="GROUP", help="(default: all)")
+    sub.add_argument("--no-save", action="store_true", help="append no rows to data/")
     sub = command("report", _report, "write figures/ and figures/report/")
     sub.add_argument("notebooks", nargs="*", help="only these, such as 03_speed_crossover")
     sub = command("serve", _serve, "serve the notebooks at http://127.0.0.1:2718")
@@ -135,35 +140,30 @@ def _line(row: store.Row) -> str:
 
 
 def _bench(arguments) -> int:
-    from replib.benchmark import CostConfig, measure_cost
+    from replib.bench import QUICK, bench_table, run_bench
+    from replib.races import EXPERIMENT
 
-    device = resolve_device(arguments.device)
-    print(
-        f"causal, 8 heads of 32, batch 8, float32, {store.provenance(str(device))['device_name']}"
+    device, stop = resolve_device(arguments.device), _stop_on_interrupt()
+    measured = run_bench(
+        arguments.only,
+        device=device,
+        scale=QUICK if arguments.quick else None,
+        stop=stop,
+        say=partial(print, flush=True),
     )
-    print("times faster than softmax fused; median [quartiles] of the ratio round by round")
-    for work in ("forward", "forward_backward"):
-        for seq_len in (64, 256, 1024, 4096):
-            configs = [
-                CostConfig(attention=a, implementation=i, seq_len=seq_len, batch_size=8, work=work)
-                for a, i in VARIANTS
-            ]
-            costs = {
-                (cost.config.attention, cost.config.implementation): cost
-                for cost in measure_cost(configs, n_repeats=9, device=device)
-            }
-            base = costs.pop(("softmax", "fused"))
-            cells = [f"{a} {i} {_ratio(base.time_ms, c.time_ms)}" for (a, i), c in costs.items()]
-            print(f"{work:16} N={seq_len:<6} {'   '.join(cells)}", flush=True)
-    return 0
-
-
-def _ratio(base, times) -> str:
-    if not base or not times:
-        return "out of memory"
-    ratios = torch.tensor([b / t for b, t in zip(base, times, strict=False)])
-    low, middle, high = ratios.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+    if not arguments.no_save and (why_not := store.writable(store.data_folder())):
+        raise store.StoreError(why_not)
+    facts = store.provenance(str(device))
+    print(f"{facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}")
+    rows = []
+    for row in measured:
+        rows.append(row)
+        if not arguments.no_save:
+            store.append(EXPERIMENT, row)
+    print(f"\n{bench_table(rows)}")
+    if stop.is_set():
+        print("stopped: what was measured is kept", file=sys.stderr)
+    return int(stop.is_set())
 
 
 def _serve(arguments) -> int:
@@ -215,6 +215,9 @@ def _doctor(arguments) -> int:
     for package in ("marimo", "altair", "polars", "vl_convert"):
         found = find_spec(package) is not None
         print(f"{package}: {'found' if found else 'missing; pip install -r requirements.txt'}")
+    for name, peer in PEERS.items():
+        found = find_spec(peer.package) is not None
+        print(f"{name}: {'found' if found else 'missing, for bench only: see README, Bench'}")
     for folder in (store.data_folder(), store.cache_folder()):
         print(f"{folder}: {store.writable(folder) or 'writable'}")
     for name in EXPERIMENTS:

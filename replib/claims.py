@@ -7,13 +7,14 @@ Rows are those of `store.read_rows`; each function takes whatever rows there are
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import wraps
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any
 
-from replib.experiments import SOLVED_ACCURACY
+from replib.experiments import SOLVED_ACCURACY, VARIANTS
 from replib.statistics import (
+    SOFTMAX_MODELS,
     Crossover,
     Exponent,
     Regression,
@@ -31,11 +32,15 @@ from replib.verdicts import (
     Verdict,
     convergence_verdict,
     crossover_verdict,
+    implementations_verdict,
     scaling_verdict,
 )
 
 if TYPE_CHECKING:
     import polars
+
+Variant = tuple[str, str | None]
+"""Attention and implementation."""
 
 PAPER_SAYS = {
     "convergence": "Linear attention converges smoothly and reaches the same loss as softmax "
@@ -64,17 +69,19 @@ def article_convergence(article: Mapping[str, Any]) -> str:
 
 def article_scaling(article: Mapping[str, Any]) -> str:
     """What the article's Table 1 says of growth."""
-    square, line = (
-        article_regression(
-            article["N"], article["softmax_s"], article["linear_s"], softmax_model=model
-        )
-        for model in ("quadratic", "linear")
-    )
+    fits = {fit.softmax_model: fit for fit in article_fits(article)}
+    square, line = fits["quadratic"], fits["linear"]
     return (
         f"Linear: time grows as N (R² {square.r2_linear:.4f}). Softmax: fitted with N² (R² "
         f"{square.r2_softmax:.4f}), but a straight line fits as well (R² {line.r2_softmax:.4f}). "
         f"N = {article['N'][0]} to {article['N'][-1]}; no memory was measured."
     )
+
+
+def article_fits(article: Mapping[str, Any]) -> list[Regression]:
+    """The article's regression on its Table 1, under each model of softmax."""
+    times = article["N"], article["softmax_s"], article["linear_s"]
+    return [article_regression(*times, softmax_model=model) for model in SOFTMAX_MODELS]
 
 
 def article_crossover(article: Mapping[str, Any]) -> str:
@@ -95,6 +102,7 @@ def of_session(judge: Callable[[list[Row]], Verdict], rows: Sequence[Row]) -> Ve
 
 
 _MET = {SUPPORTED: True, NOT_SUPPORTED: False, INCONCLUSIVE: None}
+_SAID = {True: "yes", False: "no", None: "cannot be told"}
 
 
 def _each_device(judge: Callable[..., Verdict]) -> Callable[..., Verdict]:
@@ -102,20 +110,21 @@ def _each_device(judge: Callable[..., Verdict]) -> Callable[..., Verdict]:
 
     @wraps(judge)
     def judged(rows: Sequence[Row], *options, **named) -> Verdict:
-        devices = dict.fromkeys(row["provenance"]["device_name"] for row in rows)
+        devices = by_device(rows)
         if len(devices) < 2:
             return judge(rows, *options, **named)
-        verdicts = {
-            device: judge(
-                [row for row in rows if row["provenance"]["device_name"] == device],
-                *options,
-                **named,
-            )
-            for device in devices
-        }
+        verdicts = {device: judge(some, *options, **named) for device, some in devices.items()}
         return _together(verdicts, "no rows yet")
 
     return judged
+
+
+def by_device(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each device, by its name."""
+    devices: dict[str, list[Row]] = {}
+    for row in rows:
+        devices.setdefault(row["provenance"]["device_name"], []).append(row)
+    return devices
 
 
 def convergence_at(rows: Sequence[Row], seq_len: int) -> Verdict:
@@ -175,45 +184,75 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-# What grows how: the claimed exponents of N, of attention alone (paper, section 3.2 and fig. 1).
-SCALING_CLAIMS = {
-    "linear, time": (("linear", "torch"), "time_ms_per_sample", 1.0),
-    "linear, memory": (("linear", "torch"), "memory_bytes_per_sample", 1.0),
-    "softmax textbook, time": (("softmax", "textbook"), "time_ms_per_sample", 2.0),
-    "softmax textbook, memory": (("softmax", "textbook"), "memory_bytes_per_sample", 2.0),
-}
+def judged_linear(rows: Sequence[Row]) -> str | None:
+    """The implementation of linear attention that is judged: of those in the rows the fastest, by
+    the sum of its times over the points that all of them finished; None where there is none.
+
+    A claim about linear attention is one about the best that is known of it; every other
+    implementation is told as evidence. This rule was written before a compiled kernel had rows.
+    """
+    times: dict[str, dict[Hashable, float]] = {}
+    for row in rows:
+        attention, implementation = variant_of(row)
+        if attention == "linear" and row["outcome"] == "ok":
+            times.setdefault(implementation, {})[_point(row)] = row["summary"]["time_ms"]
+    if not times:
+        return None
+    shared = set.intersection(*map(set, times.values()))
+    return min(times, key=lambda name: sum(times[name][point] for point in shared))
+
+
+def _point(row: Row) -> Hashable:
+    config = row["config"]
+    return config.get("task", config)["seq_len"], config["batch_size"], config.get("work")
+
+
+# What is claimed to grow how (paper, section 3.2 and fig. 1): exponents of N, of attention alone.
+SCALING_CLAIMS = {"linear": 1.0, "softmax": 2.0}
+FIGURES = {"time": "time_ms_per_sample", "memory": "memory_bytes_per_sample"}
 
 
 @_each_device
 def scaling(rows: Sequence[Row], work: str = "forward_backward") -> Verdict:
-    """Time and memory of linear attention grow as N, those of softmax as N²."""
+    """Time and memory of linear attention grow as N, those of softmax as N².
+
+    Judged are the textbook softmax, which the paper had, and `judged_linear`; what else was
+    measured is evidence.
+    """
+    rows = [row for row in rows if row["config"]["work"] == work]
+    judged = [("linear", judged_linear(rows)), ("softmax", "textbook")]
     claims = {}
-    for name, (variant, figure, exponent) in SCALING_CLAIMS.items():
-        points = _points(rows, variant, work, figure)
-        if len(points) >= 2:
-            lengths, values = zip(*points, strict=True)
-            claims[name] = (lengths, values, exponent)
-    if not claims:
-        return Verdict("no measurements yet", (Criterion("two lengths or more", None, "0"),))
-    return scaling_verdict(claims)
-
-
-def exponents(rows: Sequence[Row], work: str) -> list[tuple[str, str, Exponent]]:
-    """The growth exponent of time and memory a sequence of each mechanism: name, what, exponent.
-    One needs two lengths."""
-    found = []
-    for variant in sorted({variant_of(row) for row in rows}):
-        for what in ("time", "memory"):
-            figure = "time_ms_per_sample" if what == "time" else "memory_bytes_per_sample"
+    for variant in judged:
+        for what, figure in FIGURES.items():
             points = _points(rows, variant, work, figure)
             if len(points) >= 2:
-                exponent = scaling_exponent(*zip(*points, strict=True))
-                found.append((f"{variant[0]} ({variant[1]})", what, exponent))
+                lengths, values = zip(*points, strict=True)
+                claims[f"{_name(variant)}, {what}"] = lengths, values, SCALING_CLAIMS[variant[0]]
+    if not claims:
+        return Verdict("no measurements yet", (Criterion("two lengths or more", None, "0"),))
+    evidence = tuple(
+        f"{_name(variant)}, {what} grows as N^{found.value:.2f} ({found.low:.2f} to "
+        f"{found.high:.2f}) over N = {found.from_length:g} to {found.to_length:g}"
+        for variant, what, found in exponents(rows, work)
+        if variant not in judged
+    )
+    return replace(scaling_verdict(claims), evidence=evidence)
+
+
+def exponents(rows: Sequence[Row], work: str) -> list[tuple[Variant, str, Exponent]]:
+    """The growth exponent of time and memory a sequence of each mechanism: mechanism, what,
+    exponent. One needs two lengths."""
+    found = []
+    for variant in sorted({variant_of(row) for row in rows}, key=_order):
+        for what, figure in FIGURES.items():
+            points = _points(rows, variant, work, figure)
+            if len(points) >= 2:
+                found.append((variant, what, scaling_exponent(*zip(*points, strict=True))))
     return found
 
 
 def _points(
-    rows: Sequence[Row], variant: tuple[str, str | None], work: str, figure: str
+    rows: Sequence[Row], variant: Variant, work: str, figure: str
 ) -> list[tuple[int, float]]:
     """Length and figure of the points that a mechanism finished, shortest first; of several of
     one length, such as two scales, the last."""
@@ -228,52 +267,119 @@ def _points(
     return sorted(points.items())
 
 
-def crossover_of(
-    rows: Sequence[Row], baseline: str, *, work: str = "forward_backward", batch_size: int = 8
-) -> Crossover | None:
-    """The measured N from which linear attention is faster than softmax in an implementation;
-    None with fewer than two lengths at which both ran."""
-    samples: dict[tuple, dict[int, list[float]]] = {}
-    for row in rows:
-        config = row["config"]
-        if config["work"] == work and config["batch_size"] == batch_size and row["outcome"] == "ok":
-            times = samples.setdefault(variant_of(row), {})
-            times[config["seq_len"]] = row["summary"]["time_ms_samples"]
-    softmax = samples.get(("softmax", baseline), {})
-    linear = samples.get(("linear", "torch"), {})
-    lengths = sorted(softmax.keys() & linear.keys())
-    if len(lengths) < 2:
-        return None
-    return crossover(lengths, [softmax[n] for n in lengths], [linear[n] for n in lengths])
+@dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """The N from which linear attention in one implementation is faster than softmax in another
+    (`baseline`), at one batch size. `row` is one of its rows, to tell where it was measured."""
+
+    implementation: str | None
+    baseline: str
+    batch_size: int
+    found: Crossover
+    row: Row
+
+    @property
+    def setting(self) -> str:
+        """What it is held against."""
+        return f"softmax {self.baseline}, batch {self.batch_size}"
+
+
+def crossings(rows: Sequence[Row], work: str = "forward_backward") -> list[Crossing]:
+    """The measured crossover of each implementation of linear attention, for each batch size,
+    device and softmax; the largest batch first, and the compiled implementations last. One needs
+    two lengths at which both ran."""
+    rows = [row for row in rows if row["config"]["work"] == work and row["outcome"] == "ok"]
+    found = []
+    for some in by_device(rows).values():
+        timed: dict[int, dict[Variant, dict[int, Row]]] = {}
+        for row in some:
+            batch = timed.setdefault(row["config"]["batch_size"], {})
+            batch.setdefault(variant_of(row), {})[row["config"]["seq_len"]] = row
+        for batch_size in sorted(timed, reverse=True):
+            found += _crossings(timed[batch_size], batch_size)
+    return found
+
+
+def _crossings(timed: dict[Variant, dict[int, Row]], batch_size: int) -> list[Crossing]:
+    found = []
+    for baseline in ("textbook", "fused"):
+        softmax = timed.get(("softmax", baseline), {})
+        for variant in sorted((one for one in timed if one[0] == "linear"), key=_order):
+            linear = timed[variant]
+            lengths = sorted(softmax.keys() & linear.keys())
+            if len(lengths) < 2:
+                continue
+            times = (
+                tuple(tuple(rows[n]["summary"]["time_ms_samples"]) for n in lengths)
+                for rows in (softmax, linear)
+            )
+            crossing = Crossing(
+                implementation=variant[1],
+                baseline=baseline,
+                batch_size=batch_size,
+                found=_crossover(tuple(lengths), *times),
+                row=linear[lengths[-1]],
+            )
+            found.append(crossing)
+    return found
+
+
+# A page asks for the same ones several times, and again while a run goes on beside it.
+_crossover = lru_cache(maxsize=1000)(crossover)
 
 
 @_each_device
 def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> Verdict:
     """Linear attention is faster from N = 512 on (paper, fig. 1).
 
-    Judged against the textbook softmax, which the paper had; the fused one, which came later, is
-    judged beside it as evidence. This was chosen after the first rows were seen: with the fused one
-    among the criteria they read "inconclusive".
+    Judged is `judged_linear` against the textbook softmax, which the paper had; the fused one,
+    which came later, is judged beside it as evidence, and so are the other implementations of
+    linear attention. That the textbook softmax is the one was chosen after the first rows were
+    seen: with the fused one among the criteria they read "inconclusive".
     """
-    batches = sorted({row["config"]["batch_size"] for row in rows}, reverse=True)
-    judged = {}
-    for baseline in ("textbook", "fused"):
-        found = {
-            f"softmax {baseline}, batch {batch_size}": crossover_of(
-                rows, baseline, work=work, batch_size=batch_size
-            )
-            for batch_size in batches
-        }
-        judged[baseline] = {n: crossover_verdict(one) for n, one in found.items() if one}
-    verdict = _together(judged["textbook"], "no measurements yet")
-    beside = tuple(f"{name}: {one.status}; {one.headline}" for name, one in judged["fused"].items())
-    return replace(verdict, evidence=verdict.evidence + beside)
+    rows = [row for row in rows if row["config"]["work"] == work]
+    found, judged = crossings(rows, work), judged_linear(rows)
+    verdicts: dict[str, dict[str, Verdict]] = {"textbook": {}, "fused": {}}
+    for one in found:
+        if one.implementation == judged:
+            verdicts[one.baseline][one.setting] = crossover_verdict(one.found)
+    verdict = _together(verdicts["textbook"], "no measurements yet")
+    if not found:
+        return verdict
+    beside = [f"{name}: {one.status}; {one.headline}" for name, one in verdicts["fused"].items()]
+    headline = f"{verdict.headline}, judged by {_name(('linear', judged))}"
+    if len({one.implementation for one in found}) > 1:
+        moved = implementations(rows, work=work)
+        headline += f"; the crossover by implementation: {moved.headline}"
+        beside += [f"{one.text}: {_SAID[one.met]}; {one.figure}" for one in moved.criteria]
+    return replace(verdict, headline=headline, evidence=(*verdict.evidence, *beside))
 
 
-def variant_of(row: Row) -> tuple[str, str | None]:
-    """Attention and implementation of a row."""
+@_each_device
+def implementations(rows: Sequence[Row], *, work: str = "forward_backward") -> Verdict:
+    """The crossover is one of implementations: it moves to shorter N as linear attention's
+    improves. Judged for each softmax and batch size by `implementations_verdict`."""
+    settings: dict[str, dict[str, Crossover]] = {}
+    for one in crossings(rows, work):
+        settings.setdefault(one.setting, {})[one.implementation or "fastest"] = one.found
+    return implementations_verdict(settings)
+
+
+def variant_of(row: Row) -> Variant:
+    """What a row was computed by."""
     config = row["config"].get("model", row["config"])
     return config["attention"], config["implementation"]
+
+
+def _name(variant: Variant) -> str:
+    """Such as "linear torch"."""
+    return " ".join(filter(None, variant))
+
+
+def _order(variant: Variant) -> tuple:
+    """In the order of VARIANTS, others after them by name."""
+    known = VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
+    return known, _name(variant)
 
 
 def _together(verdicts: dict[str, Verdict], nothing: str) -> Verdict:
@@ -371,7 +477,7 @@ def table_1(article: Mapping[str, Any], steps: Sequence[Row]) -> str:
         f"| 2022 article, {name} | " + " | ".join(f"{s}" for s in article[f"{name}_s"]) + " |"
         for name in ("softmax", "linear")
     ]
-    for variant in sorted({variant for variant, _ in times}, reverse=True):
+    for variant in sorted({variant for variant, _ in times}, key=_order):
         cells = [_seconds(times.get((variant, n)), article["steps"]) for n in article["N"]]
         lines.append(f"| here, {variant[0]} ({variant[1]}) | {' | '.join(cells)} |")
     head = " | ".join(f"N = {n}" for n in article["N"])
@@ -384,22 +490,27 @@ def table_1(article: Mapping[str, Any], steps: Sequence[Row]) -> str:
 
 def step_ratios(article: Mapping[str, Any], steps: Sequence[Row]) -> tuple[str, str]:
     """How many times longer linear attention takes than softmax in whole training steps: in the
-    article, and in the rows recorded here at its lengths."""
+    article, and in the rows recorded here at its lengths, `judged_linear` first."""
     there = article["ratio_linear_softmax"]
     times = _step_times(steps)
+    variants = sorted({variant for variant, _ in times if variant[0] == "linear"}, key=_order)
+    variants.sort(key=lambda variant: variant[1] != judged_linear(steps))
     here = []
-    for baseline in ("textbook", "fused"):
-        ratios = [
-            times[("linear", "torch"), n] / times[("softmax", baseline), n]
-            for n in article["N"]
-            if (("linear", "torch"), n) in times and (("softmax", baseline), n) in times
-        ]
-        if ratios:
-            here.append(f"{min(ratios):.2f} to {max(ratios):.2f} times softmax {baseline}")
+    for variant in variants:
+        parts = []
+        for baseline in ("textbook", "fused"):
+            ratios = [
+                times[variant, n] / times[("softmax", baseline), n]
+                for n in article["N"]
+                if (variant, n) in times and (("softmax", baseline), n) in times
+            ]
+            if ratios:
+                parts.append(f"{min(ratios):.2f} to {max(ratios):.2f} times softmax {baseline}")
+        here += [f"{_name(variant)} takes {' and '.join(parts)}"] if parts else []
     lengths = f"at N = {article['N'][0]} to {article['N'][-1]}"
     return (
         f"Linear takes {min(there):.1f} to {max(there):.1f} times softmax {lengths}.",
-        f"Linear takes {' and '.join(here)} {lengths}." if here else "nothing yet",
+        f"{'; '.join(here).capitalize()} {lengths}." if here else "nothing yet",
     )
 
 

@@ -5,7 +5,7 @@ import math
 import random
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import altair as alt
@@ -14,14 +14,15 @@ import polars as pl
 import torch
 
 from replib import charts, claims, frames
-from replib.attention import ATTENTION
 from replib.device import resolve_device
-from replib.experiments import TrainingJob
+from replib.experiments import ALL_VARIANTS, TrainingJob, refused_variants
 from replib.generation import copy_with
 from replib.live import (
+    COMPILE_S,
     LiveRuns,
     Progress,
     in_passing_thread,
+    kernel_to_compile,
     predicted_seconds,
     refusal,
     run_ids,
@@ -30,7 +31,14 @@ from replib.statistics import Crossover, Exponent
 from replib.store import Row
 from replib.tasks import CausalCopy, Task
 from replib.training import Training
-from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Verdict
+from replib.verdicts import (
+    ARTICLE_CROSSOVER,
+    INCONCLUSIVE,
+    NOT_SUPPORTED,
+    PAPER_CROSSOVER,
+    SUPPORTED,
+    Verdict,
+)
 
 AUTO_RUN_BELOW_S = 5.0  # a reader who moves a slider waits so long without having asked
 REDRAW_EVERY_S = 0.25
@@ -42,13 +50,16 @@ class Control:
     """A parameter of a panel: a slider over `values`, or a choice of several of them.
 
     `name` is also the parameter of the URL (`?seq_len=64`) and of the command line
-    (`-- --seq-len 64`).
+    (`-- --seq-len 64`). A value reads as its entry in `labels`, where it has one; `refused` has the
+    reason why a known value is not offered.
     """
 
     name: str
     label: str
     values: tuple
     default: Any
+    labels: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def several(self) -> bool:
@@ -59,9 +70,9 @@ class Control:
         if self.several:
             asked = text if isinstance(text, list) else str(text).split(",")
             known = tuple(value for value in self.values if value in asked)
-            wrong = [str(one) for one in asked if one not in self.values]
+            wrong = [self._why_not(str(one)) for one in asked if one not in self.values]
             used = known or self.default
-            note = f"{self.label}: {', '.join(wrong)} unknown, {', '.join(used)} used"
+            note = f"{self.label}: {', '.join(wrong)}, {', '.join(used)} used"
             return used, note if wrong else None
         if isinstance(text, list):
             text = text[-1] if text else ""
@@ -81,8 +92,25 @@ class Control:
             return nearest, None
         return nearest, f"{self.label}: {text} is not offered, {nearest} used"
 
+    def _why_not(self, value: str) -> str:
+        if value in self.refused:
+            return f"{value} cannot run here ({self.refused[value]})"
+        return f"{value} unknown"
 
+
+WORK_LABELS = {"forward": "forward", "forward_backward": "forward and backward"}
+WORK = Control("work", "Work", tuple(WORK_LABELS), "forward_backward", labels=WORK_LABELS)
 DEVICE = Control("device", "Device", ("auto", "cpu", *["cuda"] * torch.cuda.is_available()), "auto")
+
+
+def variants() -> Control:
+    """The choice of mechanisms in their implementations, of those that can run on this machine. It
+    begins with the one compiled for the device, beside what is to be had everywhere."""
+    refused = refused_variants()
+    offered = tuple(name for name in ALL_VARIANTS if name not in refused)
+    first = ("softmax textbook", "softmax fused", "linear torch", f"linear {resolve_device().type}")
+    default = tuple(name for name in offered if name in first)
+    return Control("variants", "Attention", offered, default, refused=refused)
 
 
 def initial_values(
@@ -118,7 +146,9 @@ def _element(control: Control, value: Any):
             control.values, value=list(value), label=control.label, full_width=True
         )
     if isinstance(control.default, str):
-        return mo.ui.dropdown(control.values, value=value, label=control.label, full_width=True)
+        texts = {value: control.labels.get(value, value) for value in control.values}
+        options = {text: value for value, text in texts.items()}
+        return mo.ui.dropdown(options, value=texts[value], label=control.label, full_width=True)
     return mo.ui.slider(
         steps=list(control.values),
         value=value,
@@ -133,7 +163,7 @@ def show_panel(elements: mo.ui.dictionary, notes: Sequence[str] = ()) -> mo.Html
     """The panel as a grid of its elements, with what had to be changed said below."""
     if in_static_page():
         return mo.callout(mo.md("A static copy: the controls work in the notebook, `make run`."))
-    cells = "".join(f"<div>{element}</div>" for element in elements.elements.values())
+    cells = "".join(map(_cell, elements.elements.values()))
     grid = mo.Html(
         '<div style="display:grid; gap:.9rem 2rem; align-items:end; white-space:nowrap; '
         f'grid-template-columns:repeat(auto-fill, minmax(13rem, 1fr))">{cells}</div>'
@@ -141,6 +171,12 @@ def show_panel(elements: mo.ui.dictionary, notes: Sequence[str] = ()) -> mo.Html
     if not notes:
         return grid
     return mo.vstack([grid, _callout("; ".join(notes))])
+
+
+def _cell(element) -> str:
+    """An element in the grid; a choice of many has a line of its own, to show what is chosen."""
+    many = isinstance(element, mo.ui.multiselect) and len(element.options) > 3
+    return f"<div{' style=grid-column:1/-1' * many}>{element}</div>"
 
 
 def _text(text: str) -> mo.Html:
@@ -201,12 +237,14 @@ def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = Non
         return None, "These settings have been run; the result is below."
     if why_not := refusal(missing, device):
         return None, why_not
-    seconds = predicted_seconds(missing, device)
+    seconds, kernel = predicted_seconds(missing, device), kernel_to_compile(missing, device)
+    once = f"about {_duration(COMPILE_S)} to compile the {kernel} kernel, once"
     short = seconds < AUTO_RUN_BELOW_S or resolve_device(device).type == "cuda"
     if auto and short and not live.ended_early(jobs):
         live.start(jobs, device)
-        return None, "Running by itself, as it is short."
-    return mo.ui.run_button(label=f"Run (about {_duration(seconds)})", kind="success"), None
+        return None, f"Running by itself, as it is short{f', after {once}' if kernel else ''}."
+    label = f"Run (about {_duration(seconds)}{f', after {once}' if kernel else ''})"
+    return mo.ui.run_button(label=label, kind="success"), None
 
 
 def show_gate(button, text: str | None, *beside) -> mo.Html:
@@ -457,7 +495,7 @@ def _history_line(row: Row) -> str:
         time_ms = summary.get("time_ms")
         what = (
             f"{config['attention']} ({config['implementation']}), N = {config['seq_len']}, "
-            f"batch {config['batch_size']}, {config['work']}"
+            f"batch {config['batch_size']}, {WORK_LABELS[config['work']]}"
         )
         result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"
     return f"| {what} | {row['outcome']} | {result} |"
@@ -471,17 +509,16 @@ def crossover_chart(rows: Sequence[Row], work: str, batch_size: int) -> alt.Laye
         for row in rows
         if row["config"]["work"] == work and row["config"]["batch_size"] == batch_size
     ]
-    found = {
-        f"softmax ({baseline})": claims.crossover_of(
-            rows, baseline, work=work, batch_size=batch_size
-        )
-        for baseline in ATTENTION["softmax"].implementations
-    }
-    crossovers = {name: one for name, one in found.items() if one is not None}
-    where = ", ".join(f"{_rounded(one)} against {name}" for name, one in crossovers.items())
+    found, judged = claims.crossings(rows, work), claims.judged_linear(rows)
+    where = ", ".join(
+        f"{_rounded(one.found)} against softmax ({one.baseline})"
+        for one in found
+        if one.implementation == judged
+    )
     title = "Two lengths or more are needed" if rows else "No measurements yet"
-    title = f"Linear is faster {where}" if where else title
-    return charts.ratio_chart(frames.costs(rows), crossovers=crossovers, title=title)
+    title = f"Linear ({judged or 'fastest'}) is faster {where}" if where else title
+    crossings = frames.crossings(found)
+    return charts.ratio_chart(frames.costs(rows), crossings=crossings, title=title)
 
 
 def _rounded(found: Crossover) -> str:
@@ -490,10 +527,43 @@ def _rounded(found: Crossover) -> str:
     return f"from N = {found.length:.0f}{' (extrapolated)' if found.extrapolated else ''}"
 
 
+def crossover_tabs(rows: Sequence[Row]) -> mo.Html:
+    """`crossover_chart` of each device, work and batch size of recorded rows."""
+    devices = claims.by_device(rows) or {"": []}
+    return mo.ui.tabs(
+        {
+            f"{text.capitalize()}, batch {batch_size}{f', {device}' if len(devices) > 1 else ''}": (
+                crossover_chart(some, work, batch_size)
+            )
+            for device, some in devices.items()
+            for work, text in reversed(WORK_LABELS.items())
+            for batch_size in (8, 1)
+        }
+    )
+
+
 def session_crossover_chart(rows: Sequence[Row]) -> alt.LayerChart:
     """`crossover_chart` of the rows of one setting."""
     config = rows[0]["config"] if rows else {"work": "forward", "batch_size": 1}
     return crossover_chart(rows, config["work"], config["batch_size"])
+
+
+def crossings_chart(rows: Sequence[Row], work: str = "forward_backward") -> alt.LayerChart:
+    """The crossover of each implementation, beside those of the paper and the 2022 article."""
+    moves = claims.implementations(rows, work=work).status == SUPPORTED
+    title = "The crossover moves to shorter N as linear attention's implementation improves"
+    return charts.crossings_chart(
+        frames.crossings(claims.crossings(rows, work)),
+        references={"2022 article": ARTICLE_CROSSOVER, "paper": PAPER_CROSSOVER},
+        title=title if moves else "Where linear attention overtakes softmax, by implementation",
+    )
+
+
+def session_crossings(rows: Sequence[Row]) -> mo.Html:
+    """`crossings_chart` of the rows of one setting, where there is a crossover to show."""
+    if in_static_page() or not rows or not claims.crossings(rows, rows[0]["config"]["work"]):
+        return mo.md("")
+    return mo.as_html(crossings_chart(rows, rows[0]["config"]["work"]))
 
 
 def exponents(rows: Sequence[Row], work: str) -> mo.Html:
@@ -501,8 +571,9 @@ def exponents(rows: Sequence[Row], work: str) -> mo.Html:
     if not rows:
         return mo.md("")
     lines = [
-        f"| {series} | {what} | {exponent.value:.2f} | {_interval(exponent)} |"
-        for series, what, exponent in claims.exponents(rows, work)
+        f"| {' '.join(filter(None, variant))} | {what} | {exponent.value:.2f} | "
+        f"{_interval(exponent)} |"
+        for variant, what, exponent in claims.exponents(rows, work)
     ]
     head = "| attention | | exponent of N | 95 % interval |\n|---|---|---|---|\n"
     return mo.md(head + "\n".join(lines))

@@ -14,9 +14,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from replib import store
 from replib.attention import ATTENTION
-from replib.benchmark import CostConfig, measure_cost, tokens_batch
+from replib.benchmark import DTYPES, CostConfig, measure_cost, tokens_batch
 from replib.device import resolve_device
 from replib.memory import is_out_of_memory, release_memory
 from replib.models import TransformerConfig
@@ -35,8 +37,16 @@ BOTH = ("softmax", "linear")
 
 MAX_SECONDS_PER_POINT = 20.0  # of timing; the slowest points get fewer repeats, never none
 
-# Softmax as the 2022 replication wrote it, fused, and linear attention.
-VARIANTS = (("softmax", "textbook"), ("softmax", "fused"), ("linear", "torch"))
+# What is timed side by side: softmax as the 2022 replication wrote it, and fused; linear attention
+# as its equation stands, in chunks of torch operations, and compiled for the device.
+VARIANTS = (
+    ("softmax", "textbook"),
+    ("softmax", "fused"),
+    ("linear", "plain"),
+    ("linear", "torch"),
+    ("linear", "cpu"),
+    ("linear", "cuda"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +69,14 @@ class CostJob:
 Job = TrainingJob | CostJob
 
 
+def configs_of(job: Job) -> tuple[TrainingConfig | CostConfig, ...]:
+    """What a job runs; a row each."""
+    return (job.config,) if isinstance(job, TrainingJob) else job.configs
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A named grid of jobs a scale."""
+    """A named grid of jobs a scale, the same for every device; see `on_device`."""
 
     name: str
     title: str
@@ -299,9 +314,12 @@ def live_cost_jobs(values: Mapping[str, Any]) -> list[CostJob]:
     """The points that a cost notebook's controls ask for; a job a length, shortest first.
 
     `tokens` scales the batch inversely with N; without it the batch is `batch_size`.
+
+    Raises:
+        ValueError: an implementation cannot run on the device.
     """
     first, last = (round(math.log2(values[name])) for name in ("shortest", "seq_len"))
-    return [
+    jobs = [
         CostJob(
             configs=tuple(
                 CostConfig(
@@ -323,6 +341,63 @@ def live_cost_jobs(values: Mapping[str, Any]) -> list[CostJob]:
         )
         for e in range(min(first, last), last + 1)
     ]
+    device_type = resolve_device(values.get("device")).type
+    for config in jobs[0].configs:
+        if why_not := unavailable(config, device_type):
+            name = f"{config.attention} {config.implementation}"
+            raise ValueError(f"{name} cannot run with these settings: {why_not}")
+    return jobs
+
+
+def unavailable(config: TrainingConfig | CostConfig, device_type: str) -> str | None:
+    """Why a config's implementation cannot run on a kind of device; None where it can."""
+    return _unavailable(config, getattr(config, "model", config).implementation, device_type)
+
+
+def uses_compiled(config: TrainingConfig | CostConfig, device_type: str) -> bool:
+    """Whether a config runs on a kernel compiled for this kind of device, by name or by default."""
+    model = getattr(config, "model", config)
+    if device_type not in ATTENTION[model.attention].implementations:
+        return False
+    asked = model.implementation in (None, device_type)
+    return asked and _unavailable(config, device_type, device_type) is None
+
+
+def _unavailable(config, implementation: str | None, device_type: str) -> str | None:
+    model = getattr(config, "model", config)
+    dtype = DTYPES[getattr(config, "dtype", "float32")]
+    return ATTENTION[model.attention].unavailable(
+        implementation, device_type=device_type, dtype=dtype, head_dim=model.head_dim
+    )
+
+
+def refused_variants() -> dict[str, str]:
+    """The names of ALL_VARIANTS that can run on no device of this machine, each with the reason."""
+    kinds = ["cpu", *["cuda"] * torch.cuda.is_available()]
+    refused = {}
+    for name, (attention, implementation) in ALL_VARIANTS.items():
+        config = CostConfig(attention=attention, implementation=implementation)
+        reasons = [unavailable(config, kind) for kind in kinds]
+        if all(reasons):
+            refused[name] = reasons[0]
+    return refused
+
+
+def on_device(job: Job, device_type: str) -> Job:
+    """A job without the points that cannot be measured on a kind of device; a warning tells of a
+    kernel for it whose package is missing."""
+    if isinstance(job, TrainingJob):
+        return job
+    kept = []
+    for config in job.configs:
+        why_not = unavailable(config, device_type)
+        model = getattr(config, "model", config)
+        if why_not is None:
+            kept.append(config)
+        elif model.implementation == device_type:
+            name = f"{model.attention} {model.implementation}"
+            warnings.warn(f"{name} is left out: {why_not}", stacklevel=2)
+    return replace(job, configs=tuple(kept))
 
 
 def recorded_rows(name: str) -> list[store.Row]:
@@ -352,7 +427,8 @@ def record(
     on_metrics: Callable[[TrainingJob, Metrics], None] = lambda job, metrics: None,
 ) -> Iterator[store.Row]:
     """Run the jobs that have no finished row on this kind of device yet, append each row to
-    `data/` and yield it. A stopped or killed training resumes at its last checkpoint.
+    `data/` and yield it. A stopped or killed training resumes at its last checkpoint; points that
+    are timed together are timed again together where one of them is new.
 
     Raises:
         ValueError: unknown scale, or no such device.
@@ -369,7 +445,7 @@ def record(
         if row["outcome"] != "interrupted"
         and row["provenance"]["device"].split(":")[0] == device_type
     }
-    for job in experiment.jobs(scale):
+    for job in (on_device(job, device_type) for job in experiment.jobs(scale)):
         if stop():
             return
         if isinstance(job, TrainingJob):

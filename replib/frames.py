@@ -2,17 +2,19 @@
 
 Every function takes rows as `store.read_rows` returns them (pass them through `store.latest` where
 one row a config is wanted) and returns a frame with the same columns for no rows as for many.
-`series` names a mechanism with its implementation, such as "linear (torch)"; `source` tells runs of
-this session ("live") from committed ones ("recorded"). Losses are nats a token, accuracies shares.
+`series` names a mechanism with its implementation, such as "linear (torch)", where the run asked
+for one; `source` tells runs of this session ("live") from committed ones ("recorded"). Losses are
+nats a token, accuracies shares.
 """
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import polars as pl
 
-from replib.attention import ATTENTION
+from replib.claims import Crossing
 from replib.store import Row
 
 _RUN = {
@@ -66,6 +68,22 @@ COST_COLUMNS = {
     "run_id": pl.String,
     "source": pl.String,
 }
+CROSSING_COLUMNS = {
+    "attention": pl.String,
+    "implementation": pl.String,
+    "series": pl.String,
+    "against": pl.String,
+    "setting": pl.String,
+    "batch_size": pl.Int64,
+    "length": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "extrapolated": pl.Boolean,
+    "shortest": pl.Float64,
+    "longest": pl.Float64,
+    "device": pl.String,
+    "source": pl.String,
+}
 
 
 def training_curves(rows: Iterable[Row]) -> pl.DataFrame:
@@ -102,6 +120,21 @@ def costs(rows: Iterable[Row]) -> pl.DataFrame:
     `work` is "forward", "forward_backward" or "training_step"; `n_steps` belongs to the last alone.
     """
     return _frame([_cost(row) for row in rows], COST_COLUMNS)
+
+
+def crossings(found: Iterable[Crossing]) -> pl.DataFrame:
+    """One line a crossover: CROSSING_COLUMNS. A length or bound that is infinite is null."""
+    return _frame(
+        [
+            _mechanism(one.row["config"])
+            | {"against": f"softmax ({one.baseline})", "setting": one.setting}
+            | {"batch_size": one.batch_size}
+            | asdict(one.found)
+            | _origin(one.row)
+            for one in found
+        ],
+        CROSSING_COLUMNS,
+    )
 
 
 def _cost(row: Row) -> dict[str, Any]:
@@ -145,8 +178,6 @@ def _run(row: Row) -> dict[str, Any]:
 
 def _mechanism(config: dict[str, Any]) -> dict[str, Any]:
     attention, implementation = config["attention"], config.get("implementation")
-    if implementation is None and attention in ATTENTION:
-        implementation = ATTENTION[attention].resolve(None)
     series = f"{attention} ({implementation})" if implementation else attention
     return {"attention": attention, "implementation": implementation, "series": series}
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from replib import store
+from replib import kernels, store
 from replib.benchmark import (
     MEMORY_SHARE,
     predict_cost_seconds,
@@ -28,11 +28,13 @@ from replib.experiments import (
     CostJob,
     Job,
     TrainingJob,
+    configs_of,
     discard_checkpoint,
     identity,
     run_cost,
     run_training,
     training_row,
+    uses_compiled,
 )
 from replib.memory import available_memory_bytes
 from replib.training import Metrics, Training
@@ -41,6 +43,7 @@ SCALE = "live"
 MAX_POINT_S = 5.0  # of timing for one mechanism at one length
 # A page that is open asks several times a second; one that has not for so long is closed.
 ABANDONED_AFTER_S = 20.0
+COMPILE_S = 15.0  # about; a kernel for the CPU, on two cores, once for this machine
 MAX_PREDICTED_S = 3600.0  # a reader who wants more has the command line, which resumes
 _WORK_LOCK = threading.Lock()
 
@@ -183,6 +186,9 @@ class LiveRuns:
                     return
             try:
                 progress.status, progress.text = "running", "starting"
+                if kernel := kernel_to_compile(jobs, device):
+                    progress.text = f"compiling the {kernel} kernel, once: about {COMPILE_S:.0f} s"
+                    kernels.compile_now(kernel)
                 for done, job in enumerate(jobs):
                     if self._stopped():
                         break
@@ -269,6 +275,13 @@ def run_ids(job: Job) -> list[str]:
     if isinstance(job, TrainingJob):
         return [identity(job.config, job.seed, cost=False)]
     return [identity(config, cost=True) for config in job.configs]
+
+
+def kernel_to_compile(jobs: Sequence[Job], device: str | None = None) -> str | None:
+    """The kernel that jobs use on a device and that this machine has yet to compile."""
+    kind = resolve_device(device).type
+    used = any(uses_compiled(config, kind) for job in jobs for config in configs_of(job))
+    return kind if used and not kernels.compiled(kind) else None
 
 
 def predicted_seconds(jobs: Sequence[Job], device: str | None = None) -> float:

@@ -110,7 +110,7 @@ class Embedding(nn.Module):
         size = config.d_model // 2 if self.concatenated else config.d_model
         self.tokens = nn.Embedding(vocab_size, size)
         self.dropout = Dropout(config.dropout)
-        self.register_buffer("sinusoids", _sinusoids(max_len, size), persistent=False)
+        self.register_buffer("sinusoids", _sinusoids(torch.arange(max_len), size), persistent=False)
 
     def forward(self, tokens: Tensor, first: int = 0) -> Tensor:
         """(B, N) -> (B, N, E), where the first token stands at position `first`."""
@@ -120,18 +120,28 @@ class Embedding(nn.Module):
                 f"position {last - 1} is beyond the model's {len(self.sinusoids)} positions: "
                 "build it for a longer sequence"
             )
-        x, positions = self.tokens(tokens), self.sinusoids[first:last]
+        return self.dropout(self._at(tokens, self.sinusoids[first:last]))
+
+    def step(self, token: Tensor, position: int | Tensor) -> Tensor:
+        """(B,) -> (B, E) at one position, which may be beyond those of `forward` or a tensor ();
+        without dropout."""
+        if isinstance(position, int) and position < len(self.sinusoids):
+            return self._at(token, self.sinusoids[position])
+        position = torch.as_tensor(position, device=token.device)
+        return self._at(token, _sinusoids(position, self.sinusoids.shape[1]))
+
+    def _at(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        x = self.tokens(tokens)
         if self.concatenated:
-            x = torch.cat([x, positions.expand(len(x), -1, -1).to(x.dtype)], dim=-1)
-        else:
-            x = x * math.sqrt(x.shape[-1]) + positions
-        return self.dropout(x)
+            return torch.cat([x, positions.expand_as(x).to(x.dtype)], dim=-1)
+        return x * math.sqrt(x.shape[-1]) + positions.to(x.dtype)
 
 
-def _sinusoids(max_len: int, size: int) -> Tensor:
-    rates = torch.exp(torch.arange(0, size, 2) * (-math.log(10000.0) / size))
-    angles = torch.arange(max_len)[:, None] * rates  # (N, size / 2)
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :size]
+def _sinusoids(positions: Tensor, size: int) -> Tensor:
+    """(...) -> (..., size)."""
+    even = torch.arange(0, size, 2, device=positions.device)
+    angles = positions[..., None] * torch.exp(even * (-math.log(10000.0) / size))
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[..., :size]
 
 
 class MultiHeadAttention(nn.Module):
@@ -157,12 +167,15 @@ class MultiHeadAttention(nn.Module):
     def cross(self, x: Tensor, context: Tensor) -> Tensor:
         """Attention of x (B, N, E) to a context (B, N', E)."""
         e = x.shape[-1]
-        weight, bias = self.to_qkv.weight, self.to_qkv.bias
-        (q,) = self._split(linear(x, weight[:e], bias[:e]), 1)
-        k, v = self._split(linear(context, weight[e:], bias[e:]), 2)
-        return self._merge(self.attention(q, k, v, causal=False))
+        (q,) = self._split(linear(x, self.to_qkv.weight[:e], self.to_qkv.bias[:e]), 1)
+        return self._merge(self.attention(q, *self.keys_values(context), causal=False))
 
-    def init_state(self, batch_size: int) -> Any:
+    def keys_values(self, context: Tensor) -> tuple[Tensor, ...]:
+        """The keys and values of a context (B, N', E), both (B, H, N', D)."""
+        e = context.shape[-1]
+        return self._split(linear(context, self.to_qkv.weight[e:], self.to_qkv.bias[e:]), 2)
+
+    def init_state(self, batch_size: int, max_len: int | None = None) -> Any:
         weight = self.to_qkv.weight
         return self.attention.init_state(
             batch_size,
@@ -170,6 +183,7 @@ class MultiHeadAttention(nn.Module):
             weight.shape[1] // self.n_heads,
             dtype=weight.dtype,
             device=weight.device,
+            max_len=max_len,
         )
 
     def step(self, state: Any, x: Tensor) -> tuple[Tensor, Any]:
@@ -251,9 +265,10 @@ class CausalTransformer(nn.Module):
             x = block(x)
         return self.head(self.norm(x))
 
-    def init_state(self, batch_size: int) -> list[Any]:
-        """The states of all blocks before the first token."""
-        return [block.self_attention.init_state(batch_size) for block in self.blocks]
+    def init_state(self, batch_size: int, max_len: int | None = None) -> list[Any]:
+        """The states of all blocks before the first token; one that grows with the length has
+        room for `max_len` positions from the start."""
+        return [block.self_attention.init_state(batch_size, max_len) for block in self.blocks]
 
     def step(self, states: list[Any], token: Tensor, position: int) -> tuple[Tensor, list[Any]]:
         """One token (B,) at a position -> logits (B, V) for the next, and the next states."""
@@ -296,9 +311,9 @@ class EncoderDecoder(nn.Module):
             x = block(x)
         return self.encoder_norm(x)
 
-    def init_state(self, batch_size: int) -> list[Any]:
-        """The states of the decoder's blocks before the first token."""
-        return [block.self_attention.init_state(batch_size) for block in self.decoder]
+    def init_state(self, batch_size: int, max_len: int | None = None) -> list[Any]:
+        """The states of the decoder's blocks before the first token, with room for `max_len`."""
+        return [block.self_attention.init_state(batch_size, max_len) for block in self.decoder]
 
     def step(
         self, states: list[Any], token: Tensor, position: int, memory: Tensor

@@ -85,14 +85,13 @@ def scaling_exponent(
     lengths: Sequence[float],
     values: Sequence,
     *,
-    asymptotic_from: float | None = None,
     n_bootstrap: int = 2000,
     seed: int = 0,
 ) -> Exponent:
     """Return the log-log slope p of `value ~ N^p` over the asymptotic range, with a 95 % interval.
 
-    The range is `N >= asymptotic_from`; by default the longer half of the lengths, at least 3 of
-    them. A slope that is still bending there (overhead at its lower end) is biased towards zero.
+    The range is the longer half of the lengths, at least 3 of them. A slope that is still bending
+    there (overhead at its lower end) is biased towards zero.
 
     The interval has two sources of error. Repeats are resampled within each length. What the
     medians depart from the line beyond that noise (cache sizes, a curve that still bends) is drawn
@@ -100,20 +99,16 @@ def scaling_exponent(
     Single values have the second source only. Two lengths give a slope and an unbounded interval.
 
     Raises:
-        ValueError: fewer than 2 lengths in the range, values that are not positive and finite,
-            sizes that differ, a repeated length.
+        ValueError: fewer than 2 lengths, values that are not positive and finite, sizes that
+            differ, a repeated length.
     """
     rng = _generator(n_bootstrap, seed)
     lengths, samples = _measurements(lengths, values, "values")
-    if asymptotic_from is None:
-        n_used = _n_fitted(len(lengths))
-    else:
-        n_used = int((lengths >= asymptotic_from).sum())
+    n_used = _n_fitted(len(lengths))
     if n_used < 2:
-        where = "" if asymptotic_from is None else f" from asymptotic_from={asymptotic_from:g} on"
         raise ValueError(
-            f"{n_used} length(s){where}, a slope needs 2 and an interval {MIN_FIT_LENGTHS}: "
-            "measure more lengths or lower asymptotic_from"
+            f"{n_used} length(s), a slope needs 2 and an interval {MIN_FIT_LENGTHS}: "
+            "measure more lengths"
         )
     lengths, samples = lengths[-n_used:], samples[-n_used:]
     x, y = np.log(lengths), _log_medians(samples)
@@ -238,26 +233,6 @@ def article_regression(
         crossover_low=min(left_out),
         crossover_high=max(left_out),
     )
-
-
-def bootstrap_interval(
-    values: Sequence[float],
-    statistic: Callable[[np.ndarray], float] = np.mean,
-    n_bootstrap: int = 5000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of a statistic of independent values.
-
-    With few values it is too narrow (5 values: about 80 to 85 % coverage for a mean); for the
-    difference of a few seeds use `difference_interval`.
-
-    Raises:
-        ValueError: fewer than 2 values, or values that are not finite.
-    """
-    rng = _generator(n_bootstrap, seed)
-    values = _finite(values, "values")
-    picks = rng.integers(0, len(values), (n_bootstrap, len(values)))
-    return _percentiles([float(statistic(values[pick])) for pick in picks])
 
 
 def difference_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:

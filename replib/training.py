@@ -32,6 +32,7 @@ MODELS: dict[type, type[nn.Module]] = {CausalCopy: CausalTransformer, SequenceCo
 MAX_STEPS, MAX_BATCH = 1_000_000, 65_536  # beyond them a value is taken for a slip
 # A run that went wrong shows at once; its first steps are slow (allocator, caches) and not timed.
 UNTIMED_STEPS = 2
+NOT_IN_LOSS = -100  # a target that does not count
 # Parameters are initialised from torch's global generator, which all threads share.
 _GLOBAL_GENERATOR_LOCK = threading.Lock()
 
@@ -280,15 +281,15 @@ class Training:
 
 def batch_loss(logits: Tensor, batch: Batch) -> Tensor:
     """Mean cross-entropy over the positions in the loss, nats a token; logits (B, N, V)."""
-    chosen = batch.in_loss
-    return cross_entropy(logits[chosen].float(), batch.targets[chosen])
+    targets = batch.targets.masked_fill(~batch.in_loss, NOT_IN_LOSS)
+    return cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NOT_IN_LOSS)
 
 
 def _optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
     options = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "radam":
         return torch.optim.RAdam(model.parameters(), decoupled_weight_decay=True, **options)
-    return torch.optim.AdamW(model.parameters(), **options)
+    return torch.optim.AdamW(model.parameters(), fused=True, **options)
 
 
 def _clip(model: nn.Module, kind: str) -> None:

@@ -127,7 +127,6 @@ def scaling_verdict(
     claims: Mapping[str, tuple[Sequence[float], Sequence, float]],
     *,
     tolerance: float = EXPONENT_TOLERANCE,
-    asymptotic_from: float | None = None,
     n_bootstrap: int = 2000,
     seed: int = 0,
 ) -> Verdict:
@@ -143,14 +142,11 @@ def scaling_verdict(
     criteria, parts = [], []
     for name, (lengths, values, claimed) in claims.items():
         text = f"{name} grows as N^{claimed:g} (exponent within ± {tolerance:g})"
-        n_used = sum(asymptotic_from is None or n >= asymptotic_from for n in lengths)
-        if n_used < 2:
-            criteria.append(Criterion(text, None, f"{n_used} length(s) measured, 2 needed"))
+        if len(lengths) < 2:
+            criteria.append(Criterion(text, None, f"{len(lengths)} length(s) measured, 2 needed"))
             parts.append(f"{name}: too few lengths")
             continue
-        fit = scaling_exponent(
-            lengths, values, asymptotic_from=asymptotic_from, n_bootstrap=n_bootstrap, seed=seed
-        )
+        fit = scaling_exponent(lengths, values, n_bootstrap=n_bootstrap, seed=seed)
         met = _within(fit.low, fit.high, claimed - tolerance, claimed + tolerance)
         figure = (
             f"{fit.value:.2f} ({fit.low:.2f} to {fit.high:.2f}) "
@@ -195,6 +191,55 @@ def crossover_verdict(
         ),
         evidence=(_article_line(crossover, article),),
     )
+
+
+def implementations_verdict(settings: Mapping[str, Mapping[str, Crossover]]) -> Verdict:
+    """Judge: the crossover moves to shorter N as the implementation of linear attention improves.
+
+    In each setting (a softmax and a batch size) the criterion is met where the 95 % interval of the
+    last implementation's crossover lies wholly below that of the first, violated where it lies
+    wholly above, and cannot be told otherwise.
+
+    Args:
+        settings: setting -> implementation -> crossover. The order of the implementations is that
+            in which they improve, and is not taken from their times.
+    """
+    criteria = []
+    for setting, found in settings.items():
+        names = list(found)
+        first, last = names[0], names[-1]
+        start, end = found[first], found[last]
+        met = True if end.high < start.low else False if end.low > start.high else None
+        figure = "; ".join(f"{name} {crossover_text(one)}" for name, one in found.items())
+        text = f"{setting}: {last} crosses before {first}"
+        if first == last:
+            text = f"{setting}: two implementations or more"
+        criteria.append(Criterion(text, met, figure))
+    names = dict.fromkeys(name for found in settings.values() for name in found)
+    headline = "; ".join(
+        f"{name} {_span([found[name] for found in settings.values() if name in found])}"
+        for name in names
+    )
+    return Verdict(headline or "no measurements yet", tuple(criteria))
+
+
+def crossover_text(crossover: Crossover) -> str:
+    """Where a crossover was measured, with its interval, or on which side of all lengths it is."""
+    if not crossover.extrapolated:
+        bounds = f"{crossover.low:.0f} to {crossover.high:.0f}".replace("inf", "no end")
+        return f"{_n_text(crossover.length)} ({bounds})"
+    if crossover.length <= crossover.shortest:
+        return f"below N = {crossover.shortest:g}"
+    return f"not up to N = {crossover.longest:g}"
+
+
+def _span(found: Sequence[Crossover]) -> str:
+    """The earliest and the latest of several crossovers."""
+    early, late = (pick(found, key=lambda one: one.length) for pick in (min, max))
+    first, last = (crossover_text(one).split(" (")[0] for one in (early, late))
+    if first == last:
+        return first
+    return f"{first} or {last}" if late.extrapolated else f"{first} to {late.length:.0f}"
 
 
 def _within(low: float, high: float, least: float, most: float) -> bool | None:

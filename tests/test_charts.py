@@ -8,18 +8,22 @@ import polars as pl
 import pytest
 import vl_convert
 
-from replib import charts, frames, store
+from replib import charts, claims, frames, store
 from replib.attention import ATTENTION
 from replib.published import published
-from replib.statistics import SOFTMAX_MODELS, Crossover, article_regression
+from replib.statistics import Crossover
 
 LENGTHS = (64, 128, 256, 512, 1024)
 VARIANTS = (("softmax", "textbook"), ("softmax", "fused"), ("linear", "torch"))
 
 
+KERNELS = (*VARIANTS, ("linear", "plain"), ("linear", "cpu"))
+
+
 def cost_row(attention, implementation, n, *, scale="laptop", batch_size=4):
     failed = implementation == "textbook" and n == LENGTHS[-1]
     time_ms = 0.2 * n if attention == "linear" else 0.002 * n * n
+    time_ms *= {"cpu": 0.2, "plain": 0.02 * n}.get(implementation, 1)
     summary = {
         "time_ms": time_ms,
         "time_ms_q25": 0.9 * time_ms,
@@ -84,8 +88,30 @@ def training_row(attention, n, seed, *, scale="laptop", diverged=False, n_points
     )
 
 
-def cost_rows(**changes):
-    return [cost_row(a, i, n, **changes) for a, i in VARIANTS for n in LENGTHS]
+def cost_rows(variants=VARIANTS, **changes):
+    return [cost_row(a, i, n, **changes) for a, i in variants for n in LENGTHS]
+
+
+def crossing(implementation, baseline, length, low, high, *, beyond=False, scale="laptop"):
+    """A crossover measured over N = 8 to 1024, or found beyond these lengths."""
+    return claims.Crossing(
+        implementation=implementation,
+        baseline=baseline,
+        batch_size=4,
+        found=Crossover(length, low, high, beyond, 8, 1024),
+        row=cost_row("linear", implementation, LENGTHS[0], scale=scale),
+    )
+
+
+def crossings(**changes):
+    return frames.crossings(
+        [
+            crossing("plain", "fused", math.inf, 2000, math.inf, beyond=True, **changes),
+            crossing("torch", "fused", 100, 90, 115, **changes),
+            crossing("cpu", "fused", 20, 15, 26, **changes),
+            crossing("cpu", "textbook", 5, 1, 7, beyond=True, **changes),
+        ]
+    )
 
 
 def training_rows(**changes):
@@ -111,8 +137,7 @@ def step_rows():
 def draw(name):
     costs, curves = frames.costs(cost_rows()), frames.training_curves(training_rows())
     article = published()["dm2022"]
-    times = article["N"], article["softmax_s"], article["linear_s"]
-    regressions = [article_regression(*times, softmax_model=m) for m in SOFTMAX_MODELS]
+    kernels, regressions = frames.costs(cost_rows(KERNELS)), claims.article_fits(article)
     return {
         "loss": lambda: charts.learning_curves(curves, title="T"),
         "accuracy": lambda: charts.learning_curves(curves, y="accuracy", title="T"),
@@ -125,10 +150,10 @@ def draw(name):
         "replication": lambda: charts.replication_chart(
             frames.costs(step_rows()), article, title="T"
         ),
-        "ratio": lambda: charts.ratio_chart(
-            costs,
-            crossovers={"softmax (fused)": Crossover(100, 90, 115, False, 64, 1024)},
-            title="T",
+        "kernels": lambda: charts.cost_chart(kernels, title="T"),
+        "ratio": lambda: charts.ratio_chart(kernels, crossings=crossings(), title="T"),
+        "crossings": lambda: charts.crossings_chart(
+            crossings(), references={"paper": 512, "2022 article": 3149}, title="T"
         ),
         "extrapolation": lambda: charts.extrapolation_chart(article, regressions, title="T"),
         "seeds": lambda: charts.seeds_chart(frames.training_summaries(training_rows()), title="T"),
@@ -142,7 +167,9 @@ NAMES = {
     "time": "time (ms a sample)",
     "memory": "peak memory (MB a sample)",
     "replication": "time of 3000 steps (s)",
-    "ratio": "speed-up of linear over softmax",
+    "kernels": "time (ms a sample)",
+    "ratio": "speed-up over softmax (fused)",
+    "crossings": "against softmax fused, batch 4",
     "extrapolation": "time of 3000 steps (s)",
     "seeds": "final accuracy (% of tokens)",
 }
@@ -183,8 +210,8 @@ def test_chart_is_drawn_without_warnings_with_description_and_units(name, capfd)
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("name", NAMES)
 def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
-    if name in ("live", "ratio"):  # each draws one mechanism's series here
-        attention = "linear" if name == "live" else "softmax"
+    if name in ("live", "ratio", "crossings"):  # each draws one mechanism's series here
+        attention = "linear"
     drawing = drawn(name)
     assert charts.colour(attention) in drawing
     colours = {found for found in re.findall(r"#[0-9A-F]{6}\b", drawing)}
@@ -257,6 +284,7 @@ def test_diverged_run_is_marked_and_its_curve_drawn():
         lambda: charts.live_curves(frames.training_curves([])),
         lambda: charts.cost_chart(frames.costs([]), title="T"),
         lambda: charts.ratio_chart(frames.costs([]), title="T"),
+        lambda: charts.crossings_chart(frames.crossings([]), references={}, title="T"),
         lambda: charts.extrapolation_chart(published()["dm2022"], [], title="T"),
         lambda: charts.seeds_chart(frames.training_summaries([]), title="T"),
     ],
@@ -288,16 +316,57 @@ def test_long_curves_stay_below_the_row_limit_and_keep_their_extremes():
     assert min(values) == charts.curves.LOSS_FLOOR
 
 
-def test_ratio_is_time_of_softmax_over_time_of_linear():
+def test_ratio_is_time_of_softmax_over_time_of_each_implementation_of_linear():
     spec = draw("ratio").to_dict()
     found = {
-        point["seq_len"]: point["value"]
+        (point["implementation"], point["against"], point["seq_len"]): point["value"]
         for data in spec["datasets"].values()
         for point in data
-        if point.get("series") == "softmax (fused)" and "seq_len" in point
+        if {"against", "value", "seq_len"} <= point.keys()
     }
-    assert found[512] == pytest.approx(0.002 * 512**2 / (0.2 * 512), rel=1e-4)
-    assert "90 to 115" in drawn("ratio")
+    softmax_ms, linear_ms = 0.002 * 512**2, 0.2 * 512
+    expected = softmax_ms / linear_ms
+    assert found["torch", "softmax (fused)", 512] == pytest.approx(expected, rel=1e-4)
+    assert found["cpu", "softmax (fused)", 512] == pytest.approx(5 * expected, rel=1e-4)
+    names = {(implementation, against) for implementation, against, _ in found}
+    assert len(names) == 3 * 2  # a line an implementation in a pane for each softmax
+    drawing = drawn("ratio")
+    assert "speed-up over softmax (textbook)" in drawing
+    assert "N ≈ 100" in drawing and "N ≈ 20" in drawing
+    assert "N ≈ 5<" not in drawing  # it was not measured
+
+
+def test_ratio_to_one_softmax_fills_the_chart():
+    rows = [row for row in cost_rows() if row["config"]["implementation"] != "textbook"]
+    one = charts.ratio_chart(frames.costs(rows), title="T").to_dict()
+    assert one["height"] == charts.style.HEIGHT < draw("ratio").to_dict()["height"]
+
+
+def test_crossings_are_told_with_their_intervals_and_open_where_none_was_measured():
+    drawing = drawn("crossings")
+    for told in (">100 (90 to 115)<", ">20 (15 to 26)<", ">not up to 1024<", ">below 8<"):
+        assert told in drawing
+    for reference in (">paper: 512<", ">2022 article: 3149<"):
+        assert reference in drawing
+    assert drawing.count(">→<") == drawing.count(">←<") == 1
+    assert len(points(drawing, "linear")) == 2  # the measured ones
+    for implementation in ("plain", "torch", "cpu"):
+        assert f">{implementation}<" in drawing
+
+
+def test_crossings_of_this_session_are_filled_and_told_apart_from_recorded_ones():
+    both = pl.concat([crossings(), crossings(scale="live")])
+    drawing = svg(charts.crossings_chart(both, references={}, title="T"))
+    marks = points(drawing, "linear")
+    filled = [mark for mark in marks if f'fill="{charts.colour("linear")}"' in mark]
+    assert (len(marks), len(filled)) == (4, 2)
+    assert "batch 4, live<" in drawing and "batch 4, recorded<" in drawing
+
+
+def test_a_crossing_without_an_upper_bound_is_open_to_the_right():
+    frame = frames.crossings([crossing(None, "fused", 40, 30, math.inf)])
+    drawing = svg(charts.crossings_chart(frame, references={"paper": 512}, title="T"))
+    assert ">40 (30 to …)<" in drawing and ">→<" in drawing and ">fastest<" in drawing
 
 
 def test_extrapolation_shows_the_articles_crossover_and_how_it_moves():
@@ -336,5 +405,5 @@ def test_frames_name_series_and_keep_units():
     )
     assert (row["seq_len"], row["head_dim"]) == (64, 64)
     curve = frames.training_curves([training_row("linear", 16, 2, scale="live")])
-    assert set(curve["source"]) == {"live"} and set(curve["series"]) == {"linear (torch)"}
+    assert set(curve["source"]) == {"live"} and set(curve["series"]) == {"linear"}
     assert curve.columns == list(frames.CURVE_COLUMNS)

@@ -7,7 +7,7 @@ from replib import claims, store
 from replib.benchmark import Cost, CostConfig
 from replib.experiments import laptop_copy, training_summary
 from replib.published import published
-from replib.statistics import SOFTMAX_MODELS, article_regression
+from replib.statistics import SOFTMAX_MODELS
 from replib.tasks import SequenceCopy
 from replib.training import Metrics, TrainingConfig
 from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
@@ -115,12 +115,12 @@ def test_scaling_without_enough_lengths_is_inconclusive(rows):
 
 def test_exponents_are_those_of_the_times_and_memories():
     found = {
-        (name, what): e.value
-        for name, what, e in claims.exponents(cost_rows(1.25), "forward_backward")
+        (variant, what): e.value
+        for variant, what, e in claims.exponents(cost_rows(1.25), "forward_backward")
     }
-    assert found["linear (torch)", "time"] == pytest.approx(1.25, abs=1e-6)
-    assert found["softmax (fused)", "time"] == pytest.approx(2.0, abs=1e-6)
-    assert found["softmax (textbook)", "memory"] == pytest.approx(2.0, abs=1e-3)
+    assert found[("linear", "torch"), "time"] == pytest.approx(1.25, abs=1e-6)
+    assert found[("softmax", "fused"), "time"] == pytest.approx(2.0, abs=1e-6)
+    assert found[("softmax", "textbook"), "memory"] == pytest.approx(2.0, abs=1e-3)
     assert len(found) == 6
     assert claims.exponents(cost_rows(), "forward") == []
 
@@ -138,16 +138,23 @@ def test_points_without_a_figure_are_left_out():
     assert claims.scaling([without]).status == INCONCLUSIVE
 
 
+def crossovers(rows, **options):
+    """What each implementation is held against -> the crossover."""
+    return {
+        (one.implementation, one.baseline): one.found for one in claims.crossings(rows, **options)
+    }
+
+
 @pytest.mark.parametrize("baseline", ["textbook", "fused"])
 def test_the_crossover_is_where_the_times_meet(baseline):
-    found = claims.crossover_of(cost_rows(), baseline)
+    found = crossovers(cost_rows())["torch", baseline]
     assert found.length == pytest.approx(300, rel=1e-3)
     assert 256 < found.low <= found.length <= found.high < 512
     assert not found.extrapolated
 
 
 def test_a_crossover_beyond_the_lengths_is_called_extrapolated():
-    found = claims.crossover_of(cost_rows(lengths=LENGTHS[:2]), "fused")
+    found = crossovers(cost_rows(lengths=LENGTHS[:2]))["torch", "fused"]
     assert found.extrapolated and found.length == pytest.approx(300, rel=1e-3)
 
 
@@ -155,10 +162,52 @@ def test_a_crossover_needs_two_lengths_at_which_both_ran():
     short = cost_rows(lengths=(64,))
     lone = [cost_row("linear", "torch", 4096, 1.0), cost_row("softmax", "fused", 2048, 1.0)]
     gone = cost_row("softmax", "fused", 4096, None, outcome="out_of_memory")
-    assert claims.crossover_of([*short, *lone, gone], "fused") is None
-    assert claims.crossover_of([], "fused") is None
-    assert claims.crossover_of(cost_rows(), "fused", batch_size=1) is None
-    assert claims.crossover_of(cost_rows(), "fused", work="forward") is None
+    assert crossovers([*short, *lone, gone]) == {} == crossovers([])
+    assert crossovers(cost_rows(), work="forward") == {}
+
+
+def kernel_rows(lengths=LENGTHS, **changes):
+    """`cost_rows` with linear attention in two more implementations: compiled it crosses at N = 30,
+    and in its plain form never."""
+    rows = cost_rows(lengths=lengths, **changes)
+    for n in lengths:
+        rows.append(cost_row("linear", "cpu", n, 30 * n / 1e4, memory=1000 * n, **changes))
+        rows.append(cost_row("linear", "plain", n, 2 * n**2 / 1e4, memory=100 * n**2, **changes))
+    return rows
+
+
+def test_every_implementation_has_its_crossover_the_compiled_one_last():
+    found = crossovers(kernel_rows())
+    for baseline in ("textbook", "fused"):
+        assert found["torch", baseline].length == pytest.approx(300, rel=1e-3)
+        assert found["cpu", baseline].length == pytest.approx(30, rel=1e-3)  # extended down to it
+        assert found["plain", baseline].length == np.inf
+    assert [name for name, _ in found] == 2 * ["plain", "torch", "cpu"]
+    batches = [*kernel_rows(batch_size=1), *kernel_rows()]
+    assert [one.batch_size for one in claims.crossings(batches)] == 6 * [8] + 6 * [1]
+
+
+def test_rows_without_an_implementation_have_a_crossover_of_their_own():
+    rows = [row for row in cost_rows() if row["config"]["attention"] == "softmax"]
+    rows += [cost_row("linear", None, n, 300 * n / 1e4) for n in LENGTHS]
+    assert crossovers(rows)[None, "fused"].length == pytest.approx(300, rel=1e-3)
+    assert claims.speed_crossover(rows).status == SUPPORTED
+
+
+def test_linear_attention_is_judged_by_its_fastest_implementation():
+    assert claims.judged_linear(kernel_rows()) == "cpu"
+    assert claims.judged_linear(cost_rows()) == "torch"
+    assert claims.judged_linear(cost_rows()[:2]) is None is claims.judged_linear([])
+    failed = [cost_row("linear", "cpu", n, None, outcome="out_of_memory") for n in LENGTHS]
+    assert claims.judged_linear([*cost_rows(), *failed]) == "torch"
+
+
+def test_only_points_that_all_implementations_finished_decide_which_is_fastest():
+    # The sum over all of its points is larger for the compiled one, as it alone went on.
+    rows = [cost_row("linear", "plain", n, n**2 / 1e4) for n in LENGTHS[:3]]
+    rows += [cost_row("linear", "cpu", n, n / 10) for n in LENGTHS]
+    assert claims.judged_linear(rows) == "plain"
+    assert claims.judged_linear(rows + cost_rows(0.5, LENGTHS[2:])) == "torch"
 
 
 @pytest.mark.parametrize(
@@ -172,6 +221,45 @@ def test_a_crossover_needs_two_lengths_at_which_both_ran():
 )
 def test_speed_crossover_follows_the_times(rows, status):
     assert claims.speed_crossover(rows).status == status
+
+
+def test_speed_crossover_is_judged_by_the_fastest_and_tells_what_the_others_would_say():
+    slow = cost_rows(1.5)  # torch crosses at N = 90000
+    assert claims.speed_crossover(slow).status == NOT_SUPPORTED
+    extra = [row for row in kernel_rows() if row["config"]["implementation"] in ("cpu", "plain")]
+    verdict = claims.speed_crossover([*slow, *extra])
+    assert verdict.status == SUPPORTED
+    assert "judged by linear cpu" in verdict.headline
+    moves = "plain not up to N = 4096; torch not up to N = 4096; cpu below N = 64"
+    assert moves in verdict.headline
+    assert f"softmax textbook, batch 8: cpu crosses before plain: yes; {moves}" in verdict.evidence
+    assert any(line.startswith("softmax fused, batch 8: supported") for line in verdict.evidence)
+
+
+def test_the_crossover_moves_with_the_implementation():
+    verdict = claims.implementations(kernel_rows())
+    assert verdict.status == SUPPORTED
+    assert verdict.headline == "plain not up to N = 4096; torch N = 300; cpu below N = 64"
+    assert [one.text for one in verdict.criteria] == [
+        f"softmax {name}, batch 8: cpu crosses before plain" for name in ("textbook", "fused")
+    ]
+    assert claims.implementations(cost_rows()).status == INCONCLUSIVE
+    assert claims.implementations([]).status == INCONCLUSIVE
+    assert claims.implementations(kernel_rows(), work="forward").status == INCONCLUSIVE
+
+
+def test_scaling_is_judged_by_the_fastest_with_the_others_as_evidence():
+    verdict = claims.scaling(kernel_rows())
+    assert verdict.status == SUPPORTED
+    assert [one.text.split(" grows")[0] for one in verdict.criteria] == [
+        "linear cpu, time",
+        "linear cpu, memory",
+        "softmax textbook, time",
+        "softmax textbook, memory",
+    ]
+    told = [line.split(" (")[0] for line in verdict.evidence]
+    assert "linear plain, time grows as N^2.00" in told
+    assert "linear torch, memory grows as N^1.00" in told
 
 
 def test_speed_crossover_is_judged_for_each_batch_with_the_fused_softmax_as_evidence():
@@ -195,6 +283,12 @@ def test_step_ratios_are_those_of_the_times():
     article = published()["dm2022"]
     there, here = claims.step_ratios(article, [])
     assert "7.9 to 24.2" in there and here == "nothing yet"
+    times = {("linear", "torch"): 30, ("linear", "cpu"): 10, ("softmax", "fused"): 20}
+    steps = [step_row(*variant, n, ms) for n in (8, 64) for variant, ms in times.items()]
+    assert claims.step_ratios(article, steps)[1] == (
+        "Linear cpu takes 0.50 to 0.50 times softmax fused; "
+        "linear torch takes 1.50 to 1.50 times softmax fused at N = 8 to 64."
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,11 +320,7 @@ ARTICLE = published()["dm2022"]
 
 
 def test_the_extrapolation_gives_the_articles_length_and_its_fragility():
-    fits = [
-        article_regression(ARTICLE["N"], ARTICLE["softmax_s"], ARTICLE["linear_s"], softmax_model=m)
-        for m in SOFTMAX_MODELS
-    ]
-    text = claims.extrapolation_text(fits)
+    text = claims.extrapolation_text(claims.article_fits(ARTICLE))
     crossings = [line.split("|")[3].strip() for line in text.splitlines() if " | 0." in line]
     assert crossings[:3] == ["3149", "never", "6219"]
     assert len(crossings) == len(SOFTMAX_MODELS)

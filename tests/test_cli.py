@@ -5,21 +5,26 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from time import monotonic, sleep
 
 import pytest
 import torch
+from test_bench import TINY
 
 from replib import __main__ as cli
-from replib import store
+from replib import bench, store
 from replib.__main__ import main
 from replib.experiments import (
     EXPERIMENTS,
     Experiment,
     TrainingJob,
+    configs_of,
     laptop_copy,
+    on_device,
     recorded_rows,
 )
+from replib.races import Setting
 
 PATIENCE_S = 60.0  # a busy machine; no test waits so long unless it fails
 
@@ -60,7 +65,7 @@ def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(
     jobs = EXPERIMENTS[name].jobs("smoke")
     assert main(["record", name, "--device", "cpu", "--threads", "1"]) == 0
     rows = store.read_rows(name)
-    assert len(rows) == sum(len(getattr(job, "configs", [job])) for job in jobs)
+    assert len(rows) == sum(len(configs_of(on_device(job, "cpu"))) for job in jobs)
     assert {row["outcome"] for row in rows} == {"ok"}
     assert {row["provenance"]["threads"] for row in rows} == {1}
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
@@ -81,6 +86,7 @@ def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(
         (["record", "convergence", "--sale", "smoke"], "unrecognized arguments: --sale"),
         (["record"], "EXPERIMENT"),
         (["bench", "--device", "tpu"], "use auto, cpu or cuda"),
+        (["bench", "--only", "casual"], "use causal, memory, not_causal"),
         (["rekord"], "invalid choice"),
         ([], "COMMAND"),
     ],
@@ -125,6 +131,7 @@ def test_doctor_tells_versions_folders_and_rows(data, cache, capsys):
     assert main(["doctor"]) == 0
     told = capsys.readouterr().out
     assert torch.__version__ in told and "marimo: found" in told
+    assert "fast-transformers: found" in told or "fast-transformers: missing, for bench" in told
     assert f"{data}: writable" in told and f"{cache}: writable" in told
     assert "crossover: 0 rows recorded" in told
 
@@ -136,22 +143,46 @@ def test_doctor_tells_what_cannot_be_written(tmp_path, monkeypatch, capsys):
     assert "set REPLIB_CACHE to another folder" in capsys.readouterr().out
 
 
-def test_bench_says_how_many_times_faster(monkeypatch, capsys):
-    from replib import benchmark
+@pytest.fixture
+def tiny_bench(monkeypatch):
+    """`bench` at the sizes of tests, under the name of the quick scale."""
+    monkeypatch.setattr(bench, "QUICK", replace(TINY, name="quick"))
 
-    def measured(configs, **options):
-        times = {("softmax", "fused"): 8.0, ("softmax", "textbook"): 16.0, ("linear", "torch"): 2.0}
-        for config in configs:
-            time_ms = times[config.attention, config.implementation]
-            yield benchmark.Cost(config, "ok", None, (time_ms,) * 9, None)
 
-    monkeypatch.setattr(benchmark, "measure_cost", measured)
-    assert main(["bench", "--device", "cpu"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "N=" in line]
-    assert len(lines) == 8
-    for line in lines:
-        assert "softmax textbook 0.50 [0.50, 0.50]" in line
-        assert "linear torch 4.00 [4.00, 4.00]" in line
+def test_bench_tells_ratios_and_saves_its_rows(tiny_bench, capsys):
+    assert main(["bench", "--quick", "--only", "not_causal", "delta", "--device", "cpu"]) == 0
+    told = capsys.readouterr().out
+    rows = store.read_rows("bench")
+    assert [row["config"]["work"] for row in rows] == [
+        bench.NOT_CAUSAL,
+        bench.LAST_READ,
+        bench.ALL_READS,
+    ]
+    assert {row["scale"] for row in rows} == {"quick"}
+    assert bench.bench_table(rows) in told
+    for row in rows:
+        assert f"{Setting(**row['config'])}: " in told
+
+
+def test_bench_saves_nothing_when_told_so(tiny_bench, capsys):
+    arguments = ["bench", "--quick", "--no-save", "--only", "delta", "--device", "cpu"]
+    assert main(arguments) == 0
+    assert bench.LAST_READ in capsys.readouterr().out
+    assert store.read_rows("bench") == []
+
+
+def test_an_interrupted_bench_keeps_what_it_measured(tiny_bench, monkeypatch, capsys):
+    append = store.append
+
+    def append_and_interrupt(*arguments):
+        append(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(store, "append", append_and_interrupt)
+    assert main(["bench", "--quick", "--only", "delta", "--device", "cpu"]) == 1
+    assert [row["config"]["work"] for row in store.read_rows("bench")] == [bench.LAST_READ]
+    told = capsys.readouterr()
+    assert "what was measured is kept" in told.err and f"delta rule: {bench.LAST_READ}" in told.out
 
 
 def test_a_second_interrupt_ends_at_once_and_says_so(monkeypatch, capsys):
@@ -209,12 +240,21 @@ def test_an_interrupted_recording_keeps_what_it_has_and_the_same_command_continu
     assert not list(cache.glob("checkpoints/**/*.pt"))
 
 
-COMPUTING = "live claims verdicts statistics experiments generation published store __main__"
+COMPUTING = "live claims verdicts statistics experiments generation published store bench __main__"
 
 
 def test_computing_modules_import_no_marimo_altair_or_polars():
     program = "\n".join(f"import replib.{name}" for name in COMPUTING.split())
     program += "\nimport sys\nprint(sorted({'marimo', 'altair', 'polars'} & set(sys.modules)))"
+    out, told = python(program).communicate(timeout=PATIENCE_S)
+    assert out == "[]\n", told
+
+
+def test_importing_the_bench_imports_no_peer_and_no_compiler():
+    program = (
+        "import sys, replib.bench\n"
+        "print(sorted({'fast_transformers', 'fla', 'numba'} & set(sys.modules)))"
+    )
     out, told = python(program).communicate(timeout=PATIENCE_S)
     assert out == "[]\n", told
 

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import marimo as mo
 import pytest
+import torch
 
-from replib import controls, frames, store
+from replib import controls, frames, kernels, store
 from replib.benchmark import Cost, CostConfig
 from replib.controls import Control, initial_values
 from replib.experiments import CostJob, TrainingJob, laptop_copy
@@ -21,6 +22,9 @@ N = Control("seq_len", "Sequence length", (8, 16, 32, 64), 32)
 RATE = Control("lr", "Learning rate", (3e-4, 1e-3, 5e-3), 5e-3)
 KINDS = Control("attention", "Attention", ("softmax", "linear"), ("softmax",))
 WORK = Control("work", "Work", ("forward", "forward_backward"), "forward")
+KERNEL = Control(
+    "variants", "Kernel", ("plain", "cpu"), ("cpu",), refused={"cuda": "no <CUDA> device: use cpu"}
+)
 STEPS = Control("n_steps", "Steps", (50, 100), 50)
 
 
@@ -77,6 +81,8 @@ def test_a_value_on_offer_is_taken_without_a_note(control, text, value):
         (KINDS, "", ("softmax",)),
         (KINDS, [], ("softmax",)),
         (KINDS, ["<b>"], ("softmax",)),
+        (KERNEL, "cuda", ("cpu",)),
+        (KERNEL, "cuda,plain", ("plain",)),
         (WORK, "sideways", "forward"),
         (WORK, "", "forward"),
         (WORK, [], "forward"),
@@ -90,6 +96,11 @@ def test_any_other_value_is_replaced_by_one_on_offer_and_the_note_says_which(con
         return  # nothing was asked for
     assert note.startswith(f"{control.label}: ")
     assert str(value if not control.several else ", ".join(value)) in note and "used" in note
+
+
+def test_a_value_that_cannot_be_had_here_is_told_with_the_reason():
+    said = "Kernel: cuda cannot run here (no <CUDA> device: use cpu), opencl unknown, plain used"
+    assert KERNEL.read("cuda,opencl,plain") == (("plain",), said)
 
 
 def test_the_url_goes_before_the_command_line_and_both_before_the_default():
@@ -168,6 +179,38 @@ def test_jobs_that_cannot_be_are_explained_instead():
     assert jobs == [1] and "heads" not in problem.text
 
 
+def test_a_value_is_shown_by_its_label_and_shared_by_its_name(page):
+    elements, _ = controls.panel([controls.WORK])
+    assert elements.value == {"work": "forward_backward"}
+    assert list(elements.elements["work"].options) == ["forward", "forward and backward"]
+    controls.share(elements.value)
+    assert page.url["work"] == "forward_backward"
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Set which packages of the compiled kernels are installed."""
+
+    def set_installed(*names):
+        monkeypatch.setattr(kernels, "installed", lambda package: package in names)
+
+    return set_installed
+
+
+def test_the_kernels_on_offer_are_those_that_can_run_here(page, packages, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    packages("numba")
+    control = controls.variants()
+    assert "linear cpu" in control.default and "linear plain" in control.values
+    assert "linear cuda" not in control.values
+    packages()
+    page.url["variants"] = "linear cpu,softmax fused"
+    elements, (note,) = controls.panel([controls.variants()])
+    assert elements.value == {"variants": ["softmax fused"]}
+    assert "linear cpu cannot run here" in note and "pip install numba" in note
+    assert "linear cpu" not in controls.variants().default
+
+
 # --- the gate
 
 
@@ -216,6 +259,22 @@ def test_a_short_run_starts_by_itself(live, seconds):
     assert len(live.finished) == 1
     button, text = gate(live, [job()])
     assert button is None and "have been run" in text
+
+
+@pytest.mark.parametrize("predicted", [0.1, 60])
+def test_a_kernel_that_has_yet_to_be_compiled_is_announced(live, seconds, monkeypatch, predicted):
+    state = {"compiled": False}
+    monkeypatch.setattr(kernels, "compiled", lambda kernel: state["compiled"])
+    monkeypatch.setattr(kernels, "compile_now", lambda kernel: state.update(compiled=True))
+    monkeypatch.setattr(kernels, "installed", lambda package: True)
+    seconds(predicted)
+    button, text = gate(live, [job(attention="softmax")], auto=False)
+    assert "compile" not in button.text  # softmax has no such kernel
+    button, text = gate(live, [job()])
+    assert "after about 15 s to compile the cpu kernel, once" in (text or button.text)
+    assert live.running == (predicted < controls.AUTO_RUN_BELOW_S)
+    live.join(60)
+    assert state["compiled"] == (predicted < controls.AUTO_RUN_BELOW_S)
 
 
 @pytest.mark.parametrize("predicted, auto", [(5.1, True), (0.1, False)])
@@ -381,7 +440,7 @@ def crossing(power=1.0, **changes):
 def test_the_crossover_chart_is_titled_with_what_was_measured():
     chart = controls.session_crossover_chart(crossing())
     title = " ".join(chart.to_dict()["title"]["text"]).replace("\xa0", " ")
-    assert title == "Linear is faster from N = 100 against softmax (fused)"
+    assert title == "Linear (torch) is faster from N = 100 against softmax (fused)"
     never = controls.session_crossover_chart(crossing(2.0)).to_dict()
     assert "faster never against" in " ".join(never["title"]["text"])
     short = controls.session_crossover_chart(crossing()[:2]).to_dict()
@@ -391,9 +450,35 @@ def test_the_crossover_chart_is_titled_with_what_was_measured():
         assert "faster" not in str(title)
 
 
+def test_the_crossings_chart_says_whether_the_implementation_matters():
+    rows = crossing()
+    title = str(controls.crossings_chart(rows).to_dict()["title"]["text"])
+    assert "Where linear attention" in title
+    rows += [cost_row(implementation="plain", seq_len=n, samples=(n**3,) * 2) for n in (64, 1024)]
+    title = str(controls.crossings_chart(rows).to_dict()["title"]["text"])
+    assert "moves to shorter" in title
+    assert "no data yet" in str(controls.crossings_chart([]).to_dict())
+
+
+def test_a_session_without_crossings_has_no_chart_of_them(page):
+    assert controls.session_crossings([]).text == mo.md("").text
+    assert controls.session_crossings(crossing()[:2]).text == mo.md("").text
+    assert "vega" in controls.session_crossings(crossing()).text
+
+
+def test_recorded_crossovers_have_a_tab_for_each_work_and_batch_and_device():
+    shown = controls.crossover_tabs(crossing(batch_size=8)).text
+    for tab in ("Forward and backward, batch 8", "Forward and backward, batch 1", "Forward, batch"):
+        assert tab in html.unescape(shown)
+    two = crossing(batch_size=8, device="A") + crossing(batch_size=8, device="B")
+    shown = html.unescape(controls.crossover_tabs(two).text)
+    assert "Forward, batch 1, A" in shown and "Forward, batch 1, B" in shown
+    assert "No measurements yet" in html.unescape(controls.crossover_tabs([]).text)
+
+
 def test_exponents_are_a_table_of_what_has_two_lengths():
     shown = controls.exponents(crossing(1.5), "forward_backward").text
-    assert "softmax (fused)" in shown and "1.50" in shown and "2.00" in shown
+    assert "softmax fused" in shown and "1.50" in shown and "2.00" in shown
     assert "linear" not in controls.exponents(crossing()[:2], "forward_backward").text
     assert "exponent" not in controls.exponents([], "forward_backward").text
 

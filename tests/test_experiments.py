@@ -5,8 +5,9 @@ import sys
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 
-from replib import experiments, store
+from replib import experiments, kernels, store
 from replib.attention import ATTENTION
 from replib.benchmark import CostConfig
 from replib.experiments import (
@@ -18,13 +19,17 @@ from replib.experiments import (
     Experiment,
     TrainingJob,
     checkpoint_path,
+    configs_of,
     identity,
     laptop_copy,
     live_copy_jobs,
     live_cost_jobs,
+    on_device,
     record,
     recorded_rows,
+    refused_variants,
     training_summary,
+    uses_compiled,
 )
 from replib.live import run_ids
 from replib.tasks import CausalCopy, SequenceCopy
@@ -42,16 +47,15 @@ def experiment_of(*jobs):
     return Experiment(name="tiny", title="for tests", jobs=lambda scale: list(jobs))
 
 
-def cost_job(n=16):
+EVERYWHERE = (("softmax", "textbook"), ("softmax", "fused"), ("linear", "torch"))
+
+
+def cost_job(n=16, variants=EVERYWHERE):
     configs = [
         CostConfig(attention=a, implementation=i, seq_len=n, n_heads=1, head_dim=4)
-        for a, i in VARIANTS
+        for a, i in variants
     ]
     return CostJob(configs=tuple(configs), n_repeats=2)
-
-
-def configs_of(job):
-    return [job.config] if isinstance(job, TrainingJob) else list(job.configs)
 
 
 @pytest.mark.parametrize("name, scale", GRIDS)
@@ -136,6 +140,75 @@ def test_every_cost_is_measured_beside_the_others_of_its_shape():
     for job in EXPERIMENTS["crossover"].jobs("laptop"):
         assert [(c.attention, c.implementation) for c in job.configs] == list(VARIANTS)
         assert len({(c.seq_len, c.batch_size, c.work) for c in job.configs}) == 1
+
+
+# --- what a device can run
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Set which packages of the compiled kernels are installed."""
+
+    def set_installed(*names):
+        monkeypatch.setattr(kernels, "installed", lambda package: package in names)
+
+    return set_installed
+
+
+def variants_of(job):
+    return [(config.attention, config.implementation) for config in job.configs]
+
+
+@pytest.mark.parametrize("device_type, compiled", [("cpu", "cpu"), ("cuda", "cuda")])
+def test_a_device_measures_the_portable_variants_and_the_kernel_compiled_for_it(
+    packages, recwarn, device_type, compiled
+):
+    packages("numba", "triton")
+    kept = variants_of(on_device(cost_job(variants=VARIANTS), device_type))
+    assert kept == [v for v in VARIANTS if v[1] not in ("cpu", "cuda") or v[1] == compiled]
+    assert len(kept) == 5 and not recwarn.list
+
+
+@pytest.mark.parametrize("device_type, package", [("cpu", "numba"), ("cuda", "triton")])
+def test_a_kernel_whose_package_is_missing_is_left_out_with_a_warning_that_says_so(
+    packages, device_type, package
+):
+    packages()
+    with pytest.warns(UserWarning, match=f"linear {device_type} is left out.*install {package}"):
+        kept = variants_of(on_device(cost_job(variants=VARIANTS), device_type))
+    assert kept == [v for v in VARIANTS if v[1] not in ("cpu", "cuda")]
+
+
+def test_a_training_job_is_the_same_on_every_device():
+    assert on_device(tiny(), "cuda") == tiny()
+
+
+def test_recording_without_a_compiled_kernel_goes_on_and_measures_the_group_again_with_it(
+    data, packages
+):
+    job = cost_job(variants=(*EVERYWHERE, ("linear", "cpu")))
+    packages()
+    with pytest.warns(UserWarning, match="linear cpu is left out"):
+        before = rows_of(job)
+        assert len(before) == 3 and rows_of(job) == []
+    packages("numba")
+    pytest.importorskip("numba")
+    after = rows_of(job)
+    assert [row["config"]["implementation"] for row in after] == [i for _, i in variants_of(job)]
+    assert rows_of(job) == []
+    assert store.read_rows("tiny") == [*before, *after]  # nothing is lost,
+    assert recorded_rows("tiny") == after  # and what was timed together is shown together
+
+
+def test_what_runs_on_a_compiled_kernel_is_known_beforehand(packages):
+    packages("numba")
+    by_name = dict(zip((i for _, i in VARIANTS), cost_job(variants=VARIANTS).configs, strict=True))
+    used = {name for name, config in by_name.items() if uses_compiled(config, "cpu")}
+    assert used == {"cpu"}
+    assert uses_compiled(tiny().config, "cpu")  # without a name it takes the fastest
+    assert not uses_compiled(tiny(attention="softmax").config, "cpu")
+    packages()
+    assert not uses_compiled(tiny().config, "cpu")
 
 
 # --- identity
@@ -343,6 +416,22 @@ COST = {
     "work": "forward",
     "variants": ("softmax fused", "linear torch"),
 }
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_what_no_device_here_can_run_is_refused_with_the_reason(packages):
+    packages("numba")
+    assert set(refused_variants()) == {"linear cuda"}
+    packages()
+    refused = refused_variants()
+    assert set(refused) == {"linear cpu", "linear cuda"}
+    assert "pip install numba" in refused["linear cpu"]
+
+
+def test_a_point_that_the_device_cannot_run_is_refused_with_the_remedy():
+    variants = ("softmax fused", "linear cuda")
+    with pytest.raises(ValueError, match="linear cuda cannot run .*: kernel 'cuda' .*: use"):
+        live_cost_jobs(COST | {"variants": variants, "device": "cpu"})
 
 
 def test_controls_become_a_run_a_seed_and_mechanism():

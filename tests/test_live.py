@@ -7,12 +7,13 @@ from time import monotonic, sleep
 import pytest
 import torch
 
+from replib import kernels, store
 from replib import live as module
-from replib import store
 from replib.benchmark import CostConfig
 from replib.experiments import CostJob, TrainingJob, checkpoint_path, laptop_copy
 from replib.generation import copy_with
-from replib.live import LiveRuns, predicted_seconds, refusal, run_ids
+from replib.live import LiveRuns, kernel_to_compile, predicted_seconds, refusal, run_ids
+from replib.memory import TIMING_LOCK
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.training import Training
 
@@ -350,6 +351,47 @@ def test_rows_of_another_device_do_not_count():
     row["provenance"] = row["provenance"] | {"device": "cuda:0"}
     live.finished, live.folder = [row], live.folder / "empty"
     assert live.rows([job()], "cpu") == []
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """A machine that has yet to compile its kernels; when it did so, and what the page said."""
+    done = []
+    monkeypatch.setattr(kernels, "installed", lambda package: True)
+    monkeypatch.setattr(kernels, "compiled", lambda kernel: bool(done))
+    return done
+
+
+def test_a_kernel_is_compiled_before_anything_is_timed_and_the_page_says_so(
+    monkeypatch, uncompiled
+):
+    live = LiveRuns("convergence")
+
+    def compile_now(kernel):
+        progress = live.poll()
+        uncompiled.append((kernel, progress.text, dict(progress.rows), TIMING_LOCK.locked()))
+
+    monkeypatch.setattr(kernels, "compile_now", compile_now)
+    jobs = [job(attention="softmax"), job()]
+    assert kernel_to_compile(jobs[:1], "cpu") is None and kernel_to_compile(jobs, "cpu") == "cpu"
+    live.start(jobs, "cpu")
+    assert finish(live).status == "done"
+    text = "compiling the cpu kernel, once: about 15 s"
+    assert uncompiled == [("cpu", text, {}, False)]
+    live.start([job(seed=1)], "cpu")
+    finish(live)
+    assert len(uncompiled) == 1
+
+
+def test_a_kernel_that_cannot_be_compiled_is_a_failure_that_is_told(monkeypatch, uncompiled):
+    def compile_now(kernel):
+        raise RuntimeError("no space left on device")
+
+    monkeypatch.setattr(kernels, "compile_now", compile_now)
+    live = LiveRuns("convergence")
+    live.start([job()], "cpu")
+    progress = finish(live)
+    assert (progress.status, progress.error) == ("failed", "no space left on device")
 
 
 @pytest.mark.parametrize(

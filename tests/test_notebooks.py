@@ -15,7 +15,8 @@ import pytest
 import synthetic
 
 from replib import store
-from replib.experiments import ALL_VARIANTS, recorded_rows
+from replib.attention import linear
+from replib.experiments import ALL_VARIANTS, recorded_rows, refused_variants
 from replib.report import NOTEBOOKS
 
 PATHS = {path.stem: path for path in sorted(NOTEBOOKS.glob("[0-9]*.py"))}
@@ -57,6 +58,7 @@ RECORDED_IN = {
     "03_speed_crossover": ("crossover", "step_time"),
 }
 NOT_AUTO = SimpleNamespace(value=False)
+RUNNABLE = tuple(name for name in ALL_VARIANTS if name not in refused_variants())
 
 
 def run_notebook(stem, defs=None, **changes):
@@ -123,7 +125,7 @@ def test_convergence_jobs_follow_the_settings(changes, attention):
 
 
 @pytest.mark.parametrize("stem", COSTS)
-@pytest.mark.parametrize("variants", [("linear torch",), tuple(ALL_VARIANTS)])
+@pytest.mark.parametrize("variants", [("linear torch",), RUNNABLE])
 @pytest.mark.parametrize("work", ["forward", "forward_backward"])
 def test_cost_jobs_follow_the_settings(stem, variants, work):
     changes = {"seq_len": 64, "variants": variants, "work": work, "n_heads": 2, "repeats": 5}
@@ -155,6 +157,16 @@ def test_impossible_settings_are_said_and_start_nothing():
     page, names = run_notebook("01_convergence", seq_len=1)
     assert "seq_len 1" in page
     assert names["jobs"] == [] and names["live"].poll() is None
+
+
+@pytest.mark.parametrize("stem", COSTS)
+def test_a_kernel_that_cannot_run_is_explained_and_starts_nothing(stem, monkeypatch):
+    reason = "numba is missing: pip install numba"
+    monkeypatch.setattr(linear, "why_not", lambda kernel, **kind: reason)
+    page, names = run_notebook(stem, variants=("linear cpu", "softmax fused"))
+    assert f"linear cpu cannot run with these settings: {reason}" in page
+    assert names["jobs"] == [] and names["live"].poll() is None
+    assert "linear cpu" not in names["panel"].elements["variants"].options
 
 
 @pytest.mark.parametrize("stem", PATHS)
@@ -195,10 +207,17 @@ def test_a_short_run_starts_by_itself_and_is_shown_from_the_cache_afterwards(ste
 
 VERDICTS = {  # what the synthetic rows make of each claim
     "01_convergence": ["✓ supported", "supported in 4 of 4 settings"],
-    "02_linear_scaling": ["✓ supported", "linear, time grows as N^1.00", "time grows as N^2.00"],
+    "02_linear_scaling": [
+        "✓ supported",
+        "linear cpu, time grows as N^1.00",
+        "softmax textbook, time grows as N^2.00",
+        "linear plain, time grows as N^2.00",
+    ],
     "03_speed_crossover": [
         "✓ supported",
-        "N = 600 against softmax (fused), from N = 100 against",
+        "Linear (cpu) is faster from N = 100 against softmax (textbook), from N = 600 against",
+        "plain not up to N = 2048; torch N = 300 to 1800; cpu N = 100 to 600",
+        "The crossover moves to shorter N",
     ],
 }
 

@@ -10,7 +10,9 @@ from replib.verdicts import (
     SeedResult,
     Verdict,
     convergence_verdict,
+    crossover_text,
     crossover_verdict,
+    implementations_verdict,
     scaling_verdict,
 )
 
@@ -191,3 +193,60 @@ def test_crossover_headline_is_composed_from_the_numbers():
     )
     never = crossover_verdict(Crossover(math.inf, math.inf, math.inf, True, 64, 16384))
     assert "never stays faster" in never.headline
+
+
+NEVER = Crossover(math.inf, 5000.0, math.inf, True, 8, 2048)
+ALWAYS = Crossover(3.0, 1.0, 7.0, True, 8, 2048)
+
+
+def measured(length, low, high):
+    return Crossover(length, low, high, False, 8, 2048)
+
+
+@pytest.mark.parametrize(
+    ("crossover", "text"),
+    [
+        (measured(104.6, 87.2, 144.9), "N = 105 (87 to 145)"),
+        (measured(104.6, 87.2, math.inf), "N = 105 (87 to no end)"),
+        (NEVER, "not up to N = 2048"),
+        (Crossover(3149.0, 3000.0, 3300.0, True, 8, 64), "not up to N = 64"),
+        (ALWAYS, "below N = 8"),
+    ],
+)
+def test_a_crossover_is_told_with_its_interval_or_its_side_of_the_lengths(crossover, text):
+    assert crossover_text(crossover) == text
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "met"),
+    [
+        (measured(300, 250, 350), measured(30, 20, 40), True),
+        (NEVER, measured(30, 20, 40), True),
+        (measured(300, 250, 350), ALWAYS, True),
+        (measured(300, 250, 350), measured(260, 200, 320), None),
+        (NEVER, NEVER, None),
+        (measured(30, 20, 40), measured(300, 250, 350), False),
+    ],
+)
+def test_implementations_are_told_apart_by_their_intervals(first, last, met):
+    between = measured(100, 50, 150)
+    verdict = implementations_verdict({"a": {"plain": first, "torch": between, "cpu": last}})
+    (criterion,) = verdict.criteria
+    assert criterion.met is met and criterion.text == "a: cpu crosses before plain"
+    assert "torch N = 100 (50 to 150)" in criterion.figure
+
+
+def test_the_implementations_are_summed_up_over_the_settings():
+    verdict = implementations_verdict(
+        {
+            "a": {"plain": NEVER, "torch": measured(105, 90, 120), "cpu": ALWAYS},
+            "b": {"plain": measured(900, 800, 1000), "torch": measured(205, 190, 220)},
+        }
+    )
+    assert verdict.headline == (
+        "plain N = 900 or not up to N = 2048; torch N = 105 to 205; cpu below N = 8"
+    )
+    assert verdict.status == "supported"
+    alone = implementations_verdict({"a": {"torch": measured(105, 90, 120)}})
+    assert alone.status == "inconclusive" and "two implementations" in alone.criteria[0].text
+    assert implementations_verdict({}).headline == "no measurements yet"

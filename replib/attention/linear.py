@@ -138,14 +138,19 @@ class LinearAttention(Attention):
 
         The state is advanced in place.
         """
-        s, z = state
+        (s, z), dtype = state, v.dtype
+        if dtype != s.dtype:
+            q, k, v = (x.to(s.dtype) for x in (q, k, v))
         phi = feature_map_named(self.feature_map)
-        q, k = phi(q.to(s.dtype)), phi(k.to(s.dtype))  # (B, H, R)
-        s.addcmul_(k.unsqueeze(-1), v.to(s.dtype).unsqueeze(-2))
+        q, k = phi(q), phi(k)  # (B, H, R)
+        s.addcmul_(k.unsqueeze(-1), v.unsqueeze(-2))
         z.add_(k)
-        numerator = (q.unsqueeze(-2) @ s).squeeze(-2)  # (B, H, M)
+        if len(q) == 1:  # a sum this small needs one thread; the product would wait for all
+            numerator = (q.unsqueeze(-1) * s).sum(-2)  # (B, H, M)
+        else:
+            numerator = (q.unsqueeze(-2) @ s).squeeze(-2)
         denominator = (q * z).sum(-1, keepdim=True) + EPS
-        return (numerator / denominator).to(v.dtype), state
+        return (numerator / denominator).to(dtype), state
 
     @classmethod
     def unavailable(cls, implementation, *, device_type, dtype, head_dim):

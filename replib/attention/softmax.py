@@ -70,11 +70,15 @@ def _textbook(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Tensor | N
 
 
 class KVCache(NamedTuple):
-    """Keys (B, H, capacity, D) and values (B, H, capacity, M), the first `length` of them valid."""
+    """Keys (B, H, capacity, D) and values (B, H, capacity, M), the first `length` of them valid.
+
+    A length that is a tensor () keeps all shapes fixed, as a CUDA graph needs them: a step then
+    attends to the whole capacity under a mask, and the cache never grows.
+    """
 
     keys: Tensor
     values: Tensor
-    length: int
+    length: int | Tensor
 
 
 class SoftmaxAttention(Attention):
@@ -103,29 +107,37 @@ class SoftmaxAttention(Attention):
         *,
         dtype=torch.float32,
         device="cpu",
+        max_len=None,
     ) -> KVCache:
-        def empty(size):
-            return torch.zeros(
-                batch_size, n_heads, FIRST_CACHE_LEN, size, dtype=dtype, device=device
-            )
-
-        return KVCache(empty(head_dim), empty(value_dim or head_dim), 0)
+        shape = (batch_size, n_heads, max_len or FIRST_CACHE_LEN)
+        keys = torch.zeros(*shape, head_dim, dtype=dtype, device=device)
+        return KVCache(keys, keys.new_zeros(*shape, value_dim or head_dim), 0)
 
     def step(self, state: KVCache, q, k, v):
+        """Add one key and value, attend with one query to all so far.
+
+        The cache is written in place; a full one is copied to one of twice its capacity.
+        """
         keys, values, length = state
-        if length == keys.shape[2]:
-            keys = torch.cat([keys, torch.zeros_like(keys)], dim=2)
-            values = torch.cat([values, torch.zeros_like(values)], dim=2)
-        keys[:, :, length], values[:, :, length] = k, v
-        seen = slice(0, length + 1)
+        if isinstance(length, Tensor):
+            for cache, x in ((keys, k), (values, v)):
+                cache.index_copy_(2, length.view(1), x[:, :, None])
+            seen, padding = slice(None), torch.arange(keys.shape[2], device=k.device) > length
+            padding, following = padding.expand(len(k), -1), length.add_(1)
+        else:
+            if length == keys.shape[2]:
+                keys, values = (torch.cat([x, torch.zeros_like(x)], dim=2) for x in (keys, values))
+            keys[:, :, length], values[:, :, length] = k, v
+            seen, padding, following = slice(length + 1), None, length + 1
         y = softmax_attention(
             q[:, :, None],
             keys[:, :, seen],
             values[:, :, seen],
             causal=False,
             implementation=self.implementation,
+            key_padding_mask=padding,
         )
-        return y[:, :, 0], KVCache(keys, values, length + 1)
+        return y[:, :, 0], KVCache(keys, values, following)
 
     @classmethod
     def peak_bytes(

@@ -9,6 +9,7 @@ at the top edge.
 """
 
 from replib.charts.costs import cost_chart, ratio_chart, replication_chart
+from replib.charts.crossings import crossings_chart
 from replib.charts.curves import learning_curves, live_curves, seeds_chart
 from replib.charts.extrapolation import extrapolation_chart
 from replib.charts.style import PALETTE, colour, printable, theme
@@ -17,6 +18,7 @@ __all__ = [
     "PALETTE",
     "colour",
     "cost_chart",
+    "crossings_chart",
     "extrapolation_chart",
     "learning_curves",
     "live_curves",

@@ -1,14 +1,17 @@
 """Charts of what was timed: time and memory, the 2022 table, and speed against softmax."""
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
 import polars as pl
 
+from replib import frames
 from replib.charts import style
-from replib.statistics import Crossover
+
+PANE, PANE_GAP = 190, 26  # pixels: the height of a pane, and what is free between two
 
 MEASURES = {  # column -> axis title, factor to its unit
     "time_ms": ("time (ms)", 1.0),
@@ -87,16 +90,17 @@ def ratio_chart(
     *,
     mechanism: str = "linear",
     baseline: str = "softmax",
-    crossovers: Mapping[str, Crossover] | None = None,
+    crossings: pl.DataFrame | None = None,
     title: str,
 ) -> alt.LayerChart:
-    """Speed of a mechanism relative to each implementation of another, break-even at 1.
+    """Speed of each implementation of a mechanism relative to another, break-even at 1.
 
-    The band is from quartile to quartile of the two times.
+    A pane for each implementation of the other, as bands of one view; the area is from quartile to
+    quartile of the two times.
 
     Args:
         frame: of `frames.costs`, one work and one batch size.
-        crossovers: by the baseline's series, such as "softmax (fused)".
+        crossings: of `frames.crossings`, for the same work and batch size.
 
     Raises:
         ValueError: a frame with two values at one N of a series.
@@ -105,30 +109,60 @@ def ratio_chart(
     ratios = _ratios(frame, mechanism, baseline)
     if ratios.is_empty():
         return style.no_data(title)
-    crossings = _crossings(ratios, crossovers or {})
-    x_domain = style.log_domain([*ratios["seq_len"], *crossings["length"]])
-    y_domain = style.log_domain([*ratios["low"], *ratios["high"], 1.0], margin=1.2)
-    legend = alt.selection_point(name="against", fields=["series"], bind="legend")
-    y = alt.Y(
-        "value:Q",
-        title=f"speed-up of {mechanism} over {baseline}",
-        scale=alt.Scale(type="log", base=2, domain=y_domain, nice=False),
-        axis=alt.Axis(
-            values=style.powers_between(y_domain, 2),
-            labelExpr="datum.value < 1 ? '1/' + round(1 / datum.value) : datum.value + '×'",
-        ),
-    )
-    layers = [
-        style.rule_at("y", 1.0),
-        *_series_layers(ratios, x_domain, y, legend),
-        *_crossing_layers(crossings, x_domain),
-        _series_labels(ratios, y_domain, legend, style.HEIGHT),
+    if crossings is None:
+        crossings = frames.crossings([])
+    x_domain = style.log_domain(ratios["seq_len"])
+    legend = alt.selection_point(name="shown_series", fields=["series"], bind="legend")
+    encodings = _series_encodings(ratios)
+    names = ratios["against"].unique(maintain_order=True).to_list()
+    height = style.HEIGHT if len(names) == 1 else PANE
+    panes = [
+        _ratio_pane(
+            *(part.filter(pl.col("against") == name) for part in (ratios, crossings)),
+            encodings,
+            x_domain,
+            (top, top + height),
+            legend,
+        )
+        for name, top in zip(names, itertools.count(0, PANE + PANE_GAP), strict=False)
     ]
     return style.finished(
-        alt.layer(*layers),
+        alt.layer(*panes).resolve_scale(y="independent"),
         title,
         style.devices_of(frame, marks=True),
         f"Time of {baseline} divided by time of {mechanism} against N; above 1 {mechanism} wins.",
+        height + (len(names) - 1) * (PANE + PANE_GAP),
+    )
+
+
+def _ratio_pane(
+    ratios: pl.DataFrame,
+    crossings: pl.DataFrame,
+    encodings: dict[str, Any],
+    x_domain: list[float],
+    band: tuple[float, float],
+    legend: alt.Parameter,
+) -> alt.LayerChart:
+    """The speed-up over one baseline, in a band of the view from one pixel to another."""
+    top, bottom = band
+    y_domain = style.log_domain([*ratios["low"], *ratios["high"], 1.0], margin=1.2)
+    y = alt.Y(
+        "value:Q",
+        title=f"speed-up over {ratios['against'][0]}",
+        scale=alt.Scale(type="log", base=2, domain=y_domain, nice=False, range=[bottom, top]),
+        axis=alt.Axis(
+            values=style.powers_between(y_domain, 2),
+            labelExpr="datum.value < 1 ? '1/' + round(1 / datum.value) : datum.value + '×'",
+            labelOverlap=True,
+            orient="left",
+            grid=True,
+        ),
+    )
+    return alt.layer(
+        style.rule_at("y", 1.0),
+        *_series_layers(ratios, encodings, x_domain, y, legend, clickable=top == 0),
+        *_crossing_layers(crossings, x_domain),
+        _series_labels(ratios, encodings, y_domain, legend, bottom - top, top, ["implementation"]),
     )
 
 
@@ -145,10 +179,11 @@ def _growth_chart(frame: pl.DataFrame, y_title: str, title: str, guides: bool) -
     legend = alt.selection_point(name="shown_series", fields=["series"], bind="legend")
     y = style.log_axis("value", y_title, y_domain)
     layers = _guides(known, x_domain, y_domain) if guides else []
-    layers += _series_layers(known, x_domain, y, legend)
+    encodings = _series_encodings(frame)
+    layers += _series_layers(known, encodings, x_domain, y, legend)
     if not failed.is_empty():
-        layers += _failed_layers(failed, frame, x_domain, legend)
-    layers.append(_series_labels(known, y_domain, legend, style.HEIGHT))
+        layers += _failed_layers(failed, encodings, x_domain, legend)
+    layers.append(_series_labels(known, encodings, y_domain, legend, style.HEIGHT))
     return style.finished(
         alt.layer(*layers),
         title,
@@ -158,10 +193,15 @@ def _growth_chart(frame: pl.DataFrame, y_title: str, title: str, guides: bool) -
 
 
 def _series_layers(
-    frame: pl.DataFrame, x_domain: list[float], y: alt.Y, legend: alt.Parameter
+    frame: pl.DataFrame,
+    encodings: dict[str, Any],
+    x_domain: list[float],
+    y: alt.Y,
+    legend: alt.Parameter,
+    clickable: bool = True,
 ) -> list[alt.Chart]:
-    """Quartile band, line and points of each series; its implementation sets dash and shape."""
-    encodings = _series_encodings(frame)
+    """Quartile band, line and points of each series; the legend is told of its parameter in the
+    layers that are `clickable`, which can be those of one pane alone."""
     base = alt.Chart(style.records_of(frame)).encode(
         style.length_axis(x_domain), encodings["color"], alt.Detail(["device:N", "source:N"])
     )
@@ -177,22 +217,24 @@ def _series_layers(
             alt.Y2("high:Q"),
             fillOpacity=style.faded(legend, 0.2, 0.03),
         ),
-        # The legend is clickable only where its parameter belongs to a layer of the series.
-        line.mark_line(strokeWidth=2).add_params(legend),
+        line.mark_line(strokeWidth=2).add_params(*[legend] * clickable),
     ]
     if "live" in frame["source"]:
-        layers.append(point.mark_point(filled=True, size=70).transform_filter(_is("live")))
+        layers.append(
+            point.mark_point(filled=True, size=70).transform_filter(style.is_from("live"))
+        )
     if "recorded" in frame["source"]:
-        layers.append(point.mark_point(filled=False, size=45).transform_filter(_is("recorded")))
+        layers.append(
+            point.mark_point(filled=False, size=45).transform_filter(style.is_from("recorded"))
+        )
     return layers
 
 
 def _failed_layers(
-    failed: pl.DataFrame, frame: pl.DataFrame, x_domain: list[float], legend: alt.Parameter
+    failed: pl.DataFrame, encodings: dict[str, Any], x_domain: list[float], legend: alt.Parameter
 ) -> list[alt.Chart]:
     """Points without a value at the top edge; the first of each outcome is named."""
     failed = failed.with_columns(reason=pl.col("outcome").str.replace_all("_", " "))
-    encodings = _series_encodings(frame)
     base = alt.Chart(style.records_of(failed)).encode(
         style.length_axis(x_domain),
         encodings["color"],
@@ -244,21 +286,23 @@ def _series_encodings(frame: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _is(source: str) -> str:
-    return f"datum.source == '{source}'"
-
-
 def _series_labels(
-    frame: pl.DataFrame, domain: list[float], legend: alt.Parameter, height: int
+    frame: pl.DataFrame,
+    encodings: dict[str, Any],
+    domain: list[float],
+    legend: alt.Parameter,
+    height: float,
+    top: float = 0,
+    words: Sequence[str] = ("attention", "implementation"),
 ) -> alt.LayerChart:
-    """The name of each series: beside its end, or above it where others go on to longer N."""
+    """The name of each series, a line each of `words`: beside its end, or above it in one line
+    where others go on to longer N."""
     ends = frame.sort("seq_len").group_by("series", maintain_order=True).last()
-    words = ["attention", "implementation"]
     beside, above = (
         ends.filter(at_end := pl.col("seq_len") == ends["seq_len"].max()),
         ends.filter(~at_end),
     )
-    beside = style.spread_labels(beside, domain, height, 2).with_columns(
+    beside = style.spread_labels(beside, domain, height, len(words)).with_columns(
         label=pl.concat_str(words, separator="\n", ignore_nulls=True)
     )
     above = style.spread_labels(above, domain, height, 1).with_columns(
@@ -269,6 +313,7 @@ def _series_labels(
         (beside, {"align": "left", "dx": 8}),
         (above, {"align": "right", "dx": 4, "dy": -12}),
     ):
+        part = part.with_columns(pl.col("label_px") + top)
         text = alt.Chart(style.records_of(part)).mark_text(
             lineBreak="\n", lineHeight=style.LABEL_PX, baseline="middle", **place
         )
@@ -276,7 +321,7 @@ def _series_labels(
             text.encode(
                 alt.X("seq_len:Q"),
                 alt.Y("label_px:Q", scale=None, axis=None),
-                _series_encodings(frame)["color"],
+                encodings["color"],
                 text="label:N",
                 opacity=style.faded(legend),
             )
@@ -306,68 +351,54 @@ def _guides(frame: pl.DataFrame, x_domain: list[float], y_domain: list[float]) -
 
 
 def _ratios(frame: pl.DataFrame, mechanism: str, baseline: str) -> pl.DataFrame:
-    """The baseline's time over the mechanism's at each N that has both, a series a baseline."""
+    """The time of each implementation of the baseline, `against`, over that of each one of the
+    mechanism, at each N that has both."""
     timed = frame.filter(pl.col("time_ms").is_not_null())
     keys = ["seq_len", "batch_size", "work", "device", "source"]
-    ours = timed.filter(pl.col("attention") == mechanism).select(*keys, "time_ms", "q25", "q75")
-    theirs = timed.filter(pl.col("attention") == baseline)
-    return (
-        theirs.join(ours, on=keys, suffix="_of_mechanism")
-        .with_columns(
-            value=pl.col("time_ms") / pl.col("time_ms_of_mechanism"),
-            low=pl.col("q25") / pl.col("q75_of_mechanism"),
-            high=pl.col("q75") / pl.col("q25_of_mechanism"),
-        )
-        .sort("series", "seq_len")
+    ours = timed.filter(pl.col("attention") == mechanism).with_columns(
+        pl.col("implementation").fill_null("fastest")
     )
-
-
-def _crossings(ratios: pl.DataFrame, crossovers: Mapping[str, Crossover]) -> pl.DataFrame:
-    """The finite crossovers of the series drawn, with their intervals and labels."""
-    series = ratios.select("attention", "implementation", "series").unique("series").sort("series")
-    rows = []
-    for row in series.to_dicts():
-        found = crossovers.get(row["series"])
-        if found is None or not math.isfinite(found.length):
-            continue
-        high = "…" if math.isinf(found.high) else f"{found.high:.0f}"
-        about = "extrapolated " if found.extrapolated else ""
-        row |= {"length": found.length, "low": found.low, "high": found.high}
-        row["label"] = f"{about}N ≈ {found.length:.0f}\n{found.low:.0f} to {high}"
-        rows.append(row)
-    columns = dict.fromkeys(("attention", "implementation", "series", "label"), pl.String)
-    columns |= dict.fromkeys(("length", "low", "high"), pl.Float64)
-    return pl.DataFrame(rows, schema=columns)
+    theirs = timed.filter(pl.col("attention") == baseline).select(
+        *keys, "time_ms", "q25", "q75", against="series"
+    )
+    return (
+        ours.join(theirs, on=keys, suffix="_of_baseline")
+        .with_columns(
+            value=pl.col("time_ms_of_baseline") / pl.col("time_ms"),
+            low=pl.col("q25_of_baseline") / pl.col("q75"),
+            high=pl.col("q75_of_baseline") / pl.col("q25"),
+        )
+        .sort("against", "series", "seq_len", descending=[True, False, False])
+    )
 
 
 def _crossing_layers(crossings: pl.DataFrame, x_domain: list[float]) -> list[alt.Chart]:
-    """The interval as a thick bar on the break-even line, the crossover on it, and its label."""
-    if crossings.is_empty():
+    """The interval as a thick bar on the break-even line, the crossover on it, and its label; of
+    the crossovers that were measured alone."""
+    measured = crossings.filter(~pl.col("extrapolated")).sort("length")
+    if measured.is_empty():
         return []
-    drawn = crossings.sort("length").with_columns(
-        pl.col("low", "high").clip(*x_domain),
+    drawn = measured.with_columns(
+        pl.col("low").clip(*x_domain),
+        pl.col("high").fill_null(x_domain[1]).clip(*x_domain),
         y=pl.lit(1.0),
+        label="N ≈ " + pl.col("length").round().cast(pl.Int64).cast(pl.String),
         lift=pl.int_range(pl.len()) % 2,
     )
-    base = alt.Chart(drawn).encode(style.length_axis(x_domain, "length"), alt.Y("y:Q"))
+    base = alt.Chart(style.records_of(drawn)).encode(
+        style.length_axis(x_domain, "length"), alt.Y("y:Q")
+    )
     return [
         base.mark_rule(strokeWidth=7, opacity=0.45, color=style.NEUTRAL).encode(
             style.length_axis(x_domain, "low"), alt.X2("high:Q")
         ),
-        base.mark_point(filled=True, size=90, color=style.NEUTRAL, opacity=1).encode(
-            tooltip=["series:N", "length:Q", "low:Q", "high:Q"]
+        base.mark_point(filled=True, size=70, color=style.NEUTRAL, opacity=1).encode(
+            tooltip=style.tooltips_of(drawn)
         ),
         *(
-            base.mark_text(
-                lineBreak="\n",
-                lineHeight=style.LABEL_PX,
-                dy=dy,
-                align=align,
-                dx=dx,
-                color=style.NEUTRAL,
-            )
+            base.mark_text(dy=dy, align=align, dx=dx, color=style.NEUTRAL)
             .encode(text="label:N")
             .transform_filter(f"datum.lift == {lift}")
-            for lift, dy, align, dx in ((0, -28, "right", 0), (1, 18, "left", 0))
+            for lift, dy, align, dx in ((0, -13, "right", -2), (1, 14, "left", 2))
         ),
     ]

@@ -91,6 +91,11 @@ def by_source(channel: type, live: Any, recorded: Any) -> Any:
     return channel("source:N", scale=scale, title=None)
 
 
+def is_from(source: str) -> str:
+    """A filter for the points of a source, "live" or "recorded"."""
+    return f"datum.source == '{source}'"
+
+
 def faded(legend: alt.Parameter, shown: float = 1.0, hidden: float = 0.08) -> Any:
     return alt.when(legend).then(alt.value(shown)).otherwise(alt.value(hidden))
 
@@ -206,8 +211,10 @@ def tooltips_of(frame: pl.DataFrame) -> list[alt.Tooltip]:
         "work": "work",
         "batch_size": "batch",
         "value": "value",
-        "low": "lower quartile",
-        "high": "upper quartile",
+        "against": "against",
+        "length": "crossover N",
+        "low": "95 % from" if "length" in frame.columns else "lower quartile",
+        "high": "95 % to" if "length" in frame.columns else "upper quartile",
         "final_accuracy": "final accuracy",
         "final_loss": "final loss (nats a token)",
         "steps_to_solved": "steps to 99 %",

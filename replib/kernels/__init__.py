@@ -12,7 +12,6 @@ packages are imported then, so that `import replib` neither needs nor waits for 
 
 import os
 from collections.abc import Callable
-from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -44,10 +43,12 @@ CPU_SIZES, CPU_DTYPES = range(1, 257), (torch.float32, torch.bfloat16)
 CUDA_SIZES, CUDA_DTYPES = range(1, 129), (torch.float32, torch.bfloat16, torch.float16)
 
 
-@cache
+_INSTALLED = {package: find_spec(package) is not None for package in ("numba", "triton")}
+
+
 def installed(package: str) -> bool:
-    """Whether a package can be imported, without importing it."""
-    return find_spec(package) is not None
+    """Whether the package of a compiled kernel can be imported."""
+    return _INSTALLED[package]
 
 
 def why_not(

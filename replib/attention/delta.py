@@ -1,0 +1,167 @@
+"""The delta rule of *Linear Transformers Are Secretly Fast Weight Memory Systems* (Schlag, Irie &
+Schmidhuber 2021, section 4.2): a memory whose writes correct what it already holds.
+
+B batch, H heads, N sequence length, L number of queries, R feature size, M value size per head.
+Queries and keys are features already, φ(q) and φ(k) in the paper; β (`beta`) are the write
+strengths. The paper's W (M, R) is kept transposed: `DeltaState.s` is Wᵀ (R, M).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from replib.attention.base import check_qkv
+from replib.kernels import delta, why_not
+
+# Ways to compute the same function, all positions and after the last write.
+KERNELS, RETRIEVAL_KERNELS = ("torch", "cpu", "plain"), ("torch", "plain")
+
+
+def delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *, kernel: str | None = None
+) -> Tensor:
+    """W_i = W_{i-1} + β_i (v_i - v̄_i) k_iᵀ with v̄_i = W_{i-1} k_i, and y_i = W_i q_i; W_0 = 0.
+
+    Schlag et al. 2021, section 4.2. Where β = 0 nothing is written; where β = 1 and k_i has norm 1,
+    reading with k_i then returns v_i. W stays bounded where β_i |k_i|² <= 2, as in the paper, whose
+    features sum to 1; beyond it may grow without bound, with any kernel. Sums are taken in float32
+    or wider. Memory grows as N·(R + M).
+
+    Args:
+        q, k: (B, H, N, R), features already; v: (B, H, N, M); beta: (B, H, N).
+        kernel: "plain" is the loop over positions; "torch" takes a chunk of positions at a time,
+            and "cpu" too, compiled; None takes the fastest for the device, dtype and sizes.
+
+    Returns:
+        (B, H, N, M), in the dtype of v.
+
+    Raises:
+        ValueError: shapes disagree, or the kernel is unknown or cannot take these tensors.
+    """
+    _check(q, k, v, beta)
+    if q.shape[2] != k.shape[2]:
+        raise ValueError(
+            f"{q.shape[2]} queries and {k.shape[2]} writes: give a query for each write, or use "
+            "delta_retrieve to read after the last"
+        )
+    refused = why_not(
+        "cpu",
+        device_type=q.device.type,
+        dtype=torch.promote_types(q.dtype, v.dtype),
+        head_dim=q.shape[-1],
+        value_dim=v.shape[-1],
+    )
+    kernel = _resolve(kernel or ("torch" if refused else "cpu"), KERNELS)
+    if kernel == "cpu":
+        if refused:
+            raise ValueError(refused)
+        from replib.kernels import delta_cpu
+
+        return delta_cpu.delta_rule(q, k, v, beta)
+    return (_plain if kernel == "plain" else delta.delta_rule)(q, k, v, beta)
+
+
+def delta_retrieve(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *, kernel: str | None = None
+) -> Tensor:
+    """y_l = W_N q_l: what queries read after the last write of `delta_rule`.
+
+    Args:
+        q: (B, H, L, R) and k: (B, H, N, R), features already; v: (B, H, N, M); beta: (B, H, N).
+        kernel: "plain" is the loop over writes; "torch" never forms W unless L exceeds R; None
+            takes the fastest.
+
+    Returns:
+        (B, H, L, M), in the dtype of v. The unit vectors as queries read Wᵀ itself.
+
+    Raises:
+        ValueError: shapes disagree, or the kernel is unknown.
+    """
+    _check(q, k, v, beta)
+    kernel = _resolve(kernel or "torch", RETRIEVAL_KERNELS)
+    return (_plain_retrieve if kernel == "plain" else delta.retrieve)(q, k, v, beta)
+
+
+class DeltaState(NamedTuple):
+    """s = Wᵀ (B, H, R, M)."""
+
+    s: Tensor
+
+
+def init_state(
+    batch_size: int,
+    n_heads: int,
+    feature_size: int,
+    value_dim: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> DeltaState:
+    """The empty memory, in float32 or wider."""
+    wide = torch.promote_types(dtype, torch.float32)
+    shape = (batch_size, n_heads, feature_size, value_dim)
+    return DeltaState(torch.zeros(shape, dtype=wide, device=device))
+
+
+def step(
+    state: DeltaState, q: Tensor, k: Tensor, v: Tensor, beta: Tensor
+) -> tuple[Tensor, DeltaState]:
+    """One write, then one read: q, k (B, H, R), v (B, H, M), beta (B, H) -> y (B, H, M)."""
+    s = state.s.flatten(0, 1)
+    with torch.autocast(s.device.type, enabled=False):
+        query, key, value = (x.flatten(0, 1).unsqueeze(1).to(s.dtype) for x in (q, k, v))
+        s = _write(s, key, value, beta.reshape(-1, 1, 1).to(s.dtype))
+        y = torch.bmm(query, s)
+    return y.view(v.shape).to(v.dtype), DeltaState(s.view(state.s.shape))
+
+
+def _write(s: Tensor, key: Tensor, value: Tensor, beta: Tensor) -> Tensor:
+    """s (B·H, R, M), key (B·H, 1, R), value (B·H, 1, M), beta (B·H, 1, 1)."""
+    error = torch.baddbmm(value, key, s, alpha=-1)
+    return torch.baddbmm(s, key.mT, beta * error)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    with torch.autocast(q.device.type, enabled=False):
+        s, y = _empty(k, v), []
+        for query, *write in _rows(s.dtype, q, k, v, beta.unsqueeze(-1)):
+            s = _write(s, *write)
+            y.append(torch.bmm(query, s))
+    return torch.cat(y, dim=1).view(v.shape).to(v.dtype)
+
+
+def _plain_retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    with torch.autocast(q.device.type, enabled=False):
+        s = _empty(k, v)
+        for write in _rows(s.dtype, k, v, beta.unsqueeze(-1)):
+            s = _write(s, *write)
+        y = torch.bmm(q.flatten(0, 1).to(s.dtype), s)
+    return y.unflatten(0, q.shape[:2]).to(v.dtype)
+
+
+def _empty(k: Tensor, v: Tensor) -> Tensor:
+    sizes = (*k.shape[:2], k.shape[-1], v.shape[-1])
+    dtype = torch.promote_types(k.dtype, v.dtype)
+    return init_state(*sizes, dtype=dtype, device=k.device).s.flatten(0, 1)
+
+
+def _rows(dtype: torch.dtype, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A (B·H, 1, size) of each tensor a position. A slice at each position would cost O(N²) in the
+    backward pass, `unbind` costs it once."""
+    return zip(*(x.to(dtype).flatten(0, 1).unsqueeze(2).unbind(1) for x in tensors), strict=True)
+
+
+def _resolve(kernel: str, known: tuple[str, ...]) -> str:
+    if kernel not in known:
+        raise ValueError(f"the delta rule has no kernel {kernel!r} here: use {', '.join(known)}")
+    return kernel
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> None:
+    check_qkv(q, k, v, causal=False, key_padding_mask=None)
+    if beta.shape != k.shape[:3]:
+        raise ValueError(
+            f"beta has shape {tuple(beta.shape)}: use {tuple(k.shape[:3])}, one for each write"
+        )

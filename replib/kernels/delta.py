@@ -1,0 +1,293 @@
+"""The delta rule in plain torch operations, a chunk of positions at a time.
+
+B batch, H heads, N sequence length, C chunk, G chunks in a block, R feature size, M value size.
+Q, K (C, R) and V (C, M) are the rows of a chunk, β its write strengths, and S = Wᵀ (R, M) is the
+memory before it. stril is the part below the diagonal, tril includes the diagonal.
+
+Inside a chunk each write sees the earlier ones, v̄_i = (S + Σ_{j<i} β_j k_j e_jᵀ)ᵀ k_i, so that the
+errors e_i = v_i - v̄_i solve a triangular system (the UT transform of Yang et al. 2024,
+*Parallelizing Linear Transformers with the Delta Rule over Sequence Length*, section 3):
+
+    T = (I + stril(K Kᵀ) β)⁻¹
+    E = T (V - K S)
+    Y = Q S + tril(Q Kᵀ) β E
+    S ← S + Kᵀ β E
+
+Only E and S wait for the chunk before; the rest is done for the chunks of a block at once.
+
+The backward pass is closed-form. It keeps E, and S at the start of each block alone, so that memory
+grows as N·(R + M) and never as N·R·M. From the last chunk to the first, with dS the gradient by
+the memory after the chunk, U = β E, and T = (I + β stril(K Kᵀ))⁻¹:
+
+    G = Tᵀ (tril(Q Kᵀ)ᵀ dY + K dS)          dV = β G,   dβ = rows of E ⊙ G, summed
+    dQ = dY Sᵀ + tril(dY Uᵀ) K
+    dK = U dSᵀ - dV Sᵀ + tril(dY Uᵀ)ᵀ Q - (Z + Zᵀ) K,   Z = stril(dV Uᵀ)
+    dS ← dS + Qᵀ dY - Kᵀ dV
+
+Where only the last memory is read, S need not be formed: reading y = S_Nᵀ q, the query passes the
+chunks from the last to the first, and each adds to y and changes q (`retrieve`):
+
+    x = q Kᵀ (I + β stril(K Kᵀ))⁻¹,     p = x β,     y ← y + p V,     q ← q - p K
+
+and its gradient goes back from the first to the last, starting from dq = 0:
+
+    dp = dy Vᵀ - dq Kᵀ,     dr = dp β (I + β stril(K Kᵀ))⁻ᵀ,     Z = stril(xᵀ dr)
+    dV = pᵀ dy,             dβ = Σ_l dp ⊙ x - rows of Z ⊙ K Kᵀ, summed
+    dK = drᵀ q - pᵀ dq - (β Z + (β Z)ᵀ) K,     dq ← dq + dr K
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+# Short chunks spend least on (C, C) products, long ones on calls.
+CHUNK_LEN = 32
+# A block has the chunks that give a call this many matrix products; more would leave the cache.
+PRODUCTS_PER_CALL = 64
+
+
+def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    """y_i = W_i q_i after each write, differentiable once; sums in float32 or wider.
+
+    q, k (B, H, N, R), v (B, H, N, M), beta (B, H, N) -> (B, H, N, M) in the dtype of v.
+    """
+    return _apply(q, k, v, beta)
+
+
+@torch.compiler.disable  # its buffers and `out=` are what torch.compile cannot trace
+def _apply(q, k, v, beta):
+    return _ChunkedDeltaRule.apply(q, k, v, beta.unsqueeze(-1))
+
+
+def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    """y = W_N q after the last write, differentiable once; sums in float32 or wider.
+
+    q (B, H, L, R), k (B, H, N, R), v (B, H, N, M), beta (B, H, N) -> (B, H, L, M) in v's dtype.
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        rows = [x.to(wide).flatten(0, 1) for x in (q, k, v, beta.unsqueeze(-1))]
+        if q.shape[2] <= q.shape[3]:
+            y = _Sweep.apply(*rows)
+        else:  # the unit vectors are fewer, and read Wᵀ
+            units = torch.eye(q.shape[3], dtype=wide, device=q.device)
+            y = rows[0] @ _Sweep.apply(units.expand(len(rows[0]), -1, -1), *rows[1:])
+    return y.unflatten(0, q.shape[:2]).to(v.dtype)
+
+
+def operations_per_token(r: int, m: int, *, backward: bool) -> float:
+    """Floating-point operations that a position and head take, of one pass, R = r and M = m."""
+    c = CHUNK_LEN
+    if backward:
+        return 14 * r * m + c * (10 * r + 8 * m + c)
+    return 6 * r * m + c * (4 * r + 4 * m + c)
+
+
+def retrieval_operations(n: int, r: int, m: int, n_queries: int) -> float:
+    """Floating-point operations of a head's forward pass of `retrieve`."""
+    swept = n * (2 * CHUNK_LEN * r + min(n_queries, r) * (4 * r + 2 * m + CHUNK_LEN))
+    return swept if n_queries <= r else swept + 2 * n_queries * r * m
+
+
+def bytes_per_token(r: int, m: int, *, itemsize: int = 4, backward: bool) -> float:
+    """Bytes of memory that a position and head must pass through, each tensor once: q, k, v, beta
+    to y and the errors forward, these without v and y to the four gradients backward."""
+    errors = 4 * m
+    if backward:
+        return itemsize * (2 * r + m + 1) + errors + itemsize * (2 * r + m + 1)
+    return itemsize * (2 * r + m + 1) + itemsize * m + errors
+
+
+class _Sweep(torch.autograd.Function):
+    """The last memory read by q (B·H, L, R), which passes the chunks from the last to the first."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, beta):
+        y, kept = q.new_zeros(*q.shape[:2], v.shape[-1]), []
+        chunks = zip(*(x.split(CHUNK_LEN, dim=1) for x in (k, v, beta)), strict=True)
+        for k_c, v_c, beta_c in reversed(list(chunks)):
+            similarity = k_c @ k_c.mT  # (B·H, C, C)
+            x = torch.linalg.solve_triangular(
+                beta_c * similarity, q @ k_c.mT, upper=False, left=False, unitriangular=True
+            )
+            kept += [q, x, similarity]
+            p = x * beta_c.mT  # (B·H, L, C)
+            y.baddbmm_(p, v_c)
+            q = torch.baddbmm(q, p, k_c, alpha=-1)
+        ctx.save_for_backward(k, v, beta, *kept)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        with torch.autocast(dy.device.type, enabled=False):
+            return _sweep_backward(dy, *ctx.saved_tensors)
+
+
+def _sweep_backward(dy, k, v, beta, *kept):
+    dk, dv, dbeta = (torch.empty_like(x) for x in (k, v, beta))
+    tensors = (k, v, beta, dk, dv, dbeta)
+    chunks = zip(*(x.split(CHUNK_LEN, dim=1) for x in tensors), strict=True)
+    kept = [kept[i : i + 3] for i in range(0, len(kept), 3)]
+    dq = torch.zeros_like(kept[0][0])  # by the query before the first chunk, which reads nothing
+    for chunk, (q, x, similarity) in zip(chunks, reversed(kept), strict=True):
+        k_c, v_c, beta_c, dk_c, dv_c, dbeta_c = chunk
+        p = x * beta_c.mT
+        dp = torch.bmm(dy, v_c.mT).baddbmm_(dq, k_c.mT, alpha=-1)
+        dr = torch.linalg.solve_triangular(
+            (beta_c * similarity).mT, dp * beta_c.mT, upper=True, left=False, unitriangular=True
+        )
+        z = torch.bmm(x.mT, dr).tril_(-1)
+        dbeta_c.copy_((dp * x).sum(1).unsqueeze(-1) - (z * similarity).sum(-1, keepdim=True))
+        z.mul_(beta_c)
+        dv_c.copy_(p.mT @ dy)
+        dk_c.copy_(
+            torch.bmm(dr.mT, q).baddbmm_(p.mT, dq, alpha=-1).baddbmm_(z + z.mT, k_c, alpha=-1)
+        )
+        dq.baddbmm_(dr, k_c)
+    return dq, dk, dv, dbeta
+
+
+class _ChunkedDeltaRule(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, beta):
+        # Autocast would turn the float32 products of the memory into bfloat16 ones.
+        with torch.autocast(q.device.type, enabled=False):
+            y, errors, memories = _forward(q, k, v, beta)
+        ctx.save_for_backward(q, k, v, beta, errors, memories)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        with torch.autocast(dy.device.type, enabled=False):
+            return _backward(dy, *ctx.saved_tensors)
+
+
+class _Blocks:
+    """A sequence in blocks of G chunks, and the buffers that hold one block after the other.
+
+    Fresh tensors would page-fault at each block. A buffer is (G·B·H, C, size), and what a short
+    last block leaves over is zero: a write of strength zero, which changes nothing.
+    """
+
+    def __init__(self, q: Tensor, v: Tensor):
+        b, h, n, r = q.shape
+        m, self.c = v.shape[-1], CHUNK_LEN
+        # A memory is kept for each block: no more of them than k and v are large.
+        for_memory = math.ceil(r * m / ((r + m) * self.c))
+        self.g = min(max(PRODUCTS_PER_CALL // (b * h), for_memory, 1), math.ceil(n / self.c))
+        self.shape = (self.g, b, h, self.c)
+        length = self.g * self.c
+        self.spans = [slice(i, min(i + length, n)) for i in range(0, n, length)]
+        self.options = {"dtype": torch.promote_types(q.dtype, torch.float32), "device": q.device}
+        self.identity = torch.eye(self.c, **self.options)
+        self.memory_shape = (b * h, r, m)
+
+    def new(self, size: int) -> Tensor:
+        return torch.zeros(math.prod(self.shape[:3]), self.c, size, **self.options)
+
+    def memories(self, count: int) -> Tensor:
+        return torch.zeros(count, *self.memory_shape, **self.options)
+
+    def chunks(self, *buffers: Tensor) -> list[tuple[Tensor, ...]]:
+        """The (B·H, C, size) of each chunk, for each buffer."""
+        return list(zip(*(x.unflatten(0, (self.g, -1)) for x in buffers), strict=True))
+
+    def load(self, x: Tensor, span: slice, out: Tensor) -> None:
+        x, rows = x[:, :, span], self._rows(out)
+        if x.shape[2] < self.g * self.c:
+            x = torch.nn.functional.pad(x, (0, 0, 0, self.g * self.c - x.shape[2]))
+        rows.copy_(x.unflatten(2, (self.g, self.c)))
+
+    def store(self, buffer: Tensor, span: slice, out: Tensor) -> None:
+        out, rows = out[:, :, span], self._rows(buffer)
+        if out.shape[2] == self.g * self.c:
+            out.unflatten(2, (self.g, self.c)).copy_(rows)
+        else:
+            out.copy_(rows.flatten(2, 3)[:, :, : out.shape[2]])
+
+    def _rows(self, buffer: Tensor) -> Tensor:
+        return buffer.view(*self.shape, -1).permute(1, 2, 0, 3, 4)  # (B, H, G, C, size)
+
+    def inverse(self, lower: Tensor) -> Tensor:
+        """(I + stril(lower))⁻¹"""
+        return torch.linalg.solve_triangular(
+            lower, self.identity.expand_as(lower), upper=False, unitriangular=True
+        )
+
+
+def _forward(q, k, v, beta):
+    blocks = _Blocks(q, v)
+    queries, keys, weighted_keys = (blocks.new(q.shape[-1]) for _ in range(3))
+    values, errors, out = (blocks.new(v.shape[-1]) for _ in range(3))
+    strengths, lower, reads = blocks.new(1), blocks.new(blocks.c), blocks.new(blocks.c)
+    memories = blocks.memories(blocks.g + 1)  # before each chunk, and after the last
+    y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    all_errors = torch.empty(v.shape, **blocks.options)
+    kept_memories = blocks.memories(len(blocks.spans))
+    for span, kept in zip(blocks.spans, kept_memories, strict=True):
+        for x, buffer in ((q, queries), (k, keys), (v, values), (beta, strengths)):
+            blocks.load(x, span, buffer)
+        torch.mul(keys, strengths, out=weighted_keys)  # β K
+        torch.bmm(keys, weighted_keys.mT, out=lower)
+        torch.bmm(queries, weighted_keys.mT, out=reads).tril_()
+        chunks = blocks.chunks(blocks.inverse(lower), keys, weighted_keys, values, errors)
+        kept.copy_(memories[0])
+        for i, (transform, k_c, weighted_c, v_c, e_c) in enumerate(chunks):
+            v_c.baddbmm_(k_c, memories[i], alpha=-1)
+            torch.bmm(transform, v_c, out=e_c)
+            torch.baddbmm(memories[i], weighted_c.mT, e_c, out=memories[i + 1])
+        torch.bmm(reads, errors, out=out)
+        out.baddbmm_(queries, memories[:-1].flatten(0, 1))
+        memories[0].copy_(memories[-1])
+        blocks.store(out, span, y)
+        blocks.store(errors, span, all_errors)
+    return y, all_errors, kept_memories
+
+
+def _backward(dy, q, k, v, beta, all_errors, kept_memories):
+    blocks = _Blocks(q, v)
+    queries, keys, weighted_keys, d_queries, d_keys = (blocks.new(q.shape[-1]) for _ in range(5))
+    d_out, errors, writes, d_writes, d_errors = (blocks.new(v.shape[-1]) for _ in range(5))
+    lower, reads, symmetric = (blocks.new(blocks.c) for _ in range(3))
+    strengths, d_strengths = blocks.new(1), blocks.new(1)
+    memories = blocks.memories(blocks.g)  # before each chunk
+    d_memories = blocks.memories(blocks.g + 1)  # by the memory before each, and after the last
+    gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, beta)]
+    for span, kept in zip(reversed(blocks.spans), kept_memories.flip(0), strict=True):
+        loads = ((q, queries), (k, keys), (beta, strengths), (all_errors, errors), (dy, d_out))
+        for x, buffer in loads:
+            blocks.load(x, span, buffer)
+        torch.mul(keys, strengths, out=weighted_keys)
+        torch.mul(errors, strengths, out=writes)  # U
+        torch.bmm(weighted_keys, keys.mT, out=lower)
+        torch.bmm(queries, keys.mT, out=reads).tril_()
+        torch.bmm(reads.mT, d_out, out=d_writes)
+        transforms = blocks.inverse(lower)
+
+        memories[0].copy_(kept)
+        for i, (k_c, u_c) in enumerate(blocks.chunks(keys, writes)[:-1]):
+            torch.baddbmm(memories[i], k_c.mT, u_c, out=memories[i + 1])
+        chunks = blocks.chunks(transforms, queries, keys, weighted_keys, d_out, d_writes, d_errors)
+        for i, (transform, q_c, k_c, weighted_c, dy_c, du_c, g_c) in reversed([*enumerate(chunks)]):
+            du_c.baddbmm_(k_c, d_memories[i + 1])
+            torch.bmm(transform.mT, du_c, out=g_c)
+            torch.baddbmm(d_memories[i + 1], q_c.mT, dy_c, out=d_memories[i])
+            d_memories[i].baddbmm_(weighted_c.mT, g_c, alpha=-1)
+        before, d_after = memories.flatten(0, 1), d_memories[1:].flatten(0, 1)
+
+        torch.sum(errors.mul_(d_errors), -1, keepdim=True, out=d_strengths)
+        d_values = d_errors.mul_(strengths)
+        torch.bmm(d_out, writes.mT, out=reads).tril_()
+        torch.bmm(d_out, before.mT, out=d_queries).baddbmm_(reads, keys)
+        torch.bmm(d_values, writes.mT, out=lower).tril_(-1)
+        torch.add(lower, lower.mT, out=symmetric)
+        torch.bmm(writes, d_after.mT, out=d_keys).baddbmm_(d_values, before.mT, alpha=-1)
+        d_keys.baddbmm_(reads.mT, queries).baddbmm_(symmetric, keys, alpha=-1)
+        d_memories[-1].copy_(d_memories[0])
+        found = (d_queries, d_keys, d_values, d_strengths)
+        for buffer, gradient in zip(found, gradients, strict=True):
+            blocks.store(buffer, span, gradient)
+    return tuple(gradients)

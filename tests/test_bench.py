@@ -1,0 +1,431 @@
+"""The bench: its ratios, targets and tables, and that peers compute what is computed here."""
+
+import importlib.util
+import math
+from dataclasses import replace
+from statistics import median
+
+import pytest
+import torch
+
+from replib import bench, peers, races, store
+from replib.attention.delta import delta_retrieve
+from replib.bench import FULL, FULL_CUDA, GROUPS, TARGETS, Scale, bench_table, run_bench
+from replib.kernels import cpu, torch_chunked
+from replib.models import CausalTransformer, TransformerConfig
+from replib.peers import FAST_TRANSFORMERS, FLASH_LINEAR
+from replib.races import (
+    CROSSOVER,
+    SHARE,
+    TENSORS,
+    TIMES,
+    Contender,
+    Race,
+    Run,
+    Setting,
+    latest_figures,
+    table,
+)
+
+TINY = Scale(
+    name="tiny",
+    batch_size=2,
+    n_heads=2,
+    head_dims=(16,),
+    lengths=(8, 16, 24, 40),
+    longest_weights=16,
+    memory_len=64,
+    not_causal_len=24,
+    last_read=bench.delta_sizes(2, 1, 8, 16, 12),
+    all_reads=bench.delta_sizes(2, 2, 16, 16, 16),
+    decoding_batches=(1, 2),
+    position=16,
+    copy_batch=2,
+    copy_len=16,
+    n_layers=1,
+    n_rounds=3,
+    seconds=0.2,
+    long_seconds=0.2,
+    loop_seconds=0.2,
+)
+HAS_FAST_TRANSFORMERS = importlib.util.find_spec("fast_transformers") is not None
+with_fast_transformers = pytest.mark.skipif(
+    not HAS_FAST_TRANSFORMERS, reason="fast-transformers is not installed"
+)
+
+
+def measured(*groups, **options):
+    return list(run_bench(groups, **{"device": "cpu", "scale": TINY} | options))
+
+
+def figures_of(rows, **wanted):
+    return [
+        figure
+        for figure in latest_figures(rows)
+        if all(figure[name] == value for name, value in wanted.items())
+    ]
+
+
+# Rows
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group_yields_rows_whose_ratios_follow_from_their_samples(group):
+    rows = measured(group)
+    assert rows
+    for row in rows:
+        samples, figures = row["summary"]["time_ms_samples"], row["summary"]["figures"]
+        told = [one for one in figures if one["value"] is not None]
+        for one in told:
+            if one["unit"] == TIMES:
+                pairs = zip(samples[one["against"]], samples[one["ours"]], strict=True)
+                assert one["value"] == pytest.approx(median(a / b for a, b in pairs), rel=2e-3)
+            assert one["low"] <= one["value"] <= (one["high"] or math.inf)
+        for one in (one for one in figures if one["value"] is None):
+            told_why = any(x in one["detail"] for x in ("not installed", "not run"))
+            assert told_why or one["unit"] == CROSSOVER
+        assert row["scale"] == "tiny" and row["outcome"] == ("ok" if told else "interrupted")
+    assert group == "training" or any(one["value"] for one in figures_of(rows))
+
+
+def test_a_ratio_is_of_two_times_of_one_round():
+    race = Race({"slow": [8.0, 100.0, 4.0], "fast": [2.0, 10.0, 4.0]}, {})
+    assert race.ratios("fast", "slow") == [4.0, 10.0, 1.0]
+    assert race.ratios("slow", "fast") == [0.25, 0.1, 1.0]
+
+
+def test_rows_are_stored_and_read_back_as_they_were_told(data):
+    rows = [row | {"scale": "full"} for row in measured("not_causal")]
+    for row in rows:
+        store.append("bench", row)
+    assert store.read_rows("bench") == rows
+    assert bench.recorded_table().endswith(bench_table(rows))
+    assert bench.recorded_table().startswith(f"**{rows[0]['provenance']['device_name']}**")
+
+
+def test_nothing_recorded_is_said(data):
+    assert "make bench" in bench.recorded_table()
+
+
+def test_a_row_names_the_versions_of_what_it_was_measured_with():
+    (row,) = measured("not_causal")
+    assert row["provenance"]["torch"] == torch.__version__
+    assert ("pytorch-fast-transformers" in row["summary"]["versions"]) == HAS_FAST_TRANSFORMERS
+
+
+def test_told_to_stop_it_yields_no_further_row():
+    assert measured("delta", stop=lambda: True) == []
+    rows = []
+    for row in run_bench(["delta"], device="cpu", scale=TINY, stop=lambda: bool(rows)):
+        rows.append(row)
+    assert [row["config"]["work"] for row in rows] == [bench.LAST_READ]
+
+
+def test_an_unknown_group_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="'casual': use causal, memory, not_causal"):
+        run_bench(["casual"], device="cpu")
+
+
+# Trouble
+
+
+def test_a_peer_that_is_not_installed_is_told_with_the_remedy_and_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda package: None)
+    rows, told = [], "fast-transformers not installed: see README, section Bench"
+    for group in GROUPS:
+        rows += (found := measured(group))
+        alone = figures_of(found, against=FAST_TRANSFORMERS) + figures_of(
+            found, ours=FAST_TRANSFORMERS
+        )
+        assert {(one["value"], one["met"]) for one in alone} <= {(None, None)}
+        assert all(told in one["detail"] for one in alone)
+        assert (not alone) == (group == "delta")
+    assert figures_of(rows, ours="linear cpu", against=bench.FUSED)[0]["value"] > 0
+    assert figures_of(rows, ours="linear", against=bench.KV_CACHE)[0]["value"] > 0
+    assert bench_table(rows).count(told) == 1
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (RuntimeError("no such argument\nand more"), "failed: RuntimeError: no such argument"),
+        (ImportError("undefined symbol"), "failed: ImportError: undefined symbol"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: Default"),
+    ],
+)
+@pytest.mark.parametrize("healthy_calls", [0, 4])
+def test_a_peer_that_fails_is_told_and_stops_nobody_else(monkeypatch, error, told, healthy_calls):
+    calls = []
+
+    def attend(q, k, v, causal):
+        calls.append(1)
+        if len(calls) > healthy_calls:
+            raise error
+        return v * 1 + (q + k) * 0
+
+    monkeypatch.setattr(peers, "require", lambda name: None)
+    monkeypatch.setitem(bench.ATTENTIONS, FAST_TRANSFORMERS, attend)
+    said = []
+    (row,) = measured("not_causal", say=said.append)
+    assert told in row["detail"] and "and more" not in row["detail"]
+    assert told in said[0] and "linear cpu" in said[0]
+    failed = figures_of([row], against=FAST_TRANSFORMERS)
+    assert failed and all(one["value"] is None and told in one["detail"] for one in failed)
+    assert all(one["value"] > 0 for one in figures_of([row], against=bench.FUSED))
+
+
+def test_what_would_not_fit_into_memory_is_never_begun(monkeypatch):
+    monkeypatch.setattr(races, "available_memory_bytes", lambda device: 1000)
+    monkeypatch.setattr(peers, "published_delta_loop", lambda *inputs: pytest.fail("called"))
+    rows = measured("causal") + measured("delta")
+    for against in (bench.TEXTBOOK, bench.PUBLISHED_LOOP, bench.TUNED_LOOP):
+        found = figures_of(rows, against=against)
+        assert found and all("out of memory: needs about" in one["detail"] for one in found)
+    assert all(one["value"] for one in figures_of(rows, ours="linear cpu", against=bench.FUSED))
+
+
+def test_a_contender_that_failed_is_not_called_again():
+    calls = []
+
+    def fail():
+        calls.append(1)
+        raise ValueError("once")
+
+    contender = Contender(lambda: fail, torch.device("cpu"))
+    contender()
+    contender()
+    assert calls == [1] and contender.trouble == "failed: ValueError: once"
+
+
+# Figures
+
+
+def test_targets_are_lower_bounds_of_speed_and_upper_bounds_of_memory_and_crossovers():
+    setting = Setting(work="w", batch_size=1, n_heads=1, seq_len=256, head_dim=8)
+    limits = {TIMES: 2.0, TENSORS: 4.0, CROSSOVER: 64.0}
+    targets = [races.Target("w", "a", "b", unit, limit) for unit, limit in limits.items()]
+    run = Run(device=torch.device("cpu"), scale="", n_rounds=1, targets=targets, sources=[])
+
+    def met(unit, value, setting=setting):
+        return run.figure(setting, "a", "b", unit, [value])["met"]
+
+    for unit, limit in limits.items():
+        assert met(unit, limit) is True
+        assert met(unit, limit * 1.01) is (unit == TIMES)
+        assert met(unit, limit * 0.99) is (unit != TIMES)
+    assert met(TIMES, 5.0, replace(setting, work="other")) is None
+    assert run.figure(setting, "a", "b", TIMES, [], "missing")["met"] is None
+
+
+def test_a_figure_is_the_median_with_quartiles():
+    setting = Setting(work="w", batch_size=1, n_heads=1, head_dim=8)
+    run = Run(device=torch.device("cpu"), scale="", n_rounds=1, targets=[], sources=[])
+    figure = run.figure(setting, "a", "b", TIMES, [5.0, 1.0, 4.0, 2.0, 3.0])
+    assert [figure[name] for name in ("low", "value", "high")] == [2.0, 3.0, 4.0]
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """All groups at their full sizes with times that are formulas, and nothing computed."""
+
+    def time_ms(setting, name):
+        n = setting.seq_len
+        if name == "linear cpu":
+            return n / 100
+        if name == bench.FUSED:
+            return n * n / 100 / 150  # crosses linear cpu at N = 150
+        if name == bench.TEXTBOOK:
+            return n / 20
+        return {bench.MATRIX_PRODUCT: 20.0, bench.COPY: 1.0}.get(name, n / 10)
+
+    def race(self, setting, builds, seconds):
+        return Race({x: [time_ms(setting, x) * j for j in (1, 1, 1.01)] for x in builds}, {})
+
+    class Nothing:
+        trouble = None
+
+        def __init__(self, build, device):
+            pass
+
+        def __call__(self):
+            pass
+
+        def attempt(self, function):
+            return 5 * 4 * 8 * 8 * 16384 * 32  # five tensors of the size of q where D = 32
+
+    provenance = store.provenance()
+    monkeypatch.setattr(Run, "race", race)
+    monkeypatch.setattr(bench, "Contender", Nothing)
+    monkeypatch.setattr(store, "provenance", lambda *a, **options: provenance)
+
+    def rows(scale, device_type):
+        run = Run(
+            device=torch.device(device_type), scale="full", n_rounds=3, targets=TARGETS, sources=[]
+        )
+        return list(bench._rows(run, scale, GROUPS.values()))
+
+    return rows
+
+
+def test_every_target_is_that_of_a_figure_at_the_full_sizes(pretended):
+    pytest.importorskip("triton")  # the CUDA kernel's cost model is in its module
+    used = set()
+    for device_type, scale in (("cpu", FULL), ("cuda", FULL_CUDA)):
+        for figure in latest_figures(pretended(scale, device_type)):
+            named = (figure["ours"], figure["against"], figure["unit"], device_type)
+            fit = [one for one in TARGETS if one.is_for(figure["setting"], *named)]
+            assert len(fit) <= 1
+            assert figure["target"] == (fit[0].limit if fit else None)
+            used.update(map(TARGETS.index, fit))
+    assert used == set(range(len(TARGETS)))
+
+
+def test_crossovers_shares_and_memory_follow_from_times_and_bytes(pretended):
+    rows = pretended(replace(FULL, head_dims=(32,)), "cpu")
+    backward = Setting(work=bench.BACKWARD, batch_size=8, n_heads=8, head_dim=32)
+    named = {"ours": "linear cpu", "against": bench.FUSED, "setting": backward}
+    (crossing,) = figures_of(rows, unit=CROSSOVER, **named)
+    assert crossing["value"] == pytest.approx(150, rel=0.02) and crossing["met"] is False
+    (never,) = figures_of(rows, **named | {"ours": bench.PLAIN, "against": bench.TEXTBOOK})
+    assert never["value"] is None and "never faster than softmax textbook" in never["detail"]
+    for name, model, c, ms in (
+        ("linear cpu", cpu, cpu.C, 40.96),
+        ("linear torch", torch_chunked, torch_chunked.SHORT_CHUNK_LEN, 409.6),
+    ):
+        (share,) = figures_of(rows, unit=SHARE, ours=name, setting=replace(backward, seq_len=4096))
+        operations = sum(model.operations_per_token(32, 32, c, x) for x in (False, True))
+        rate = 64 * 4096 * operations / ms
+        assert share["value"] == pytest.approx(rate / (2 * 1024**3 / 20), rel=1e-3)
+    (tensors,) = figures_of(rows, unit=TENSORS, ours="linear cpu")
+    assert tensors["value"] == 5 and tensors["met"] is False
+
+
+def test_a_figure_without_a_value_does_not_take_the_place_of_one_with_a_value(monkeypatch):
+    first = measured("not_causal")
+    monkeypatch.setitem(bench.ATTENTIONS, bench.FUSED, None)
+    second = measured("not_causal")
+    before, after = (figures_of(rows, against=bench.FUSED) for rows in (first, first + second))
+    assert before == after and all(one["value"] for one in after)
+    ours = {"ours": "linear torch", "against": FAST_TRANSFORMERS}
+    assert figures_of(first + second, **ours) == figures_of(second, **ours)
+
+
+# Tables
+
+
+def test_a_table_has_aligned_columns_and_says_what_was_met():
+    setting = Setting(work="work", batch_size=8, n_heads=8, seq_len=256, head_dim=32)
+    base = {"setting": setting, "ours": "a", "against": "b", "unit": TIMES, "detail": None}
+    base |= {"value": 3.456, "low": 3.0, "high": 4.0, "target": 3.0, "met": True}
+    missing = {"value": None, "low": None, "high": None, "met": None, "detail": "b not installed"}
+    crossing = {"unit": CROSSOVER, "value": 70.4, "high": math.inf, "target": 64, "met": False}
+    lines = table([base, base | missing, base | crossing]).split("\n")
+    assert lines[2].startswith("| a: work, B 8 H 8 N 256 D 32 | b ")
+    assert [cell.strip() for cell in lines[2].split("|")[3:6]] == [
+        "3.46 [3.00, 4.00]",
+        "≥ 3",
+        "yes",
+    ]
+    assert [cell.strip() for cell in lines[3].split("|")[3:6]] == ["–", "≥ 3", ""]
+    assert [cell.strip() for cell in lines[4].split("|")[3:6]] == [
+        "N = 70 [3, never]",
+        "≤ 64",
+        "no",
+    ]
+    assert len({len(line) for line in lines[:5]}) == 1
+    assert lines[5:] == ["", "b not installed"]
+
+
+def test_of_causal_attention_only_ratios_with_a_target_are_shown(pretended):
+    rows = pretended(FULL, "cpu")
+    shown = [line for line in bench_table(rows).split("\n") if ": causal, forward" in line]
+    ratios = [line for line in shown if not any(x in line for x in ("N =", "rate", "| –"))]
+    assert ratios and all("≥" in line for line in ratios)
+    assert any("N 256" in line and FAST_TRANSFORMERS in line for line in ratios)
+
+
+# Peers
+
+
+def random(*shape, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=dtype)
+
+
+@with_fast_transformers
+@pytest.mark.parametrize("causal", [True, False])
+def test_fast_transformers_computes_the_same_attention_and_gradient(causal):
+    results = []
+    for name in (FAST_TRANSFORMERS, bench.PLAIN):
+        q, k, v, grad_y = (random(2, 3, 33, 16, seed=seed) for seed in range(4))
+        inputs = [x.requires_grad_() for x in (q, k, v)]
+        y = bench.ATTENTIONS[name](*inputs, causal)
+        results.append((y, *torch.autograd.grad(y, inputs, grad_y)))
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+@with_fast_transformers
+def test_fast_transformers_encoder_decodes_as_our_model_does():
+    config = TransformerConfig(n_layers=2, implementation="torch", dropout=0.0)
+    model = CausalTransformer(config, vocab_size=11, max_len=8).eval()
+    tokens = torch.randint(11, (3, 8), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        encoder, state = peers.fast_transformers_encoder(model).eval(), None
+        expected = model(tokens)
+        for i in range(8):
+            x, state = encoder(model.embedding(tokens[:, i : i + 1], first=i)[:, 0], state)
+            torch.testing.assert_close(model.head(x), expected[:, i], rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_in_bf16_is_not_run_where_its_products_are_slow(monkeypatch):
+    monkeypatch.setattr(bench, "_bfloat16_slowdown", lambda device: 40.0)
+    (row,) = measured("training")
+    assert set(row["summary"]["time_ms_samples"]) <= {bench.LINEAR, FAST_TRANSFORMERS}
+    for one in figures_of([row], ours=bench.LINEAR + bench.BF16):
+        assert one["value"] is None
+        assert "not run: products in bfloat16 take 40 times those in float32" in one["detail"]
+
+
+@with_fast_transformers
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-4), ("bf16", 1e-2)])
+def test_a_step_with_fast_transformers_attention_is_the_same_step(
+    precision, tolerance, monkeypatch
+):
+    monkeypatch.setattr(bench, "_bfloat16_slowdown", lambda device: 1.0)
+    run = Run(device=torch.device("cpu"), scale="", n_rounds=1, targets=[], sources=[])
+    losses = []
+    for name in (bench.LINEAR, FAST_TRANSFORMERS):
+        step = bench._training_step(run, TINY, name, precision)
+        losses.append([step().item() for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
+    assert losses[0][0] != losses[0][1]
+
+
+def test_the_published_loop_reads_what_the_delta_rule_reads():
+    b, h, n, d, m = 2, 1, 37, 8, 5
+    q, k, v = (random(b, h, *x, dtype=torch.float64) for x in ((1, d), (n, d), (n, m)))
+    k = torch.nn.functional.normalize(k, dim=-1)
+    beta = torch.sigmoid(random(b, h, n, dtype=torch.float64))
+    results = []
+    for function in (peers.published_delta_loop, delta_retrieve):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v, beta)]
+        y = function(*inputs)
+        results.append((y, *torch.autograd.grad(y.sum(), inputs)))
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or importlib.util.find_spec("fla") is None,
+    reason="flash-linear-attention or a CUDA device is missing",
+)
+def test_flash_linear_attention_computes_the_same_attention_and_gradient():
+    results = []
+    for name in (FLASH_LINEAR, bench.PLAIN):
+        q, k, v, grad_y = (random(2, 3, 130, 32, seed=seed).cuda() for seed in range(4))
+        inputs = [x.requires_grad_() for x in (q, k, v)]
+        y = bench.ATTENTIONS[name](*inputs, True)
+        results.append((y, *torch.autograd.grad(y, inputs, grad_y)))
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-2, atol=1e-2)  # TF32
