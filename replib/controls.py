@@ -524,6 +524,8 @@ def crossover_chart(rows: Sequence[Row], work: str, batch_size: int) -> alt.Laye
 def _rounded(found: Crossover) -> str:
     if not math.isfinite(found.length):
         return "never"
+    if found.extrapolated and found.length <= found.shortest:
+        return f"from below N = {found.shortest:g}"
     return f"from N = {found.length:.0f}{' (extrapolated)' if found.extrapolated else ''}"
 
 

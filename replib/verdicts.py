@@ -239,7 +239,8 @@ def _span(found: Sequence[Crossover]) -> str:
     first, last = (crossover_text(one).split(" (")[0] for one in (early, late))
     if first == last:
         return first
-    return f"{first} or {last}" if late.extrapolated else f"{first} to {late.length:.0f}"
+    one_side = early.extrapolated or late.extrapolated
+    return f"{first} or {last}" if one_side else f"{first} to {late.length:.0f}"
 
 
 def _within(low: float, high: float, least: float, most: float) -> bool | None:

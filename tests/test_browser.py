@@ -146,7 +146,7 @@ def resting(request, new_page):
 def wait_until_drawn(page):
     """Wait for the last cell, and for the first chart to have its lines."""
     page.get_by_text("Method and limits").wait_for()
-    wait_for(lambda: n_pixels(page, chart(page, 0), charts.PALETTE["softmax"]) > 100)
+    wait_for(lambda: n_pixels(page, chart(page, 0), charts.PALETTE["linear"]) > 100)
 
 
 def wait_for(holds):
@@ -240,7 +240,7 @@ def test_a_notebook_opens_with_its_verdict_and_recorded_charts(resting):
     for column in ("Paper", "2022 replication", "Recorded here", "This machine, settings below"):
         expect(verdict(resting)).to_contain_text(column)
     expect(verdict(resting)).to_contain_text(RECORDED[resting.stem])
-    assert n_pixels(resting, chart(resting, 0), charts.PALETTE["softmax"]) > 100
+    assert n_pixels(resting, chart(resting, 0), charts.PALETTE["linear"]) > 100
     photograph(resting, resting.stem)
     assert not resting.problems
 
@@ -408,8 +408,8 @@ def test_a_short_measurement_runs_by_itself_and_its_points_appear(notebook, stem
     expect(page.get_by_text(re.compile(r"Runs of this session \(\d+\)"))).to_be_visible()
     expect(page.get_by_text("These settings have been run")).to_be_visible()
     expect(verdict(page)).not_to_contain_text("Nothing has run yet")
-    live = page.locator("canvas.marks").nth(2 if stem == "02_linear_scaling" else 1)
-    wait_for(lambda: n_pixels(page, live, charts.PALETTE["softmax"], top=90) > 50)
+    live = page.locator("canvas.marks").nth(2)
+    wait_for(lambda: n_pixels(page, live, charts.PALETTE["linear"], top=90) > 50)
     photograph(page, f"{stem}_ran")
 
 

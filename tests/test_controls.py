@@ -441,6 +441,8 @@ def test_the_crossover_chart_is_titled_with_what_was_measured():
     chart = controls.session_crossover_chart(crossing())
     title = " ".join(chart.to_dict()["title"]["text"]).replace("\xa0", " ")
     assert title == "Linear (torch) is faster from N = 100 against softmax (fused)"
+    always = controls.session_crossover_chart(crossing(0.2)).to_dict()["title"]["text"]
+    assert "from below N = 64 against" in " ".join(always).replace("\xa0", " ")
     never = controls.session_crossover_chart(crossing(2.0)).to_dict()
     assert "faster never against" in " ".join(never["title"]["text"])
     short = controls.session_crossover_chart(crossing()[:2]).to_dict()

@@ -241,10 +241,11 @@ def test_the_implementations_are_summed_up_over_the_settings():
         {
             "a": {"plain": NEVER, "torch": measured(105, 90, 120), "cpu": ALWAYS},
             "b": {"plain": measured(900, 800, 1000), "torch": measured(205, 190, 220)},
+            "c": {"cpu": measured(63, 56, 70)},
         }
     )
     assert verdict.headline == (
-        "plain N = 900 or not up to N = 2048; torch N = 105 to 205; cpu below N = 8"
+        "plain N = 900 or not up to N = 2048; torch N = 105 to 205; cpu below N = 8 or N = 63"
     )
     assert verdict.status == "supported"
     alone = implementations_verdict({"a": {"torch": measured(105, 90, 120)}})

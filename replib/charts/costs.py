@@ -175,7 +175,7 @@ def _growth_chart(frame: pl.DataFrame, y_title: str, title: str, guides: bool) -
     x_domain = style.log_domain(frame["seq_len"])
     y_domain = style.log_domain([*known["value"], *known["low"], *known["high"]], margin=1.25)
     if not failed.is_empty():
-        y_domain[1] *= (y_domain[1] / y_domain[0]) ** 0.08  # room for the marks at the top
+        y_domain[1] *= (y_domain[1] / y_domain[0]) ** 0.14  # room for the marks at the top
     legend = alt.selection_point(name="shown_series", fields=["series"], bind="legend")
     y = style.log_axis("value", y_title, y_domain)
     layers = _guides(known, x_domain, y_domain) if guides else []
@@ -311,7 +311,7 @@ def _series_labels(
     layers = []
     for part, place in (
         (beside, {"align": "left", "dx": 8}),
-        (above, {"align": "right", "dx": 4, "dy": -12}),
+        (above, {"align": "right", "dx": -8, "dy": -7}),
     ):
         part = part.with_columns(pl.col("label_px") + top)
         text = alt.Chart(style.records_of(part)).mark_text(

@@ -47,16 +47,12 @@ CHUNK_LEN = 32
 PRODUCTS_PER_CALL = 64
 
 
+@torch.compiler.disable  # its buffers and `out=` are what torch.compile cannot trace
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
     """y_i = W_i q_i after each write, differentiable once; sums in float32 or wider.
 
     q, k (B, H, N, R), v (B, H, N, M), beta (B, H, N) -> (B, H, N, M) in the dtype of v.
     """
-    return _apply(q, k, v, beta)
-
-
-@torch.compiler.disable  # its buffers and `out=` are what torch.compile cannot trace
-def _apply(q, k, v, beta):
     return _ChunkedDeltaRule.apply(q, k, v, beta.unsqueeze(-1))
 
 
@@ -65,7 +61,7 @@ def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
 
     q (B, H, L, R), k (B, H, N, R), v (B, H, N, M), beta (B, H, N) -> (B, H, L, M) in v's dtype.
     """
-    wide = torch.promote_types(q.dtype, torch.float32)
+    wide = _wide(q, v)
     with torch.autocast(q.device.type, enabled=False):
         rows = [x.to(wide).flatten(0, 1) for x in (q, k, v, beta.unsqueeze(-1))]
         if q.shape[2] <= q.shape[3]:
@@ -74,6 +70,10 @@ def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
             units = torch.eye(q.shape[3], dtype=wide, device=q.device)
             y = rows[0] @ _Sweep.apply(units.expand(len(rows[0]), -1, -1), *rows[1:])
     return y.unflatten(0, q.shape[:2]).to(v.dtype)
+
+
+def _wide(q: Tensor, v: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(q.dtype, v.dtype), torch.float32)
 
 
 def operations_per_token(r: int, m: int, *, backward: bool) -> float:
@@ -91,12 +91,11 @@ def retrieval_operations(n: int, r: int, m: int, n_queries: int) -> float:
 
 
 def bytes_per_token(r: int, m: int, *, itemsize: int = 4, backward: bool) -> float:
-    """Bytes of memory that a position and head must pass through, each tensor once: q, k, v, beta
-    to y and the errors forward, these without v and y to the four gradients backward."""
+    """Bytes that a position and head move to and from memory, each tensor once, in one pass."""
     errors = 4 * m
-    if backward:
-        return itemsize * (2 * r + m + 1) + errors + itemsize * (2 * r + m + 1)
-    return itemsize * (2 * r + m + 1) + itemsize * m + errors
+    if backward:  # q, k, dy, beta and the errors in, dq, dk, dv and dbeta out
+        return itemsize * (4 * r + 2 * m + 2) + errors
+    return itemsize * (2 * r + 2 * m + 1) + errors  # q, k, v and beta in, y and the errors out
 
 
 class _Sweep(torch.autograd.Function):
@@ -177,11 +176,11 @@ class _Blocks:
         m, self.c = v.shape[-1], CHUNK_LEN
         # A memory is kept for each block: no more of them than k and v are large.
         for_memory = math.ceil(r * m / ((r + m) * self.c))
-        self.g = min(max(PRODUCTS_PER_CALL // (b * h), for_memory, 1), math.ceil(n / self.c))
+        self.g = max(1, min(max(PRODUCTS_PER_CALL // (b * h), for_memory), math.ceil(n / self.c)))
         self.shape = (self.g, b, h, self.c)
         length = self.g * self.c
         self.spans = [slice(i, min(i + length, n)) for i in range(0, n, length)]
-        self.options = {"dtype": torch.promote_types(q.dtype, torch.float32), "device": q.device}
+        self.options = {"dtype": _wide(q, v), "device": q.device}
         self.identity = torch.eye(self.c, **self.options)
         self.memory_shape = (b * h, r, m)
 
@@ -256,7 +255,7 @@ def _backward(dy, q, k, v, beta, all_errors, kept_memories):
     memories = blocks.memories(blocks.g)  # before each chunk
     d_memories = blocks.memories(blocks.g + 1)  # by the memory before each, and after the last
     gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, beta)]
-    for span, kept in zip(reversed(blocks.spans), kept_memories.flip(0), strict=True):
+    for span, kept in reversed([*zip(blocks.spans, kept_memories, strict=True)]):
         loads = ((q, queries), (k, keys), (beta, strengths), (all_errors, errors), (dy, d_out))
         for x, buffer in loads:
             blocks.load(x, span, buffer)

@@ -1,0 +1,291 @@
+"""A decoder gives a token at a time what the model gives for the whole sequence."""
+
+from itertools import islice
+
+import pytest
+import torch
+
+from replib.attention import ATTENTION
+from replib.attention.softmax import FIRST_CACHE_LEN, KVCache
+from replib.generation import (
+    MAX_BATCH,
+    MAX_POSITIONS,
+    Decoder,
+    continue_greedily,
+    most_likely,
+    stream,
+    translate_greedily,
+)
+from replib.models import CausalTransformer, EncoderDecoder, TransformerConfig
+
+VOCAB, MAX_LEN, N = 7, 80, 70  # N is beyond a cache's first capacity
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
+
+RECURRENT = [name for name, cls in ATTENTION.items() if cls.recurrent]
+CONFIGS = [
+    TransformerConfig(
+        attention=name,
+        norm=norm,
+        positions=positions,
+        n_layers=2,
+        n_heads=2,
+        d_model=16,
+        d_feedforward=32,
+        dropout=0.3,
+    )
+    for name in RECURRENT
+    for norm, positions in (("post", "concatenated"), ("pre", "added"))
+]
+SOFTMAX, LINEAR = (next(c for c in CONFIGS if c.attention == a) for a in ("softmax", "linear"))
+
+every_config = pytest.mark.parametrize("config", CONFIGS, ids=str)
+every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+def build(cls, config, dtype=torch.float64, max_len=MAX_LEN):
+    torch.manual_seed(0)
+    return cls(config, vocab_size=VOCAB, max_len=max_len).to(dtype).eval()
+
+
+def random_tokens(n, seed=0, b=3):
+    return torch.randint(0, VOCAB, (b, n), generator=torch.Generator().manual_seed(seed))
+
+
+def logits_of(decoder, tokens):
+    return torch.stack([decoder.step(token) for token in tokens.unbind(1)], dim=1)
+
+
+def close(actual, expected, dtype=torch.float64):
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@every_config
+@every_dtype
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("max_len", [None, N])
+def test_a_decoder_gives_the_parallel_logits(config, dtype, batch_size, max_len):
+    model, tokens = build(CausalTransformer, config, dtype), random_tokens(N, b=batch_size)
+    with torch.no_grad():
+        expected = model(tokens)
+    close(logits_of(Decoder(model, batch_size, max_len=max_len), tokens), expected, dtype)
+
+
+@every_config
+@every_dtype
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_decoder_with_a_memory_gives_the_parallel_logits(config, dtype, batch_size):
+    model = build(EncoderDecoder, config, dtype)
+    source, tokens = random_tokens(9, b=batch_size), random_tokens(N, 1, b=batch_size)
+    with torch.no_grad():
+        expected, memory = model(source, tokens), model.encode(source)
+    close(logits_of(Decoder(model, batch_size, memory=memory), tokens), expected, dtype)
+
+
+@every_config
+@every_dtype
+def test_a_decoder_gives_what_the_steps_of_the_model_give(config, dtype):
+    model, tokens = build(CausalTransformer, config, dtype), random_tokens(N)
+    states, steps = model.init_state(len(tokens)), []
+    with torch.no_grad():
+        for position, token in enumerate(tokens.unbind(1)):
+            logits, states = model.step(states, token, position)
+            steps.append(logits)
+    close(logits_of(Decoder(model, len(tokens)), tokens), torch.stack(steps, dim=1), dtype)
+
+
+@every_config
+@torch.inference_mode()
+def test_the_form_for_a_cuda_graph_gives_the_parallel_logits_in_place(config):
+    model, tokens = build(CausalTransformer, config), random_tokens(N)
+    decoder = Decoder(model, len(tokens), max_len=N, graph=False)
+    decoder._start_in_fixed_shapes()
+    memory = [x.data_ptr() for state in decoder.states for x in state]
+    steps = []
+    for token in tokens.unbind(1):
+        decoder._token.copy_(token)
+        decoder._advance_in_fixed_shapes()
+        steps.append(decoder._logits.clone())
+    close(torch.stack(steps, dim=1), model(tokens))
+    assert [x.data_ptr() for state in decoder.states for x in state] == memory
+    assert decoder._position == N
+
+
+def test_without_a_graph_a_decoder_says_so_and_starts_afresh(monkeypatch):
+    def fail(decoder):
+        decoder._start_in_fixed_shapes()
+        decoder._advance_in_fixed_shapes()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Decoder, "_record", fail)
+    model, tokens = build(CausalTransformer, SOFTMAX), random_tokens(N)
+    decoder = Decoder(model, len(tokens), max_len=N)
+    slower = "without a CUDA graph, slower: operation not permitted"
+    with torch.inference_mode(), pytest.warns(UserWarning, match=slower):
+        decoder._try_to_record()
+    with torch.no_grad():
+        close(logits_of(decoder, tokens), model(tokens))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@every_config
+def test_a_cuda_graph_gives_the_parallel_logits(config):
+    model, tokens = build(CausalTransformer, config).cuda(), random_tokens(N).cuda()
+    decoder = Decoder(model, len(tokens), max_len=N)
+    assert decoder._graph is not None
+    with torch.no_grad():
+        close(logits_of(decoder, tokens), model(tokens))
+
+
+def test_a_cache_grows_by_doubling_or_is_allocated_once():
+    model, tokens = build(CausalTransformer, SOFTMAX), random_tokens(2 * FIRST_CACHE_LEN + 1)
+    growing, fixed = Decoder(model, 3), Decoder(model, 3, max_len=tokens.shape[1])
+    capacities, memory = set(), set()
+    for token in tokens.unbind(1):
+        growing.step(token), fixed.step(token)
+        capacities.add(growing.states[0].keys.shape[2])
+        memory.add(fixed.states[0].keys.data_ptr())
+    assert capacities == {FIRST_CACHE_LEN, 2 * FIRST_CACHE_LEN, 4 * FIRST_CACHE_LEN}
+    assert len(memory) == 1
+    assert fixed.states[0].keys.shape[2] == fixed.states[0].length == tokens.shape[1]
+
+
+def test_the_state_of_linear_attention_stays_where_it_is_and_as_large():
+    decoder = Decoder(build(CausalTransformer, LINEAR), 3)
+    before = [(x.data_ptr(), x.shape) for state in decoder.states for x in state]
+    logits_of(decoder, random_tokens(N))
+    assert [(x.data_ptr(), x.shape) for state in decoder.states for x in state] == before
+
+
+@every_config
+def test_decoding_goes_on_beyond_the_positions_of_the_model(config):
+    """A model of the same weights that was built for more positions says what must come."""
+    long, tokens = build(CausalTransformer, config, max_len=N), random_tokens(N)
+    short = build(CausalTransformer, config, max_len=11)
+    short.load_state_dict(long.state_dict())
+    with torch.no_grad():
+        close(logits_of(Decoder(short, len(tokens)), tokens), long(tokens))
+
+
+@every_config
+def test_the_embedding_of_one_position_is_that_of_the_sequence(config):
+    embedding, tokens = build(CausalTransformer, config).embedding, random_tokens(MAX_LEN)
+    whole = embedding(tokens)
+    for n in (0, 1, MAX_LEN - 1):
+        for position in (n, torch.tensor(n)):
+            assert torch.equal(embedding.step(tokens[:, n], position), whole[:, n])
+
+
+def test_dropout_takes_no_part_and_the_model_stays_in_its_mode():
+    model, prompt = build(CausalTransformer, LINEAR), random_tokens(11)
+    expected = continue_greedily(model, prompt, 6)
+    model.train()
+    assert torch.equal(continue_greedily(model, prompt, 6), expected)
+    assert model.training
+    translator = build(EncoderDecoder, LINEAR)
+    expected = translate_greedily(translator, prompt, 1, end=VOCAB, max_len=6)
+    translator.train()
+    assert torch.equal(translate_greedily(translator, prompt, 1, end=VOCAB, max_len=6), expected)
+    assert translator.training
+
+
+def test_a_decoder_follows_its_model_as_it_learns():
+    model, tokens = build(CausalTransformer, LINEAR), random_tokens(5)
+    decoder = Decoder(model, len(tokens))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, dtype=parameter.dtype))
+        close(logits_of(decoder, tokens), model(tokens))
+
+
+def test_bfloat16_weights_keep_a_float32_state():
+    model, tokens = build(CausalTransformer, LINEAR, torch.bfloat16), random_tokens(N)
+    decoder = Decoder(model, len(tokens))
+    logits = logits_of(decoder, tokens)
+    assert logits.dtype == torch.bfloat16
+    assert {x.dtype for state in decoder.states for x in state} == {torch.float32}
+    with torch.no_grad():
+        expected = model.float()(tokens)
+    assert (logits - expected).norm() < 0.05 * expected.norm()
+
+
+def test_logits_are_not_overwritten_by_the_next_step():
+    decoder, tokens = Decoder(build(CausalTransformer, LINEAR), 3), random_tokens(2)
+    first = decoder.step(tokens[:, 0])
+    before = first.clone()
+    decoder.step(tokens[:, 1])
+    assert torch.equal(first, before)
+
+
+def test_a_stream_feeds_back_what_was_chosen():
+    model, prompt = build(CausalTransformer, LINEAR), random_tokens(4)
+
+    def second(logits):
+        return logits.topk(2).indices[:, 1]
+
+    produced = torch.stack(list(islice(stream(Decoder(model, 3), prompt, second), 6)), dim=1)
+    whole = torch.cat([prompt, produced], dim=1)
+    assert torch.equal(second(model(whole)[:, 3:-1].flatten(0, 1)), produced.flatten())
+
+
+def test_a_stream_takes_no_step_that_nobody_asked_for():
+    decoder = Decoder(build(CausalTransformer, LINEAR), 3, max_len=6)
+    assert len(list(islice(stream(decoder, random_tokens(4)), 3))) == 3
+    assert decoder.position == 6
+
+
+def test_nothing_is_a_continuation_of_no_length():
+    assert continue_greedily(build(CausalTransformer, LINEAR), random_tokens(4), 0).shape == (3, 0)
+
+
+def test_the_most_likely_token_has_the_largest_logit():
+    assert most_likely(torch.tensor([[0.0, 3.0, 1.0], [5.0, -1.0, 2.0]])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "config, sizes, message",
+    [
+        (LINEAR, {"batch_size": 0}, f"batch_size 0: use 1 to {MAX_BATCH}"),
+        (LINEAR, {"batch_size": 10**9}, "batch_size 1000000000: use 1 to"),
+        (SOFTMAX, {"max_len": 0}, f"max_len 0: use 1 to {MAX_POSITIONS}"),
+        (SOFTMAX, {"max_len": 10**12}, "max_len 1000000000000: use 1 to"),
+        (
+            SOFTMAX,
+            {"batch_size": MAX_BATCH, "max_len": MAX_POSITIONS},
+            "GB are free: lower batch_size or max_len",
+        ),
+        (LINEAR, {"memory": torch.zeros(3, 4, 16)}, "and no other model, needs the memory"),
+    ],
+)
+def test_impossible_sizes_are_refused_with_the_remedy(config, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        Decoder(build(CausalTransformer, config), **{"batch_size": 3} | sizes)
+
+
+def test_a_decoder_without_its_memory_is_refused():
+    with pytest.raises(ValueError, match="needs the memory"):
+        Decoder(build(EncoderDecoder, LINEAR), 3)
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,), (3, 1), ()])
+def test_tokens_of_another_batch_are_refused(shape):
+    decoder = Decoder(build(CausalTransformer, LINEAR), 3)
+    with pytest.raises(ValueError, match=r"use \(3,\)"):
+        decoder.step(torch.zeros(shape, dtype=torch.int64))
+
+
+@every_config
+def test_a_step_beyond_the_last_position_is_refused(config):
+    decoder, tokens = Decoder(build(CausalTransformer, config), 3, max_len=4), random_tokens(5)
+    logits_of(decoder, tokens[:, :4])
+    with pytest.raises(ValueError, match="all 4 positions are taken: use a larger max_len"):
+        decoder.step(tokens[:, 4])
+
+
+def test_a_full_cache_keeps_what_it_holds_when_it_grows():
+    attention = ATTENTION["softmax"]()
+    q, k, v = torch.randn(3, 2, 3, 5, 4, dtype=torch.float64).unbind(0)
+    state = KVCache(k[:, :, :4].clone(), v[:, :, :4].clone(), 4)
+    y, state = attention.step(state, q[:, :, 4], k[:, :, 4], v[:, :, 4])
+    assert state.keys.shape[2] == 8
+    close(y, attention(q, k, v)[:, :, 4])
