@@ -21,6 +21,7 @@ from replib.attention.delta import delta_retrieve, delta_rule
 from replib.attention.softmax import KVCache
 from replib.benchmark import DTYPES, Stop, interleave
 from replib.device import resolve_device
+from replib.generation import Decoder
 from replib.kernels import why_not
 from replib.memory import peak_memory_bytes
 from replib.models import CausalTransformer, MultiHeadAttention, TransformerConfig
@@ -50,7 +51,7 @@ from replib.training import Training, TrainingConfig
 
 # An edit to one of these gives rows a new identity.
 SOURCES = ("attention", "bench", "benchmark", "kernels", "memory", "models", "peers", "races")
-SOURCES += ("tasks", "training")
+SOURCES += ("generation", "tasks", "training")
 
 # Works and contenders by the names that rows and tables show.
 FORWARD, BACKWARD = "causal, forward", "causal, forward and backward"
@@ -450,14 +451,21 @@ def _decoding_model(run: Run, scale: Scale, attention: str) -> CausalTransformer
 @torch.inference_mode()
 def _decoder(run: Run, scale: Scale, attention: str, batch_size: int) -> Callable[[], object]:
     model, position = _decoding_model(run, scale, attention), scale.position
-    states = model.init_state(batch_size)
-    if attention == "softmax":
-        shape = (batch_size, model.config.n_heads, position + 1, model.config.head_dim)
-        check_memory(8.0 * len(states) * math.prod(shape), run.device)
-        random = partial(torch.randn, shape, device=run.device)
-        states = [KVCache(random(), random(), position) for _ in states]
     token = torch.ones(batch_size, dtype=torch.long, device=run.device)
-    return torch.inference_mode()(lambda: model.step(states, token, position))
+    decoder = Decoder(model, batch_size)
+    decoder.position = position
+    if attention == LINEAR:  # costs the same at every position
+        return partial(decoder.step, token)
+    shape = (batch_size, model.config.n_heads, position + 1, model.config.head_dim)
+    check_memory(8.0 * len(decoder.states) * math.prod(shape), run.device)
+    random = partial(torch.randn, shape, device=run.device)
+    states = [KVCache(random(), random(), position) for _ in decoder.states]
+
+    def step() -> Tensor:
+        decoder.position, decoder.states[:] = position, states
+        return decoder.step(token)
+
+    return step
 
 
 @torch.inference_mode()
