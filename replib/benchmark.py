@@ -26,6 +26,7 @@ from replib.memory import (
     is_out_of_memory,
     peak_memory_bytes,
     release_memory,
+    trim_memory,
 )
 from replib.tasks import SequenceCopy
 from replib.training import Training, TrainingConfig
@@ -40,6 +41,10 @@ MIN_SAMPLE_MS = 2.0
 # A call shorter than this may have been mostly lazy set-up: its length is taken from more calls.
 LAZY_SETUP_MS = 100.0
 N_EXTRA_WARMUPS = 2
+# A call shorter than this is made once untimed before each of its samples: another one's call left
+# the caches cold, as they never are in a loop. A longer one heats them itself; but it may free
+# gigabytes, which glibc keeps and gives back at a later call's expense (0.6 s after a loop of 3 s).
+LONG_CALL_MS = 1500.0
 # How often a wait for the lock looks whether it should stop.
 LOCK_POLL_S = 0.1
 
@@ -183,8 +188,10 @@ def interleave(
     """Time callables against each other, in milliseconds a call.
 
     Each round calls every callable once, in a new random order. A sample of a callable shorter
-    than MIN_SAMPLE_MS is the mean of as many calls as last that long. Time is `perf_counter` on
-    the CPU and CUDA events on a GPU. TIMING_LOCK is held throughout.
+    than MIN_SAMPLE_MS is the mean of as many calls as last that long. One shorter than
+    LONG_CALL_MS is called once untimed before each sample, and a longer one's freed memory goes
+    back to the system after it. Time is `perf_counter` on the CPU and CUDA events on a GPU.
+    TIMING_LOCK is held throughout.
 
     Args:
         n_repeats: rounds, and so samples of each callable.
@@ -208,6 +215,7 @@ def interleave(
     rng = random.Random(seed)
     samples: dict[Key, list[float]] = {key: [] for key in callables}
     n_calls: dict[Key, int] = {}
+    long: set[Key] = set()
     with _timing_lock(stop) as held:
         if not held:
             return samples
@@ -217,6 +225,9 @@ def interleave(
                 return samples
             call_ms = _warm_up(callables[key], n_warmup, device)
             n_calls[key] = _calls_per_sample(call_ms)
+            if call_ms >= LONG_CALL_MS:
+                long.add(key)
+                trim_memory()
         round_s = 0.0
         for i_round in range(n_repeats):
             round_started = perf_counter()
@@ -227,8 +238,12 @@ def interleave(
             for key in order:
                 if _stopped(stop):
                     return samples
+                if key not in long:
+                    callables[key]()
                 elapsed_ms = _elapsed_ms(callables[key], n_calls[key], device)
                 samples[key].append(elapsed_ms / n_calls[key])
+                if key in long:
+                    trim_memory()
             round_s = perf_counter() - round_started
     return samples
 

@@ -1,9 +1,11 @@
 """Memory: what a call takes, what there is, and how to tell that it ran out."""
 
+import ctypes
 import gc
 import os
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -172,3 +174,9 @@ def release_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def trim_memory() -> None:
+    """Give freed memory back to the system at once, where the C library (glibc) would keep it."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library, or none to be had
+        ctypes.CDLL(None).malloc_trim(0)

@@ -84,7 +84,7 @@ def rounds_of(clock, seed, n_repeats=20):
     def candidate(name):
         def function():
             calls.append(name)
-            clock.work(200)
+            clock.work(benchmark.LONG_CALL_MS)
 
         return function
 
@@ -119,9 +119,39 @@ def candidate_of(clock, calls, name, lengths_ms):
 
 def test_a_sample_is_the_time_of_one_call_without_its_warm_up(clock):
     calls = Counter()
-    long = candidate_of(clock, calls, "long", itertools.chain([900], itertools.repeat(200)))
-    assert interleave({"long": long}, n_repeats=5) == {"long": pytest.approx([200] * 5)}
+    long = candidate_of(clock, calls, "long", itertools.chain([9000], itertools.repeat(2000)))
+    assert interleave({"long": long}, n_repeats=5) == {"long": pytest.approx([2000] * 5)}
     assert calls["long"] == 1 + 5
+
+
+def test_caches_are_warm_at_each_sample_of_a_short_call(clock):
+    last, names = [None], {"a": 20.0, "b": 400.0}
+
+    def candidate(name):
+        def function():
+            clock.work(names[name] if last[0] == name else 3 * names[name])
+            last[0] = name
+
+        return function
+
+    samples = interleave({name: candidate(name) for name in names}, n_repeats=4)
+    assert samples == {name: pytest.approx([ms] * 4) for name, ms in names.items()}
+
+
+def test_memory_is_given_back_after_each_long_call_alone(clock, monkeypatch):
+    events = []
+    monkeypatch.setattr(benchmark, "trim_memory", lambda: events.append("trimmed"))
+
+    def candidate(name, ms):
+        def function():
+            events.append(name)
+            clock.work(ms)
+
+        return function
+
+    interleave({"long": candidate("long", 2000), "short": candidate("short", 900)}, n_repeats=5)
+    assert events.count("trimmed") == events.count("long") == 6
+    assert all(a == "long" for a, b in itertools.pairwise(events) if b == "trimmed")
 
 
 def test_a_callable_shorter_than_a_sample_is_repeated_within_it(clock):
@@ -133,7 +163,7 @@ def test_a_callable_shorter_than_a_sample_is_repeated_within_it(clock):
     }
     samples = interleave(candidates, n_repeats=3)
     per_sample = benchmark.MIN_SAMPLE_MS / 0.1
-    assert 3 * per_sample <= calls["short"] < 3 * per_sample + 10
+    assert 3 * (per_sample + 1) <= calls["short"] < 3 * (per_sample + 1) + 10
     assert samples["short"] == pytest.approx([0.1] * 3)
     assert len(samples["long"]) == 3
 
@@ -145,7 +175,7 @@ def test_max_seconds_ends_after_a_whole_round_and_keeps_the_first(clock):
         return [len(values) for values in samples.values()]
 
     assert run(0.001) == [1, 1]
-    assert run(13) == [2, 2]  # 4 s of warm-up and 4 s a round
+    assert run(15) == [2, 2]  # 4 s of warm-up, and 5 s a round, in which "a" is called twice
 
 
 def test_stop_keeps_the_samples_taken_so_far(clock):
@@ -154,11 +184,11 @@ def test_stop_keeps_the_samples_taken_so_far(clock):
 
     def function():
         calls["n"] += 1
-        clock.work(200)
+        clock.work(2000)
         if calls["n"] == 1 + 3:
             stop.set()
 
-    assert interleave({"a": function}, n_repeats=10, stop=stop) == {"a": pytest.approx([200] * 3)}
+    assert interleave({"a": function}, n_repeats=10, stop=stop) == {"a": pytest.approx([2000] * 3)}
     assert calls["n"] == 4
 
 
