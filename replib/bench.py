@@ -22,7 +22,7 @@ from replib.attention.softmax import KVCache
 from replib.benchmark import DTYPES, Stop, interleave
 from replib.device import resolve_device
 from replib.generation import Decoder
-from replib.kernels import why_not
+from replib.kernels import installed, why_not
 from replib.memory import peak_memory_bytes
 from replib.models import CausalTransformer, MultiHeadAttention, TransformerConfig
 from replib.peers import FAST_TRANSFORMERS, FLASH_LINEAR, PEERS, Unavailable
@@ -298,14 +298,16 @@ def _rate_build(run: Run) -> dict[str, Build]:
 
 def _shares(run: Run, setting: Setting, race: Race) -> list[Figure]:
     """The share of that rate which kernels reach, by their own cost models."""
-    rate, figures = COPY if run.on_cuda else MATRIX_PRODUCT, []
-    rows = setting.batch_size * setting.n_heads * setting.seq_len
-    for name in _kernels(run)[:1] if run.on_cuda else _kernels(run):
-        why = race.why_not(name, rate)
-        amount = 0.0 if why else rows * _amount_per_token(name, setting, run.on_cuda)
-        shares = [amount * ratio for ratio in race.ratios(name, rate)]
-        figures.append(run.figure(setting, name, rate, SHARE, shares, why))
-    return figures
+    names = _kernels(run)[:1] if run.on_cuda else _kernels(run)
+    amounts = {name: _amount_per_token(name, setting, run.on_cuda) for name in names}
+    return [_share(run, setting, race, name, amount) for name, amount in amounts.items()]
+
+
+def _share(run: Run, setting: Setting, race: Race, name: str, amount_per_token: float) -> Figure:
+    rate = COPY if run.on_cuda else MATRIX_PRODUCT
+    amount = setting.batch_size * setting.n_heads * setting.seq_len * amount_per_token
+    shares = [amount * ratio for ratio in race.ratios(name, rate)]
+    return run.figure(setting, name, rate, SHARE, shares, race.why_not(name, rate))
 
 
 def _amount_per_token(name: str, setting: Setting, on_cuda: bool) -> float:
@@ -378,8 +380,22 @@ def _delta(run: Run, scale: Scale) -> Iterator[store.Row]:
     for work, sizes, loop in works:
         setting = Setting(work=work, **sizes)
         builds = {name: partial(_delta_call, run, setting, name) for name in (DELTA, loop)}
-        race = run.race(setting, builds, scale.loop_seconds)
-        yield run.row(setting, [run.ratio(setting, race, DELTA, loop)], race)
+        shared = work == ALL_READS and not run.on_cuda  # the fused kernel has a cost model
+        race = run.race(setting, builds | (_rate_build(run) if shared else {}), scale.loop_seconds)
+        figures = [run.ratio(setting, race, DELTA, loop)]
+        if shared:
+            figures.append(_share(run, setting, race, DELTA, _delta_operations(setting)))
+        yield run.row(setting, figures, race)
+
+
+def _delta_operations(setting: Setting) -> float:
+    """What the kernel does a token and head, forward and backward, in matrix products."""
+    model = import_module(
+        "replib.kernels.delta_cpu" if installed("numba") else "replib.kernels.delta"
+    )
+    sizes = setting.head_dim, setting.value_dim
+    done = sum(model.operations_per_token(*sizes, backward=backward) for backward in (False, True))
+    return done / (2 * PRODUCT_SIZE**3)
 
 
 DELTA_RULES: dict[tuple[str, str], Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {

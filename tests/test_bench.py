@@ -11,7 +11,7 @@ import torch
 from replib import bench, peers, races, store
 from replib.attention.delta import delta_retrieve
 from replib.bench import FULL, FULL_CUDA, GROUPS, TARGETS, Scale, bench_table, run_bench
-from replib.kernels import cpu, torch_chunked
+from replib.kernels import cpu, delta_cpu, torch_chunked
 from replib.models import CausalTransformer, TransformerConfig
 from replib.peers import FAST_TRANSFORMERS, FLASH_LINEAR
 from replib.races import (
@@ -296,6 +296,15 @@ def test_crossovers_shares_and_memory_follow_from_times_and_bytes(pretended):
         operations = sum(model.operations_per_token(32, 32, c, x) for x in (False, True))
         rate = 64 * 4096 * operations / ms
         assert share["value"] == pytest.approx(rate / (2 * 1024**3 / 20), rel=1e-3)
+    (share,) = figures_of(rows, unit=SHARE, ours=bench.DELTA)
+    sizes = share["setting"]
+    assert (sizes.seq_len, sizes.head_dim, sizes.value_dim) == (2048, 64, 64)
+    operations = sum(delta_cpu.operations_per_token(64, 64, backward=x) for x in (False, True))
+    times = [one["time_ms_samples"] for one in (row["summary"] for row in rows)]
+    (times,) = [one for one in times if bench.DELTA in one and bench.MATRIX_PRODUCT in one]
+    per_ms = 64 * 2048 * operations / times[bench.DELTA][0]
+    best = 2 * 1024**3 / times[bench.MATRIX_PRODUCT][0]
+    assert share["value"] == pytest.approx(per_ms / best, rel=1e-3)
     (tensors,) = figures_of(rows, unit=TENSORS, ours="linear cpu")
     assert tensors["value"] == 5 and tensors["met"] is False
 

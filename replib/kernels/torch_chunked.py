@@ -12,7 +12,8 @@ as N·D and never as N·D·M. With G = [dy / den, -(dy / den)·y]:
     dφ(Q) = G Sᵀ + tril(G [V, 1]ᵀ) φ(K)                       (first chunk to last)
     dφ(K) = [V, 1] Rᵀ + tril(G [V, 1]ᵀ)ᵀ φ(Q),    dV = φ(K) R + tril(φ(Q) φ(K)ᵀ)ᵀ dy / den
 
-with R = Σ φ(q_i) G_iᵀ over all later chunks (last chunk to first).
+with R = Σ φ(q_i) G_iᵀ over all later chunks (last chunk to first). Where it is not causal, S and R
+are those of the whole sequence, and no product with a triangle is left.
 """
 
 import torch
@@ -27,22 +28,50 @@ MANY_HEADS = 32
 def linear_attention(
     q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool, causal: bool
 ) -> Tensor:
-    """Normalised linear attention; sums in float32 or wider."""
-    if causal:
-        return _causal(q, k, v, eps, elu1)
-    wide = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
-        q, k, values = q.to(wide), k.to(wide), v.to(wide)
-        if elu1:
-            q, k = (torch.exp(x.clamp(max=0)) + x.clamp(min=0) for x in (q, k))
-        s = k.transpose(-1, -2) @ values  # (B, H, R, M)
-        z = k.sum(2).unsqueeze(-1)  # (B, H, R, 1)
-        return (q @ s / (q @ z + eps)).to(v.dtype)
+    """Normalised linear attention, differentiable once; sums in float32 or wider."""
+    return (_causal if causal else _not_causal)(q, k, v, eps, elu1)
 
 
 @torch.compiler.disable  # its buffers and `out=` are what torch.compile cannot trace
 def _causal(q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool) -> Tensor:
     return _ChunkedLinearAttention.apply(q, k, v, eps, elu1)
+
+
+def _not_causal(q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool) -> Tensor:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        return _FullLinearAttention.apply(q.to(wide), k.to(wide), v.to(wide), eps, elu1).to(v.dtype)
+
+
+class _FullLinearAttention(torch.autograd.Function):
+    """Not causal. Keeps φ(Q) and φ(K), from which φ' follows, in place of what each operation of
+    the forward pass would keep."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, eps, elu1):
+        if elu1:
+            q, k = (x.clamp(max=0).exp_().add_(x.clamp(min=0)) for x in (q, k))
+        s, z = k.mT @ v, k.sum(2, keepdim=True)  # (B, H, R, M), (B, H, 1, R)
+        denominator = torch.einsum("bhnr,bhr->bhn", q, z[:, :, 0]).unsqueeze(-1) + eps
+        y = (q @ s).div_(denominator)
+        ctx.save_for_backward(q, k, v, y, denominator, s, z)
+        ctx.elu1 = elu1
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        with torch.autocast(dy.device.type, enabled=False):
+            q, k, v, y, denominator, s, z = ctx.saved_tensors
+            g = dy / denominator
+            g_z = (g * y).sum(-1, keepdim=True).neg_()  # (B, H, N, 1)
+            dq = (g @ s.mT).addcmul_(g_z, z)
+            ds, dz = q.mT @ g, g_z.mT @ q  # (B, H, R, M), (B, H, 1, R)
+            dk = (v @ ds.mT).add_(dz)
+            if ctx.elu1:
+                dq.mul_(q.clamp(max=1))  # φ' = min(φ, 1)
+                dk.mul_(k.clamp(max=1))
+            return dq, dk, k @ ds, None, None
 
 
 class _Workspace:
