@@ -10,6 +10,7 @@ everything again for every token (the paper's softmax, tables 1 and 2).
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -57,6 +58,7 @@ MAX_SEQ_LEN = 2**20  # as far as the long streams of the recorded runs go
 VOCAB_SIZE = 256  # the levels of a pixel
 FEEDFORWARD_PER_MODEL = 4  # the hidden size of the position-wise network, as in the paper
 TOKEN_BYTES = 8  # int64
+AGREEMENT_DTYPES = ("float64", "float32", "bfloat16")
 
 # A stream is looked at this often: by a factor in position at first, then by a share of its length.
 STREAM_FACTOR = 1.25
@@ -65,11 +67,11 @@ STOP_EVERY = 64  # tokens
 
 # Predicted times: a block of a step costs this much, however small it is, a block of a whole
 # forward pass this much; products reach this share of the rate, and memory is read at this rate.
-STEP_BLOCK_S = 1.2e-4
+STEP_BLOCK_S = 8e-5
 FORWARD_BLOCK_S = 4e-4
 PRODUCTS_EFFICIENCY = 0.4
 ATTENTION_EFFICIENCY = 0.3
-READ_BYTES_PER_S = 8e9
+READ_BYTES_PER_S = 1.6e10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +191,7 @@ def geometric_positions(last: int) -> list[int]:
 
 
 def agreement(
-    config: GenerationConfig, dtypes: Sequence[str] = tuple(DTYPES), n_tokens: int = 100
+    config: GenerationConfig, dtypes: Sequence[str] = AGREEMENT_DTYPES, n_tokens: int = 100
 ) -> dict[str, Difference]:
     """For each dtype, how far token by token and all at once differ for the model of a config, on
     random tokens; see `step_difference`. Linear attention's parallel form is its torch kernel.
@@ -200,12 +202,12 @@ def agreement(
     generator, found = torch.Generator().manual_seed(0), {}
     tokens = torch.randint(VOCAB_SIZE, (1, n_tokens), generator=generator)
     with TIMING_LOCK:
+        model = build_model(config)
+        if config.attention == "linear":
+            for block in model.blocks:
+                block.self_attention.attention.implementation = "torch"
         for dtype in dtypes:
-            model = build_model(replace(config, dtype=dtype))
-            if config.attention == "linear":
-                for block in model.blocks:
-                    block.self_attention.attention.implementation = "torch"
-            found[dtype] = step_difference(model, tokens)
+            found[dtype] = step_difference(deepcopy(model).to(DTYPES[dtype]), tokens)
     return found
 
 
