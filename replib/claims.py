@@ -698,8 +698,8 @@ def _stream_text(row: Row) -> str:
     text = (
         f"{config['way']}, {config['n_layers']} layers of {config['n_heads']} heads of "
         f"{config['head_dim']}: {config['seq_len']:,} tokens in {_samples(row)[0] / 1000:.0f} s, "
-        f"{curve['state_bytes'][0] / 1e3:.3g} kB kept at first, "
-        f"{curve['state_bytes'][-1] / 1e3:.3g} kB at the end"
+        f"{three_digits(curve['state_bytes'][0] / 1e3)} kB kept at first, "
+        f"{three_digits(curve['state_bytes'][-1] / 1e3)} kB at the end"
     )
     if None in curve["process_bytes"]:
         return text
@@ -818,7 +818,13 @@ def generation_table(rows: Sequence[Row], paper: Mapping[str, Any]) -> str:
             lines.append(_table_line(f"{device}, {size.text}", rates, signs))
     head = "softmax, recomputed | softmax, cached | linear | linear over recomputed | over cached"
     return (
-        "| images a second | " + head + " |\n|---|" + "---:|" * 5 + "\n" + "\n".join(lines) + "\n\n"
+        "| images a second | "
+        + head
+        + " |\n|:---|"
+        + "---:|" * 5
+        + "\n"
+        + "\n".join(lines)
+        + "\n\n"
         "~ is summed from single tokens, which were measured at some positions; the others are "
         "whole runs."
     )

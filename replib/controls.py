@@ -175,7 +175,7 @@ def show_panel(elements: mo.ui.dictionary, notes: Sequence[str] = ()) -> mo.Html
 
 def _cell(element) -> str:
     """An element in the grid; a choice of many has a line of its own, to show what is chosen."""
-    many = isinstance(element, mo.ui.multiselect) and len(element.options) > 3
+    many = isinstance(element, mo.ui.multiselect) and len(element.options) > 2
     return f"<div{' style=grid-column:1/-1' * many}>{element}</div>"
 
 

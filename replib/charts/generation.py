@@ -13,7 +13,6 @@ from replib.charts.costs import growth_chart
 TOKEN_MEASURES = {  # column -> axis title, factor to its unit
     "time_ms": ("time of a token (ms)", 1.0),
     "state_bytes": ("kept between tokens (MB)", 1e-6),
-    "memory_bytes": ("kept, and used for a token (MB)", 1e-6),
 }
 LINE_PX = 20
 MARGIN = 1.6  # free space beside the smallest and the largest ratio, as a factor
