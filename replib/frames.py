@@ -215,7 +215,7 @@ def speedups(
         for one in found
     ]
     theirs = [
-        {"setting": image, "over": over, "where": f"paper, {where}", "value": float(value)}
+        {"setting": image, "over": over, "where": f"paper {where}", "value": float(value)}
         | {"how": "published", "source": "published"}
         for image, over, where, value in published
     ]

@@ -15,11 +15,9 @@ TOKEN_MEASURES = {  # column -> axis title, factor to its unit
     "state_bytes": ("kept between tokens (MB)", 1e-6),
 }
 LINE_PX = 20
+LABEL_SHARE = 0.3  # of the axis, free for labels beyond the largest ratio
 MARGIN = 1.6  # free space beside the smallest and the largest ratio, as a factor
-OVER = {
-    "cache": "softmax that keeps keys and values",
-    "recompute": "softmax that computes everything again",
-}
+OVER = {"cache": "over a cache", "recompute": "over recomputing"}
 
 
 def token_chart(frame: pl.DataFrame, *, y: str = "time_ms", title: str) -> alt.LayerChart:
@@ -147,7 +145,7 @@ def speedup_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
         return style.no_data(title)
     drawn, lines = _grouped(frame)
     x_domain = style.log_domain([*drawn["low"], *drawn["high"], *drawn["value"], 1.0], MARGIN)
-    x_domain[1] *= (x_domain[1] / x_domain[0]) ** 0.2  # room for the labels
+    x_domain[1] *= (x_domain[1] / x_domain[0]) ** LABEL_SHARE
     y = alt.Y(
         "line:O",
         title=None,
@@ -215,9 +213,10 @@ def _headings(drawn: pl.DataFrame, y: alt.Y) -> alt.Chart:
     headings = drawn.select("setting", "over", line=pl.col("group") + "|").unique(
         maintain_order=True
     )
-    headings = headings.with_columns(
-        text=pl.col("setting") + ", over " + pl.col("over").replace_strict(OVER)
-    )
+    words = [pl.col("over").replace_strict(OVER)]
+    if headings["setting"].n_unique() > 1:  # else the page has it already
+        words.insert(0, pl.col("setting"))
+    headings = headings.with_columns(text=pl.concat_str(words, separator=", "))
     text = alt.Chart(headings).mark_text(align="left", color=style.NEUTRAL, fontWeight="bold")
     return text.encode(y, x=alt.value(0), text="text:N")
 
