@@ -127,7 +127,10 @@ def _line(row: store.Row) -> str:
     config, summary = row["config"], row["summary"]
     model = config.get("model", config)
     length = config.get("task", config)["seq_len"]
-    who = f"{model['attention']} {model['implementation'] or ''}".strip()
+    parts = ("way", "span") if "way" in model else ("attention", "implementation")
+    who = " ".join(filter(None, map(model.get, parts)))
+    if "way" in model:
+        who += f" {model['n_layers']} layers batch {model['batch_size']}"
     figures = ", ".join(
         f"{name} {summary[name]:.4g}"
         for name in ("final_loss", "final_accuracy", "steps_per_s", "time_ms", "memory_bytes")
