@@ -1,15 +1,18 @@
 """Synthetic copying tasks, drawn vectorised on the device that trains on them.
 
-B batch, N sequence length. A task is a frozen config with a `sample` method; every random number
-comes from the generator that it is given.
+B batch, N sequence length, V vocabulary. A task is a frozen config with a `sample` method; every
+random number comes from the generator that it is given.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 MAX_SEQ_LEN = 2**17  # twice the paper's longest sequence; more is a slip of the keyboard
+NOT_IN_LOSS = -100  # a target that does not count
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,33 @@ class Batch:
     in_accuracy: Tensor
 
 
+class TokenTask:
+    """What training asks of a task whose model puts out a logit for each token, (B, N, V)."""
+
+    @property
+    def model_sizes(self) -> dict[str, int]:
+        """What a model is built with besides its config."""
+        return {"vocab_size": self.vocab_size, "max_len": self.seq_len}
+
+    def held_out(
+        self, batch_size: int, n_batches: int, generator: torch.Generator
+    ) -> Iterator[Batch]:
+        """Batches to evaluate on: freshly drawn ones."""
+        for _ in range(n_batches):
+            yield self.sample(batch_size, generator)
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Mean cross-entropy over the positions in the loss, nats a token."""
+        targets = batch.targets.masked_fill(~batch.in_loss, NOT_IN_LOSS).flatten()
+        return cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=NOT_IN_LOSS)
+
+    def most_likely(self, logits: Tensor) -> Tensor:
+        """The tokens (B, N) that logits hold for the likeliest."""
+        return logits.argmax(-1)
+
+
 @dataclass(frozen=True, kw_only=True)
-class CausalCopy:
+class CausalCopy(TokenTask):
     """Repeat a sequence after a separator (Katharopoulos et al. 2020, section 4.1).
 
     n symbols (n drawn uniformly from N//4 to (N-1)//2 - 1, each of 10), the separator 0, the
@@ -98,7 +126,7 @@ class CausalCopy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceCopy:
+class SequenceCopy(TokenTask):
     """Copy a source with an encoder and a decoder (Do & Bergner 2022).
 
     N - 2 symbols between a start (11) and an end token (12); 13 classes, of which 0 never occurs.

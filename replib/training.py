@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from replib.device import resolve_device
 from replib.models import (
@@ -25,14 +24,18 @@ from replib.models import (
     TransformerConfig,
     set_dropout_generator,
 )
-from replib.tasks import Batch, CausalCopy, SequenceCopy, Task
+from replib.pixels import Pixels
+from replib.tasks import CausalCopy, SequenceCopy, Task
 
-MODELS: dict[type, type[nn.Module]] = {CausalCopy: CausalTransformer, SequenceCopy: EncoderDecoder}
+MODELS: dict[type, type[nn.Module]] = {
+    CausalCopy: CausalTransformer,
+    SequenceCopy: EncoderDecoder,
+    Pixels: CausalTransformer,
+}
 
 MAX_STEPS, MAX_BATCH = 1_000_000, 65_536  # beyond them a value is taken for a slip
 # A run that went wrong shows at once; its first steps are slow (allocator, caches) and not timed.
 UNTIMED_STEPS = 2
-NOT_IN_LOSS = -100  # a target that does not count
 # Parameters are initialised from torch's global generator, which all threads share.
 _GLOBAL_GENERATOR_LOCK = threading.Lock()
 
@@ -51,10 +54,10 @@ class TrainingConfig:
         precision: "float32"; "tf32" lets CUDA round matrix products to TF32; "bf16" is autocast.
         compile: pass the model through torch.compile.
         eval_every: steps from one evaluation (one yielded `Metrics`) to the next.
-        eval_batches: batches of fresh data in an evaluation.
+        eval_batches: batches in an evaluation, at most: of fresh data, or of images of the test.
     """
 
-    task: Task = field(default_factory=CausalCopy)
+    task: Task | Pixels = field(default_factory=CausalCopy)
     model: TransformerConfig = field(default_factory=TransformerConfig)
     batch_size: int = 64
     n_steps: int = 10_000
@@ -106,7 +109,7 @@ class Metrics:
 
     Attributes:
         train_loss: mean loss of the steps since the last metrics, nats a token, with dropout.
-        loss, accuracy: on fresh data without dropout; nats a token, share of tokens.
+        loss, accuracy: on held-out data without dropout; nats a token, share of tokens.
         steps_per_s, seconds_left: of this process, evaluation included.
         outcome: None while it runs, then "ok", "diverged" or "interrupted".
     """
@@ -136,9 +139,7 @@ class Training:
         self.config, self.seed, self.device = config, seed, resolve_device(device)
         with _GLOBAL_GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = MODELS[type(config.task)](
-                config.model, vocab_size=config.task.vocab_size, max_len=config.task.seq_len
-            )
+            self.model = MODELS[type(config.task)](config.model, **config.task.model_sizes)
         self.model.to(self.device)
         self.optimizer = _optimizer(config, self.model)
         # Distinct streams: consecutive seeds of one generator kind would share none of them.
@@ -182,7 +183,7 @@ class Training:
             group["lr"] = config.lr_at(self.step)
         batch = config.task.sample(config.batch_size, self.data)
         with _precision(config.precision, self.device):
-            loss = batch_loss(self._run_model(*batch.inputs), batch)
+            loss = config.task.loss(self._run_model(*batch.inputs), batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         _clip(self.model, config.clip)
@@ -216,15 +217,16 @@ class Training:
     def evaluate(self) -> tuple[float, float]:
         """Loss in nats a token and accuracy, on data that no step has seen."""
         self.model.eval()
-        loss, right, counted = 0.0, 0, 0
-        for _ in range(self.config.eval_batches):
-            batch = self.config.task.sample(self.config.batch_size, self._evaluation)
-            with _precision(self.config.precision, self.device):
-                logits = self.model(*batch.inputs)
-            loss += batch_loss(logits, batch).item()
-            hits = (logits.argmax(-1) == batch.targets) & batch.in_accuracy
+        config, task = self.config, self.config.task
+        loss, n_batches, right, counted = 0.0, 0.0, 0, 0
+        for batch in task.held_out(config.batch_size, config.eval_batches, self._evaluation):
+            with _precision(config.precision, self.device):
+                outputs = self.model(*batch.inputs)
+            share = len(batch.targets) / config.batch_size  # the last may not be whole
+            loss, n_batches = loss + share * task.loss(outputs, batch).item(), n_batches + share
+            hits = (task.most_likely(outputs) == batch.targets) & batch.in_accuracy
             right, counted = right + hits.sum().item(), counted + batch.in_accuracy.sum().item()
-        return loss / self.config.eval_batches, right / counted
+        return loss / n_batches, right / counted
 
     def save(self, path: Path | str) -> None:
         """Write a checkpoint from which `load` continues bit for bit.
@@ -277,12 +279,6 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             **{name: g.get_state() for name, g in self._generators().items()},
         }
-
-
-def batch_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy over the positions in the loss, nats a token; logits (B, N, V)."""
-    targets = batch.targets.masked_fill(~batch.in_loss, NOT_IN_LOSS)
-    return cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NOT_IN_LOSS)
 
 
 def _optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -9,9 +9,11 @@ import torch
 
 from replib.attention import ATTENTION
 from replib.experiments import laptop_copy
+from replib.pixels import Pixels
 from replib.tasks import CausalCopy, SequenceCopy
-from replib.training import MODELS, Training, TrainingConfig, batch_loss
+from replib.training import MODELS, Training, TrainingConfig
 
+TASKS = (CausalCopy(seq_len=16), SequenceCopy(seq_len=16), Pixels())
 CHANCE = math.log(10)  # nats a token of uniform guessing among the symbols
 
 
@@ -49,7 +51,7 @@ def test_metrics_are_means_over_the_positions_in_the_loss():
     logits = torch.randn(8, 16, 11, dtype=torch.float64)
     losses = -logits.log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
     expected = (losses * batch.in_loss).sum() / batch.in_loss.sum()
-    assert batch_loss(logits, batch).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert config.task.loss(logits, batch).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["radam", "adamw"])
@@ -144,11 +146,15 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkey
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("task", MODELS)
+def test_every_task_is_trained_below():
+    assert {type(task) for task in TASKS} == set(MODELS)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_lower_precision_trains_and_is_set_back(task, precision):
     before = torch.backends.cuda.matmul.fp32_precision
-    config = tiny(n_steps=30, precision=precision, task=task(seq_len=16))
+    config = tiny(n_steps=30, precision=precision, task=task)
     first, last = (m.train_loss for m in (lambda ms: (ms[0], ms[-1]))(run(Training(config))))
     assert last < first
     assert torch.backends.cuda.matmul.fp32_precision == before
