@@ -17,11 +17,13 @@ import polars as pl
 PALETTE = {
     "softmax": "#2380C4",
     "linear": "#D55E00",
+    "performer": "#6D5AE0",
+    "dpfp": "#8C7A00",
     "delta": "#009E73",
     "linformer": "#C45BA0",
     "lsh": "#7A7A7A",
 }
-SPARE_COLOURS = ("#6D5AE0", "#A8705A", "#8C7A00")
+SPARE_COLOURS = ("#A8705A", "#B8405E", "#4F7F8C")
 DASHES = {
     "fused": [1, 0],
     "textbook": [7, 4],
@@ -29,6 +31,15 @@ DASHES = {
     "plain": [2, 3],
     "cpu": [10, 3],
     "cuda": [10, 3, 2, 3],
+    "nu1": [1, 0],
+    "nu2": [7, 4],
+    "nu3": [2, 3],
+    "64": [1, 0],
+    "128": [7, 4],
+    "512": [2, 3],
+    "1 round": [1, 0],
+    "4 rounds": [7, 4],
+    "8 rounds": [2, 3],
     "2022 article": [2, 3],
 }
 SHAPES = {
@@ -38,6 +49,15 @@ SHAPES = {
     "plain": "triangle-up",
     "cpu": "triangle-right",
     "cuda": "triangle-left",
+    "nu1": "circle",
+    "nu2": "square",
+    "nu3": "diamond",
+    "64": "circle",
+    "128": "square",
+    "512": "diamond",
+    "1 round": "circle",
+    "4 rounds": "square",
+    "8 rounds": "diamond",
     "2022 article": "cross",
 }
 NEUTRAL = "#808080"  # annotations; contrast 3.9 on white, 4.4 on marimo's dark page
