@@ -192,7 +192,7 @@ def test_no_output_depends_on_a_later_token(name, implementation):
     assert torch.equal(before[:, :, :at], after[:, :, :at])
     changed = (before[:, :, at:] != after[:, :, at:]).any(-1)
     assert changed[:, :, 0].all()
-    assert changed.double().mean() > 0.5 if name in SPARSE else changed.all()
+    assert changed.double().mean() > 0.1 if name in SPARSE else changed.all()
 
 
 @pytest.mark.parametrize("n", [1, 65, 130])

@@ -116,6 +116,12 @@ class LSHAttention(Attention):
         n_buckets = 1 if n_chunks < 2 else min(MAX_BUCKETS, n_chunks // 2 * 2)
         return cls(head_dim=head_dim, implementation=implementation, n_buckets=n_buckets)
 
+    def get_extra_state(self) -> int:
+        return self.n_buckets
+
+    def set_extra_state(self, n_buckets: int) -> None:
+        self.n_buckets = n_buckets  # weights move to a model for another length with it
+
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
         if not causal:
