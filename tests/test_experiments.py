@@ -234,6 +234,7 @@ def test_a_run_is_named_after_the_sources_that_compute_it(monkeypatch, attention
     monkeypatch.setattr(store, "source_hash", lambda *modules: asked.extend(modules) or "hash")
     identity(tiny(attention=attention).config, cost=False)
     others = {f"replib.attention.{name}" for name in ATTENTION if name != attention}
+    others -= set(ATTENTION[attention].sources)
     assert f"replib.attention.{attention}" in asked and not others & set(asked)
     assert {"replib.tasks", "replib.models", "replib.training"} <= set(asked)
     assert "replib.benchmark" not in asked
@@ -424,7 +425,7 @@ def test_what_no_device_here_can_run_is_refused_with_the_reason(packages):
     assert set(refused_variants()) == {"linear cuda"}
     packages()
     refused = refused_variants()
-    assert set(refused) == {"linear cpu", "linear cuda"}
+    assert set(refused) == {"linear cpu", "linear cuda", "delta cpu"}
     assert "pip install numba" in refused["linear cpu"]
 
 
