@@ -114,8 +114,9 @@ def _stop_on_interrupt() -> threading.Event:
 
 def _print_metrics(job, metrics: Metrics) -> None:
     if sys.stderr.isatty():
+        seeds = ", ".join(map(str, getattr(job, "seeds", None) or [job.seed]))
         print(
-            f"\r{job.config.model.attention} N={job.config.task.seq_len} seed {job.seed}: "
+            f"\r{job.config.model.attention} N={job.config.task.seq_len} seed {seeds}: "
             f"step {metrics.step}/{job.config.n_steps}, loss {metrics.loss:.4f}, "
             f"{metrics.steps_per_s:.1f} steps/s, {metrics.seconds_left:.0f} s left  ",
             end="",
@@ -127,10 +128,18 @@ def _line(row: store.Row) -> str:
     config, summary = row["config"], row["summary"]
     model = config.get("model", config)
     length = config.get("task", config)["seq_len"]
-    who = f"{model['attention']} {model['implementation'] or ''}".strip()
+    names = (model["attention"], model["implementation"], model.get("update_rule"))
+    who = " ".join(name for name in names if name)
     figures = ", ".join(
         f"{name} {summary[name]:.4g}"
-        for name in ("final_loss", "final_accuracy", "steps_per_s", "time_ms", "memory_bytes")
+        for name in (
+            "final_loss",
+            "best_loss",
+            "final_accuracy",
+            "steps_per_s",
+            "time_ms",
+            "memory_bytes",
+        )
         if summary.get(name) is not None
     )
     why = f" ({row['detail']})" if row["detail"] else ""

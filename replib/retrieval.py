@@ -2,8 +2,9 @@
 experiments of *Linear Transformers Are Secretly Fast Weight Memory Systems* (Schlag, Irie &
 Schmidhuber 2021, section 6.1), several seeds at once.
 
-P seeds, B batch, N sequence length, L number of queries, S number of keys and of values, E embedding
-size, D key size, R feature size. Each seed has parameters of its own in a tensor with a leading P.
+P seeds, B batch, N sequence length, L number of queries, S number of keys and of values, D key
+size, E embedding size, R feature size. Each seed has parameters of its own, in a tensor with a
+leading P.
 
 A key is embedded by a learned vector, a value by a fixed unit vector (1 of S). Keys to write are
 projections of both, concatenated, queries of the key alone; what is read is compared with the unit

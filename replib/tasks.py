@@ -1,7 +1,7 @@
 """Synthetic tasks of copying and of recall, drawn vectorised on the device that trains on them.
 
-B batch, N sequence length, L number of queries. A task is a frozen config with a `sample` method; every random number
-comes from the generator that it is given.
+B batch, N sequence length, L number of queries. A task is a frozen config with a `sample` method;
+every random number comes from the generator that it is given.
 """
 
 from dataclasses import dataclass

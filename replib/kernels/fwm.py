@@ -5,9 +5,9 @@ The rule (Schlag, Munkhdalai & Schmidhuber 2021, *Learning Associative Inference
 Memory*, as the synthetic experiments of Schlag, Irie & Schmidhuber 2021 compute it) is the delta
 rule, after which a memory of a norm above 1 is divided by it:
 
-    e_i = v_i - W_{i-1} k_i,     W_i = (W_{i-1} + β_i e_i k_iᵀ) / c_i,     c_i = max(1, |·|),  c_1 = 1
+    e_i = v_i - W_{i-1} k_i,   W_i = (W_{i-1} + β_i e_i k_iᵀ) / c_i,   c_i = max(1, |·|),   c_1 = 1
 
-with the Frobenius norm of what it divides. A memory is what its writes have left in it,
+with the Frobenius norm of what c_i divides. A memory is what its writes have left in it,
 
     W_i = Σ_{j<=i} d_ij β_j e_j k_jᵀ,     d_ij = 1 / (c_j ... c_i),
 
