@@ -114,8 +114,9 @@ def _stop_on_interrupt() -> threading.Event:
 
 def _print_metrics(job, metrics: Metrics) -> None:
     if sys.stderr.isatty():
+        seeds = ", ".join(map(str, getattr(job, "seeds", None) or [job.seed]))
         print(
-            f"\r{job.config.model.attention} N={job.config.task.seq_len} seed {job.seed}: "
+            f"\r{job.config.model.attention} N={job.config.task.seq_len} seed {seeds}: "
             f"step {metrics.step}/{job.config.n_steps}, loss {metrics.loss:.4f}, "
             f"{metrics.steps_per_s:.1f} steps/s, {metrics.seconds_left:.0f} s left  ",
             end="",
@@ -127,13 +128,20 @@ def _line(row: store.Row) -> str:
     config, summary = row["config"], row["summary"]
     model = config.get("model", config)
     length = config.get("task", config)["seq_len"]
-    parts = ("way", "span") if "way" in model else ("attention", "implementation")
+    parts = ("way", "span") if "way" in model else ("attention", "implementation", "update_rule")
     who = " ".join(filter(None, map(model.get, parts)))
     if "way" in model:
         who += f" {model['n_layers']} layers batch {model['batch_size']}"
     figures = ", ".join(
         f"{name} {summary[name]:.4g}"
-        for name in ("final_loss", "final_accuracy", "steps_per_s", "time_ms", "memory_bytes")
+        for name in (
+            "final_loss",
+            "best_loss",
+            "final_accuracy",
+            "steps_per_s",
+            "time_ms",
+            "memory_bytes",
+        )
         if summary.get(name) is not None
     )
     why = f" ({row['detail']})" if row["detail"] else ""

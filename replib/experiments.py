@@ -22,6 +22,7 @@ from replib.benchmark import DTYPES, Cost, CostConfig, measure_cost, tokens_batc
 from replib.device import resolve_device
 from replib.memory import is_out_of_memory, release_memory
 from replib.models import TransformerConfig
+from replib.retrieval import MemoryConfig, RetrievalConfig, RetrievalMetrics, RetrievalTraining
 from replib.statistics import count_spikes
 from replib.streams import (
     WAYS,
@@ -29,7 +30,7 @@ from replib.streams import (
     geometric_positions,
     measure_generation,
 )
-from replib.tasks import CausalCopy, SequenceCopy
+from replib.tasks import AssociativeRetrieval, CausalCopy, SequenceCopy
 from replib.training import Metrics, Training, TrainingConfig
 
 SCALES = ("smoke", "laptop", "paper")
@@ -39,6 +40,13 @@ CHECKPOINT_EVERY_S = 30.0  # what a killed run loses at most
 TRAINING_SOURCES = ("replib.tasks", "replib.models", "replib.training")
 COST_SOURCES = ("replib.benchmark", "replib.memory")
 GENERATION_SOURCES = ("replib.models", "replib.generation", "replib.streams")
+RETRIEVAL_SOURCES = (
+    "replib.tasks",
+    "replib.retrieval",
+    "replib.attention.feature_maps",
+    "replib.kernels.delta",
+    "replib.kernels.fwm",
+)
 
 BOTH = ("softmax", "linear")
 
@@ -73,12 +81,22 @@ class CostJob:
     n_repeats: int
 
 
-Config = TrainingConfig | CostConfig | GenerationConfig
-Job = TrainingJob | CostJob
+@dataclass(frozen=True, kw_only=True)
+class RetrievalJob:
+    """Runs of associative retrieval that differ in their seed alone, computed together."""
+
+    config: RetrievalConfig
+    seeds: tuple[int, ...]
+
+
+Config = TrainingConfig | CostConfig | GenerationConfig | RetrievalConfig
+Job = TrainingJob | CostJob | RetrievalJob
 
 
 def configs_of(job: Job) -> tuple[Config, ...]:
     """What a job runs; a row each."""
+    if isinstance(job, RetrievalJob):
+        return (job.config,) * len(job.seeds)
     return (job.config,) if isinstance(job, TrainingJob) else job.configs
 
 
@@ -308,6 +326,77 @@ def _seeds(configs: list[TrainingConfig], n_seeds: int) -> list[Job]:
     return [TrainingJob(config=config, seed=seed) for config in configs for seed in range(n_seeds)]
 
 
+# The published curves of setting 1 and of setting 2, cheapest first, as they are named in
+# `published.json`: softmax_cat, linear_sum, ... and dpfp1_ours, tanh_fwm, ...
+CAPACITY_MEMORIES = (
+    MemoryConfig(attention="softmax"),
+    MemoryConfig(attention="linear"),
+    MemoryConfig(attention="dpfp", implementation="nu1"),
+    MemoryConfig(attention="dpfp", implementation="nu2"),
+    MemoryConfig(attention="dpfp", implementation="nu3"),
+    MemoryConfig(attention="performer", implementation="64"),
+    MemoryConfig(attention="performer", implementation="128"),
+    MemoryConfig(attention="performer", implementation="512"),
+)
+UPDATE_RULE_MEMORIES = (
+    MemoryConfig(attention="dpfp", implementation="nu1", update_rule="sum"),
+    MemoryConfig(attention="linear", update_rule="delta"),
+    MemoryConfig(attention="dpfp", implementation="nu1", update_rule="delta"),
+    MemoryConfig(attention="dpfp", implementation="nu2", update_rule="delta"),
+    MemoryConfig(attention="performer", implementation="128", update_rule="delta"),
+    MemoryConfig(attention="dpfp", implementation="nu1", update_rule="fwm"),
+    MemoryConfig(attention="tanh", update_rule="fwm"),
+)
+
+
+def retrieval_config(
+    n_keys: int, model: MemoryConfig, *, with_replacement: bool = False, **changes
+) -> RetrievalConfig:
+    """A run as published; "tanh" with the rule "fwm" has a smaller rate and a larger batch."""
+    options = {}
+    if (model.attention, model.update_rule) == ("tanh", "fwm"):
+        options = {"lr": 1e-4, "batch_size": 128}
+    task = AssociativeRetrieval(n_keys=n_keys, with_replacement=with_replacement)
+    return RetrievalConfig(task=task, model=model, **(options | changes))
+
+
+def _capacity(scale: str) -> list[Job]:
+    """Setting 1 of Schlag et al. 2021, section 6.1.1: every key once."""
+    return _retrieval(scale, CAPACITY_MEMORIES, 600, with_replacement=False)
+
+
+def _update_rules(scale: str) -> list[Job]:
+    """Setting 2 of Schlag et al. 2021, section 6.1.2: keys come back with new values."""
+    return _retrieval(scale, UPDATE_RULE_MEMORIES, 200, with_replacement=True)
+
+
+def _retrieval(scale, memories, most_keys: int, *, with_replacement: bool) -> list[Job]:
+    """A grid of S, shortest first. At "laptop" the published grid with one seed, and two more at
+    the ends and some S between; at "paper" five seeds everywhere."""
+    if scale == "smoke":
+        changes = {"n_steps": 20, "eval_every": 10, "eval_sequences": 2}
+        model = {"head_dim": 16}
+        return [
+            RetrievalJob(
+                config=retrieval_config(
+                    8, replace(m, **model), with_replacement=with_replacement, **changes
+                ),
+                seeds=(0, 1),
+            )
+            for m in memories
+        ]
+    coarse = (20, 60, 100, 200, 400, 600)
+    n_seeds = {n: 5 if scale == "paper" else 3 if n in coarse else 1 for n in range(20, 601, 20)}
+    return [
+        RetrievalJob(
+            config=retrieval_config(n_keys, m, with_replacement=with_replacement),
+            seeds=tuple(range(n_seeds[n_keys])),
+        )
+        for n_keys in range(20, most_keys + 1, 20)
+        for m in memories
+    ]
+
+
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
@@ -340,6 +429,16 @@ EXPERIMENTS = {
             name="generation",
             title="Time and memory of generating, a token at a time",
             jobs=_generation,
+        ),
+        Experiment(
+            name="capacity",
+            title="Associative retrieval, every key once: loss against the number of keys",
+            jobs=_capacity,
+        ),
+        Experiment(
+            name="update_rules",
+            title="Associative retrieval, keys with new values: loss against the number of keys",
+            jobs=_update_rules,
         ),
     )
 }
@@ -471,7 +570,7 @@ def refused_variants() -> dict[str, str]:
 def on_device(job: Job, device_type: str) -> Job:
     """A job without the points that cannot be measured on a kind of device; a warning tells of a
     kernel for it whose package is missing."""
-    if isinstance(job, TrainingJob):
+    if not isinstance(job, CostJob):
         return job
     kept = []
     for config in job.configs:
@@ -509,7 +608,7 @@ def record(
     *,
     device: str | None = None,
     stop: Callable[[], bool] = lambda: False,
-    on_metrics: Callable[[TrainingJob, Metrics], None] = lambda job, metrics: None,
+    on_metrics: Callable[[Job, Metrics | RetrievalMetrics], None] = lambda job, metrics: None,
 ) -> Iterator[store.Row]:
     """Run the jobs that have no finished row on this kind of device yet, append each row to
     `data/` and yield it. A stopped or killed training resumes at its last checkpoint; points that
@@ -537,6 +636,12 @@ def record(
             if identity(job.config, job.seed, cost=False) in done:
                 continue
             rows = [run_training(experiment.name, scale, job, device, stop, on_metrics)]
+        elif isinstance(job, RetrievalJob):
+            seeds = [s for s in job.seeds if identity(job.config, s, cost=False) not in done]
+            if not seeds:
+                continue
+            job = replace(job, seeds=tuple(seeds))
+            rows = run_retrieval(experiment.name, scale, job, device, stop, on_metrics)
         else:
             if all(identity(config, cost=True) in done for config in job.configs):
                 continue
@@ -549,6 +654,8 @@ def record(
 
 def source_of(config: Config, *, cost: bool) -> str:
     """The hash of the code that computes a run, or the cost of a config."""
+    if isinstance(config, RetrievalConfig):
+        return store.source_hash(*RETRIEVAL_SOURCES)
     sources = COST_SOURCES if cost else ()
     if isinstance(config, TrainingConfig):
         sources += TRAINING_SOURCES
@@ -624,6 +731,58 @@ def training_row(
     )
 
 
+def run_retrieval(
+    name: str,
+    scale: str,
+    job: RetrievalJob,
+    device: str | None,
+    stop: Callable[[], bool],
+    on_metrics: Callable[[RetrievalJob, RetrievalMetrics], None] = lambda job, metrics: None,
+) -> Iterator[store.Row]:
+    """Train the seeds of a job together, from a checkpoint where there is one, and make their rows;
+    nothing is appended. The checkpoint goes when all rows were taken."""
+    started, began = datetime.now(UTC), perf_counter()
+    training = RetrievalTraining(job.config, seeds=job.seeds, device=device)
+    source, device_type = source_of(job.config, cost=False), training.device.type
+    batch = store.run_id({"config": job.config, "seeds": list(job.seeds)}, 0, source)
+    checkpoint = checkpoint_path(batch, device_type)
+    if checkpoint.exists():
+        training.load(checkpoint)
+    outcomes, details, saved = ["interrupted"] * len(job.seeds), None, perf_counter()
+    try:
+        for metrics in training.metrics(stop):
+            on_metrics(job, metrics)
+            outcomes = [outcome or "interrupted" for outcome in metrics.outcomes]
+            interrupted = metrics.outcome == "interrupted"
+            if perf_counter() - saved > CHECKPOINT_EVERY_S or interrupted:
+                _save_checkpoint(training, checkpoint)
+                saved = perf_counter()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        release_memory(training.device)
+        outcomes = ["out_of_memory"] * len(job.seeds)
+        details = f"{str(error).splitlines()[0]}: lower batch_size or n_keys"
+    for seed, outcome in zip(training.seeds, outcomes, strict=True):
+        yield store.make_row(
+            name,
+            scale,
+            job.config,
+            seed.seed,
+            outcome,
+            seed.summary(job.config)
+            | {"seconds": perf_counter() - began, "seeds_together": len(job.seeds)},
+            curve={"step": seed.steps, "loss": seed.losses},
+            detail=details,
+            device=str(training.device),
+            source=source,
+            started=started,
+        )
+    if "interrupted" not in outcomes:
+        with suppress(OSError):  # one that stays is harmless
+            checkpoint.unlink(missing_ok=True)
+
+
 CURVE = ("step", "train_loss", "loss", "accuracy")
 
 
@@ -694,7 +853,7 @@ def checkpoint_path(run: str, device_type: str) -> Path:
     return store.cache_folder() / "checkpoints" / device_type / f"{run}.pt"
 
 
-def _save_checkpoint(training: Training, path: Path) -> None:
+def _save_checkpoint(training: Training | RetrievalTraining, path: Path) -> None:
     """Save a checkpoint; where that fails the run goes on and a warning says so."""
     try:
         training.save(path)

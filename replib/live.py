@@ -27,6 +27,7 @@ from replib.experiments import (
     TASK_EXPERIMENTS,
     CostJob,
     Job,
+    RetrievalJob,
     TrainingJob,
     configs_of,
     discard_checkpoint,
@@ -283,6 +284,8 @@ def run_ids(job: Job) -> list[str]:
     """The identities of the rows that a job yields."""
     if isinstance(job, TrainingJob):
         return [identity(job.config, job.seed, cost=False)]
+    if isinstance(job, RetrievalJob):
+        return [identity(job.config, seed, cost=False) for seed in job.seeds]
     return [identity(config, cost=True) for config in job.configs]
 
 

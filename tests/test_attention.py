@@ -29,6 +29,8 @@ VARIANTS = [
     for i in cls.implementations
     if i not in KERNELS or i in EXACT
 ]
+# A query may have no feature or bucket in common with a key, which it then does not see.
+SPARSE = ("dpfp", "delta", "lsh")
 RECURRENT = [name for name, cls in ATTENTION.items() if cls.recurrent]
 
 
@@ -188,7 +190,9 @@ def test_no_output_depends_on_a_later_token(name, implementation):
         x[:, :, at] += 1.0
     after = attention(q, k, v)
     assert torch.equal(before[:, :, :at], after[:, :, :at])
-    assert (before[:, :, at:] != after[:, :, at:]).any(-1).all()
+    changed = (before[:, :, at:] != after[:, :, at:]).any(-1)
+    assert changed[:, :, 0].all()
+    assert changed.double().mean() > 0.1 if name in SPARSE else changed.all()
 
 
 @pytest.mark.parametrize("n", [1, 65, 130])

@@ -207,7 +207,7 @@ def test_chart_is_drawn_without_warnings_with_description_and_units(name, capfd)
     assert chart.to_dict()["width"] == "container"
 
 
-@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("attention", ["softmax", "linear"])
 @pytest.mark.parametrize("name", NAMES)
 def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
     if name in ("live", "ratio", "crossings"):  # each draws one mechanism's series here
@@ -216,6 +216,24 @@ def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
     assert charts.colour(attention) in drawing
     colours = {found for found in re.findall(r"#[0-9A-F]{6}\b", drawing)}
     assert colours <= {*charts.PALETTE.values(), charts.style.NEUTRAL}
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_every_mechanism_is_drawn_in_its_colour_in_each_of_its_implementations(attention):
+    names = ATTENTION[attention].implementations
+    rows = cost_rows([(attention, i) for i in names])
+    drawing = svg(charts.cost_chart(frames.costs(rows), title="T"))
+    assert charts.colour(attention) in drawing
+    assert all(i in drawing for i in names)
+    curves = frames.training_curves([training_row(a, 16, 0) for a in ("softmax", attention)])
+    assert charts.colour(attention) in svg(charts.learning_curves(curves, y="loss", title="T"))
+
+
+def test_implementations_of_a_mechanism_differ_in_dash_and_shape():
+    for mechanism in ATTENTION.values():
+        for marks in (charts.style.DASHES, charts.style.SHAPES):
+            used = [str(marks[i]) for i in mechanism.implementations]
+            assert len(set(used)) == len(used)
 
 
 def test_registered_mechanisms_have_colours_of_their_own_and_unknown_ones_a_stable_one():

@@ -30,6 +30,7 @@ def random_tokens(n, seed=0, b=3):
     return torch.randint(0, VOCAB, (b, n), generator=torch.Generator().manual_seed(seed))
 
 
+DENSE = ("softmax", "linear", "performer")  # every query sees every key
 CONFIGS = [
     small(name, norm=norm, positions=positions)
     for name in ATTENTION
@@ -44,7 +45,10 @@ def test_causal_model_sees_no_later_token(config):
     changed[:, 40] = (changed[:, 40] + 1) % VOCAB
     before, after = model(tokens), model(changed)
     assert torch.equal(before[:, :40], after[:, :40])
-    assert (before[:, 40:] != after[:, 40:]).any(-1).all()
+    seen = (before[:, 40:] != after[:, 40:]).any(-1)
+    assert seen[:, 0].all() and seen.double().mean() > 0.5
+    if config.attention in DENSE:
+        assert seen.all()
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)

@@ -10,13 +10,20 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from replib.attention.base import check_qkv
-from replib.kernels import delta, why_not
+from replib.attention.base import Attention, check_qkv
+from replib.attention.feature_maps import dpfp
+from replib.kernels import delta, installed, why_not
 
 # Ways to compute the same function, all positions and after the last write.
 KERNELS, RETRIEVAL_KERNELS = ("torch", "cpu", "plain"), ("torch", "plain")
+
+NU = 1  # of the features of `DeltaAttention`, DPFP-ν: R = 2·D·ν
+EPS = 1e-6  # added to the sum of a token's features, as in the published code
+# A kernel's share of a matrix product's rate, at R = 64 and M = 32 on a 2-core AMD EPYC; "plain" is
+# bound by its calls, and its share is a guess.
+EFFICIENCY = {"torch": 0.1, "cpu": 0.3, "plain": 0.01}
 
 
 def delta_rule(
@@ -165,3 +172,106 @@ def _check(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> None:
         raise ValueError(
             f"beta has shape {tuple(beta.shape)}: use {tuple(k.shape[:3])}, one for each write"
         )
+
+
+class DeltaAttention(Attention):
+    """The delta rule with DPFP features that sum to 1 (Schlag et al. 2021, section 4.2), so that
+    nothing but the features normalises what is read.
+
+    Deviation: the paper's β is a projection of the layer's input, here it is one of the head's key,
+    which is a projection of that input: σ(w·k + b), w and b learned for each head and 0 at first.
+
+    Not causal, every query reads the memory after the last write.
+    """
+
+    label = "delta rule"
+    implementations = KERNELS
+    recurrent = True
+    sources = ("replib.attention.feature_maps", "replib.kernels")
+
+    def __init__(self, *, n_heads: int, head_dim: int, implementation: str | None = None):
+        super().__init__(implementation=implementation)
+        self.to_beta = nn.Parameter(torch.zeros(n_heads, head_dim))
+        self.beta_bias = nn.Parameter(torch.zeros(n_heads))
+
+    @classmethod
+    def for_model(cls, *, n_heads, head_dim, max_len, implementation=None) -> Attention:
+        return cls(n_heads=n_heads, head_dim=head_dim, implementation=implementation)
+
+    def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
+        check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
+        with torch.autocast(q.device.type, enabled=False):
+            beta = self._beta(k, "bhnd,hd->bhn")
+            q, k = _normalised(q), _normalised(k)
+        if causal:
+            return delta_rule(q, k, v, beta, kernel=self.implementation)
+        if key_padding_mask is not None:
+            beta = beta.masked_fill(key_padding_mask[:, None], 0)
+        kernel = self.implementation if self.implementation in RETRIEVAL_KERNELS else None
+        return delta_retrieve(q, k, v, beta, kernel=kernel)
+
+    def init_state(
+        self,
+        batch_size,
+        n_heads,
+        head_dim,
+        value_dim=None,
+        *,
+        dtype=torch.float32,
+        device="cpu",
+        max_len=None,
+    ) -> DeltaState:
+        sizes = (batch_size, n_heads, 2 * NU * head_dim, value_dim or head_dim)
+        return init_state(*sizes, dtype=dtype, device=device)
+
+    def step(self, state: DeltaState, q, k, v):
+        beta = self._beta(k, "bhd,hd->bh")
+        return step(state, _normalised(q), _normalised(k), v, beta)
+
+    def _beta(self, k: Tensor, sizes: str) -> Tensor:
+        k = _wide(k)
+        w, b = self.to_beta.to(k.dtype), self.beta_bias.to(k.dtype)
+        b = b.unsqueeze(-1) if k.dim() == 4 else b
+        return torch.sigmoid(torch.einsum(sizes, k, w) + b)
+
+    @classmethod
+    def unavailable(cls, implementation, *, device_type, dtype, head_dim):
+        if implementation != "cpu":
+            return None
+        sizes = {"head_dim": 2 * NU * head_dim, "value_dim": head_dim}
+        # The features are float32 or wider, and so is what the kernel computes with.
+        wide = torch.promote_types(dtype, torch.float32)
+        return why_not(implementation, device_type=device_type, dtype=wide, **sizes)
+
+    @classmethod
+    def peak_bytes(
+        cls,
+        *,
+        batch_size,
+        n_heads,
+        seq_len,
+        head_dim,
+        itemsize,
+        backward,
+        implementation=None,
+    ):
+        rows, r = batch_size * n_heads * seq_len, 2 * NU * head_dim
+        if cls.resolve(implementation) == "plain" and backward:  # a memory for each position
+            return rows * r * head_dim * max(itemsize, 4) * 3
+        return rows * (r + head_dim) * max(itemsize, 4) * (10 if backward else 5)
+
+    @classmethod
+    def operations(cls, *, seq_len, head_dim, causal, implementation=None):
+        kernel = implementation or ("cpu" if installed("numba") else "torch")
+        per_token = delta.operations_per_token(2 * NU * head_dim, head_dim, backward=False)
+        return seq_len * per_token / EFFICIENCY[kernel]
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _normalised(x: Tensor) -> Tensor:
+    """DPFP features that sum to 1, (..., D) -> (..., R); all 0 where no feature is above 0."""
+    features = dpfp(_wide(x), NU)
+    return features / (features.sum(-1, keepdim=True) + EPS)

@@ -105,6 +105,7 @@ class LinearAttention(Attention):
     recurrent = True
     sources = ("replib.attention.feature_maps", "replib.kernels")
     feature_map = "elu1"
+    eps = EPS
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         return linear_attention(
@@ -149,7 +150,7 @@ class LinearAttention(Attention):
             numerator = (q.unsqueeze(-1) * s).sum(-2)  # (B, H, M)
         else:
             numerator = (q.unsqueeze(-2) @ s).squeeze(-2)
-        denominator = (q * z).sum(-1, keepdim=True) + EPS
+        denominator = (q * z).sum(-1, keepdim=True) + self.eps
         return (numerator / denominator).to(dtype), state
 
     @classmethod
@@ -182,3 +183,74 @@ class LinearAttention(Attention):
             return seq_len**2 * (4.0 * head_dim + OPERATIONS_PER_STORED_WEIGHT)
         kernel = implementation or ("cpu" if installed("numba") else "torch")
         return seq_len * 4.0 * head_dim * (head_dim + CHUNK_LEN[kernel]) / EFFICIENCY[kernel]
+
+
+class FeatureAttention(LinearAttention):
+    """Linear attention with features of another size, which the implementation's name chooses; the
+    kernel is the fastest for it. A subclass defines `features` and `n_features`."""
+
+    recurrent = True
+    sources = ("replib.attention.linear", *LinearAttention.sources)
+    feature_map = "identity"
+
+    @classmethod
+    def n_features(cls, head_dim: int, implementation: str | None = None) -> int:
+        """R, for keys of size D."""
+        raise NotImplementedError
+
+    def features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """φ of queries and of keys (..., D) -> (..., R); they are float32 or wider."""
+        raise NotImplementedError
+
+    def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
+        check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
+        with torch.autocast(q.device.type, enabled=False):
+            q, k = self._wide_features(q, k)
+        return linear_attention(
+            q,
+            k,
+            v,
+            causal=causal,
+            feature_map=self.feature_map,
+            eps=self.eps,
+            key_padding_mask=key_padding_mask,
+        )
+
+    def init_state(self, batch_size, n_heads, head_dim, value_dim=None, **options) -> LinearState:
+        n_features = self.n_features(head_dim, self.implementation)
+        return super().init_state(batch_size, n_heads, n_features, value_dim or head_dim, **options)
+
+    def step(self, state: LinearState, q, k, v):
+        y, state = super().step(state, *self._wide_features(q, k), v.to(state.s.dtype))
+        return y.to(v.dtype), state
+
+    def _wide_features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        return self.features(q.to(wide), k.to(wide))
+
+    @classmethod
+    def unavailable(cls, implementation, *, device_type, dtype, head_dim):
+        return None
+
+    @classmethod
+    def peak_bytes(
+        cls,
+        *,
+        batch_size,
+        n_heads,
+        seq_len,
+        head_dim,
+        itemsize,
+        backward,
+        implementation=None,
+    ):
+        rows = batch_size * n_heads * seq_len
+        n_features = cls.n_features(head_dim, implementation)
+        features = rows * n_features * max(itemsize, 4) * (8 if backward else 4)
+        return features + rows * head_dim * itemsize * (5 if backward else 2)
+
+    @classmethod
+    def operations(cls, *, seq_len, head_dim, causal, implementation=None):
+        n_features = cls.n_features(head_dim, implementation)
+        products = 4.0 * n_features * head_dim + 2.0 * CHUNK_LEN["torch"] * (n_features + head_dim)
+        return seq_len * products / EFFICIENCY["torch"]

@@ -1,0 +1,539 @@
+"""Associative retrieval with a fast weight memory: model, training and stop rule of the synthetic
+experiments of *Linear Transformers Are Secretly Fast Weight Memory Systems* (Schlag, Irie &
+Schmidhuber 2021, section 6.1), several seeds at once.
+
+P seeds, B batch, N sequence length, L number of queries, S number of keys and of values, D key
+size, E embedding size, R feature size. Each seed has parameters of its own, in a tensor with a
+leading P.
+
+A key is embedded by a learned vector, a value by a fixed unit vector (1 of S). Keys to write are
+projections of both, concatenated, queries of the key alone; what is read is compared with the unit
+vector of the right value. The published code multiplies the concatenated vectors; here a
+projection of the S embeddings is looked up, which is the same sum.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from replib.attention import ATTENTION
+from replib.attention.feature_maps import (
+    FEATURE_MAPS,
+    dpfp,
+    elu1,
+    favor_keys,
+    orthogonal_directions,
+)
+from replib.device import resolve_device
+from replib.kernels import delta, fwm
+from replib.tasks import Associations, AssociativeRetrieval
+
+# What a key may be mapped by, as mechanisms are named where there is one.
+FEATURES = ("softmax", "linear", "dpfp", "performer", "relu", "tanh")
+UPDATE_RULES = ("sum", "delta", "fwm")
+EMBEDDING_PER_SYMBOL = 1.1  # E of the published code, where keys and values are symbols
+NORM_EPS = 1e-5  # of the layer normalisation after a memory of the rule "fwm"
+SMALLEST = 1e-30  # a divisor that keeps features that are all 0 from becoming NaN
+UNTIMED_STEPS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """What a memory is made of.
+
+    Attributes:
+        attention: the features of keys and queries, one of FEATURES; "softmax" is no memory but
+            attention to all writes.
+        implementation: ν of "dpfp", the number of directions of "performer", as in `ATTENTION`.
+        update_rule: "sum" adds values times keys, and normalises; "delta" is the paper's rule, with
+            features that sum to 1; "fwm" is that of fast weight memories (`kernels.fwm`).
+        head_dim: D.
+        eps: added to normalisers of reads, as published. With "performer" it is far above the
+            normalisers themselves, of keys that are not scaled, and what is read is 0.
+    """
+
+    attention: str = "linear"
+    implementation: str | None = None
+    update_rule: str = "sum"
+    head_dim: int = 64
+    eps: float = 1e-6
+
+    def __post_init__(self):
+        for name, known in (("attention", FEATURES), ("update_rule", UPDATE_RULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: use {', '.join(known)}")
+        if self.attention in ("dpfp", "performer"):
+            ATTENTION[self.attention].resolve(self.implementation)
+        elif self.implementation is not None:
+            raise ValueError(
+                f"{self.attention} features have no implementation {self.implementation!r}: "
+                "use None"
+            )
+        if self.attention == "softmax" and self.update_rule != "sum":
+            raise ValueError("softmax attention has no memory to update: use update_rule='sum'")
+        if not 2 <= self.head_dim <= 1024:
+            raise ValueError(f"head_dim {self.head_dim}: use 2 to 1024")
+        if not 0 <= self.eps < 1:
+            raise ValueError(f"eps {self.eps}: use 0 to below 1")
+
+    @property
+    def size(self) -> int | None:
+        """ν of "dpfp", m of "performer"."""
+        if self.attention not in ("dpfp", "performer"):
+            return None
+        name = ATTENTION[self.attention].resolve(self.implementation)
+        return int(name.removeprefix("nu"))
+
+    @property
+    def n_features(self) -> int | None:
+        """R, and so the number of keys that can be told apart exactly; None for softmax."""
+        sizes = {"softmax": None, "dpfp": 2 * self.head_dim * (self.size or 0)}
+        return (sizes | {"performer": 2 * (self.size or 0)}).get(self.attention, self.head_dim)
+
+    @property
+    def published_name(self) -> str:
+        """The name of its curve in the published logs."""
+        names = {"dpfp": f"dpfp{self.size}", "performer": f"favor{self.size}"}
+        rules = {"delta": "ours"}
+        rule = "cat" if self.attention == "softmax" else self.update_rule
+        return f"{names.get(self.attention, self.attention)}_{rules.get(rule, rule)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig:
+    """A run but for its seeds; the defaults are those of the published code.
+
+    Attributes:
+        n_steps: most steps of Adam, with rate `lr`.
+        eval_every: steps from one evaluation to the next, each of `eval_sequences` fresh sequences
+            asked for their first `eval_queries` keys.
+        solved_loss: a run ends when an evaluation is at or below it, or
+        patience: when more than this many in a row have not been better than the best.
+        eval_half_length: evaluate on sequences of S, not 2·S, where keys come back: a defect of
+            the published code.
+        report: the loss that a run is judged by, its "best" as the paper says, or its "last" as the
+            published figures show.
+    """
+
+    task: AssociativeRetrieval = field(default_factory=AssociativeRetrieval)
+    model: MemoryConfig = field(default_factory=MemoryConfig)
+    batch_size: int = 32
+    lr: float = 1e-3
+    n_steps: int = 100_000
+    eval_every: int = 100
+    eval_sequences: int = 20
+    eval_queries: int = 200
+    solved_loss: float = 1e-3
+    patience: int = 10
+    eval_half_length: bool = False
+    report: str = "best"
+
+    def __post_init__(self):
+        for name, most in (
+            ("batch_size", 4096),
+            ("n_steps", 10_000_000),
+            ("eval_every", 1_000_000),
+            ("eval_sequences", 1000),
+            ("eval_queries", 4096),
+            ("patience", 1_000_000),
+        ):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} {getattr(self, name)}: use 1 to {most}")
+        if not 0 < self.lr < 10:
+            raise ValueError(f"lr {self.lr}: use above 0, below 10")
+        if self.report not in ("best", "last"):
+            raise ValueError(f"report {self.report!r}: use 'best' or 'last'")
+        if self.eval_half_length and not self.task.with_replacement:
+            raise ValueError("eval_half_length without replacement: use with_replacement=True")
+
+    @property
+    def eval_task(self) -> AssociativeRetrieval:
+        if self.eval_half_length:
+            return replace(self.task, seq_len=max(1, self.task.seq_len // 2))
+        return self.task
+
+
+class AssociativeMemory(nn.Module):
+    """One memory a seed: keys and values (P, B, N) and queries (P, B, L) -> reads (P, B, L, S).
+
+    Initialised as published: embeddings N(0, 1), projections uniform within 1 / sqrt(D), with
+    softmax Glorot's, biases and β within 1 / sqrt(inputs). The published code also has two
+    projections that nothing reads.
+
+    Raises:
+        ValueError: there is no seed.
+    """
+
+    def __init__(self, config: MemoryConfig, *, n_keys: int, seeds: Sequence[int]):
+        super().__init__()
+        if not seeds:
+            raise ValueError("no seeds: give at least one")
+        self.config, self.n_keys = config, n_keys
+        drawn = [self._draw(torch.Generator().manual_seed(seed)) for seed in seeds]
+        for name in drawn[0]:
+            setattr(self, name, nn.Parameter(torch.stack([x[name] for x in drawn])))
+
+    def _draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        s, d = self.n_keys, self.config.head_dim
+        e = int(2 * s * EMBEDDING_PER_SYMBOL)
+
+        def uniform(bound: float, *shape: int) -> Tensor:
+            return (torch.rand(*shape, generator=generator) * 2 - 1) * bound
+
+        def bound(n_inputs: int) -> float:
+            glorot = math.sqrt(6 / (n_inputs + d))
+            return glorot if self.config.attention == "softmax" else d**-0.5
+
+        both, key_only = (s + e) ** -0.5, e**-0.5
+        drawn = {
+            "embedding": torch.randn(s, e, generator=generator),
+            "key_of_embedding": uniform(bound(s + e), e, d),
+            "key_of_value": uniform(bound(s + e), s, d),
+            "key_bias": uniform(both, d),
+            "query_of_embedding": uniform(bound(e), e, d),
+            "query_bias": uniform(key_only, d),
+        }
+        if self.config.update_rule != "sum":
+            drawn["beta_of_embedding"] = uniform(both, e, 1)
+            drawn["beta_of_value"] = uniform(both, s, 1)
+            drawn["beta_bias"] = uniform(both, 1)
+        return drawn
+
+    def forward(self, batch: Associations, directions: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            batch: with a leading P.
+            directions: (P, B or 1, D, m) of "performer".
+        """
+        q, k, beta = self.memorised(batch, directions)
+        if self.config.update_rule == "sum":
+            weights = self._weights(q, k)
+            index = batch.values.unsqueeze(2).expand_as(weights)
+            y = weights.new_zeros(*weights.shape[:3], self.n_keys)
+            return y.scatter_add(3, index, weights)
+        values = nn.functional.one_hot(batch.values, self.n_keys).to(k.dtype)
+        if self.config.update_rule == "delta":
+            return delta.retrieve(q, k, values, beta)
+        y = fwm.retrieve(*(x.flatten(0, 1) for x in (q, k, values, beta)))
+        y = nn.functional.layer_norm(y, y.shape[-1:], eps=NORM_EPS)
+        return y.unflatten(0, q.shape[:2])
+
+    def memorised(
+        self, batch: Associations, directions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What queries read with (P, B, L, R), what is written (P, B, N, R), and how strongly
+        (P, B, N), None for the rule "sum"; features, but for "softmax"."""
+        q, k = self.queries_keys(batch)
+        if self.config.attention != "softmax":
+            q, k = (features(x, self.config, directions) for x in (q, k))
+        if self.config.update_rule == "sum":
+            return q, k, None
+        if self.config.update_rule == "delta":
+            q = q / (q.sum(-1, keepdim=True) + self.config.eps)
+            k = k / (k.sum(-1, keepdim=True) + SMALLEST)
+        beta = _looked_up(self.embedding @ self.beta_of_embedding, batch.keys)
+        beta = beta + _looked_up(self.beta_of_value, batch.values)
+        return q, k, torch.sigmoid(beta + self.beta_bias[:, None, None]).squeeze(-1)
+
+    def queries_keys(self, batch: Associations) -> tuple[Tensor, Tensor]:
+        """Before the feature map: (P, B, L, D), (P, B, N, D)."""
+        k = _looked_up(self.embedding @ self.key_of_embedding, batch.keys)
+        k = k + _looked_up(self.key_of_value + self.key_bias.unsqueeze(1), batch.values)
+        bias = self.query_bias.unsqueeze(1)
+        q = _looked_up(torch.baddbmm(bias, self.embedding, self.query_of_embedding), batch.queries)
+        return q, k
+
+    def _weights(self, q: Tensor, k: Tensor) -> Tensor:
+        """How much of each write a query reads, (P, B, L, N)."""
+        if self.config.attention == "softmax":
+            return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+        weights = q @ k.mT
+        return weights / (weights.sum(-1, keepdim=True) + self.config.eps)
+
+
+def features(x: Tensor, config: MemoryConfig, directions: Tensor | None = None) -> Tensor:
+    """φ(x), (..., D) -> (..., R).
+
+    "performer" as published: keys are not divided by D^(1/4), and queries not stabilised.
+    """
+    if config.attention == "dpfp":
+        return dpfp(x, config.size)
+    if config.attention == "performer":
+        return favor_keys(x, directions)
+    return elu1(x) if config.attention == "linear" else FEATURE_MAPS[config.attention](x)
+
+
+def retrieval_loss(reads: Tensor, batch: Associations) -> Tensor:
+    """0.5·|read - unit vector of the target|² of each seed (P,), the mean over what is asked."""
+    right = reads.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
+    losses = (reads.square().sum(-1) - 2 * right + 1) / 2  # (P, B, L)
+    return (losses * batch.asked).sum((1, 2)) / batch.asked.sum((1, 2))
+
+
+def _looked_up(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of each seed's table: (P, S, D), (P, B, N) -> (P, B, N, D)."""
+    first = torch.arange(len(table), device=table.device)[:, None, None] * table.shape[1]
+    return nn.functional.embedding(index + first, table.flatten(0, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalMetrics:
+    """Where a run of several seeds stands after `step` steps.
+
+    Attributes:
+        losses: of this evaluation, a seed each; None for one that had ended before.
+        loss: the mean of those that are still under way.
+        outcomes: of each seed: None while it runs, then "ok", "diverged" or "interrupted".
+        reasons: why a seed ended: "solved", "no progress", "all steps", "not finite".
+        steps_per_s, seconds_left: of this process; seconds to the last possible step.
+    """
+
+    step: int
+    losses: tuple[float | None, ...]
+    loss: float
+    outcomes: tuple[str | None, ...]
+    reasons: tuple[str | None, ...]
+    steps_per_s: float
+    seconds_left: float
+
+    @property
+    def outcome(self) -> str | None:
+        """None while some seed runs; "interrupted" where one was."""
+        if None in self.outcomes:
+            return None
+        return next((o for o in ("interrupted", "diverged") if o in self.outcomes), "ok")
+
+
+@dataclass
+class _Seed:
+    """A seed's evaluations, and how it ended."""
+
+    seed: int
+    steps: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    best: float = math.inf
+    without_progress: int = 0
+    outcome: str | None = None
+    reason: str | None = None
+
+    def add(self, step: int, loss: float, config: RetrievalConfig) -> None:
+        """Count an evaluation, and end the seed where a rule says so."""
+        self.steps.append(step)
+        self.losses.append(loss)
+        if loss < self.best:
+            self.best, self.without_progress = loss, 0
+        else:
+            self.without_progress += 1
+        if not math.isfinite(loss):
+            self.outcome, self.reason = "diverged", "not finite"
+        elif loss <= config.solved_loss:
+            self.outcome, self.reason = "ok", "solved"
+        elif self.without_progress > config.patience:
+            self.outcome, self.reason = "ok", "no progress"
+        elif step >= config.n_steps:
+            self.outcome, self.reason = "ok", "all steps"
+
+    def summary(self, config: RetrievalConfig) -> dict[str, Any]:
+        """The figures of a run; losses are 0.5·Σ squared error, 0.5 at chance."""
+        if not self.steps:
+            return {"n_steps": 0}
+        best = self.best if math.isfinite(self.best) else None
+        return {
+            "n_steps": self.steps[-1],
+            "final_loss": self.losses[-1],
+            "best_loss": best,
+            "reported_loss": best if config.report == "best" else self.losses[-1],
+            "solved": best is not None and best <= config.solved_loss,
+            "reason": self.reason,
+        }
+
+
+class RetrievalTraining:
+    """A run of several seeds, advanced by iterating over `metrics()`. A seed that has ended takes
+    no further part.
+
+    The data of a seed s comes from a generator of 3·s, and evaluation data and random directions
+    from one of 3·s + 1, whatever other seeds there are.
+
+    Example:
+        >>> run = RetrievalTraining(RetrievalConfig(), seeds=(0, 1, 2))
+        >>> for m in run.metrics():
+        ...     print(m.step, m.losses)
+
+    Raises:
+        ValueError: no seed, or no such device.
+    """
+
+    def __init__(
+        self, config: RetrievalConfig, *, seeds: Sequence[int] = (0,), device: str | None = None
+    ):
+        self.config, self.device = config, resolve_device(device)
+        self.model = AssociativeMemory(config.model, n_keys=config.task.n_keys, seeds=seeds)
+        self.model.to(self.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, fused=True)
+        self.seeds = [_Seed(seed) for seed in seeds]
+        self.active = list(range(len(self.seeds)))
+        """Places in `seeds` of those that the tensors of the model hold, in order."""
+        self.data, self._evaluation = (
+            [torch.Generator(self.device).manual_seed(3 * seed + i) for seed in seeds]
+            for i in range(2)
+        )
+        self.step = 0
+
+    def metrics(self, stop: Callable[[], bool] = lambda: False) -> Iterator[RetrievalMetrics]:
+        """Train until every seed has ended, yielding at each evaluation. `stop()` is asked before
+        each step and ends the seeds that run as "interrupted"."""
+        first, started = self.step, time.perf_counter()
+        while self.active:
+            if stop():
+                yield self._metrics({}, first, started, interrupted=True)
+                return
+            if self.step == first + UNTIMED_STEPS:
+                started = time.perf_counter()
+            self.train_step()
+            if self.step % self.config.eval_every and self.step < self.config.n_steps:
+                continue
+            losses = dict(zip(self.active, self.evaluate().tolist(), strict=True))
+            for i, loss in losses.items():
+                self.seeds[i].add(self.step, loss, self.config)
+            self._drop_ended()
+            yield self._metrics(losses, first, started)
+
+    def train_step(self) -> Tensor:
+        """One step of the optimiser; the losses before it, of each running seed."""
+        batches = [
+            self.config.task.sample(self.config.batch_size, self.data[i]) for i in self.active
+        ]
+        losses = self._losses(_stacked(batches), 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        self.optimizer.step()
+        self.step += 1
+        return losses.detach()
+
+    @torch.no_grad()
+    def evaluate(self) -> Tensor:
+        """The loss of each running seed on fresh sequences.
+
+        Deviation: the mean over all queries; the published one is of batches of 32 of them, whose
+        last is smaller and counts as much.
+        """
+        config = self.config
+        batches = [
+            config.eval_task.sample_all_queries(
+                config.eval_sequences, config.eval_queries, self._evaluation[i]
+            )
+            for i in self.active
+        ]
+        return self._losses(_stacked(batches), config.eval_sequences)
+
+    def _losses(self, batch: Associations, n_draws: int) -> Tensor:
+        return retrieval_loss(self.model(batch, self._directions(n_draws)), batch)
+
+    def _directions(self, n_draws: int) -> Tensor | None:
+        """Directions of "performer" (P, n_draws, D, m): new at each step, as published, and for
+        each sequence of an evaluation."""
+        model = self.config.model
+        if model.attention != "performer":
+            return None
+        return torch.stack(
+            [
+                torch.stack(
+                    [
+                        orthogonal_directions(model.head_dim, model.size, self._evaluation[i])
+                        for _ in range(n_draws)
+                    ]
+                )
+                for i in self.active
+            ]
+        )
+
+    def _drop_ended(self) -> None:
+        """Take the seeds that have ended out of the parameters and of the optimiser's moments."""
+        kept = [j for j, i in enumerate(self.active) if self.seeds[i].outcome is None]
+        if len(kept) == len(self.active):
+            return
+        self.active = [self.active[j] for j in kept]
+        for parameter in self.model.parameters():
+            state = self.optimizer.state[parameter]
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = state[name][kept].contiguous()
+            parameter.data = parameter.data[kept].contiguous()
+            parameter.grad = None
+
+    def _metrics(self, losses, first, started, interrupted: bool = False) -> RetrievalMetrics:
+        timed = self.step - first - UNTIMED_STEPS
+        speed = timed / (time.perf_counter() - started) if timed > 0 else math.nan
+        running = [losses[i] for i in self.active if i in losses] or list(losses.values())
+        outcomes = (s.outcome or ("interrupted" if interrupted else None) for s in self.seeds)
+        return RetrievalMetrics(
+            step=self.step,
+            losses=tuple(losses.get(i) for i in range(len(self.seeds))),
+            loss=sum(running) / len(running) if running else math.nan,
+            outcomes=tuple(outcomes),
+            reasons=tuple(s.reason for s in self.seeds),
+            steps_per_s=speed,
+            seconds_left=(self.config.n_steps - self.step) / speed if timed > 0 else math.nan,
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Write a checkpoint from which `load` continues bit for bit; a killed process leaves the
+        old one."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            torch.save(self._state(), temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load(self, path: Path | str) -> None:
+        """Continue from a checkpoint of the same config and seeds.
+
+        Raises:
+            ValueError: the file is no checkpoint, or is one of another config or seeds.
+        """
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            same = state["config"] == asdict(self.config)
+            same = same and [s["seed"] for s in state["seeds"]] == [s.seed for s in self.seeds]
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # torch.load raises many kinds on a torn or foreign file
+            raise ValueError(f"{path} is no checkpoint of this program: delete it") from error
+        if not same:
+            raise ValueError(
+                f"{path} belongs to another config or seeds: use another path, or delete it"
+            )
+        self.active, self.step = state["active"], state["step"]
+        for name, parameter in self.model.named_parameters():
+            parameter.data = state["model"][name].to(self.device)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.seeds = [_Seed(**seed) for seed in state["seeds"]]
+        for generators, states in zip((self.data, self._evaluation), state["random"], strict=True):
+            for generator, saved in zip(generators, states, strict=True):
+                generator.set_state(saved)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "config": asdict(self.config),
+            "seeds": [asdict(seed) for seed in self.seeds],
+            "active": self.active,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": [[g.get_state() for g in x] for x in (self.data, self._evaluation)],
+        }
+
+
+def _stacked(batches: Sequence[Associations]) -> Associations:
+    names = ("keys", "values", "queries", "targets", "asked")
+    return Associations(*(torch.stack([getattr(b, name) for b in batches]) for name in names))
