@@ -29,7 +29,7 @@ from replib.memory import (
     trim_memory,
 )
 from replib.tasks import SequenceCopy
-from replib.training import Training, TrainingConfig
+from replib.training import TrainingConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 WORKS = ("forward", "forward_backward")
@@ -427,7 +427,7 @@ def _build_work(
     config: CostConfig | TrainingConfig, device: torch.device, seed: int
 ) -> Callable[[], object]:
     if isinstance(config, TrainingConfig):
-        return Training(config, seed=seed, device=str(device)).train_step
+        return config.training(seed=seed, device=str(device)).train_step
     dtype = DTYPES[config.dtype]
     generator = torch.Generator(device=device).manual_seed(seed)
     shape = (config.batch_size, config.n_heads, config.seq_len, config.head_dim)

@@ -682,7 +682,7 @@ def run_training(
 ) -> store.Row:
     """Train, from a checkpoint where there is one, and make the row; nothing is appended."""
     started = datetime.now(UTC)
-    training = Training(job.config, seed=job.seed, device=device)
+    training = job.config.training(seed=job.seed, device=device)
     checkpoint = checkpoint_path(identity(job.config, job.seed, cost=False), training.device.type)
     if checkpoint.exists():
         training.load(checkpoint)

@@ -173,7 +173,7 @@ class LiveRuns:
         run = identity(job.config, job.seed, cost=False)
         path = self._model_path(run, device)
         if run not in self.models and path.exists():
-            training = Training(job.config, seed=job.seed, device=device)
+            training = job.config.training(seed=job.seed, device=device)
             try:
                 training.load(path)
             except ValueError:

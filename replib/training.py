@@ -93,6 +93,10 @@ class TrainingConfig:
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: use {', '.join(known)}")
 
+    def training(self, *, seed: int = 0, device: str | None = None) -> "Training":
+        """A run of this config from its start."""
+        return Training(self, seed=seed, device=device)
+
     def lr_at(self, step: int) -> float:
         """The learning rate of a step, the first being 0."""
         if self.schedule == "drop":
