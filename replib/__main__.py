@@ -132,6 +132,7 @@ def _line(row: store.Row) -> str:
     who = " ".join(filter(None, map(model.get, parts)))
     if "way" in model:
         who += f" {model['n_layers']} layers batch {model['batch_size']}"
+    who += "".join(f" +{defect}" for defect in config.get("defects", ()))
     figures = ", ".join(
         f"{name} {summary[name]:.4g}"
         for name in (

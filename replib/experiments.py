@@ -8,8 +8,9 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 
 from replib import store
 from replib.attention import ATTENTION
+from replib.autopsy import AutopsyConfig, article_defects
 from replib.benchmark import DTYPES, Cost, CostConfig, measure_cost, tokens_batch
 from replib.device import resolve_device
 from replib.memory import is_out_of_memory, release_memory
@@ -322,6 +324,62 @@ def _streams(n_tokens: int, n_cached: int) -> list[CostJob]:
     ]
 
 
+def ablation(attention: str) -> list[tuple[str, ...]]:
+    """The sets of defects to compare: none, all that the article's runs had, each alone on, and
+    each alone off."""
+    every = article_defects(attention)
+    alone_off = [tuple(one for one in every if one != off) for off in every]
+    return [(), every, *((one,) for one in every), *alone_off]
+
+
+def _autopsy(scale: str) -> list[Job]:
+    """The 2022 task with defects: losses. All of one seed come before the next seed."""
+    lengths = (8,) if scale == "smoke" else (8, 16, 32, 64)
+    n_steps = 60 if scale == "smoke" else 3000
+    configs = []
+    for n, attention in product(lengths, BOTH):
+        task = SequenceCopy(seq_len=n)
+        if scale == "paper":
+            full = {"batch_size": 8, "lr_drop_step": n_steps, "eval_every": 25}
+            mended = TrainingConfig(
+                task=task, model=replication_model(attention), n_steps=n_steps, **full
+            )
+        else:
+            mended = laptop_copy(attention, n, n_steps, task=task, batch_size=8, lr=2e-3)
+        configs += [with_defects(mended, defects) for defects in ablation(attention)]
+    seeds = range(1 if scale == "smoke" else 3)
+    return [TrainingJob(config=config, seed=seed) for seed in seeds for config in configs]
+
+
+def _autopsy_time(scale: str) -> list[Job]:
+    """A training step of the article's model with defects, at the lengths of its Table 1; both
+    mechanisms and all sets of defects of a length are timed together."""
+    model = laptop_model if scale == "smoke" else replication_model
+    return [
+        CostJob(
+            configs=tuple(
+                AutopsyConfig(
+                    task=SequenceCopy(seq_len=n),
+                    model=model(attention),
+                    batch_size=8,
+                    n_steps=3000,
+                    defects=defects,
+                )
+                for attention in BOTH
+                for defects in ablation(attention)
+            ),
+            n_repeats=3 if scale == "smoke" else 9,
+        )
+        for n in ((8,) if scale == "smoke" else (8, 16, 32, 64))
+    ]
+
+
+def with_defects(config: TrainingConfig, defects: tuple[str, ...]) -> AutopsyConfig:
+    """A config of the 2022 task with some of the replication's defects."""
+    values = {one.name: getattr(config, one.name) for one in fields(TrainingConfig)}
+    return AutopsyConfig(**values | {"defects": defects})
+
+
 def _seeds(configs: list[TrainingConfig], n_seeds: int) -> list[Job]:
     return [TrainingJob(config=config, seed=seed) for config in configs for seed in range(n_seeds)]
 
@@ -424,6 +482,16 @@ EXPERIMENTS = {
             name="step_time",
             title="Time of one training step of the 2022 replication's model against N",
             jobs=_step_time,
+        ),
+        Experiment(
+            name="autopsy",
+            title="The 2022 replication's task with its defects: loss over training",
+            jobs=_autopsy,
+        ),
+        Experiment(
+            name="autopsy_time",
+            title="Time of one training step with the 2022 replication's defects",
+            jobs=_autopsy_time,
         ),
         Experiment(
             name="generation",
@@ -659,6 +727,8 @@ def source_of(config: Config, *, cost: bool) -> str:
     sources = COST_SOURCES if cost else ()
     if isinstance(config, TrainingConfig):
         sources += TRAINING_SOURCES
+    if isinstance(config, AutopsyConfig):
+        sources += ("replib.autopsy",)
     if isinstance(config, GenerationConfig):
         sources += GENERATION_SOURCES
     mechanism = ATTENTION[getattr(config, "model", config).attention]
