@@ -272,6 +272,11 @@ def _(stream_notes, stream_panel):
 def _(stream_panel):
     stream_settings = stream_panel.value
     controls.share(stream_settings)
+    return (stream_settings,)
+
+
+@app.cell(hide_code=True)
+def _(stream_settings):
     stream_jobs = live_stream_jobs(stream_settings)
     return (stream_jobs,)
 
