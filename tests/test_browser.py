@@ -444,8 +444,6 @@ def test_the_radio_button_of_a_length_changes_the_chart(notebook):
 
 def test_a_stream_of_tokens_is_drawn_and_its_length_is_in_the_address(notebook):
     page = notebook("04_transformers_are_rnns", QUICK["04_transformers_are_rnns"])
-    stream = page.get_by_text("Try a long stream")
-    expect(stream).to_be_visible()
     drawn = page.locator("[role=graphics-document][aria-label^='1,000 tokens'] canvas.marks")
     wait_for(lambda: n_pixels(page, drawn, charts.PALETTE["softmax"], top=90) > 50)
     slider(page, "Tokens").press("ArrowRight")

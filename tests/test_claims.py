@@ -441,7 +441,7 @@ def test_a_way_that_ran_out_of_memory_at_the_last_token_has_no_total():
 
 def test_faster_generation_follows_the_ratio_and_stands_beside_the_published_one():
     rows = token_rows() + token_rows(batch_size=32) + token_rows(3072, n_layers=16)
-    verdict = claims.faster_generation(rows, PAPER)
+    verdict = claims.faster_generation(rows)
     assert verdict.status == SUPPORTED
     said = [f"{one.text} {one.figure}" for one in verdict.criteria]
     assert [text.split(":")[0] for text in said] == [
@@ -457,12 +457,12 @@ def test_faster_generation_follows_the_ratio_and_stands_beside_the_published_one
 
 def test_slower_generation_refutes(monkeypatch):
     monkeypatch.setitem(TOKEN_MS, "cache", lambda n: 1.0)
-    assert claims.faster_generation(token_rows(), PAPER).status == NOT_SUPPORTED
+    assert claims.faster_generation(token_rows()).status == NOT_SUPPORTED
 
 
 def test_sums_are_told_beside_the_runs_that_check_them():
     rows = token_rows() + [whole_row("recurrent"), whole_row("recompute", factor=1.25)]
-    evidence = claims.faster_generation(rows, PAPER).evidence
+    evidence = claims.faster_generation(rows).evidence
     assert "MNIST, batch 1, recurrent: tokens sum to 1.00 of a whole run" in evidence
     assert "MNIST, batch 1, recompute: tokens sum to 0.80 of a whole run" in evidence
 
@@ -477,7 +477,7 @@ def test_devices_are_judged_apart():
     rows = token_rows() + token_rows(device="gpu")
     assert len(claims.speedups(rows)) == 4
     assert claims.constant_cost(rows).headline == "supported in 2 of 2 settings"
-    assert claims.generation(rows, PAPER).status == SUPPORTED
+    assert claims.generation(rows).status == SUPPORTED
 
 
 def test_images_a_second_are_tabled_with_sums_marked_beside_the_papers():
@@ -500,6 +500,6 @@ def test_published_speedups_follow_from_the_papers_tables():
 
 
 def test_without_rows_generation_is_inconclusive():
-    verdict = claims.generation([], PAPER)
+    verdict = claims.generation([])
     assert verdict.status == INCONCLUSIVE and verdict.headline == "no measurements yet"
     assert claims.speedups([]) == []
