@@ -41,11 +41,12 @@ def _():
 @app.cell(hide_code=True)
 def _():
     recorded = recorded_rows("generation")
-    paper = published()["katharopoulos2020"]
+    article, paper = published()["dm2022"], published()["katharopoulos2020"]
     live, streams = LiveRuns("generation"), LiveRuns("generation")
     get_changes, set_changes = mo.state(0)
     get_streamed, set_streamed = mo.state(0)
     return (
+        article,
         get_changes,
         get_streamed,
         live,
@@ -58,10 +59,10 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(recorded):
+def _(article, recorded):
     beside = [
         ("Paper", claims.PAPER_SAYS["generation"]),
-        ("2022 replication", claims.ARTICLE_ON_GENERATION),
+        ("2022 replication", claims.article_generation(article)),
     ]
     recorded_here = f"Recorded here, {controls.device_names(recorded)}"
     return beside, recorded_here
@@ -83,15 +84,13 @@ def _(beside, get_changes, jobs, live, recorded, recorded_here, settings):
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, paper, recorded, recorded_here, settings):
+def _(get_changes, jobs, live, recorded, recorded_here, settings):
     get_changes()
-    _session = claims.of_session(
-        lambda rows: claims.faster_generation(rows, paper), live.rows(jobs, settings["device"])
-    )
+    _session = claims.of_session(claims.faster_generation, live.rows(jobs, settings["device"]))
     controls.verdict_card(
         "Linear attention generates faster than softmax, even where softmax has a cache.",
         [
-            (recorded_here, claims.faster_generation(recorded, paper)),
+            (recorded_here, claims.faster_generation(recorded)),
             ("This machine, settings below", _session),
         ],
     )
@@ -272,6 +271,11 @@ def _(stream_notes, stream_panel):
 def _(stream_panel):
     stream_settings = stream_panel.value
     controls.share(stream_settings)
+    return (stream_settings,)
+
+
+@app.cell(hide_code=True)
+def _(stream_settings):
     stream_jobs = live_stream_jobs(stream_settings)
     return (stream_jobs,)
 

@@ -13,6 +13,7 @@ from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any
 
 from replib.experiments import IMAGE_SHAPES, SOLVED_ACCURACY, VARIANTS
+from replib.published import published
 from replib.statistics import (
     SOFTMAX_MODELS,
     Crossover,
@@ -105,6 +106,11 @@ def article_crossover(article: Mapping[str, Any]) -> str:
         f"{article['N'][-1]}; a fit puts the crossover at N = {article['fit']['ceil']}, "
         f"{article['fit']['ceil'] / article['N'][-1]:.0f} times beyond the data."
     )
+
+
+def article_generation(article: Mapping[str, Any]) -> str:
+    """The article has nothing on generation."""
+    return "Generation was not measured."
 
 
 def of_session(judge: Callable[[list[Row]], Verdict], rows: Sequence[Row]) -> Verdict | str:
@@ -545,7 +551,6 @@ def of_work(costs: "polars.DataFrame", work: str) -> "polars.DataFrame":
     return costs.filter(costs["work"] == work)
 
 
-ARTICLE_ON_GENERATION = "Generation was not measured."
 IMAGE_KEYS = {"MNIST": ("mnist", "table1_mnist"), "CIFAR-10": ("cifar10", "table2_cifar10")}
 """What the paper's blocks of figures call an image's shape: key, and table of throughputs."""
 
@@ -737,11 +742,11 @@ def speedups(rows: Sequence[Row]) -> list[Speedup]:
 
 
 @_each_device
-def faster_generation(rows: Sequence[Row], paper: Mapping[str, Any]) -> Verdict:
+def faster_generation(rows: Sequence[Row]) -> Verdict:
     """Linear attention generates a whole sequence in less time than softmax with its cache, judged
     at each size; how much faster than softmax that computes everything again is evidence, and so
     is how sums over tokens compare with whole runs."""
-    verdicts, beside = {}, []
+    verdicts, beside, paper = {}, [], published()["katharopoulos2020"]
     for one in speedups(rows):
         told = [
             f"published {three_digits(value)}× ({name})" for name, value in _published(one, paper)
@@ -792,9 +797,9 @@ def published_speedups(paper: Mapping[str, Any]) -> list[tuple[str, str, str, fl
 DERIVED = "derived_linear_over_stateful"
 
 
-def generation(rows: Sequence[Row], paper: Mapping[str, Any]) -> Verdict:
+def generation(rows: Sequence[Row]) -> Verdict:
     """`constant_cost` and `faster_generation`, both."""
-    parts = constant_cost(rows), faster_generation(rows, paper)
+    parts = constant_cost(rows), faster_generation(rows)
     criteria, evidence = (
         tuple(line for part in parts for line in getattr(part, name))
         for name in ("criteria", "evidence")

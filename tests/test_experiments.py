@@ -9,6 +9,7 @@ import torch
 
 from replib import experiments, kernels, store
 from replib.attention import ATTENTION
+from replib.autopsy import article_defects
 from replib.benchmark import CostConfig
 from replib.experiments import (
     ALL_VARIANTS,
@@ -32,6 +33,7 @@ from replib.experiments import (
     uses_compiled,
 )
 from replib.live import run_ids
+from replib.streams import SPANS, WAYS
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.training import Metrics, Training, TrainingConfig
 
@@ -65,7 +67,11 @@ def test_no_run_of_a_grid_occurs_twice(name, scale):
     assert ids and len(ids) == len(set(ids))
 
 
-@pytest.mark.parametrize("name, scale", [grid for grid in GRIDS if grid[0] not in RETRIEVAL])
+# Grids whose points are not the same setting under softmax and under linear attention.
+OF_THEIR_OWN = {"generation", "autopsy", "autopsy_time", *RETRIEVAL}
+
+
+@pytest.mark.parametrize("name, scale", [grid for grid in GRIDS if grid[0] not in OF_THEIR_OWN])
 def test_every_point_of_a_grid_has_softmax_beside_linear(name, scale):
     found = {}
     for job in EXPERIMENTS[name].jobs(scale):
@@ -141,6 +147,32 @@ def test_every_cost_is_measured_beside_the_others_of_its_shape():
     for job in EXPERIMENTS["crossover"].jobs("laptop"):
         assert [(c.attention, c.implementation) for c in job.configs] == list(VARIANTS)
         assert len({(c.seq_len, c.batch_size, c.work) for c in job.configs}) == 1
+
+
+@pytest.mark.parametrize("scale", ["laptop", "paper"])
+def test_generation_is_measured_at_the_sizes_of_the_papers_images(scale):
+    configs = [c for job in EXPERIMENTS["generation"].jobs(scale) for c in configs_of(job)]
+    last = {}
+    for config in configs:
+        if config.span == "token":
+            assert (config.n_heads, config.head_dim) == (8, 32)
+            size = config.n_layers, config.batch_size
+            last.setdefault(size, {}).setdefault(config.way, set()).add(config.seq_len)
+    assert {n_layers for n_layers, _ in last} == {8, 16}
+    for (n_layers, _), ways in last.items():
+        assert ways.keys() == set(WAYS)
+        assert {max(positions) for positions in ways.values()} == {784 if n_layers == 8 else 3072}
+        assert len(set(map(frozenset, ways.values()))) == 1
+    assert 1 in {batch for _, batch in last} and max(batch for _, batch in last) >= 16
+    (stream,) = (c for c in configs if c.span == "stream" and c.way == "recurrent")
+    assert stream.seq_len == 10**6
+
+
+def test_whole_sequences_are_run_beside_the_tokens_that_they_are_summed_from():
+    jobs = EXPERIMENTS["generation"].jobs("laptop")
+    tokens, whole = ([job for job in jobs if job.configs[0].span == span] for span in SPANS[:2])
+    last = {replace(c, span="sequence") for job in tokens for c in job.configs}
+    assert whole and {c for job in whole for c in job.configs} <= last
 
 
 # --- what a device can run
@@ -495,3 +527,19 @@ def test_one_line_in_the_registry_brings_a_mechanism_into_the_controls():
 def test_controls_offer_every_implementation_of_every_mechanism():
     expected = {(name, i) for name, cls in ATTENTION.items() for i in cls.implementations}
     assert set(ALL_VARIANTS.values()) == expected and len(ALL_VARIANTS) == len(expected)
+
+
+def test_the_autopsy_has_no_all_alone_on_and_alone_off_of_each_mechanism_at_each_length():
+    for name in ("autopsy", "autopsy_time"):
+        sets = {}
+        for job in EXPERIMENTS[name].jobs("laptop"):
+            for config in configs_of(job):
+                key = (config.model.attention, config.task.seq_len)
+                sets.setdefault(key, set()).add(config.defects)
+        assert {n for _, n in sets} == {8, 16, 32, 64}
+        for (attention, _), found in sets.items():
+            every = set(article_defects(attention))
+            assert {(), article_defects(attention)} <= found
+            assert {one[0] for one in found if len(one) == 1} == every
+            assert [every - set(one) for one in found if len(one) == len(every) - 1]
+            assert len(found) == 2 + 2 * len(every)
