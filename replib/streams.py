@@ -286,6 +286,7 @@ class _NextToken:
             x for state in self.states for x in state if isinstance(x, Tensor) and x.dim() == 0
         ]
 
+    @torch.inference_mode()
     def __call__(self) -> None:
         self.stepper.position = self.before
         if self.states:
