@@ -126,7 +126,7 @@ def _(recorded):
     mo.vstack(
         [
             mo.md("## A stream without end"),
-            parts.stream_chart(recorded),
+            parts.recorded_streams(recorded),
         ]
     )
     return
