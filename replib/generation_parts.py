@@ -118,5 +118,9 @@ def agreement_table(settings: Mapping[str, Any]) -> mo.Html:
 def _agreement(config: GenerationConfig) -> dict[str, Difference]:
     """In a thread that ends with it: with one core, as two take up to 60 times as long for products
     this small where other programs want them too."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    return agreement(config)
+    try:
+        return agreement(config)
+    finally:
+        torch.set_num_threads(before)  # threads that begin later would have one as well
