@@ -61,8 +61,8 @@ FEEDFORWARD_PER_MODEL = 4  # the hidden size of the position-wise network, as in
 TOKEN_BYTES = 8  # int64
 AGREEMENT_DTYPES = ("float64", "float32", "bfloat16")
 
-# A sample of a token lasts at least this long, as many as that takes one after the other: what the
-# other ways leave in the caches of the processor makes the first of them up to twice as slow.
+# A sample of a token lasts at least this long, as many as that takes one after the other: the first
+# after another way finds the processor's caches full of that one's weights, unlike in a sequence.
 TOKEN_SAMPLE_MS = 30.0
 MAX_TOKENS_PER_SAMPLE = 256
 
