@@ -126,7 +126,7 @@ def _(recorded):
     mo.vstack(
         [
             mo.md("## A stream without end"),
-            parts.stream_chart(recorded),
+            parts.recorded_streams(recorded),
         ]
     )
     return
@@ -146,7 +146,7 @@ def _():
 @app.cell(hide_code=True)
 def _():
     PARAMETERS = [
-        Control("seq_len", "Last position", tuple(2**e for e in range(4, 13)), 512),
+        Control("seq_len", "Last position", tuple(2**e for e in range(4, 13)), 256),
         Control("batch_size", "Batch size", (1, 2, 4, 8, 16, 32, 64), 1),
         Control("n_layers", "Layers", (1, 2, 4, 8, 16), 2),
         Control("n_heads", "Heads", (1, 2, 4, 8), 8),
@@ -328,12 +328,14 @@ def _(get_changes, live):
 def _():
     _text = mo.md("""
     - **A token.** The N-th token is generated again and again from a state that was filled at
-      random, and the most likely next one is chosen from its logits; the ways of one position are
-      timed together in random order. Times are of a whole batch.
+      random, and the most likely next one is chosen from its logits. A sample is
+      the mean of such tokens for 30 ms, and the ways of one position are sampled in random order.
+      Times are of a whole batch.
     - **A sequence.** Timed as one where that takes minutes at most; else summed over positions:
       medians at 1, 2, 3, 6, ... N, with straight lines between them in log-log. The table marks
-      sums with ~, and the verdict tells how sums compare with runs where there are both. The
-      interval of a sum comes from resampling the repeats, not from those lines.
+      sums with ~, and the verdict tells how sums compare with runs where there are both. A ratio is
+      of two runs, or of two sums. The interval of a sum comes from resampling the repeats, not from
+      those lines.
     - **Verdict.** Growth exponents of the position over its longer half, with 95 % intervals:
       constant means within ± 0.15 of 0. Faster means that the interval of the ratio of times lies
       above 1. Speed-ups over recomputing are evidence only: nobody need recompute.

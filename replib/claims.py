@@ -727,18 +727,27 @@ class Speedup:
 def speedups(rows: Sequence[Row]) -> list[Speedup]:
     """Those of each device and size, over a cache first."""
     return [
-        Speedup(
-            size=size,
-            over=way,
-            found=ratio(ways[way].total, ways["recurrent"].total),
-            integrated=any(ways[one].measured is None for one in (way, "recurrent")),
-            row=ways["recurrent"].row,
-        )
+        _speedup(ways[way], ways["recurrent"])
         for some in by_device(rows).values()
         for size, ways in generated(some).items()
         for way in ("cache", "recompute")
         if {way, "recurrent"} <= ways.keys()
     ]
+
+
+def _speedup(slow: Generated, fast: Generated) -> Speedup:
+    """Of two whole runs, else of two sums, whose tokens were timed together."""
+    for how in ("measured", "integrated", "total"):
+        totals = getattr(slow, how), getattr(fast, how)
+        if None not in totals:
+            return Speedup(
+                size=fast.size,
+                over=slow.way,
+                found=ratio(*totals),
+                integrated=how != "measured",
+                row=fast.row,
+            )
+    raise AssertionError("a way without any total is not among those generated")
 
 
 @_each_device
@@ -814,35 +823,33 @@ def generation_table(rows: Sequence[Row], paper: Mapping[str, Any]) -> str:
         here = paper[table]["rows"]
         stateful = paper["table4_stateful"][key]["stateful-softmax"]
         rates = here["softmax"][1], stateful[1], here["linear"][1]
-        lines.append(_table_line(f"paper, {image}, GPU, many images", rates, [""] * 3))
+        over = [f"{three_digits(rates[2] / rate)}×" for rate in rates[:2]]
+        cells = [three_digits(rate) for rate in rates] + over
+        lines.append(_table_line(f"paper, {image}, GPU, many images", cells))
     for device, some in by_device(rows).items():
         for size, ways in generated(some).items():
             found = [ways.get(way) for way in ("recompute", "cache", "recurrent")]
-            rates = [one and one.images_per_s for one in found]
-            signs = ["~" if one and one.measured is None else "" for one in found]
-            lines.append(_table_line(f"{device}, {size.text}", rates, signs))
-    head = "softmax, recomputed | softmax, cached | linear | linear over recomputed | over cached"
-    return (
-        "| images a second | "
-        + head
-        + " |\n|:---|"
-        + "---:|" * 5
-        + "\n"
-        + "\n".join(lines)
-        + "\n\n"
-        "~ is summed from single tokens, which were measured at some positions; the others are "
+            cells = ["–" if one is None else _rate(one) for one in found]
+            for slow in found[:2]:
+                both = slow is not None and found[2] is not None
+                cells.append(_times(_speedup(slow, found[2])) if both else "–")
+            lines.append(_table_line(f"{device}, {size.text}", cells))
+    columns = "softmax, recomputed", "softmax, cached", "linear", "linear over recomputed"
+    head = _table_line("images a second", [*columns, "over cached"])
+    return "\n".join([head, f"|:---|{'---:|' * 5}", *lines]) + (
+        "\n\n~ is summed from single tokens, which were measured at some positions; the others are "
         "whole runs."
     )
 
 
-def _table_line(name: str, rates: Sequence[float | None], signs: Sequence[str]) -> str:
-    cells = [
-        "–" if rate is None else f"{sign}{three_digits(rate)}"
-        for rate, sign in zip(rates, signs, strict=True)
-    ]
-    *others, linear = rates
-    cells += [
-        "–" if None in (rate, linear) else f"{three_digits(linear / rate)}×" for rate in others
-    ]
+def _rate(one: Generated) -> str:
+    return f"{'' if one.measured else '~'}{three_digits(one.images_per_s)}"
+
+
+def _times(one: Speedup) -> str:
+    return f"{'~' if one.integrated else ''}{three_digits(one.found.value)}×"
+
+
+def _table_line(name: str, cells: Sequence[str]) -> str:
     unbroken = name.replace(" ", "\N{NO-BREAK SPACE}")  # a narrow page scrolls the table
     return f"| {unbroken} | {' | '.join(cells)} |"

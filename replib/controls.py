@@ -240,7 +240,7 @@ def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = Non
     seconds, kernel = predicted_seconds(missing, device), kernel_to_compile(missing, device)
     once = f"about {_duration(COMPILE_S)} to compile the {kernel} kernel, once"
     short = seconds < AUTO_RUN_BELOW_S or resolve_device(device).type == "cuda"
-    if auto and short and not live.ended_early(jobs):
+    if auto and short and not live.ended_early(jobs) and not in_static_page():
         live.start(jobs, device)
         return None, f"Running by itself, as it is short{f', after {once}' if kernel else ''}."
     label = f"Run (about {_duration(seconds)}{f', after {once}' if kernel else ''})"

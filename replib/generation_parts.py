@@ -5,8 +5,10 @@ from typing import Any
 
 import altair as alt
 import marimo as mo
+import torch
 
 from replib import charts, claims, frames
+from replib.generation import Difference
 from replib.live import in_passing_thread
 from replib.store import Row
 from replib.streams import GenerationConfig, agreement, state_bytes
@@ -88,6 +90,14 @@ def stream_chart(rows: Sequence[Row]) -> alt.LayerChart:
     return charts.stream_chart(frame, cache_bytes_per_token=state_bytes(first), title=title)
 
 
+def recorded_streams(rows: Sequence[Row]) -> mo.Html:
+    """`stream_chart` of each device."""
+    devices = claims.by_device(rows)
+    if len(devices) < 2:
+        return mo.as_html(stream_chart(rows))
+    return mo.ui.tabs({device: stream_chart(some) for device, some in devices.items()})
+
+
 def agreement_table(settings: Mapping[str, Any]) -> mo.Html:
     """How far outputs of a token at a time and of the whole sequence at once differ, for the model
     of the settings, in each dtype."""
@@ -98,8 +108,19 @@ def agreement_table(settings: Mapping[str, Any]) -> mo.Html:
         return mo.callout(str(error), kind="warn")
     lines = []
     for way, config in configs.items():
-        for dtype, found in in_passing_thread(agreement, config).items():
+        for dtype, found in in_passing_thread(_agreement, config).items():
             text = f"{found.absolute:.1e} | {found.relative:.1e}"
             lines.append(f"| {WAY_LABELS[way]} | {dtype} | {text} |")
     head = "| against all at once | dtype | largest difference | of the largest output |"
     return mo.md(f"{head}\n|:---|:---|---:|---:|\n" + "\n".join(lines))
+
+
+def _agreement(config: GenerationConfig) -> dict[str, Difference]:
+    """In a thread that ends with it: with one core, as two take up to 60 times as long for products
+    this small where other programs want them too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return agreement(config)
+    finally:
+        torch.set_num_threads(before)  # threads that begin later would have one as well

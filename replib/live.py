@@ -7,7 +7,7 @@ run whose page is no longer open ends by itself.
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -260,8 +260,10 @@ class LiveRuns:
         progress.fraction = before
         progress.text = f"measuring N = {job.configs[0].seq_len}"
         name = self._name(job)
-        for row in run_cost(name, SCALE, job, device, self._stopped, MAX_POINT_S, on_partial):
-            self._finish(row, progress)
+        streaming = any(getattr(config, "span", None) == "stream" for config in job.configs)
+        with _one_thread_spared() if streaming else nullcontext():
+            for row in run_cost(name, SCALE, job, device, self._stopped, MAX_POINT_S, on_partial):
+                self._finish(row, progress)
 
     def _finish(self, row: store.Row, progress: Progress) -> None:
         progress.rows[row["run_id"]] = row

@@ -8,6 +8,7 @@ its cache of keys and values (the paper's "stateful softmax", supplement), and s
 everything again for every token (the paper's softmax, tables 1 and 2).
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
@@ -59,6 +60,11 @@ VOCAB_SIZE = 256  # the levels of a pixel
 FEEDFORWARD_PER_MODEL = 4  # the hidden size of the position-wise network, as in the paper
 TOKEN_BYTES = 8  # int64
 AGREEMENT_DTYPES = ("float64", "float32", "bfloat16")
+
+# A sample of a token lasts at least this long, as many as that takes one after the other: the first
+# after another way finds the processor's caches full of that one's weights, unlike in a sequence.
+TOKEN_SAMPLE_MS = 30.0
+MAX_TOKENS_PER_SAMPLE = 256
 
 # A stream is looked at this often: by a factor in position at first, then by a share of its length.
 STREAM_FACTOR = 1.25
@@ -224,7 +230,8 @@ def measure_generation(
     """Measure generation; all tokens and sequences of the configs are timed together, so give the
     ways of one size. A way for which memory runs out, or would, is a Cost with that outcome.
 
-    The N-th token is generated again and again from a state that is filled at random.
+    The N-th token is generated again and again from a state that is filled at random; a sample is
+    the mean of as many as last TOKEN_SAMPLE_MS.
 
     Args:
         max_seconds_per_point: bounds the timing, times the number of configs; of streams nothing.
@@ -254,6 +261,7 @@ class _Candidate(benchmark._Candidate):
     """A config on its way to a GenerationCost."""
 
     state_bytes: int | None = None
+    tokens_per_sample = 1
 
     def prepare(self) -> None:
         self.shortage = _shortage(self.config, self.device)
@@ -265,15 +273,21 @@ class _Candidate(benchmark._Candidate):
         self.work = kind(self.config, self.device, self.seed)
         self.state_bytes = self.work.stepper.state_bytes
         if self.config.span == "token":
-            self.memory_bytes = self.state_bytes + peak_memory_bytes(self.work, self.device)
+            self.memory_bytes = self.state_bytes + peak_memory_bytes(self.work.step, self.device)
+            token_ms = benchmark._elapsed_ms(self.work.step, 1, self.device)
+            wanted = math.ceil(TOKEN_SAMPLE_MS / token_ms)
+            self.work.n_tokens = self.tokens_per_sample = min(wanted, MAX_TOKENS_PER_SAMPLE)
 
     def cost(self, samples: list[float], n_repeats: int, interrupted: bool) -> GenerationCost:
+        samples = [time_ms / self.tokens_per_sample for time_ms in samples]
         cost = super().cost(samples, n_repeats, interrupted)
         return GenerationCost(**vars(cost), state_bytes=self.state_bytes)
 
 
 class _NextToken:
-    """The N-th token of each sequence, whenever it is called."""
+    """The N-th token of each sequence, `n_tokens` times a call."""
+
+    n_tokens = 1
 
     def __init__(self, config: GenerationConfig, device: torch.device, seed: int):
         self.stepper, self.before = build_stepper(config, device, seed), config.seq_len - 1
@@ -287,6 +301,11 @@ class _NextToken:
         ]
 
     def __call__(self) -> None:
+        for _ in range(self.n_tokens):
+            self.step()
+
+    @torch.inference_mode()
+    def step(self) -> None:
         self.stepper.position = self.before
         if self.states:
             self.stepper.states = list(self.states)
@@ -433,7 +452,8 @@ def predict_generation_seconds(
         if config.span == "stream":
             seconds += call_s
             continue
-        sample_s = max(call_s, MIN_SAMPLE_MS / 1000)
+        least_ms = TOKEN_SAMPLE_MS if config.span == "token" else MIN_SAMPLE_MS
+        sample_s = max(call_s, least_ms / 1000)
         timing_s = min((1 + n_repeats) * sample_s, max(max_seconds_per_point, 2 * sample_s))
         seconds += call_s + timing_s
     return seconds

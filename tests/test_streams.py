@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,6 +135,33 @@ def test_a_jump_stands_before_a_position_and_remembers_something(way):
 def test_a_jump_beyond_the_room_is_refused(way, position):
     with pytest.raises(ValueError, match=f"position {position}: use 0 to {N}"):
         build_stepper(tiny(way)).jump(position)
+
+
+def in_fixed_shapes(config):
+    """A decoder as under a CUDA graph, whose launch is played here by a call."""
+    decoder = Decoder(build_model(config), config.batch_size, max_len=config.seq_len)
+    with torch.inference_mode():
+        decoder._start_in_fixed_shapes()
+    decoder._graph = SimpleNamespace(replay=decoder._advance_in_fixed_shapes)
+    return decoder
+
+
+@pytest.mark.parametrize("way", ["recurrent", "cache"])
+def test_a_jump_to_the_start_generates_afresh_under_a_graph(way):
+    decoder, tokens = in_fixed_shapes(tiny(way, dtype="float64")), random_tokens(9)
+    first = logits_of(decoder, tokens)
+    decoder.jump(0)
+    torch.testing.assert_close(logits_of(decoder, tokens), first)
+
+
+@pytest.mark.parametrize("way", ["recurrent", "cache"])
+def test_the_token_at_a_position_stays_there_under_a_graph(way, monkeypatch):
+    monkeypatch.setattr(streams, "build_stepper", lambda config, *_: in_fixed_shapes(config))
+    work = streams._NextToken(tiny(way), torch.device("cpu"), seed=0)
+    for _ in range(3):
+        work()  # a cache that went on would write beyond its end
+        lengths = [int(state.length) for state in work.stepper.states if len(state) == 3]
+        assert lengths == ([N, N] if way == "cache" else [])
 
 
 def test_a_jump_into_a_cache_without_room_is_refused():

@@ -90,6 +90,11 @@ def stream_chart(
             dash,
             alt.Detail(["device:N", "source:N"]),
             opacity=style.faded(legend),
+            tooltip=[
+                alt.Tooltip("series:N", title="memory of"),
+                alt.Tooltip("position:Q", title="tokens", format=",d"),
+                alt.Tooltip("value:Q", title="MB", format=".4~g"),
+            ],
         )
         .add_params(legend)
     )
