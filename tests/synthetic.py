@@ -114,7 +114,7 @@ def _generation_row(name, config):
 
 def _growth(model, seq_len):
     if model.attention == "softmax":
-        return seq_len / CROSSOVERS[model.implementation]
+        return seq_len / CROSSOVERS[model.implementation or "fused"]
     if model.implementation == "plain":  # a fifth more than the slower softmax, and at least torch
         return max(SLOWER["torch"], 1.2 * seq_len / min(CROSSOVERS.values()))
     return SLOWER[model.implementation]
