@@ -6,6 +6,7 @@ random number comes from the generator that it is given.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,9 @@ class Batch:
 
 class TokenTask:
     """What training asks of a task whose model puts out a logit for each token, (B, N, V)."""
+
+    sources: ClassVar[tuple[str, ...]] = ("replib.tasks",)
+    """Modules that compute the task: an edit there gives its runs a new identity."""
 
     @property
     def model_sizes(self) -> dict[str, int]:
