@@ -129,7 +129,10 @@ def _line(row: store.Row) -> str:
     config, summary = row["config"], row["summary"]
     model = config.get("model", config)
     length = config.get("task", config)["seq_len"]
-    who = f"{model['attention']} {model['implementation'] or ''}".strip()
+    parts = ("way", "span") if "way" in model else ("attention", "implementation")
+    who = " ".join(filter(None, map(model.get, parts)))
+    if "way" in model:
+        who += f" {model['n_layers']} layers batch {model['batch_size']}"
     figures = ", ".join(
         f"{name} {summary[name]:.4g}" for name in FIGURES if summary.get(name) is not None
     )

@@ -175,7 +175,7 @@ def show_panel(elements: mo.ui.dictionary, notes: Sequence[str] = ()) -> mo.Html
 
 def _cell(element) -> str:
     """An element in the grid; a choice of many has a line of its own, to show what is chosen."""
-    many = isinstance(element, mo.ui.multiselect) and len(element.options) > 3
+    many = isinstance(element, mo.ui.multiselect) and len(element.options) > 2
     return f"<div{' style=grid-column:1/-1' * many}>{element}</div>"
 
 
@@ -240,7 +240,7 @@ def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = Non
     seconds, kernel = predicted_seconds(missing, device), kernel_to_compile(missing, device)
     once = f"about {_duration(COMPILE_S)} to compile the {kernel} kernel, once"
     short = seconds < AUTO_RUN_BELOW_S or resolve_device(device).type == "cuda"
-    if auto and short and not live.ended_early(jobs):
+    if auto and short and not live.ended_early(jobs) and not in_static_page():
         live.start(jobs, device)
         return None, f"Running by itself, as it is short{f', after {once}' if kernel else ''}."
     label = f"Run (about {_duration(seconds)}{f', after {once}' if kernel else ''})"
@@ -491,6 +491,14 @@ def _history_line(row: Row) -> str:
         result = row["detail"] or ""
         if loss is not None:
             result = f"loss {loss:.4f} nats a token, accuracy {accuracy:.1%}"
+    elif "way" in config:
+        time_ms = summary.get("time_ms")
+        what = (
+            f"{config['way']}, {config['span']}, N = {config['seq_len']}, batch "
+            f"{config['batch_size']}, {config['n_layers']} layers, {config['n_heads']} heads of "
+            f"{config['head_dim']}"
+        )
+        result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"
     else:
         time_ms = summary.get("time_ms")
         what = (

@@ -18,13 +18,19 @@ import torch
 
 from replib import drawing, store
 from replib.attention import ATTENTION
-from replib.benchmark import DTYPES, CostConfig, measure_cost, tokens_batch
+from replib.benchmark import DTYPES, Cost, CostConfig, measure_cost, tokens_batch
 from replib.device import resolve_device
 from replib.images import dataset_named, load_images
 from replib.memory import is_out_of_memory, release_memory
 from replib.models import TransformerConfig
 from replib.pixels import Pixels, bits, histogram_bits
 from replib.statistics import count_spikes
+from replib.streams import (
+    WAYS,
+    GenerationConfig,
+    geometric_positions,
+    measure_generation,
+)
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.training import Metrics, Training, TrainingConfig
 
@@ -34,6 +40,7 @@ CHECKPOINT_EVERY_S = 30.0  # what a killed run loses at most
 # What computes a row, besides mechanism and task: an edit there gives a run a new identity.
 TRAINING_SOURCES = ("replib.models", "replib.training")
 COST_SOURCES = ("replib.benchmark", "replib.memory")
+GENERATION_SOURCES = ("replib.models", "replib.generation", "replib.streams")
 
 BOTH = ("softmax", "linear")
 
@@ -63,18 +70,24 @@ class TrainingJob:
 @dataclass(frozen=True, kw_only=True)
 class CostJob:
     """Points that are measured together, interleaved, with this many repeats: of attention
-    alone, or of a whole training step."""
+    alone, of a whole training step, or of generating a token or a sequence."""
 
-    configs: tuple[CostConfig, ...] | tuple[TrainingConfig, ...]
+    configs: tuple[CostConfig, ...] | tuple[TrainingConfig, ...] | tuple[GenerationConfig, ...]
     n_repeats: int
 
 
+Config = TrainingConfig | CostConfig | GenerationConfig
 Job = TrainingJob | CostJob
 
 
-def configs_of(job: Job) -> tuple[TrainingConfig | CostConfig, ...]:
+def configs_of(job: Job) -> tuple[Config, ...]:
     """What a job runs; a row each."""
     return (job.config,) if isinstance(job, TrainingJob) else job.configs
+
+
+def is_generation(job: Job) -> bool:
+    """Whether a job generates, a token at a time."""
+    return any(isinstance(config, GenerationConfig) for config in configs_of(job))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +312,60 @@ def _images(scale: str) -> list[Job]:
     return [replace(job, keep=scale == "laptop" and job.seed == 0) for job in jobs]
 
 
+# The paper's models of images (its tables 1 and 2; 8 heads of 32): tokens of an image, layers.
+IMAGE_SHAPES = {"MNIST": (784, 8), "CIFAR-10": (3072, 16)}
+LONG_STREAM = 1_000_000  # tokens
+LONG_CACHE = 2**14  # tokens with a cache beside it; beyond, its bytes are computed
+
+
+def _generation(scale: str) -> list[Job]:
+    """Katharopoulos et al. 2020, tables 1, 2, 4 and 5: an image at their sizes, for one image at a
+    time and for several; and streams without end."""
+    if scale == "smoke":
+        sizes = {"n_layers": 1, "n_heads": 2, "head_dim": 8}
+        jobs = [job for batch in (1, 3) for job in _tokens(16, 3, batch_size=batch, **sizes)]
+        jobs.append(_sequences(WAYS, 16, 2, batch_size=1, **sizes))
+        return [*jobs, *_streams(200, 100)]
+    jobs = []
+    batches = {"laptop": (32, 8), "paper": (1024, 128)}[scale]
+    for (n, n_layers), several in zip(IMAGE_SHAPES.values(), batches, strict=True):
+        for batch_size in (1, several):
+            sizes = {"n_layers": n_layers, "batch_size": batch_size}
+            jobs += _tokens(n, 11, **sizes)
+            # The other whole sequences would take minutes to hours each.
+            small = n == 784 and batch_size == 1
+            ways = WAYS if small else ("recurrent", "cache")
+            ways = ways if n == 784 or batch_size == 1 else ("recurrent",)
+            jobs.append(_sequences(ways, n, 5, **sizes))
+    return jobs + _streams(LONG_STREAM, LONG_CACHE)
+
+
+def _tokens(last: int, n_repeats: int, ways=tuple(WAYS), **sizes) -> list[CostJob]:
+    """One token at each of a geometric grid of positions; a job a position, the first first."""
+    return [
+        CostJob(
+            configs=tuple(GenerationConfig(way=way, seq_len=n, **sizes) for way in ways),
+            n_repeats=n_repeats,
+        )
+        for n in geometric_positions(last)
+    ]
+
+
+def _sequences(ways, seq_len: int, n_repeats: int, **sizes) -> CostJob:
+    sizes |= {"seq_len": seq_len, "span": "sequence"}
+    configs = tuple(GenerationConfig(way=way, **sizes) for way in ways)
+    return CostJob(configs=configs, n_repeats=n_repeats)
+
+
+def _streams(n_tokens: int, n_cached: int) -> list[CostJob]:
+    """A stream of a small model, and a shorter one whose cache grows."""
+    sizes = {"span": "stream", "n_layers": 2, "n_heads": 4, "head_dim": 16}
+    return [
+        CostJob(configs=(GenerationConfig(way=way, seq_len=n, **sizes),), n_repeats=1)
+        for way, n in (("recurrent", n_tokens), ("cache", n_cached))
+    ]
+
+
 def _seeds(configs: list[TrainingConfig], n_seeds: int) -> list[Job]:
     return [TrainingJob(config=config, seed=seed) for config in configs for seed in range(n_seeds)]
 
@@ -335,6 +402,11 @@ EXPERIMENTS = {
             name="images",
             title="Images pixel by pixel: bits per dimension over training",
             jobs=_images,
+        ),
+        Experiment(
+            name="generation",
+            title="Time and memory of generating, a token at a time",
+            jobs=_generation,
         ),
     )
 }
@@ -417,12 +489,24 @@ def live_cost_jobs(values: Mapping[str, Any]) -> list[CostJob]:
     return jobs
 
 
-def unavailable(config: TrainingConfig | CostConfig, device_type: str) -> str | None:
+def live_generation_jobs(values: Mapping[str, Any]) -> list[CostJob]:
+    """The tokens that the generation notebook's controls ask for; a job a position."""
+    names = ("batch_size", "n_layers", "n_heads", "head_dim")
+    sizes = {name: values[name] for name in names}
+    return _tokens(values["seq_len"], values["repeats"], values["ways"], **sizes)
+
+
+def live_stream_jobs(values: Mapping[str, Any]) -> list[CostJob]:
+    """The two streams that the generation notebook's second panel asks for."""
+    return _streams(values["n_tokens"], min(values["n_tokens"], values["n_cached"]))
+
+
+def unavailable(config: Config, device_type: str) -> str | None:
     """Why a config's implementation cannot run on a kind of device; None where it can."""
     return _unavailable(config, getattr(config, "model", config).implementation, device_type)
 
 
-def uses_compiled(config: TrainingConfig | CostConfig, device_type: str) -> bool:
+def uses_compiled(config: Config, device_type: str) -> bool:
     """Whether a config runs on a kernel compiled for this kind of device, by name or by default."""
     model = getattr(config, "model", config)
     if device_type not in ATTENTION[model.attention].implementations:
@@ -545,17 +629,19 @@ def missing_images(config: TrainingConfig) -> str | None:
     return None
 
 
-def source_of(config: TrainingConfig | CostConfig, *, cost: bool) -> str:
+def source_of(config: Config, *, cost: bool) -> str:
     """The hash of the code that computes a run, or the cost of a config."""
     sources = COST_SOURCES if cost else ()
     if isinstance(config, TrainingConfig):
         sources += (*TRAINING_SOURCES, *config.task.sources)
+    if isinstance(config, GenerationConfig):
+        sources += GENERATION_SOURCES
     mechanism = ATTENTION[getattr(config, "model", config).attention]
     own = ("replib.attention.base", mechanism.__module__, *mechanism.sources)
     return store.source_hash(*sources, *own)
 
 
-def identity(config: TrainingConfig | CostConfig, seed: int = 0, *, cost: bool) -> str:
+def identity(config: Config, seed: int = 0, *, cost: bool) -> str:
     """The run_id of a run, or of the cost of a config, under the present code."""
     return store.run_id(config, seed, source_of(config, cost=cost))
 
@@ -661,28 +747,42 @@ def run_cost(
     device: str | None,
     stop: Callable[[], bool],
     max_seconds_per_point: float = MAX_SECONDS_PER_POINT,
+    on_partial: Callable[[store.Row], None] = lambda row: None,
 ) -> Iterator[store.Row]:
-    """Measure the points of a job together and make their rows; nothing is appended."""
+    """Measure the points of a job together and make their rows; nothing is appended.
+
+    `on_partial` is told of a stream on its way, as if it were stopped now.
+    """
     started = datetime.now(UTC)
-    for cost in measure_cost(
-        job.configs,
-        n_repeats=job.n_repeats,
-        device=device,
-        stop=stop,
-        max_seconds_per_point=max_seconds_per_point,
-    ):
-        yield store.make_row(
+
+    def row_of(cost: Cost) -> store.Row:
+        return store.make_row(
             name,
             scale,
             cost.config,
             0,
             cost.outcome,
             cost.summary(),
+            curve=getattr(cost, "curve", None),
             detail=cost.detail,
             device=str(resolve_device(device)),
             source=source_of(cost.config, cost=True),
             started=started,
         )
+
+    measure, options = measure_cost, {}
+    if is_generation(job):
+        measure = measure_generation
+        options = {"on_partial": lambda cost: on_partial(row_of(cost))}
+    for cost in measure(
+        job.configs,
+        n_repeats=job.n_repeats,
+        device=device,
+        stop=stop,
+        max_seconds_per_point=max_seconds_per_point,
+        **options,
+    ):
+        yield row_of(cost)
 
 
 def checkpoint_path(run: str, device_type: str) -> Path:

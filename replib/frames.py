@@ -14,8 +14,9 @@ from typing import Any
 
 import polars as pl
 
-from replib.claims import Crossing
+from replib.claims import Crossing, Speedup
 from replib.store import Row
+from replib.streams import WAYS
 
 _RUN = {
     "attention": pl.String,
@@ -92,6 +93,43 @@ CROSSING_COLUMNS = {
     "extrapolated": pl.Boolean,
     "shortest": pl.Float64,
     "longest": pl.Float64,
+    "device": pl.String,
+    "source": pl.String,
+}
+
+
+_GENERATION = {
+    "attention": pl.String,
+    "implementation": pl.String,
+    "series": pl.String,
+    "seq_len": pl.Int64,
+    "batch_size": pl.Int64,
+    "n_layers": pl.Int64,
+    "n_heads": pl.Int64,
+    "head_dim": pl.Int64,
+}
+_ORIGIN = {"device": pl.String, "run_id": pl.String, "source": pl.String}
+GENERATION_COLUMNS = (
+    _GENERATION
+    | {"time_ms": pl.Float64, "q25": pl.Float64, "q75": pl.Float64}
+    | {"state_bytes": pl.Int64, "memory_bytes": pl.Int64}
+    | {"outcome": pl.String, "detail": pl.String}
+    | _ORIGIN
+)
+STREAM_COLUMNS = (
+    _GENERATION
+    | {"position": pl.Int64, "ms_per_token": pl.Float64}
+    | {"state_bytes": pl.Int64, "process_bytes": pl.Int64}
+    | _ORIGIN
+)
+SPEEDUP_COLUMNS = {
+    "setting": pl.String,
+    "over": pl.String,
+    "where": pl.String,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "how": pl.String,
     "device": pl.String,
     "source": pl.String,
 }
@@ -192,6 +230,61 @@ def crossings(found: Iterable[Crossing]) -> pl.DataFrame:
         ],
         CROSSING_COLUMNS,
     )
+
+
+def tokens(rows: Iterable[Row]) -> pl.DataFrame:
+    """One line a token that was generated at some position, `seq_len`: GENERATION_COLUMNS. The way
+    to generate stands for an implementation; a cache's and a state's bytes are those allocated."""
+    lines = []
+    for row in rows:
+        if row["config"]["span"] == "token":
+            summary = row["summary"]
+            line = _way(row["config"]) | {n: row[n] for n in ("outcome", "detail")} | _origin(row)
+            line |= {name: summary.get(name) for name in ("time_ms", "state_bytes", "memory_bytes")}
+            line |= {"q25": summary.get("time_ms_q25"), "q75": summary.get("time_ms_q75")}
+            lines.append(line)
+    return _frame(lines, GENERATION_COLUMNS)
+
+
+def streams(rows: Iterable[Row]) -> pl.DataFrame:
+    """One line a look at a long stream: STREAM_COLUMNS."""
+    names = ("position", "ms_per_token", "state_bytes", "process_bytes")
+    lines = []
+    for row in rows:
+        if row["config"]["span"] == "stream" and row["curve"]:
+            run = _way(row["config"]) | _origin(row)
+            points = zip(*(row["curve"][name] for name in names), strict=True)
+            lines += [run | dict(zip(names, point, strict=True)) for point in points]
+    return _frame(lines, STREAM_COLUMNS)
+
+
+def speedups(
+    found: Iterable[Speedup], published: Iterable[tuple[str, str, str, float]] = ()
+) -> pl.DataFrame:
+    """One line a ratio of times, ours and those of `claims.published_speedups`: SPEEDUP_COLUMNS.
+    `setting` is the data set whose images have that size, or the size itself."""
+    ours = [
+        {"setting": one.size.image or one.size.text.rsplit(", batch", 1)[0], "over": one.over}
+        | {"where": f"here, batch {one.size.batch_size}"}
+        | asdict(one.found)
+        | {"how": "from single tokens" if one.integrated else "whole runs"}
+        | _origin(one.row)
+        for one in found
+    ]
+    theirs = [
+        {"setting": image, "over": over, "where": f"paper {where}", "value": float(value)}
+        | {"how": "published", "source": "published"}
+        for image, over, where, value in published
+    ]
+    return _frame(ours + theirs, SPEEDUP_COLUMNS)
+
+
+def _way(config: dict[str, Any]) -> dict[str, Any]:
+    way = config["way"]
+    sizes = ("seq_len", "batch_size", "n_layers", "n_heads", "head_dim")
+    return _mechanism({"attention": WAYS[way], "implementation": way}) | {
+        name: config[name] for name in sizes
+    }
 
 
 def _cost(row: Row) -> dict[str, Any]:

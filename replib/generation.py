@@ -9,6 +9,7 @@ advance in place, and on CUDA a step is one launch of a recorded graph.
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
@@ -100,6 +101,33 @@ class Decoder:
         self.position += 1
         return logits.clone()
 
+    @property
+    def state_bytes(self) -> int:
+        """What is kept between two tokens: the tensors of all states, as allocated."""
+        return sum(x.nbytes for state in self.states for x in state if isinstance(x, Tensor))
+
+    @torch.inference_mode()
+    def jump(self, position: int, generator: torch.Generator | None = None) -> None:
+        """Stand before a position as if random tokens had led there; 0 starts afresh.
+
+        What a state holds of them is drawn from the generator, and is zero without one. A cache
+        needs room for them: `max_len`.
+
+        Raises:
+            ValueError: there is no such position, or no room.
+        """
+        _check_position(position, self.max_len or MAX_POSITIONS)
+        for i, state in enumerate(self.states):
+            kept = [x for x in state if isinstance(x, Tensor) and x.is_floating_point()]
+            if hasattr(state, "length"):
+                _check_position(position, kept[0].shape[2])
+                self.states[i] = state._replace(length=_filled(state.length, position))
+            for x in kept:
+                x.zero_() if generator is None else x.normal_(generator=generator).abs_()
+        self.position = position
+        if self._graph is not None:
+            self._position.fill_(position)
+
     def _advance(self, token: Tensor, position: int | Tensor) -> Tensor:
         x = self.model.embedding.step(token, position)
         for i, layer in enumerate(self._layers):
@@ -156,6 +184,15 @@ class Decoder:
 def _check_size(name: str, value: int, most: int) -> None:
     if not 1 <= value <= most:
         raise ValueError(f"{name} {value}: use 1 to {most}")
+
+
+def _check_position(position: int, room: int) -> None:
+    if not 0 <= position <= room:
+        raise ValueError(f"position {position}: use 0 to {room}, or a larger max_len")
+
+
+def _filled(length: int | Tensor, value: int) -> int | Tensor:
+    return length.fill_(value) if isinstance(length, Tensor) else value
 
 
 def _check_memory(blocks: nn.ModuleList, batch_size: int, max_len: int) -> None:
@@ -248,6 +285,68 @@ def _norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
     shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
     weight, bias = weight.detach(), bias.detach()
     return lambda x: layer_norm(x, shape, weight, bias, eps)
+
+
+class Recompute:
+    """A model that begins with the first token again for every new one, and keeps the tokens alone.
+
+    This is the softmax baseline of Katharopoulos et al. 2020, tables 1 and 2. `step`, `jump` and
+    `state_bytes` are as in a `Decoder`.
+
+    Raises:
+        ValueError: a size is out of range.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: CausalTransformer, batch_size: int, *, max_len: int):
+        _check_size("batch_size", batch_size, MAX_BATCH)
+        _check_size("max_len", max_len, len(model.embedding.sinusoids))
+        self.model, self.batch_size, self.max_len = model, batch_size, max_len
+        self.vocab_size, device = model.head.out_features, model.head.weight.device
+        self.tokens = torch.zeros(batch_size, max_len, dtype=torch.int64, device=device)
+        self.position = 0
+
+    @torch.inference_mode()
+    def step(self, token: Tensor) -> Tensor:
+        """The next token (B,) of each sequence -> logits (B, V) for the one after it."""
+        if self.position >= self.max_len:
+            raise ValueError(f"all {self.max_len} positions are taken: use a larger max_len")
+        self.tokens[:, self.position] = token
+        self.position += 1
+        return self.model(self.tokens[:, : self.position])[:, -1]
+
+    @property
+    def state_bytes(self) -> int:
+        return self.tokens.nbytes
+
+    @torch.inference_mode()
+    def jump(self, position: int, generator: torch.Generator | None = None) -> None:
+        _check_position(position, self.max_len)
+        if generator is None:
+            self.tokens.zero_()
+        else:
+            self.tokens.random_(self.vocab_size, generator=generator)
+        self.position = position
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference between two tensors, and its share of the largest value."""
+
+    absolute: float
+    relative: float
+
+
+@torch.inference_mode()
+def step_difference(model: CausalTransformer, tokens: Tensor) -> Difference:
+    """How far logits computed a token at a time depart from those of the whole sequence (B, N) at
+    once, which serve as the reference; both in the dtype of the model, which must be in eval
+    mode."""
+    decoder = Decoder(model, len(tokens), max_len=tokens.shape[1])
+    steps = torch.stack([decoder.step(token) for token in tokens.unbind(1)], dim=1)  # (B, N, V)
+    parallel = model(tokens).double()
+    absolute = (steps.double() - parallel).abs().max().item()
+    return Difference(absolute, absolute / parallel.abs().max().item())
 
 
 class Stepper(Protocol):

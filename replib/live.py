@@ -7,7 +7,7 @@ run whose page is no longer open ends by itself.
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -31,12 +31,14 @@ from replib.experiments import (
     configs_of,
     discard_checkpoint,
     identity,
+    is_generation,
     run_cost,
     run_training,
     training_row,
     uses_compiled,
 )
 from replib.memory import available_memory_bytes
+from replib.streams import predict_generation_seconds
 from replib.training import Metrics, Training
 
 SCALE = "live"
@@ -248,10 +250,19 @@ class LiveRuns:
         self._finish(row, progress)
 
     def _measure(self, job, device, progress: Progress, before: float, share: float) -> None:
+        def on_partial(row: store.Row) -> None:
+            done, of = row["curve"]["position"][-1], row["config"]["seq_len"]
+            progress.rows[row["run_id"]] = row
+            progress.fraction = before + share * done / of
+            progress.text = f"{row['config']['way']}: {done:,} of {of:,} tokens"
+
         progress.fraction = before
         progress.text = f"measuring N = {job.configs[0].seq_len}"
-        for row in run_cost(self._name(job), SCALE, job, device, self._stopped, MAX_POINT_S):
-            self._finish(row, progress)
+        name = self._name(job)
+        streaming = any(getattr(config, "span", None) == "stream" for config in job.configs)
+        with _one_thread_spared() if streaming else nullcontext():
+            for row in run_cost(name, SCALE, job, device, self._stopped, MAX_POINT_S, on_partial):
+                self._finish(row, progress)
 
     def _finish(self, row: store.Row, progress: Progress) -> None:
         progress.rows[row["run_id"]] = row
@@ -313,12 +324,14 @@ def in_passing_thread(function: Callable[..., Result], *arguments) -> Result:
 
 def _predicted_seconds(jobs: Sequence[Job], device: str | None) -> float:
     kind = resolve_device(device)
-    return sum(
-        predict_training_seconds(job.config, kind)
-        if isinstance(job, TrainingJob)
-        else predict_cost_seconds(job.configs, job.n_repeats, kind, MAX_POINT_S)
-        for job in jobs
-    )
+    return sum(_predicted_job_seconds(job, kind) for job in jobs)
+
+
+def _predicted_job_seconds(job: Job, kind: torch.device) -> float:
+    if isinstance(job, TrainingJob):
+        return predict_training_seconds(job.config, kind)
+    predict = predict_generation_seconds if is_generation(job) else predict_cost_seconds
+    return predict(job.configs, job.n_repeats, kind, MAX_POINT_S)
 
 
 def refusal(jobs: Sequence[Job], device: str | None = None) -> str | None:

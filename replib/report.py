@@ -105,6 +105,7 @@ def readme_table() -> str:
         ("convergence", "1 convergence", claims.article_convergence, claims.convergence),
         ("scaling", "2 linear scaling", claims.article_scaling, claims.scaling),
         ("crossover", "3 crossover", claims.article_crossover, claims.speed_crossover),
+        ("generation", "4 generation", claims.article_generation, claims.generation),
     ):
         rows = recorded_rows(name)
         lines.append(

@@ -121,6 +121,64 @@ def scaling_exponent(
     return Exponent(value, min(low, value), max(high, value), float(lengths[0]), float(lengths[-1]))
 
 
+@dataclass(frozen=True)
+class Total:
+    """The time of a whole sequence, and what resampled repeats make of it."""
+
+    value: float
+    draws: np.ndarray
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One time divided by another, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def measured_total(samples: Sequence[float], *, n_bootstrap: int = 2000, seed: int = 0) -> Total:
+    """The median of repeats that each took the whole sequence."""
+    rng = _generator(n_bootstrap, seed)
+    _, samples = _measurements([1], [samples], "samples")
+    draws = np.exp(_log_median_draws(samples, n_bootstrap, rng)[:, 0])
+    return Total(float(np.median(samples[0])), draws)
+
+
+def integrated_total(
+    positions: Sequence[float],
+    values: Sequence,
+    last: int,
+    *,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> Total:
+    """The sum over positions 1 to `last` of times that were measured at some: medians of repeats,
+    with straight lines between them in log-log, and the first one's before it.
+
+    What the true times depart from those lines is not in the draws.
+
+    Raises:
+        ValueError: as `scaling_exponent`; or `last` is not the last measured position.
+    """
+    rng = _generator(n_bootstrap, seed)
+    positions, samples = _measurements(positions, values, "values")
+    if last != positions[-1]:
+        raise ValueError(f"last {last}: measure it, {positions[-1]:g} is the last position")
+    at = np.log(np.arange(1, last + 1))
+    share = np.stack([np.interp(at, np.log(positions), unit) for unit in np.eye(len(positions))])
+    draws = np.exp(_log_median_draws(samples, n_bootstrap, rng) @ share).sum(axis=1)
+    return Total(float(np.exp(_log_medians(samples) @ share).sum()), draws)
+
+
+def ratio(numerator: Total, denominator: Total) -> Ratio:
+    """The ratio of two totals that were resampled independently, as often."""
+    value = numerator.value / denominator.value
+    low, high = _percentiles(numerator.draws / denominator.draws)
+    return Ratio(value, min(low, value), max(high, value))
+
+
 def crossover(
     lengths: Sequence[float],
     time_a: Sequence,

@@ -24,13 +24,13 @@ from replib.models import (
     TransformerConfig,
     set_dropout_generator,
 )
-from replib.pixels import Pixels
+from replib.pixels import Pixels, PixelTransformer
 from replib.tasks import CausalCopy, SequenceCopy, Task
 
 MODELS: dict[type, type[nn.Module]] = {
     CausalCopy: CausalTransformer,
     SequenceCopy: EncoderDecoder,
-    Pixels: CausalTransformer,
+    Pixels: PixelTransformer,
 }
 
 # Beyond them a value is taken for a slip.

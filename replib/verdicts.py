@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from replib.statistics import Crossover, difference_interval, scaling_exponent, wilson_interval
+from replib.statistics import (
+    Crossover,
+    Exponent,
+    Ratio,
+    difference_interval,
+    scaling_exponent,
+    wilson_interval,
+)
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 
@@ -269,6 +276,72 @@ def images_verdict(
     if not enough:
         criteria = [Criterion(one.text, None, one.figure) for one in criteria]
     return Verdict(headline, tuple(criteria))
+
+
+def constant_cost_verdict(
+    recurrent: Exponent | None,
+    recompute: Exponent | None,
+    state: Exponent | None,
+    cache: Exponent | None,
+    *,
+    tolerance: float = EXPONENT_TOLERANCE,
+) -> Verdict:
+    """Judge: with a recurrent state every token costs the same time and memory wherever it stands,
+    and softmax's costs grow (Katharopoulos et al. 2020, section 3.4).
+
+    Criteria, on 95 % intervals of growth exponents of the position: the time of a token and the
+    bytes of the state within ± `tolerance` of 0; the time of a token that is computed with
+    everything before it, and the bytes of a cache, above `tolerance`. What was not measured cannot
+    be told.
+    """
+    still, growing = f"(exponent within ± {tolerance:g})", f"(exponent above {tolerance:g})"
+    steady, rising = (-tolerance, tolerance), (tolerance, math.inf)
+    criteria = (
+        _growth_criterion(f"recurrent: a token's time does not grow {still}", recurrent, steady),
+        _growth_criterion(f"recurrent: the state does not grow {still}", state, steady),
+        _growth_criterion(f"recompute: a token's time grows {growing}", recompute, rising),
+        _growth_criterion(f"cache: its bytes grow {growing}", cache, rising),
+    )
+    told = ", ".join(
+        f"as N^{found.value:.2f} ({name})"
+        for name, found in (("recurrent", recurrent), ("recompute", recompute))
+        if found is not None
+    )
+    return Verdict(f"the N-th token's time grows {told}" if told else "too few positions", criteria)
+
+
+def _growth_criterion(text: str, found: Exponent | None, bounds: tuple[float, float]) -> Criterion:
+    if found is None:
+        return Criterion(text, None, "fewer than 2 positions")
+    figure = (
+        f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f}) "
+        f"over N = {found.from_length:g} to {found.to_length:g}"
+    )
+    return Criterion(text, _within(found.low, found.high, *bounds), figure)
+
+
+def faster_generation_verdict(speedup: Ratio, *, published: str | None = None) -> Verdict:
+    """Judge: linear attention generates a sequence in less time than softmax with its cache.
+
+    The criterion is met where the 95 % interval of the ratio of times lies above 1, violated where
+    it lies below. `published` is told beside it.
+    """
+    text = ratio_text(speedup)
+    met = _within(speedup.low, speedup.high, 1.0, math.inf)
+    criterion = Criterion("linear takes less time a sequence than cached softmax", met, text)
+    beside = f", {published}" if published else ""
+    return Verdict(f"linear is {text} as fast as cached softmax{beside}", (criterion,))
+
+
+def ratio_text(found: Ratio) -> str:
+    """Such as "12× (11 to 13)"."""
+    value, low, high = (three_digits(x) for x in (found.value, found.low, found.high))
+    return f"{value}× ({low} to {high})"
+
+
+def three_digits(value: float) -> str:
+    """A number for reading: 0.0123, 1.23, 12.3, 1234."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def crossover_text(crossover: Crossover) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from replib import store
 from replib.benchmark import Cost
 from replib.experiments import EXPERIMENTS, TrainingJob
+from replib.streams import GenerationCost, state_bytes
 
 CROSSOVERS = {"textbook": 100, "fused": 600}
 SLOWER = {"cpu": 1, "torch": 3}  # linear attention's implementations, but for the plain one
@@ -43,7 +44,8 @@ def on_a_cpu(job):
 def _rows(name, job):
     if isinstance(job, TrainingJob):
         return [_training_row(name, job)]
-    return [_cost_row(name, config) for config in job.configs]
+    row_of = _generation_row if name == "generation" else _cost_row
+    return [row_of(name, config) for config in job.configs]
 
 
 def _training_row(name, job):
@@ -78,6 +80,36 @@ def _cost_row(name, config):
         memory_bytes=config.batch_size * seq_len * (seq_len if quadratic else KB),
     )
     return _row(name, config, 0, cost.summary(), None)
+
+
+def _generation_row(name, config):
+    """Sums over tokens in closed form: at N = 199 linear attention is twice as fast as a cache, and
+    50 times as fast as recomputing."""
+    scale, n = config.n_layers / 8 * config.batch_size, config.seq_len
+    token_ms = {"recurrent": 2.0, "cache": 2 + n / 50, "recompute": float(n)}[config.way]
+    if config.span != "token":
+        mean = (n + 1) / 2
+        token_ms = n * {"recurrent": 2.0, "cache": 2 + mean / 50, "recompute": mean}[config.way]
+    stream = config.span == "stream"
+    kept, curve = state_bytes(config), None
+    if stream:
+        positions = [1, n // 10, n // 2, n]
+        curve = {
+            "position": positions,
+            "ms_per_token": [scale * 2.0] * 4,
+            "state_bytes": [state_bytes(replace(config, seq_len=at)) for at in positions],
+            "process_bytes": [5 * 10**8] * 4,
+        }
+    cost = GenerationCost(
+        config=config,
+        outcome="ok",
+        detail=None,
+        time_ms=tuple(scale * token_ms * jitter for jitter in JITTER),
+        memory_bytes=2 * kept if config.span == "token" else None,
+        state_bytes=kept,
+        curve=curve,
+    )
+    return _row(name, config, 0, cost.summary(), curve)
 
 
 def _growth(model, seq_len):

@@ -47,11 +47,15 @@ RESTING = {
     "01_convergence": "n_steps=10000",
     "02_linear_scaling": "seq_len=65536&tokens=65536&repeats=31",
     "03_speed_crossover": "seq_len=16384&batch_size=64&repeats=31",
+    "04_transformers_are_rnns": "seq_len=4096&batch_size=64&repeats=31&n_tokens=1000000",
 }
 QUICK = {
     "02_linear_scaling": "seq_len=128&shortest=64&tokens=256&n_heads=1&head_dim=8&repeats=1",
     "03_speed_crossover": "seq_len=32&shortest=8&batch_size=1&n_heads=1&head_dim=8&repeats=3",
+    "04_transformers_are_rnns": "seq_len=16&n_layers=1&n_heads=1&head_dim=8&repeats=3"
+    "&n_tokens=1000&n_cached=500",
 }
+LIVE_CHART = {"02_linear_scaling": 2, "03_speed_crossover": 2, "04_transformers_are_rnns": 4}
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +223,8 @@ def verdict(page):
 
 def test_the_gallery_has_a_card_for_each_notebook(new_page):
     page = new_page()
-    for title in ("1 · Convergence", "2 · Linear scaling", "3 · Speed crossover"):
+    titles = ("1 · Convergence", "2 · Linear scaling", "3 · Speed crossover")
+    for title in (*titles, "4 · Transformers are RNNs"):
         expect(page.get_by_text(title, exact=True).first).to_be_visible()
     hrefs = page.locator("a[href*='file=']").evaluate_all("links => links.map(a => a.href)")
     assert sorted(parse_qs(urlparse(href).query)["file"][0] for href in hrefs) == [
@@ -233,6 +238,7 @@ RECORDED = {
     "01_convergence": "supported in 4 of 4 settings",
     "02_linear_scaling": "linear cpu, time grows as N^1.00",
     "03_speed_crossover": "supported in 2 of 2 settings",
+    "04_transformers_are_rnns": "supported in 4 of 4 settings",
 }
 
 
@@ -340,7 +346,7 @@ def test_a_run_draws_its_curves_lets_the_models_copy_and_is_there_after_a_reload
 
     page.reload()
     wait_until_drawn(page)
-    expect(page.get_by_text("These settings have been run")).to_be_visible()
+    expect(page.get_by_text("These settings have been run").first).to_be_visible()
     expect(copies.get_by_role("row")).to_have_count(3)
     wait_for(lambda: n_pixels(page, live, charts.PALETTE["linear"], top=70) > 50)
 
@@ -406,9 +412,9 @@ def test_an_absurd_address_is_mended_and_said(notebook):
 def test_a_short_measurement_runs_by_itself_and_its_points_appear(notebook, stem):
     page = notebook(stem, QUICK[stem])
     expect(page.get_by_text(re.compile(r"Runs of this session \(\d+\)"))).to_be_visible()
-    expect(page.get_by_text("These settings have been run")).to_be_visible()
+    expect(page.get_by_text("These settings have been run").first).to_be_visible()
     expect(verdict(page)).not_to_contain_text("Nothing has run yet")
-    live = page.locator("canvas.marks").nth(2)
+    live = page.locator("canvas.marks").nth(LIVE_CHART[stem])
     wait_for(lambda: n_pixels(page, live, charts.PALETTE["linear"], top=90) > 50)
     photograph(page, f"{stem}_ran")
 
@@ -434,3 +440,11 @@ def test_the_radio_button_of_a_length_changes_the_chart(notebook):
     page.get_by_role("radio", name="16").first.check()
     wait_for(lambda: chart(page, 0).screenshot() != before)
     assert n_pixels(page, chart(page, 0), charts.PALETTE["linear"], top=90) > 100
+
+
+def test_a_stream_of_tokens_is_drawn_and_its_length_is_in_the_address(notebook):
+    page = notebook("04_transformers_are_rnns", QUICK["04_transformers_are_rnns"])
+    drawn = page.locator("[role=graphics-document][aria-label^='1,000 tokens'] canvas.marks")
+    wait_for(lambda: n_pixels(page, drawn, charts.PALETTE["softmax"], top=90) > 50)
+    slider(page, "Tokens").press("ArrowRight")
+    wait_for(lambda: query(page)["n_tokens"] == "5000")

@@ -3,6 +3,7 @@ import json
 import math
 import re
 import warnings
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -11,8 +12,10 @@ import vl_convert
 from replib import charts, claims, frames, store
 from replib.attention import ATTENTION
 from replib.published import published
-from replib.statistics import Crossover
+from replib.statistics import Crossover, Ratio
+from replib.streams import WAYS, GenerationConfig, GenerationCost, state_bytes
 
+PUBLISHED = claims.published_speedups(published()["katharopoulos2020"])
 LENGTHS = (64, 128, 256, 512, 1024)
 VARIANTS = (("softmax", "textbook"), ("softmax", "fused"), ("linear", "torch"))
 
@@ -157,7 +160,53 @@ def draw(name):
         ),
         "extrapolation": lambda: charts.extrapolation_chart(article, regressions, title="T"),
         "seeds": lambda: charts.seeds_chart(frames.training_summaries(training_rows()), title="T"),
+        "token": lambda: charts.token_chart(frames.tokens(token_rows()), title="T"),
+        "kept": lambda: charts.token_chart(frames.tokens(token_rows()), y="state_bytes", title="T"),
     }[name]()
+
+
+def token_rows(scale="laptop"):
+    """Single tokens of all ways at four positions; the last that recomputes ran out of memory."""
+    rows = []
+    for way in WAYS:
+        for n in (1, 4, 16, 64):
+            config = GenerationConfig(way=way, seq_len=n)
+            failed = (way, n) == ("recompute", 64)
+            time_ms = () if failed else (1.0 if way == "recurrent" else 0.2 * n,) * 3
+            outcome = "out_of_memory" if failed else "ok"
+            cost = GenerationCost(config, outcome, None, time_ms, 10**6, state_bytes(config))
+            row = store.make_row("generation", scale, config, 0, outcome, cost.summary(), source="")
+            rows.append(row)
+    return rows
+
+
+def stream_rows(last=100_000):
+    rows = []
+    for way in ("recurrent", "cache"):
+        positions = [1, 100, last if way == "recurrent" else last // 10]
+        config = GenerationConfig(way=way, span="stream", seq_len=positions[-1])
+        curve = {
+            "position": positions,
+            "ms_per_token": [1.0] * 3,
+            "state_bytes": [state_bytes(replace(config, seq_len=n)) for n in positions],
+            "process_bytes": [10**9] * 3,
+        }
+        rows.append(store.make_row("generation", "laptop", config, 0, "ok", {}, curve, source=""))
+    return rows
+
+
+def speedups(batch_size=1, **changes):
+    size = claims.Size(seq_len=784, n_layers=8, n_heads=8, head_dim=32, batch_size=batch_size)
+    return [
+        claims.Speedup(
+            size=replace(size, **changes),
+            over=over,
+            found=Ratio(value, 0.9 * value, 1.1 * value),
+            integrated=False,
+            row=token_rows()[0],
+        )
+        for over, value in (("cache", 5.0), ("recompute", 200.0))
+    ]
 
 
 NAMES = {
@@ -172,6 +221,8 @@ NAMES = {
     "crossings": "against softmax fused, batch 4",
     "extrapolation": "time of 3000 steps (s)",
     "seeds": "final accuracy (% of tokens)",
+    "token": "time of a token (ms)",
+    "kept": "kept between tokens (MB)",
 }
 
 
@@ -287,6 +338,10 @@ def test_diverged_run_is_marked_and_its_curve_drawn():
         lambda: charts.crossings_chart(frames.crossings([]), references={}, title="T"),
         lambda: charts.extrapolation_chart(published()["dm2022"], [], title="T"),
         lambda: charts.seeds_chart(frames.training_summaries([]), title="T"),
+        lambda: charts.token_chart(frames.tokens([]), title="T"),
+        lambda: charts.stream_chart(frames.streams([]), cache_bytes_per_token=1, title="T"),
+        lambda: charts.speedup_chart(frames.speedups([]), title="T"),
+        lambda: charts.speedup_chart(frames.speedups([], PUBLISHED), title="T"),
     ],
 )
 def test_no_rows_give_a_chart_that_says_so(chart):
@@ -407,3 +462,45 @@ def test_frames_name_series_and_keep_units():
     curve = frames.training_curves([training_row("linear", 16, 2, scale="live")])
     assert set(curve["source"]) == {"live"} and set(curve["series"]) == {"linear"}
     assert curve.columns == list(frames.CURVE_COLUMNS)
+
+
+def test_every_way_to_generate_is_drawn_and_the_one_out_of_memory_is_marked():
+    drawing = drawn("token")
+    assert len(points(drawing, "linear")) == 4 and len(points(drawing, "softmax")) == 8
+    assert ">out of memory<" in drawing
+    for way in WAYS:
+        assert f"{way}</t" in drawing
+
+
+def test_a_token_chart_of_two_models_is_refused():
+    with pytest.raises(ValueError, match="two values at N = 1"):
+        charts.token_chart(frames.tokens(token_rows() * 2), title="T")
+    with pytest.raises(ValueError, match="y 'joules': use time_ms, state_bytes"):
+        charts.token_chart(frames.tokens(token_rows()), y="joules", title="T")
+
+
+def test_speedups_stand_in_groups_beside_the_published_ones_of_their_images_alone():
+    drawing = svg(charts.speedup_chart(frames.speedups(speedups(), PUBLISHED), title="T"))
+    assert ">MNIST" not in drawing  # one setting, which the page names
+    assert ">over a cache<" in drawing and ">over recomputing<" in drawing
+    for told in ("5×", "200×", "18.9×", "317×", "13.2×", "paper GPU, many", "here, batch 1"):
+        assert f">{told}<" in drawing
+    assert "4462" not in drawing
+    both = speedups() + speedups(seq_len=3072, n_layers=16)
+    drawing = svg(charts.speedup_chart(frames.speedups(both, PUBLISHED), title="T"))
+    assert ">MNIST, over a cache<" in drawing and ">CIFAR-10, over recomputing<" in drawing
+    assert ">4462×<" in drawing
+
+
+def test_a_stream_chart_extends_the_cache_to_the_last_token_and_shows_the_process():
+    frame = frames.streams(stream_rows())
+    chart = charts.stream_chart(frame, cache_bytes_per_token=16384, title="T")
+    drawing, values = svg(chart), charts.generation._stream_lines(frame, 16384, 100_000)
+    assert {charts.colour("linear"), charts.colour("softmax"), charts.style.NEUTRAL} <= set(
+        re.findall(r"#[0-9A-F]{6}\b", drawing)
+    )
+    assert "tokens generated" in drawing and "memory (MB)" in drawing
+    last = dict(values.filter(pl.col("position") == 100_000).select("series", "value").rows())
+    assert last[charts.generation.CACHE_NEEDED] == pytest.approx(1638.4)
+    assert last[charts.generation.RECURRENT_KEPT] == pytest.approx(8 * 8 * 32 * 33 * 4 / 1e6)
+    assert last[charts.generation.PROCESS] == pytest.approx(1000)

@@ -32,6 +32,7 @@ from replib.experiments import (
     uses_compiled,
 )
 from replib.live import run_ids
+from replib.streams import SPANS, WAYS
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.training import Metrics, Training, TrainingConfig
 
@@ -64,7 +65,7 @@ def test_no_run_of_a_grid_occurs_twice(name, scale):
     assert ids and len(ids) == len(set(ids))
 
 
-@pytest.mark.parametrize("name, scale", GRIDS)
+@pytest.mark.parametrize("name, scale", [grid for grid in GRIDS if grid[0] != "generation"])
 def test_every_point_of_a_grid_has_softmax_beside_linear(name, scale):
     found = {}
     for job in EXPERIMENTS[name].jobs(scale):
@@ -140,6 +141,32 @@ def test_every_cost_is_measured_beside_the_others_of_its_shape():
     for job in EXPERIMENTS["crossover"].jobs("laptop"):
         assert [(c.attention, c.implementation) for c in job.configs] == list(VARIANTS)
         assert len({(c.seq_len, c.batch_size, c.work) for c in job.configs}) == 1
+
+
+@pytest.mark.parametrize("scale", ["laptop", "paper"])
+def test_generation_is_measured_at_the_sizes_of_the_papers_images(scale):
+    configs = [c for job in EXPERIMENTS["generation"].jobs(scale) for c in configs_of(job)]
+    last = {}
+    for config in configs:
+        if config.span == "token":
+            assert (config.n_heads, config.head_dim) == (8, 32)
+            size = config.n_layers, config.batch_size
+            last.setdefault(size, {}).setdefault(config.way, set()).add(config.seq_len)
+    assert {n_layers for n_layers, _ in last} == {8, 16}
+    for (n_layers, _), ways in last.items():
+        assert ways.keys() == set(WAYS)
+        assert {max(positions) for positions in ways.values()} == {784 if n_layers == 8 else 3072}
+        assert len(set(map(frozenset, ways.values()))) == 1
+    assert 1 in {batch for _, batch in last} and max(batch for _, batch in last) >= 8
+    (stream,) = (c for c in configs if c.span == "stream" and c.way == "recurrent")
+    assert stream.seq_len == 10**6
+
+
+def test_whole_sequences_are_run_beside_the_tokens_that_they_are_summed_from():
+    jobs = EXPERIMENTS["generation"].jobs("laptop")
+    tokens, whole = ([job for job in jobs if job.configs[0].span == span] for span in SPANS[:2])
+    last = {replace(c, span="sequence") for job in tokens for c in job.configs}
+    assert whole and {c for job in whole for c in job.configs} <= last
 
 
 # --- what a device can run

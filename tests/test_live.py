@@ -14,6 +14,7 @@ from replib.experiments import CostJob, TrainingJob, checkpoint_path, laptop_cop
 from replib.generation import copy_with
 from replib.live import LiveRuns, kernel_to_compile, predicted_seconds, refusal, run_ids
 from replib.memory import TIMING_LOCK
+from replib.streams import GenerationConfig
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.training import Training
 
@@ -333,6 +334,31 @@ def test_costs_arrive_one_length_after_the_other(monkeypatch):
     assert [r["config"]["seq_len"] for r in live.rows(jobs, "cpu")] == [16, 16, 32, 32, 64, 64]
     assert all(len(r["summary"]["time_ms_samples"]) == 2 for r in live.finished)
     assert LiveRuns("crossover").missing(jobs, "cpu") == []
+
+
+def test_a_stream_shows_its_curve_on_the_way_and_keeps_it_when_stopped():
+    config = GenerationConfig(span="stream", seq_len=10**6, n_layers=1, n_heads=1, head_dim=8)
+    live, jobs = LiveRuns("generation"), [CostJob(configs=(config,), n_repeats=1)]
+    live.start(jobs, "cpu")
+    assert live.measuring
+    wait_until(lambda: live.poll().rows, live)
+    (row,) = live.showing(jobs, "cpu")
+    assert row["outcome"] == "interrupted" and row["curve"]["position"]
+    assert 0 < live.poll().fraction < 1 and "of 1,000,000 tokens" in live.poll().text
+    live.stop()
+    live.join(PATIENCE_S)
+    assert live.poll().status == "stopped"
+    (stopped,) = live.showing(jobs, "cpu")
+    assert len(stopped["curve"]["position"]) >= len(row["curve"]["position"])
+    assert live.missing(jobs, "cpu") == jobs
+
+
+def test_generation_is_predicted_by_its_own_estimate():
+    jobs = [
+        CostJob(configs=(GenerationConfig(way="recompute", seq_len=n),), n_repeats=3)
+        for n in (4, 4096)
+    ]
+    assert predicted_seconds(jobs[:1], "cpu") < predicted_seconds(jobs[1:], "cpu")
 
 
 def test_half_a_length_is_measured_again():

@@ -8,16 +8,19 @@ import html
 import importlib.util
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import marimo as mo
 import pytest
 import synthetic
+import torch
 
 from replib import store
 from replib.attention import linear
 from replib.experiments import ALL_VARIANTS, recorded_rows, refused_variants
 from replib.report import NOTEBOOKS
+from replib.streams import WAYS
 
 PATHS = {path.stem: path for path in sorted(NOTEBOOKS.glob("[0-9]*.py"))}
 MAX_FUNCTION_LINES, LINE_LENGTH = 10, 100
@@ -50,12 +53,24 @@ SETTINGS = {
     "01_convergence": COPY,
     "02_linear_scaling": COST | {"tokens": 32},
     "03_speed_crossover": COST | {"batch_size": 2},
+    "04_transformers_are_rnns": {
+        "seq_len": 8,
+        "batch_size": 2,
+        "n_layers": 1,
+        "n_heads": 1,
+        "head_dim": 8,
+        "repeats": 3,
+        "ways": tuple(WAYS),
+        "device": "cpu",
+    },
 }
+STREAM = {"n_tokens": 100, "n_cached": 50}  # the second panel of 04
 COSTS = [stem for stem in SETTINGS if "variants" in SETTINGS[stem]]
 RECORDED_IN = {
     "01_convergence": ("convergence", "sequence_copy"),
     "02_linear_scaling": ("scaling",),
     "03_speed_crossover": ("crossover", "step_time"),
+    "04_transformers_are_rnns": ("generation",),
 }
 NOT_AUTO = SimpleNamespace(value=False)
 RUNNABLE = tuple(name for name in ALL_VARIANTS if name not in refused_variants())
@@ -67,6 +82,8 @@ def run_notebook(stem, defs=None, **changes):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     settings = {"settings": SETTINGS[stem] | changes}
+    if stem.startswith("04"):
+        settings["stream_settings"] = STREAM
     outputs, names = module.app.run(defs=settings | (defs or {}))
     page = "\n".join(mo.as_html(output).text for output in outputs if output is not None)
     return html.unescape(page), names
@@ -147,7 +164,7 @@ def test_longest_below_shortest_measures_the_longest_alone(stem):
 
 @pytest.mark.parametrize("stem", PATHS)
 def test_no_attention_chosen_is_said_and_starts_nothing(stem):
-    page, names = run_notebook(stem, attention=(), variants=())
+    page, names = run_notebook(stem, attention=(), variants=(), ways=())
     assert "choose at least one attention" in page
     assert names["run"] is None
     assert names["live"].poll() is None
@@ -219,6 +236,16 @@ VERDICTS = {  # what the synthetic rows make of each claim
         "plain not up to N = 2048; torch N = 300 to 1800; cpu N = 100 to 600",
         "The crossover moves to shorter N",
     ],
+    "04_transformers_are_rnns": [
+        "✓ supported",
+        "CIFAR-10, batch 8: supported: <b>the N-th token's time grows as N^0.00 (recurrent), as "
+        "N^1.00 (recompute)",
+        "linear is 4.92× (4.92 to 4.93) as fast as cached softmax, published 1.35× (CPU, batch 1)",
+        "linear is 768× (767 to 770) as fast as recomputing; published 4462× (GPU, many)",
+        "1,000,000 tokens in 495 s, 8.7 kB kept at first, 8.7 kB at the end",
+        "MNIST, batch 1: token 784: a cache takes 8.84",
+        "1,000,000 tokens: the state grows by 0 bytes",
+    ],
 }
 
 
@@ -272,6 +299,47 @@ def test_a_torn_line_among_the_recorded_rows_is_skipped_with_a_warning(stem, dat
 def test_the_committed_rows_are_shown_with_their_device(stem):
     rows = recorded_rows(RECORDED_IN[stem][0])
     page, _ = run_notebook(stem, {"auto": NOT_AUTO})
+    if not rows and stem.startswith("04"):
+        assert "no measurements yet" in page
+        return
     assert rows, f"nothing is recorded for {stem}"
     for device in {row["provenance"]["device_name"] for row in rows}:
         assert f"Recorded here, {device}" in page or f"{device}</strong>" in page
+
+
+def test_generation_jobs_follow_the_settings():
+    stem, changes = "04_transformers_are_rnns", {"seq_len": 16, "n_heads": 2, "repeats": 5}
+    _, names = run_notebook(stem, {"auto": NOT_AUTO}, ways=("cache", "recompute"), **changes)
+    assert lengths_of(names["jobs"]) == [1, 2, 4, 8, 16]
+    for job in names["jobs"]:
+        assert [config.way for config in job.configs] == ["cache", "recompute"]
+        assert {(c.batch_size, c.n_layers, c.n_heads, c.head_dim) for c in job.configs} == {
+            (2, 1, 2, 8)
+        }
+        assert job.n_repeats == 5
+    spans = [(c.way, c.span, c.seq_len) for job in names["stream_jobs"] for c in job.configs]
+    assert spans == [("recurrent", "stream", 100), ("cache", "stream", 50)]
+
+
+def test_the_page_proves_that_steps_and_the_whole_agree():
+    torch.set_num_threads(2)
+    try:
+        page, _ = run_notebook("04_transformers_are_rnns", {"auto": NOT_AUTO})
+        assert torch.get_num_threads() == 2  # or timings after it would have one
+    finally:
+        torch.set_num_threads(1)
+    rows = re.findall(r"<td[^>]*>(float64|float32|bfloat16)</td>\s*<td[^>]*>([^<]+)</td>", page)
+    assert [dtype for dtype, _ in rows] == 2 * ["float64", "float32", "bfloat16"]
+    most = {"float64": 1e-12, "float32": 1e-4, "bfloat16": 0.1}
+    assert all(float(difference) < most[dtype] for dtype, difference in rows)
+
+
+def test_a_short_stream_runs_by_itself_and_is_drawn(data):
+    _, names = run_notebook("04_transformers_are_rnns")
+    names["live"].join()
+    names["streams"].join()
+    assert names["streams"].poll().error is None
+    page, names = run_notebook("04_transformers_are_rnns")
+    rows = names["streams"].rows(names["stream_jobs"], "cpu")
+    assert [row["outcome"] for row in rows] == ["ok", "ok"]
+    assert "100 tokens: the state grows by 0 bytes" in page

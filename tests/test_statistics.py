@@ -6,10 +6,14 @@ import pytest
 from replib.published import published
 from replib.statistics import (
     SOFTMAX_MODELS,
+    Ratio,
     article_regression,
     count_spikes,
     crossover,
     difference_interval,
+    integrated_total,
+    measured_total,
+    ratio,
     scaling_exponent,
     t_quantile,
     wilson_interval,
@@ -385,3 +389,61 @@ def test_ordinary_noise_is_no_spike():
     descent = 2.3 * np.exp(-np.arange(400) / 80) + 0.02
     noise = np.exp(np.random.default_rng(0).normal(0, 0.15, 400))
     assert count_spikes(descent * noise) == 0
+
+
+POSITIONS = (1, 2, 5, 12, 25, 50, 100)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, -0.5])
+def test_a_total_of_a_power_law_is_its_sum(power):
+    exact = sum(3.0 * n**power for n in range(1, 101))
+    found = integrated_total(POSITIONS, [[3.0 * n**power] * 3 for n in POSITIONS], 100)
+    assert found.value == pytest.approx(exact)
+    assert found.draws == pytest.approx(exact)
+
+
+def test_a_total_of_a_bent_curve_is_near_its_sum():
+    exact = sum(2 + n / 50 for n in range(1, 101))
+    found = integrated_total(POSITIONS, [2 + n / 50 for n in POSITIONS], 100)
+    assert found.value == pytest.approx(exact, rel=0.01)
+
+
+def test_a_total_starts_with_the_first_position_that_was_measured():
+    assert integrated_total([10, 20], [4.0, 4.0], 20).value == pytest.approx(80)
+
+
+def test_a_total_beyond_the_measured_positions_is_refused():
+    with pytest.raises(ValueError, match="last 101: measure it, 100 is the last position"):
+        integrated_total(POSITIONS, [1.0] * len(POSITIONS), 101)
+    with pytest.raises(ValueError, match="holds 0.0 at length 2"):
+        integrated_total([1, 2], [1.0, 0.0], 2)
+
+
+def test_a_measured_total_is_the_median_of_its_runs():
+    found = measured_total([10.0, 11.0, 100.0])
+    assert found.value == 11
+    assert np.unique(found.draws.round(6)).tolist() == [10, 11, 100]
+
+
+def test_a_ratio_interval_covers_the_truth_about_95_times_in_100():
+    rng, covered = np.random.default_rng(0), 0
+    for i in range(200):
+        slow, fast = (
+            integrated_total(
+                POSITIONS,
+                [level * rng.lognormal(0, 0.1, 15) for _ in POSITIONS],
+                100,
+                n_bootstrap=300,
+                seed=i + 1000 * level,
+            )
+            for level in (6, 2)
+        )
+        found = ratio(slow, fast)
+        assert found.low <= found.value <= found.high
+        covered += found.low <= 3 <= found.high
+    assert 180 <= covered <= 200
+
+
+def test_a_ratio_of_equal_noise_free_totals_is_one():
+    one = measured_total([5.0, 5.0])
+    assert ratio(one, one) == Ratio(1.0, 1.0, 1.0)

@@ -4,15 +4,18 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 
-from replib.statistics import Crossover
+from replib.statistics import Crossover, Exponent, Ratio
 from replib.verdicts import (
     Criterion,
     SeedResult,
     Verdict,
+    constant_cost_verdict,
     convergence_verdict,
     crossover_text,
     crossover_verdict,
+    faster_generation_verdict,
     implementations_verdict,
+    ratio_text,
     scaling_verdict,
 )
 
@@ -251,3 +254,45 @@ def test_the_implementations_are_summed_up_over_the_settings():
     alone = implementations_verdict({"a": {"torch": measured(105, 90, 120)}})
     assert alone.status == "inconclusive" and "two implementations" in alone.criteria[0].text
     assert implementations_verdict({}).headline == "no measurements yet"
+
+
+STILL, GROWING = Exponent(0.01, -0.02, 0.04, 100, 784), Exponent(1.0, 0.9, 1.1, 100, 784)
+CANNOT_TELL = Exponent(0.2, -0.5, 0.9, 100, 784)
+
+
+@pytest.mark.parametrize(
+    "found, expected",
+    [
+        ((STILL, GROWING, STILL, GROWING), [True, True, True, True]),
+        ((GROWING, GROWING, STILL, GROWING), [False, True, True, True]),
+        ((STILL, GROWING, GROWING, GROWING), [True, False, True, True]),
+        ((STILL, STILL, STILL, GROWING), [True, True, False, True]),
+        ((STILL, GROWING, STILL, STILL), [True, True, True, False]),
+        ((CANNOT_TELL, CANNOT_TELL, STILL, GROWING), [None, True, None, True]),
+        ((STILL, None, STILL, None), [True, True, None, None]),
+        ((None, None, None, None), [None] * 4),
+    ],
+)
+def test_a_constant_cost_is_judged_by_four_exponents(found, expected):
+    verdict = constant_cost_verdict(*found)
+    assert [criterion.met for criterion in verdict.criteria] == expected
+    if not any(found):
+        assert verdict.headline == "too few positions"
+    for criterion, one in zip(verdict.criteria, (0, 2, 1, 3), strict=True):
+        assert ("784" in criterion.figure) == (found[one] is not None)
+
+
+@pytest.mark.parametrize(
+    "interval, expected", [((1.2, 3.0), True), ((0.2, 0.8), False), ((0.9, 1.3), None)]
+)
+def test_faster_generation_is_judged_by_the_interval_of_the_ratio(interval, expected):
+    verdict = faster_generation_verdict(Ratio(sum(interval) / 2, *interval), published="18.9x")
+    assert [criterion.met for criterion in verdict.criteria] == [expected]
+    assert "18.9x" in verdict.headline
+
+
+@pytest.mark.parametrize(
+    "value, text", [(4462.4, "4462×"), (12.34, "12.3×"), (1.0, "1×"), (0.1234, "0.123×")]
+)
+def test_ratios_are_told_in_three_digits_or_whole(value, text):
+    assert ratio_text(Ratio(value, value, value)).startswith(text + " (")

@@ -12,6 +12,7 @@ from replib.charts.costs import cost_chart, ratio_chart, replication_chart
 from replib.charts.crossings import crossings_chart
 from replib.charts.curves import learning_curves, live_curves, seeds_chart
 from replib.charts.extrapolation import extrapolation_chart
+from replib.charts.generation import speedup_chart, stream_chart, token_chart
 from replib.charts.style import PALETTE, colour, printable, theme
 
 __all__ = [
@@ -26,5 +27,8 @@ __all__ = [
     "ratio_chart",
     "replication_chart",
     "seeds_chart",
+    "speedup_chart",
+    "stream_chart",
     "theme",
+    "token_chart",
 ]

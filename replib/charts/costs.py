@@ -42,7 +42,7 @@ def cost_chart(
         low=pl.when(timed).then(pl.col("q25") / per_sample),
         high=pl.when(timed).then(pl.col("q75") / per_sample),
     )
-    return _growth_chart(drawn, axis_title, title, guides)
+    return growth_chart(drawn, axis_title, title, guides)
 
 
 def replication_chart(
@@ -82,7 +82,7 @@ def replication_chart(
         ]
     )
     drawn = pl.concat([ours, article], how="diagonal")
-    return _growth_chart(drawn, f"time of {steps} steps (s)", title, guides=False)
+    return growth_chart(drawn, f"time of {steps} steps (s)", title, guides=False)
 
 
 def ratio_chart(
@@ -166,7 +166,7 @@ def _ratio_pane(
     )
 
 
-def _growth_chart(frame: pl.DataFrame, y_title: str, title: str, guides: bool) -> alt.LayerChart:
+def growth_chart(frame: pl.DataFrame, y_title: str, title: str, guides: bool) -> alt.LayerChart:
     """`value` with its quartiles `low` and `high` against N, both axes logarithmic."""
     known = frame.filter(pl.col("value").is_not_null())
     failed = frame.filter(pl.col("value").is_null() & (pl.col("outcome") != "ok"))

@@ -30,6 +30,9 @@ DASHES = {
     "cpu": [10, 3],
     "cuda": [10, 3, 2, 3],
     "2022 article": [2, 3],
+    "recurrent": [1, 0],
+    "cache": [1, 0],
+    "recompute": [7, 4],
 }
 SHAPES = {
     "fused": "circle",
@@ -39,6 +42,9 @@ SHAPES = {
     "cpu": "triangle-right",
     "cuda": "triangle-left",
     "2022 article": "cross",
+    "recurrent": "diamond",
+    "cache": "circle",
+    "recompute": "square",
 }
 NEUTRAL = "#808080"  # annotations; contrast 3.9 on white, 4.4 on marimo's dark page
 
