@@ -165,12 +165,13 @@ def training_summaries(rows: Iterable[Row]) -> pl.DataFrame:
 
 def bits_curves(rows: Iterable[Row]) -> pl.DataFrame:
     """One line an evaluation of a pixel model, in bits per dimension: BITS_COLUMNS."""
-    images = {row["run_id"]: row["config"]["task"]["images"] for row in rows}
-    curves = training_curves(rows)
-    return curves.with_columns(
-        images=pl.col("run_id").replace_strict(images, return_dtype=pl.String),
-        bits_per_dim=pl.col("loss") / math.log(2),
-    ).select(BITS_COLUMNS)
+    parts = [
+        training_curves([row]).with_columns(images=pl.lit(row["config"]["task"]["images"]))
+        for row in rows
+    ]
+    curves = pl.concat(parts) if parts else _frame([], CURVE_COLUMNS | {"images": pl.String})
+    bits_per_dim = pl.col("loss") / math.log(2)
+    return curves.with_columns(bits_per_dim=bits_per_dim).select(list(BITS_COLUMNS))
 
 
 def drawings(
