@@ -20,6 +20,8 @@ from replib.peers import PEERS
 from replib.training import Metrics
 
 FIRST_PORT = 2718
+# Of a row, what a line of the terminal has room for.
+FIGURES = ("final_loss", "final_accuracy", "bits_per_dim", "steps_per_s", "time_ms", "memory_bytes")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,7 +94,7 @@ def _record(arguments) -> int:
             print(_line(row), flush=True)
             n_rows += 1
     if not n_rows and not stop.is_set():
-        print("nothing to do: every run of this scale is recorded for the present code")
+        print("nothing to do: what can run here of this scale is recorded for the present code")
     if stop.is_set():
         print("stopped: what was recorded is kept; the same command continues", file=sys.stderr)
         return 1
@@ -134,16 +136,7 @@ def _line(row: store.Row) -> str:
         who += f" {model['n_layers']} layers batch {model['batch_size']}"
     who += "".join(f" +{defect}" for defect in config.get("defects", ()))
     figures = ", ".join(
-        f"{name} {summary[name]:.4g}"
-        for name in (
-            "final_loss",
-            "best_loss",
-            "final_accuracy",
-            "steps_per_s",
-            "time_ms",
-            "memory_bytes",
-        )
-        if summary.get(name) is not None
+        f"{name} {summary[name]:.4g}" for name in FIGURES if summary.get(name) is not None
     )
     why = f" ({row['detail']})" if row["detail"] else ""
     return (

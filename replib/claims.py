@@ -41,6 +41,7 @@ from replib.verdicts import (
     convergence_verdict,
     crossover_verdict,
     faster_generation_verdict,
+    images_verdict,
     implementations_verdict,
     ratio_text,
     scaling_verdict,
@@ -201,6 +202,47 @@ def _seed_result(row: Row) -> SeedResult:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
+
+
+def paper_images(paper: Mapping[str, Any]) -> str:
+    """What the paper found of images: `published()["katharopoulos2020"]`."""
+    told = []
+    for name, table, title in (("mnist", 1, "MNIST"), ("cifar10", 2, "CIFAR-10")):
+        rows = paper[f"table{table}_{name}"]["rows"]
+        told.append(
+            f"{title}: linear {rows['linear'][0]}, softmax {rows['softmax'][0]} (table {table})"
+        )
+    return f"Bits per dimension on images that are not those here. {'. '.join(told)}."
+
+
+@_each_device
+def images(rows: Sequence[Row]) -> Verdict:
+    """Linear attention models images as well as softmax: `images_verdict` of each data set and
+    setting there is."""
+    settings: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["outcome"] in ("ok", "diverged"):
+            settings.setdefault(_setting(row), []).append(row)
+    verdicts = {}
+    for some in settings.values():
+        config = some[0]["config"]
+        name = f"{config['task']['images']}, {config['n_steps']} steps"
+        if name in verdicts:
+            name += f", {config['model']['n_layers']} layers, batch {config['batch_size']}"
+        verdicts[name] = _images_of_setting(some)
+    return _together(verdicts, "no runs yet")
+
+
+def _images_of_setting(rows: Sequence[Row]) -> Verdict:
+    found: dict[str, list[float]] = {"linear": [], "softmax": []}
+    n_diverged = 0
+    for row in rows:
+        attention = row["config"]["model"]["attention"]
+        if row["outcome"] == "ok" and attention in found:
+            found[attention].append(row["summary"]["bits_per_dim"])
+        n_diverged += attention == "linear" and row["outcome"] == "diverged"
+    histogram = rows[0]["summary"]["histogram_bits_per_dim"]
+    return images_verdict(**found, histogram=histogram, n_diverged=n_diverged)
 
 
 def judged_linear(rows: Sequence[Row]) -> str | None:

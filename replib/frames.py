@@ -8,7 +8,7 @@ nats a token, accuracies shares.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -68,6 +68,17 @@ COST_COLUMNS = {
     "device": pl.String,
     "run_id": pl.String,
     "source": pl.String,
+}
+BITS_COLUMNS = _RUN | {"images": pl.String, "step": pl.Int64, "bits_per_dim": pl.Float64}
+DRAWING_COLUMNS = {
+    "strip": pl.String,
+    "attention": pl.String,
+    "image": pl.Int64,
+    "row": pl.Int64,
+    "column": pl.Int64,
+    "order": pl.Int64,
+    "level": pl.Float64,
+    "given": pl.Boolean,
 }
 CROSSING_COLUMNS = {
     "attention": pl.String,
@@ -150,6 +161,53 @@ def training_summaries(rows: Iterable[Row]) -> pl.DataFrame:
         ],
         SUMMARY_COLUMNS,
     )
+
+
+def bits_curves(rows: Iterable[Row]) -> pl.DataFrame:
+    """One line an evaluation of a pixel model, in bits per dimension: BITS_COLUMNS."""
+    parts = [
+        training_curves([row]).with_columns(images=pl.lit(row["config"]["task"]["images"]))
+        for row in rows
+    ]
+    curves = pl.concat(parts) if parts else _frame([], CURVE_COLUMNS | {"images": pl.String})
+    bits_per_dim = pl.col("loss") / math.log(2)
+    return curves.with_columns(bits_per_dim=bits_per_dim).select(list(BITS_COLUMNS))
+
+
+def drawings(
+    strips: Iterable[tuple[str, str | None, Sequence[Sequence[int]], int]],
+    shape: tuple[int, int, int],
+    n_levels: int,
+) -> pl.DataFrame:
+    """One line a position of an image that has a level: DRAWING_COLUMNS.
+
+    Args:
+        strips: of images side by side: what to call them, the mechanism that drew them, their
+            levels in order, which may be fewer than an image has, and how many were given.
+        shape: (h, w, 1) of an image.
+        n_levels: L; `level` is 0 to 1 of the highest.
+
+    Raises:
+        ValueError: the images have several channels.
+    """
+    if shape[2] != 1:
+        raise ValueError(f"images of {shape[2]} channels cannot be drawn: use digits or mnist")
+    lines = [
+        {
+            "strip": name,
+            "attention": attention,
+            "image": image,
+            "row": order // shape[1],
+            "column": order % shape[1],
+            "order": order,
+            "level": level / (n_levels - 1),
+            "given": order < n_given,
+        }
+        for name, attention, images, n_given in strips
+        for image, levels in enumerate(images)
+        for order, level in enumerate(levels)
+    ]
+    return _frame(lines, DRAWING_COLUMNS)
 
 
 def costs(rows: Iterable[Row]) -> pl.DataFrame:

@@ -247,17 +247,9 @@ class Block(nn.Module):
 
 
 class CausalTransformer(nn.Module):
-    """A decoder-only language model: tokens (B, N) -> logits (B, N, V), or where `n_outputs` is
-    given so many numbers a position, such as the parameters of a distribution."""
+    """A decoder-only language model: tokens (B, N) -> logits (B, N, V)."""
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        *,
-        vocab_size: int,
-        max_len: int,
-        n_outputs: int | None = None,
-    ):
+    def __init__(self, config: TransformerConfig, *, vocab_size: int, max_len: int):
         super().__init__()
         self.config = config
         self.embedding = Embedding(config, vocab_size, max_len)
@@ -265,7 +257,7 @@ class CausalTransformer(nn.Module):
             Block(config, max_len, causal=True, cross=False) for _ in range(config.n_layers)
         )
         self.norm = nn.LayerNorm(config.d_model)
-        self.head = nn.Linear(config.d_model, n_outputs or vocab_size)
+        self.head = nn.Linear(config.d_model, vocab_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)

@@ -8,12 +8,14 @@ and their published code). Levels are 0 to L - 1, (B, N); what a model puts out 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from replib.images import Images, dataset_named, load_images
+from replib.models import CausalTransformer, TransformerConfig
 from replib.tasks import Batch
 
 # Bounds of a logistic's log scale. The lower one is that of the published code of PixelCNN++, which
@@ -39,6 +41,8 @@ class Pixels:
         n_mixtures: K, logistics in the distribution of a level; 10 in the paper.
         seq_len: N, which follows from the images and stands in recorded rows.
     """
+
+    sources: ClassVar[tuple[str, ...]] = ("replib.tasks", "replib.pixels", "replib.images")
 
     images: str = "digits"
     n_mixtures: int = 10
@@ -106,6 +110,14 @@ class Pixels:
         return torch.cat(levels).view(outputs.shape[:2])
 
 
+class PixelTransformer(CausalTransformer):
+    """A decoder-only model of levels: tokens (B, N) -> mixtures of logistics (B, N, 3K)."""
+
+    def __init__(self, config: TransformerConfig, *, vocab_size: int, max_len: int, n_outputs: int):
+        super().__init__(config, vocab_size=vocab_size, max_len=max_len)
+        self.head = nn.Linear(config.d_model, n_outputs)
+
+
 def log_prob(outputs: Tensor, levels: Tensor, n_levels: int) -> Tensor:
     """The log-probability, in nats, of levels under mixtures of discretised logistics.
 
@@ -143,18 +155,22 @@ def level_log_probs(outputs: Tensor, n_levels: int) -> Tensor:
     return log_prob(outputs.unsqueeze(-2), levels, n_levels)
 
 
-def sample_levels(outputs: Tensor, n_levels: int, generator: torch.Generator) -> Tensor:
+def sample_levels(
+    outputs: Tensor, n_levels: int, generator: torch.Generator, temperature: float = 1.0
+) -> Tensor:
     """Draw a level of each mixture, (B, 3K) -> (B,): one of the logistics, a value from it, and the
-    level that it is nearest to, which gives exactly the probabilities of `log_prob`.
+    level that it is nearest to, which at temperature 1 gives exactly the probabilities of
+    `log_prob`. A temperature T draws the logistic from π^(1/T) and takes T s for its scale: below
+    1, what is likely becomes likelier.
 
     Deviation: the linear Transformer's published code draws with the scale elu(log s) + 1.0001, and
     trains exp(log s).
     """
     log_weights, means, log_scales = _mixture(outputs)
-    chosen = torch.multinomial(log_weights.exp(), 1, generator=generator)
+    chosen = torch.multinomial((log_weights / temperature).softmax(-1), 1, generator=generator)
     mean, log_scale = (x.gather(-1, chosen).squeeze(-1) for x in (means, log_scales))
     noise = torch.rand(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-    value = mean + log_scale.exp() * torch.logit(noise)
+    value = mean + temperature * log_scale.exp() * torch.logit(noise)
     return ((value + 1) / 2 * (n_levels - 1)).round().clamp(0, n_levels - 1).long()
 
 

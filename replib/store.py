@@ -309,6 +309,24 @@ def _parse(path: Path, content: bytes) -> tuple[list[Row], str | None]:
     )
 
 
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file of a data folder whole: a killed process leaves the old one.
+
+    Raises:
+        StoreError: the disk is full or the folder cannot be written; the file is as before.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(text.encode())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StoreError(_remedy(path, error)) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def find(experiment: str, run_id: str, folder: Path | None = None) -> Row | None:
     """The latest row of a run, whatever its outcome, shared as in `read_rows`; None if missing."""
     rows = reversed(read_rows(experiment, folder))

@@ -6,6 +6,7 @@ B batch, N sequence length, L number of queries, V vocabulary. A task is a froze
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,9 @@ class Batch:
 
 class TokenTask:
     """What training asks of a task whose model puts out a logit for each token, (B, N, V)."""
+
+    sources: ClassVar[tuple[str, ...]] = ("replib.tasks",)
+    """Modules that compute the task: an edit there gives its runs a new identity."""
 
     @property
     def model_sizes(self) -> dict[str, int]:

@@ -24,16 +24,17 @@ from replib.models import (
     TransformerConfig,
     set_dropout_generator,
 )
-from replib.pixels import Pixels
+from replib.pixels import Pixels, PixelTransformer
 from replib.tasks import CausalCopy, SequenceCopy, Task
 
 MODELS: dict[type, type[nn.Module]] = {
     CausalCopy: CausalTransformer,
     SequenceCopy: EncoderDecoder,
-    Pixels: CausalTransformer,
+    Pixels: PixelTransformer,
 }
 
-MAX_STEPS, MAX_BATCH = 1_000_000, 65_536  # beyond them a value is taken for a slip
+# Beyond them a value is taken for a slip.
+MAX_STEPS, MAX_BATCH, MAX_EVAL_BATCHES = 1_000_000, 65_536, 10_000
 # A run that went wrong shows at once; its first steps are slow (allocator, caches) and not timed.
 UNTIMED_STEPS = 2
 # Parameters are initialised from torch's global generator, which all threads share.
@@ -78,7 +79,7 @@ class TrainingConfig:
             ("batch_size", MAX_BATCH),
             ("n_steps", MAX_STEPS),
             ("eval_every", MAX_STEPS),
-            ("eval_batches", 1000),
+            ("eval_batches", MAX_EVAL_BATCHES),
         ):
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} {getattr(self, name)}: use 1 to {most}")

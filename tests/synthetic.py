@@ -14,6 +14,7 @@ from pathlib import Path
 from replib import store
 from replib.benchmark import Cost
 from replib.experiments import EXPERIMENTS, TrainingJob
+from replib.pixels import Pixels, bits
 from replib.streams import GenerationCost, state_bytes
 
 CROSSOVERS = {"textbook": 100, "fused": 600}
@@ -63,6 +64,8 @@ def _training_row(name, job):
         "n_spikes": 0,
         "steps_per_s": 100.0,
     }
+    if isinstance(job.config.task, Pixels):
+        summary |= {"bits_per_dim": bits(losses[-1]), "histogram_bits_per_dim": 2.4}
     curve = {"step": steps, "train_loss": losses, "loss": losses, "accuracy": accuracies}
     return _row(name, job.config, seed, summary, curve)
 

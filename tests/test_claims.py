@@ -503,3 +503,43 @@ def test_without_rows_generation_is_inconclusive():
     verdict = claims.generation([])
     assert verdict.status == INCONCLUSIVE and verdict.headline == "no measurements yet"
     assert claims.speedups([]) == []
+
+
+def images_row(attention, seed, bits, *, n_steps=2000, outcome="ok"):
+    config = {
+        "task": {"images": "digits", "seq_len": 64},
+        "model": {"attention": attention, "implementation": None, "n_layers": 3},
+        "n_steps": n_steps,
+        "batch_size": 32,
+    }
+    summary = {"bits_per_dim": bits, "histogram_bits_per_dim": 2.4}
+    return store.make_row("images", "laptop", config, seed, outcome, summary, source="")
+
+
+def images_rows(**changes):
+    return [
+        images_row(attention, seed, bits + 0.01 * seed, **changes)
+        for attention, bits in (("linear", 1.85), ("softmax", 1.83))
+        for seed in range(3)
+    ]
+
+
+def test_images_are_judged_by_setting():
+    verdict = claims.images(images_rows())
+    assert verdict.status == "supported"
+    assert verdict.headline.startswith("digits, 2000 steps: linear 1.860, softmax 1.840")
+    both = claims.images([*images_rows(), *images_rows(n_steps=10)])
+    assert "supported in 2 of 2 settings" in both.headline
+
+
+def test_a_diverged_images_run_is_not_left_out():
+    rows = [*images_rows(), images_row("linear", 3, None, outcome="diverged")]
+    assert claims.images(rows).status == "not supported"
+    assert claims.images([]).status == "inconclusive"
+
+
+def test_the_papers_images_are_quoted_from_the_published_figures():
+    said = claims.paper_images(published()["katharopoulos2020"])
+    assert "MNIST: linear 0.644, softmax 0.621 (table 1)" in said
+    assert "CIFAR-10: linear 3.4, softmax 3.47 (table 2)" in said
+    assert "not those here" in said

@@ -14,6 +14,7 @@ from replib.verdicts import (
     crossover_text,
     crossover_verdict,
     faster_generation_verdict,
+    images_verdict,
     implementations_verdict,
     ratio_text,
     scaling_verdict,
@@ -296,3 +297,29 @@ def test_faster_generation_is_judged_by_the_interval_of_the_ratio(interval, expe
 )
 def test_ratios_are_told_in_three_digits_or_whole(value, text):
     assert ratio_text(Ratio(value, value, value)).startswith(text + " (")
+
+
+@pytest.mark.parametrize(
+    "linear, softmax, n_diverged, status",
+    [
+        ([1.85, 1.84, 1.86], [1.83, 1.82, 1.84], 0, "supported"),
+        ([1.70, 1.71, 1.72], [1.83, 1.82, 1.84], 0, "supported"),  # better is as good
+        ([1.95, 1.94, 1.96], [1.83, 1.82, 1.84], 0, "not supported"),
+        ([1.80, 1.95, 1.85], [1.83, 1.70, 1.95], 0, "inconclusive"),
+        ([1.85, 1.84], [1.83, 1.82, 1.84], 0, "inconclusive"),
+        ([], [], 0, "inconclusive"),
+        ([2.45, 2.44, 2.46], [2.44, 2.45, 2.46], 0, "not supported"),  # no better than counting
+        ([1.85, 1.84, 1.86], [1.83, 1.82, 1.84], 1, "not supported"),
+    ],
+)
+def test_images_are_judged_by_the_difference_of_bits_per_dimension(
+    linear, softmax, n_diverged, status
+):
+    verdict = images_verdict(linear, softmax, histogram=2.4, n_diverged=n_diverged)
+    assert verdict.status == status
+
+
+def test_the_images_headline_has_the_means_and_their_difference():
+    verdict = images_verdict([1.85, 1.84, 1.86], [1.83, 1.82, 1.84], histogram=2.4)
+    assert "linear 1.850, softmax 1.830 bits per dimension" in verdict.headline
+    assert "+0.020 (-0.003 to +0.043)" in verdict.headline  # t(0.975, 4) = 2.776, s = 0.00816

@@ -13,13 +13,16 @@ from replib.charts.crossings import crossings_chart
 from replib.charts.curves import learning_curves, live_curves, seeds_chart
 from replib.charts.extrapolation import extrapolation_chart
 from replib.charts.generation import speedup_chart, stream_chart, token_chart
+from replib.charts.images import bits_chart, digits_chart
 from replib.charts.style import PALETTE, colour, printable, theme
 
 __all__ = [
     "PALETTE",
+    "bits_chart",
     "colour",
     "cost_chart",
     "crossings_chart",
+    "digits_chart",
     "extrapolation_chart",
     "learning_curves",
     "live_curves",
