@@ -4,9 +4,10 @@ B batch, H heads, N sequence length, D query/key size per head, M value size per
 
 fast-transformers' compiled causal product is called in its own memory layout and without the copies
 of its module; flash-linear-attention gets q, k and v in its own layout, and elu + 1 from its own
-kernel (it rounds the products of float32 to TF32). The loop of the delta rule is written from its
-equations, and so is the model of associative retrieval. Each computes the same function as its counterpart here, which the tests check where the
-package is installed. Packages are imported when they are called: none is a requirement.
+kernel (it rounds the products of float32 to TF32). The loop of the delta rule and the model of
+associative retrieval are written from their equations. Each computes the same function as its
+counterpart here, which the tests check where the package is installed. Packages are imported when
+they are called: none is a requirement.
 """
 
 from dataclasses import dataclass

@@ -27,12 +27,11 @@ from replib.attention import ATTENTION
 from replib.attention.feature_maps import (
     FEATURE_MAPS,
     dpfp,
-    elu1,
     favor_keys,
     orthogonal_directions,
 )
 from replib.device import resolve_device
-from replib.kernels import delta, fwm
+from replib.kernels import delta, fwm, installed
 from replib.tasks import Associations, AssociativeRetrieval
 
 # What a key may be mapped by, as mechanisms are named where there is one.
@@ -212,15 +211,13 @@ class AssociativeMemory(nn.Module):
             batch: with a leading P.
             directions: (P, B or 1, D, m) of "performer".
         """
-        q, k, beta = self.memorised(batch, directions)
-        if self.config.update_rule == "sum":
-            weights = self._weights(q, k)
+        if self.config.update_rule != "fwm":
+            weights = self.read_weights(batch, directions)
             index = batch.values.unsqueeze(2).expand_as(weights)
             y = weights.new_zeros(*weights.shape[:3], self.n_keys)
             return y.scatter_add(3, index, weights)
+        q, k, beta = self.memorised(batch, directions)
         values = nn.functional.one_hot(batch.values, self.n_keys).to(k.dtype)
-        if self.config.update_rule == "delta":
-            return delta.retrieve(q, k, values, beta)
         y = fwm.retrieve(*(x.flatten(0, 1) for x in (q, k, values, beta)))
         y = nn.functional.layer_norm(y, y.shape[-1:], eps=NORM_EPS)
         return y.unflatten(0, q.shape[:2])
@@ -238,24 +235,56 @@ class AssociativeMemory(nn.Module):
         if self.config.update_rule == "delta":
             q = q / (q.sum(-1, keepdim=True) + self.config.eps)
             k = k / (k.sum(-1, keepdim=True) + SMALLEST)
+        return q, k, self.strengths(batch)
+
+    def strengths(self, batch: Associations) -> Tensor:
+        """β of each write (P, B, N)."""
         beta = _looked_up(self.embedding @ self.beta_of_embedding, batch.keys)
         beta = beta + _looked_up(self.beta_of_value, batch.values)
-        return q, k, torch.sigmoid(beta + self.beta_bias[:, None, None]).squeeze(-1)
+        return torch.sigmoid(beta + self.beta_bias[:, None, None]).squeeze(-1)
 
     def queries_keys(self, batch: Associations) -> tuple[Tensor, Tensor]:
         """Before the feature map: (P, B, L, D), (P, B, N, D)."""
         k = _looked_up(self.embedding @ self.key_of_embedding, batch.keys)
         k = k + _looked_up(self.key_of_value + self.key_bias.unsqueeze(1), batch.values)
-        bias = self.query_bias.unsqueeze(1)
-        q = _looked_up(torch.baddbmm(bias, self.embedding, self.query_of_embedding), batch.queries)
-        return q, k
+        # Queries are fewer than keys.
+        q = _looked_up(self.embedding, batch.queries).flatten(1, 2)
+        q = torch.baddbmm(self.query_bias.unsqueeze(1), q, self.query_of_embedding)
+        return q.unflatten(1, batch.queries.shape[1:]), k
 
-    def _weights(self, q: Tensor, k: Tensor) -> Tensor:
-        """How much of each write a query reads, (P, B, L, N)."""
-        if self.config.attention == "softmax":
-            return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
-        weights = q @ k.mT
-        return weights / (weights.sum(-1, keepdim=True) + self.config.eps)
+    def read_weights(self, batch: Associations, directions: Tensor | None = None) -> Tensor:
+        """How much of each value a query reads, (P, B, L, N); with the rules "sum" and "delta"."""
+        config = self.config
+        one_query = batch.queries.shape[-1] == 1
+        if one_query and batch.queries.device.type == "cpu" and _fuses(config):
+            (q, k), beta = self.queries_keys(batch), None
+            q, nu = features(q, config, directions), 0
+            if config.attention == "dpfp":
+                nu = config.size
+            else:
+                k = features(k, config, directions)
+            if config.update_rule == "delta":
+                q, beta = q / (q.sum(-1, keepdim=True) + config.eps), self.strengths(batch)
+            from replib.kernels import memory_cpu  # needs Numba, and takes a while to import
+
+            weights = memory_cpu.read_weights(q, k, beta, nu)
+        else:
+            q, k, beta = self.memorised(batch, directions)
+            if config.attention == "softmax":
+                return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+            if config.update_rule == "delta":
+                return delta.read_weights(q, k, beta)
+            weights = q @ k.mT
+        if config.update_rule == "delta":
+            return weights
+        return weights / (weights.sum(-1, keepdim=True) + config.eps)
+
+
+def _fuses(config: MemoryConfig) -> bool:
+    """Whether there is a kernel for the CPU that is faster, where sequences have one query."""
+    if not installed("numba") or config.update_rule == "fwm":
+        return False
+    return config.attention == "dpfp" or config.update_rule == "delta"
 
 
 def features(x: Tensor, config: MemoryConfig, directions: Tensor | None = None) -> Tensor:
@@ -267,7 +296,9 @@ def features(x: Tensor, config: MemoryConfig, directions: Tensor | None = None) 
         return dpfp(x, config.size)
     if config.attention == "performer":
         return favor_keys(x, directions)
-    return elu1(x) if config.attention == "linear" else FEATURE_MAPS[config.attention](x)
+    if config.attention == "linear":
+        return nn.functional.elu(x) + 1  # as published; faster than `elu1`, whose digits beyond
+    return FEATURE_MAPS[config.attention](x)
 
 
 def retrieval_loss(reads: Tensor, batch: Associations) -> Tensor:

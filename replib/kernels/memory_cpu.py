@@ -1,0 +1,192 @@
+"""What one query of a sequence reads of its writes, fused for the CPU: features, memory and gradient
+of a sequence in cache, a write after the other.
+
+B sequences, N writes, D key size, R feature size. A key x (D) has the features r_i r_{i-j} of
+DPFP-ν, r = relu([x, -x]) (2D), j = 1..ν; with ν = 0 it is features already. The rule "sum" reads
+a_n = φ(q)·φ(k_n). The delta rule has features f = φ / Σφ, and the query passes the writes from the
+last to the first,
+
+    x_n = q·f_n,     p_n = β_n x_n,     q ← q - p_n f_n,
+
+which takes N·R operations where there is one query. Its gradient goes back from the first write,
+with q as it was before each (kept) and dq = 0 at first:
+
+    dp_n ← dp_n - dq·f_n,   dβ_n = dp_n x_n,   df_n = dp_n β_n q - p_n dq,   dq ← dq + dp_n β_n f_n
+"""
+
+from threading import Thread
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+SMALLEST = 1e-30  # added to Σφ, which may be 0
+
+
+def read_weights(q: Tensor, k: Tensor, beta: Tensor | None, nu: int) -> Tensor:
+    """How much of each value a query reads: a of the rule "sum", p of the delta rule (with beta).
+
+    q (..., 1, R), features already; k (..., N, D), with nu = 0 features already; beta (..., N);
+    all float32 -> (..., 1, N), differentiable once.
+    """
+    shape = k.shape[:-2]
+    q, k = q.reshape(-1, q.shape[-1]), k.reshape(-1, *k.shape[-2:])
+    rates = k.new_empty(len(k), 0) if beta is None else beta.reshape(k.shape[:2])
+    return _ReadWeights.apply(q, k, rates, nu).unflatten(0, shape).unsqueeze(-2)
+
+
+class _ReadWeights(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, rates, nu):
+        q, k, rates = (x.contiguous() for x in (q, k, rates))
+        p = torch.empty(k.shape[:2])
+        _in_parallel(_forward, len(k), *(x.detach().numpy() for x in (q, k, rates, p)), nu)
+        ctx.save_for_backward(q, k, rates)
+        ctx.nu = nu
+        return p
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dp):
+        saved = ctx.saved_tensors
+        gradients = [torch.empty_like(x) for x in saved]
+        arrays = (x.detach().numpy() for x in (*saved, dp.contiguous(), *gradients))
+        _in_parallel(_backward, len(dp), *arrays, ctx.nu)
+        return *gradients, None
+
+
+@njit(fastmath=True, inline="always")
+def _features(x, nu, r, f):
+    """f = φ(x), through r; the sum of f."""
+    d = len(x)
+    if nu == 0:
+        for i in range(d):
+            f[i] = x[i]
+    else:
+        for i in range(d):
+            r[i], r[d + i] = max(x[i], np.float32(0)), max(-x[i], np.float32(0))
+        for j in range(1, nu + 1):
+            first = (j - 1) * 2 * d
+            for i in range(j):
+                f[first + i] = r[i] * r[2 * d + i - j]
+            for i in range(j, 2 * d):
+                f[first + i] = r[i] * r[i - j]
+    total = np.float32(0)
+    for i in range(len(f)):
+        total += f[i]
+    return total
+
+
+@njit(fastmath=True, inline="always")
+def _features_backward(x, nu, r, df, dr, dx):
+    """dx from df, through dr; r as `_features` left it."""
+    d = len(x)
+    if nu == 0:
+        for i in range(d):
+            dx[i] = df[i]
+        return
+    for i in range(2 * d):
+        dr[i] = 0
+    for j in range(1, nu + 1):
+        first = (j - 1) * 2 * d
+        for i in range(j):
+            dr[i] += df[first + i] * r[2 * d + i - j]
+            dr[2 * d + i - j] += df[first + i] * r[i]
+        for i in range(j, 2 * d):
+            dr[i] += df[first + i] * r[i - j]
+        for i in range(j, 2 * d):
+            dr[i - j] += df[first + i] * r[i]
+    for i in range(d):
+        dx[i] = dr[i] if x[i] > 0 else np.float32(0)
+    for i in range(d):
+        dx[i] -= dr[d + i] if x[i] < 0 else np.float32(0)
+
+
+@njit(fastmath=True, inline="always")
+def _dot(a, b):
+    total = np.float32(0)
+    for i in range(len(a)):
+        total += a[i] * b[i]
+    return total
+
+
+@njit(fastmath=True, inline="always")
+def _sequence_forward(q, k, rates, p, nu):
+    n, d, size = k.shape[0], k.shape[1], len(q)
+    r, f, query = np.empty(2 * d, np.float32), np.empty(size, np.float32), q.copy()
+    for i in range(n - 1, -1, -1):
+        total = _features(k[i], nu, r, f)
+        p[i] = _dot(query, f)
+        if len(rates):
+            scale = np.float32(1) / (total + np.float32(SMALLEST))
+            p[i] *= scale * rates[i]
+            weight = p[i] * scale
+            for c in range(size):
+                query[c] -= weight * f[c]
+
+
+@njit(fastmath=True, inline="always")
+def _sequence_backward(q, k, rates, dp, dq, dk, d_rates, nu):
+    n, d, size = k.shape[0], k.shape[1], len(q)
+    r, dr = np.empty(2 * d, np.float32), np.empty(2 * d, np.float32)
+    f, df = np.empty(size, np.float32), np.empty(size, np.float32)
+    for c in range(size):
+        dq[c] = 0
+    if len(rates) == 0:
+        for i in range(n):
+            _features(k[i], nu, r, f)
+            for c in range(size):
+                dq[c] += dp[i] * f[c]
+            for c in range(size):
+                df[c] = dp[i] * q[c]
+            _features_backward(k[i], nu, r, df, dr, dk[i])
+        return
+    queries, query, reads = np.empty((n, size), np.float32), q.copy(), np.empty(n, np.float32)
+    for i in range(n - 1, -1, -1):
+        scale = np.float32(1) / (_features(k[i], nu, r, f) + np.float32(SMALLEST))
+        reads[i] = _dot(query, f) * scale
+        weight = reads[i] * rates[i] * scale
+        for c in range(size):
+            queries[i, c] = query[c]
+        for c in range(size):
+            query[c] -= weight * f[c]
+    for i in range(n):
+        scale = np.float32(1) / (_features(k[i], nu, r, f) + np.float32(SMALLEST))
+        d_weight = dp[i] - _dot(dq, f) * scale
+        d_rates[i] = d_weight * reads[i]
+        d_read, weight = d_weight * rates[i], reads[i] * rates[i]
+        for c in range(size):
+            df[c] = d_read * queries[i, c] - weight * dq[c]
+        for c in range(size):
+            dq[c] += d_read * scale * f[c]
+        mean = _dot(df, f) * scale  # through the division by the sum
+        for c in range(size):
+            df[c] = (df[c] - mean) * scale
+        _features_backward(k[i], nu, r, df, dr, dk[i])
+
+
+@njit(fastmath=True, nogil=True, cache=True)
+def _forward(first, last, q, k, rates, p, nu):
+    for b in range(first, last):
+        _sequence_forward(q[b], k[b], rates[b], p[b], nu)
+
+
+@njit(fastmath=True, nogil=True, cache=True)
+def _backward(first, last, q, k, rates, dp, dq, dk, d_rates, nu):
+    for b in range(first, last):
+        _sequence_backward(q[b], k[b], rates[b], dp[b], dq[b], dk[b], d_rates[b], nu)
+
+
+def _in_parallel(function, n_sequences: int, *arguments) -> None:
+    """Call a function for sequences first to last, on as many threads as torch has. Numba's own
+    threads are not for a process whose pages compute at once."""
+    n_threads = min(torch.get_num_threads(), n_sequences)
+    bounds = [n_sequences * i // n_threads for i in range(n_threads + 1)]
+    parts = list(zip(bounds, bounds[1:], strict=False))
+    others = [Thread(target=function, args=(*part, *arguments)) for part in parts[1:]]
+    for thread in others:
+        thread.start()
+    function(*parts[0], *arguments)
+    for thread in others:
+        thread.join()
