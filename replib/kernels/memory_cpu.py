@@ -1,5 +1,5 @@
-"""What one query of a sequence reads of its writes, fused for the CPU: features, memory and gradient
-of a sequence in cache, a write after the other.
+"""What one query of a sequence reads of its writes, fused for the CPU: features, memory and
+gradient of a sequence in cache, a write after the other.
 
 B sequences, N writes, D key size, R feature size. A key x (D) has the features r_i r_{i-j} of
 DPFP-ν, r = relu([x, -x]) (2D), j = 1..ν; with ν = 0 it is features already. The rule "sum" reads
@@ -56,6 +56,43 @@ class _ReadWeights(torch.autograd.Function):
         return *gradients, None
 
 
+# Loops run over slices from 0 on: an index that could be negative is not vectorised.
+
+
+@njit(fastmath=True, inline="always")
+def _times(a, b, out):
+    for i in range(len(out)):
+        out[i] = a[i] * b[i]
+
+
+@njit(fastmath=True, inline="always")
+def _add_times(a, b, out):
+    for i in range(len(out)):
+        out[i] += a[i] * b[i]
+
+
+@njit(fastmath=True, inline="always")
+def _add_scaled(a, scale, out):
+    for i in range(len(out)):
+        out[i] += a[i] * scale
+
+
+@njit(fastmath=True, inline="always")
+def _dot(a, b):
+    total = np.float32(0)
+    for i in range(len(a)):
+        total += a[i] * b[i]
+    return total
+
+
+@njit(fastmath=True, inline="always")
+def _sum(a):
+    total = np.float32(0)
+    for i in range(len(a)):
+        total += a[i]
+    return total
+
+
 @njit(fastmath=True, inline="always")
 def _features(x, nu, r, f):
     """f = φ(x), through r; the sum of f."""
@@ -63,19 +100,17 @@ def _features(x, nu, r, f):
     if nu == 0:
         for i in range(d):
             f[i] = x[i]
-    else:
-        for i in range(d):
-            r[i], r[d + i] = max(x[i], np.float32(0)), max(-x[i], np.float32(0))
-        for j in range(1, nu + 1):
-            first = (j - 1) * 2 * d
-            for i in range(j):
-                f[first + i] = r[i] * r[2 * d + i - j]
-            for i in range(j, 2 * d):
-                f[first + i] = r[i] * r[i - j]
-    total = np.float32(0)
-    for i in range(len(f)):
-        total += f[i]
-    return total
+        return _sum(f)
+    positive, negative = r[:d], r[d:]
+    for i in range(d):
+        positive[i] = x[i] if x[i] > 0 else np.float32(0)
+    for i in range(d):
+        negative[i] = np.float32(0) if x[i] > 0 else -x[i]
+    for j in range(1, nu + 1):
+        out = f[(j - 1) * 2 * d : j * 2 * d]
+        _times(r[:j], r[2 * d - j :], out[:j])
+        _times(r[j:], r[: 2 * d - j], out[j:])
+    return _sum(f)
 
 
 @njit(fastmath=True, inline="always")
@@ -89,26 +124,14 @@ def _features_backward(x, nu, r, df, dr, dx):
     for i in range(2 * d):
         dr[i] = 0
     for j in range(1, nu + 1):
-        first = (j - 1) * 2 * d
-        for i in range(j):
-            dr[i] += df[first + i] * r[2 * d + i - j]
-            dr[2 * d + i - j] += df[first + i] * r[i]
-        for i in range(j, 2 * d):
-            dr[i] += df[first + i] * r[i - j]
-        for i in range(j, 2 * d):
-            dr[i - j] += df[first + i] * r[i]
+        given = df[(j - 1) * 2 * d : j * 2 * d]
+        _add_times(given[:j], r[2 * d - j :], dr[:j])
+        _add_times(given[:j], r[:j], dr[2 * d - j :])
+        _add_times(given[j:], r[: 2 * d - j], dr[j:])
+        _add_times(given[j:], r[j:], dr[: 2 * d - j])
+    by_positive, by_negative = dr[:d], dr[d:]
     for i in range(d):
-        dx[i] = dr[i] if x[i] > 0 else np.float32(0)
-    for i in range(d):
-        dx[i] -= dr[d + i] if x[i] < 0 else np.float32(0)
-
-
-@njit(fastmath=True, inline="always")
-def _dot(a, b):
-    total = np.float32(0)
-    for i in range(len(a)):
-        total += a[i] * b[i]
-    return total
+        dx[i] = by_positive[i] if x[i] > 0 else -by_negative[i]
 
 
 @njit(fastmath=True, inline="always")
@@ -122,8 +145,7 @@ def _sequence_forward(q, k, rates, p, nu):
             scale = np.float32(1) / (total + np.float32(SMALLEST))
             p[i] *= scale * rates[i]
             weight = p[i] * scale
-            for c in range(size):
-                query[c] -= weight * f[c]
+            _add_scaled(f, -weight, query)
 
 
 @njit(fastmath=True, inline="always")
@@ -136,8 +158,7 @@ def _sequence_backward(q, k, rates, dp, dq, dk, d_rates, nu):
     if len(rates) == 0:
         for i in range(n):
             _features(k[i], nu, r, f)
-            for c in range(size):
-                dq[c] += dp[i] * f[c]
+            _add_scaled(f, dp[i], dq)
             for c in range(size):
                 df[c] = dp[i] * q[c]
             _features_backward(k[i], nu, r, df, dr, dk[i])
@@ -147,19 +168,17 @@ def _sequence_backward(q, k, rates, dp, dq, dk, d_rates, nu):
         scale = np.float32(1) / (_features(k[i], nu, r, f) + np.float32(SMALLEST))
         reads[i] = _dot(query, f) * scale
         weight = reads[i] * rates[i] * scale
-        for c in range(size):
-            queries[i, c] = query[c]
-        for c in range(size):
-            query[c] -= weight * f[c]
+        queries[i] = query
+        _add_scaled(f, -weight, query)
     for i in range(n):
         scale = np.float32(1) / (_features(k[i], nu, r, f) + np.float32(SMALLEST))
         d_weight = dp[i] - _dot(dq, f) * scale
         d_rates[i] = d_weight * reads[i]
         d_read, weight = d_weight * rates[i], reads[i] * rates[i]
+        before = queries[i]
         for c in range(size):
-            df[c] = d_read * queries[i, c] - weight * dq[c]
-        for c in range(size):
-            dq[c] += d_read * scale * f[c]
+            df[c] = d_read * before[c] - weight * dq[c]
+        _add_scaled(f, d_read * scale, dq)
         mean = _dot(df, f) * scale  # through the division by the sum
         for c in range(size):
             df[c] = (df[c] - mean) * scale
