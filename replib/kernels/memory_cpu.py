@@ -14,12 +14,22 @@ with q as it was before each (kept) and dq = 0 at first:
     dp_n ← dp_n - dq·f_n,   dβ_n = dp_n x_n,   df_n = dp_n β_n q - p_n dq,   dq ← dq + dp_n β_n f_n
 """
 
-from threading import Thread
+import ctypes
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
-from numba import njit
+from numba import carray, njit, types
+from numba.extending import intrinsic
 from torch import Tensor
+
+from replib.kernels import cpu
+from replib.kernels import vectors as vec
+
+# What a call hands its threads: 64-bit words at these places, sizes and then addresses.
+NEXT, B, N, D, R, NU, HAS_RATES, Q, K, RATES, P, DQ, DK, D_RATES = range(14)
+N_WORDS, FLOAT = 14, 4
 
 SMALLEST = 1e-30  # added to Σφ, which may be 0
 
@@ -41,7 +51,7 @@ class _ReadWeights(torch.autograd.Function):
     def forward(ctx, q, k, rates, nu):
         q, k, rates = (x.contiguous() for x in (q, k, rates))
         p = torch.empty(k.shape[:2])
-        _in_parallel(_forward, len(k), *(x.detach().numpy() for x in (q, k, rates, p)), nu)
+        _run(_memory_forward_thread, (q, k, rates, p), nu)
         ctx.save_for_backward(q, k, rates)
         ctx.nu = nu
         return p
@@ -51,8 +61,7 @@ class _ReadWeights(torch.autograd.Function):
     def backward(ctx, dp):
         saved = ctx.saved_tensors
         gradients = [torch.empty_like(x) for x in saved]
-        arrays = (x.detach().numpy() for x in (*saved, dp.contiguous(), *gradients))
-        _in_parallel(_backward, len(dp), *arrays, ctx.nu)
+        _run(_memory_backward_thread, (*saved, dp.contiguous(), *gradients), ctx.nu)
         return *gradients, None
 
 
@@ -134,7 +143,7 @@ def _features_backward(x, nu, r, df, dr, dx):
         dx[i] = by_positive[i] if x[i] > 0 else -by_negative[i]
 
 
-@njit(fastmath=True, inline="always")
+@njit(fastmath=True)
 def _sequence_forward(q, k, rates, p, nu):
     n, d, size = k.shape[0], k.shape[1], len(q)
     r, f, query = np.empty(2 * d, np.float32), np.empty(size, np.float32), q.copy()
@@ -148,7 +157,7 @@ def _sequence_forward(q, k, rates, p, nu):
             _add_scaled(f, -weight, query)
 
 
-@njit(fastmath=True, inline="always")
+@njit(fastmath=True)
 def _sequence_backward(q, k, rates, dp, dq, dk, d_rates, nu):
     n, d, size = k.shape[0], k.shape[1], len(q)
     r, dr = np.empty(2 * d, np.float32), np.empty(2 * d, np.float32)
@@ -185,27 +194,62 @@ def _sequence_backward(q, k, rates, dp, dq, dk, d_rates, nu):
         _features_backward(k[i], nu, r, df, dr, dk[i])
 
 
-@njit(fastmath=True, nogil=True, cache=True)
-def _forward(first, last, q, k, rates, p, nu):
-    for b in range(first, last):
-        _sequence_forward(q[b], k[b], rates[b], p[b], nu)
+@intrinsic
+def _pointer(typingctx, address):
+    """The float32 at an address."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(types.int64), codegen
 
 
-@njit(fastmath=True, nogil=True, cache=True)
-def _backward(first, last, q, k, rates, dp, dq, dk, d_rates, nu):
-    for b in range(first, last):
-        _sequence_backward(q[b], k[b], rates[b], dp[b], dq[b], dk[b], d_rates[b], nu)
+@njit
+def _row(words, place, b, length):
+    """The numbers of sequence b in the tensor whose address is at a place of the words."""
+    address = vec.word(words, place) + b * length * FLOAT
+    return carray(_pointer(address), (length,), dtype=np.float32)
 
 
-def _in_parallel(function, n_sequences: int, *arguments) -> None:
-    """Call a function for sequences first to last, on as many threads as torch has. Numba's own
-    threads are not for a process whose pages compute at once."""
-    n_threads = min(torch.get_num_threads(), n_sequences)
-    bounds = [n_sequences * i // n_threads for i in range(n_threads + 1)]
-    parts = list(zip(bounds, bounds[1:], strict=False))
-    others = [Thread(target=function, args=(*part, *arguments)) for part in parts[1:]]
-    for thread in others:
-        thread.start()
-    function(*parts[0], *arguments)
-    for thread in others:
-        thread.join()
+@njit
+def _arrays(words, b):
+    n, d, r = vec.word(words, N), vec.word(words, D), vec.word(words, R)
+    n_rates = n * vec.word(words, HAS_RATES)
+    q, k = _row(words, Q, b, r), _row(words, K, b, n * d).reshape(n, d)
+    return q, k, _row(words, RATES, b, n_rates), _row(words, P, b, n), n_rates
+
+
+def _memory_forward_thread(words):
+    """What each thread does: take one sequence after another until none is left."""
+    b = vec.fetch_and_add(words + 8 * NEXT)
+    while b < vec.word(words, B):
+        q, k, rates, p, _ = _arrays(words, b)
+        _sequence_forward(q, k, rates, p, vec.word(words, NU))
+        b = vec.fetch_and_add(words + 8 * NEXT)
+
+
+def _memory_backward_thread(words):
+    b = vec.fetch_and_add(words + 8 * NEXT)
+    while b < vec.word(words, B):
+        q, k, rates, dp, n_rates = _arrays(words, b)
+        dq, dk = _row(words, DQ, b, len(q)), _row(words, DK, b, k.size).reshape(k.shape)
+        d_rates = _row(words, D_RATES, b, n_rates)
+        _sequence_backward(q, k, rates, dp, dq, dk, d_rates, vec.word(words, NU))
+        b = vec.fetch_and_add(words + 8 * NEXT)
+
+
+@cache
+def _code(thread):
+    """The machine code of a pass, compiled at its first call."""
+    with cpu._compiling:
+        return cpu._compile(thread)
+
+
+def _run(thread, tensors: Sequence[Tensor], nu: int) -> None:
+    """Let the threads work; the tensors, contiguous, are those of the places from Q on."""
+    q, k, rates = tensors[:3]
+    words = (ctypes.c_int64 * N_WORDS)()
+    words[B : HAS_RATES + 1] = *k.shape, q.shape[1], nu, rates.shape[1] > 0
+    words[Q : Q + len(tensors)] = [x.data_ptr() for x in tensors]
+    n_threads = min(torch.get_num_threads(), len(k))
+    cpu._in_parallel(_code(thread), ctypes.addressof(words), n_threads)
