@@ -145,7 +145,7 @@ class PublishedMemory(nn.Module):
     outer products summed into a memory (B, S, R), the delta rule and that of "fwm" a write at a
     time. Written from the equations of Schlag et al. 2021, sections 4.2 and 6.1.
 
-    Left out is what its code computes and does not use (a projection of every position).
+    Like its code it projects every position once more, and makes no use of it.
     """
 
     def __init__(self, memory: AssociativeMemory):
@@ -154,6 +154,7 @@ class PublishedMemory(nn.Module):
         self.config, self.n_keys = memory.config, s
         self.embedding, self.to_query = nn.Embedding(2 * s, e), nn.Linear(e, d)
         self.to_key, self.to_beta = nn.Linear(s + e, d), nn.Linear(s + e, 1)
+        self.unused = nn.Linear(s + e, d)
         ours = {name: x[0] for name, x in memory.state_dict().items()}
         with torch.no_grad():
             self.embedding.weight[:s] = ours["embedding"]
@@ -170,10 +171,10 @@ class PublishedMemory(nn.Module):
         values = nn.functional.one_hot(batch.values, self.n_keys).float()
         x = torch.cat([values, self.embedding(batch.keys)], dim=-1)  # (B, N, S + E)
         k, q = self.to_key(x), self.to_query(self.embedding(batch.queries))
-        beta = torch.sigmoid(self.to_beta(x)).squeeze(-1)
         if self.config.attention == "softmax":
             weights = (k @ q.mT / k.shape[-1] ** 0.5).softmax(1)
             return torch.einsum("bnl,bns->bs", weights, values)
+        beta, _ = torch.sigmoid(self.to_beta(x)).squeeze(-1), self.unused(x)
         k, q = (features(x, self.config, directions) for x in (k, q))
         if self.config.update_rule == "sum":
             w, z = torch.einsum("bns,bnr->bsr", values, k), k.sum(1)

@@ -284,7 +284,22 @@ def _fuses(config: MemoryConfig) -> bool:
     """Whether there is a kernel for the CPU that is faster, where sequences have one query."""
     if not installed("numba") or config.update_rule == "fwm":
         return False
-    return config.attention == "dpfp" or config.update_rule == "delta"
+    return config.attention in ("dpfp", "linear") or config.update_rule == "delta"
+
+
+class _Elu1(torch.autograd.Function):
+    """`elu1`, whose derivative is min(φ, 1): a third of the passes of autograd's."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.clamp(max=0).exp_().add_(x.clamp(min=0))
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        return ctx.saved_tensors[0].clamp(max=1).mul_(dy)
 
 
 def features(x: Tensor, config: MemoryConfig, directions: Tensor | None = None) -> Tensor:
@@ -297,7 +312,7 @@ def features(x: Tensor, config: MemoryConfig, directions: Tensor | None = None) 
     if config.attention == "performer":
         return favor_keys(x, directions)
     if config.attention == "linear":
-        return nn.functional.elu(x) + 1  # as published; faster than `elu1`, whose digits beyond
+        return _Elu1.apply(x)
     return FEATURE_MAPS[config.attention](x)
 
 
