@@ -191,6 +191,14 @@ def test_fwm_is_its_written_recurrence_gradients_too(n, scale):
         torch.testing.assert_close(a, e, rtol=1e-7, atol=1e-9 * (1 + e.abs().max().item()))
 
 
+def test_fwm_does_not_depend_on_what_fresh_memory_holds(monkeypatch):
+    g = generator()
+    inputs = [torch.randn(2, n, 5, generator=g) for n in (3, 20, 20)]
+    expected = fwm.retrieve(*inputs, torch.rand(2, 20, generator=generator()))
+    monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, math.nan))
+    assert torch.equal(fwm.retrieve(*inputs, torch.rand(2, 20, generator=generator())), expected)
+
+
 def test_fwm_stays_finite_where_its_memory_is_renormalised_at_each_of_many_writes():
     g = generator()
     q, k, v = (torch.randn(1, n, 64, generator=g) for n in (1, 400, 400))
