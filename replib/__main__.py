@@ -21,7 +21,8 @@ from replib.training import Metrics
 
 FIRST_PORT = 2718
 # Of a row, what a line of the terminal has room for.
-FIGURES = ("final_loss", "final_accuracy", "bits_per_dim", "steps_per_s", "time_ms", "memory_bytes")
+FIGURES = ("final_loss", "best_loss", "final_accuracy", "bits_per_dim", "steps_per_s")
+FIGURES += ("time_ms", "memory_bytes")
 
 
 def main(argv: list[str] | None = None) -> int:

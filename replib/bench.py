@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, one_hot
 
 from replib import peers, store
 from replib.attention import ATTENTION, linear_attention, softmax_attention
@@ -21,6 +21,7 @@ from replib.attention.delta import delta_retrieve, delta_rule
 from replib.attention.softmax import KVCache
 from replib.benchmark import DTYPES, Stop, interleave
 from replib.device import resolve_device
+from replib.experiments import retrieval_config
 from replib.generation import Decoder
 from replib.kernels import installed, why_not
 from replib.memory import peak_memory_bytes
@@ -45,13 +46,19 @@ from replib.races import (
     latest_figures,
     table,
 )
+from replib.retrieval import (
+    AssociativeMemory,
+    MemoryConfig,
+    RetrievalConfig,
+    RetrievalTraining,
+)
 from replib.statistics import crossover
 from replib.tasks import CausalCopy
 from replib.training import Training, TrainingConfig
 
 # An edit to one of these gives rows a new identity.
 SOURCES = ("attention", "bench", "benchmark", "kernels", "memory", "models", "peers", "races")
-SOURCES += ("generation", "tasks", "training")
+SOURCES += ("generation", "retrieval", "tasks", "training")
 
 # Works and contenders by the names that rows and tables show.
 FORWARD, BACKWARD = "causal, forward", "causal, forward and backward"
@@ -60,7 +67,9 @@ LAST_READ, ALL_READS = "read after the last write", "read at all positions"
 DECODING, STEP = "decoding one token", "one training step"
 PLAIN, FUSED, TEXTBOOK = "linear plain", "softmax fused", "softmax textbook"
 LINEAR, BF16, KV_CACHE = "linear", " in bf16", "softmax with KV cache"
+RETRIEVAL = "one step of retrieval"
 DELTA, PUBLISHED_LOOP, TUNED_LOOP = "delta rule", "the published loop", "a tuned loop"
+MEMORY_STEP = "associative memory"
 MATRIX_PRODUCT, COPY, Q_SIZE = "a matrix product", "a copy", "the size of q"
 
 PRODUCT_SIZE = 1024  # of the matrices whose product gives the rate of a CPU
@@ -82,6 +91,15 @@ TARGETS = (
     Target(NOT_CAUSAL, "linear cpu", FUSED, TIMES, 12.0, {"seq_len": [1024]}),
     Target(LAST_READ, DELTA, PUBLISHED_LOOP, TIMES, 100.0, {"seq_len": [200]}),
     Target(ALL_READS, DELTA, TUNED_LOOP, TIMES, 20.0, {"seq_len": [2048]}),
+    *(
+        Target(f"{RETRIEVAL}, {name}", MEMORY_STEP, PUBLISHED_LOOP, TIMES, *wanted)
+        for name, wanted in {
+            "linear_sum": (30.0, {"seq_len": [600]}),
+            "dpfp3_sum": (30.0, {"seq_len": [600]}),
+            "dpfp1_ours": (100.0, {"seq_len": [400]}),
+            "dpfp2_ours": (100.0, {"seq_len": [400]}),
+        }.items()
+    ),
     Target(DECODING, LINEAR, FAST_TRANSFORMERS, TIMES, 1.3, {"seq_len": [8192]}),
     Target(DECODING, LINEAR, KV_CACHE, TIMES, 2.0, {"seq_len": [8192], "batch_size": [1]}),
     Target(DECODING, LINEAR, KV_CACHE, TIMES, 8.0, {"seq_len": [8192], "batch_size": [32]}),
@@ -106,6 +124,7 @@ class Scale:
         decoding_batches, position: batches, and where in the sequence the token stands.
         n_rounds, seconds: of a race, at most; `long_seconds` where a round takes seconds, and
             `loop_seconds` where loops take many.
+        keys_once, keys_again: S of associative retrieval, of settings 1 and 2.
     """
 
     name: str = "full"
@@ -119,6 +138,8 @@ class Scale:
     not_causal_len: int = 1024
     last_read: Mapping[str, int] = field(default_factory=partial(delta_sizes, 32, 1, 200, 384, 200))
     all_reads: Mapping[str, int] = field(default_factory=partial(delta_sizes, 8, 8, 2048, 64, 64))
+    keys_once: int = 600
+    keys_again: int = 200
     decoding_batches: Sequence[int] = (1, 32)
     position: int = 8192
     copy_batch: int = 64
@@ -147,6 +168,8 @@ QUICK = Scale(
     not_causal_len=256,
     last_read=delta_sizes(8, 1, 50, 96, 50),
     all_reads=delta_sizes(8, 8, 128, 64, 64),
+    keys_once=100,
+    keys_again=20,
     decoding_batches=(1,),
     position=512,
     copy_batch=8,
@@ -422,6 +445,60 @@ def _delta_call(run: Run, setting: Setting, name: str) -> Callable[[], object]:
     return lambda: torch.autograd.grad(function(*inputs), inputs, grad_y)
 
 
+# Associative retrieval
+
+
+RETRIEVALS = (
+    MemoryConfig(),
+    MemoryConfig(attention="dpfp", implementation="nu3"),
+    MemoryConfig(attention="dpfp", implementation="nu1", update_rule="delta"),
+    MemoryConfig(attention="dpfp", implementation="nu2", update_rule="delta"),
+)
+
+
+def _retrieval(run: Run, scale: Scale) -> Iterator[store.Row]:
+    """A training step of a memory, on freshly drawn sequences, as published and as here."""
+    for memory in RETRIEVALS:
+        again = memory.update_rule != "sum"
+        n_keys = scale.keys_again if again else scale.keys_once
+        config = retrieval_config(n_keys, memory, with_replacement=again)
+        setting = Setting(
+            work=f"{RETRIEVAL}, {memory.published_name}",
+            batch_size=config.batch_size,
+            n_heads=1,
+            seq_len=config.task.seq_len,
+            head_dim=memory.head_dim,
+            value_dim=n_keys,
+        )
+        builds = {
+            MEMORY_STEP: partial(_retrieval_step, run, config),
+            PUBLISHED_LOOP: partial(_published_retrieval_step, run, config),
+        }
+        race = run.race(setting, builds, scale.long_seconds)
+        yield run.row(setting, [run.ratio(setting, race, MEMORY_STEP, PUBLISHED_LOOP)], race)
+
+
+def _retrieval_step(run: Run, config: RetrievalConfig) -> Callable[[], object]:
+    return RetrievalTraining(config, device=str(run.device)).train_step
+
+
+def _published_retrieval_step(run: Run, config: RetrievalConfig) -> Callable[[], object]:
+    memory = AssociativeMemory(config.model, n_keys=config.task.n_keys, seeds=(0,))
+    model = peers.PublishedMemory(memory).to(run.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    generator = torch.Generator(run.device).manual_seed(0)
+
+    def step() -> None:
+        batch = config.task.sample(config.batch_size, generator)
+        right = one_hot(batch.targets[:, 0], config.task.n_keys)
+        loss = 0.5 * (model(batch) - right).square().sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
 # Models
 
 
@@ -554,6 +631,7 @@ GROUPS: dict[str, Callable[[Run, Scale], Iterator[store.Row]]] = {
     "memory": _memory,
     "not_causal": _not_causal,
     "delta": _delta,
+    "retrieval": _retrieval,
     "decoding": _decoding,
     "training": _training,
 }

@@ -50,6 +50,7 @@ RETRIEVAL_SOURCES = (
     "replib.attention.feature_maps",
     "replib.kernels.delta",
     "replib.kernels.fwm",
+    "replib.kernels.memory_cpu",
 )
 
 BOTH = ("softmax", "linear")

@@ -4,9 +4,10 @@ B batch, H heads, N sequence length, D query/key size per head, M value size per
 
 fast-transformers' compiled causal product is called in its own memory layout and without the copies
 of its module; flash-linear-attention gets q, k and v in its own layout, and elu + 1 from its own
-kernel (it rounds the products of float32 to TF32). The loop of the delta rule is written from its
-equations. Each computes the same function as its counterpart here, which the tests check where the
-package is installed. Packages are imported when they are called: none is a requirement.
+kernel (it rounds the products of float32 to TF32). The loop of the delta rule and the model of
+associative retrieval are written from their equations. Each computes the same function as its
+counterpart here, which the tests check where the package is installed. Packages are imported when
+they are called: none is a requirement.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from torch.nn.functional import elu
 
 from replib.attention import Attention
 from replib.models import CausalTransformer
+from replib.retrieval import AssociativeMemory, features
+from replib.tasks import Associations
 
 EPS = 1e-6  # of fast-transformers' denominators
 
@@ -134,3 +137,59 @@ def published_delta_loop(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tenso
         w = w - torch.einsum("bhm,bhd->bhmd", old, key)
         w = w + torch.einsum("bhm,bhd->bhmd", rate * value + (1 - rate) * old, key)
     return torch.einsum("bhmd,bhnd->bhnm", w, q)
+
+
+class PublishedMemory(nn.Module):
+    """The model of the published synthetic experiments with the parameters of ours, computed as it
+    was: unit vectors of values and embeddings of keys concatenated at each position and projected,
+    outer products summed into a memory (B, S, R), the delta rule and that of "fwm" a write at a
+    time. Written from the equations of Schlag et al. 2021, sections 4.2 and 6.1.
+
+    Like its code it projects every position once more, and makes no use of it.
+    """
+
+    def __init__(self, memory: AssociativeMemory):
+        super().__init__()
+        (e, d), s = memory.key_of_embedding.shape[1:], memory.n_keys
+        self.config, self.n_keys = memory.config, s
+        self.embedding, self.to_query = nn.Embedding(2 * s, e), nn.Linear(e, d)
+        self.to_key, self.to_beta = nn.Linear(s + e, d), nn.Linear(s + e, 1)
+        self.unused = nn.Linear(s + e, d)
+        ours = {name: x[0] for name, x in memory.state_dict().items()}
+        with torch.no_grad():
+            self.embedding.weight[:s] = ours["embedding"]
+            for layer, name in ((self.to_key, "key"), (self.to_beta, "beta")):
+                if f"{name}_bias" in ours:
+                    weight = [ours[f"{name}_of_value"], ours[f"{name}_of_embedding"]]
+                    layer.weight.copy_(torch.cat(weight).T)
+                    layer.bias.copy_(ours[f"{name}_bias"])
+            self.to_query.weight.copy_(ours["query_of_embedding"].T)
+            self.to_query.bias.copy_(ours["query_bias"])
+
+    def forward(self, batch: Associations, directions: Tensor | None = None) -> Tensor:
+        """Keys, values (B, N) and one query (B, 1) -> what is read (B, S)."""
+        values = nn.functional.one_hot(batch.values, self.n_keys).float()
+        x = torch.cat([values, self.embedding(batch.keys)], dim=-1)  # (B, N, S + E)
+        k, q = self.to_key(x), self.to_query(self.embedding(batch.queries))
+        if self.config.attention == "softmax":
+            weights = (k @ q.mT / k.shape[-1] ** 0.5).softmax(1)
+            return torch.einsum("bnl,bns->bs", weights, values)
+        beta, _ = torch.sigmoid(self.to_beta(x)).squeeze(-1), self.unused(x)
+        k, q = (features(x, self.config, directions) for x in (k, q))
+        if self.config.update_rule == "sum":
+            w, z = torch.einsum("bns,bnr->bsr", values, k), k.sum(1)
+            read = torch.einsum("bsr,blr->bs", w, q)
+            return read / (torch.einsum("br,blr->bl", z, q) + self.config.eps)
+        if self.config.update_rule == "delta":
+            q = q / (q.sum(-1, keepdim=True) + self.config.eps)
+            k = k / k.sum(-1, keepdim=True)
+            return published_delta_loop(*(x.unsqueeze(1) for x in (q, k, values, beta)))[:, 0, 0]
+        w = torch.einsum("bs,br->bsr", beta[:, :1] * values[:, 0], k[:, 0])
+        for i in range(1, k.shape[1]):
+            key, value, rate = k[:, i], values[:, i], beta[:, i, None]
+            old = torch.einsum("bsr,br->bs", w, key)
+            w = w - torch.einsum("bs,br->bsr", old, key)
+            w = w + torch.einsum("bs,br->bsr", rate * value + (1 - rate) * old, key)
+            w = w / w.flatten(1).norm(dim=-1).clamp(min=1)[:, None, None]
+        read = torch.einsum("bsr,blr->bs", w, q)
+        return nn.functional.layer_norm(read, read.shape[-1:])

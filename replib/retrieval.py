@@ -27,12 +27,11 @@ from replib.attention import ATTENTION
 from replib.attention.feature_maps import (
     FEATURE_MAPS,
     dpfp,
-    elu1,
     favor_keys,
     orthogonal_directions,
 )
 from replib.device import resolve_device
-from replib.kernels import delta, fwm
+from replib.kernels import delta, fwm, installed
 from replib.tasks import Associations, AssociativeRetrieval
 
 # What a key may be mapped by, as mechanisms are named where there is one.
@@ -212,15 +211,13 @@ class AssociativeMemory(nn.Module):
             batch: with a leading P.
             directions: (P, B or 1, D, m) of "performer".
         """
-        q, k, beta = self.memorised(batch, directions)
-        if self.config.update_rule == "sum":
-            weights = self._weights(q, k)
+        if self.config.update_rule != "fwm":
+            weights = self.read_weights(batch, directions)
             index = batch.values.unsqueeze(2).expand_as(weights)
             y = weights.new_zeros(*weights.shape[:3], self.n_keys)
             return y.scatter_add(3, index, weights)
+        q, k, beta = self.memorised(batch, directions)
         values = nn.functional.one_hot(batch.values, self.n_keys).to(k.dtype)
-        if self.config.update_rule == "delta":
-            return delta.retrieve(q, k, values, beta)
         y = fwm.retrieve(*(x.flatten(0, 1) for x in (q, k, values, beta)))
         y = nn.functional.layer_norm(y, y.shape[-1:], eps=NORM_EPS)
         return y.unflatten(0, q.shape[:2])
@@ -238,24 +235,71 @@ class AssociativeMemory(nn.Module):
         if self.config.update_rule == "delta":
             q = q / (q.sum(-1, keepdim=True) + self.config.eps)
             k = k / (k.sum(-1, keepdim=True) + SMALLEST)
+        return q, k, self.strengths(batch)
+
+    def strengths(self, batch: Associations) -> Tensor:
+        """β of each write (P, B, N)."""
         beta = _looked_up(self.embedding @ self.beta_of_embedding, batch.keys)
         beta = beta + _looked_up(self.beta_of_value, batch.values)
-        return q, k, torch.sigmoid(beta + self.beta_bias[:, None, None]).squeeze(-1)
+        return torch.sigmoid(beta + self.beta_bias[:, None, None]).squeeze(-1)
 
     def queries_keys(self, batch: Associations) -> tuple[Tensor, Tensor]:
         """Before the feature map: (P, B, L, D), (P, B, N, D)."""
         k = _looked_up(self.embedding @ self.key_of_embedding, batch.keys)
         k = k + _looked_up(self.key_of_value + self.key_bias.unsqueeze(1), batch.values)
-        bias = self.query_bias.unsqueeze(1)
-        q = _looked_up(torch.baddbmm(bias, self.embedding, self.query_of_embedding), batch.queries)
-        return q, k
+        # Queries are fewer than keys.
+        q = _looked_up(self.embedding, batch.queries).flatten(1, 2)
+        q = torch.baddbmm(self.query_bias.unsqueeze(1), q, self.query_of_embedding)
+        return q.unflatten(1, batch.queries.shape[1:]), k
 
-    def _weights(self, q: Tensor, k: Tensor) -> Tensor:
-        """How much of each write a query reads, (P, B, L, N)."""
-        if self.config.attention == "softmax":
-            return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
-        weights = q @ k.mT
-        return weights / (weights.sum(-1, keepdim=True) + self.config.eps)
+    def read_weights(self, batch: Associations, directions: Tensor | None = None) -> Tensor:
+        """How much of each value a query reads, (P, B, L, N); with the rules "sum" and "delta"."""
+        config = self.config
+        one_query = batch.queries.shape[-1] == 1
+        if one_query and batch.queries.device.type == "cpu" and _fuses(config):
+            (q, k), beta = self.queries_keys(batch), None
+            q, nu = features(q, config, directions), 0
+            if config.attention == "dpfp":
+                nu = config.size
+            else:
+                k = features(k, config, directions)
+            if config.update_rule == "delta":
+                q, beta = q / (q.sum(-1, keepdim=True) + config.eps), self.strengths(batch)
+            from replib.kernels import memory_cpu  # needs Numba, and takes a while to import
+
+            weights = memory_cpu.read_weights(q, k, beta, nu)
+        else:
+            q, k, beta = self.memorised(batch, directions)
+            if config.attention == "softmax":
+                return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+            if config.update_rule == "delta":
+                return delta.read_weights(q, k, beta)
+            weights = q @ k.mT
+        if config.update_rule == "delta":
+            return weights
+        return weights / (weights.sum(-1, keepdim=True) + config.eps)
+
+
+def _fuses(config: MemoryConfig) -> bool:
+    """Whether there is a kernel for the CPU that is faster, where sequences have one query."""
+    if not installed("numba") or config.update_rule == "fwm":
+        return False
+    return config.attention in ("dpfp", "linear") or config.update_rule == "delta"
+
+
+class _Elu1(torch.autograd.Function):
+    """`elu1`, whose derivative is min(φ, 1): a third of the passes of autograd's."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.clamp(max=0).exp_().add_(x.clamp(min=0))
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        return ctx.saved_tensors[0].clamp(max=1).mul_(dy)
 
 
 def features(x: Tensor, config: MemoryConfig, directions: Tensor | None = None) -> Tensor:
@@ -267,7 +311,9 @@ def features(x: Tensor, config: MemoryConfig, directions: Tensor | None = None) 
         return dpfp(x, config.size)
     if config.attention == "performer":
         return favor_keys(x, directions)
-    return elu1(x) if config.attention == "linear" else FEATURE_MAPS[config.attention](x)
+    if config.attention == "linear":
+        return _Elu1.apply(x)
+    return FEATURE_MAPS[config.attention](x)
 
 
 def retrieval_loss(reads: Tensor, batch: Associations) -> Tensor:
@@ -280,7 +326,24 @@ def retrieval_loss(reads: Tensor, batch: Associations) -> Tensor:
 def _looked_up(table: Tensor, index: Tensor) -> Tensor:
     """Rows of each seed's table: (P, S, D), (P, B, N) -> (P, B, N, D)."""
     first = torch.arange(len(table), device=table.device)[:, None, None] * table.shape[1]
-    return nn.functional.embedding(index + first, table.flatten(0, 1))
+    return _Rows.apply(table.flatten(0, 1), index + first)
+
+
+class _Rows(torch.autograd.Function):
+    """An embedding, with a backward pass that takes a fifth of the time of torch's on a CPU."""
+
+    @staticmethod
+    def forward(ctx, table, index):
+        ctx.save_for_backward(index)
+        ctx.shape = table.shape
+        return nn.functional.embedding(index, table)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        (index,) = ctx.saved_tensors
+        rows = dy.reshape(-1, dy.shape[-1])
+        return dy.new_zeros(ctx.shape).index_add_(0, index.flatten(), rows), None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -262,8 +262,8 @@ class AssociativeRetrieval:
         options = {"generator": generator, "device": generator.device}
         if self.with_replacement:
             return torch.randint(self.n_keys, (batch_size, self.seq_len), **options)
-        order = torch.rand(batch_size, self.n_keys, **options).argsort(dim=1)
-        return order[:, : self.seq_len]
+        orders = [torch.randperm(self.n_keys, **options) for _ in range(batch_size)]
+        return torch.stack(orders)[:, : self.seq_len]
 
 
 Task = CausalCopy | SequenceCopy

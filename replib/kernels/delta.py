@@ -24,16 +24,18 @@ the memory after the chunk, U = β E, and T = (I + β stril(K Kᵀ))⁻¹:
     dK = U dSᵀ - dV Sᵀ + tril(dY Uᵀ)ᵀ Q - (Z + Zᵀ) K,   Z = stril(dV Uᵀ)
     dS ← dS + Qᵀ dY - Kᵀ dV
 
-Where only the last memory is read, S need not be formed: reading y = S_Nᵀ q, the query passes the
-chunks from the last to the first, and each adds to y and changes q (`retrieve`):
+Where only the last memory is read, S need not be formed: y = p V, where the query passes the
+chunks from the last to the first, and each gives its part of p and changes q (`read_weights`):
 
-    x = q Kᵀ (I + β stril(K Kᵀ))⁻¹,     p = x β,     y ← y + p V,     q ← q - p K
+    T = (I + β stril(K Kᵀ))⁻¹,     x = q Kᵀ T,     p = x β,     q ← q - p K
 
 and its gradient goes back from the first to the last, starting from dq = 0:
 
-    dp = dy Vᵀ - dq Kᵀ,     dr = dp β (I + β stril(K Kᵀ))⁻ᵀ,     Z = stril(xᵀ dr)
-    dV = pᵀ dy,             dβ = Σ_l dp ⊙ x - rows of Z ⊙ K Kᵀ, summed
-    dK = drᵀ q - pᵀ dq - (β Z + (β Z)ᵀ) K,     dq ← dq + dr K
+    dp ← dp - dq Kᵀ,     dr = dp β Tᵀ,     Z = stril(xᵀ dr),     dq ← dq + dr K
+    dβ = Σ_l dp ⊙ x - rows of Z ⊙ K Kᵀ, summed
+    dK = drᵀ q - pᵀ dq - (β Z + (β Z)ᵀ) K,   with q before the chunk and dq after it
+
+Only x, q and dp, dq wait for the chunk before; all else is done for all chunks at once.
 """
 
 import math
@@ -63,13 +65,28 @@ def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
     """
     wide = _wide(q, v)
     with torch.autocast(q.device.type, enabled=False):
-        rows = [x.to(wide).flatten(0, 1) for x in (q, k, v, beta.unsqueeze(-1))]
         if q.shape[2] <= q.shape[3]:
-            y = _Sweep.apply(*rows)
-        else:  # the unit vectors are fewer, and read Wᵀ
-            units = torch.eye(q.shape[3], dtype=wide, device=q.device)
-            y = rows[0] @ _Sweep.apply(units.expand(len(rows[0]), -1, -1), *rows[1:])
-    return y.unflatten(0, q.shape[:2]).to(v.dtype)
+            return (read_weights(q, k, beta, dtype=wide) @ v.to(wide)).to(v.dtype)
+        # The unit vectors are fewer, and read Wᵀ.
+        units = torch.eye(q.shape[3], dtype=wide, device=q.device).expand(*q.shape[:2], -1, -1)
+        return (q.to(wide) @ (read_weights(units, k, beta, dtype=wide) @ v.to(wide))).to(v.dtype)
+
+
+def read_weights(q: Tensor, k: Tensor, beta: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """How much of each value a query reads after the last write, y = p V; differentiable once.
+
+    q (B, H, L, R), k (B, H, N, R), beta (B, H, N) -> p (B, H, L, N), float32 or wider.
+    """
+    wide, n, shape = dtype or _wide(q, k), k.shape[2], q.shape[:2]
+    # A divisor of N saves a copy of k.
+    c = next((c for c in range(CHUNK_LEN, 3 * CHUNK_LEN // 2) if n % c == 0), CHUNK_LEN)
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, beta = (x.to(wide).flatten(0, 1) for x in (q, k, beta))
+        if n % c:
+            k = torch.nn.functional.pad(k, (0, 0, 0, -n % c))
+            beta = torch.nn.functional.pad(beta, (0, -n % c))
+        p = _ReadWeights.apply(q, k.unflatten(1, (-1, c)), beta.unflatten(1, (-1, c)))
+    return p[..., :n].unflatten(0, shape)
 
 
 def _wide(q: Tensor, v: Tensor) -> torch.dtype:
@@ -98,54 +115,48 @@ def bytes_per_token(r: int, m: int, *, itemsize: int = 4, backward: bool) -> flo
     return itemsize * (2 * r + 2 * m + 1) + errors  # q, k, v and beta in, y and the errors out
 
 
-class _Sweep(torch.autograd.Function):
-    """The last memory read by q (B·H, L, R), which passes the chunks from the last to the first."""
+class _ReadWeights(torch.autograd.Function):
+    """q (B·H, L, R), k (B·H, G, C, R), beta (B·H, G, C) -> p (B·H, L, G·C)."""
 
     @staticmethod
-    def forward(ctx, q, k, v, beta):
-        y, kept = q.new_zeros(*q.shape[:2], v.shape[-1]), []
-        chunks = zip(*(x.split(CHUNK_LEN, dim=1) for x in (k, v, beta)), strict=True)
-        for k_c, v_c, beta_c in reversed(list(chunks)):
-            similarity = k_c @ k_c.mT  # (B·H, C, C)
-            x = torch.linalg.solve_triangular(
-                beta_c * similarity, q @ k_c.mT, upper=False, left=False, unitriangular=True
-            )
-            kept += [q, x, similarity]
-            p = x * beta_c.mT  # (B·H, L, C)
-            y.baddbmm_(p, v_c)
-            q = torch.baddbmm(q, p, k_c, alpha=-1)
-        ctx.save_for_backward(k, v, beta, *kept)
-        return y
+    def forward(ctx, q, k, beta):
+        rows = beta.unsqueeze(-1)  # (B·H, G, C, 1)
+        similarity = (k @ k.mT).tril_(-1)
+        identity = torch.eye(k.shape[2], dtype=k.dtype, device=k.device)
+        transforms = torch.linalg.solve_triangular(
+            rows * similarity, identity, upper=False, unitriangular=True
+        )
+        n_chunks, n_queries = k.shape[1], q.shape[1]
+        queries = q.new_empty(len(q), n_chunks, n_queries, q.shape[2])
+        x = q.new_empty(len(q), n_chunks, n_queries, k.shape[2])
+        for c in reversed(range(n_chunks)):
+            queries[:, c] = q
+            x[:, c] = torch.bmm(torch.bmm(q, k[:, c].mT), transforms[:, c])
+            if c:
+                q = torch.baddbmm(q, x[:, c] * beta[:, c].unsqueeze(1), k[:, c], alpha=-1)
+        ctx.save_for_backward(queries, x, k, beta, similarity, transforms)
+        return (x * beta.unsqueeze(2)).transpose(1, 2).flatten(2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
-        with torch.autocast(dy.device.type, enabled=False):
-            return _sweep_backward(dy, *ctx.saved_tensors)
-
-
-def _sweep_backward(dy, k, v, beta, *kept):
-    dk, dv, dbeta = (torch.empty_like(x) for x in (k, v, beta))
-    tensors = (k, v, beta, dk, dv, dbeta)
-    chunks = zip(*(x.split(CHUNK_LEN, dim=1) for x in tensors), strict=True)
-    kept = [kept[i : i + 3] for i in range(0, len(kept), 3)]
-    dq = torch.zeros_like(kept[0][0])  # by the query before the first chunk, which reads nothing
-    for chunk, (q, x, similarity) in zip(chunks, reversed(kept), strict=True):
-        k_c, v_c, beta_c, dk_c, dv_c, dbeta_c = chunk
-        p = x * beta_c.mT
-        dp = torch.bmm(dy, v_c.mT).baddbmm_(dq, k_c.mT, alpha=-1)
-        dr = torch.linalg.solve_triangular(
-            (beta_c * similarity).mT, dp * beta_c.mT, upper=True, left=False, unitriangular=True
-        )
-        z = torch.bmm(x.mT, dr).tril_(-1)
-        dbeta_c.copy_((dp * x).sum(1).unsqueeze(-1) - (z * similarity).sum(-1, keepdim=True))
-        z.mul_(beta_c)
-        dv_c.copy_(p.mT @ dy)
-        dk_c.copy_(
-            torch.bmm(dr.mT, q).baddbmm_(p.mT, dq, alpha=-1).baddbmm_(z + z.mT, k_c, alpha=-1)
-        )
-        dq.baddbmm_(dr, k_c)
-    return dq, dk, dv, dbeta
+    def backward(ctx, dp):
+        queries, x, k, beta, similarity, transforms = ctx.saved_tensors
+        dp = dp.unflatten(2, beta.shape[1:]).transpose(1, 2).contiguous()  # (B·H, G, L, C)
+        columns, dr = beta.unsqueeze(2), torch.empty_like(dp)
+        after, dq = torch.empty_like(queries), torch.zeros_like(queries[:, 0])
+        for c in range(k.shape[1]):
+            after[:, c] = dq
+            dp[:, c].baddbmm_(dq, k[:, c].mT, alpha=-1)
+            dr[:, c] = torch.bmm(dp[:, c] * columns[:, c], transforms[:, c].mT)
+            dq = torch.baddbmm(dq, dr[:, c], k[:, c])
+        z = x.mT @ dr  # its lower part counts, which `similarity` has alone
+        d_beta = (dp * x).sum(2) - (z * similarity).sum(-1)
+        z = z.tril_(-1).mul_(beta.unsqueeze(-1))
+        left = torch.cat([dr, x * columns.neg()], dim=2).mT  # (B·H, G, C, 2L)
+        right = torch.cat([queries, after], dim=2)
+        d_k = (left @ right).flatten(0, 1)
+        d_k.baddbmm_((z + z.mT).flatten(0, 1), k.flatten(0, 1), alpha=-1)
+        return dq, d_k.view(k.shape), d_beta
 
 
 class _ChunkedDeltaRule(torch.autograd.Function):

@@ -45,7 +45,7 @@ class _Writes(torch.autograd.Function):
         for i in range(n):
             decay = (log_scale[:, i : i + 1] - log_scale[:, :i]).exp()
             row = similarity[:, i, :i] * beta[:, :i] * decay
-            old = torch.bmm(row.unsqueeze(1), errors[:, :i]).squeeze(1) if i else recalled[:, 0] * 0
+            old = torch.bmm(row.unsqueeze(1), errors[:, :i]).squeeze(1)  # 0 where i is 0
             error, b = v[:, i] - old, beta[:, i]
             errors[:, i], recalled[:, i] = error, old
             change = 2 * (error * old).sum(-1) + b * error.square().sum(-1) * similarity[:, i, i]
@@ -100,7 +100,7 @@ class _Writes(torch.autograd.Function):
             if i == 0:
                 continue
             decay = (log_scale[:, i : i + 1] - log_scale[:, :i]).exp()
-            d_row = torch.bmm(errors[:, :i], d_recalled[:, i].unsqueeze(2)).squeeze(2) * decay
+            d_row = torch.bmm(d_recalled[:, i : i + 1], errors[:, :i].mT).squeeze(1) * decay
             d_similarity[:, i, :i] = d_row * beta[:, :i]
             d_row = d_row * similarity[:, i, :i]
             d_beta[:, :i] += d_row

@@ -1,0 +1,409 @@
+"""Associative retrieval: task, memories against the published model, stop rules and resuming.
+
+P seeds, B batch, N sequence length, L number of queries, S keys, R feature size, M value size.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import layer_norm
+
+from replib import retrieval, store
+from replib.experiments import (
+    CAPACITY_MEMORIES,
+    EXPERIMENTS,
+    UPDATE_RULE_MEMORIES,
+    Experiment,
+    RetrievalJob,
+    record,
+    recorded_rows,
+    retrieval_config,
+)
+from replib.kernels import fwm, installed
+from replib.kernels.delta import read_weights
+from replib.peers import PublishedMemory
+from replib.published import published
+from replib.retrieval import (
+    AssociativeMemory,
+    MemoryConfig,
+    RetrievalConfig,
+    RetrievalTraining,
+    retrieval_loss,
+)
+from replib.tasks import Associations, AssociativeRetrieval
+
+MEMORIES = list(dict.fromkeys(CAPACITY_MEMORIES + UPDATE_RULE_MEMORIES))
+every_memory = pytest.mark.parametrize("memory", MEMORIES, ids=lambda m: m.published_name)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def small(memory, **changes):
+    """A run of a few steps on few keys."""
+    task = AssociativeRetrieval(n_keys=8, with_replacement=memory.update_rule != "sum")
+    options = {"n_steps": 20, "eval_every": 5, "eval_sequences": 2, "batch_size": 4}
+    return RetrievalConfig(
+        **{"task": task, "model": replace(memory, head_dim=8)} | options | changes
+    )
+
+
+# Task
+
+
+def test_every_key_occurs_once_without_replacement():
+    batch = AssociativeRetrieval(n_keys=30).sample(7, generator())
+    for x in (batch.keys, batch.values):
+        assert torch.equal(x.sort(dim=1).values, torch.arange(30).expand(7, -1))
+    assert batch.queries.shape == (7, 1) and batch.asked.all()
+
+
+@pytest.mark.parametrize("with_replacement", [False, True])
+def test_the_target_is_the_last_value_of_the_key(with_replacement):
+    task = AssociativeRetrieval(n_keys=6, with_replacement=with_replacement)
+    assert task.seq_len == (12 if with_replacement else 6)
+    for batch in (task.sample(20, generator()), task.sample_all_queries(20, 200, generator())):
+        for b in range(20):
+            last = dict(zip(batch.keys[b].tolist(), batch.values[b].tolist(), strict=True))
+            for q, t, asked in zip(batch.queries[b], batch.targets[b], batch.asked[b], strict=True):
+                assert asked == (q.item() in last)
+                assert not asked or last[q.item()] == t
+
+
+def test_evaluation_asks_for_all_keys_up_to_a_number():
+    task = AssociativeRetrieval(n_keys=6)
+    assert task.sample_all_queries(2, 200, generator()).queries.tolist() == [list(range(6))] * 2
+    assert task.sample_all_queries(2, 4, generator()).queries.shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"n_keys": 1}, "n_keys 1: use 2 to 4096"),
+        ({"n_keys": 5, "seq_len": 6}, "seq_len 6 with 5 keys: use 1 to 5, or with_replacement"),
+        ({"n_keys": 5, "seq_len": 0}, "seq_len 0"),
+    ],
+)
+def test_tasks_that_cannot_be_drawn_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        AssociativeRetrieval(**options)
+
+
+# Memories
+
+
+def drawn(config, n_sequences=4, seeds=(0, 1)):
+    """A training, a batch of it with the leading P, and directions."""
+    training = RetrievalTraining(config, seeds=seeds)
+    batches = [config.task.sample(n_sequences, training.data[i]) for i in training.active]
+    return training, retrieval._stacked(batches), training._directions(1)
+
+
+def of_seed(batch, i):
+    return Associations(*(x[i] for x in vars(batch).values()))
+
+
+def published_losses(model, batch, directions):
+    """0.5·Σ squared error, the mean over sequences, as the published code has it."""
+    right = torch.nn.functional.one_hot(batch.targets[:, 0], model.n_keys).float()
+    return (0.5 * (right - model(batch, directions)).square()).sum(-1).mean()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@every_memory
+def test_loss_and_gradients_are_those_of_the_published_model(memory, fused, monkeypatch):
+    if fused and not installed("numba"):
+        pytest.skip("Numba is not installed")
+    if not fused:
+        monkeypatch.setattr(retrieval, "_fuses", lambda config: False)
+    training, batch, directions = drawn(small(memory))
+    losses = retrieval_loss(training.model(batch, directions), batch)
+    ours = torch.autograd.grad(losses.sum(), training.model.embedding)[0]
+    for i in range(2):
+        one = RetrievalTraining(training.config, seeds=(i,)).model
+        theirs = PublishedMemory(one)
+        loss = published_losses(
+            theirs, of_seed(batch, i), None if directions is None else directions[i]
+        )
+        expected = torch.autograd.grad(loss, theirs.embedding.weight)[0][: one.n_keys]
+        torch.testing.assert_close(losses[i], loss, rtol=2e-5, atol=1e-6)
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(ours[i], expected, rtol=1e-3, atol=2e-4 * scale)
+
+
+@pytest.mark.skipif(not installed("numba"), reason="Numba is not installed")
+@pytest.mark.parametrize("with_beta", [True, False])
+@pytest.mark.parametrize("nu", [0, 1, 3])
+@pytest.mark.parametrize("n", [1, 7, 40])
+def test_the_fused_memory_is_the_plain_one(n, nu, with_beta):
+    from replib.attention.feature_maps import dpfp
+    from replib.kernels import memory_cpu
+
+    g = generator(n)
+    k = torch.randn(2, 3, n, 8, generator=g).abs() - 0.3 * (nu > 0)
+    size = 16 * nu or 8
+    q, beta = torch.rand(2, 3, 1, size, generator=g), torch.rand(2, 3, n, generator=g)
+    inputs = [x.requires_grad_() for x in (q, k, *[beta] * with_beta)]
+    found = memory_cpu.read_weights(q, k, beta if with_beta else None, nu)
+    phi = (dpfp(k, nu) if nu else k).double()
+    expected = q.double() @ phi.mT
+    if with_beta:
+        phi = phi / phi.sum(-1, keepdim=True)
+        expected = read_weights(q.double(), phi, beta.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+    dy = torch.randn(found.shape, generator=g)
+    for a, e in zip(
+        torch.autograd.grad(found, inputs, dy),
+        torch.autograd.grad(expected, inputs, dy.double()),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, e, rtol=1e-3, atol=1e-4 * e.abs().max().item())
+
+
+def fwm_loop(q, k, v, beta):
+    """The recurrence of `replib.kernels.fwm` as it is written, a memory (P, M, R) after another."""
+    w = torch.einsum("pm,pr->pmr", beta[:, :1] * v[:, 0], k[:, 0])
+    for i in range(1, k.shape[1]):
+        error = v[:, i] - torch.einsum("pmr,pr->pm", w, k[:, i])
+        w = w + torch.einsum("pm,pr->pmr", beta[:, i, None] * error, k[:, i])
+        w = w / w.flatten(1).norm(dim=1).clamp(min=1)[:, None, None]
+    return torch.einsum("pmr,plr->plm", w, q)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])  # seldom, often and always above norm 1
+@pytest.mark.parametrize("n", [1, 2, 19, 20, 65])
+def test_fwm_is_its_written_recurrence_gradients_too(n, scale):
+    g = generator(n)
+    q, k, v = (torch.randn(2, x, 5, generator=g, dtype=torch.float64) for x in (3, n, n))
+    k, beta = scale * k, torch.rand(2, n, generator=g, dtype=torch.float64)
+    inputs = [x.requires_grad_() for x in (q, k, v[..., :4].contiguous(), beta)]
+    found, expected = fwm.retrieve(*inputs), fwm_loop(*inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    dy = torch.randn(found.shape, generator=g, dtype=torch.float64)
+    for a, e in zip(
+        torch.autograd.grad(found, inputs, dy),
+        torch.autograd.grad(expected, inputs, dy),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, e, rtol=1e-7, atol=1e-9 * (1 + e.abs().max().item()))
+
+
+def test_fwm_does_not_depend_on_what_fresh_memory_holds(monkeypatch):
+    g = generator()
+    inputs = [torch.randn(2, n, 5, generator=g) for n in (3, 20, 20)]
+    expected = fwm.retrieve(*inputs, torch.rand(2, 20, generator=generator()))
+    monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, math.nan))
+    assert torch.equal(fwm.retrieve(*inputs, torch.rand(2, 20, generator=generator())), expected)
+
+
+def test_fwm_stays_finite_where_its_memory_is_renormalised_at_each_of_many_writes():
+    g = generator()
+    q, k, v = (torch.randn(1, n, 64, generator=g) for n in (1, 400, 400))
+    inputs = [x.requires_grad_() for x in (q, k, v, torch.rand(1, 400, generator=g))]
+    y = fwm.retrieve(*inputs)
+    torch.testing.assert_close(y, fwm_loop(*inputs), rtol=1e-2, atol=1e-3)
+    assert all(x.isfinite().all() for x in torch.autograd.grad(y.sum(), inputs))
+
+
+def test_what_a_memory_of_the_rule_fwm_reads_is_normalised():
+    training, batch, _ = drawn(small(MemoryConfig(attention="tanh", update_rule="fwm")))
+    y = training.model(batch)
+    torch.testing.assert_close(y, layer_norm(y, y.shape[-1:]), atol=1e-2, rtol=1e-2)
+
+
+def test_published_names_are_those_of_the_published_logs():
+    logs = published()["fastweights_logs"]
+    assert {m.published_name for m in UPDATE_RULE_MEMORIES} == set(logs["setting2"])
+    names = {m.published_name for m in CAPACITY_MEMORIES}
+    assert set(logs["setting1"]) <= names and names - set(logs["setting1"]) <= {"dpfp3_sum"}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"attention": "lsh"}, "unknown attention 'lsh': use softmax, linear"),
+        ({"update_rule": "ours"}, "unknown update_rule 'ours': use sum, delta, fwm"),
+        ({"attention": "dpfp", "implementation": "nu4"}, "use nu1, nu2, nu3"),
+        ({"implementation": "torch"}, "linear features have no implementation 'torch'"),
+        ({"attention": "softmax", "update_rule": "delta"}, "no memory to update"),
+        ({"head_dim": 1}, "head_dim 1: use 2 to 1024"),
+        ({"eps": 1.0}, "eps 1.0"),
+    ],
+)
+def test_memories_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        MemoryConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch_size": 0}, "batch_size 0: use 1 to 4096"),
+        ({"patience": 0}, "patience 0"),
+        ({"lr": 0.0}, "lr 0.0: use above 0"),
+        ({"report": "first"}, "report 'first': use 'best' or 'last'"),
+        ({"eval_half_length": True}, "use with_replacement=True"),
+    ],
+)
+def test_runs_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        RetrievalConfig(**options)
+
+
+def test_a_memory_needs_a_seed():
+    with pytest.raises(ValueError, match="give at least one"):
+        AssociativeMemory(MemoryConfig(), n_keys=4, seeds=())
+
+
+# Training
+
+
+def test_linear_attention_solves_ten_keys_within_some_hundred_steps():
+    config = retrieval_config(10, MemoryConfig())
+    last = list(RetrievalTraining(config, seeds=(0,)).metrics())[-1]
+    assert last.reasons == ("solved",) and last.losses[0] <= 1e-3 and last.step < 1500
+
+
+def test_a_seed_is_the_same_alone_and_among_others():
+    for memory in (MemoryConfig(), MemoryConfig(attention="performer", implementation="64")):
+        config = small(memory)
+        together = RetrievalTraining(config, seeds=(0, 1, 2))
+        list(together.metrics())
+        for i in range(3):
+            alone = RetrievalTraining(config, seeds=(i,))
+            list(alone.metrics())
+            assert alone.seeds[0].steps == together.seeds[i].steps
+            assert alone.seeds[0].losses == pytest.approx(together.seeds[i].losses, rel=1e-4)
+
+
+def with_losses(training, monkeypatch, *rows):
+    """Let evaluations of a training give the losses of each row in turn, a seed a column."""
+    rows = iter(rows)
+
+    def evaluate():
+        row = next(rows)
+        return torch.tensor([row[i] for i in training.active])
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+
+
+def test_a_seed_ends_when_solved_or_after_more_evaluations_without_progress_than_patience(
+    monkeypatch,
+):
+    config = small(MemoryConfig(), n_steps=1000, eval_every=1, patience=2)
+    training = RetrievalTraining(config, seeds=(0, 1, 2))
+    nan = math.nan
+    rows = [(0.4, 0.5, 0.5), (0.0009, 0.6, 0.4), (9, 0.5, nan), (9, 0.5, 9), (9, 9, 9)]
+    with_losses(training, monkeypatch, *rows)
+    metrics = list(training.metrics())
+    assert [seed.reason for seed in training.seeds] == ["solved", "no progress", "not finite"]
+    assert [seed.steps[-1] for seed in training.seeds] == [2, 4, 3]
+    assert [m.outcomes for m in metrics][-1] == ("ok", "ok", "diverged")
+    assert metrics[2].losses[0] is None and metrics[-1].outcome == "diverged"
+    assert len(training.model.embedding) == 0
+
+
+def test_the_best_loss_is_reported_or_the_last_as_in_the_published_figures(monkeypatch):
+    for report, expected in (("best", 0.2), ("last", 0.3)):
+        config = small(MemoryConfig(), n_steps=3, eval_every=1, report=report)
+        training = RetrievalTraining(config, seeds=(0,))
+        with_losses(training, monkeypatch, (0.5,), (0.2,), (0.3,))
+        list(training.metrics())
+        summary = training.seeds[0].summary(config)
+        assert summary["reported_loss"] == pytest.approx(expected)
+        assert summary["reason"] == "all steps" and not summary["solved"]
+
+
+def test_setting_2_is_evaluated_at_its_length_or_on_half_of_it_as_published():
+    memory = MemoryConfig(update_rule="delta")
+    assert small(memory).eval_task.seq_len == 16
+    half = small(memory, eval_half_length=True)
+    assert (half.eval_task.seq_len, half.task.seq_len) == (8, 16)
+    assert RetrievalTraining(half).evaluate().isfinite().all()
+
+
+@pytest.mark.parametrize("memory", [MemoryConfig(), MEMORIES[5], UPDATE_RULE_MEMORIES[1]], ids=str)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, memory, monkeypatch):
+    config = small(memory, solved_loss=1e-9)
+    whole, first, second = (RetrievalTraining(config, seeds=(3, 4)) for _ in range(3))
+    for training in (whole, first, second):  # seed 3 has ended before the run is stopped
+        add = retrieval._Seed.add
+
+        def ends_early(seed, step, loss, config, add=add):
+            add(seed, step, loss, config)
+            if seed.seed == 3 and step == 5:
+                seed.outcome, seed.reason = "ok", "no progress"
+
+        monkeypatch.setattr(retrieval._Seed, "add", ends_early)
+        if training is whole:
+            list(training.metrics())
+        elif training is first:
+            stopped = list(training.metrics(lambda: first.step == 12))
+            assert stopped[-1].outcomes == ("ok", "interrupted")
+            first.save(tmp_path / "run.pt")
+        else:
+            second.load(tmp_path / "run.pt")
+            list(second.metrics())
+        monkeypatch.setattr(retrieval._Seed, "add", add)
+    assert [vars(s) for s in second.seeds] == [vars(s) for s in whole.seeds]
+    assert whole.seeds[1].steps == [5, 10, 15, 20]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    config = small(MemoryConfig())
+    RetrievalTraining(config, seeds=(0,)).save(tmp_path / "run.pt")
+    with pytest.raises(ValueError, match="another config or seeds"):
+        RetrievalTraining(config, seeds=(1,)).load(tmp_path / "run.pt")
+    (tmp_path / "torn.pt").write_bytes(b"no")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        RetrievalTraining(config, seeds=(0,)).load(tmp_path / "torn.pt")
+
+
+# Recording
+
+
+def test_a_stopped_recording_continues_and_each_seed_has_a_row(data, cache):
+    job = RetrievalJob(config=small(MemoryConfig()), seeds=(0, 1))
+    experiment = Experiment(name="tiny", title="", jobs=lambda scale: [job])
+    seen = []
+    rows = list(
+        record(
+            experiment,
+            "smoke",
+            device="cpu",
+            stop=lambda: len(seen) == 2,
+            on_metrics=lambda job, metrics: seen.append(metrics.step),
+        )
+    )
+    assert [row["outcome"] for row in rows] == ["interrupted"] * 2
+    assert len(list(cache.glob("checkpoints/**/*.pt"))) == 1
+    rows = list(record(experiment, "smoke", device="cpu"))
+    assert [(row["seed"], row["outcome"]) for row in rows] == [(0, "ok"), (1, "ok")]
+    assert not list(cache.glob("checkpoints/**/*.pt"))
+    assert rows == store.latest(recorded_rows("tiny"))
+    assert list(record(experiment, "smoke", device="cpu")) == []
+    expected = RetrievalTraining(job.config, seeds=job.seeds)
+    list(expected.metrics())
+    assert [row["curve"]["loss"] for row in rows] == [s.losses for s in expected.seeds]
+
+
+@pytest.mark.parametrize("scale", ["laptop", "paper"])
+@pytest.mark.parametrize("name, memories", [("capacity", 8), ("update_rules", 7)])
+def test_the_grid_is_that_of_the_paper(name, memories, scale):
+    jobs = EXPERIMENTS[name].jobs(scale)
+    last = 600 if name == "capacity" else 200
+    found = {}
+    for job in jobs:
+        found.setdefault(job.config.model, []).append(job.config.task.n_keys)
+        assert job.config.task.with_replacement == (name == "update_rules")
+        assert job.config.n_steps == 100_000 and job.config.eval_sequences == 20
+        fwm_of_tanh = job.config.model.published_name == "tanh_fwm"
+        options = (1e-4, 128) if fwm_of_tanh else (1e-3, 32)
+        assert (job.config.lr, job.config.batch_size) == options
+    assert len(found) == memories
+    assert all(keys == list(range(20, last + 1, 20)) for keys in found.values())
+    coarse = {job.config.task.n_keys for job in jobs if len(job.seeds) >= 3}
+    assert {20, 100, 200} <= coarse and last in coarse
