@@ -18,7 +18,7 @@ from replib.pixels import histogram_bits
 from replib.store import Row
 
 MECHANISMS = ("linear", "softmax")
-N_COMPLETIONS = 8  # of each mechanism, side by side
+N_COMPLETIONS = 6  # of each mechanism, side by side
 PAUSE_S = 0.03  # after each pixel that is shown: a browser draws some 30 charts a second
 DIGITS = DATASETS["digits"]
 
