@@ -64,11 +64,14 @@ def completion(models: Mapping[str, Kept], settings: Mapping[str, Any], *, slowl
 
 
 def _draw(models: Mapping[str, Kept], settings: Mapping[str, Any]) -> list[Drawing]:
-    """A completion of each model; one thread, as sharing out such small models takes longer."""
+    """A completion of each model; one thread, as sharing out such small models takes longer. The
+    first of a page is slow, so one goes before that is not shown."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [draw(kept, _given(settings), **_options(settings)) for kept in models.values()]
+        for _ in range(2):
+            drawn = [draw(kept, _given(settings), **_options(settings)) for kept in models.values()]
+        return drawn
     finally:
         torch.set_num_threads(before)
 
