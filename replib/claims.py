@@ -207,10 +207,11 @@ def _number(value: float | None) -> float:
 def paper_images(paper: Mapping[str, Any]) -> str:
     """What the paper found of images: `published()["katharopoulos2020"]`."""
     told = []
-    for name, table, title in (("mnist", 1, "MNIST"), ("cifar10", 2, "CIFAR-10")):
+    for name, table, title, digits in (("mnist", 1, "MNIST", 3), ("cifar10", 2, "CIFAR-10", 2)):
         rows = paper[f"table{table}_{name}"]["rows"]
         told.append(
-            f"{title}: linear {rows['linear'][0]}, softmax {rows['softmax'][0]} (table {table})"
+            f"{title}: linear {rows['linear'][0]:.{digits}f}, softmax "
+            f"{rows['softmax'][0]:.{digits}f} (table {table})"
         )
     return f"Bits per dimension on images that are not those here. {'. '.join(told)}."
 

@@ -18,7 +18,7 @@ from replib.pixels import histogram_bits
 from replib.store import Row
 
 MECHANISMS = ("linear", "softmax")
-N_COMPLETIONS = 8  # of each mechanism, side by side
+N_COMPLETIONS = 6  # of each mechanism, side by side
 PAUSE_S = 0.03  # after each pixel that is shown: a browser draws some 30 charts a second
 DIGITS = DATASETS["digits"]
 
@@ -64,11 +64,14 @@ def completion(models: Mapping[str, Kept], settings: Mapping[str, Any], *, slowl
 
 
 def _draw(models: Mapping[str, Kept], settings: Mapping[str, Any]) -> list[Drawing]:
-    """A completion of each model; one thread, as sharing out such small models takes longer."""
+    """A completion of each model; one thread, as sharing out such small models takes longer. The
+    first of a page is slow, so one goes before that is not shown."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [draw(kept, _given(settings), **_options(settings)) for kept in models.values()]
+        for _ in range(2):
+            drawn = [draw(kept, _given(settings), **_options(settings)) for kept in models.values()]
+        return drawn
     finally:
         torch.set_num_threads(before)
 

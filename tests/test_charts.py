@@ -522,3 +522,80 @@ def test_a_stream_chart_extends_the_cache_to_the_last_token_and_shows_the_proces
     assert last[charts.generation.CACHE_NEEDED] == pytest.approx(1638.4)
     assert last[charts.generation.RECURRENT_KEPT] == pytest.approx(8 * 8 * 32 * 33 * 4 / 1e6)
     assert last[charts.generation.PROCESS] == pytest.approx(1000)
+
+
+def pixel_rows():
+    """Pixel models of three seeds, whose bits per dimension fall to 2 and 1.8."""
+    rows = []
+    for attention, last in (("linear", 2.0), ("softmax", 1.8)):
+        for seed in range(3):
+            losses = [math.log(2) * (last + 1 / step) for step in (1, 2, 4, 8)]
+            curve = {"step": [1, 2, 4, 8], "loss": losses, "train_loss": losses}
+            config = {
+                "task": {"images": "digits", "seq_len": 64},
+                "model": {"attention": attention, "implementation": None},
+            }
+            rows.append(
+                store.make_row("images", "laptop", config, seed, "ok", {}, curve, source="")
+            )
+    return rows
+
+
+def test_bits_per_dimension_are_drawn_with_the_models_to_compare_with(capfd):
+    frame = frames.bits_curves(pixel_rows())
+    assert frame["bits_per_dim"].to_list()[:4] == pytest.approx([3.0, 2.5, 2.25, 2.125])
+    chart = charts.bits_chart(frame, references={"histogram": 2.357}, title="T")
+    drawing = svg(chart)
+    assert "WARN" not in "".join(capfd.readouterr())
+    assert "histogram: 2.357" in drawing and "bits per dimension of the test" in drawing
+    assert charts.colour("linear") in drawing and charts.colour("softmax") in drawing
+    assert frames.bits_curves([]).columns == frame.columns
+    empty = charts.bits_chart(frames.bits_curves([]), references={}, title="T")
+    assert "no data yet" in svg(empty)
+
+
+def digits_frame(n_drawn=9):
+    image = list(range(9))
+    strips = [("real", None, [image], 9), ("by linear", "linear", [image[:n_drawn]] * 2, 3)]
+    return frames.drawings(strips, (3, 3, 1), 17)
+
+
+def pixels(drawing, colour):
+    """The opacity of each pixel of a colour."""
+    marks = re.findall(r'aria-roledescription="rect mark"[^>]*>', drawing)
+    marks = [mark for mark in marks if f'fill="{colour}"' in mark and "fill-opacity" not in mark]
+    return [float((re.search(r' opacity="([0-9.]+)"', mark) or [0, 1])[1]) for mark in marks]
+
+
+@pytest.mark.parametrize("n_drawn", [3, 5, 9])
+def test_an_image_grows_in_its_colour_below_what_was_given(n_drawn, capfd):
+    chart = charts.digits_chart(digits_frame(n_drawn), shape=(3, 3), title="T")
+    drawing = svg(chart)
+    assert "WARN" not in "".join(capfd.readouterr())
+    assert len(pixels(drawing, charts.colour("linear"))) == 2 * (n_drawn - 3)
+    assert len(pixels(drawing, charts.style.NEUTRAL)) == 9 + 2 * 3
+    assert "by linear" in drawing and "real" in drawing
+    assert chart.to_dict()["width"] == "container"
+
+
+def test_a_higher_level_has_more_ink():
+    drawing = svg(charts.digits_chart(digits_frame(), shape=(3, 3), title="T"))
+    expected = [level / 16 for level in range(3, 9)] * 2
+    found = pixels(drawing, charts.colour("linear"))
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_slider_hides_what_was_drawn_and_nothing_that_was_given():
+    chart = charts.digits_chart(digits_frame(), shape=(3, 3), title="T", slider=True)
+    (param,) = (p for p in chart.to_dict()["params"] if p["name"] == "n_drawn")
+    assert (param["bind"]["min"], param["bind"]["max"], param["value"]) == (3, 9, 9)
+    spec = charts.printable(chart).to_dict()
+    next(p for p in spec["params"] if p["name"] == "n_drawn")["value"] = 3
+    drawing = vl_convert.vegalite_to_svg(spec)
+    assert pixels(drawing, charts.colour("linear")) == []
+    assert len(pixels(drawing, charts.style.NEUTRAL)) == 9 + 2 * 3
+
+
+def test_images_with_colours_are_refused():
+    with pytest.raises(ValueError, match="3 channels cannot be drawn"):
+        frames.drawings([], (32, 32, 3), 256)

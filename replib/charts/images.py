@@ -8,9 +8,8 @@ import polars as pl
 from replib.charts import style
 
 GAP, LABEL = 1, 3  # pixels of an image: between two of a strip, and above a strip for its name
-CELL_PX = (
-    9.5  # of a pixel where the page is wide enough; on a narrow one they shrink, and stay square
-)
+# Of a pixel where the page is wide enough; on a narrow one they shrink, and stay square.
+CELL_PX = 11
 
 
 def digits_chart(
@@ -77,6 +76,8 @@ def _placed(frame: pl.DataFrame, strips: list[str], h: int, w: int) -> pl.DataFr
         top=top,
         ink=pl.when("given").then(pl.lit(style.NEUTRAL)).otherwise(ink),
         level=pl.col("level").round(3),
+        # An image that no model drew is there from the start.
+        order=pl.when(pl.col("attention").is_null()).then(-1).otherwise("order"),
     ).with_columns(
         x=pl.col("left") + pl.col("column"),
         x2=pl.col("left") + pl.col("column") + 1,
