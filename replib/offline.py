@@ -97,11 +97,13 @@ def export(notebook: Path, arguments: Sequence[str] = ()) -> tuple[Page, str, li
         command = [sys.executable, "-m", "replib.offline", str(notebook), str(page), "--static"]
         command += arguments
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode or not page.exists():
+        if not page.exists():
             raise ValueError(f"{notebook.name} did not run to its end:\n{done.stderr.strip()}")
         text = page.read_text()
         opened = sorted(set(notes.read_text().splitlines())) if notes.exists() else []
     before, config, after = _split(text)
+    if done.returncode:
+        raise ValueError(f"{notebook.name}: {_what_failed(config) or done.stderr.strip()}")
     return config, f"{before}\0{after}", [Path(name) for name in opened]
 
 
@@ -158,6 +160,13 @@ def _split(text: str) -> tuple[str, Page, str]:
         raise ValueError(_unlike("the exported page"))
     config, _ = json.JSONDecoder().raw_decode(text, value)
     return text[:begin], config, text[end + len("</script>") :]
+
+
+def _what_failed(config: Page) -> str:
+    """The message of the cell that raised; the cells after it only say that it did."""
+    outputs = [output for cell in config["session"]["cells"] for output in cell["outputs"]]
+    errors = [str(output["evalue"]) for output in outputs if output["type"] == "error"]
+    return next((text for text in errors if not text.startswith("An ancestor raised")), "")
 
 
 def _without_links(part: str) -> str:
