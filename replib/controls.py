@@ -439,22 +439,27 @@ def _column(title: str, said: Verdict | str) -> str:
     if isinstance(said, str):
         body = f"<p style='margin:.4rem 0'>{html.escape(said)}</p>"
     else:
-        sign, colour = _STATUS[said.status]
-        criteria = "".join(
-            f"<li>{_MET[one.met]} {html.escape(one.text)}: <b>{html.escape(one.figure)}</b></li>"
-            for one in said.criteria
-        )
-        criteria += "".join(f"<li>· {html.escape(line)}</li>" for line in said.evidence)
-        body = (
-            f'<p style="margin:.4rem 0"><span style="background:{colour}; color:#fff; '
-            f'padding:.1rem .55rem; border-radius:1rem; font-weight:600">{sign} {said.status}'
-            f"</span></p><p style='margin:.4rem 0'>{html.escape(said.headline)}</p>"
-            "<details><summary>criteria and evidence</summary><ul style='padding-left:1rem; "
-            f"margin:.3rem 0; list-style:none'>{criteria}</ul></details>"
-        )
+        body = verdict_html(said)
     return (
         '<div style="border:1px solid var(--border, #ccc); border-radius:.5rem; '
         f'padding:.7rem .9rem; font-size:.9rem"><strong>{html.escape(title)}</strong>{body}</div>'
+    )
+
+
+def verdict_html(said: Verdict) -> str:
+    """A verdict with its criteria and evidence."""
+    sign, colour = _STATUS[said.status]
+    criteria = "".join(
+        f"<li>{_MET[one.met]} {html.escape(one.text)}: <b>{html.escape(one.figure)}</b></li>"
+        for one in said.criteria
+    )
+    criteria += "".join(f"<li>· {html.escape(line)}</li>" for line in said.evidence)
+    return (
+        f'<p style="margin:.4rem 0"><span style="background:{colour}; color:#fff; '
+        f'padding:.1rem .55rem; border-radius:1rem; font-weight:600">{sign} {said.status}'
+        f"</span></p><p style='margin:.4rem 0'>{html.escape(said.headline)}</p>"
+        "<details><summary>criteria and evidence</summary><ul style='padding-left:1rem; "
+        f"margin:.3rem 0; list-style:none'>{criteria}</ul></details>"
     )
 
 
