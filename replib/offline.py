@@ -8,6 +8,7 @@ Firefox since 113. What reports do not use (Plotly, Mermaid, data grids, editors
 
 import base64
 import gzip
+import itertools
 import json
 import os
 import re
@@ -42,6 +43,7 @@ STATIC_IMPORT = re.compile(rf'(\b(?:from|import)\s*)(["`\'])\./({MODULE})\2')
 LATER_IMPORT = re.compile(rf'(\bimport\(\s*)(["`\'])\./({MODULE})\2')
 FONT_FACE = re.compile(r"@font-face\s*\{[^}]*\}")
 CONFIG_MARK = '"__MARIMO_MOUNT_CONFIG__", {'
+RANDOM_ID = re.compile(r"(random-id='?\"?)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 FOOTER_ID = "from"  # of the cell that is added at the end
 NOTES = "REPLIB_DATA_FILES_NOTED_IN"  # the environment of a process that exports
 
@@ -114,8 +116,7 @@ def offline_page(config: Page, around: str, footer: str = "") -> str:
         ValueError: the page uses what is left out, marimo's assets are not as known, or the page
             is larger than MAX_BYTES.
     """
-    if footer:
-        config = _with_footer(config, footer)
+    config = _numbered(_with_footer(config, footer) if footer else config)
     outputs = json.dumps(config["session"])
     for tag, what in LEFT_OUT.items():
         if f"<{tag}" in outputs or f"\\u003c{tag}" in outputs.lower():
@@ -184,6 +185,16 @@ def _with_footer(config: Page, footer: str) -> Page:
         "notebook": notebook | {"cells": [*notebook["cells"], cell]},
         "session": session | {"cells": [*session["cells"], shown]},
     }
+
+
+def _numbered(config: Page) -> Page:
+    """With the random ids of elements replaced by their order, so that pages can be compared."""
+    numbers = itertools.count(1)
+    text = RANDOM_ID.sub(
+        lambda found: f"{found[1]}00000000-0000-0000-0000-{next(numbers):012d}",
+        json.dumps(config["session"]),
+    )
+    return config | {"session": json.loads(text)}
 
 
 def _check_version() -> None:

@@ -38,6 +38,8 @@ figure { margin: 1rem 0; } figcaption { margin-top: .3rem; }
   .verdicts th, .verdicts td { border: 0; padding: .15rem 0; }
   .verdicts td::before { content: attr(data-from); display: block; color: var(--soft);
     font-size: .8rem; } }
+@media (max-width: 45rem) { .sources th, .sources td { display: block; padding: .2rem 0; }
+  .sources th { border: 0; } }
 @media print { section { break-inside: avoid; } details { display: none; } }
 """
 DRAW = """
@@ -93,7 +95,7 @@ verdict follows from written criteria and 95&nbsp;% intervals. Made from {html.e
 {f"<h2>More pages</h2><ul>{more}</ul>" if more else ""}
 <h2>Where the figures come from</h2>
 <p>File of recorded rows, number of rows shown, and the hash of these rows.</p>
-<table><tbody>{listed}</tbody></table>
+<table class="sources"><tbody>{listed}</tbody></table>
 </main><script>{_vega()}</script><script>{DRAW}</script></body></html>
 """
 
