@@ -305,7 +305,7 @@ def commit() -> str:
     is made from."""
     try:
         made_from = _git("log", "-1", "--format=%h of %cs")
-        changed = _git("status", "--porcelain", "--", "replib", "notebooks", "data")
+        changed = _git("status", "--porcelain", "--", "replib", ":(glob)notebooks/*.py", "data")
     except (OSError, subprocess.SubprocessError):
         return "no commit known"
     return f"commit {made_from}{', with changes that are not committed' if changed else ''}"
