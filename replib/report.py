@@ -8,6 +8,7 @@ import hashlib
 import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import vl_convert
@@ -33,7 +35,8 @@ FIGURES = store.ROOT / "figures"
 README = store.ROOT / "README.md"
 TABLE_BEGIN, TABLE_END = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
 PNG_SCALE = 2.0  # pixels a unit, sharp on screens of today
-PICTURE_WIDTH = 480  # pixels of a gallery card's picture; it is shown about half as wide
+PICTURE_SHAPE = 1.91  # width to height of a card's picture; what is beyond is cut off
+PICTURE_FONT = 17  # pixels, of pictures that are shown about half as large
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PRINT_WITHIN_S = 120
 HASH_DIGITS = 12
@@ -254,12 +257,32 @@ def write_pictures(drawn: Mapping[str, Figure], folder: Path | None = None) -> l
     for claim in CLAIMS:
         if claim.shown not in drawn:
             continue
-        chart = charts.printable(drawn[claim.shown].chart, width=PICTURE_WIDTH)
         path = (folder or PICTURES) / claim.notebook / "opengraph.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(vl_convert.vegalite_to_png(chart.to_json()))
+        path.write_bytes(vl_convert.vegalite_to_png(_picture(drawn[claim.shown].chart), scale=0.8))
         written.append(path)
     return written
+
+
+def _without(node: Any, names: Sequence[str]) -> Any:
+    if isinstance(node, list):
+        return [_without(part, names) for part in node]
+    if isinstance(node, dict):
+        return {name: _without(part, names) for name, part in node.items() if name not in names}
+    return node
+
+
+def _picture(chart: alt.LayerChart) -> dict:
+    """A chart for a card: labels alone, in large letters, in the card's shape."""
+    drawn = _without(charts.printable(chart).to_dict(), ("legend", "title"))
+    drawn["config"]["legend"] = {"disable": True}
+    drawn["config"]["text"] = {"fontSize": PICTURE_FONT}
+    drawn["config"]["axis"] |= {"labelFontSize": PICTURE_FONT}
+    drawn["config"]["axis"]["title"] = None
+    for _ in range(2):  # the height depends a little on the width
+        height = float(re.search(r'height="([\d.]+)"', vl_convert.vegalite_to_svg(drawn))[1])
+        drawn["width"] = round(height * PICTURE_SHAPE)
+    return drawn
 
 
 def readme_table() -> str:
