@@ -198,7 +198,7 @@ def _(get_changes, jobs, letters, live, settings, shuffle):
     get_changes()
     controls.live_only(
         mo.md("### Let the trained models copy a sequence"),
-        mo.hstack([letters, shuffle], justify="start", wrap=True),
+        controls.inputs(letters, shuffle),
         controls.copies(live, jobs, letters.value, shuffle.value, settings["device"]),
     )
     return

@@ -28,7 +28,11 @@ FIGURES += ("time_ms", "memory_bytes")
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 for a stopped run, 2 for a caller's mistake, 130 for
     one that Ctrl-C ended at once."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.run is not _report:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
     try:
         return arguments.run(arguments)
     except (ValueError, store.StoreError) as error:
@@ -44,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name, run, text):
-        sub = commands.add_parser(name, help=text, description=text)
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(run=run)
         return sub
 
@@ -61,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-save", action="store_true", help="append no rows to data/")
     sub = command("report", _report, "write figures/ and figures/report/")
     sub.add_argument("notebooks", nargs="*", help="only these, such as 03_speed_crossover")
+    sub.add_argument("--pdf", action="store_true", help="print the pages too, by Chromium")
+    sub.epilog = "Other options are parameters of the notebooks' controls: --seq-len 4096 --batch 2"
     sub = command("serve", _serve, "serve the notebooks at http://127.0.0.1:2718")
     sub.add_argument("--port", type=int, default=FIRST_PORT, help="(default: %(default)s)")
     sub.add_argument("--no-browser", action="store_true", help="only print the address")
@@ -206,9 +212,31 @@ def _free_port(first: int) -> int:
 def _report(arguments) -> int:
     from replib.report import write_report
 
-    for path in write_report(arguments.notebooks):
+    parameters = _parameters(arguments.rest)
+    for path in write_report(
+        arguments.notebooks, parameters, pdf=arguments.pdf, say=partial(print, flush=True)
+    ):
         print(path)
     return 0
+
+
+def _parameters(words: list[str]) -> dict[str, str]:
+    """`--seq-len 4096 --batch=2` as {"seq-len": "4096", "batch": "2"}.
+
+    Raises:
+        ValueError: a word belongs to no option, or an option has no value.
+    """
+    found, words = {}, list(words)
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise ValueError(f"{name!r} belongs to no option: write notebooks before options")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise ValueError(f"{name} has no value: write {name} VALUE")
+            value = words.pop(0)
+        found[name.removeprefix("--")] = value
+    return found
 
 
 def _doctor(arguments) -> int:

@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 import altair as alt
@@ -40,6 +41,7 @@ from replib.verdicts import (
     Verdict,
 )
 
+STATIC_RUN_BELOW_S = 600.0  # a report with parameters waits so long for its run
 AUTO_RUN_BELOW_S = 5.0  # a reader who moves a slider waits so long without having asked
 REDRAW_EVERY_S = 0.25
 REDRAW_TIMINGS_EVERY_S = 1.0  # drawing takes a core from what is timed
@@ -64,6 +66,12 @@ class Control:
     @property
     def several(self) -> bool:
         return isinstance(self.default, tuple)
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The names that mean this control: `batch_size`, `batch-size`, `batch`; `steps`."""
+        short = self.name.removeprefix("n_").removesuffix("_size")
+        return tuple(dict.fromkeys((self.name, self.name.replace("_", "-"), short)))
 
     def read(self, text: Any) -> tuple[Any, str | None]:
         """The value that a text from outside means, and what to tell where it was changed."""
@@ -117,14 +125,12 @@ def initial_values(
     controls: Sequence[Control], *sources: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """The value of each control from the first source that has it, else its default; and notes
-    on the values that had to be changed. Names may be written with - or _, and `n_steps` as
-    `steps`."""
+    on the values that had to be changed. Names may be written as in `Control.spellings`."""
     values, notes = {}, []
     for control in controls:
         values[control.name] = control.default
         for source in sources:
-            names = (control.name, control.name.replace("_", "-"), control.name.removeprefix("n_"))
-            spelled = [name for name in names if name in source]
+            spelled = [name for name in control.spellings if name in source]
             if spelled:
                 value, note = control.read(source[spelled[0]])
                 values[control.name] = value
@@ -134,10 +140,41 @@ def initial_values(
 
 
 def panel(controls: Sequence[Control]) -> tuple[mo.ui.dictionary, list[str]]:
-    """The elements of a panel, set from the URL, else from the command line; and notes."""
+    """The elements of a panel, set from the URL, else from the command line; and notes.
+
+    Raises:
+        ValueError: a static page was asked for with a parameter or a value that is not offered.
+    """
     query, arguments = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
     values, notes = initial_values(controls, query, arguments)
+    if in_static_page():
+        check_asked(controls, _asked(), notes)
     return mo.ui.dictionary({c.name: _element(c, values[c.name]) for c in controls}), notes
+
+
+def check_asked(
+    controls: Sequence[Control], names: Sequence[str], notes: Sequence[str] = ()
+) -> None:
+    """Refuse names that no control has, and values that had to be changed (`notes`).
+
+    Raises:
+        ValueError: says what there is.
+    """
+    known = {spelling for control in controls for spelling in control.spellings}
+    unknown = [f"--{name} is not a parameter" for name in names if name not in known]
+    wrong = [control for control in controls if any(n.startswith(control.label) for n in notes)]
+    if unknown or notes:
+        offered = [_offer(control) for control in (controls if unknown else wrong)]
+        raise ValueError(f"{'; '.join([*unknown, *notes])}. Use " + ", ".join(offered))
+
+
+def _offer(control: Control) -> str:
+    """`--seq-len 32 | 64 | ... | 16384`"""
+    values = [str(value) for value in control.values]
+    if len(values) > 6 and not isinstance(control.values[0], str):
+        values = [*values[:2], "...", *values[-1:]]
+    name = control.name.replace("_", "-")
+    return f"--{name} {','.join(values) if control.several else ' | '.join(values)}"
 
 
 def _element(control: Control, value: Any):
@@ -162,7 +199,7 @@ def _element(control: Control, value: Any):
 def show_panel(elements: mo.ui.dictionary, notes: Sequence[str] = ()) -> mo.Html:
     """The panel as a grid of its elements, with what had to be changed said below."""
     if in_static_page():
-        return mo.callout(mo.md("A static copy: the controls work in the notebook, `make run`."))
+        return mo.callout(mo.Html(_static_text(elements)))
     cells = "".join(map(_cell, elements.elements.values()))
     grid = mo.Html(
         '<div style="display:grid; gap:.9rem 2rem; align-items:end; white-space:nowrap; '
@@ -171,6 +208,17 @@ def show_panel(elements: mo.ui.dictionary, notes: Sequence[str] = ()) -> mo.Html
     if not notes:
         return grid
     return mo.vstack([grid, _callout("; ".join(notes))])
+
+
+def _static_text(elements: mo.ui.dictionary) -> str:
+    text = "A static copy: the controls work in the notebook, <code>make run</code>."
+    if not has_own_run():
+        return text
+    setting = ", ".join(
+        f"{name} {','.join(value) if isinstance(value, list) else value}"
+        for name, value in elements.value.items()
+    )
+    return f"Run for this page on this setting: {html.escape(setting)}.<br>{text}"
 
 
 def _cell(element) -> str:
@@ -198,8 +246,13 @@ def share(values: Mapping[str, Any]) -> None:
 
 
 def live_only(*parts) -> mo.Html:
-    """Parts one above the other; nothing in a static page, where they could not change."""
-    return mo.md("") if in_static_page() else mo.vstack(parts)
+    """Parts one above the other; nothing in a static page that has no run of its own to show."""
+    return mo.md("") if in_static_page() and not has_own_run() else mo.vstack(parts)
+
+
+def inputs(*elements) -> mo.Html:
+    """Elements side by side; nothing in a static page, where they would do nothing."""
+    return mo.md("") if in_static_page() else mo.hstack(elements, justify="start", wrap=True)
 
 
 def attempt(build, settings: Mapping[str, Any]) -> tuple[list, mo.Html]:
@@ -221,13 +274,55 @@ def in_static_page() -> bool:
     return "static" in mo.cli_args() or "--static" in sys.argv
 
 
+def _asked() -> list[str]:
+    """The parameters that a command line names, beside `--static`."""
+    return [name for name in mo.cli_args().to_dict() if name != "static"]
+
+
+def has_own_run() -> bool:
+    """Whether a static page was asked for with parameters, and so shows a run with them."""
+    return in_static_page() and bool(_asked())
+
+
+def _run_for_page(live: LiveRuns, jobs: Sequence, device: str | None) -> None:
+    """Run jobs to their end, or until STATIC_RUN_BELOW_S have passed.
+
+    Raises:
+        ValueError: it would take longer by far, or failed.
+    """
+    missing = live.missing(jobs, device)
+    seconds = predicted_seconds(missing, device)
+    if why_not := refusal(missing, device):
+        raise ValueError(why_not)
+    if seconds > STATIC_RUN_BELOW_S:
+        raise ValueError(
+            f"this run would take about {_duration(seconds)}, and a report waits for "
+            f"{_duration(STATIC_RUN_BELOW_S)}: choose smaller parameters, or run it in the "
+            "notebook first (what has been run is kept)"
+        )
+    live.start(jobs, device)
+    ends = monotonic() + STATIC_RUN_BELOW_S
+    while live.running:
+        live.poll()
+        live.join(timeout=REDRAW_EVERY_S)
+        if monotonic() > ends:
+            live.stop()
+    if live.poll().status == "failed":
+        raise ValueError(live.poll().error)
+
+
 def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = None):
     """A Run button with the predicted time, and a text that says why there is none (one of the
     two is None).
 
     Where `auto` is on, what takes less than AUTO_RUN_BELOW_S, and anything on CUDA, is started
-    at once.
+    at once. In a static page nothing runs, unless it was asked for with parameters: then what has
+    `auto` on runs now, to its end.
     """
+    if in_static_page():
+        if has_own_run() and auto and live.missing(jobs, device):
+            _run_for_page(live, jobs, device)
+        return None, ""
     missing = live.missing(jobs, device)
     if not any(run_ids(job) for job in jobs):
         return None, "Nothing is chosen: choose at least one attention."
@@ -344,22 +439,27 @@ def _column(title: str, said: Verdict | str) -> str:
     if isinstance(said, str):
         body = f"<p style='margin:.4rem 0'>{html.escape(said)}</p>"
     else:
-        sign, colour = _STATUS[said.status]
-        criteria = "".join(
-            f"<li>{_MET[one.met]} {html.escape(one.text)}: <b>{html.escape(one.figure)}</b></li>"
-            for one in said.criteria
-        )
-        criteria += "".join(f"<li>· {html.escape(line)}</li>" for line in said.evidence)
-        body = (
-            f'<p style="margin:.4rem 0"><span style="background:{colour}; color:#fff; '
-            f'padding:.1rem .55rem; border-radius:1rem; font-weight:600">{sign} {said.status}'
-            f"</span></p><p style='margin:.4rem 0'>{html.escape(said.headline)}</p>"
-            "<details><summary>criteria and evidence</summary><ul style='padding-left:1rem; "
-            f"margin:.3rem 0; list-style:none'>{criteria}</ul></details>"
-        )
+        body = verdict_html(said)
     return (
         '<div style="border:1px solid var(--border, #ccc); border-radius:.5rem; '
         f'padding:.7rem .9rem; font-size:.9rem"><strong>{html.escape(title)}</strong>{body}</div>'
+    )
+
+
+def verdict_html(said: Verdict) -> str:
+    """A verdict with its criteria and evidence."""
+    sign, colour = _STATUS[said.status]
+    criteria = "".join(
+        f"<li>{_MET[one.met]} {html.escape(one.text)}: <b>{html.escape(one.figure)}</b></li>"
+        for one in said.criteria
+    )
+    criteria += "".join(f"<li>· {html.escape(line)}</li>" for line in said.evidence)
+    return (
+        f'<p style="margin:.4rem 0"><span style="background:{colour}; color:#fff; '
+        f'padding:.1rem .55rem; border-radius:1rem; font-weight:600">{sign} {said.status}'
+        f"</span></p><p style='margin:.4rem 0'>{html.escape(said.headline)}</p>"
+        "<details><summary>criteria and evidence</summary><ul style='padding-left:1rem; "
+        f"margin:.3rem 0; list-style:none'>{criteria}</ul></details>"
     )
 
 
@@ -571,7 +671,8 @@ def crossings_chart(rows: Sequence[Row], work: str = "forward_backward") -> alt.
 
 def session_crossings(rows: Sequence[Row]) -> mo.Html:
     """`crossings_chart` of the rows of one setting, where there is a crossover to show."""
-    if in_static_page() or not rows or not claims.crossings(rows, rows[0]["config"]["work"]):
+    nothing = in_static_page() and not has_own_run()
+    if nothing or not rows or not claims.crossings(rows, rows[0]["config"]["work"]):
         return mo.md("")
     return mo.as_html(crossings_chart(rows, rows[0]["config"]["work"]))
 

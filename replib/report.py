@@ -1,95 +1,313 @@
-"""Static output of the recorded data: figures, pages, and the verdict table of the README."""
+"""Static output of the recorded data: figures, pages, and the verdict table of the README.
 
+Everything here is the same, byte for byte, for the same commit and the same rows; only a page that
+was asked for with parameters holds a run of its own.
+"""
+
+import hashlib
+import html
+import json
+import os
+import re
+import shutil
 import subprocess
-import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import vl_convert
 
-from replib import charts, claims, controls, frames, store
+from replib import (
+    charts,
+    claims,
+    controls,
+    drawing_parts,
+    frames,
+    generation_parts,
+    offline,
+    store,
+)
 from replib.experiments import recorded_rows
 from replib.published import published
+from replib.report_index import index_page
 from replib.statistics import SOFTMAX_MODELS, article_regression
+from replib.store import Row
 from replib.verdicts import Verdict
 
 NOTEBOOKS = store.ROOT / "notebooks"
+PICTURES = NOTEBOOKS / "__marimo__" / "assets"  # where marimo's gallery looks for a card's picture
 FIGURES = store.ROOT / "figures"
 README = store.ROOT / "README.md"
 TABLE_BEGIN, TABLE_END = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
 PNG_SCALE = 2.0  # pixels a unit, sharp on screens of today
+PICTURE_SHAPE = 1.91  # width to height of a card's picture; what is beyond is cut off
+PICTURE_TONE = "#F4F2EC"  # neither glares on the dark page nor vanishes on the light one
+PICTURE_FONT = 17  # pixels, of pictures that are shown about half as large
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PRINT_WITHIN_S = 120
+HASH_DIGITS = 12
 
 
-def figures() -> dict[str, alt.LayerChart]:
-    """Every figure of the recorded data, by its file name."""
-    rows = {
-        name: recorded_rows(name)
-        for name in ("convergence", "sequence_copy", "scaling", "crossover", "step_time")
-    }
-    article = published()["dm2022"]
-    drawn = {}
-    curves = frames.training_curves(rows["convergence"])
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A chart, and the rows that it was drawn from. `published` is whether it also shows, or only
+    shows, published figures."""
+
+    chart: alt.LayerChart
+    experiment: str | None = None
+    rows: Sequence[Row] = ()
+    published: bool = False
+
+    @property
+    def sources(self) -> list[str]:
+        said = []
+        if self.experiment:
+            path = store.data_folder() / f"{self.experiment}.jsonl"
+            said.append(f"{_short(path)}, {_count(self.rows)}, {_hash(json.dumps(self.rows))}")
+        return said + ["data/published.json"] * self.published
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A line of the verdict table, with its figures; the one named `shown` stands for it in the
+    index and in the gallery of notebooks."""
+
+    title: str
+    notebook: str
+    experiment: str
+    article: Callable[[Mapping], str]
+    judge: Callable[[Sequence[Row]], Verdict]
+    figures: Callable[[], Iterator[tuple[str, Figure]]]
+    shown: str
+
+    @property
+    def paper(self) -> str:
+        if self.experiment == "images":  # composed of published figures
+            return claims.paper_images(published()["katharopoulos2020"])
+        return claims.PAPER_SAYS[self.experiment]
+
+
+def _convergence_figures() -> Iterator[tuple[str, Figure]]:
+    rows = recorded_rows("convergence")
+    curves = frames.training_curves(rows)
     for seq_len in sorted(curves["seq_len"].unique()):
-        drawn[f"convergence_{seq_len}"] = charts.learning_curves(
-            curves.filter(curves["seq_len"] == seq_len), title=f"Learning to copy, N = {seq_len}"
+        yield (
+            f"convergence_{seq_len}",
+            Figure(
+                chart=charts.learning_curves(
+                    curves.filter(curves["seq_len"] == seq_len),
+                    title=f"Learning to copy, N = {seq_len}",
+                ),
+                experiment="convergence",
+                rows=[row for row in rows if row["config"]["task"]["seq_len"] == seq_len],
+            ),
         )
-    drawn["convergence_seeds"] = charts.seeds_chart(
-        frames.training_summaries(rows["convergence"]), title="Where each seed ended"
-    )
-    drawn["sequence_copy"] = charts.seeds_chart(
-        frames.training_summaries(rows["sequence_copy"]),
-        title="The 2022 replication's task: where each seed ended",
-    )
-    both = claims.of_work(frames.costs(rows["scaling"]), "forward_backward")
-    drawn["scaling_time"] = charts.cost_chart(both, title="Time of attention, per sequence")
-    drawn["scaling_memory"] = charts.cost_chart(
-        both, y="memory_bytes_per_sample", title="Memory of attention, per sequence"
-    )
+    for name, experiment, title in (
+        ("convergence_seeds", "convergence", "Where each seed ended"),
+        ("sequence_copy", "sequence_copy", "The 2022 replication's task: where each seed ended"),
+    ):
+        rows = recorded_rows(experiment)
+        chart = charts.seeds_chart(frames.training_summaries(rows), title=title)
+        yield name, Figure(chart=chart, experiment=experiment, rows=rows)
+
+
+def _scaling_figures() -> Iterator[tuple[str, Figure]]:
+    rows = [row for row in recorded_rows("scaling") if row["config"]["work"] == BOTH]
+    costs = frames.costs(rows)
+    for name, y, title in (
+        ("scaling_time", "time_ms_per_sample", "Time of attention, per sequence"),
+        ("scaling_memory", "memory_bytes_per_sample", "Memory of attention, per sequence"),
+    ):
+        yield (
+            name,
+            Figure(
+                chart=charts.cost_chart(costs, y=y, title=title), experiment="scaling", rows=rows
+            ),
+        )
+
+
+def _crossover_figures() -> Iterator[tuple[str, Figure]]:
+    rows = [row for row in recorded_rows("crossover") if row["config"]["work"] == BOTH]
     for batch_size in (8, 1):
-        drawn[f"crossover_batch_{batch_size}"] = controls.crossover_chart(
-            rows["crossover"], "forward_backward", batch_size
+        used = [row for row in rows if row["config"]["batch_size"] == batch_size]
+        chart = controls.crossover_chart(used, BOTH, batch_size)
+        yield (
+            f"crossover_batch_{batch_size}",
+            Figure(chart=chart, experiment="crossover", rows=used),
         )
+    yield (
+        "crossings",
+        Figure(chart=controls.crossings_chart(rows, BOTH), experiment="crossover", rows=rows),
+    )
+    article = published()["dm2022"]
     fits = [
         article_regression(
             article["N"], article["softmax_s"], article["linear_s"], softmax_model=model
         )
         for model in SOFTMAX_MODELS
     ]
-    drawn["extrapolation_2022"] = charts.extrapolation_chart(
-        article, fits, title="Four points up to N = 64, extended to 8192"
+    title = "Four points up to N = 64, extended to 8192"
+    chart = charts.extrapolation_chart(article, fits, title=title)
+    yield "extrapolation_2022", Figure(chart=chart, published=True)
+    steps = recorded_rows("step_time")
+    chart = charts.replication_chart(
+        frames.costs(steps), article, title="3000 training steps of the 2022 model"
     )
-    drawn["table_1"] = charts.replication_chart(
-        frames.costs(rows["step_time"]), article, title="3000 training steps of the 2022 model"
-    )
-    return drawn
+    yield "table_1", Figure(chart=chart, experiment="step_time", rows=steps, published=True)
 
 
-def write_report(notebooks: Sequence[str] = ()) -> list[Path]:
-    """Write the figures, the README's table and a page a notebook; returns what was written.
+def _generation_figures() -> Iterator[tuple[str, Figure]]:
+    rows = recorded_rows("generation")
+    sizes = generation_parts.rows_by_size(rows)
+    if not sizes:
+        return
+    shown = max(sizes, key=lambda name: len(sizes[name]))  # the size that most points are of
+    for name, chart, used in (
+        ("generation_tokens", generation_parts.token_chart(sizes[shown], name=shown), sizes[shown]),
+        (
+            "generation_memory",
+            generation_parts.token_chart(sizes[shown], "state_bytes", shown),
+            sizes[shown],
+        ),
+        ("generation_streams", generation_parts.stream_chart(rows), rows),
+    ):
+        yield name, Figure(chart=chart, experiment="generation", rows=used)
+    chart = generation_parts.speedup_chart(rows, published()["katharopoulos2020"])
+    yield (
+        "generation_speedups",
+        Figure(chart=chart, experiment="generation", rows=rows, published=True),
+    )
+
+
+def _images_figures() -> Iterator[tuple[str, Figure]]:
+    rows = recorded_rows("images")
+    if rows:
+        chart = drawing_parts.bits_chart(rows)
+        yield "images_bits", Figure(chart=chart, experiment="images", rows=rows)
+
+
+BOTH = "forward_backward"
+# Adding a claim is one entry: its line in the tables, its figures and its card follow.
+CLAIMS = (
+    Claim(
+        title="1 convergence",
+        notebook="01_convergence",
+        experiment="convergence",
+        article=claims.article_convergence,
+        judge=claims.convergence,
+        figures=_convergence_figures,
+        shown="convergence_seeds",
+    ),
+    Claim(
+        title="2 linear scaling",
+        notebook="02_linear_scaling",
+        experiment="scaling",
+        article=claims.article_scaling,
+        judge=claims.scaling,
+        figures=_scaling_figures,
+        shown="scaling_time",
+    ),
+    Claim(
+        title="3 crossover",
+        notebook="03_speed_crossover",
+        experiment="crossover",
+        article=claims.article_crossover,
+        judge=claims.speed_crossover,
+        figures=_crossover_figures,
+        shown="crossings",
+    ),
+    Claim(
+        title="4 generation",
+        notebook="04_transformers_are_rnns",
+        experiment="generation",
+        article=claims.article_generation,
+        judge=claims.generation,
+        figures=_generation_figures,
+        shown="generation_tokens",
+    ),
+    Claim(
+        title="4 images",
+        notebook="04_transformers_are_rnns",
+        experiment="images",
+        article=lambda article: "Not studied.",
+        judge=claims.images,
+        figures=_images_figures,
+        shown="images_bits",
+    ),
+)
+
+
+def sourced_figures() -> dict[str, Figure]:
+    """Every figure of the recorded data with its rows, by its file name."""
+    return {name: figure for claim in CLAIMS for name, figure in claim.figures()}
+
+
+def figures() -> dict[str, alt.LayerChart]:
+    """Every chart of the recorded data, by its file name."""
+    return {name: figure.chart for name, figure in sourced_figures().items()}
+
+
+def write_report(
+    notebooks: Sequence[str] = (),
+    parameters: Mapping[str, str] | None = None,
+    pdf: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Path]:
+    """Write the figures, the README's table, the index and a page a notebook; what was written.
 
     Args:
         notebooks: only these pages (then no figures), such as "03_speed_crossover".
+        parameters: of the notebooks' controls by name, such as {"seq-len": "4096"}; their pages
+            show a run with them, and are named after them.
+        pdf: print the pages too.
 
     Raises:
-        ValueError: there is no such notebook, or it failed to run.
+        ValueError: there is no such notebook or parameter, a notebook failed to run, or there is
+            nothing to print with.
     """
     known = {path.stem: path for path in sorted(NOTEBOOKS.glob("[0-9]*.py"))}
     for name in notebooks:
         if name not in known:
             raise ValueError(f"no notebook {name!r}: use {', '.join(known)}")
-    written = [] if notebooks else [*write_figures(), write_readme_table()]
-    for name in notebooks or known:
-        written.append(_write_page(known[name]))
+    if parameters and not notebooks:
+        raise ValueError(f"name the notebooks that --{next(iter(parameters))} is for")
+    printer = find_browser() if pdf else None
+    made_from = commit()
+    chosen = [known[name] for name in notebooks or known]
+    if parameters:
+        setting = ", ".join(f"{name} {value}" for name, value in parameters.items())
+        say(
+            f"running {', '.join(notebooks)} with {setting}, at most "
+            f"{controls.STATIC_RUN_BELOW_S / 60:.0f} minutes each"
+        )
+    # Runs of their own are timed: one after the other.
+    with ThreadPoolExecutor(1 if parameters else min(len(chosen), os.cpu_count() or 1)) as pool:
+        pages = pool.map(lambda path: _write_page(path, parameters or {}, made_from), chosen)
+        written = []
+        if not notebooks:
+            drawn = sourced_figures()
+            written = [*write_figures(drawn=drawn), *write_pictures(drawn), write_readme_table()]
+            written.append(_write_index(drawn, list(known), made_from))
+        written += pages
+    if printer:
+        pages = [path for path in written if path.suffix == ".html"]
+        written += [print_pdf(path, printer) for path in pages]
     return written
 
 
-def write_figures(folder: Path = FIGURES) -> list[Path]:
+def write_figures(
+    folder: Path | None = None, drawn: Mapping[str, Figure] | None = None
+) -> list[Path]:
     """Write every figure as SVG and PNG."""
+    folder = folder or FIGURES
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, chart in figures().items():
-        specification = charts.printable(chart).to_json()
+    for name, figure in (drawn or sourced_figures()).items():
+        specification = charts.printable(figure.chart).to_json()
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
         svg.write_text(vl_convert.vegalite_to_svg(specification))
         png.write_bytes(vl_convert.vegalite_to_png(specification, scale=PNG_SCALE))
@@ -97,20 +315,53 @@ def write_figures(folder: Path = FIGURES) -> list[Path]:
     return written
 
 
+def write_pictures(drawn: Mapping[str, Figure], folder: Path | None = None) -> list[Path]:
+    """Write the picture of each notebook's card in the gallery."""
+    written = []
+    pictured = set()
+    for claim in CLAIMS:
+        if claim.shown not in drawn or claim.notebook in pictured:  # a card shows its first claim
+            continue
+        pictured.add(claim.notebook)
+        path = (folder or PICTURES) / claim.notebook / "opengraph.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(vl_convert.vegalite_to_png(_picture(drawn[claim.shown].chart), scale=0.8))
+        written.append(path)
+    return written
+
+
+def _without(node: Any, names: Sequence[str]) -> Any:
+    if isinstance(node, list):
+        return [_without(part, names) for part in node]
+    if isinstance(node, dict):
+        return {name: _without(part, names) for name, part in node.items() if name not in names}
+    return node
+
+
+def _picture(chart: alt.LayerChart) -> dict:
+    """A chart for a card: labels alone, in large letters, in the card's shape."""
+    drawn = _without(
+        charts.printable(chart, background=PICTURE_TONE).to_dict(), ("legend", "title")
+    )
+    drawn["config"]["legend"] = {"disable": True}
+    drawn["config"]["text"] = {"fontSize": PICTURE_FONT}
+    drawn["config"]["axis"] |= {"labelFontSize": PICTURE_FONT}
+    drawn["config"]["axis"]["title"] = None
+    for _ in range(2):  # the height depends a little on the width
+        height = float(re.search(r'height="([\d.]+)"', vl_convert.vegalite_to_svg(drawn))[1])
+        drawn["width"] = round(height * PICTURE_SHAPE)
+    return drawn
+
+
 def readme_table() -> str:
     """The claims with what the paper, the article and the rows recorded here say, as Markdown."""
     article = published()["dm2022"]
     lines = ["| claim | paper | 2022 replication | here |", "|---|---|---|---|"]
-    for name, title, said, judge in (
-        ("convergence", "1 convergence", claims.article_convergence, claims.convergence),
-        ("scaling", "2 linear scaling", claims.article_scaling, claims.scaling),
-        ("crossover", "3 crossover", claims.article_crossover, claims.speed_crossover),
-        ("generation", "4 generation", claims.article_generation, claims.generation),
-    ):
-        rows = recorded_rows(name)
+    for claim in CLAIMS:
+        rows = recorded_rows(claim.experiment)
         lines.append(
-            f"| {title} | {claims.PAPER_SAYS[name]} | {said(article)} | "
-            f"{_readme_verdict(judge(rows), controls.device_names(rows))} |"
+            f"| {claim.title} | {claim.paper} | {claim.article(article)} | "
+            f"{_readme_verdict(claim.judge(rows), controls.device_names(rows))} |"
         )
     steps = recorded_rows("step_time")
     lines.append(f"| 3000 training steps | – | {' | '.join(claims.step_ratios(article, steps))} |")
@@ -140,12 +391,123 @@ def write_readme_table(readme: Path = README) -> Path:
     return readme
 
 
-def _write_page(notebook: Path) -> Path:
-    page = FIGURES / "report" / f"{notebook.stem}.html"
+def commit() -> str:
+    """The commit that the report is made from, with its date; whether there are changes in what it
+    is made from."""
+    try:
+        made_from = _git("log", "-1", "--format=%h of %cs")
+        changed = _git("status", "--porcelain", "--", "replib", ":(glob)notebooks/*.py", "data")
+    except (OSError, subprocess.SubprocessError):
+        return "no commit known"
+    return f"commit {made_from}{', with changes that are not committed' if changed else ''}"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(store.ROOT), "-c", "core.abbrev=12"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _write_page(notebook: Path, parameters: Mapping[str, str], made_from: str) -> Path:
+    arguments = [word for name, value in parameters.items() for word in (f"--{name}", value)]
+    config, around, opened = offline.export(notebook, arguments)
+    footer = (
+        '<footer style="font-size:.85rem; margin-top:1rem"><p>Figures drawn from '
+        f"{'; '.join(map(_file_source, opened)) or 'no recorded data'}. Made from {made_from}. "
+        '<a href="index.html">All claims</a></p></footer>'
+    )
+    setting = "".join(f"_{name.replace('-', '_')}_{value}" for name, value in parameters.items())
+    page = FIGURES / "report" / f"{notebook.stem}{''.join(filter(_in_a_name, setting))}.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "marimo", "-q", "-y", "-l", "ERROR", "export", "html"]
-    command += [str(notebook), "--no-include-code", "--force", "-o", str(page)]
-    done = subprocess.run([*command, "--", "--static"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ValueError(f"{notebook.name} did not run to its end:\n{done.stderr.strip()}")
+    page.write_text(offline.offline_page(config, around, footer))
     return page
+
+
+def _in_a_name(letter: str) -> bool:
+    return letter.isalnum() or letter in "._-"
+
+
+def _file_source(path: Path) -> str:
+    content = path.read_bytes()
+    rows = _count(content.splitlines()) + ", " if path.suffix == ".jsonl" else ""
+    return f"<code>{html.escape(_short(path))}</code> ({rows}{_hash(content)})"
+
+
+def _short(path: Path) -> str:
+    """The path inside the project; of a file elsewhere its name."""
+    root = store.ROOT
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def _count(rows: Sequence) -> str:
+    return f"{len(rows)} row{'s' * (len(rows) != 1)}"
+
+
+def _hash(content: bytes | str) -> str:
+    content = content.encode() if isinstance(content, str) else content
+    return f"sha256 {hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}"
+
+
+def _write_index(drawn: Mapping[str, Figure], notebooks: Sequence[str], made_from: str) -> Path:
+    article = published()["dm2022"]
+    sections = []
+    for claim in CLAIMS:
+        rows = recorded_rows(claim.experiment)
+        figure = drawn.get(claim.shown)
+        sections.append(
+            {
+                "title": claim.title,
+                "page": f"{claim.notebook}.html" if claim.notebook in notebooks else None,
+                "paper": claim.paper,
+                "article": claim.article(article),
+                "verdict": claim.judge(rows),
+                "device": controls.device_names(rows),
+                "chart": figure.chart.to_json(indent=None) if figure else None,
+                "sources": figure.sources if figure else [],
+            }
+        )
+    others = [name for name in notebooks if name not in {claim.notebook for claim in CLAIMS}]
+    sources = {name: figure.sources for name, figure in drawn.items()}
+    page = FIGURES / "report" / "index.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(index_page(sections, sources, others, made_from))
+    return page
+
+
+def find_browser() -> str:
+    """The Chromium or Chrome of `CHROMIUM`, else of the path.
+
+    Raises:
+        ValueError: there is none.
+    """
+    named = os.environ.get("CHROMIUM")
+    found = shutil.which(named) if named else next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        what = f"CHROMIUM={named} cannot be run" if named else "no Chromium or Chrome was found"
+        raise ValueError(
+            f"{what}, and the PDF is printed by one: apt-get install chromium, set "
+            "CHROMIUM=/path/to/chrome, or open figures/report/index.html and print it"
+        )
+    return found
+
+
+def print_pdf(page: Path, browser: str) -> Path:
+    """Print a page to a PDF beside it.
+
+    Raises:
+        ValueError: the browser wrote none.
+    """
+    pdf = page.with_suffix(".pdf")
+    pdf.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as profile:
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
+        command += [f"--user-data-dir={profile}", "--virtual-time-budget=30000"]
+        command += [f"--print-to-pdf={pdf}", page.resolve().as_uri()]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PRINT_WITHIN_S)
+            why = done.stderr.strip()
+        except subprocess.TimeoutExpired:
+            why = f"it took more than {PRINT_WITHIN_S} s"
+    if not pdf.exists():
+        raise ValueError(f"{browser} did not print {page.name}: {why}")
+    return pdf
