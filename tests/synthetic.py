@@ -120,7 +120,7 @@ def _growth(model, seq_len):
         return seq_len / CROSSOVERS[model.implementation or "fused"]
     if model.implementation == "plain":  # a fifth more than the slower softmax, and at least torch
         return max(SLOWER["torch"], 1.2 * seq_len / min(CROSSOVERS.values()))
-    return SLOWER[model.implementation]
+    return SLOWER[model.implementation or "torch"]
 
 
 def _row(name, config, seed, summary, curve):
