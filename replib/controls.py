@@ -271,12 +271,17 @@ def device_names(rows: Sequence[Row]) -> str:
 
 def in_static_page() -> bool:
     """Whether the page is being exported (`-- --static`) and has no kernel behind it later."""
-    return "static" in mo.cli_args() or "--static" in sys.argv
+    return "--static" in sys.argv or "static" in _arguments()
+
+
+def _arguments() -> dict[str, Any]:
+    """What the command line gave the notebook; nothing outside of one."""
+    return mo.cli_args().to_dict() if mo.running_in_notebook() else {}
 
 
 def _asked() -> list[str]:
     """The parameters that a command line names, beside `--static`."""
-    return [name for name in mo.cli_args().to_dict() if name != "static"]
+    return [name for name in _arguments() if name != "static"]
 
 
 def has_own_run() -> bool:
@@ -335,7 +340,7 @@ def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = Non
     seconds, kernel = predicted_seconds(missing, device), kernel_to_compile(missing, device)
     once = f"about {_duration(COMPILE_S)} to compile the {kernel} kernel, once"
     short = seconds < AUTO_RUN_BELOW_S or resolve_device(device).type == "cuda"
-    if auto and short and not live.ended_early(jobs) and not in_static_page():
+    if auto and short and not live.ended_early(jobs):
         live.start(jobs, device)
         return None, f"Running by itself, as it is short{f', after {once}' if kernel else ''}."
     label = f"Run (about {_duration(seconds)}{f', after {once}' if kernel else ''})"
