@@ -97,7 +97,7 @@ def test_a_naively_causal_linformer_sees_the_future_and_softmax_does_not():
 
 def test_what_a_linformer_sees_of_the_future_is_what_it_mixes_into_its_rows():
     linformer = NaiveCausalLinformer(12, 4, generator())
-    with torch.no_grad():  # each row of a block of positions, none of them later than its row
+    with torch.no_grad():  # each row is of one block of three positions
         blocks = torch.eye(4).repeat_interleave(3, dim=1)
         linformer.keys.copy_(blocks)
         linformer.values.copy_(blocks)
