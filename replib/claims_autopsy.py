@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from replib.autopsy import DEFECTS, article_defects
-from replib.claims import MODEL_NAMES, each_device
+from replib.claims import MODEL_NAMES, each_device, judged_linear, variant_of
 from replib.experiments import SOLVED_ACCURACY
 from replib.statistics import (
     SOFTMAX_MODELS,
@@ -524,11 +524,9 @@ def slowdown(rows: Sequence[Row], article: Mapping[str, Any]) -> Verdict:
             )
     if not ratios:
         return Verdict("no measurements yet", (Criterion("a length or more", None, "0"),))
-    first, last = min(ratios), max(ratios)
-    headline = (
-        f"mended, linear takes {ratio_text(ratios[first])} softmax at N = {first} and "
-        f"{ratio_text(ratios[last])} at N = {last}"
-    )
+    ends = dict.fromkeys((min(ratios), max(ratios)))
+    told = " and ".join(f"{ratio_text(ratios[n])} softmax at N = {n}" for n in ends)
+    headline = f"mended, linear takes {told}"
     beside = [
         f"N = {n}, broken: {ratio_text(found.broken)}; the article has {found.article:.1f}×"
         for n in ratios
@@ -542,22 +540,56 @@ def _above(found: Ratio, limit: float) -> bool | None:
 
 
 @each_device
-def article_crossover(rows: Sequence[Row]) -> Verdict:
-    """Does the crossover at 3149 stand? Judged on mended steps: it does where the 95 % interval of
-    a measured crossover holds 3149, and not where it does not; a crossover that is extrapolated
-    beyond the longest N decides nothing, ours as little as the article's."""
-    found = crossovers(rows)
+def article_crossover(rows: Sequence[Row], steps: Sequence[Row] = ()) -> Verdict:
+    """Does the crossover at 3149 stand? It does where the 95 % interval of a measured crossover of
+    mended steps holds 3149, and not where it does not; a crossover that is extrapolated beyond the
+    longest N decides nothing, ours as little as the article's.
+
+    Args:
+        steps: rows of `step_time`, whose mended steps go to longer N: judged as well, by the
+            fastest implementation of linear attention against each softmax.
+    """
     text = f"the crossover of mended steps is at N = {ARTICLE_CROSSOVER}"
-    if MENDED not in found:
+    if not rows:
         return Verdict("no measurements yet", (Criterion(text, None, "no steps"),))
-    mended = found[MENDED]
-    inside = mended.low <= ARTICLE_CROSSOVER <= mended.high
-    beyond = mended.extrapolated and mended.length >= mended.longest
+    device = rows[0]["provenance"]["device_name"]
+    steps = [row for row in steps if row["provenance"]["device_name"] == device]
+    found, longer = crossovers(rows), step_crossovers(steps)
+    judged = {f"{text}, {name}": one for name, one in longer.items()}
+    if MENDED in found:
+        judged = {text: found[MENDED]} | judged
+    criteria = [_at_article(text, one) for text, one in judged.items()]
+    told = "; ".join(dict.fromkeys(map(crossing_text, judged.values())))
     return Verdict(
-        f"mended steps cross {crossing_text(mended)}",
-        (Criterion(text, None if beyond else inside, crossing_text(mended)),),
+        f"mended steps cross {told}" if judged else "two lengths or more are needed",
+        tuple(criteria) or (Criterion(text, None, "fewer than 2 lengths"),),
         tuple(f"{role} steps cross {crossing_text(one)}" for role, one in found.items()),
     )
+
+
+def _at_article(text: str, found: Crossover) -> Criterion:
+    inside = found.low <= ARTICLE_CROSSOVER <= found.high
+    beyond = found.extrapolated and found.length >= found.longest
+    return Criterion(text, None if beyond else inside, crossing_text(found))
+
+
+def step_crossovers(steps: Sequence[Row]) -> dict[str, Crossover]:
+    """The crossover of the mended steps of `step_time`, against each softmax."""
+    samples = {
+        (*variant_of(row), _seq_len(row)): tuple(row["summary"]["time_ms_samples"])
+        for row in steps
+        if row["outcome"] == "ok"
+    }
+    found, fastest = {}, judged_linear(steps)
+    for baseline in ("textbook", "fused"):
+        sides = ("softmax", baseline), ("linear", fastest)
+        lengths = [n for n in lengths_of(steps) if all((*side, n) in samples for side in sides)]
+        if len(lengths) >= 2:
+            times = (tuple(samples[*side, n] for n in lengths) for side in sides)
+            found[f"linear {fastest} against softmax {baseline}"] = _crossover(
+                tuple(lengths), *times
+            )
+    return found
 
 
 def crossovers(rows: Sequence[Row]) -> dict[str, Crossover]:
@@ -587,11 +619,13 @@ def crossing_text(found: Crossover) -> str:
     """Where a crossover is, and whether it was measured."""
     if found.extrapolated and found.length <= found.shortest:
         return f"below N = {found.shortest:g}, where linear is as fast already"
-    bounds = f"95 % {_bound(found.low)} to {_bound(found.high)}"
+    bounds = f"; 95 % {_bound(found.low)} to {_bound(found.high)}"
+    if math.isinf(found.low):
+        bounds = ""
     if not found.extrapolated:
-        return f"at N = {found.length:.0f} (measured; {bounds})"
-    where = "never" if math.isinf(found.length) else f"at N = {_bound(found.length)}"
-    return f"{where} (extrapolated from N = {found.shortest:g} to {found.longest:g}; {bounds})"
+        return f"at N = {found.length:.0f} (measured{bounds})"
+    where = "nowhere" if math.isinf(found.length) else f"at N = {_bound(found.length)}"
+    return f"{where} (extrapolated from N = {found.shortest:g} to {found.longest:g}{bounds})"
 
 
 def _bound(length: float) -> str:
@@ -630,10 +664,13 @@ def prediction_text(found: Prediction) -> str:
     where = "linear never overtakes" if math.isinf(crossing) else f"crossover at N = {crossing:.0f}"
     longest = found.lengths[-1]
     beyond = "" if math.isinf(crossing) else f", {crossing / longest:.0f} times beyond the data"
+    interval = f"95 % interval {_bound(found.low)} to {_bound(found.high)}, if the model is right"
+    if math.isinf(found.low):
+        interval = "no error of its size says otherwise"
     return (
         f"{MODEL_NAMES[found.fit.softmax_model]} through N = {', '.join(map(str, found.lengths))}: "
-        f"{where}{beyond}; 95 % interval {_bound(found.low)} to {_bound(found.high)}, if the model "
-        f"is right; R² of softmax {found.fit.r2_softmax:.4f}, of linear {found.fit.r2_linear:.4f}"
+        f"{where}{beyond}; {interval}; R² of softmax {found.fit.r2_softmax:.4f}, of linear "
+        f"{found.fit.r2_linear:.4f}"
     )
 
 
