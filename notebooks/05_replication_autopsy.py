@@ -50,11 +50,7 @@ def _():
 def _(article, losses, steps, times):
     recorded = parts.cards(losses, times, steps, article)
     device = controls.device_names([*losses, *times])
-    article_says = {
-        "convergence": claims.article_convergence(article),
-        "slowdown": claims.article_scaling(article),
-        "crossover": claims.article_crossover(article),
-    }
+    article_says = claims_autopsy.article_said(article)
     return article_says, device, recorded
 
 
@@ -123,7 +119,8 @@ def _(article, losses):
         [
             mo.md(claims_autopsy.loss_table(article, losses, _name))
             for _name in ("linear", "softmax")
-        ]
+        ],
+        gap=1.5,
     )
     return
 

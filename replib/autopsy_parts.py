@@ -202,12 +202,14 @@ def prediction(article: Mapping[str, Any], settings: Mapping[str, Any]) -> mo.Ht
 def session_charts(rows: Sequence[Row]) -> mo.Html:
     """Losses and step times of this session, mended and with the switches."""
     losses, times = of_experiment(rows, "autopsy"), of_experiment(rows, "autopsy_time")
-    title = "Nothing has run yet"
+    if not rows:
+        return mo.md("*Nothing has run yet with these settings.*")
+    shown = [mo.md(comparison(losses, times))]
     if losses:
         config = losses[0]["config"]
         title = f"N = {config['task']['seq_len']}, {config['n_steps']} steps"
-    curves = charts.switches_curves(frames_autopsy.curves(losses), title=title)
-    return mo.vstack([curves, mo.md(comparison(losses, times))])
+        shown.insert(0, charts.switches_curves(frames_autopsy.curves(losses), title=title))
+    return mo.vstack(shown)
 
 
 def comparison(losses: Sequence[Row], times: Sequence[Row]) -> str:

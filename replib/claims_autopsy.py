@@ -19,7 +19,13 @@ from typing import Any
 import numpy as np
 
 from replib.autopsy import DEFECTS, article_defects
-from replib.claims import MODEL_NAMES, each_device, judged_linear, variant_of
+from replib.claims import (
+    MODEL_NAMES,
+    article_convergence,
+    each_device,
+    judged_linear,
+    variant_of,
+)
 from replib.experiments import SOLVED_ACCURACY
 from replib.statistics import (
     SOFTMAX_MODELS,
@@ -52,6 +58,19 @@ CONCLUSIONS = {
     "64, by these factors.",
     "crossover": "“Faster from 3149 on”: the crossover lies where the article extrapolated it.",
 }
+
+
+def article_said(article: Mapping[str, Any]) -> dict[str, str]:
+    """What the article concludes, with its figures."""
+    ratios, lengths = article["ratio_linear_softmax"], article["N"]
+    told = ", ".join(f"{ratio:.1f}× at N = {n}" for ratio, n in zip(ratios, lengths, strict=True))
+    crossing = article["fit"]["ceil"]
+    return {
+        "convergence": article_convergence(article),
+        "slowdown": f"{article['steps']} steps of linear attention take {told} of softmax's time.",
+        "crossover": f"A fit of four points up to N = {lengths[-1]} puts the crossover at N = "
+        f"{crossing}, {crossing / lengths[-1]:.0f} times beyond them.",
+    }
 
 
 def role_of(attention: str, defects: Sequence[str]) -> tuple[str, str | None] | None:
@@ -411,10 +430,14 @@ def loss_table(article: Mapping[str, Any], rows: Sequence[Row], attention: str =
     lines = [
         _table_line("2022 article", [f"{printed[n]:.2f}" for n in lengths]),
         _table_line("here, broken", [_median(broken[n]) for n in lengths]),
-        _table_line("unexplained", [f"{left[n]:+.2f}" if n in left else "–" for n in lengths]),
+        _table_line("unexplained", [_signed(left.get(n)) for n in lengths]),
         _table_line("here, mended", [_median(mended[n]) for n in lengths]),
     ]
     return _headed(f"final loss, {attention}", lengths, lines)
+
+
+def _signed(difference: float | None) -> str:
+    return "–" if difference is None else f"{round(difference, 2) + 0.0:+.2f}"
 
 
 def _median(losses: Sequence[float] | None) -> str:
@@ -559,9 +582,10 @@ def article_crossover(rows: Sequence[Row], steps: Sequence[Row] = ()) -> Verdict
     if MENDED in found:
         judged = {text: found[MENDED]} | judged
     criteria = [_at_article(text, one) for text, one in judged.items()]
-    told = "; ".join(dict.fromkeys(map(crossing_text, judged.values())))
+    told = [f"mended steps cross {crossing_text(found[MENDED])}"] if MENDED in found else []
+    told += [f"{name}, steps to longer N, {crossing_text(one)}" for name, one in longer.items()]
     return Verdict(
-        f"mended steps cross {told}" if judged else "two lengths or more are needed",
+        "; ".join(told) or "two lengths or more are needed",
         tuple(criteria) or (Criterion(text, None, "fewer than 2 lengths"),),
         tuple(f"{role} steps cross {crossing_text(one)}" for role, one in found.items()),
     )

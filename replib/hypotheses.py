@@ -95,7 +95,7 @@ def _finding(one: Hypothesis, ablation: Ablation, lengths: Sequence[int]) -> Fin
 
 
 def table(found: Sequence[Finding]) -> str:
-    """Findings as Markdown, the wrong ones first told in a sentence."""
+    """Findings as Markdown; the wrong ones are told first."""
     wrong = [
         f"{DEFECTS[f.hypothesis.defect].title}: {f.hypothesis.text}"
         for f in found
@@ -113,7 +113,7 @@ def table(found: Sequence[Finding]) -> str:
         for f in found
     ]
     return (
-        f"{said}\n\n| defect | expected by reading | found | alone on |\n|:---|:---|:---|:---|\n"
+        f"{said}\n\n| defect | expected by reading | found | measured |\n|:---|:---|:---|:---|\n"
         + ("\n".join(lines))
     )
 

@@ -67,7 +67,7 @@ def stages_chart(frame: pl.DataFrame, *, title: str, subtitle: str) -> alt.Layer
     domain = style.log_domain([*frame["start"], *frame["end"], 1.0], MARGIN)
     domain[1] *= (domain[1] / domain[0]) ** LABEL_SHARE
     drawn = frame.with_columns(
-        label=pl.struct("kind", "factor", "low", "high").map_elements(_stage_label, pl.String),
+        label=pl.struct("kind", "factor").map_elements(_stage_label, pl.String),
         right=pl.max_horizontal("start", "end"),
     )
     base = _in_lines(drawn, lines)
@@ -75,9 +75,13 @@ def stages_chart(frame: pl.DataFrame, *, title: str, subtitle: str) -> alt.Layer
     colour = alt.Color(
         "kind:N",
         legend=None,
-        scale=alt.Scale(domain=KINDS, range=[style.colour("linear"), "#8C7A00", style.NEUTRAL]),
+        scale=alt.Scale(
+            domain=KINDS, range=[style.colour("linear"), style.SPARE_COLOURS[2], style.NEUTRAL]
+        ),
     )
-    bars = base.mark_bar(height=12).encode(start, alt.X2("end:Q"), colour)
+    told = (("line", "line"), ("factor", "factor"), ("low", "95 % from"), ("high", "95 % to"))
+    tooltip = [alt.Tooltip(name, title=title) for name, title in told]
+    bars = base.mark_bar(height=12).encode(start, alt.X2("end:Q"), colour, tooltip=tooltip)
     return style.finished(
         alt.layer(
             _rule(1.0, start),
@@ -98,8 +102,7 @@ KINDS = [STAGE, "step", LEFT]
 
 def _stage_label(row: dict) -> str:
     sign = "" if row["kind"] == STAGE else "× "
-    interval = "" if row["low"] == row["high"] else f" ({row['low']:.3g} to {row['high']:.3g})"
-    return f"{sign}{row['factor']:.3g}{interval}"
+    return f"{sign}{row['factor']:.3g}"
 
 
 def losses_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
@@ -138,7 +141,7 @@ def losses_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
     guessing = alt.Chart(pl.DataFrame({"value": [GUESSING], "text": ["guessing, ln 10"]}))
     layers.append(
         guessing.mark_text(align="right", dx=-5, color=style.NEUTRAL).encode(
-            x, y=alt.value(8), text="text:N"
+            x, y=alt.value(LINE_PX * len(lines) - 8), text="text:N"
         )
     )
     return style.finished(
@@ -164,9 +167,9 @@ def scale_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
         bind=alt.binding_radio(options=["nats", "printed"], labels=labels, name="losses: "),
     )
     x = alt.X(
-        "seq_len:Q",
+        "at:Q",
         title=style.N_AXIS,
-        scale=alt.Scale(type="log", base=2, domain=[7, 90], nice=False),
+        scale=alt.Scale(type="log", base=2, domain=[7, 80], nice=False),
         axis=alt.Axis(values=[8, 16, 32, 64], grid=False),
     )
     y = alt.Y("value:Q", title="loss", scale=alt.Scale(zero=True))
@@ -178,7 +181,10 @@ def scale_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
     )
     base = (
         alt.Chart(style.records_of(frame))
-        .transform_calculate(value="loss_unit == 'nats' ? datum.nats : datum.printed")
+        .transform_calculate(
+            value="loss_unit == 'nats' ? datum.nats : datum.printed",
+            at="datum.seq_len * (datum.attention == 'softmax' ? 0.97 : 1.03)",  # side by side
+        )
         .encode(x, y, style.attention_colour(frame))
     )
     tooltip = ["attention:N", "what:N", "seq_len:Q", "printed:Q", "nats:Q"]
@@ -206,7 +212,6 @@ def prediction_chart(
     lengths = [2 ** (i / 4) for i in range(4 * 3, 4 * 14 + 1)]
     curves = fitted_curves([found.fit], lengths).filter(pl.col("value") > 0)
     measured, used = max(article["N"]), max(found.lengths)
-    curves = curves.with_columns(beyond=pl.col("seq_len") > used)
     points = pl.DataFrame(
         [
             {"attention": a, "seq_len": n, "value": float(s), "used": n in found.lengths}
@@ -221,8 +226,10 @@ def prediction_chart(
     point = alt.Chart(points).encode(x, y, colours, tooltip=style.tooltips_of(points))
     layers = [
         measured_range(min(article["N"]), measured),
-        line.transform_filter("!datum.beyond").mark_line(strokeWidth=3),
-        line.transform_filter("datum.beyond").mark_line(strokeWidth=2, strokeDash=[3, 4]),
+        line.transform_filter(f"datum.seq_len <= {used}").mark_line(strokeWidth=3),
+        line.transform_filter(f"datum.seq_len >= {used}").mark_line(
+            strokeWidth=2, strokeDash=[3, 4]
+        ),
         point.transform_filter("datum.used").mark_point(filled=True, size=80, opacity=1),
         point.transform_filter("!datum.used").mark_point(filled=False, size=80, opacity=1),
         *_predicted_crossing(found, domain, domain_n),
@@ -306,6 +313,7 @@ def switches_curves(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
         "switches:N",
         title=None,
         scale=alt.Scale(domain=["with switches", "mended"], range=[[1, 0], [5, 4]]),
+        legend=alt.Legend(symbolType="stroke"),
     )
     line = (
         alt.Chart(style.records_of(drawn))
@@ -358,7 +366,8 @@ def _in_lines(frame: pl.DataFrame, lines: Sequence[str]) -> alt.Chart:
 
 
 def _role_offset() -> alt.YOffset:
-    return alt.YOffset("role:N", scale=alt.Scale(domain=list(ROLE_SHAPES), paddingOuter=0.3))
+    places = [LINE_PX * 0.28, LINE_PX * 0.72]
+    return alt.YOffset("role:N", scale=alt.Scale(domain=list(ROLE_SHAPES), range=places))
 
 
 def _role_shape() -> alt.Shape:
