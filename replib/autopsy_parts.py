@@ -16,7 +16,7 @@ from replib.attention.softmax import softmax_attention
 from replib.autopsy import DEFECTS
 from replib.charts import autopsy as charts
 from replib.controls import Control
-from replib.live import in_passing_thread
+from replib.live import in_passing_thread, one_thread_spared
 from replib.store import Row
 from replib.verdicts import Verdict, ratio_text, three_digits
 
@@ -295,7 +295,8 @@ def _other_row(elements: mo.ui.dictionary, name: str, one: Shown) -> str:
 @functools.cache
 def _measured(name: str) -> tuple[str, str]:
     """What was measured, once a process: the runs are the same each time."""
-    return OTHERS[name].measure()
+    with one_thread_spared():
+        return OTHERS[name].measure()
 
 
 def _bleu() -> tuple[str, str]:

@@ -201,7 +201,7 @@ class LiveRuns:
                         break
                     share = done / len(jobs), 1 / len(jobs)
                     if isinstance(job, TrainingJob):
-                        with _one_thread_spared():
+                        with one_thread_spared():
                             self._train(job, device, progress, *share)
                     else:
                         self._measure(job, device, progress, *share)
@@ -314,7 +314,7 @@ def predicted_seconds(jobs: Sequence[Job], device: str | None = None) -> float:
 
 
 @contextmanager
-def _one_thread_spared() -> Iterator[None]:
+def one_thread_spared() -> Iterator[None]:
     """Leave a core to the page: threads that wait for one that the browser has displaced take
     longer than one thread fewer (on two cores a run took 52 s, and 31 s so)."""
     before = torch.get_num_threads()

@@ -366,7 +366,7 @@ def _in_lines(frame: pl.DataFrame, lines: Sequence[str]) -> alt.Chart:
 
 
 def _role_offset() -> alt.YOffset:
-    places = [LINE_PX * 0.28, LINE_PX * 0.72]
+    places = [LINE_PX * 0.02, LINE_PX * 0.88]  # two bands, in whose middle a mark stands
     return alt.YOffset("role:N", scale=alt.Scale(domain=list(ROLE_SHAPES), range=places))
 
 
