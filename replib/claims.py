@@ -125,7 +125,7 @@ _MET = {SUPPORTED: True, NOT_SUPPORTED: False, INCONCLUSIVE: None}
 _SAID = {True: "yes", False: "no", None: "cannot be told"}
 
 
-def _each_device(judge: Callable[..., Verdict]) -> Callable[..., Verdict]:
+def each_device(judge: Callable[..., Verdict]) -> Callable[..., Verdict]:
     """Judge the rows of each device by themselves, and together say where the claim holds."""
 
     @wraps(judge)
@@ -162,7 +162,7 @@ def convergence_at(rows: Sequence[Row], seq_len: int) -> Verdict:
     return convergence_verdict(linear, softmax, accuracy_threshold=SOLVED_ACCURACY)
 
 
-@_each_device
+@each_device
 def convergence(rows: Sequence[Row]) -> Verdict:
     """`convergence_at` every length there is, together; runs that differ in anything but the
     mechanism and the seed (two scales, say) are not judged together."""
@@ -216,7 +216,7 @@ def paper_images(paper: Mapping[str, Any]) -> str:
     return f"Bits per dimension on images that are not those here. {'. '.join(told)}."
 
 
-@_each_device
+@each_device
 def images(rows: Sequence[Row]) -> Verdict:
     """Linear attention models images as well as softmax: `images_verdict` of each data set and
     setting there is."""
@@ -274,7 +274,7 @@ SCALING_CLAIMS = {"linear": 1.0, "softmax": 2.0}
 FIGURES = {"time": "time_ms_per_sample", "memory": "memory_bytes_per_sample"}
 
 
-@_each_device
+@each_device
 def scaling(rows: Sequence[Row], work: str = "forward_backward") -> Verdict:
     """Time and memory of linear attention grow as N, those of softmax as N².
 
@@ -390,7 +390,7 @@ def _crossings(timed: dict[Variant, dict[int, Row]], batch_size: int) -> list[Cr
 _crossover = lru_cache(maxsize=1000)(crossover)
 
 
-@_each_device
+@each_device
 def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> Verdict:
     """Linear attention is faster from N = 512 on (paper, fig. 1).
 
@@ -417,7 +417,7 @@ def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> V
     return replace(verdict, headline=headline, evidence=(*verdict.evidence, *beside))
 
 
-@_each_device
+@each_device
 def implementations(rows: Sequence[Row], *, work: str = "forward_backward") -> Verdict:
     """The crossover is one of implementations: it moves to shorter N as linear attention's
     improves. Judged for each softmax and batch size by `implementations_verdict`."""
@@ -714,7 +714,7 @@ def _samples(row: Row) -> list[float]:
     return row["summary"]["time_ms_samples"]
 
 
-@_each_device
+@each_device
 def constant_cost(rows: Sequence[Row]) -> Verdict:
     """A token costs the same at every position with a recurrent state, and ever more with softmax:
     `constant_cost_verdict` for each model and batch."""
@@ -793,7 +793,7 @@ def _speedup(slow: Generated, fast: Generated) -> Speedup:
     raise AssertionError("a way without any total is not among those generated")
 
 
-@_each_device
+@each_device
 def faster_generation(rows: Sequence[Row]) -> Verdict:
     """Linear attention generates a whole sequence in less time than softmax with its cache, judged
     at each size; how much faster than softmax that computes everything again is evidence, and so

@@ -593,7 +593,10 @@ def _history_line(row: Row) -> str:
             f"{config['model']['attention']}, N = {config['task']['seq_len']}, batch "
             f"{config['batch_size']}, {config['n_steps']} steps, seed {row['seed']}"
         )
-        result = row["detail"] or ""
+        if config.get("defects"):
+            what += f", {', '.join(config['defects'])}"
+        time_ms = summary.get("time_ms")
+        result = row["detail"] or "" if time_ms is None else f"a step {time_ms:.3g} ms"
         if loss is not None:
             result = f"loss {loss:.4f} nats a token, accuracy {accuracy:.1%}"
     elif "way" in config:

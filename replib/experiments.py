@@ -669,6 +669,32 @@ def live_stream_jobs(values: Mapping[str, Any]) -> list[CostJob]:
     return _streams(values["n_tokens"], min(values["n_tokens"], values["n_cached"]))
 
 
+AUTOPSY_MODELS = ("small", "the article's")
+
+
+def live_autopsy_jobs(values: Mapping[str, Any]) -> list[TrainingJob | CostJob]:
+    """The runs that the autopsy notebook's switches ask for: mended, and with those of the
+    `defects` that the article's runs of the mechanism had; the steps of all are timed together.
+
+    `measure` leaves out the losses ("step times") or the times ("losses").
+    """
+    n = values["seq_len"]
+    configs = []
+    for attention in values["attention"]:
+        chosen = tuple(one for one in article_defects(attention) if one in values["defects"])
+        options = {"task": SequenceCopy(seq_len=n), "batch_size": 8, "lr": 2e-3}
+        if values["model"] != AUTOPSY_MODELS[0]:
+            options |= {"model": replication_model(attention), "lr": 1e-3}
+        mended = laptop_copy(attention, n, values["n_steps"], **options)
+        configs += [with_defects(mended, defects) for defects in dict.fromkeys(((), chosen))]
+    jobs: list[TrainingJob | CostJob] = []
+    if values["measure"] != "losses" and configs:
+        jobs.append(CostJob(configs=tuple(configs), n_repeats=values["repeats"]))
+    if values["measure"] != "step times":
+        jobs += _seeds(configs, values["seeds"])
+    return jobs
+
+
 def unavailable(config: Config, device_type: str) -> str | None:
     """Why a config's implementation cannot run on a kind of device; None where it can."""
     return _unavailable(config, getattr(config, "model", config).implementation, device_type)

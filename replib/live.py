@@ -4,11 +4,12 @@ marimo serves all notebooks as threads of one process, so one such thread works 
 run whose page is no longer open ends by itself.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
@@ -16,6 +17,7 @@ from typing import TypeVar
 import torch
 
 from replib import kernels, store
+from replib.autopsy import AutopsyConfig
 from replib.benchmark import (
     MEMORY_SHARE,
     predict_cost_seconds,
@@ -40,7 +42,7 @@ from replib.experiments import (
 )
 from replib.memory import available_memory_bytes
 from replib.streams import predict_generation_seconds
-from replib.training import Metrics, Training
+from replib.training import Metrics, Training, TrainingConfig
 
 SCALE = "live"
 MAX_POINT_S = 5.0  # of timing for one mechanism at one length
@@ -48,6 +50,8 @@ MAX_POINT_S = 5.0  # of timing for one mechanism at one length
 ABANDONED_AFTER_S = 20.0
 COMPILE_S = 15.0  # about; a kernel for the CPU, on two cores, once for this machine
 MAX_PREDICTED_S = 3600.0  # a reader who wants more has the command line, which resumes
+# About; what defects of the autopsy do to a step, for predictions alone.
+SLOWER = {"float64": 1.5, "unfused": 1.5, "extra_losses": 1.3}
 _WORK_LOCK = threading.Lock()
 
 Result = TypeVar("Result")
@@ -197,7 +201,7 @@ class LiveRuns:
                         break
                     share = done / len(jobs), 1 / len(jobs)
                     if isinstance(job, TrainingJob):
-                        with _one_thread_spared():
+                        with one_thread_spared():
                             self._train(job, device, progress, *share)
                     else:
                         self._measure(job, device, progress, *share)
@@ -219,14 +223,15 @@ class LiveRuns:
     def _name(self, job: Job) -> str:
         """The experiment that a job's rows are kept under: a task has one of its own."""
         if isinstance(job, TrainingJob):
-            return TASK_EXPERIMENTS[type(job.config.task)]
+            autopsy = isinstance(job.config, AutopsyConfig)
+            return "autopsy" if autopsy else TASK_EXPERIMENTS[type(job.config.task)]
         return self.experiment
 
     def _stopped(self) -> bool:
         return self._stop.is_set() or monotonic() - self._polled > ABANDONED_AFTER_S
 
     def _train(self, job, device, progress: Progress, before: float, share: float) -> None:
-        name, who = self._name(job), f"{job.config.model.attention}, seed {job.seed}"
+        name, who = self._name(job), f"{_who(job.config)}, seed {job.seed}"
         progress.text = f"{who}: first steps"
         training: Training | None = None
 
@@ -258,10 +263,11 @@ class LiveRuns:
             progress.text = f"{row['config']['way']}: {done:,} of {of:,} tokens"
 
         progress.fraction = before
-        progress.text = f"measuring N = {job.configs[0].seq_len}"
+        config = job.configs[0]
+        progress.text = f"measuring N = {getattr(config, 'task', config).seq_len}"
         name = self._name(job)
         streaming = any(getattr(config, "span", None) == "stream" for config in job.configs)
-        with _one_thread_spared() if streaming else nullcontext():
+        with one_thread_spared() if streaming else nullcontext():
             for row in run_cost(name, SCALE, job, device, self._stopped, MAX_POINT_S, on_partial):
                 self._finish(row, progress)
 
@@ -280,6 +286,12 @@ class LiveRuns:
 
     def _model_path(self, run: str, device: str | None) -> Path:
         return self.folder / "models" / resolve_device(device).type / f"{run}.pt"
+
+
+def _who(config: TrainingConfig) -> str:
+    """The mechanism of a run, and how many defects it has."""
+    n = len(getattr(config, "defects", ()))
+    return config.model.attention + (f" with {n} defect{'s' * (n > 1)}" if n else "")
 
 
 def run_ids(job: Job) -> list[str]:
@@ -304,7 +316,7 @@ def predicted_seconds(jobs: Sequence[Job], device: str | None = None) -> float:
 
 
 @contextmanager
-def _one_thread_spared() -> Iterator[None]:
+def one_thread_spared() -> Iterator[None]:
     """Leave a core to the page: threads that wait for one that the browser has displaced take
     longer than one thread fewer (on two cores a run took 52 s, and 31 s so)."""
     before = torch.get_num_threads()
@@ -332,9 +344,21 @@ def _predicted_seconds(jobs: Sequence[Job], device: str | None) -> float:
 
 def _predicted_job_seconds(job: Job, kind: torch.device) -> float:
     if isinstance(job, TrainingJob):
-        return predict_training_seconds(job.config, kind)
+        return _predicted_training_seconds(job.config, kind)
+    if isinstance(job.configs[0], TrainingConfig):
+        steps = (replace(config, n_steps=1) for config in job.configs)
+        step_s = (_predicted_training_seconds(step, kind) for step in steps)
+        # Once for its memory and to warm up, then an untimed and a timed one a repeat.
+        return sum(2 * s + min(2 * job.n_repeats * s, max(MAX_POINT_S, 2 * s)) for s in step_s)
     predict = predict_generation_seconds if is_generation(job) else predict_cost_seconds
     return predict(job.configs, job.n_repeats, kind, MAX_POINT_S)
+
+
+def _predicted_training_seconds(config: TrainingConfig, kind: torch.device) -> float:
+    if not isinstance(config, AutopsyConfig):
+        return predict_training_seconds(config, kind)
+    slower = math.prod(SLOWER.get(defect, 1.0) for defect in config.defects)
+    return slower * predict_training_seconds(config.with_defects(), kind)
 
 
 def refusal(jobs: Sequence[Job], device: str | None = None) -> str | None:

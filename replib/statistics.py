@@ -293,6 +293,40 @@ def article_regression(
     )
 
 
+def prediction_interval(
+    lengths: Sequence[float],
+    softmax_s: Sequence[float],
+    linear_s: Sequence[float],
+    *,
+    softmax_model: str = "quadratic",
+    n_draws: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the 95 % interval of `article_regression`'s crossover, if its models are right.
+
+    Both fits are drawn anew with the errors that their residuals imply: normal ones, whose variance
+    is the residual sum of squares over a chi-square draw of n - (number of coefficients) degrees of
+    freedom. With so few lengths it is wide, and often has no end (`inf`). That a model may be wrong
+    beyond the data is not in it.
+
+    Raises:
+        ValueError: as `article_regression`.
+    """
+    article_regression(lengths, softmax_s, linear_s, softmax_model=softmax_model)
+    rng = _generator(n_draws, seed)
+    measured, softmax = _measurements(lengths, softmax_s, "softmax_s")
+    _, linear = _measurements(lengths, linear_s, "linear_s")
+    grid = np.geomspace(SHORTEST_LENGTH, NEVER, 2001)  # steps of 1.4 %
+    curves = (
+        _drawn_curves(measured, np.exp(_log_medians(one)), model, grid, n_draws, rng)
+        for one, model in ((softmax, softmax_model), (linear, "linear"))
+    )
+    softmax_faster = np.less(*curves)  # (n_draws, n_grid)
+    n_after = softmax_faster[:, ::-1].argmax(axis=1)  # grid points after the last such
+    crossings = np.append(grid, math.inf)[len(grid) - n_after]
+    return _percentiles(np.where(softmax_faster.any(axis=1), crossings, SHORTEST_LENGTH))
+
+
 def difference_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % interval of mean(a) - mean(b) by Welch's t.
 
@@ -537,6 +571,34 @@ def _fit(
     design = lengths[:, None] ** powers / scale
     coefficients = np.linalg.lstsq(design, seconds, rcond=None)[0] / scale
     return tuple(map(float, coefficients)), lambda n: np.power.outer(n, powers) @ coefficients
+
+
+def _drawn_curves(
+    lengths: np.ndarray,
+    seconds: np.ndarray,
+    model: str,
+    grid: np.ndarray,
+    n_draws: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return a model's curves over a grid, (n_draws, n_grid), with errors as its residuals imply;
+    a power law in logarithms."""
+    log = model == "power_law"
+    y = np.log(seconds) if log else seconds
+
+    def design_of(n: np.ndarray) -> np.ndarray:
+        if log:
+            return np.stack([np.ones_like(n), np.log(n)], axis=1)
+        return (n[:, None] / lengths.max()) ** np.array(SOFTMAX_POWERS[model])
+
+    design = design_of(lengths)
+    solve = np.linalg.pinv(design)  # (n_coefficients, n_lengths)
+    coefficients = solve @ y
+    residuals, freedom = y - design @ coefficients, len(y) - design.shape[1]
+    scale = np.sqrt(residuals @ residuals / rng.chisquare(freedom, (n_draws, 1)))
+    draws = coefficients + scale * rng.standard_normal((n_draws, len(y))) @ solve.T
+    curves = draws @ design_of(grid).T
+    return np.exp(curves.clip(-700, 700)) if log else curves
 
 
 def _last_meeting(softmax: Callable, linear: Callable) -> float:

@@ -16,9 +16,11 @@ import pytest
 import synthetic
 import torch
 
-from replib import store
+from replib import autopsy_parts, store
 from replib.attention import linear
+from replib.autopsy import DEFECTS
 from replib.experiments import ALL_VARIANTS, recorded_rows, refused_variants
+from replib.published import published
 from replib.report import NOTEBOOKS
 from replib.streams import WAYS
 
@@ -63,6 +65,17 @@ SETTINGS = {
         "ways": tuple(WAYS),
         "device": "cpu",
     },
+    "05_replication_autopsy": {
+        "seq_len": 8,
+        "n_steps": 10,
+        "seeds": 1,
+        "repeats": 3,
+        "model": "small",
+        "measure": "both",
+        "attention": ("softmax", "linear"),
+        "defects": ("float64", "leak"),
+        "device": "cpu",
+    },
 }
 STREAM = {"n_tokens": 100, "n_cached": 50}  # the second panel of 04
 COSTS = [stem for stem in SETTINGS if "variants" in SETTINGS[stem]]
@@ -71,7 +84,9 @@ RECORDED_IN = {
     "02_linear_scaling": ("scaling",),
     "03_speed_crossover": ("crossover", "step_time"),
     "04_transformers_are_rnns": ("generation",),
+    "05_replication_autopsy": ("autopsy", "autopsy_time", "step_time"),
 }
+NOT_YET_RECORDED = ("04", "05")
 NOT_AUTO = SimpleNamespace(value=False)
 RUNNABLE = tuple(name for name in ALL_VARIANTS if name not in refused_variants())
 
@@ -188,7 +203,9 @@ def test_a_kernel_that_cannot_run_is_explained_and_starts_nothing(stem, monkeypa
 
 @pytest.mark.parametrize("stem", PATHS)
 def test_a_long_run_waits_for_its_button(stem, data):
-    longer = {"n_steps": 10000, "repeats": 31} | ({} if stem[:2] == "01" else {"seq_len": 16384})
+    longer = {"n_steps": 10000, "repeats": 31} | (
+        {} if stem[:2] in ("01", "05") else {"seq_len": 16384}
+    )
     page, names = run_notebook(stem, **longer)
     assert "Run (about" in page or "This would take" in page
     assert names["live"].poll() is None
@@ -218,7 +235,7 @@ def test_a_short_run_starts_by_itself_and_is_shown_from_the_cache_afterwards(ste
     assert {row["outcome"] for row in rows} == {"ok"}
     if extra:
         assert again.count("of 2 right") == 3  # the sequence itself and the copies of two models
-    other, names = run_notebook(stem, extra | {"auto": NOT_AUTO}, head_dim=16)
+    other, names = run_notebook(stem, extra | {"auto": NOT_AUTO}, head_dim=16, seq_len=16)
     assert "Run (about" in other and "Nothing has run yet" in session(other)
 
 
@@ -245,6 +262,17 @@ VERDICTS = {  # what the synthetic rows make of each claim
         "1,000,000 tokens in 495 s, 8.7 kB kept at first, 8.7 kB at the end",
         "MNIST, batch 1: token 784: a cache takes 8.84",
         "1,000,000 tokens: the state grows by 0 bytes",
+    ],
+    "05_replication_autopsy": [
+        "✗ not supported",
+        "12 of 12 mended linear runs learn to copy",
+        "mended, linear takes 1.57× (1.57 to 1.57) softmax at N = 8 and 0.857×",
+        "mended steps cross at N = 40 (measured",
+        "At N = 64, batch 32, loss summed costs most of a linear step: 3×",
+        "The article's 24×, taken apart: 4.18× is unexplained",
+        "elu + 1 in the decoder: slower convergence; unfused attention: a step takes longer",
+        "crossover at N = 3149, 49 times beyond the data",
+        "softmax, N = 8: 19.3 / 8 = 2.41, expected 2.38",
     ],
 }
 
@@ -299,12 +327,82 @@ def test_a_torn_line_among_the_recorded_rows_is_skipped_with_a_warning(stem, dat
 def test_the_committed_rows_are_shown_with_their_device(stem):
     rows = recorded_rows(RECORDED_IN[stem][0])
     page, _ = run_notebook(stem, {"auto": NOT_AUTO})
-    if not rows and stem.startswith("04"):
+    if not rows and stem.startswith(NOT_YET_RECORDED):
         assert "no measurements yet" in page
         return
     assert rows, f"nothing is recorded for {stem}"
     for device in {row["provenance"]["device_name"] for row in rows}:
         assert f"Recorded here, {device}" in page or f"{device}</strong>" in page
+
+
+AUTOPSY = "05_replication_autopsy"
+
+
+@pytest.mark.parametrize("measure", ["both", "losses", "step times"])
+def test_autopsy_jobs_follow_the_switches(measure):
+    switches = {"defects": ("leak", "float64"), "seeds": 2, "measure": measure}
+    _, names = run_notebook(AUTOPSY, {"auto": NOT_AUTO}, **switches)
+    kinds = {}
+    for job in names["jobs"]:
+        kinds.setdefault(type(job).__name__, []).append(job)
+    assert (
+        set(kinds)
+        == {
+            "both": {"TrainingJob", "CostJob"},
+            "losses": {"TrainingJob"},
+            "step times": {"CostJob"},
+        }[measure]
+    )
+    # softmax has those of the switches alone that the article's softmax runs had
+    chosen = [("softmax", ()), ("softmax", ("leak",))]
+    chosen += [("linear", ()), ("linear", ("float64", "leak"))]
+    for job in kinds.get("CostJob", []):
+        assert [(c.model.attention, c.defects) for c in job.configs] == chosen
+        assert job.n_repeats == 3
+    runs = [(j.config.model.attention, j.config.defects) for j in kinds.get("TrainingJob", [])]
+    assert runs == [one for one in chosen for _ in range(2)] * ("TrainingJob" in kinds)
+
+
+def test_with_all_switches_off_the_mended_runs_alone_are_made():
+    _, names = run_notebook(AUTOPSY, {"auto": NOT_AUTO}, defects=())
+    assert {config.defects for config in names["jobs"][0].configs} == {()}
+    assert len(names["jobs"][0].configs) == 2
+
+
+def test_every_switch_is_there_with_its_sentence_and_its_place():
+    page, names = run_notebook(AUTOPSY, {"auto": NOT_AUTO})
+    assert list(names["switches"].elements) == list(DEFECTS)
+    for defect in DEFECTS.values():
+        assert defect.what in page and defect.where in page and defect.expected in page
+
+
+def test_switches_of_the_address_bar_are_on(monkeypatch):
+    monkeypatch.setattr(mo, "cli_args", lambda: SimpleNamespace(to_dict=dict))
+    for text, on in (("leak,adam", {"leak", "adam"}), ("none", set()), ("nonsense", set(DEFECTS))):
+        query = SimpleNamespace(to_dict=lambda text=text: {"defects": text})
+        monkeypatch.setattr(mo, "query_params", lambda query=query: query)
+        assert set(autopsy_parts.chosen_at_first()) == on
+
+
+def test_the_prediction_follows_its_points_and_model():
+    article = published()["dm2022"]
+    points = {"points": ("8", "16", "32", "64"), "softmax_model": "full_quadratic"}
+    assert "crossover at N = 6219" in autopsy_parts.prediction(article, points).text
+    points["softmax_model"] = "linear"
+    assert "linear never overtakes" in autopsy_parts.prediction(article, points).text
+    points["points"] = ("8", "64")
+    assert "2 lengths, the linear model needs 3" in autopsy_parts.prediction(article, points).text
+
+
+def test_the_defects_of_other_works_show_what_they_do():
+    page, _ = run_notebook(AUTOPSY, {"auto": NOT_AUTO})
+    shown = page.split("Defects of other earlier works")[1]
+    assert len(re.findall("mended: |<b>broken: ", shown)) >= 4
+    assert "outputs move by 0% when all later tokens change" in shown
+    if not torch.cuda.is_available():
+        assert "it needs a CUDA device" in shown
+    if importlib.util.find_spec("sacrebleu") is None:
+        assert "sacrebleu is missing: pip install" in shown
 
 
 def test_generation_jobs_follow_the_settings():

@@ -13,6 +13,7 @@ from replib.statistics import (
     difference_interval,
     integrated_total,
     measured_total,
+    prediction_interval,
     ratio,
     scaling_exponent,
     t_quantile,
@@ -269,6 +270,38 @@ def test_leaving_out_one_of_four_points_moves_the_articles_crossover():
     without_longest = article_regression(*(column[:3] for column in article_table()))
     assert fit.crossover_low == pytest.approx(without_longest.crossover)
     assert fit.crossover_low < 2250 < 3200 < fit.crossover_high
+
+
+def test_prediction_intervals_say_how_little_four_points_decide():
+    low, high = prediction_interval(*article_table())
+    assert low < 3148.7 < high and high > 1.5 * low
+    low, high = prediction_interval(*article_table(), softmax_model="full_quadratic")
+    assert low < 3148.7 and high == math.inf
+    assert prediction_interval(*article_table(), softmax_model="linear") == (math.inf, math.inf)
+
+
+def test_a_prediction_interval_covers_the_truth_about_95_times_in_100():
+    n, rng, hits = np.array([8.0, 16, 32, 64, 128]), np.random.default_rng(5), 0
+    truth = (1 + math.sqrt(1 + 4 * 0.01 * 90)) / 0.02  # 10 + 0.01 N² = 100 + N
+    for _ in range(N_SIMULATED):
+        softmax, linear = 10 + 0.01 * n**2, 100 + n
+        noisy = (one + rng.normal(0, 2, len(n)) for one in (softmax, linear))
+        low, high = prediction_interval(n, *noisy, n_draws=400)
+        hits += low <= truth <= high
+    assert LEAST_HITS <= hits <= MOST_HITS
+
+
+def test_points_on_the_curves_predict_one_point():
+    n = np.array([8.0, 16, 32, 64])
+    for model, times in (("quadratic", 10 + 0.01 * n**2), ("power_law", 0.04 * n**2)):
+        meeting = article_regression(n, times, 100 + n, softmax_model=model).crossover
+        low, high = prediction_interval(n, times, 100 + n, softmax_model=model)
+        assert low == high == pytest.approx(meeting, rel=0.02)
+
+
+def test_a_prediction_without_an_error_to_judge_by_is_refused():
+    with pytest.raises(ValueError, match="2 lengths, the quadratic model needs 3"):
+        prediction_interval(*(column[:2] for column in article_table()))
 
 
 @pytest.mark.parametrize("model", SOFTMAX_MODELS)

@@ -36,7 +36,7 @@ def extrapolation_chart(
     if not regressions:
         return style.no_data(title)
     shortest, longest, last = min(published["N"]), max(published["N"]), 8192
-    curves = _fitted_curves(regressions, [2 ** (i / 8) for i in range(8 * 3, 8 * 13 + 1)])
+    curves = fitted_curves(regressions, [2 ** (i / 8) for i in range(8 * 3, 8 * 13 + 1)])
     points = pl.DataFrame(
         [
             {"attention": a, "seq_len": n, "value": s}
@@ -51,7 +51,7 @@ def extrapolation_chart(
     )
     colours = style.attention_colour(curves, legend=None)
     layers = [
-        _measured_range(shortest, longest),
+        measured_range(shortest, longest),
         alt.Chart(style.records_of(curves))
         .mark_line()
         .encode(
@@ -72,7 +72,7 @@ def extrapolation_chart(
     )
 
 
-def _fitted_curves(regressions: Sequence[Regression], lengths: Sequence[float]) -> pl.DataFrame:
+def fitted_curves(regressions: Sequence[Regression], lengths: Sequence[float]) -> pl.DataFrame:
     """The lines of all models, and the one line of the linear attention."""
     rows = []
     for fit in regressions:
@@ -137,7 +137,7 @@ def _meetings(regressions: Sequence[Regression], x: alt.X, y: alt.Y) -> list[alt
     ]
 
 
-def _measured_range(low: float, high: float) -> alt.Chart:
+def measured_range(low: float, high: float) -> alt.Chart:
     data = pl.DataFrame(
         {"seq_len": [low], "end": [high], "text": [f"measured:\nN = {low} to {high}"]}
     )

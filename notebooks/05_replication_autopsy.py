@@ -1,0 +1,353 @@
+# /// script
+# [tool.marimo.opengraph]
+# title = "5 · Autopsy of a replication"
+# description = "Why did the 2022 replication find 3149? Switch its defects on and off"
+# ///
+
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App(width="medium", app_title="Autopsy of a replication")
+
+with app.setup(hide_code=True):
+    import marimo as mo
+
+    from replib import autopsy_parts as parts
+    from replib import claims, claims_autopsy, controls, hypotheses
+    from replib.controls import Control
+    from replib.experiments import AUTOPSY_MODELS, live_autopsy_jobs, recorded_rows
+    from replib.live import LiveRuns
+    from replib.published import published
+    from replib.statistics import SOFTMAX_MODELS
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    # Why did the 2022 replication find 3149?
+
+    Katharopoulos et al. 2020 say that linear attention learns as softmax does and is faster from
+    some hundred tokens on. **The 2022 replication** (Do & Bergner) concludes otherwise: no stable
+    convergence, 8 to 24 times slower at N = 8 to 64, a crossover at N = 3149. Its code, read line
+    by line, has defects. Here each is a **switch** on our own model, of the article's sizes and
+    task, so that you can break it as it was broken: *mended* has none of them, *broken* all that
+    the article's runs had.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    article = published()["dm2022"]
+    losses, times = recorded_rows("autopsy"), recorded_rows("autopsy_time")
+    steps = recorded_rows("step_time")
+    live = LiveRuns("autopsy_time")
+    get_changes, set_changes = mo.state(0)
+    return article, get_changes, live, losses, set_changes, steps, times
+
+
+@app.cell(hide_code=True)
+def _(article, losses, steps, times):
+    recorded = parts.cards(losses, times, steps, article)
+    device = controls.device_names([*losses, *times])
+    article_says = claims_autopsy.article_said(article)
+    return article_says, device, recorded
+
+
+@app.cell(hide_code=True)
+def _(article, article_says, device, get_changes, jobs, live, recorded, settings):
+    get_changes()
+    _session = parts.session_cards(live.rows(jobs, settings["device"]), article)
+    parts.verdict_cards(article_says, recorded, _session, device)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    ## The slowdown
+
+    The time of one training step, with one defect more (*alone on*, in a mended run) and with one
+    less (*alone off*, in a broken run). Where the two differ, defects do not simply multiply.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _(times):
+    parts.effects_chart(times)
+    return
+
+
+@app.cell(hide_code=True)
+def _(article, times):
+    parts.slowdown_tabs(times, article)
+    return
+
+
+@app.cell(hide_code=True)
+def _(article, times):
+    mo.vstack(
+        [
+            mo.md("**The article's four points, and ours**"),
+            mo.md(claims_autopsy.four_points(article, times)),
+        ]
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    ## The losses
+
+    Where runs end, in nats (natural-log units) a token; guessing one of ten symbols costs ln 10 =
+    2.30. A decoder that sees its target can reach 0 without copying anything.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _(article, losses):
+    parts.losses_chart(losses, article)
+    return
+
+
+@app.cell(hide_code=True)
+def _(article, losses):
+    mo.vstack(
+        [
+            mo.md(claims_autopsy.loss_table(article, losses, _name))
+            for _name in ("linear", "softmax")
+        ],
+        gap=1.5,
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(article, losses):
+    mo.vstack(
+        [
+            mo.md(f"## The loss scale\n\n{claims_autopsy.scale_text(article)}"),
+            parts.scale_chart(losses, article),
+        ]
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(losses, times):
+    _found = hypotheses.findings(losses, times)
+    mo.md(f"## What was expected by reading the code\n\n{hypotheses.table(_found)}")
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    ## Try it: break the replication
+
+    Turn defects on; the runs with them and mended ones are trained and timed here. Softmax takes
+    those that its runs had. The address bar holds the switches, to be shared.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    get_chosen, set_chosen = mo.state(parts.chosen_at_first())
+    buttons = parts.presets(set_chosen)
+    return buttons, get_chosen
+
+
+@app.cell(hide_code=True)
+def _(get_chosen):
+    switches = parts.switches(get_chosen())
+    return (switches,)
+
+
+@app.cell(hide_code=True)
+def _(buttons, switches):
+    parts.show_switches(switches, buttons)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    PARAMETERS = [
+        Control("seq_len", "Sequence length", (8, 16, 32, 64, 128, 256), 8),
+        Control("n_steps", "Steps", (50, 100, 200, 300, 500, 1000, 3000), 200),
+        Control("seeds", "Seeds", (1, 2, 3), 1),
+        Control("repeats", "Repeats of a step", (3, 5, 9, 15, 31), 9),
+        Control("model", "Model", AUTOPSY_MODELS, AUTOPSY_MODELS[0]),
+        Control("measure", "Measure", ("both", "losses", "step times"), "step times"),
+        controls.DEVICE,
+        Control("attention", "Attention", ("softmax", "linear"), ("softmax", "linear")),
+    ]
+    panel, notes = controls.panel(PARAMETERS)
+    return notes, panel
+
+
+@app.cell(hide_code=True)
+def _(notes, panel):
+    controls.show_panel(panel, notes)
+    return
+
+
+@app.cell(hide_code=True)
+def _(panel, switches):
+    settings = panel.value | parts.chosen(switches)
+    controls.share(panel.value)
+    return (settings,)
+
+
+@app.cell(hide_code=True)
+def _(settings):
+    jobs, problem = controls.attempt(live_autopsy_jobs, settings)
+    problem
+    return (jobs,)
+
+
+@app.cell(hide_code=True)
+def _():
+    auto = mo.ui.switch(value=True, label="run short settings automatically")
+    return (auto,)
+
+
+@app.cell(hide_code=True)
+def _(auto, get_changes, jobs, live, settings):
+    get_changes()
+    run, _why_none = controls.gate(live, jobs, auto=auto.value, device=settings["device"])
+    controls.show_gate(run, _why_none, auto)
+    return (run,)
+
+
+@app.cell(hide_code=True)
+def _(get_changes, jobs, live, run, set_changes, settings):
+    get_changes()
+    if controls.pressed(run):
+        live.start(jobs, settings["device"])
+        set_changes(lambda n: n + 1)
+    stop, tick = controls.stop_button(live), controls.ticker(live)
+    controls.show_stop(stop, tick)
+    return stop, tick
+
+
+@app.cell(hide_code=True)
+def _(live, stop):
+    if controls.pressed(stop):
+        live.stop()
+    return
+
+
+@app.cell(hide_code=True)
+def _(jobs, live, set_changes, settings, tick):
+    tick
+    _progress = controls.watch(live, set_changes)
+    _rows = live.showing(jobs, settings["device"])
+    controls.live_only(_progress, parts.session_charts(_rows))
+    return
+
+
+@app.cell(hide_code=True)
+def _(get_changes, live):
+    get_changes()
+    controls.history(live)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    ## Where 3149 comes from
+
+    The article has four points, up to N = 64. Choose which of them the regression may use, and what
+    softmax is supposed to grow as: the prediction moves by thousands, or goes away.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _(article):
+    LENGTHS = tuple(map(str, article["N"]))
+    prediction_panel, prediction_notes = controls.panel(
+        [
+            Control("points", "Points", LENGTHS, LENGTHS),
+            Control("softmax_model", "Softmax as", SOFTMAX_MODELS, "quadratic", claims.MODEL_NAMES),
+        ]
+    )
+    return prediction_notes, prediction_panel
+
+
+@app.cell(hide_code=True)
+def _(prediction_notes, prediction_panel):
+    controls.show_panel(prediction_panel, prediction_notes)
+    return
+
+
+@app.cell(hide_code=True)
+def _(article, prediction_panel):
+    controls.share(prediction_panel.value)
+    parts.prediction(article, prediction_panel.value)
+    return
+
+
+@app.cell(hide_code=True)
+def _(article, times):
+    mo.md(claims_autopsy.prediction_table(article, times))
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    ## Defects of other earlier works
+
+    Each is run when this page opens; its switch marks what a reader of that work was shown.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    others = parts.other_switches()
+    return (others,)
+
+
+@app.cell(hide_code=True)
+def _(others):
+    parts.show_others(others)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    _text = mo.md("""
+    - **What is re-enacted.** Nine defects that can be in torch, on our `EncoderDecoder`, its task
+      and its loop; with all switches off a run is the real one, bit for bit. What Julia's compiler,
+      GPU and libraries did is not: it is in what stays unexplained.
+    - **Conclusions.** A card says *supported* where the article's conclusion stands after
+      mending, *not supported* where it falls. No stable convergence: most mended linear runs end
+      below 99 % accuracy (all lengths together, Wilson interval). Slower: at each length the ratio
+      of linear to softmax steps is above 1, and at or above the article's least. Crossover: the
+      interval of a measured crossover holds 3149; an extrapolated one decides nothing.
+    - **Times.** The article's sizes, batch 8 (the switch makes it 32); all sets of defects of a
+      length are timed in turns, and rounds are resampled together. Factors are multiplied, so
+      shares are of logarithms; *between* is the geometric mean of alone on and alone off, and
+      the rest what remains of the whole, other defects and how they act together.
+    - **Losses.** *Deviation:* recorded at the `laptop` scale with a smaller pre-norm model (2 + 2
+      layers, 4 heads of 16) that learns in 3000 steps on a CPU; three seeds; differences by Welch's
+      t. Losses are nats a token for all runs, whatever the batch.
+    - **The article's losses** are our reading of its figures; its batches are inferred from the
+      plateaus.
+    - **The interval of a prediction** draws both fits anew with errors of the size of their
+      residuals; that a model may be wrong beyond the data is not in it.
+    - **Other works.** The corpus is generated; the language models have one layer, 2 heads of 32.
+    """)
+    mo.accordion({"Method and limits": _text})
+    return
+
+
+if __name__ == "__main__":
+    app.run()

@@ -1,0 +1,364 @@
+"""The marimo parts of the autopsy notebook."""
+
+import functools
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import marimo as mo
+import torch
+
+from replib import claims, controls, earlier_defects, frames_autopsy
+from replib import claims_autopsy as autopsy
+from replib.attention.softmax import softmax_attention
+from replib.autopsy import DEFECTS
+from replib.charts import autopsy as charts
+from replib.controls import Control
+from replib.live import in_passing_thread, one_thread_spared
+from replib.store import Row
+from replib.verdicts import Verdict, ratio_text, three_digits
+
+NONE = "none"  # in the URL, where no switch is on
+SWITCHES = Control("defects", "Defects", (*DEFECTS, NONE), tuple(DEFECTS))
+
+
+def chosen_at_first() -> tuple[str, ...]:
+    """The defects that the URL or the command line asks for; all of them without one."""
+    sources = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
+    values, _ = controls.initial_values([SWITCHES], *sources)
+    return tuple(name for name in values["defects"] if name != NONE)
+
+
+def switches(chosen: Sequence[str]) -> mo.ui.dictionary:
+    """A switch for each defect."""
+    return mo.ui.dictionary(
+        {name: mo.ui.switch(value=name in chosen, label=one.title) for name, one in DEFECTS.items()}
+    )
+
+
+def chosen(elements: mo.ui.dictionary) -> dict[str, tuple[str, ...]]:
+    """The defects whose switch is on, as a setting, and in the URL."""
+    names = tuple(name for name, on in elements.value.items() if on)
+    controls.share({"defects": names or (NONE,)})
+    return {"defects": names}
+
+
+def presets(choose: Callable) -> mo.ui.array:
+    """Buttons that turn all switches on or off."""
+    return mo.ui.array(
+        [
+            mo.ui.button(label=label, on_change=lambda _, names=names: choose(names))
+            for label, names in (("all on", tuple(DEFECTS)), ("all off", ()))
+        ]
+    )
+
+
+def show_switches(elements: mo.ui.dictionary, buttons: mo.ui.array) -> mo.Html:
+    """Each switch with what the defect is, where it stood, and what it should do."""
+    cells = "".join(_switch_row(elements, name) for name in DEFECTS)
+    rows = mo.Html(
+        '<div role="group" aria-label="defects" style="display:grid; gap:.7rem 1.5rem; '
+        f'grid-template-columns:repeat(auto-fit, minmax(min(100%, 21rem), 1fr))">{cells}</div>'
+    )
+    if controls.in_static_page():
+        return rows
+    return mo.vstack([rows, mo.hstack(list(buttons), justify="start", gap=0.5)])
+
+
+def _switch_row(elements: mo.ui.dictionary, name: str) -> str:
+    one = DEFECTS[name]
+    label = f"<b>{html.escape(one.title)}</b>" if controls.in_static_page() else elements[name]
+    return (
+        f"<div>{label}<div style='font-size:.9rem'>{html.escape(one.what)}"
+        f"{' <i>Linear runs only.</i>' * one.linear_only}<br><code>{html.escape(one.where)}</code>"
+        f"<br>Expected: {html.escape(one.expected)}.</div></div>"
+    )
+
+
+def cards(
+    losses: Sequence[Row],
+    times: Sequence[Row],
+    steps: Sequence[Row],
+    article: Mapping[str, Any],
+) -> dict[str, Verdict]:
+    """A verdict on each of the article's conclusions."""
+    return {
+        "convergence": autopsy.convergence(losses),
+        "slowdown": autopsy.slowdown(times, article),
+        "crossover": autopsy.article_crossover(times, steps),
+    }
+
+
+def session_cards(rows: Sequence[Row], article: Mapping[str, Any]) -> dict[str, Verdict | str]:
+    """`cards` on the rows of this session, or that there are none."""
+    losses, times = of_experiment(rows, "autopsy"), of_experiment(rows, "autopsy_time")
+    nothing = "Nothing has run yet with the settings below."
+    needed = {"convergence": losses, "slowdown": times, "crossover": times}
+    judged = cards(losses, times, [], article)
+    return {name: judged[name] if some else nothing for name, some in needed.items()}
+
+
+PAPER_CLAIMS = {"convergence": "convergence", "slowdown": "crossover", "crossover": "crossover"}
+"""What the paper claims on the matter of each of the article's conclusions."""
+
+
+def verdict_cards(
+    said: Mapping[str, str],
+    recorded: Mapping[str, Verdict],
+    session: Mapping[str, Verdict | str],
+    device: str,
+) -> mo.Html:
+    """A card for each of the article's conclusions; "supported" says that it stands."""
+    return mo.vstack(
+        [
+            controls.verdict_card(
+                f"{autopsy.CONCLUSIONS[name]} Does it stand after mending?",
+                [
+                    ("Paper", claims.PAPER_SAYS[PAPER_CLAIMS[name]]),
+                    ("2022 replication", said[name]),
+                    (f"Recorded here, {device}", recorded[name]),
+                    ("This machine, settings below", session[name]),
+                ],
+            )
+            for name in autopsy.CONCLUSIONS
+        ],
+        gap=1.5,
+    )
+
+
+def of_experiment(rows: Sequence[Row], name: str) -> list[Row]:
+    """The rows of one experiment: "autopsy" has the losses, "autopsy_time" the steps."""
+    return [row for row in rows if row["experiment"] == name]
+
+
+def slowdown_tabs(rows: Sequence[Row], article: Mapping[str, Any]) -> mo.Html:
+    """The attribution of the slowdown at each length, the longest first."""
+    tabs = {}
+    for n in sorted(set(article["N"]) & set(autopsy.lengths_of(rows)), reverse=True) or [64]:
+        found = autopsy.attribution(rows, article, n)
+        title = "No measurements yet"
+        if found is not None:
+            title = (
+                f"The article's {found.article:.0f}×, taken apart: {_left(found)} is unexplained"
+            )
+        chart = charts.stages_chart(
+            frames_autopsy.stages(found),
+            title=title,
+            subtitle=f"N = {n}, linear over softmax, {controls.device_names(rows)}",
+        )
+        tabs[f"N = {n}"] = mo.vstack([chart, mo.md(autopsy.attribution_text(found))])
+    return mo.ui.tabs(tabs)
+
+
+def _left(found: autopsy.Attribution) -> str:
+    return f"{three_digits(found.unexplained.value)}×"
+
+
+def effects_chart(rows: Sequence[Row]) -> alt.LayerChart:
+    """`charts.effects_chart`, titled with what costs most at the longest N."""
+    frame = frames_autopsy.effects(rows)
+    if frame.is_empty():
+        return charts.effects_chart(frame, title="No measurements yet")
+    longest = autopsy.lengths_of(rows)[-1]
+    alone = [one for one in autopsy.time_effects(rows, "linear", longest) if one.alone_on]
+    title = "What each defect does to the time of a training step"
+    if alone:
+        most = max(alone, key=lambda one: one.alone_on.value)
+        factor, name = three_digits(most.alone_on.value), DEFECTS[most.defect].title
+        title = f"At N = {longest}, {name} costs most of a linear step: {factor}×"
+    return charts.effects_chart(frame, title=title)
+
+
+def losses_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
+    """`charts.losses_chart` with a title."""
+    title = "Where runs with and without each defect end" if rows else "No measurements yet"
+    return charts.losses_chart(frames_autopsy.losses(rows, article), title=title)
+
+
+def scale_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
+    """`charts.scale_chart`, titled with the batches."""
+    batches = autopsy.article_batches(article)
+    title = f"Divided by batches of {batches['softmax']} and {batches['linear']}, plateaus agree"
+    return charts.scale_chart(frames_autopsy.scale(article, rows), title=title)
+
+
+def prediction(article: Mapping[str, Any], settings: Mapping[str, Any]) -> mo.Html:
+    """The crossover that the chosen points and model predict, as a chart with its text."""
+    try:
+        lengths = [int(n) for n in settings["points"]]
+        found = autopsy.predicted(article, lengths, settings["softmax_model"])
+    except ValueError as error:
+        return mo.callout(str(error), kind="warn")
+    crossing = found.fit.crossover
+    title = "These points and this model predict no crossover"
+    if crossing < float("inf"):
+        title = f"{len(lengths)} points up to N = {lengths[-1]} “predict” N = {crossing:.0f}"
+    chart = charts.prediction_chart(article, found, title=title)
+    return mo.vstack([chart, mo.md(autopsy.prediction_text(found))])
+
+
+def session_charts(rows: Sequence[Row]) -> mo.Html:
+    """Losses and step times of this session, mended and with the switches."""
+    losses, times = of_experiment(rows, "autopsy"), of_experiment(rows, "autopsy_time")
+    if not rows:
+        return mo.md("*Nothing has run yet with these settings.*")
+    shown = [mo.md(comparison(losses, times))]
+    if losses:
+        config = losses[0]["config"]
+        title = f"N = {config['task']['seq_len']}, {config['n_steps']} steps"
+        shown.insert(0, charts.switches_curves(frames_autopsy.curves(losses), title=title))
+    return mo.vstack(shown)
+
+
+def comparison(losses: Sequence[Row], times: Sequence[Row]) -> str:
+    """Runs with the chosen switches against mended ones, as Markdown."""
+    lines = []
+    for attention in ("linear", "softmax"):
+        steps = {bool(r["config"]["defects"]): r for r in times if _of(r, attention)}
+        totals = {on: _total(row) for on, row in steps.items() if row["outcome"] == "ok"}
+        factor = "–"
+        if len(totals) == 2:
+            factor = ratio_text(autopsy.ratio(totals[True], totals[False]))
+        runs = [row for row in losses if _of(row, attention)]
+        ends = [_ends(runs, switched=on) for on in (False, True)]
+        if totals or any(end != "–" for end in ends):
+            lines.append(f"| {attention} | {factor} | {ends[0]} | {ends[1]} |")
+    if not lines:
+        return ""
+    head = "| | time of a step, with switches over mended | final loss, mended | with switches |"
+    return f"{head}\n|:---|---:|---:|---:|\n" + "\n".join(lines)
+
+
+def _of(row: Row, attention: str) -> bool:
+    return row["config"]["model"]["attention"] == attention
+
+
+def _total(row: Row) -> autopsy.Total:
+    return autopsy.measured_total(row["summary"]["time_ms_samples"])
+
+
+def _ends(rows: Sequence[Row], *, switched: bool) -> str:
+    """Final losses and accuracies of finished runs, with switches or mended."""
+    told = [
+        f"{row['summary']['final_loss']:.4f} ({row['summary']['final_accuracy']:.0%})"
+        for row in rows
+        if row["outcome"] == "ok" and bool(row["config"]["defects"]) == switched
+    ]
+    return ", ".join(told) or "–"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A defect of another work: what it is, and a function that says what it does, mended and
+    broken."""
+
+    title: str
+    what: str
+    measure: Callable[[], tuple[str, str]]
+
+
+def other_switches() -> mo.ui.dictionary:
+    """A switch for each defect of the other works."""
+    return mo.ui.dictionary(
+        {name: mo.ui.switch(value=True, label=one.title) for name, one in OTHERS.items()}
+    )
+
+
+def show_others(elements: mo.ui.dictionary) -> mo.Html:
+    """Each defect of the other works with what was measured just now; what the switch has chosen
+    is bold."""
+    rows = "".join(_other_row(elements, name, one) for name, one in OTHERS.items())
+    return mo.Html(
+        '<div role="group" aria-label="other defects" style="display:grid; gap:.9rem 1.5rem; '
+        f'grid-template-columns:minmax(11rem, max-content) minmax(0, 1fr)">{rows}</div>'
+    )
+
+
+def _other_row(elements: mo.ui.dictionary, name: str, one: Shown) -> str:
+    try:
+        told = in_passing_thread(_measured, name)
+    except (ImportError, ValueError) as error:
+        body = f"<i>{html.escape(str(error))}</i>"
+    else:
+        on = elements[name].value
+        parts = zip(("mended", "broken"), told, (not on, on), strict=True)
+        body = "<br>".join(
+            f"{'<b>' * bold}{state}: {html.escape(text)}{'</b>' * bold}"
+            for state, text, bold in parts
+        )
+    label = f"<b>{one.title}</b>" if controls.in_static_page() else elements[name]
+    return f"<div>{label}</div><div>{html.escape(one.what)}<br>{body}</div>"
+
+
+@functools.cache
+def _measured(name: str) -> tuple[str, str]:
+    """What was measured, once a process: the runs are the same each time."""
+    with one_thread_spared():
+        return OTHERS[name].measure()
+
+
+def _bleu() -> tuple[str, str]:
+    translations, references = earlier_defects.small_corpus(200)
+    scores = earlier_defects.bleu_scores(translations, references)
+    # Each answered with the translation of the sentence after it.
+    others = earlier_defects.bleu_scores(translations[1:] + translations[:1], references)
+    return tuple(
+        f"BLEU {mine:.1f}; {other:.1f} when every sentence gets the translation of the next one"
+        for mine, other in ((scores.right, others.right), (scores.wrong, others.wrong))
+    )
+
+
+def _positions() -> tuple[str, str]:
+    losses = earlier_defects.position_losses()
+    what = f"after {earlier_defects.N_STEPS} steps on sequences that repeat themselves"
+    return tuple(f"{loss:.4f} nats a token {what}" for loss in (losses.mended, losses.broken))
+
+
+def _linformer() -> tuple[str, str]:
+    generator = torch.Generator().manual_seed(0)
+    naive = earlier_defects.NaiveCausalLinformer(16, 8, generator)
+    leaks = [earlier_defects.future_leak(one, seq_len=16) for one in (softmax_attention, naive)]
+    losses = earlier_defects.prediction_losses()
+    return tuple(
+        f"outputs move by {leak:.0%} when all later tokens change; {loss:.3f} nats a token on "
+        f"random symbols, of which nobody can predict more than ln 10 = {losses.floor:.3f}"
+        for leak, loss in zip(leaks, (losses.mended, losses.broken), strict=True)
+    )
+
+
+def _timing() -> tuple[str, str]:
+    found = earlier_defects.timings("cuda" if torch.cuda.is_available() else "cpu")
+    return tuple(
+        f"{ms:.3g} ms for a product of matrices of 4096"
+        for ms in (found.synchronised, found.unsynchronised)
+    )
+
+
+OTHERS = {
+    "bleu": Shown(
+        "BLEU over all references",
+        "Each translation is scored against every reference of the corpus, not its own: a phrase "
+        "counts that anybody wrote anywhere, here 200 references, in the work 3003.",
+        _bleu,
+    ),
+    "positions": Shown(
+        "positions of the batch",
+        "The positional encoding is indexed by the place in the batch, so that all tokens of a "
+        "sequence get the same one: a language model of one layer cannot see order.",
+        _positions,
+    ),
+    "linformer": Shown(
+        "a Linformer made causal",
+        "Linformer mixes keys and values along the sequence; a mask over the mixtures comes too "
+        "late, each holds the future already. Mended is softmax attention.",
+        _linformer,
+    ),
+    "timing": Shown(
+        "a clock that does not wait",
+        "A call to a GPU returns before its work is done; a time that is taken then is that of "
+        "asking.",
+        _timing,
+    ),
+}

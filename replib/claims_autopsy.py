@@ -1,0 +1,728 @@
+"""The autopsy of the 2022 replication, judged on stored rows: what each defect did to the time of a
+step and to the loss, which of the article's conclusions stand after mending, and which hypotheses
+were wrong.
+
+Rows are those of the experiments `autopsy` (losses) and `autopsy_time` (steps). A run is *mended*
+(no defect) or *broken* (all that the article's runs of its mechanism had); a defect is *alone on*
+in an otherwise mended run, or *alone off* in an otherwise broken one.
+"""
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from replib.autopsy import DEFECTS, article_defects
+from replib.claims import (
+    MODEL_NAMES,
+    article_convergence,
+    each_device,
+    judged_linear,
+    variant_of,
+)
+from replib.experiments import SOLVED_ACCURACY
+from replib.statistics import (
+    SOFTMAX_MODELS,
+    Crossover,
+    Ratio,
+    Regression,
+    Total,
+    article_regression,
+    crossover,
+    difference_interval,
+    measured_total,
+    prediction_interval,
+    ratio,
+    wilson_interval,
+)
+from replib.store import Row
+from replib.tasks import SequenceCopy
+from replib.verdicts import ARTICLE_CROSSOVER, MOST, Criterion, Verdict, ratio_text
+
+MENDED, BROKEN, ALONE_ON, ALONE_OFF = "mended", "broken", "alone on", "alone off"
+ROLES = (MENDED, BROKEN, ALONE_ON, ALONE_OFF)
+CAUSES = ("float64", "batch_32")  # of the slowdown; what remains is the rest
+GUESSING = math.log(10)  # nats a token: one of ten symbols
+FACTOR_TOLERANCE = 0.15  # of a predicted factor of time or memory
+NEAR_ZERO = 0.05  # nats a token
+
+CONCLUSIONS = {
+    "convergence": "“No stable convergence”: linear attention does not learn the task.",
+    "slowdown": "“8 to 24 times slower”: linear attention takes longer than softmax at N = 8 to "
+    "64, by these factors.",
+    "crossover": "“Faster from 3149 on”: the crossover lies where the article extrapolated it.",
+}
+
+
+def article_said(article: Mapping[str, Any]) -> dict[str, str]:
+    """What the article concludes, with its figures."""
+    ratios, lengths = article["ratio_linear_softmax"], article["N"]
+    told = ", ".join(f"{ratio:.1f}× at N = {n}" for ratio, n in zip(ratios, lengths, strict=True))
+    crossing = article["fit"]["ceil"]
+    return {
+        "convergence": article_convergence(article),
+        "slowdown": f"{article['steps']} steps of linear attention take {told} of softmax's time.",
+        "crossover": f"A fit of four points up to N = {lengths[-1]} puts the crossover at N = "
+        f"{crossing}, {crossing / lengths[-1]:.0f} times beyond them.",
+    }
+
+
+def role_of(attention: str, defects: Sequence[str]) -> tuple[str, str | None] | None:
+    """What a set of defects is in the ablation of a mechanism, and the one defect that it is
+    about; None for a set that is not part of it."""
+    defects, every = tuple(defects), article_defects(attention)
+    off = [one for one in every if one not in defects]
+    if not defects:
+        return MENDED, None
+    if defects == every:
+        return BROKEN, None
+    if len(defects) == 1 and defects[0] in every:
+        return ALONE_ON, defects[0]
+    if len(off) == 1 and set(defects) < set(every):
+        return ALONE_OFF, off[0]
+    return None
+
+
+Key = tuple[str, int, str, str | None]
+"""Attention, N, role and defect."""
+
+
+def ablated(rows: Sequence[Row]) -> dict[Key, list[Row]]:
+    """The finished rows of an ablation, of the one size of model that has most of them."""
+    sizes = Counter(map(_size, rows))
+    found: dict[Key, list[Row]] = {}
+    for row in rows:
+        model = row["config"]["model"]
+        role = role_of(model["attention"], row["config"]["defects"])
+        kept = row["outcome"] in ("ok", "diverged") and _size(row) == sizes.most_common(1)[0][0]
+        if role is not None and kept:
+            found.setdefault((model["attention"], _seq_len(row), *role), []).append(row)
+    return found
+
+
+def _size(row: Row) -> str:
+    config = row["config"]
+    model = {name: config["model"][name] for name in ("n_layers", "n_heads", "d_model", "norm")}
+    return json.dumps([model, config["n_steps"]])
+
+
+def _seq_len(row: Row) -> int:
+    return row["config"]["task"]["seq_len"]
+
+
+def lengths_of(rows: Sequence[Row]) -> list[int]:
+    """The N of an ablation's rows."""
+    return sorted({_seq_len(row) for row in rows})
+
+
+# --- the time of a step ---------------------------------------------------------------------------
+
+
+_total = lru_cache(maxsize=2000)(measured_total)
+
+
+def step_times(rows: Sequence[Row]) -> dict[Key, Total]:
+    """The time of a step of each set of defects, in milliseconds. Rounds are resampled together,
+    as they were timed."""
+    return {
+        key: _total(tuple(some[-1]["summary"]["time_ms_samples"]))
+        for key, some in ablated(rows).items()
+        if some[-1]["outcome"] == "ok" and some[-1]["summary"].get("time_ms_samples")
+    }
+
+
+@dataclass(frozen=True)
+class Effect:
+    """By what factor a defect lengthens a step: alone, and where all others are there as well."""
+
+    defect: str
+    alone_on: Ratio | None
+    alone_off: Ratio | None
+
+
+def time_effects(rows: Sequence[Row], attention: str, seq_len: int) -> list[Effect]:
+    """The effect of each defect that was measured at one length."""
+    times = step_times(rows)
+
+    def compared(above: tuple, below: tuple) -> Ratio | None:
+        totals = [times.get((attention, seq_len, *key)) for key in (above, below)]
+        return None if None in totals else ratio(*totals)
+
+    effects = (
+        Effect(
+            defect,
+            compared((ALONE_ON, defect), (MENDED, None)),
+            compared((BROKEN, None), (ALONE_OFF, defect)),
+        )
+        for defect in article_defects(attention)
+    )
+    return [one for one in effects if one.alone_on or one.alone_off]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A factor of the slowdown with its 95 % interval; `share` is its part of the logarithm of all
+    that the defects of the linear runs do."""
+
+    name: str
+    factor: Ratio
+    share: Ratio | None = None
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """How the ratio of linear to softmax step times of the article comes about at one length:
+    mended · float64 · batch · rest / softmax's own defects = broken; broken · unexplained =
+    article's.
+
+    `parts` are the middle (geometric mean) of what the defects do alone on and alone off, which
+    `alone_on` and `alone_off` have by themselves; in each the rest is what remains of the whole.
+    """
+
+    seq_len: int
+    article: float
+    mended: Ratio
+    broken: Ratio
+    whole: Ratio
+    softmax_whole: Ratio
+    unexplained: Ratio
+    parts: tuple[Part, ...]
+    alone_on: tuple[Part, ...]
+    alone_off: tuple[Part, ...]
+
+
+def attribution(
+    rows: Sequence[Row], article: Mapping[str, Any], seq_len: int
+) -> Attribution | None:
+    """The slowdown at one of the article's lengths, taken apart; None where runs are missing."""
+    times = step_times(rows)
+
+    def draws(attention: str, role: str, defect: str | None = None) -> Total:
+        return times[attention, seq_len, role, defect]
+
+    try:
+        mended, broken = draws("linear", MENDED), draws("linear", BROKEN)
+        softmax = draws("softmax", MENDED), draws("softmax", BROKEN)
+        on = {one: _over(draws("linear", ALONE_ON, one), mended) for one in CAUSES}
+        off = {one: _over(broken, draws("linear", ALONE_OFF, one)) for one in CAUSES}
+        published = article["ratio_linear_softmax"][article["N"].index(seq_len)]
+    except (KeyError, ValueError):
+        return None
+    whole = _over(broken, mended)
+    between = {one: _middle(on[one], off[one]) for one in CAUSES}
+    broken_ratio = _over(broken, softmax[1])
+    return Attribution(
+        seq_len=seq_len,
+        article=published,
+        mended=ratio(mended, softmax[0]),
+        broken=ratio(broken, softmax[1]),
+        whole=ratio(broken, mended),
+        softmax_whole=ratio(softmax[1], softmax[0]),
+        unexplained=ratio(
+            Total(published, np.full_like(broken_ratio.draws, published)), broken_ratio
+        ),
+        parts=_parts(between, whole),
+        alone_on=_parts(on, whole),
+        alone_off=_parts(off, whole),
+    )
+
+
+def _over(a: Total, b: Total) -> Total:
+    return Total(a.value / b.value, a.draws / b.draws)
+
+
+def _middle(a: Total, b: Total) -> Total:
+    return Total(math.sqrt(a.value * b.value), np.sqrt(a.draws * b.draws))
+
+
+def _parts(causes: Mapping[str, Total], whole: Total) -> tuple[Part, ...]:
+    rest = whole
+    for one in causes.values():
+        rest = _over(rest, one)
+    named = {DEFECTS[name].title: one for name, one in causes.items()} | {REST: rest}
+    return tuple(Part(name, _told(one), _share(one, whole)) for name, one in named.items())
+
+
+REST = "the rest"
+
+
+def _told(one: Total) -> Ratio:
+    return ratio(one, Total(1.0, np.ones_like(one.draws)))
+
+
+def _share(one: Total, whole: Total) -> Ratio | None:
+    """The share of a logarithm; None where the whole may be nothing."""
+    if (np.log(whole.draws) <= 0).any() or whole.value <= 1:
+        return None
+    return ratio(
+        Total(math.log(one.value), np.log(one.draws)),
+        Total(math.log(whole.value), np.log(whole.draws)),
+    )
+
+
+def attribution_text(found: Attribution | None) -> str:
+    """The attribution as Markdown; says where the two ways to attribute disagree."""
+    if found is None:
+        return "The slowdown cannot be attributed: no measurements yet at this length."
+    lines = [
+        f"| {middle.name} | {ratio_text(on.factor)} | {ratio_text(off.factor)} | "
+        f"{ratio_text(middle.factor)} | {_percent(middle.share)} |"
+        for middle, on, off in zip(found.parts, found.alone_on, found.alone_off, strict=True)
+    ]
+    apart = [
+        on.name
+        for on, off in zip(found.alone_on, found.alone_off, strict=True)
+        if on.factor.high < off.factor.low or off.factor.high < on.factor.low
+    ]
+    differ = (
+        f"The two attributions differ for {', '.join(apart)}: such defects do not simply multiply."
+        if apart
+        else "The two attributions agree within their intervals."
+    )
+    return (
+        f"**N = {found.seq_len}.** The article's linear runs took {found.article:.1f} times its "
+        f"softmax runs. Here linear takes {ratio_text(found.mended)} softmax when both are mended, "
+        f"and {ratio_text(found.broken)} when both are broken; a factor of "
+        f"{ratio_text(found.unexplained)} between broken and the article stays **unexplained** "
+        "(another machine, other libraries, and what no switch re-enacts). The defects make a "
+        f"linear step {ratio_text(found.whole)} as long, a softmax step "
+        f"{ratio_text(found.softmax_whole)}.\n\n"
+        "| of the linear step | alone on | alone off | between | share of the logarithm |\n"
+        "|:---|---:|---:|---:|---:|\n" + "\n".join(lines) + f"\n\n{differ}"
+    )
+
+
+def _percent(share: Ratio | None) -> str:
+    if share is None:
+        return "–"
+    return f"{share.value:.0%} ({share.low:.0%} to {share.high:.0%})"
+
+
+# --- final losses ---------------------------------------------------------------------------------
+
+
+def final_losses(rows: Sequence[Row]) -> dict[Key, list[float]]:
+    """Final losses of each set of defects, nats a token, a seed each; none of a diverged run."""
+    found = {}
+    for key, some in ablated(rows).items():
+        losses = [row["summary"].get("final_loss") for row in some if row["outcome"] == "ok"]
+        found[key] = [loss for loss in losses if loss is not None and math.isfinite(loss)]
+    return {key: losses for key, losses in found.items() if losses}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of means with its 95 % interval (Welch), which has no ends where a side has a
+    single run."""
+
+    value: float
+    low: float
+    high: float
+
+
+def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+    value = statistics.fmean(a) - statistics.fmean(b)
+    if min(len(a), len(b)) < 2:
+        return Difference(value, -math.inf, math.inf)
+    return Difference(value, *difference_interval(a, b))
+
+
+def unigram_entropy(task: SequenceCopy) -> float:
+    """The loss of a model that knows how often each token is expected and nothing else, nats a
+    token: N - 2 symbols, uniform, and one end. The plateau before anything is learned."""
+    n = task.seq_len - 1
+    symbol = (n - 1) / n / task.n_symbols
+    return -(n - 1) / n * math.log(symbol) - math.log(1 / n) / n
+
+
+@dataclass(frozen=True)
+class Read:
+    """A loss of the article: as printed, a sum over the batch, and in nats a token."""
+
+    attention: str
+    seq_len: int
+    what: str
+    printed: float
+    batch: int
+
+    @property
+    def nats(self) -> float:
+        return self.printed / self.batch
+
+
+PLATEAU, FINAL = "first plateau", "final"
+
+
+def article_losses(article: Mapping[str, Any]) -> list[Read]:
+    """What can be read off the article's figures: final losses, and at two lengths the plateau
+    before anything is learned. Their ratio to the unigram entropy says the batch, a power of two
+    that the article does not tell."""
+    batches = article_batches(article)
+    found = []
+    for attention, by_length in article["plots_final_loss"].items():
+        for n, text in by_length.items():
+            # Such as "16.7 then jump to 17.8": the first number is the loss that is compared.
+            printed = float(str(text).split()[0])
+            found.append(Read(attention, int(n), FINAL, printed, batches[attention]))
+    for n, (softmax, linear) in _plateaus(article).items():
+        for attention, printed in (("softmax", softmax), ("linear", linear)):
+            found.append(Read(attention, n, PLATEAU, printed, batches[attention]))
+    return found
+
+
+def article_batches(article: Mapping[str, Any]) -> dict[str, int]:
+    """The batch of each mechanism's runs, as their plateaus betray it."""
+    batches: dict[str, set[int]] = {"softmax": set(), "linear": set()}
+    for n, pair in _plateaus(article).items():
+        entropy = unigram_entropy(SequenceCopy(seq_len=n))
+        for attention, printed in zip(batches, pair, strict=True):
+            batches[attention].add(2 ** round(math.log2(printed / entropy)))
+    for attention, found in batches.items():
+        if len(found) != 1:
+            raise ValueError(f"{attention} plateaus say batches {sorted(found)}: correct the facts")
+    return {attention: found.pop() for attention, found in batches.items()}
+
+
+def _plateaus(article: Mapping[str, Any]) -> dict[int, list[float]]:
+    """Softmax and linear, by N."""
+    checks = article["loss_scale"]["H_check"]
+    return {int(name.split("=")[1]): one["observed"] for name, one in checks.items()}
+
+
+def scale_text(article: Mapping[str, Any]) -> str:
+    """What undoing the loss scale shows."""
+    batches, plateaus = article_batches(article), []
+    for one in article_losses(article):
+        if one.what == PLATEAU:
+            expected = unigram_entropy(SequenceCopy(seq_len=one.seq_len))
+            plateaus.append(
+                f"{one.attention}, N = {one.seq_len}: {one.printed:g} / {one.batch} = "
+                f"{one.nats:.2f}, expected {expected:.2f}"
+            )
+    return (
+        "The article's losses are sums over the batch. Before anything is learned a loss stands at "
+        "the entropy of single tokens, so that its plateau tells the batch: "
+        f"{batches['softmax']} for softmax and {batches['linear']} for linear attention, which "
+        "makes linear curves four times as high for nothing. In nats a token both plateaus agree: "
+        f"{'; '.join(plateaus)}."
+    )
+
+
+def loss_table(article: Mapping[str, Any], rows: Sequence[Row], attention: str = "linear") -> str:
+    """Final losses of the article beside those of our broken and mended runs, and what is left
+    unexplained, as Markdown."""
+    here, lengths = final_losses(rows), article["N"]
+    printed = {
+        one.seq_len: one.nats
+        for one in article_losses(article)
+        if (one.attention, one.what) == (attention, FINAL)
+    }
+    broken, mended = (
+        {n: here.get((attention, n, role, None)) for n in lengths} for role in (BROKEN, MENDED)
+    )
+    left = {n: printed[n] - statistics.median(broken[n]) for n in lengths if broken[n]}
+    lines = [
+        _table_line("2022 article", [f"{printed[n]:.2f}" for n in lengths]),
+        _table_line("here, broken", [_median(broken[n]) for n in lengths]),
+        _table_line("unexplained", [_signed(left.get(n)) for n in lengths]),
+        _table_line("here, mended", [_median(mended[n]) for n in lengths]),
+    ]
+    return _headed(f"final loss, {attention}", lengths, lines)
+
+
+def _signed(difference: float | None) -> str:
+    return "–" if difference is None else f"{round(difference, 2) + 0.0:+.2f}"
+
+
+def _median(losses: Sequence[float] | None) -> str:
+    return f"{statistics.median(losses):.4f} ({len(losses)})" if losses else "–"
+
+
+def _table_line(name: str, cells: Sequence[str]) -> str:
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def _headed(name: str, lengths: Sequence[int], lines: Sequence[str]) -> str:
+    head = _table_line(name, [f"N = {n}" for n in lengths])
+    return f"{head}\n|:---|{'---:|' * len(lengths)}\n" + "\n".join(lines)
+
+
+def four_points(article: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """The article's Table 1 with our broken and mended steps, as Markdown: seconds of as many
+    steps."""
+    times, lengths = step_times(rows), article["N"]
+    lines = []
+    for attention in ("softmax", "linear"):
+        lines.append(
+            _table_line(f"2022 article, {attention}", list(map(str, article[f"{attention}_s"])))
+        )
+        for role in (BROKEN, MENDED):
+            found = [times.get((attention, n, role, None)) for n in lengths]
+            cells = [f"{x.value * article['steps'] / 1000:.0f}" if x else "–" for x in found]
+            lines.append(_table_line(f"here, {role}, {attention}", cells))
+    return _headed(f"seconds of {article['steps']} steps", lengths, lines)
+
+
+# --- the three conclusions ------------------------------------------------------------------------
+
+
+@each_device
+def convergence(rows: Sequence[Row]) -> Verdict:
+    """Does "no stable convergence" stand? It does where most mended linear runs, of all lengths,
+    end below 99 % accuracy or diverge (Wilson interval)."""
+    runs = ablated(rows)
+    mended = {key: some for key, some in runs.items() if key[2] == MENDED}
+    linear = [row for key, some in mended.items() if key[0] == "linear" for row in some]
+    text = f"most mended linear runs end below {SOLVED_ACCURACY:.0%} accuracy"
+    if not linear:
+        return Verdict("no measurements yet", (Criterion(text, None, "no runs"),))
+    failed = [row for row in linear if not _solved(row)]
+    low, high = wilson_interval(len(failed), len(linear))
+    met = True if low > MOST else False if high < MOST else None
+    figure = f"{len(failed)} of {len(linear)} ({low:.0%} to {high:.0%})"
+    evidence = [_told_runs(key, some) for key, some in sorted(mended.items(), key=_by_length)]
+    return Verdict(
+        f"{len(linear) - len(failed)} of {len(linear)} mended linear runs learn to copy",
+        (Criterion(text, met, figure),),
+        (*evidence, *_what_failed(runs)),
+    )
+
+
+def _by_length(item: tuple[Key, Any]) -> tuple:
+    (attention, seq_len, *_), _ = item
+    return seq_len, attention
+
+
+def _solved(row: Row) -> bool:
+    reached = (row["summary"].get("final_accuracy") or 0) >= SOLVED_ACCURACY
+    return row["outcome"] == "ok" and reached
+
+
+def _told_runs(key: Key, rows: Sequence[Row]) -> str:
+    attention, seq_len, role, _ = key
+    n_steps = rows[0]["config"]["n_steps"]
+    spikes = sum(row["summary"].get("n_spikes") or 0 for row in rows)
+    steps = [row["summary"].get("steps_to_solved") for row in rows if _solved(row)]
+    speed = f", after {statistics.median(steps):g} steps (median)" if steps else ""
+    return (
+        f"N = {seq_len}, {role} {attention}: {sum(map(_solved, rows))} of {len(rows)} runs reach "
+        f"{SOLVED_ACCURACY:.0%} within {n_steps} steps{speed}; {spikes} loss spikes"
+    )
+
+
+def _what_failed(runs: Mapping[Key, list[Row]]) -> list[str]:
+    """Which defects by themselves keep linear attention from learning what it learns mended."""
+    lines = []
+    for n in sorted({key[1] for key in runs}):
+        mended = runs.get(("linear", n, MENDED, None))
+        if not mended or not all(map(_solved, mended)):
+            continue
+        alone = {d: runs.get(("linear", n, ALONE_ON, d)) for d in DEFECTS}
+        stopped = [d for d, some in alone.items() if some and not any(map(_solved, some))]
+        names = ", ".join(DEFECTS[d].title for d in stopped) or "none"
+        lines.append(f"N = {n}: defects that alone prevent learning: {names}")
+    return lines
+
+
+@each_device
+def slowdown(rows: Sequence[Row], article: Mapping[str, Any]) -> Verdict:
+    """Does "8 to 24 times slower" stand? At each of the article's lengths, mended: linear takes
+    longer than softmax, and by its least factor or more (95 % intervals of the ratio of steps)."""
+    times, criteria, ratios = step_times(rows), [], {}
+    least = min(article["ratio_linear_softmax"])
+    for n in article["N"]:
+        totals = [times.get((name, n, MENDED, None)) for name in ("linear", "softmax")]
+        if None in totals:
+            continue
+        found = ratios[n] = ratio(*totals)
+        for limit, text in ((1.0, "linear takes longer"), (least, f"by {least:.1f}× or more")):
+            criteria.append(
+                Criterion(f"N = {n}, mended: {text}", _above(found, limit), ratio_text(found))
+            )
+    if not ratios:
+        return Verdict("no measurements yet", (Criterion("a length or more", None, "0"),))
+    ends = dict.fromkeys((min(ratios), max(ratios)))
+    told = " and ".join(f"{ratio_text(ratios[n])} softmax at N = {n}" for n in ends)
+    headline = f"mended, linear takes {told}"
+    beside = [
+        f"N = {n}, broken: {ratio_text(found.broken)}; the article has {found.article:.1f}×"
+        for n in ratios
+        if (found := attribution(rows, article, n))
+    ]
+    return Verdict(headline, tuple(criteria), tuple(beside))
+
+
+def _above(found: Ratio, limit: float) -> bool | None:
+    return True if found.low > limit else False if found.high < limit else None
+
+
+@each_device
+def article_crossover(rows: Sequence[Row], steps: Sequence[Row] = ()) -> Verdict:
+    """Does the crossover at 3149 stand? It does where the 95 % interval of a measured crossover of
+    mended steps holds 3149, and not where it does not; a crossover that is extrapolated beyond the
+    longest N decides nothing, ours as little as the article's.
+
+    Args:
+        steps: rows of `step_time`, whose mended steps go to longer N: judged as well, by the
+            fastest implementation of linear attention against each softmax.
+    """
+    text = f"the crossover of mended steps is at N = {ARTICLE_CROSSOVER}"
+    if not rows:
+        return Verdict("no measurements yet", (Criterion(text, None, "no steps"),))
+    device = rows[0]["provenance"]["device_name"]
+    steps = [row for row in steps if row["provenance"]["device_name"] == device]
+    found, longer = crossovers(rows), step_crossovers(steps)
+    judged = {f"{text}, {name}": one for name, one in longer.items()}
+    if MENDED in found:
+        judged = {text: found[MENDED]} | judged
+    criteria = [_at_article(text, one) for text, one in judged.items()]
+    told = [f"mended steps cross {crossing_text(found[MENDED])}"] if MENDED in found else []
+    told += [f"{name}, steps to longer N, {crossing_text(one)}" for name, one in longer.items()]
+    return Verdict(
+        "; ".join(told) or "two lengths or more are needed",
+        tuple(criteria) or (Criterion(text, None, "fewer than 2 lengths"),),
+        tuple(f"{role} steps cross {crossing_text(one)}" for role, one in found.items()),
+    )
+
+
+def _at_article(text: str, found: Crossover) -> Criterion:
+    inside = found.low <= ARTICLE_CROSSOVER <= found.high
+    beyond = found.extrapolated and found.length >= found.longest
+    return Criterion(text, None if beyond else inside, crossing_text(found))
+
+
+def step_crossovers(steps: Sequence[Row]) -> dict[str, Crossover]:
+    """The crossover of the mended steps of `step_time`, against each softmax."""
+    samples = {
+        (*variant_of(row), _seq_len(row)): tuple(row["summary"]["time_ms_samples"])
+        for row in steps
+        if row["outcome"] == "ok"
+    }
+    found, fastest = {}, judged_linear(steps)
+    for baseline in ("textbook", "fused"):
+        sides = ("softmax", baseline), ("linear", fastest)
+        lengths = [n for n in lengths_of(steps) if all((*side, n) in samples for side in sides)]
+        if len(lengths) >= 2:
+            times = (tuple(samples[*side, n] for n in lengths) for side in sides)
+            found[f"linear {fastest} against softmax {baseline}"] = _crossover(
+                tuple(lengths), *times
+            )
+    return found
+
+
+def crossovers(rows: Sequence[Row]) -> dict[str, Crossover]:
+    """The crossover of whole steps, mended and broken; one needs two lengths."""
+    times, found = _step_samples(rows), {}
+    for role in (MENDED, BROKEN):
+        lengths = [n for n in lengths_of(rows) if all((a, n, role) in times for a in _BOTH)]
+        if len(lengths) >= 2:
+            sides = (tuple(times[a, n, role] for n in lengths) for a in _BOTH)
+            found[role] = _crossover(tuple(lengths), *sides)
+    return found
+
+
+_BOTH = ("softmax", "linear")
+_crossover = lru_cache(maxsize=100)(crossover)
+
+
+def _step_samples(rows: Sequence[Row]) -> dict[tuple[str, int, str], tuple[float, ...]]:
+    return {
+        key[:3]: tuple(some[-1]["summary"]["time_ms_samples"])
+        for key, some in ablated(rows).items()
+        if key[2] in (MENDED, BROKEN) and some[-1]["outcome"] == "ok"
+    }
+
+
+def crossing_text(found: Crossover) -> str:
+    """Where a crossover is, and whether it was measured."""
+    if found.extrapolated and found.length <= found.shortest:
+        return f"below N = {found.shortest:g}, where linear is as fast already"
+    bounds = f"; 95 % {_bound(found.low)} to {_bound(found.high)}"
+    if math.isinf(found.low):
+        bounds = ""
+    if not found.extrapolated:
+        return f"at N = {found.length:.0f} (measured{bounds})"
+    where = "nowhere" if math.isinf(found.length) else f"at N = {_bound(found.length)}"
+    return f"{where} (extrapolated from N = {found.shortest:g} to {found.longest:g}{bounds})"
+
+
+def _bound(length: float) -> str:
+    return "no end" if math.isinf(length) else f"{length:.0f}" if length < 1e6 else f"{length:.0e}"
+
+
+# --- extrapolation --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A crossover extrapolated from some of four points with a model of softmax."""
+
+    lengths: tuple[int, ...]
+    fit: Regression
+    low: float
+    high: float
+
+
+def predicted(article: Mapping[str, Any], lengths: Sequence[int], softmax_model: str) -> Prediction:
+    """What the article's regression predicts from some of its points.
+
+    Raises:
+        ValueError: as `article_regression`.
+    """
+    kept = [i for i, n in enumerate(article["N"]) if n in lengths]
+    columns = [[article[name][i] for i in kept] for name in ("N", "softmax_s", "linear_s")]
+    fit = article_regression(*columns, softmax_model=softmax_model)
+    low, high = prediction_interval(*columns, softmax_model=softmax_model)
+    return Prediction(tuple(columns[0]), fit, low, high)
+
+
+def prediction_text(found: Prediction) -> str:
+    """A prediction in words."""
+    crossing = found.fit.crossover
+    where = "linear never overtakes" if math.isinf(crossing) else f"crossover at N = {crossing:.0f}"
+    longest = found.lengths[-1]
+    beyond = "" if math.isinf(crossing) else f", {crossing / longest:.0f} times beyond the data"
+    interval = f"95 % interval {_bound(found.low)} to {_bound(found.high)}, if the model is right"
+    if math.isinf(found.low):
+        interval = "no error of its size says otherwise"
+    return (
+        f"{MODEL_NAMES[found.fit.softmax_model]} through N = {', '.join(map(str, found.lengths))}: "
+        f"{where}{beyond}; {interval}; R² of softmax {found.fit.r2_softmax:.4f}, of linear "
+        f"{found.fit.r2_linear:.4f}"
+    )
+
+
+def prediction_table(article: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """The article's regression on its own four points and on ours, with every model; and the
+    crossover that was measured, as Markdown."""
+    sources = {"2022 article": [article["N"], article["softmax_s"], article["linear_s"]]}
+    samples = _step_samples(rows)
+    for role in (BROKEN, MENDED):
+        lengths = [n for n in lengths_of(rows) if all((a, n, role) in samples for a in _BOTH)]
+        if len(lengths) >= 4:
+            sides = [[statistics.median(samples[a, n, role]) for n in lengths] for a in _BOTH]
+            sources[f"here, {role}"] = [lengths, *sides]
+    lines = [
+        _table_line(
+            name,
+            [
+                _bound(article_regression(*columns, softmax_model=m).crossover).replace(
+                    "no end", "never"
+                )
+                for m in SOFTMAX_MODELS
+            ],
+        )
+        for name, columns in sources.items()
+    ]
+    measured = [
+        f"Here, {role} steps cross {crossing_text(one)}." for role, one in crossovers(rows).items()
+    ]
+    head = _table_line("crossover N by model of softmax", [MODEL_NAMES[m] for m in SOFTMAX_MODELS])
+    told = " ".join(measured) or "Here nothing has been measured yet."
+    return f"{head}\n|:---|{'---:|' * len(SOFTMAX_MODELS)}\n" + "\n".join(lines) + f"\n\n{told}"

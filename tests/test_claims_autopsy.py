@@ -1,0 +1,300 @@
+"""The autopsy's attribution, conclusions and hypotheses follow the stored rows."""
+
+import copy
+import math
+
+import pytest
+import synthetic
+
+from replib import claims_autopsy as autopsy
+from replib import hypotheses, store
+from replib.autopsy import DEFECTS, article_defects
+from replib.experiments import ablation
+from replib.published import published
+from replib.tasks import SequenceCopy
+from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
+
+ARTICLE = published()["dm2022"]
+WHOLE = math.prod(synthetic.FACTORS.values())
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory):
+    return rows_of("autopsy", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def times(tmp_path_factory):
+    return rows_of("autopsy_time", tmp_path_factory)
+
+
+def rows_of(name, tmp_path_factory):
+    folder = synthetic.write_recorded(tmp_path_factory.mktemp("rows"), name)
+    return store.read_rows(name, folder)
+
+
+def changed(rows, change, **where):
+    """The rows, with the summary of those of a role changed."""
+    rows = copy.deepcopy(rows)
+    for row in rows:
+        config = row["config"]
+        key = {"attention": config["model"]["attention"], "seq_len": config["task"]["seq_len"]}
+        key["defects"] = tuple(config["defects"])
+        if all(key[name] == value for name, value in where.items()):
+            change(row["summary"])
+    return rows
+
+
+@pytest.mark.parametrize("attention", ["linear", "softmax"])
+def test_every_set_of_an_ablation_has_a_role_of_its_own(attention):
+    sets = ablation(attention)
+    roles = [autopsy.role_of(attention, defects) for defects in sets]
+    assert len(set(roles)) == len(sets) and None not in roles
+    assert roles[:2] == [("mended", None), ("broken", None)]
+    assert autopsy.role_of(attention, sets[2]) == ("alone on", sets[2][0])
+    assert autopsy.role_of("linear", ("float64", "leak")) is None
+
+
+def test_the_slowdown_is_attributed_to_what_makes_it(times):
+    found = autopsy.attribution(times, ARTICLE, 64)
+    factors = {part.name: part.factor.value for part in found.parts}
+    assert factors["float64 after attention"] == pytest.approx(2)
+    assert factors["batch 32, loss summed"] == pytest.approx(3)
+    assert factors["the rest"] == pytest.approx(WHOLE / 6)
+    assert found.whole.value == pytest.approx(WHOLE)
+    assert sum(part.share.value for part in found.parts) == pytest.approx(1)
+    assert found.mended.value == pytest.approx(72 / 84)
+    assert found.broken.value * found.unexplained.value == pytest.approx(found.article)
+    assert found.article == ARTICLE["ratio_linear_softmax"][-1]
+    product = found.mended.value * math.prod(factors.values()) / found.softmax_whole.value
+    assert product == pytest.approx(found.broken.value)
+
+
+def test_attributions_that_disagree_are_said_to(times):
+    text = autopsy.attribution_text(autopsy.attribution(times, ARTICLE, 8))
+    assert "The two attributions agree" in text
+
+    def cheaper(summary):
+        summary["time_ms_samples"] = [0.7 * x for x in summary["time_ms_samples"]]
+
+    alone = changed(times, cheaper, attention="linear", defects=("float64",), seq_len=8)
+    found = autopsy.attribution(alone, ARTICLE, 8)
+    on, off, between = (
+        parts[0].factor.value for parts in (found.alone_on, found.alone_off, found.parts)
+    )
+    assert (on, off) == pytest.approx((1.4, 2)) and between == pytest.approx(math.sqrt(2.8))
+    text = autopsy.attribution_text(found)
+    assert "The two attributions differ for float64 after attention" in text
+
+
+def test_intervals_are_of_the_repeats(times):
+    def noisy(summary):
+        summary["time_ms_samples"] = [
+            x * f
+            for x, f in zip(summary["time_ms_samples"], (0.8, 1.0, 1.3, 0.9, 1.1), strict=True)
+        ]
+
+    rows = changed(times, noisy, attention="linear", defects=("float64",), seq_len=64)
+    exact = autopsy.attribution(times, ARTICLE, 64).alone_on[0].factor
+    wide = autopsy.attribution(rows, ARTICLE, 64).alone_on[0].factor
+    assert exact.high / exact.low < 1.001 and wide.high / wide.low > 1.2
+    assert wide.low <= 2 <= wide.high
+
+
+def test_without_a_run_nothing_is_attributed(times):
+    broken = article_defects("linear")
+    rows = [row for row in times if tuple(row["config"]["defects"]) != broken]
+    assert autopsy.attribution(rows, ARTICLE, 64) is None
+    assert autopsy.attribution(times, ARTICLE, 24) is None
+    assert "no measurements yet" in autopsy.attribution_text(None)
+
+
+def test_each_defect_has_its_factor_alone_and_among_the_others(times):
+    found = {one.defect: one for one in autopsy.time_effects(times, "linear", 16)}
+    assert set(found) == set(DEFECTS)
+    for name, one in found.items():
+        assert one.alone_on.value == pytest.approx(synthetic.FACTORS[name])
+        assert one.alone_off.value == pytest.approx(synthetic.FACTORS[name])
+    assert [one.defect for one in autopsy.time_effects(times, "softmax", 16)] == list(
+        article_defects("softmax")
+    )
+
+
+def test_the_articles_plateaus_betray_its_batches_and_agree_in_nats():
+    assert autopsy.article_batches(ARTICLE) == {"softmax": 8, "linear": 32}
+    read = autopsy.article_losses(ARTICLE)
+    for one in read:
+        if one.what == autopsy.PLATEAU:
+            entropy = autopsy.unigram_entropy(SequenceCopy(seq_len=one.seq_len))
+            assert one.nats == pytest.approx(entropy, rel=0.02)
+    nats = ARTICLE["loss_scale"]["nats_per_token"]
+    finals = [one for one in read if one.what == autopsy.FINAL]
+    assert len(finals) == 8
+    for one in finals:
+        assert one.nats == pytest.approx(nats[one.attention][str(one.seq_len)], abs=0.006)
+
+
+@pytest.mark.parametrize("n", [8, 64])
+def test_the_entropy_of_single_tokens_is_the_published_plateau(n):
+    summed = 8 * autopsy.unigram_entropy(SequenceCopy(seq_len=n))
+    assert summed == pytest.approx(ARTICLE["loss_scale"]["H_check"][f"N={n}"]["B8"], abs=0.006)
+
+
+def test_plateaus_that_contradict_each_other_are_refused():
+    article = copy.deepcopy(ARTICLE)
+    article["loss_scale"]["H_check"]["N=64"]["observed"][0] *= 2
+    with pytest.raises(ValueError, match=r"softmax plateaus say batches \[8, 16\]"):
+        autopsy.article_batches(article)
+
+
+def test_no_stable_convergence_falls_where_mended_runs_learn_and_stands_where_they_do_not(losses):
+    verdict = autopsy.convergence(losses)
+    assert verdict.status == NOT_SUPPORTED
+    assert "12 of 12 mended linear runs" in verdict.headline
+    assert any("alone prevent learning: heads split twice, Adam" in x for x in verdict.evidence)
+    failed = changed(losses, lambda s: s.update(final_accuracy=0.2), attention="linear", defects=())
+    assert autopsy.convergence(failed).status == SUPPORTED
+    assert autopsy.convergence(failed[:1]).status == INCONCLUSIVE
+
+
+def test_8_to_24_times_slower_stands_by_its_factor_alone(times):
+    verdict = autopsy.slowdown(times, ARTICLE)
+    assert verdict.status == NOT_SUPPORTED
+    met = {one.text: one.met for one in verdict.criteria}
+    assert met["N = 8, mended: linear takes longer"] is True
+    assert met["N = 64, mended: linear takes longer"] is False
+    assert met["N = 8, mended: by 7.9× or more"] is False
+
+    def slower(summary):
+        summary["time_ms_samples"] = [20 * x for x in summary["time_ms_samples"]]
+
+    rows = changed(times, slower, attention="linear", defects=())
+    assert autopsy.slowdown(rows, ARTICLE).status == SUPPORTED
+
+
+def test_a_measured_crossover_decides_and_an_extrapolated_one_does_not(times, tmp_path_factory):
+    verdict = autopsy.article_crossover(times)
+    assert verdict.status == NOT_SUPPORTED and "at N = 40 (measured" in verdict.headline
+    short = [row for row in times if row["config"]["task"]["seq_len"] <= 32]
+    assert autopsy.article_crossover(short).status == INCONCLUSIVE
+    steps = rows_of("step_time", tmp_path_factory)
+    longer = autopsy.article_crossover(short, steps)
+    assert longer.status == NOT_SUPPORTED
+    assert "linear cpu against softmax textbook" in longer.headline
+    found = autopsy.step_crossovers(steps)["linear cpu against softmax textbook"]
+    assert found.length == pytest.approx(synthetic.CROSSOVERS["textbook"], rel=0.02)
+
+
+def test_without_rows_everything_is_inconclusive():
+    for verdict in (
+        autopsy.convergence([]),
+        autopsy.slowdown([], ARTICLE),
+        autopsy.article_crossover([]),
+    ):
+        assert verdict.status == INCONCLUSIVE and "no measurements yet" in verdict.headline
+    assert {one.status for one in hypotheses.findings([], [])} == {hypotheses.UNDECIDED}
+    assert "Nothing has been measured yet" in hypotheses.table(hypotheses.findings([], []))
+    assert "measured yet" in autopsy.prediction_table(ARTICLE, [])
+
+
+def test_rows_of_another_size_are_not_mixed_in(times):
+    other = copy.deepcopy(times[0])
+    other["config"]["model"]["d_model"] = 64
+    other["summary"]["time_ms_samples"] = [1e9] * 5
+    assert autopsy.step_times([*times, other]) == autopsy.step_times(times)
+
+
+def test_the_tables_hold_the_articles_figures_and_ours(losses, times):
+    table = autopsy.four_points(ARTICLE, times)
+    assert "| 2022 article, linear | 1738 | 3004 | 5373 | 10071 |" in table
+    assert f"| here, mended, softmax | {28 * 3} | {36 * 3} | {52 * 3} | {84 * 3} |" in table
+    table = autopsy.loss_table(ARTICLE, losses)
+    assert "| 2022 article | 0.00 | 1.80 | 0.00 | 2.19 |" in table
+    assert "| unexplained | +0.00 | -0.40 | +0.00 | -0.01 |" in table
+    assert "| 2022 article | 3149 | never | 6219 | never |" in autopsy.prediction_table(
+        ARTICLE, times
+    )
+
+
+STATUS = {  # what the synthetic rows make of each hypothesis
+    ("float64", "a step takes longer"): hypotheses.RIGHT,
+    ("float64", "twice the memory"): hypotheses.RIGHT,
+    ("split_heads", "less is copied"): hypotheses.RIGHT,
+    ("leak", "a loss near 0 in broken runs"): hypotheses.PARTLY,
+    ("adam", "slower convergence"): hypotheses.RIGHT,
+    ("batch_32", "up to four times the time of a step"): hypotheses.RIGHT,
+    ("extra_losses", "a third more time a step"): hypotheses.RIGHT,
+    ("elu_feedforward", "slower convergence"): hypotheses.WRONG,
+    ("unfused", "a step takes longer"): hypotheses.WRONG,
+}
+
+
+def test_hypotheses_are_right_or_wrong_by_the_rows(losses, times):
+    found = hypotheses.findings(losses, times)
+    status = {(one.hypothesis.defect, one.hypothesis.text): one.status for one in found}
+    assert STATUS.items() <= status.items()
+    assert {one.hypothesis.defect for one in found} == set(DEFECTS)
+    told = hypotheses.table(found).splitlines()[0]
+    assert told == (
+        "**Wrong:** elu + 1 in the decoder: slower convergence; unfused attention: a step takes "
+        "longer."
+    )
+
+
+@pytest.mark.parametrize(
+    ("defect", "text", "change", "status"),
+    [
+        ("float64", "twice the memory", {"memory_bytes": 2**20}, hypotheses.WRONG),
+        ("float64", "a step takes longer", {"time_ms_samples": [1.0] * 5}, hypotheses.WRONG),
+        ("batch_32", "up to four times the time of a step", {"time_ms_samples": [1e4] * 5},
+         hypotheses.WRONG),
+        ("extra_losses", "a third more time a step", {"time_ms_samples": [1e4] * 5},
+         hypotheses.WRONG),
+    ],
+)  # fmt: skip
+def test_a_hypothesis_about_steps_turns_with_the_rows(times, defect, text, change, status):
+    rows = changed(times, lambda s: s.update(change), attention="linear", defects=(defect,))
+    found = {(f.hypothesis.defect, f.hypothesis.text): f for f in hypotheses.findings([], rows)}
+    assert found[defect, text].status == status
+
+
+@pytest.mark.parametrize(
+    ("defect", "text", "loss"),
+    [
+        ("float64", "the losses hardly change", 1.0),
+        ("split_heads", "less is copied", 0.0),
+        ("extra_losses", "the losses do not change", 0.5),
+        ("unfused", "the losses do not change", 0.5),
+    ],
+)
+def test_a_hypothesis_about_losses_turns_with_the_rows(losses, defect, text, loss):
+    rows = changed(
+        losses, lambda s: s.update(final_loss=loss), attention="linear", defects=(defect,)
+    )
+    found = {(f.hypothesis.defect, f.hypothesis.text): f for f in hypotheses.findings(rows, [])}
+    assert found[defect, text].status == hypotheses.WRONG
+
+
+def test_one_run_a_side_decides_nothing_about_losses(losses):
+    rows = [row for row in losses if row["seed"] == 0]
+    for one in hypotheses.findings(rows, []):
+        if "losses" in one.hypothesis.text:
+            assert one.status == hypotheses.UNDECIDED
+
+
+@pytest.mark.parametrize(
+    ("model", "crossing"), [("quadratic", 3148.7), ("full_quadratic", 6219.2), ("linear", math.inf)]
+)
+def test_predictions_are_the_published_ones(model, crossing):
+    found = autopsy.predicted(ARTICLE, ARTICLE["N"], model)
+    assert found.fit.crossover == pytest.approx(crossing, abs=0.05)
+    assert found.low <= found.fit.crossover <= found.high
+    assert found.lengths == (8, 16, 32, 64)
+
+
+def test_a_prediction_uses_the_points_that_it_is_given():
+    found = autopsy.predicted(ARTICLE, [64, 16, 32], "quadratic")
+    assert found.lengths == (16, 32, 64) and found.fit.crossover == pytest.approx(3238.8, abs=0.05)
+    assert "51 times beyond the data" in autopsy.prediction_text(found)
+    with pytest.raises(ValueError, match="2 lengths, the quadratic model needs 3"):
+        autopsy.predicted(ARTICLE, [8, 64], "quadratic")
