@@ -271,7 +271,7 @@ def device_names(rows: Sequence[Row]) -> str:
 
 def in_static_page() -> bool:
     """Whether the page is being exported (`-- --static`) and has no kernel behind it later."""
-    return "static" in mo.cli_args() or "--static" in sys.argv
+    return "--static" in sys.argv or (mo.running_in_notebook() and "static" in mo.cli_args())
 
 
 def _asked() -> list[str]:
