@@ -10,13 +10,15 @@ from replib.charts import style
 
 LOSS_FLOOR = 1e-4  # nats a token; lower losses are drawn here, or noise would fill the log axis
 MAX_CURVE_POINTS = 2000  # a chart's evaluations: half of Altair's limit, and a light page
+N_STOPS = 20  # of the slider, at least
 CURVES = {"loss": "loss (nats a token)", "accuracy": "accuracy (% of tokens)"}
 
 
 def learning_curves(
     frame: pl.DataFrame, *, y: str = "loss", title: str, seq_len: int | None = None
 ) -> alt.LayerChart:
-    """Every run thin, the median of the seeds bold, a radio button a length; y: a key of CURVES.
+    """Every run thin, the median of the seeds bold, a radio button a length, and a slider that ends
+    the axis sooner, to see the beginning; y: a key of CURVES.
 
     Losses below LOSS_FLOOR are drawn at it. A step's median is of the runs whose loss is finite;
     one that is not is marked at the top. Runs of this session are bold and solid, and the recorded
@@ -50,12 +52,13 @@ def learning_curves(
     )
     if y == "accuracy":
         layers.append(style.rule_at("y", style.SOLVED_ACCURACY))
-    layers = [
-        layer.transform_filter("!isValid(datum.seq_len) || datum.seq_len == shown_length")
-        for layer in layers
-    ]
+    shown = (
+        "(!isValid(datum.seq_len) || datum.seq_len == shown_length)"
+        " && (!isValid(datum.step) || datum.step <= shown_steps)"
+    )
+    layers = [layer.transform_filter(shown) for layer in layers]
     return style.finished(
-        alt.layer(*layers).add_params(length, legend),
+        alt.layer(*layers).add_params(length, _step_slider(frame), legend),
         title,
         style.devices_of(frame),
         f"{CURVES[y]} against training steps: a line a run, the median of the seeds bold.",
@@ -203,6 +206,13 @@ def _curve_layers(
             seeds, style.TOP_PX if y == "loss" else style.HEIGHT - style.TOP_PX
         )
     return layers
+
+
+def _step_slider(frame: pl.DataFrame) -> alt.Parameter:
+    last = int(frame["step"].max())
+    stride = next(n for n in range(max(1, last // N_STOPS), 0, -1) if last % n == 0)
+    slider = alt.binding_range(min=stride, max=last, step=stride, name="steps shown: ")
+    return alt.param(name="shown_steps", value=last, bind=slider)
 
 
 def _curve_domain(frame: pl.DataFrame, y: str) -> list[float]:
