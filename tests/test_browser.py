@@ -48,6 +48,7 @@ RESTING = {
     "02_linear_scaling": "seq_len=65536&tokens=65536&repeats=31",
     "03_speed_crossover": "seq_len=16384&batch_size=64&repeats=31",
     "04_transformers_are_rnns": "seq_len=4096&batch_size=64&repeats=31&n_tokens=1000000",
+    "05_replication_autopsy": "seq_len=64&n_steps=3000&measure=both",
 }
 QUICK = {
     "02_linear_scaling": "seq_len=128&shortest=64&tokens=256&n_heads=1&head_dim=8&repeats=1",
@@ -224,7 +225,8 @@ def verdict(page):
 def test_the_gallery_has_a_card_for_each_notebook(new_page):
     page = new_page()
     titles = ("1 · Convergence", "2 · Linear scaling", "3 · Speed crossover")
-    for title in (*titles, "4 · Transformers are RNNs"):
+    titles += ("4 · Transformers are RNNs", "5 · Autopsy of a replication")
+    for title in titles:
         expect(page.get_by_text(title, exact=True).first).to_be_visible()
     hrefs = page.locator("a[href*='file=']").evaluate_all("links => links.map(a => a.href)")
     assert sorted(parse_qs(urlparse(href).query)["file"][0] for href in hrefs) == [
@@ -239,6 +241,7 @@ RECORDED = {
     "02_linear_scaling": "linear cpu, time grows as N^1.00",
     "03_speed_crossover": "supported in 2 of 2 settings",
     "04_transformers_are_rnns": "supported in 4 of 4 settings",
+    "05_replication_autopsy": "12 of 12 mended linear runs learn to copy",
 }
 
 
@@ -448,3 +451,26 @@ def test_a_stream_of_tokens_is_drawn_and_its_length_is_in_the_address(notebook):
     wait_for(lambda: n_pixels(page, drawn, charts.PALETTE["softmax"], top=90) > 50)
     slider(page, "Tokens").press("ArrowRight")
     wait_for(lambda: query(page)["n_tokens"] == "5000")
+
+
+def test_a_switch_that_is_moved_is_in_the_address_and_changes_what_would_run(notebook):
+    stem = "05_replication_autopsy"
+    page = notebook(stem, f"{RESTING[stem]}&defects=float64")
+    run = page.get_by_role("button", name=re.compile("Run "))
+    before = run.inner_text()
+    page.locator("marimo-switch").filter(has_text="batch 32").get_by_role("switch").click()
+    wait_for(lambda: query(page).get("defects") == "float64,batch_32")
+    wait_for(lambda: run.inner_text() != before)
+    page.get_by_role("button", name="all off").click()
+    wait_for(lambda: query(page).get("defects") == "none")
+
+
+def test_the_model_of_the_extrapolation_moves_its_prediction(notebook):
+    stem = "05_replication_autopsy"
+    page = notebook(stem, RESTING[stem])
+    expect(page.get_by_text("crossover at N = 3149")).to_be_visible()
+    page.locator("marimo-dropdown").filter(has_text="Softmax as").locator("select").select_option(
+        label="a + b N + c N²"
+    )
+    expect(page.get_by_text("crossover at N = 6219")).to_be_visible()
+    assert query(page)["softmax_model"] == "full_quadratic"

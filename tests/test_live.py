@@ -10,7 +10,13 @@ import torch
 from replib import kernels, store
 from replib import live as module
 from replib.benchmark import CostConfig
-from replib.experiments import CostJob, TrainingJob, checkpoint_path, laptop_copy
+from replib.experiments import (
+    CostJob,
+    TrainingJob,
+    checkpoint_path,
+    laptop_copy,
+    live_autopsy_jobs,
+)
 from replib.generation import copy_with
 from replib.live import LiveRuns, kernel_to_compile, predicted_seconds, refusal, run_ids
 from replib.memory import TIMING_LOCK
@@ -359,6 +365,45 @@ def test_generation_is_predicted_by_its_own_estimate():
         for n in (4, 4096)
     ]
     assert predicted_seconds(jobs[:1], "cpu") < predicted_seconds(jobs[1:], "cpu")
+
+
+def autopsy_jobs(**changes):
+    values = {
+        "seq_len": 8,
+        "n_steps": 10,
+        "seeds": 1,
+        "repeats": 3,
+        "model": "small",
+        "measure": "both",
+        "attention": ("linear",),
+        "defects": ("float64", "extra_losses"),
+    }
+    return live_autopsy_jobs(values | changes)
+
+
+def test_runs_of_the_autopsy_are_kept_with_their_own_experiments():
+    live = run(autopsy_jobs(), "autopsy_time")
+    kept = {(row["experiment"], tuple(row["config"]["defects"])) for row in live.finished}
+    assert kept == {
+        (name, defects)
+        for name in ("autopsy", "autopsy_time")
+        for defects in ((), ("float64", "extra_losses"))
+    }
+    assert len(LiveRuns("autopsy_time").rows(autopsy_jobs(), "cpu")) == 4
+
+
+def test_defects_that_slow_a_step_are_predicted_to():
+    for measure in ("losses", "step times"):
+        mended, slower, more = (
+            predicted_seconds(autopsy_jobs(measure=measure, **changes), "cpu")
+            for changes in (
+                {"defects": ()},
+                {"defects": ("float64",)},
+                {"repeats": 9, "n_steps": 90},
+            )
+        )
+        assert 2 * mended < slower < 3 * mended
+        assert more > slower
 
 
 def test_half_a_length_is_measured_again():

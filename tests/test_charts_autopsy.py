@@ -1,0 +1,157 @@
+"""The autopsy's charts draw what their frames hold, on any page, and say where nothing is known."""
+
+import math
+
+import pytest
+import synthetic
+import vl_convert
+
+from replib import charts, frames_autopsy, store
+from replib import claims_autopsy as claims
+from replib.autopsy import DEFECTS, article_defects
+from replib.charts import autopsy
+from replib.published import published
+
+ARTICLE = published()["dm2022"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    names = ("autopsy", "autopsy_time")
+    folder = synthetic.write_recorded(tmp_path_factory.mktemp("rows"), *names)
+    return {name: store.read_rows(name, folder) for name in names}
+
+
+def drawn(rows, name, title="T"):
+    losses, times = rows["autopsy"], rows["autopsy_time"]
+    if name == "effects":
+        return autopsy.effects_chart(frames_autopsy.effects(times), title=title)
+    if name == "stages":
+        found = claims.attribution(times, ARTICLE, 64)
+        frame = frames_autopsy.stages(found)
+        return autopsy.stages_chart(frame, title=title, subtitle="S")
+    if name == "losses":
+        return autopsy.losses_chart(frames_autopsy.losses(losses, ARTICLE), title=title)
+    if name == "scale":
+        return autopsy.scale_chart(frames_autopsy.scale(ARTICLE, losses), title=title)
+    if name == "prediction":
+        found = claims.predicted(ARTICLE, ARTICLE["N"], "quadratic")
+        return autopsy.prediction_chart(ARTICLE, found, title=title)
+    some = [row for row in losses if row["config"]["defects"] in ([], ["adam"])]
+    return autopsy.switches_curves(frames_autopsy.curves(some), title=title)
+
+
+NAMES = ("effects", "stages", "losses", "scale", "prediction", "switches")
+
+
+def svg(chart):
+    text = vl_convert.vegalite_to_svg(charts.printable(chart).to_json())
+    return text.replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_chart_draws_without_missing_numbers_and_describes_itself(rows, name):
+    chart = drawn(rows, name)
+    drawing = svg(chart)
+    assert "NaN" not in drawing and "undefined" not in drawing and ">null<" not in drawing
+    spec = chart.to_dict()
+    assert spec["width"] == "container" and spec["config"]["background"] == "transparent"
+    assert len(spec["description"]) > 30
+
+
+def test_every_defect_has_a_line_in_the_chart_of_effects_and_losses(rows):
+    for name in ("effects", "losses"):
+        drawing = svg(drawn(rows, name))
+        assert all(f">{one.title}<" in drawing for one in DEFECTS.values())
+
+
+def test_effects_are_labelled_with_their_factors(rows):
+    drawing = svg(drawn(rows, "effects"))
+    assert drawing.count(">2.00×<") == drawing.count(">3.00×<") == 2  # alone on and alone off
+
+
+def test_stages_lead_from_mended_to_the_article(rows):
+    found = claims.attribution(rows["autopsy_time"], ARTICLE, 64)
+    frame = frames_autopsy.stages(found)
+    by_line = {row["line"]: row for row in frame.to_dicts()}
+    assert by_line["here, mended"]["end"] == pytest.approx(found.mended.value)
+    steps = frame.filter(frame["kind"] == "step").to_dicts()
+    for before, after in zip(steps, steps[1:], strict=False):
+        assert after["start"] == pytest.approx(before["end"])
+    assert steps[-1]["end"] == pytest.approx(by_line["here, broken"]["end"])
+    assert by_line["unexplained"]["start"] == pytest.approx(by_line["here, broken"]["end"])
+    assert by_line["unexplained"]["end"] == pytest.approx(by_line["2022 article"]["end"])
+
+
+def test_losses_hold_every_run_and_the_article(rows):
+    frame = frames_autopsy.losses(rows["autopsy"], ARTICLE)
+    ours = frame.filter(frame["line"] != frames_autopsy.ARTICLE_LINE)
+    assert len(ours) == len(rows["autopsy"]) and len(frame) == len(ours) + 8
+    for attention in ("linear", "softmax"):
+        lines = frame.filter(frame["attention"] == attention)["line"].unique().to_list()
+        assert sorted(lines) == sorted(frames_autopsy.loss_lines(attention))
+        assert len(lines) == 3 + len(article_defects(attention))
+    assert "guessing, ln 10" in svg(drawn(rows, "losses"))
+
+
+def test_the_loss_scale_can_be_undone_by_a_button(rows):
+    params = drawn(rows, "scale").to_dict()["params"]
+    unit = next(one for one in params if one["name"] == "loss_unit")
+    assert unit["bind"]["options"] == ["nats", "printed"] and unit["value"] == "nats"
+    frame = frames_autopsy.scale(ARTICLE)
+    ratios = {
+        (r["attention"], round(r["printed"] / r["nats"])) for r in frame.to_dicts() if r["nats"]
+    }
+    assert ratios == {("softmax", 8), ("linear", 32)}
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        ("quadratic", "N = 3149 (2388 to 4699)"),
+        ("full_quadratic", "N = 6219 (1690 to no end)"),
+        ("linear", "no crossing"),
+        ("power_law", "no crossing"),
+    ],
+)
+def test_a_prediction_says_where_it_is_and_where_the_data_end(model, text):
+    found = claims.predicted(ARTICLE, ARTICLE["N"], model)
+    drawing = svg(autopsy.prediction_chart(ARTICLE, found, title="T"))
+    assert f">{text}<" in drawing
+    assert ">measured:" in drawing and "N = 8 to 64" in drawing
+
+
+def test_points_that_are_left_out_are_hollow():
+    used = claims.predicted(ARTICLE, [16, 32, 64], "quadratic")
+    spec = autopsy.prediction_chart(ARTICLE, used, title="T").to_dict()
+    points = [p for data in spec["datasets"].values() for p in data if "used" in p]
+    assert {p["seq_len"]: p["used"] for p in points} == {8: False, 16: True, 32: True, 64: True}
+
+
+def test_curves_with_switches_are_told_from_mended_ones(rows):
+    some = [row for row in rows["autopsy"] if row["config"]["defects"] in ([], ["adam"])]
+    frame = frames_autopsy.curves(some)
+    assert set(frame["switches"]) == {"mended", "with switches"}
+    assert frame["run_id"].n_unique() == len({row["run_id"] for row in some})
+    drawing = svg(drawn(rows, "switches"))
+    assert ">mended<" in drawing and ">with switches<" in drawing
+
+
+@pytest.mark.parametrize(
+    "chart",
+    [
+        lambda: autopsy.effects_chart(frames_autopsy.effects([]), title="T"),
+        lambda: autopsy.stages_chart(frames_autopsy.stages(None), title="T", subtitle=""),
+        lambda: autopsy.losses_chart(frames_autopsy.losses([], ARTICLE), title="T"),
+        lambda: autopsy.switches_curves(frames_autopsy.curves([]), title="T"),
+    ],
+)
+def test_no_rows_give_a_chart_that_says_so(chart):
+    assert "no data yet" in svg(chart())
+
+
+def test_the_articles_losses_are_shown_without_rows_of_ours():
+    frame = frames_autopsy.scale(ARTICLE)
+    assert set(frame["what"]) == {"final", "first plateau", frames_autopsy.EXPECTED}
+    assert "NaN" not in svg(autopsy.scale_chart(frame, title="T"))
+    assert all(math.isfinite(value) for value in frame["nats"])
