@@ -29,9 +29,9 @@ def _():
     Katharopoulos et al. 2020 say that linear attention learns as softmax does and is faster from
     some hundred tokens on. **The 2022 replication** (Do & Bergner) concludes otherwise: no stable
     convergence, 8 to 24 times slower at N = 8 to 64, a crossover at N = 3149. Its code, read line
-    by line, has defects. Here each is a **switch** on our own model, of the article's sizes and
-    task, so that you can break it as it was broken: *mended* has none of them, *broken* all that
-    the article's runs had.
+    by line, has defects. Here each is a **switch** on our own model, on the article's task, so
+    that you can break it as it was broken: *mended* has none of them, *broken* all that the
+    article's runs had.
     """)
     return
 
@@ -343,6 +343,7 @@ def _():
       plateaus.
     - **The interval of a prediction** draws both fits anew with errors of the size of their
       residuals; that a model may be wrong beyond the data is not in it.
+    - **Devices.** Charts and tables are of the device with most rows; cards judge each.
     - **Other works.** The corpus is generated; the language models have one layer, 2 heads of 32.
     """)
     mo.accordion({"Method and limits": _text})

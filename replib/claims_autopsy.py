@@ -94,7 +94,7 @@ Key = tuple[str, int, str, str | None]
 
 
 def ablated(rows: Sequence[Row]) -> dict[Key, list[Row]]:
-    """The finished rows of an ablation, of the one size of model that has most of them."""
+    """The finished rows of an ablation, of the one device and size of model that has most."""
     sizes = Counter(map(_size, rows))
     found: dict[Key, list[Row]] = {}
     for row in rows:
@@ -109,7 +109,7 @@ def ablated(rows: Sequence[Row]) -> dict[Key, list[Row]]:
 def _size(row: Row) -> str:
     config = row["config"]
     model = {name: config["model"][name] for name in ("n_layers", "n_heads", "d_model", "norm")}
-    return json.dumps([model, config["n_steps"]])
+    return json.dumps([model, config["n_steps"], row["provenance"]["device_name"]])
 
 
 def _seq_len(row: Row) -> int:

@@ -75,7 +75,7 @@ STAGE, STEP, LEFT = "stage", "step", "unexplained"
 
 def effects(rows: Sequence[Row], attentions: Iterable[str] = ("linear", "softmax")) -> pl.DataFrame:
     """One line a defect, length, mechanism and way to attribute: EFFECT_COLUMNS."""
-    found = []
+    found, device = [], _device(rows)
     for attention in attentions:
         for seq_len in lengths_of(rows):
             for one in time_effects(rows, attention, seq_len):
@@ -83,7 +83,7 @@ def effects(rows: Sequence[Row], attentions: Iterable[str] = ("linear", "softmax
                     if factor is not None:
                         found.append(
                             {"attention": attention, "seq_len": seq_len, "role": role}
-                            | {"line": DEFECTS[one.defect].title, "device": _device(rows)}
+                            | {"line": DEFECTS[one.defect].title, "device": device}
                             | {"value": factor.value, "low": factor.low, "high": factor.high}
                         )
     return pl.DataFrame(found, schema=EFFECT_COLUMNS)
@@ -91,7 +91,7 @@ def effects(rows: Sequence[Row], attentions: Iterable[str] = ("linear", "softmax
 
 def losses(rows: Sequence[Row], article: Mapping[str, Any]) -> pl.DataFrame:
     """One line a run, and the article's final losses at the lengths of the runs: LOSS_COLUMNS."""
-    found = []
+    found, device = [], _device(rows)
     for (attention, seq_len, role, defect), some in ablated(rows).items():
         line = {MENDED: MENDED_LINE, BROKEN: BROKEN_LINE}.get(role) or DEFECTS[defect].title
         for row in some:
@@ -99,7 +99,7 @@ def losses(rows: Sequence[Row], article: Mapping[str, Any]) -> pl.DataFrame:
                 found.append(
                     {"attention": attention, "seq_len": seq_len, "line": line, "role": role}
                     | {"seed": row["seed"], "value": row["summary"]["final_loss"]}
-                    | {"accuracy": row["summary"]["final_accuracy"], "device": _device(rows)}
+                    | {"accuracy": row["summary"]["final_accuracy"], "device": device}
                 )
     lengths = lengths_of(rows)
     for one in article_losses(article) if found else ():
@@ -190,7 +190,9 @@ def curves(rows: Sequence[Row]) -> pl.DataFrame:
 
 
 def _device(rows: Sequence[Row]) -> str:
-    names = {row["provenance"].get("device_name") or "unknown device" for row in rows}
+    """The device of the rows that `ablated` keeps."""
+    kept = (row for some in ablated(rows).values() for row in some)
+    names = {row["provenance"]["device_name"] or "unknown device" for row in kept}
     return "; ".join(sorted(names))
 
 
