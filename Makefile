@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCALE ?= laptop
 
-.PHONY: run test report record bench lint
+.PHONY: run test report pdf record bench lint
 
 run: .venv/ready
 	$(BIN)/python -m replib serve
@@ -13,6 +13,9 @@ test: .venv/ready
 
 report: .venv/ready
 	$(BIN)/python -m replib report
+
+pdf: .venv/ready
+	$(BIN)/python -m replib report --pdf
 
 record: .venv/ready
 	$(BIN)/python -m replib record all --scale $(SCALE)
