@@ -490,7 +490,7 @@ def sequence_copy_table(article: Mapping[str, Any], rows: Sequence[Row]) -> str:
         "could (found by reading it, not by running it), which would explain its zeros. Loss "
         f"after {article['steps']} steps in nats a token; the article's is our reading of its "
         "figures, divided by the batch that we infer; ours is the median of the seeds:"
-        f"\n\n| | {head} |\n|---|{'---|' * len(article['N'])}\n" + "\n".join(lines)
+        f"\n\n| loss | {head} |\n|---|{'---|' * len(article['N'])}\n" + "\n".join(lines)
     )
 
 
@@ -546,7 +546,8 @@ def table_1(article: Mapping[str, Any], steps: Sequence[Row]) -> str:
     return (
         f"## The article's Table 1\n\nSeconds for {article['steps']} training steps; the "
         f"article's on a {article['gpu']}, ours from the median step on the device named in "
-        f"the chart.\n\n| | {head} |\n|---|{'---|' * len(article['N'])}\n" + "\n".join(lines)
+        f"the chart.\n\n| seconds | {head} |\n|---|{'---|' * len(article['N'])}\n"
+        + "\n".join(lines)
     )
 
 

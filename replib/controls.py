@@ -433,7 +433,8 @@ def verdict_card(claim: str, columns: Sequence[tuple[str, Verdict | str]]) -> mo
     criteria."""
     cells = "".join(_column(title, said) for title, said in columns)
     return mo.Html(
-        f'<section aria-label="Verdict"><p style="margin:0 0 .6rem">{html.escape(claim)}</p>'
+        '<section role="group" aria-label="Verdict">'
+        f'<p style="margin:0 0 .6rem">{html.escape(claim)}</p>'
         '<div style="display:grid; gap:.75rem; '
         f'grid-template-columns:repeat(auto-fit, minmax(min(100%, 14rem), 1fr))">{cells}</div>'
         "</section>"
@@ -694,7 +695,7 @@ def exponents(rows: Sequence[Row], work: str) -> mo.Html:
         f"{_interval(exponent)} |"
         for variant, what, exponent in claims.exponents(rows, work)
     ]
-    head = "| attention | | exponent of N | 95 % interval |\n|---|---|---|---|\n"
+    head = "| attention | of | exponent of N | 95 % interval |\n|---|---|---|---|\n"
     return mo.md(head + "\n".join(lines))
 
 

@@ -42,6 +42,16 @@ MODULE = r"[\w.-]+\.js"
 STATIC_IMPORT = re.compile(rf'(\b(?:from|import)\s*)(["`\'])\./({MODULE})\2')
 LATER_IMPORT = re.compile(rf'(\bimport\(\s*)(["`\'])\./({MODULE})\2')
 FONT_FACE = re.compile(r"@font-face\s*\{[^}]*\}")
+# What a screen reader and a reader of low contrast need, and marimo's front end lacks.
+MENU, NAMED_MENU = (
+    '<svg viewBox="0 0 16 16"',
+    '<svg role="img" aria-label="save chart" viewBox="0 0 16 16"',
+)
+CONTRAST = """
+:root, .light { --muted-foreground: #56637a; }
+.dark { --muted-foreground: #aab2af; }
+.light [class*="grass-11"], :root:not(.dark) [class*="grass-11"] { color: #1f6530; }
+"""
 CONFIG_MARK = '"__MARIMO_MOUNT_CONFIG__", {'
 RANDOM_ID = re.compile(r"(random-id='?\"?)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 FOOTER_ID = "from"  # of the cell that is added at the end
@@ -132,7 +142,7 @@ def offline_page(config: Page, around: str, footer: str = "") -> str:
     page = f"{before}{script}{after}"
     if "cdn.jsdelivr.net" in page or page.count('<div id="root">') != 1:
         raise ValueError(_unlike("the exported page"))
-    page = page.replace('<div id="root">', '<div id="root">Unpacking the page …')
+    page = page.replace('<div id="root">', '<div id="root" role="main">Unpacking the page …')
     if len(page.encode()) > MAX_BYTES:
         raise ValueError(
             f"{config['filename']}: the page has {len(page.encode()) / 1e6:.1f} MB, more than "
@@ -228,7 +238,7 @@ def _front_end(formulas: bool) -> tuple[str, dict[str, str], str]:
     chunks = {_chunk(name) for name in modules}
     others = [path.name for path in sorted(assets.glob("*.css")) if _chunk(path.name) in chunks]
     css = "\n".join(_style(assets, name, formulas) for name in dict.fromkeys([*first, *others]))
-    return entry[1], modules, css
+    return entry[1], modules, css + CONTRAST
 
 
 def _modules(assets: Path, entry: str, wanted: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -250,6 +260,10 @@ def _modules(assets: Path, entry: str, wanted: tuple[str, ...]) -> Iterator[tupl
             source = "export const t = (load) => load();"
         source = STATIC_IMPORT.sub(r"\1\2m/\3\2", source)
         source = LATER_IMPORT.sub(r"\1\2m/\3\2", source)
+        if name.startswith("react-vega-"):
+            if MENU not in source:
+                raise ValueError(_unlike(name))
+            source = source.replace(MENU, NAMED_MENU)
         yield name, source.replace("import.meta.url", "document.baseURI")
 
 

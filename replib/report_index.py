@@ -49,8 +49,11 @@ async function draw() {
     editor: false }, theme: dark.matches ? "dark" : undefined,
     tooltip: { theme: dark.matches ? "dark" : "light" } };
   for (const place of document.querySelectorAll(".chart"))
-    await vegaEmbed(place, JSON.parse(document.getElementById(place.dataset.spec).textContent),
-      options);
+  {
+    const spec = JSON.parse(document.getElementById(place.dataset.spec).textContent);
+    await vegaEmbed(place, spec, options);
+    place.querySelector("summary").setAttribute("aria-label", "save chart");
+  }
 }
 dark.addEventListener("change", draw);
 draw();

@@ -1,5 +1,7 @@
 """What every test runs under: no recorded or cached run of the reader's is touched."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -20,4 +22,19 @@ def data(tmp_path_factory, monkeypatch):
     """A data folder of a test's own, empty; without it a test reads the recorded runs."""
     folder = tmp_path_factory.mktemp("data")
     monkeypatch.setenv("REPLIB_DATA", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """The folder of a report of the recorded rows, built once for all tests."""
+    from replib import report
+
+    folder = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPLIB_CACHE", str(folder / "cache"))
+        patch.setattr(report, "FIGURES", folder)
+        patch.setattr(report, "PICTURES", folder / "pictures")
+        patch.setattr(report, "README", shutil.copy(report.README, folder / "README.md"))
+        report.write_report()
     return folder

@@ -1,12 +1,12 @@
 import html
-import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import synthetic
 
-from replib import claims, report
+from replib import claims, offline, report
 from replib.experiments import recorded_rows
 
 
@@ -143,8 +143,93 @@ def test_a_page_holds_the_verdict_and_no_button(recorded, tmp_path, monkeypatch)
 
 
 def shown(page):
-    """What the cells of an exported page put out."""
-    start = page.index('"session":') + len('"session":')
-    session, _ = json.JSONDecoder().raw_decode(page[start:].lstrip())
-    outputs = [output for cell in session["cells"] for output in cell["outputs"]]
+    """What the cells of an offline page put out."""
+    cells = offline.unpack(page)["session"]["cells"]
+    outputs = [output for cell in cells for output in cell["outputs"]]
     return html.unescape("\n".join(str(output.get("data")) for output in outputs))
+
+
+def test_a_page_says_which_rows_it_shows_and_the_same_rows_make_the_same_page(
+    recorded, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(report, "FIGURES", tmp_path)
+    first, second = (report.write_report(["02_linear_scaling"])[0].read_text() for _ in range(2))
+    assert first == second
+    n_rows = len((recorded / "scaling.jsonl").read_text().splitlines())
+    assert f"scaling.jsonl</code> ({n_rows} rows, sha256 " in shown(first)
+    assert report.commit() in shown(first)
+
+
+def test_the_index_holds_every_claim_with_its_rows_and_every_figure(built):
+    page = html.unescape((built / "report" / "index.html").read_text())
+    for claim in report.CLAIMS:
+        verdict = claim.judge(recorded_rows(claim.experiment))
+        assert claim.paper in page and verdict.headline in page and verdict.status in page
+        assert f'href="{claim.notebook}.html"' in page
+    for name, figure in report.sourced_figures().items():
+        assert f">{name}<" in page and "; ".join(figure.sources) in page
+    assert report.commit() in page
+
+
+def test_the_rows_of_a_figure_are_named_by_file_number_and_hash(recorded):
+    before = report.sourced_figures()["crossover_batch_8"]
+    (said,) = before.sources
+    assert said.startswith(f"crossover.jsonl, {len(before.rows)} rows, sha256 ")
+    changed = replace(before, rows=[*before.rows[:-1], before.rows[-1] | {"seed": 7}])
+    assert changed.sources != before.sources
+    assert report.sourced_figures()["extrapolation_2022"].sources == ["data/published.json"]
+
+
+def test_every_card_of_the_gallery_has_a_small_picture(built):
+    pictures = {path.parent.name: path for path in built.glob("pictures/*/opengraph.png")}
+    assert set(pictures) == {claim.notebook for claim in report.CLAIMS}
+    for name, path in pictures.items():
+        data = path.read_bytes()
+        width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
+        assert len(data) < 100_000 and abs(width / height - report.PICTURE_SHAPE) < 0.05
+        assert (report.PICTURES / name / "opengraph.png").exists(), "run `make report`"
+
+
+def test_a_page_with_parameters_shows_a_run_with_them(recorded, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "FIGURES", tmp_path)
+    quick = {"seq-len": "32", "shortest": "8", "batch": "2", "head-dim": "8", "n-heads": "1"}
+    said = []
+    (page,) = report.write_report(["03_speed_crossover"], quick | {"repeats": "3"}, say=said.append)
+    assert page.name.startswith("03_speed_crossover_seq_len_32_shortest_8_batch_2_")
+    assert "seq-len 32" in said[0] and "at most 10 minutes" in said[0]
+    outputs = shown(page.read_text())
+    assert "Run for this page on this setting: seq_len 32, shortest 8, batch_size 2" in outputs
+    assert "Runs of this session" in outputs and "Nothing has run yet" not in outputs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seq-len", "4096"], "name the notebooks that --seq-len is for"),
+        (["03_speed_crossover", "--seq-len"], "--seq-len has no value"),
+        (["03_speed_crossover", "--batch=2", "5"], "'5' belongs to no option"),
+        (["03_speed_crossover", "--nonsense", "3"], "--nonsense is not a parameter"),
+        (["03_speed_crossover", "--seq-len", "5000"], "--seq-len 32 | 64 | ... | 16384"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_with_what_there_is(arguments, said):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_pdf_without_a_browser_is_refused_before_anything_is_written(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "FIGURES", tmp_path)
+    monkeypatch.setenv("CHROMIUM", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="cannot be run.*apt-get install chromium"):
+        report.write_report(["03_speed_crossover"], pdf=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pdf_is_printed_where_there_is_a_browser(built, monkeypatch):
+    try:
+        browser = report.find_browser()
+    except ValueError as error:
+        pytest.skip(str(error))
+    pdf = report.print_pdf(built / "report" / "index.html", browser)
+    assert pdf.read_bytes().startswith(b"%PDF") and pdf.stat().st_size > 50_000
