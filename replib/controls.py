@@ -26,7 +26,6 @@ from replib.live import (
     kernel_to_compile,
     predicted_seconds,
     refusal,
-    run_ids,
 )
 from replib.statistics import Crossover, Exponent
 from replib.store import Row

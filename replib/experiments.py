@@ -6,7 +6,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -773,9 +773,10 @@ def record(
     on_metrics: Callable[[Job, Metrics | RetrievalMetrics], None] = lambda job, metrics: None,
 ) -> Iterator[store.Row]:
     """Run the jobs that have no finished row on this kind of device yet, append each row to
-    `data/` and yield it. A stopped or killed training resumes at its last checkpoint; points that
-    are timed together are timed again together where one of them is new. A run whose images are
-    not there is left out with a warning. One whose model is to be kept runs again where it is not.
+    `data/` and yield it. A stopped or killed training resumes at its last checkpoint; one that
+    another process is at is left to it, so that two processes share an experiment. Points that are
+    timed together are timed again together where one of them is new. A run whose images are not
+    there is left out with a warning. One whose model is to be kept runs again where it is not.
 
     Raises:
         ValueError: unknown scale, or no such device.
@@ -786,42 +787,62 @@ def record(
     device_type = resolve_device(device).type
     if why_not := store.writable(store.data_folder()):
         raise store.StoreError(why_not)
-    done = {
-        row["run_id"]
-        for row in store.read_rows(experiment.name)
-        if row["outcome"] != "interrupted"
-        and row["provenance"]["device"].split(":")[0] == device_type
-    }
+
+    def done() -> set[str]:
+        return {
+            row["run_id"]
+            for row in store.read_rows(experiment.name)
+            if row["outcome"] != "interrupted"
+            and row["provenance"]["device"].split(":")[0] == device_type
+        }
+
     for job in (on_device(job, device_type) for job in experiment.jobs(scale)):
         if stop():
             return
-        if isinstance(job, TrainingJob):
-            run = identity(job.config, job.seed, cost=False)
-            if run in done and not (job.keep and drawing.kept_run(job.config.model) != run):
+        if isinstance(job, CostJob):
+            if all(identity(config, cost=True) in done() for config in job.configs):
                 continue
-            if why_not := missing_images(job.config):
-                warnings.warn(f"{job.config.model.attention} is left out: {why_not}", stacklevel=2)
-                continue
-            rows = [run_training(experiment.name, scale, job, device, stop, on_metrics)]
-        elif isinstance(job, RetrievalJob):
-            seeds = [s for s in job.seeds if identity(job.config, s, cost=False) not in done]
-            if not seeds:
-                continue
-            job = replace(job, seeds=tuple(seeds))
-            rows = run_retrieval(experiment.name, scale, job, device, stop, on_metrics)
-        else:
-            if all(identity(config, cost=True) in done for config in job.configs):
-                continue
-            rows = run_cost(experiment.name, scale, job, device, stop)
-        for row in rows:
-            store.append(experiment.name, row)
-            discard_checkpoint(row)
-            yield row
+            yield from _stored(run_cost(experiment.name, scale, job, device, stop))
+            continue
+        if not _to_run(job, done()):
+            continue
+        if why_not := missing_images(job.config):
+            warnings.warn(f"{job.config.model.attention} is left out: {why_not}", stacklevel=2)
+            continue
+        with store.claimed(run_ids(job)[0]) as ours:
+            # What another process has finished since is not run again.
+            seeds = _to_run(job, done()) if ours else ()
+            if seeds and isinstance(job, TrainingJob):
+                row = run_training(experiment.name, scale, job, device, stop, on_metrics)
+                yield from _stored([row])
+            elif seeds:
+                job = replace(job, seeds=seeds)
+                rows = run_retrieval(experiment.name, scale, job, device, stop, on_metrics)
+                yield from _stored(rows)
 
 
-def missing_images(config: TrainingConfig) -> str | None:
+def _to_run(job: TrainingJob | RetrievalJob, done: set[str]) -> tuple[int, ...]:
+    """The seeds of a job that have no finished row, or whose model is to be kept and is not."""
+    seeds = (job.seed,) if isinstance(job, TrainingJob) else job.seeds
+    keep = isinstance(job, TrainingJob) and job.keep
+    return tuple(
+        seed
+        for seed, run in zip(seeds, run_ids(job), strict=True)
+        if run not in done or (keep and drawing.kept_run(job.config.model) != run)
+    )
+
+
+def _stored(rows: Iterable[store.Row]) -> Iterator[store.Row]:
+    """Rows, each once it is in `data/` and its checkpoint is gone."""
+    for row in rows:
+        store.append(row["experiment"], row)
+        discard_checkpoint(row)
+        yield row
+
+
+def missing_images(config: Config) -> str | None:
     """Why the images that a run is trained on cannot be read; None where they can."""
-    if isinstance(config.task, Pixels):
+    if isinstance(getattr(config, "task", None), Pixels):
         try:
             load_images(config.task.images)
         except ValueError as error:
@@ -848,6 +869,15 @@ def source_of(config: Config, *, cost: bool) -> str:
 def identity(config: Config, seed: int = 0, *, cost: bool) -> str:
     """The run_id of a run, or of the cost of a config, under the present code."""
     return store.run_id(config, seed, source_of(config, cost=cost))
+
+
+def run_ids(job: Job) -> list[str]:
+    """The identities of the rows that a job yields."""
+    if isinstance(job, TrainingJob):
+        return [identity(job.config, job.seed, cost=False)]
+    if isinstance(job, RetrievalJob):
+        return [identity(job.config, seed, cost=False) for seed in job.seeds]
+    return [identity(config, cost=True) for config in job.configs]
 
 
 def run_training(

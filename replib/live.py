@@ -29,13 +29,13 @@ from replib.experiments import (
     TASK_EXPERIMENTS,
     CostJob,
     Job,
-    RetrievalJob,
     TrainingJob,
     configs_of,
     discard_checkpoint,
     identity,
     is_generation,
     run_cost,
+    run_ids,
     run_training,
     training_row,
     uses_compiled,
@@ -292,15 +292,6 @@ def _who(config: TrainingConfig) -> str:
     """The mechanism of a run, and how many defects it has."""
     n = len(getattr(config, "defects", ()))
     return config.model.attention + (f" with {n} defect{'s' * (n > 1)}" if n else "")
-
-
-def run_ids(job: Job) -> list[str]:
-    """The identities of the rows that a job yields."""
-    if isinstance(job, TrainingJob):
-        return [identity(job.config, job.seed, cost=False)]
-    if isinstance(job, RetrievalJob):
-        return [identity(job.config, seed, cost=False) for seed in job.seeds]
-    return [identity(config, cost=True) for config in job.configs]
 
 
 def kernel_to_compile(jobs: Sequence[Job], device: str | None = None) -> str | None:

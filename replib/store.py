@@ -244,6 +244,34 @@ def _locked(descriptor: int, *, shared: bool = False) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
+@contextmanager
+def claimed(run: str) -> Iterator[bool]:
+    """Whether a run is this process's to compute, True for the first that asks: until it is done
+    with it, or is killed, the others get False. Where locks cannot be had all get True."""
+    path, number = cache_folder() / "claims", int(run, 16) >> 4  # a byte of the file is a run
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError:
+        yield True
+        return
+    with file:
+        yield _lock_byte(file.fileno(), number)
+
+
+def _lock_byte(descriptor: int, number: int) -> bool:
+    """Lock a byte until the file is closed; False where another process has it."""
+    try:
+        if fcntl is None:
+            os.lseek(descriptor, number, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    return True
+
+
 def _remedy(path: Path, error: OSError) -> str:
     """What went wrong with a file, and what to do about it."""
     variable = "REPLIB_CACHE" if path.parent == cache_folder().absolute() else "REPLIB_DATA"

@@ -29,10 +29,10 @@ from replib.experiments import (
     record,
     recorded_rows,
     refused_variants,
+    run_ids,
     training_summary,
     uses_compiled,
 )
-from replib.live import run_ids
 from replib.streams import SPANS, WAYS
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.training import Metrics, Training, TrainingConfig
@@ -321,6 +321,43 @@ class Killed(BaseException):
 
 def curve_without_speed(row):
     return {key: row["curve"][key] for key in ("step", "loss", "accuracy", "train_loss")}
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(data, cache):
+    theirs, mine = run_ids(tiny(seed=0)) + run_ids(tiny(seed=1))
+    program = (
+        "import sys\nfrom replib import store\n"
+        f"with store.claimed({theirs!r}) as ours:\n    print(ours, flush=True)\n"
+        "    sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other = subprocess.Popen([sys.executable, "-c", program], **pipes)
+    assert other.stdout.readline() == "True\n"
+    rows = rows_of(tiny(seed=0), tiny(seed=1))
+    assert [row["run_id"] for row in rows] == [mine]
+    other.kill()  # a claim does not outlive its process
+    other.wait()
+    rows = rows_of(tiny(seed=0), tiny(seed=1))
+    assert [row["run_id"] for row in rows] == [theirs]
+
+
+def test_a_run_that_another_process_has_finished_meanwhile_is_not_run_again(data, monkeypatch):
+    claimed = store.claimed
+
+    def finished_just_before(run):
+        monkeypatch.setattr(store, "claimed", claimed)
+        rows_of(tiny())
+        return claimed(run)
+
+    monkeypatch.setattr(store, "claimed", finished_just_before)
+    assert rows_of(tiny()) == []
+    assert len(store.read_rows("tiny", data)) == 1
+
+
+def test_without_locks_every_process_runs(monkeypatch, cache):
+    (cache / "claims").mkdir()
+    with store.claimed("0" * 16) as ours:
+        assert ours
 
 
 def test_a_killed_run_resumes_at_its_checkpoint_to_the_same_end(data, monkeypatch):

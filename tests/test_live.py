@@ -16,9 +16,10 @@ from replib.experiments import (
     checkpoint_path,
     laptop_copy,
     live_autopsy_jobs,
+    run_ids,
 )
 from replib.generation import copy_with
-from replib.live import LiveRuns, kernel_to_compile, predicted_seconds, refusal, run_ids
+from replib.live import LiveRuns, kernel_to_compile, predicted_seconds, refusal
 from replib.memory import TIMING_LOCK
 from replib.streams import GenerationConfig
 from replib.tasks import CausalCopy, SequenceCopy
