@@ -16,7 +16,7 @@ import torch
 
 from replib import charts, claims, frames
 from replib.device import resolve_device
-from replib.experiments import ALL_VARIANTS, TrainingJob, refused_variants
+from replib.experiments import ALL_VARIANTS, TrainingJob, refused_variants, run_ids
 from replib.generation import copy_with
 from replib.live import (
     COMPILE_S,
