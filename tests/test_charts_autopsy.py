@@ -9,7 +9,6 @@ import vl_convert
 from replib import charts, frames_autopsy, store
 from replib import claims_autopsy as claims
 from replib.autopsy import DEFECTS, article_defects
-from replib.claims_autopsy import ablated
 from replib.charts import autopsy
 from replib.published import published
 
@@ -87,7 +86,7 @@ def test_stages_lead_from_mended_to_the_article(rows):
 def test_losses_hold_every_run_and_the_article(rows):
     frame = frames_autopsy.losses(rows["autopsy"], ARTICLE)
     ours = frame.filter(frame["line"] != frames_autopsy.ARTICLE_LINE)
-    counted = [row for some in ablated(rows["autopsy"]).values() for row in some]
+    counted = [row for some in claims.ablated(rows["autopsy"]).values() for row in some]
     assert len(ours) == len(counted) and len(frame) == len(ours) + 8
     for attention in ("linear", "softmax"):
         lines = frame.filter(frame["attention"] == attention)["line"].unique().to_list()
