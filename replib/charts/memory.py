@@ -1,0 +1,290 @@
+"""Charts of fast weight memories: loss of associative retrieval against the number of keys S."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from replib.charts import style
+from replib.claims_memory import GRID_STEP, SOLVED_LOSS, last_solved
+
+# Where a run that has solved its task happened to end says little: drawn at the bottom edge.
+LOSS_FLOOR = 1e-4
+CHANCE = 0.5  # the loss of reading nothing
+HEADROOM = 4.0  # free space above the largest loss, as a factor
+FIRST_SHOWN = 200  # the S that the slider starts at
+OURS = ("live", "recorded")
+# Dash and shape of features that no implementation tells apart.
+LOOKS = {
+    "linear": ([10, 3], "triangle-right"),
+    "relu": ([10, 3, 2, 3], "triangle-left"),
+    "tanh": ([2, 3], "triangle-up"),
+}
+DELTA_LOOKS = {"performer": ([10, 3, 2, 3], "triangle-down")}  # beside DPFP in the same colour
+
+
+def capacity_chart(frame: pl.DataFrame, s: int | None = None) -> alt.LayerChart:
+    """Setting 1, every key once: loss against S on a log axis, a line a memory.
+
+    Args:
+        frame: of `frames_memory.retrieval_frame`.
+        s: the S whose losses stand beside the lines until the reader moves the slider.
+    """
+    return _chart(frame, 1, s, "Every key written once")
+
+
+def update_rules_chart(frame: pl.DataFrame, s: int | None = None) -> alt.LayerChart:
+    """Setting 2, keys come back with new values: loss against S on a log axis, a line a memory and
+    update rule; arguments as `capacity_chart`."""
+    return _chart(frame, 2, s, "Keys come back with new values")
+
+
+def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.LayerChart:
+    frame = frame.filter(pl.col("setting") == setting)
+    if frame.is_empty():
+        return style.no_data(what)
+    series = _series(frame)
+    drawn = style.records_of(frame.sort("n_keys")).with_columns(
+        drawn=pl.col("value").clip(lower_bound=LOSS_FLOOR),
+        least=pl.col("low").clip(lower_bound=LOSS_FLOOR),
+        most=pl.col("high").clip(lower_bound=LOSS_FLOOR),
+    )
+    y_domain = style.log_domain([LOSS_FLOOR, CHANCE, *drawn["most"], *drawn["drawn"]])
+    y_domain = [y_domain[0] / 1.3, y_domain[1] * HEADROOM]
+    last = math.ceil(max(drawn["n_keys"]) / GRID_STEP) * GRID_STEP
+    shown = alt.selection_point(name="shown_series", fields=["series"], bind="legend")
+    slider = _slider(drawn, s)
+    look = _look_channels(series)
+    x = alt.X(
+        "n_keys:Q",
+        title="number of keys S",
+        scale=alt.Scale(domain=[0, last], nice=False),
+        axis=alt.Axis(grid=False, tickCount=6, labelOverlap=True),
+    )
+    y = style.log_axis("drawn", "loss, 0.5·Σ squared error", y_domain)
+    base = alt.Chart(drawn).encode(x, y, *look, opacity=style.faded(shown), tooltip=_tooltip())
+    layers = [
+        style.rule_at("y", SOLVED_LOSS),
+        _solved_text(last, y_domain),
+        *_most_keys(frame, series, last, shown),
+        _rule_at_slider(last, slider),
+        *_marks(base, shown),
+        _labels(drawn, series, y_domain, last, shown),
+    ]
+    return style.finished(
+        alt.layer(*layers).add_params(slider),
+        _finding(drawn, setting, what),
+        _subtitle(drawn),
+        f"{what}: loss against the number of keys S, a line a memory, log axis of losses, with a "
+        f"line at {SOLVED_LOSS}, at and below which the task counts as solved; published runs as "
+        "hollow marks.",
+        style.TALL,
+    )
+
+
+def _series(frame: pl.DataFrame) -> pl.DataFrame:
+    """One line a series, in the order of the palette and of feature sizes, with its look."""
+    columns = ("mechanism", "attention", "implementation", "n_features")
+    found = frame.unique("series", keep="first", maintain_order=True).select("series", *columns)
+    order = style.ordered_attention(found["mechanism"])
+    rows = sorted(
+        found.to_dicts(),
+        key=lambda row: (order.index(row["mechanism"]), row["n_features"] or 0, row["series"]),
+    )
+    for row in rows:
+        row["colour"] = style.colour(row["mechanism"])
+        row["dash"], row["shape"] = _look(row)
+    return pl.DataFrame(rows)
+
+
+def _look(row: dict[str, Any]) -> tuple[list[int], str]:
+    if row["mechanism"] in ("delta", "fwm") and row["attention"] in DELTA_LOOKS:
+        return DELTA_LOOKS[row["attention"]]
+    if row["attention"] in LOOKS:
+        return LOOKS[row["attention"]]
+    name = row["implementation"]
+    return style.DASHES.get(name, [1, 0]), style.SHAPES.get(name, "circle")
+
+
+def _look_channels(series: pl.DataFrame) -> list[Any]:
+    names = series["series"].to_list()
+
+    def scale(column: str) -> alt.Scale:
+        return alt.Scale(domain=names, range=series[column].to_list())
+
+    return [
+        alt.Color("series:N", title=None, scale=scale("colour")),
+        alt.StrokeDash("series:N", title=None, scale=scale("dash")),
+        alt.Shape("series:N", title=None, scale=scale("shape")),
+        alt.Detail(["device:N", "source:N"]),
+    ]
+
+
+def _marks(base: alt.Chart, shown: alt.Parameter) -> list[alt.Chart]:
+    """Recorded: a line, and a bar over seeds; this session: filled marks; published: hollow."""
+    ours = base.transform_filter("datum.source != 'published'")
+    recorded, live = (base.transform_filter(style.is_from(name)) for name in ("recorded", "live"))
+    published = base.transform_filter("datum.source == 'published' && isValid(datum.value)")
+    bars = ours.transform_filter("datum.n_seeds > 1 && isValid(datum.high)")
+    return [
+        recorded.mark_line(strokeWidth=2),
+        bars.mark_rule(strokeWidth=2).encode(alt.Y("least:Q"), alt.Y2("most:Q"), strokeDash=_SOLID),
+        recorded.mark_point(filled=True, size=22).encode(strokeDash=_SOLID),
+        live.mark_point(filled=True, size=90).encode(strokeDash=_SOLID),
+        published.mark_point(filled=False, size=60, strokeWidth=1.5).encode(strokeDash=_SOLID),
+        base.transform_filter("!isValid(datum.value)")
+        .mark_point(**{name: value for name, value in style.CROSS.items() if name != "opacity"})
+        .encode(y=alt.value(style.TOP_PX + 14), shape=alt.value("cross"), strokeDash=_SOLID),
+    ]
+
+
+_SOLID = alt.value([1, 0])
+
+
+def _tooltip() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("series:N", title="memory"),
+        alt.Tooltip("n_keys:Q", title="keys S"),
+        alt.Tooltip("value:Q", title="loss (median)", format=".3~g"),
+        alt.Tooltip("low:Q", title="least", format=".3~g"),
+        alt.Tooltip("high:Q", title="largest", format=".3~g"),
+        alt.Tooltip("n_seeds:Q", title="seeds"),
+        alt.Tooltip("n_solved:Q", title="of them solved"),
+        alt.Tooltip("n_features:Q", title="features R"),
+        alt.Tooltip("source:N"),
+        alt.Tooltip("device:N"),
+    ]
+
+
+def _slider(drawn: pl.DataFrame, s: int | None) -> alt.Parameter:
+    """The S that a rule and the numbers at the right are for, among those that were run."""
+    ours = drawn.filter(pl.col("source").is_in(OURS))
+    keys = sorted((drawn if ours.is_empty() else ours)["n_keys"].unique())
+    wanted = FIRST_SHOWN if s is None else s
+    value = min(keys, key=lambda n: abs(n - wanted))
+    step = math.gcd(*(n - keys[0] for n in keys)) or 1
+    bind = alt.binding_range(min=keys[0], max=keys[-1], step=step, name="losses at S = ")
+    return alt.param(name="shown_keys", value=value, bind=bind if len(keys) > 1 else alt.Undefined)
+
+
+def _rule_at_slider(last: int, slider: alt.Parameter) -> alt.Chart:
+    data = pl.DataFrame({"n_keys": list(range(last + 1))})
+    x = alt.X("n_keys:Q", scale=alt.Scale(domain=[0, last], nice=False))
+    rule = alt.Chart(data).mark_rule(color=style.NEUTRAL, strokeWidth=1.5)
+    return rule.encode(x).transform_filter(f"datum.n_keys == {slider.name}")
+
+
+def _solved_text(last: int, y_domain: Sequence[float]) -> alt.Chart:
+    data = pl.DataFrame({"n_keys": [0], "drawn": [SOLVED_LOSS], "text": ["solved"]})
+    text = alt.Chart(data).mark_text(align="left", baseline="top", dx=3, dy=3, color=style.NEUTRAL)
+    return text.encode(alt.X("n_keys:Q"), alt.Y("drawn:Q"), text="text:N")
+
+
+def _most_keys(
+    frame: pl.DataFrame, series: pl.DataFrame, last: int, shown: alt.Parameter
+) -> list[alt.Chart]:
+    """Ticks at the top at S = R, as many keys as a memory of R features can tell apart."""
+    held = (
+        series.filter((pl.col("n_features") <= last) & (pl.col("attention") != "performer"))
+        .unique("n_features", keep="first", maintain_order=True)
+        .with_columns(text="R = " + pl.col("n_features").cast(pl.String))
+    )
+    if held.is_empty():
+        return []
+    base = alt.Chart(held.select("series", "colour", "n_features", "text")).encode(
+        alt.X("n_features:Q"),
+        alt.Color("colour:N", scale=None),
+        opacity=style.faded(shown),
+    )
+    return [
+        base.mark_rule(strokeWidth=2).encode(y=alt.value(0), y2=alt.value(12)),
+        base.mark_text(align="left", baseline="top", dx=3, fontSize=11).encode(
+            y=alt.value(1), text="text:N"
+        ),
+    ]
+
+
+def _labels(
+    drawn: pl.DataFrame,
+    series: pl.DataFrame,
+    y_domain: list[float],
+    last: int,
+    shown: alt.Parameter,
+) -> alt.Chart:
+    """The name of each series at its right end, with its loss at the slider's S."""
+    known = drawn.filter(pl.col("drawn").is_not_null())
+    ends = (
+        known.sort(pl.col("source") == "published", "n_keys", descending=[True, False])
+        .unique("series", keep="last", maintain_order=True)
+        .select("series", value="drawn")
+    )
+    ends = style.spread_labels(ends, y_domain, style.TALL, 1).select("series", "label_px")
+    keys = drawn.select("n_keys").unique()
+    # Of this session where there is one, else recorded.
+    losses = (
+        drawn.filter(pl.col("source").is_in(OURS))
+        .sort("source")
+        .unique(["series", "n_keys"], keep="first")
+        .select("series", "n_keys", "value")
+    )
+    told = (
+        ends.join(keys, how="cross")
+        .join(losses, on=["series", "n_keys"], how="left")
+        .join(series.select("series", "colour"), on="series")
+        .with_columns(
+            text=pl.concat_str(
+                "series",
+                pl.col("value").map_elements(lambda loss: f"  {_loss(loss)}", pl.String),
+                ignore_nulls=True,
+            )
+        )
+        .select("series", "colour", "n_keys", "label_px", "text")
+    )
+    return (
+        alt.Chart(told)
+        .transform_filter("datum.n_keys == shown_keys")
+        .mark_text(align="left", dx=8)
+        .encode(
+            x=alt.value("width"),
+            y=alt.Y("label_px:Q", scale=None, axis=None),
+            color=alt.Color("colour:N", scale=None),
+            opacity=style.faded(shown),
+            text="text:N",
+        )
+    )
+
+
+def _loss(loss: float) -> str:
+    return f"{loss:.2f}" if loss >= 0.01 else f"{loss:.4f}" if loss >= LOSS_FLOOR else "<0.0001"
+
+
+def _finding(drawn: pl.DataFrame, setting: int, what: str) -> str:
+    """What was recorded, or else ran in this session, as a title."""
+    for source in ("recorded", "live"):
+        some = drawn.filter((pl.col("source") == source) & pl.col("value").is_not_null())
+        if some.is_empty():
+            continue
+        found = {}
+        for name in some["series"].unique(maintain_order=True):
+            one = some.filter(pl.col("series") == name)
+            losses = dict(zip(one["n_keys"], one["value"], strict=True))
+            found[name] = last_solved(losses, consecutive=setting == 1)
+        solving = sorted(((x.last, name, x) for name, x in found.items() if x.last), reverse=True)
+        told = ", ".join(f"{name} {x.text}" for _, name, x in solving)
+        return f"{what}: solved up to S = {told}" if told else f"{what}: none is solved"
+    return f"{what}: published losses"
+
+
+def _subtitle(drawn: pl.DataFrame) -> str:
+    devices = style.devices_of(drawn)
+    parts = ["ticks at the top: at most R keys in R features"]
+    sources = set(drawn["source"])
+    if "recorded" in sources:
+        parts.insert(0, "lines: recorded, bars over seeds")
+    if "live" in sources:
+        parts.append("filled: this session")
+    if "published" in sources:
+        parts.append("hollow: published")
+    return "; ".join([*([devices] if devices else []), *parts])
