@@ -23,6 +23,7 @@ ROLE_COLOURS = {
     "other values": style.NEUTRAL,
 }
 SHORT = 220  # pixels
+IN_A_ROW = alt.Legend(columns=3)
 LOSS_FLOOR = 1e-4  # lower losses are drawn here
 SOLVED_LOSS = 1e-3  # where the retrieval task ends
 CHANCE = 0.5
@@ -133,7 +134,11 @@ def reads_chart(frame: pl.DataFrame, *, x: str, title: str, subtitle: str) -> al
     ]
     place = _cells("left", x, n), alt.X2("right_edge:Q")
     bars = base.mark_rect().encode(
-        *place, y, alt.Y2("zero:Q"), alt.Color("role:N", title=None, scale=scale), tooltip=tooltip
+        *place,
+        y,
+        alt.Y2("zero:Q"),
+        alt.Color("role:N", title=None, scale=scale, legend=IN_A_ROW),
+        tooltip=tooltip,
     )
     ticks = base.mark_rule(strokeWidth=2.5, color=style.NEUTRAL).encode(
         *place, alt.Y("right:Q", title="read")
@@ -174,8 +179,8 @@ def writes_chart(
     lines = alt.Chart(style.records_of(frame)).encode(
         x,
         y,
-        alt.Color("rule:N", title=None, scale=colour),
-        alt.StrokeDash("rule:N", title=None, scale=dash),
+        alt.Color("rule:N", title=None, scale=colour, legend=IN_A_ROW),
+        alt.StrokeDash("rule:N", title=None, scale=dash, legend=IN_A_ROW),
     )
     tooltip = ["rule:N", alt.Tooltip("n_writes:Q", title="writes"), alt.Tooltip("loss:Q")]
     now = alt.Chart(pl.DataFrame({"n_writes": [n_writes]}))
@@ -216,7 +221,7 @@ def overwrite_chart(frame: pl.DataFrame, *, title: str, subtitle: str) -> alt.La
         alt.X("rule:N", title=None, sort=rules, axis=alt.Axis(labelAngle=0)),
         alt.Y("share:Q", title="share of what is read", axis=alt.Axis(tickCount=5)),
         xOffset=alt.XOffset("part:N", sort=parts),
-        color=alt.Color("part:N", title=None, scale=scale),
+        color=alt.Color("part:N", title=None, scale=scale, legend=IN_A_ROW),
     )
     text = base.mark_text(dy=-6, baseline="bottom").encode(
         text=alt.Text("share:Q", format=".2f"), color=alt.value(style.NEUTRAL)
