@@ -57,10 +57,10 @@ Losses = dict[int, dict[int, float]]
 
 
 def label(memory: MemoryConfig, *, rule: bool = False) -> str:
-    """A memory as it is named to readers: "DPFP-2", and with its update rule "DPFP-2, delta"."""
+    """A memory as it is named to readers: "DPFP-2", and with its update rule "DPFP-2 (delta)"."""
     names = {"dpfp": f"DPFP-{memory.size}", "performer": f"FAVOR+ {memory.size}"}
     name = names.get(memory.attention, memory.attention)
-    return f"{name}, {memory.update_rule}" if rule else name
+    return f"{name} ({memory.update_rule})" if rule else name
 
 
 def memory_of(config: Mapping[str, Any]) -> str | None:

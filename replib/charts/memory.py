@@ -69,9 +69,9 @@ def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.L
         _solved_text(),
         *_most_keys(series, last, shown),
         *([_least_losses(series, last, y, shown)] if setting == 1 else []),
-        _rule_at_slider(last, slider),
+        _rule_at_slider(last),
         *_marks(base, shown),
-        _labels(drawn, series, y_domain, last, shown),
+        _labels(drawn, series, y_domain, shown),
     ]
     return style.finished(
         alt.layer(*layers).add_params(slider),
@@ -114,10 +114,11 @@ def _look_channels(series: pl.DataFrame) -> list[Any]:
     def scale(column: str) -> alt.Scale:
         return alt.Scale(domain=names, range=series[column].to_list())
 
+    legend = alt.Legend(columns=2, symbolStrokeWidth=0)  # else its outline would be dashed
     return [
-        alt.Color("series:N", title=None, scale=scale("colour")),
-        alt.StrokeDash("series:N", legend=None, scale=scale("dash")),
-        alt.Shape("series:N", title=None, scale=scale("shape")),
+        alt.Color("series:N", title=None, scale=scale("colour"), legend=legend),
+        alt.StrokeDash("series:N", title=None, scale=scale("dash"), legend=legend),
+        alt.Shape("series:N", title=None, scale=scale("shape"), legend=legend),
         alt.Detail(["device:N", "source:N"]),
     ]
 
@@ -168,11 +169,10 @@ def _slider(drawn: pl.DataFrame, wanted: int) -> alt.Parameter:
     return alt.param(name="shown_keys", value=value, bind=bind if len(keys) > 1 else alt.Undefined)
 
 
-def _rule_at_slider(last: int, slider: alt.Parameter) -> alt.Chart:
-    data = pl.DataFrame({"n_keys": list(range(last + 1))})
+def _rule_at_slider(last: int) -> alt.Chart:
     x = alt.X("n_keys:Q", scale=alt.Scale(domain=[0, last], nice=False))
-    rule = alt.Chart(data).mark_rule(color=style.NEUTRAL, strokeWidth=1.5)
-    return rule.encode(x).transform_filter(f"datum.n_keys == {slider.name}")
+    rule = alt.Chart(pl.DataFrame({"n_keys": [0]})).mark_rule(color=style.NEUTRAL, strokeWidth=1.5)
+    return rule.encode(x).transform_calculate(n_keys="shown_keys")
 
 
 def _solved_text() -> alt.Chart:
@@ -224,41 +224,28 @@ def _least_losses(series: pl.DataFrame, last: int, y: alt.Y, shown: alt.Paramete
 
 
 def _labels(
-    drawn: pl.DataFrame,
-    series: pl.DataFrame,
-    y_domain: list[float],
-    last: int,
-    shown: alt.Parameter,
+    drawn: pl.DataFrame, series: pl.DataFrame, y_domain: list[float], shown: alt.Parameter
 ) -> alt.Chart:
-    """The name of each series at its right end, with its loss at the slider's S."""
-    known = drawn.filter(pl.col("drawn").is_not_null())
+    """The name of each series at its right end, with its loss at the slider's S: of this session
+    where there is one, else recorded."""
     ends = (
-        known.sort(pl.col("source") == "published", "n_keys", descending=[True, False])
+        drawn.filter(pl.col("drawn").is_not_null())
+        .sort(pl.col("source") == "published", "n_keys", descending=[True, False])
         .unique("series", keep="last", maintain_order=True)
         .select("series", value="drawn")
     )
-    ends = style.spread_labels(ends, y_domain, style.TALL, 1).select("series", "label_px")
-    keys = drawn.select("n_keys").unique()
-    # Of this session where there is one, else recorded.
-    losses = (
-        drawn.filter(pl.col("source").is_in(OURS))
-        .sort("source")
-        .unique(["series", "n_keys"], keep="first")
-        .with_columns(
-            told=pl.col("value").map_elements(_loss, pl.String).fill_null(pl.lit("diverged"))
-        )
-        .select("series", "n_keys", "told")
-    )
-    told = (
-        ends.join(keys, how="cross")
-        .join(losses, on=["series", "n_keys"], how="left")
-        .join(series.select("series", "colour"), on="series")
-        .with_columns(text=pl.concat_str("series", "told", separator="  ", ignore_nulls=True))
-        .select("series", "colour", "n_keys", "label_px", "text")
-    )
+    ends = style.spread_labels(ends, y_domain, style.TALL, 1).join(series, on="series")
+    losses: dict[str, dict[str, str]] = {}
+    ours = drawn.filter(pl.col("source").is_in(OURS)).sort("source", descending=True)
+    for name, n_keys, loss in ours.select("series", "n_keys", "value").iter_rows():
+        losses.setdefault(name, {})[str(n_keys)] = "diverged" if loss is None else _loss(loss)
+    records = [
+        {**end, "losses": losses.get(end["series"], {})}
+        for end in ends.select("series", "colour", "label_px").to_dicts()
+    ]
     return (
-        alt.Chart(told)
-        .transform_filter("datum.n_keys == shown_keys")
+        alt.Chart(alt.Data(values=records))
+        .transform_calculate(text="datum.series + '  ' + (datum.losses[shown_keys] || '')")
         .mark_text(align="left", dx=8)
         .encode(
             x=alt.value("width"),
