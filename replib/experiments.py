@@ -742,7 +742,9 @@ def live_retrieval_jobs(values: Mapping[str, Any]) -> list[RetrievalJob]:
             model,
             with_replacement=RETRIEVAL_SETTINGS[values["setting"]],
             n_steps=values["n_steps"],
-            eval_every=max(1, min(RetrievalConfig.eval_every, values["n_steps"] // MIN_EVALUATIONS)),
+            eval_every=max(
+                1, min(RetrievalConfig.eval_every, values["n_steps"] // MIN_EVALUATIONS)
+            ),
             eval_half_length=values["eval_half_length"],
             report=values["report"],
         )

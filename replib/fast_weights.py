@@ -13,7 +13,6 @@ reads beside its own value, its crosstalk, is what training has to avoid.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -152,57 +151,72 @@ def unit_rows(x: Tensor) -> Tensor:
     return x / (x.norm(dim=-1, keepdim=True) + SMALLEST)
 
 
-def states(writes: Writes, rule: str) -> Iterator[Tensor]:
-    """W (M, R) before the first write and after each, T + 1 in all.
+@dataclass(frozen=True)
+class Filling:
+    """A memory along its writes.
+
+    Attributes:
+        reads: (T + 1, S, M), what every key reads before the first write and after each.
+        added: (T, M), what each write adds to the memory, times the features of its key.
+        divisors: (T,), what the memory is divided by after each write: 1, but for "fwm".
+    """
+
+    writes: Writes
+    rule: str
+    reads: Tensor
+    added: Tensor
+    divisors: Tensor
+
+    def memory(self, n_writes: int) -> Tensor:
+        """W (M, R) after the first writes: what they added and what later divisions left of it."""
+        kept = 1 / self.divisors[:n_writes].flip(0).cumprod(0).flip(0)
+        keys = self.writes.written(self.rule)[self.writes.keys[:n_writes]]
+        return (self.added[:n_writes] * kept.unsqueeze(-1)).mT @ keys
+
+    def losses(self) -> list[float]:
+        """0.5·|read - last value|², the mean over the keys written so far, after 1 ... T writes."""
+        found = []
+        for n_writes in range(1, len(self.reads)):
+            last = self.writes.last_write(n_writes)
+            known = last >= 0
+            error = self.reads[n_writes, known] - self.writes.values[last[known]]
+            found.append(error.square().sum(-1).mean().item() / 2)
+        return found
+
+
+def fill(writes: Writes, rule: str) -> Filling:
+    """Write everything. What all keys read follows from what they read before,
+
+        Y ← (Y + F f aᵀ) / c,     a = v or β (v - Y of the key),
+
+    with the features F (S, R) of all keys, so that W, which may be large, need not be formed.
+
+    Deviation: features of both signs are read without a normaliser by "sum" too; and "fwm" without
+    the layer normalisation that follows it in a model.
 
     Raises:
         ValueError: an unknown rule.
     """
     if rule not in UPDATE_RULES:
         raise ValueError(f"unknown rule {rule!r}: use {', '.join(UPDATE_RULES)}")
-    written, strength = writes.written(rule), writes.config.strength
-    w = torch.zeros(writes.values.shape[1], written.shape[1], dtype=torch.float64)
-    yield w
+    f, strength = writes.written(rule), writes.config.strength
+    products = f @ f.mT  # (S, S)
+    y = torch.zeros(len(f), writes.values.shape[1], dtype=f.dtype)
+    reads, added, divisors, norm = [y], [], [], 0.0
     for i, (key, value) in enumerate(zip(writes.keys.tolist(), writes.values, strict=True)):
-        f = written[key]
-        if rule == "sum":
-            w = w + torch.outer(value, f)
-        else:
-            w = w + strength * torch.outer(value - w @ f, f)
-        if rule == "fwm" and i > 0:
-            w = w / w.norm().clamp(min=1)
-        yield w
-
-
-def memory(writes: Writes, rule: str, n_writes: int) -> Tensor:
-    """W (M, R) after the first writes."""
-    return next(w for i, w in enumerate(states(writes, rule)) if i == n_writes)
-
-
-def reads(writes: Writes, rule: str, w: Tensor, n_writes: int) -> Tensor:
-    """What each key reads (S, M) from the memory after the first writes.
-
-    Deviation: features of both signs are read without a normaliser by "sum" too; and "fwm" without
-    the layer normalisation that follows it in a model.
-    """
-    f = writes.written(rule)
-    read = f @ w.mT
+        a = value if rule == "sum" else strength * (value - y[key])
+        norm = max(0.0, norm + (2 * a @ y[key] + a @ a * products[key, key]).item())  # |W|²
+        divisor = max(1.0, norm) ** 0.5 if rule == "fwm" and i > 0 else 1.0
+        y = (y + torch.outer(products[key], a)) / divisor
+        norm /= divisor**2
+        reads.append(y)
+        added.append(a)
+        divisors.append(divisor)
+    along = torch.stack(reads)
     if rule == "sum" and writes.config.attention not in SIGNED:
-        z = f[writes.keys[:n_writes]].sum(0)
-        read = read / (f @ z + SMALLEST).unsqueeze(-1)
-    return read
-
-
-def losses(writes: Writes, rule: str) -> list[float]:
-    """0.5·|read - last value|², the mean over the keys written so far, after 1 ... T writes."""
-    found = []
-    for n_writes, w in enumerate(states(writes, rule)):
-        last = writes.last_write(n_writes)
-        known = last >= 0
-        if n_writes:
-            error = reads(writes, rule, w, n_writes)[known] - writes.values[last[known]]
-            found.append(error.square().sum(-1).mean().item() / 2)
-    return found
+        sums = products[:, writes.keys].cumsum(1).mT  # (T, S)
+        along[1:] /= (sums + SMALLEST).unsqueeze(-1)
+    return Filling(writes, rule, along, torch.stack(added), torch.tensor(divisors, dtype=f.dtype))
 
 
 def similarity(x: Tensor) -> Tensor:

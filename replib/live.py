@@ -422,8 +422,9 @@ def refusal(jobs: Sequence[Job], device: str | None = None) -> str | None:
     seconds = predicted_seconds(jobs, device)
     if seconds > MAX_PREDICTED_S:
         return (
-            f"This would take about {seconds / 3600:.1f} hours: lower the steps, the sequence length "
-            "or the number of keys, or record it from the command line, which resumes where it stopped."
+            f"This would take about {seconds / 3600:.1f} hours: lower the steps, the sequence "
+            "length or the number of keys, or record it from the command line, which resumes where "
+            "it stopped."
         )
     return None
 

@@ -1,7 +1,6 @@
 """Charts of a memory that is filled write by write, and of the losses of memories in training."""
 
 import base64
-import math
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -296,7 +295,9 @@ def eigenvalues_chart(values: Sequence[float], *, title: str, subtitle: str) -> 
     """The eigenvalues of the cosines between keys, the largest first, with a line at 1, where
     those of orthogonal keys are."""
     floor = 1e-6
-    data = pl.DataFrame({"index": range(1, len(values) + 1), "value": [max(v, floor) for v in values]})
+    data = pl.DataFrame(
+        {"index": range(1, len(values) + 1), "value": [max(v, floor) for v in values]}
+    )
     domain = style.log_domain([floor, *data["value"], 1.0], 1.3)
     points = alt.Chart(style.records_of(data)).encode(
         alt.X("index:Q", title="eigenvalue, by size", axis=alt.Axis(grid=False, tickMinStep=1)),
