@@ -9,7 +9,7 @@ run: .venv/ready
 	$(BIN)/python -m replib serve
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 report: .venv/ready
 	$(BIN)/python -m replib report

@@ -338,7 +338,9 @@ def _():
       the rest what remains of the whole, other defects and how they act together.
     - **Losses.** *Deviation:* recorded at the `laptop` scale with a smaller pre-norm model (2 + 2
       layers, 4 heads of 16) that learns in 3000 steps on a CPU; three seeds; differences by Welch's
-      t. Losses are nats a token for all runs, whatever the batch.
+      t. Losses are nats a token for all runs, whatever the batch. float64 and unfused attention,
+      which change losses by rounding alone, are alone on and in one broken run a length; the other
+      broken runs are without them.
     - **The article's losses** are our reading of its figures; its batches are inferred from the
       plateaus.
     - **The interval of a prediction** draws both fits anew with errors of the size of their

@@ -35,6 +35,7 @@ class Defect:
         where: file and line in the replication.
         expected: what it should do, by reading; whether it does is for the ablation to say.
         linear_only: its softmax runs did not have it, as far as their code and loss scale tell.
+        slow: a run takes far longer and has the same losses, but for rounding.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Defect:
     where: str
     expected: str
     linear_only: bool = False
+    slow: bool = False
 
 
 DEFECTS = {
@@ -52,6 +54,7 @@ DEFECTS = {
         where="LinTrans.jl:175",
         expected="slower, twice the memory; the losses hardly change",
         linear_only=True,
+        slow=True,
     ),
     "split_heads": Defect(
         title="heads split twice",
@@ -107,6 +110,7 @@ DEFECTS = {
         where="LinTrans.jl:169, 179, 185",
         expected="slower; the losses do not change",
         linear_only=True,
+        slow=True,
     ),
 }
 
@@ -114,6 +118,11 @@ DEFECTS = {
 def article_defects(attention: str) -> tuple[str, ...]:
     """The defects that the article's runs of a mechanism had."""
     return tuple(n for n, one in DEFECTS.items() if attention == "linear" or not one.linear_only)
+
+
+def loss_defects(attention: str) -> tuple[str, ...]:
+    """The article's defects of a mechanism but for those that are merely slow."""
+    return tuple(one for one in article_defects(attention) if not DEFECTS[one].slow)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from replib.autopsy import DEFECTS, article_defects
+from replib.autopsy import DEFECTS, article_defects, loss_defects
 from replib.claims import (
     MODEL_NAMES,
     article_convergence,
@@ -75,17 +75,16 @@ def article_said(article: Mapping[str, Any]) -> dict[str, str]:
 
 def role_of(attention: str, defects: Sequence[str]) -> tuple[str, str | None] | None:
     """What a set of defects is in the ablation of a mechanism, and the one defect that it is
-    about; None for a set that is not part of it."""
-    defects, every = tuple(defects), article_defects(attention)
-    off = [one for one in every if one not in defects]
+    about; None for a set that is not part of it. All but those that are merely slow are broken."""
+    defects = tuple(defects)
     if not defects:
         return MENDED, None
-    if defects == every:
-        return BROKEN, None
-    if len(defects) == 1 and defects[0] in every:
+    if len(defects) == 1 and defects[0] in article_defects(attention):
         return ALONE_ON, defects[0]
-    if len(off) == 1 and set(defects) < set(every):
-        return ALONE_OFF, off[0]
+    for every in (article_defects(attention), loss_defects(attention)):
+        off = [one for one in every if one not in defects]
+        if set(defects) <= set(every) and len(off) <= 1:
+            return (ALONE_OFF, off[0]) if off else (BROKEN, None)
     return None
 
 
@@ -94,16 +93,18 @@ Key = tuple[str, int, str, str | None]
 
 
 def ablated(rows: Sequence[Row]) -> dict[Key, list[Row]]:
-    """The finished rows of an ablation, of the one device and size of model that has most."""
+    """The finished rows of an ablation, of the one device and size of model that has most; of each
+    seed the last, one with all defects before one without those that are merely slow."""
     sizes = Counter(map(_size, rows))
-    found: dict[Key, list[Row]] = {}
-    for row in rows:
+    found: dict[Key, dict[int, Row]] = {}
+    for row in sorted(rows, key=lambda row: len(row["config"]["defects"])):
         model = row["config"]["model"]
         role = role_of(model["attention"], row["config"]["defects"])
         kept = row["outcome"] in ("ok", "diverged") and _size(row) == sizes.most_common(1)[0][0]
         if role is not None and kept:
-            found.setdefault((model["attention"], _seq_len(row), *role), []).append(row)
-    return found
+            key = (model["attention"], _seq_len(row), *role)
+            found.setdefault(key, {})[row["seed"]] = row
+    return {key: list(some.values()) for key, some in found.items()}
 
 
 def _size(row: Row) -> str:

@@ -48,8 +48,8 @@ PAPER_SAYS = {
     "capacity": "With every key written once, softmax and DPFP-3 remember most keys, then DPFP-2, "
     "DPFP-1, linear attention and FAVOR+: a memory with R features holds at most R keys (section "
     "6.1.1).",
-    "update_rules": "Where keys come back with new values, the delta rule replaces the old value; a "
-    "sum cannot (section 6.1.2).",
+    "update_rules": "Where keys come back with new values, the delta rule replaces the old value; "
+    "a sum cannot (section 6.1.2).",
 }
 
 Losses = dict[int, dict[int, float]]
@@ -57,10 +57,10 @@ Losses = dict[int, dict[int, float]]
 
 
 def label(memory: MemoryConfig, *, rule: bool = False) -> str:
-    """A memory as it is named to readers: "DPFP-2", and with its update rule "DPFP-2, delta"."""
+    """A memory as it is named to readers: "DPFP-2", and with its update rule "DPFP-2 (delta)"."""
     names = {"dpfp": f"DPFP-{memory.size}", "performer": f"FAVOR+ {memory.size}"}
     name = names.get(memory.attention, memory.attention)
-    return f"{name}, {memory.update_rule}" if rule else name
+    return f"{name} ({memory.update_rule})" if rule else name
 
 
 def memory_of(config: Mapping[str, Any]) -> str | None:
@@ -323,7 +323,7 @@ def _near_losses(name: str, here: Losses, theirs: Mapping[int, float]) -> Criter
             continue
         ratios = [loss / theirs[n] - 1 for loss in losses]
         low, high = _mean_interval(ratios)
-        inside = -LOSS_TOLERANCE <= low and high <= LOSS_TOLERANCE
+        inside = low >= -LOSS_TOLERANCE and high <= LOSS_TOLERANCE
         outside = high < -LOSS_TOLERANCE or low > LOSS_TOLERANCE
         met.append(True if inside else False if outside else None)
         seeds = f"{len(losses)} seed{'s' * (len(losses) > 1)}"

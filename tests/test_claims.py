@@ -348,7 +348,7 @@ def test_table_1_has_our_row_beside_the_articles():
     steps.append(step_row("linear", "torch", 64, None, "out_of_memory"))
     steps.append(step_row("softmax", "fused", 8, 10.0))
     found = table(steps)
-    assert found[""] == ["N = 8", "N = 16", "N = 32", "N = 64"]
+    assert found["seconds"] == ["N = 8", "N = 16", "N = 32", "N = 64"]
     assert [float(cell) for cell in found["2022 article, softmax"]] == ARTICLE["softmax_s"]
     assert [float(cell) for cell in found["2022 article, linear"]] == ARTICLE["linear_s"]
     # 3000 steps of N / 2 ms

@@ -8,7 +8,7 @@ import synthetic
 
 from replib import claims_autopsy as autopsy
 from replib import hypotheses, store
-from replib.autopsy import DEFECTS, article_defects
+from replib.autopsy import DEFECTS, article_defects, loss_defects
 from replib.experiments import ablation
 from replib.published import published
 from replib.tasks import SequenceCopy
@@ -47,12 +47,24 @@ def changed(rows, change, **where):
 
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
 def test_every_set_of_an_ablation_has_a_role_of_its_own(attention):
-    sets = ablation(attention)
-    roles = [autopsy.role_of(attention, defects) for defects in sets]
-    assert len(set(roles)) == len(sets) and None not in roles
-    assert roles[:2] == [("mended", None), ("broken", None)]
-    assert autopsy.role_of(attention, sets[2]) == ("alone on", sets[2][0])
+    for every in (article_defects(attention), loss_defects(attention)):
+        sets = ablation(every)
+        roles = [autopsy.role_of(attention, defects) for defects in sets]
+        assert len(set(roles)) == len(sets) and None not in roles
+        assert roles[:2] == [("mended", None), ("broken", None)]
+        assert roles[2:4] == [("alone on", sets[2][0]), ("alone on", sets[3][0])]
+        assert roles[-1] == ("alone off", every[-1])
     assert autopsy.role_of("linear", ("float64", "leak")) is None
+
+
+def test_of_a_seed_the_run_with_all_defects_counts(losses):
+    for rows in (losses, losses[::-1]):
+        found = autopsy.ablated(rows)["linear", 8, "broken", None]
+        assert sorted((row["seed"], tuple(row["config"]["defects"])) for row in found) == [
+            (0, article_defects("linear")),
+            (1, loss_defects("linear")),
+            (2, loss_defects("linear")),
+        ]
 
 
 def test_the_slowdown_is_attributed_to_what_makes_it(times):

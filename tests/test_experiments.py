@@ -9,7 +9,7 @@ import torch
 
 from replib import experiments, kernels, store
 from replib.attention import ATTENTION
-from replib.autopsy import article_defects
+from replib.autopsy import article_defects, loss_defects
 from replib.benchmark import CostConfig
 from replib.experiments import (
     ALL_VARIANTS,
@@ -566,17 +566,35 @@ def test_controls_offer_every_implementation_of_every_mechanism():
     assert set(ALL_VARIANTS.values()) == expected and len(ALL_VARIANTS) == len(expected)
 
 
+def sets_of_defects(name):
+    """Mechanism and N -> set of defects -> its seeds."""
+    found = {}
+    for job in EXPERIMENTS[name].jobs("laptop"):
+        for config in configs_of(job):
+            sets = found.setdefault((config.model.attention, config.task.seq_len), {})
+            sets.setdefault(config.defects, []).append(getattr(job, "seed", 0))
+    return found
+
+
+def with_each_off(every):
+    return {tuple(one for one in every if one != off) for off in every}
+
+
 def test_the_autopsy_has_no_all_alone_on_and_alone_off_of_each_mechanism_at_each_length():
-    for name in ("autopsy", "autopsy_time"):
-        sets = {}
-        for job in EXPERIMENTS[name].jobs("laptop"):
-            for config in configs_of(job):
-                key = (config.model.attention, config.task.seq_len)
-                sets.setdefault(key, set()).add(config.defects)
-        assert {n for _, n in sets} == {8, 16, 32, 64}
-        for (attention, _), found in sets.items():
-            every = set(article_defects(attention))
-            assert {(), article_defects(attention)} <= found
-            assert {one[0] for one in found if len(one) == 1} == every
-            assert [every - set(one) for one in found if len(one) == len(every) - 1]
-            assert len(found) == 2 + 2 * len(every)
+    for name, broken in (("autopsy_time", article_defects), ("autopsy", loss_defects)):
+        grid = sets_of_defects(name)
+        assert set(grid) == {(a, n) for a in ("softmax", "linear") for n in (8, 16, 32, 64)}
+        for (attention, _), sets in grid.items():
+            alone_on = {(one,) for one in article_defects(attention)}
+            wanted = {(), broken(attention), *alone_on, *with_each_off(broken(attention))}
+            assert wanted <= set(sets) <= wanted | {article_defects(attention)}
+            seeds = [0] if name == "autopsy_time" else [0, 1, 2]
+            assert all(sets[one] == seeds for one in wanted)
+            assert sets[article_defects(attention)][0] == 0
+
+
+def test_the_first_seeds_of_the_autopsy_tell_what_each_defect_does():
+    jobs = EXPERIMENTS["autopsy"].jobs("laptop")
+    last_on = max(i for i, job in enumerate(jobs) if len(job.config.defects) == 1)
+    off = {d for a in ("softmax", "linear") for d in with_each_off(loss_defects(a))}
+    assert last_on < min(i for i, job in enumerate(jobs) if job.config.defects in off)

@@ -1,7 +1,6 @@
 """Charts of fast weight memories: loss of associative retrieval against the number of keys S."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -14,7 +13,7 @@ from replib.claims_memory import GRID_STEP, SOLVED_LOSS, last_solved
 LOSS_FLOOR = 1e-4
 CHANCE = 0.5  # the loss of reading nothing
 HEADROOM = 4.0  # free space above the largest loss, as a factor
-FIRST_SHOWN = 200  # the S that the slider starts at
+FIRST_SHOWN = {1: 200, 2: 100}  # the S that the slider starts at, of a setting
 OURS = ("live", "recorded")
 # Dash and shape of features that no implementation tells apart.
 LOOKS = {
@@ -55,7 +54,7 @@ def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.L
     y_domain = [y_domain[0] / 1.3, y_domain[1] * HEADROOM]
     last = math.ceil(max(drawn["n_keys"]) / GRID_STEP) * GRID_STEP
     shown = alt.selection_point(name="shown_series", fields=["series"], bind="legend")
-    slider = _slider(drawn, s)
+    slider = _slider(drawn, FIRST_SHOWN[setting] if s is None else s)
     look = _look_channels(series)
     x = alt.X(
         "n_keys:Q",
@@ -67,16 +66,17 @@ def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.L
     base = alt.Chart(drawn).encode(x, y, *look, opacity=style.faded(shown), tooltip=_tooltip())
     layers = [
         style.rule_at("y", SOLVED_LOSS),
-        _solved_text(last, y_domain),
-        *_most_keys(frame, series, last, shown),
-        _rule_at_slider(last, slider),
+        _solved_text(),
+        *_most_keys(series, last, shown),
+        *([_least_losses(series, last, y, shown)] if setting == 1 else []),
+        _rule_at_slider(last),
         *_marks(base, shown),
-        _labels(drawn, series, y_domain, last, shown),
+        _labels(drawn, series, y_domain, shown),
     ]
     return style.finished(
         alt.layer(*layers).add_params(slider),
         _finding(drawn, setting, what),
-        _subtitle(drawn),
+        _subtitle(drawn, setting),
         f"{what}: loss against the number of keys S, a line a memory, log axis of losses, with a "
         f"line at {SOLVED_LOSS}, at and below which the task counts as solved; published runs as "
         "hollow marks.",
@@ -114,10 +114,11 @@ def _look_channels(series: pl.DataFrame) -> list[Any]:
     def scale(column: str) -> alt.Scale:
         return alt.Scale(domain=names, range=series[column].to_list())
 
+    legend = alt.Legend(columns=2, symbolStrokeWidth=0)  # else its outline would be dashed
     return [
-        alt.Color("series:N", title=None, scale=scale("colour")),
-        alt.StrokeDash("series:N", title=None, scale=scale("dash")),
-        alt.Shape("series:N", title=None, scale=scale("shape")),
+        alt.Color("series:N", title=None, scale=scale("colour"), legend=legend),
+        alt.StrokeDash("series:N", title=None, scale=scale("dash"), legend=legend),
+        alt.Shape("series:N", title=None, scale=scale("shape"), legend=legend),
         alt.Detail(["device:N", "source:N"]),
     ]
 
@@ -129,7 +130,7 @@ def _marks(base: alt.Chart, shown: alt.Parameter) -> list[alt.Chart]:
     published = base.transform_filter("datum.source == 'published' && isValid(datum.value)")
     bars = ours.transform_filter("datum.n_seeds > 1 && isValid(datum.high)")
     return [
-        recorded.mark_line(strokeWidth=2),
+        recorded.mark_line(strokeWidth=2).add_params(shown),
         bars.mark_rule(strokeWidth=2).encode(alt.Y("least:Q"), alt.Y2("most:Q"), strokeDash=_SOLID),
         recorded.mark_point(filled=True, size=22).encode(strokeDash=_SOLID),
         live.mark_point(filled=True, size=90).encode(strokeDash=_SOLID),
@@ -158,93 +159,93 @@ def _tooltip() -> list[alt.Tooltip]:
     ]
 
 
-def _slider(drawn: pl.DataFrame, s: int | None) -> alt.Parameter:
+def _slider(drawn: pl.DataFrame, wanted: int) -> alt.Parameter:
     """The S that a rule and the numbers at the right are for, among those that were run."""
     ours = drawn.filter(pl.col("source").is_in(OURS))
     keys = sorted((drawn if ours.is_empty() else ours)["n_keys"].unique())
-    wanted = FIRST_SHOWN if s is None else s
     value = min(keys, key=lambda n: abs(n - wanted))
     step = math.gcd(*(n - keys[0] for n in keys)) or 1
     bind = alt.binding_range(min=keys[0], max=keys[-1], step=step, name="losses at S = ")
     return alt.param(name="shown_keys", value=value, bind=bind if len(keys) > 1 else alt.Undefined)
 
 
-def _rule_at_slider(last: int, slider: alt.Parameter) -> alt.Chart:
-    data = pl.DataFrame({"n_keys": list(range(last + 1))})
+def _rule_at_slider(last: int) -> alt.Chart:
     x = alt.X("n_keys:Q", scale=alt.Scale(domain=[0, last], nice=False))
-    rule = alt.Chart(data).mark_rule(color=style.NEUTRAL, strokeWidth=1.5)
-    return rule.encode(x).transform_filter(f"datum.n_keys == {slider.name}")
+    rule = alt.Chart(pl.DataFrame({"n_keys": [0]})).mark_rule(color=style.NEUTRAL, strokeWidth=1.5)
+    return rule.encode(x).transform_calculate(n_keys="shown_keys")
 
 
-def _solved_text(last: int, y_domain: Sequence[float]) -> alt.Chart:
-    data = pl.DataFrame({"n_keys": [0], "drawn": [SOLVED_LOSS], "text": ["solved"]})
-    text = alt.Chart(data).mark_text(align="left", baseline="top", dx=3, dy=3, color=style.NEUTRAL)
-    return text.encode(alt.X("n_keys:Q"), alt.Y("drawn:Q"), text="text:N")
+def _solved_text() -> alt.Chart:
+    data = pl.DataFrame({"drawn": [SOLVED_LOSS], "text": ["solved below"]})
+    text = alt.Chart(data).mark_text(align="right", dx=-6, dy=-8, color=style.NEUTRAL)
+    return text.encode(alt.Y("drawn:Q"), x=alt.value("width"), text="text:N")
 
 
-def _most_keys(
-    frame: pl.DataFrame, series: pl.DataFrame, last: int, shown: alt.Parameter
-) -> list[alt.Chart]:
+def _bounded(series: pl.DataFrame, last: int) -> pl.DataFrame:
+    """The series whose number of features R is within the chart, but FAVOR+, which is far from what
+    R allows."""
+    return series.filter((pl.col("n_features") < last) & (pl.col("attention") != "performer"))
+
+
+def _most_keys(series: pl.DataFrame, last: int, shown: alt.Parameter) -> list[alt.Chart]:
     """Ticks at the top at S = R, as many keys as a memory of R features can tell apart."""
-    held = (
-        series.filter((pl.col("n_features") <= last) & (pl.col("attention") != "performer"))
-        .unique("n_features", keep="first", maintain_order=True)
-        .with_columns(text="R = " + pl.col("n_features").cast(pl.String))
-    )
-    if held.is_empty():
-        return []
-    base = alt.Chart(held.select("series", "colour", "n_features", "text")).encode(
-        alt.X("n_features:Q"),
-        alt.Color("colour:N", scale=None),
-        opacity=style.faded(shown),
+    held = _bounded(series, last).unique("n_features", keep="first", maintain_order=True)
+    base = alt.Chart(held.select("series", "colour", "n_features")).encode(
+        alt.X("n_features:Q"), alt.Color("colour:N", scale=None), opacity=style.faded(shown)
     )
     return [
         base.mark_rule(strokeWidth=2).encode(y=alt.value(0), y2=alt.value(12)),
         base.mark_text(align="left", baseline="top", dx=3, fontSize=11).encode(
-            y=alt.value(1), text="text:N"
+            y=alt.value(1), text="n_features:N"
         ),
     ]
 
 
+def _least_losses(series: pl.DataFrame, last: int, y: alt.Y, shown: alt.Parameter) -> alt.Chart:
+    """The least mean loss over S keys of a memory of R features, 0.5 (1 - R / S): reads are a
+    matrix of rank R times the values, and the best of rank R is S - R from the identity, squared
+    (Eckart & Young 1936)."""
+    held = _bounded(series, last).select("series", "colour", "n_features")
+    keys = pl.DataFrame({"n_keys": list(range(0, last + 1, 2))}, schema={"n_keys": pl.Int64})
+    curves = (
+        held.join(keys, how="cross")
+        .with_columns(drawn=0.5 * (1 - pl.col("n_features") / pl.col("n_keys")))
+        .filter((pl.col("n_keys") > pl.col("n_features")) & (pl.col("drawn") >= LOSS_FLOOR))
+        .select("series", "colour", "n_keys", pl.col("drawn").round_sig_figs(4))
+    )
+    line = alt.Chart(curves).mark_line(strokeWidth=1, strokeDash=[1, 3])
+    return line.encode(
+        alt.X("n_keys:Q"),
+        y,
+        alt.Color("colour:N", scale=None),
+        alt.Detail("series:N"),
+        opacity=style.faded(shown),
+    )
+
+
 def _labels(
-    drawn: pl.DataFrame,
-    series: pl.DataFrame,
-    y_domain: list[float],
-    last: int,
-    shown: alt.Parameter,
+    drawn: pl.DataFrame, series: pl.DataFrame, y_domain: list[float], shown: alt.Parameter
 ) -> alt.Chart:
-    """The name of each series at its right end, with its loss at the slider's S."""
-    known = drawn.filter(pl.col("drawn").is_not_null())
+    """The name of each series at its right end, with its loss at the slider's S: of this session
+    where there is one, else recorded."""
     ends = (
-        known.sort(pl.col("source") == "published", "n_keys", descending=[True, False])
+        drawn.filter(pl.col("drawn").is_not_null())
+        .sort(pl.col("source") == "published", "n_keys", descending=[True, False])
         .unique("series", keep="last", maintain_order=True)
         .select("series", value="drawn")
     )
-    ends = style.spread_labels(ends, y_domain, style.TALL, 1).select("series", "label_px")
-    keys = drawn.select("n_keys").unique()
-    # Of this session where there is one, else recorded.
-    losses = (
-        drawn.filter(pl.col("source").is_in(OURS))
-        .sort("source")
-        .unique(["series", "n_keys"], keep="first")
-        .select("series", "n_keys", "value")
-    )
-    told = (
-        ends.join(keys, how="cross")
-        .join(losses, on=["series", "n_keys"], how="left")
-        .join(series.select("series", "colour"), on="series")
-        .with_columns(
-            text=pl.concat_str(
-                "series",
-                pl.col("value").map_elements(lambda loss: f"  {_loss(loss)}", pl.String),
-                ignore_nulls=True,
-            )
-        )
-        .select("series", "colour", "n_keys", "label_px", "text")
-    )
+    ends = style.spread_labels(ends, y_domain, style.TALL, 1).join(series, on="series")
+    losses: dict[str, dict[str, str]] = {}
+    ours = drawn.filter(pl.col("source").is_in(OURS)).sort("source", descending=True)
+    for name, n_keys, loss in ours.select("series", "n_keys", "value").iter_rows():
+        losses.setdefault(name, {})[str(n_keys)] = "diverged" if loss is None else _loss(loss)
+    records = [
+        {**end, "losses": losses.get(end["series"], {})}
+        for end in ends.select("series", "colour", "label_px").to_dicts()
+    ]
     return (
-        alt.Chart(told)
-        .transform_filter("datum.n_keys == shown_keys")
+        alt.Chart(alt.Data(values=records))
+        .transform_calculate(text="datum.series + '  ' + (datum.losses[shown_keys] || '')")
         .mark_text(align="left", dx=8)
         .encode(
             x=alt.value("width"),
@@ -273,18 +274,20 @@ def _finding(drawn: pl.DataFrame, setting: int, what: str) -> str:
             found[name] = last_solved(losses, consecutive=setting == 1)
         solving = sorted(((x.last, name, x) for name, x in found.items() if x.last), reverse=True)
         told = ", ".join(f"{name} {x.text}" for _, name, x in solving)
-        return f"{what}: solved up to S = {told}" if told else f"{what}: none is solved"
+        return f"{what}; last S solved: {told or 'none'}"
     return f"{what}: published losses"
 
 
-def _subtitle(drawn: pl.DataFrame) -> str:
-    devices = style.devices_of(drawn)
-    parts = ["ticks at the top: at most R keys in R features"]
+def _subtitle(drawn: pl.DataFrame, setting: int) -> str:
     sources = set(drawn["source"])
-    if "recorded" in sources:
-        parts.insert(0, "lines: recorded, bars over seeds")
-    if "live" in sources:
-        parts.append("filled: this session")
-    if "published" in sources:
-        parts.append("hollow: published")
-    return "; ".join([*([devices] if devices else []), *parts])
+    ticks = "ticks at the top: R, the most keys that R features hold"
+    parts = [
+        (style.devices_of(drawn), True),
+        ("lines: recorded, bars over seeds", "recorded" in sources),
+        ("filled: this session", "live" in sources),
+        ("hollow: published", "published" in sources),
+        ("crosses: diverged", drawn["value"].null_count() > 0),
+        (ticks, True),
+        ("dotted: the least loss with R, 0.5\u00b7(1\u00a0-\u00a0R/S)", setting == 1),
+    ]
+    return "; ".join(text for text, is_shown in parts if text and is_shown)
