@@ -303,7 +303,7 @@ def eigenvalues_chart(values: Sequence[float], *, title: str, subtitle: str) -> 
     data = pl.DataFrame(
         {"index": range(1, len(values) + 1), "value": [max(v, floor) for v in values]}
     )
-    domain = style.log_domain([floor, *data["value"], 1.0], 1.3)
+    domain = style.log_domain([*data["value"], 0.1, 1.0], 1.3)
     points = alt.Chart(style.records_of(data)).encode(
         alt.X("index:Q", title="eigenvalue, by size", axis=alt.Axis(grid=False, tickMinStep=1)),
         style.log_axis("value", "eigenvalue", domain),
@@ -342,15 +342,15 @@ def memory_curves(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
     lines = alt.Chart(style.records_of(drawn)).encode(
         style.step_axis(),
         style.log_axis("value", "loss, 0.5·Σ squared error", domain),
-        alt.Color("series:N", title=None, scale=scale),
+        alt.Color("series:N", title=None, scale=scale, legend=IN_A_ROW),
         alt.Detail("seed:N"),
     )
     tooltip = ["series:N", "seed:Q", "step:Q", alt.Tooltip("loss:Q", format=".4~g")]
     layers = [
         style.rule_at("y", SOLVED_LOSS),
         style.rule_at("y", CHANCE),
-        _left_text("solved", SOLVED_LOSS),
-        _left_text("nothing read", CHANCE),
+        _text_at("solved", SOLVED_LOSS),
+        _text_at("nothing read", CHANCE),
         lines.mark_line(strokeWidth=2, clip=True),
         lines.mark_point(filled=True, size=25).encode(tooltip=tooltip),
     ]
@@ -362,7 +362,8 @@ def memory_curves(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
     )
 
 
-def _left_text(text: str, value: float) -> alt.Chart:
+def _text_at(text: str, value: float) -> alt.Chart:
+    """A text on the right, where curves are rarely."""
     base = alt.Chart(pl.DataFrame({"value": [value]}))
-    mark = base.mark_text(align="left", baseline="bottom", dy=-2, text=text, color=style.NEUTRAL)
-    return mark.encode(x=alt.value(4), y=alt.Y("value:Q"))
+    mark = base.mark_text(align="right", baseline="bottom", dy=-2, text=text, color=style.NEUTRAL)
+    return mark.encode(x=alt.value("width"), y=alt.Y("value:Q"))
