@@ -335,10 +335,16 @@ def write_figures(
     for name, figure in (drawn or sourced_figures()).items():
         specification = charts.printable(figure.chart).to_json()
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
-        svg.write_text(vl_convert.vegalite_to_svg(specification))
+        svg.write_text(_numbered_clips(vl_convert.vegalite_to_svg(specification)))
         png.write_bytes(vl_convert.vegalite_to_png(specification, scale=PNG_SCALE))
         written += [svg, png]
     return written
+
+
+def _numbered_clips(svg: str) -> str:
+    """The figure with its clipping paths numbered from 0: Vega counts on from one to the next."""
+    clips = {name: f"clip{i}" for i, name in enumerate(dict.fromkeys(re.findall(r"clip\d+", svg)))}
+    return re.sub(r"clip\d+", lambda found: clips[found[0]], svg)
 
 
 def write_pictures(drawn: Mapping[str, Figure], folder: Path | None = None) -> list[Path]:

@@ -60,7 +60,7 @@ def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.L
         "n_keys:Q",
         title="number of keys S",
         scale=alt.Scale(domain=[0, last], nice=False),
-        axis=alt.Axis(grid=False, tickCount=6, labelOverlap=True),
+        axis=alt.Axis(grid=False, tickCount=6, labelOverlap=True, labelSeparation=8),
     )
     y = style.log_axis("drawn", "loss, 0.5·Σ squared error", y_domain)
     base = alt.Chart(drawn).encode(x, y, *look, opacity=style.faded(shown), tooltip=_tooltip())
@@ -283,7 +283,7 @@ def _subtitle(drawn: pl.DataFrame, setting: int) -> str:
     ticks = "ticks at the top: R, the most keys that R features hold"
     parts = [
         (style.devices_of(drawn), True),
-        ("lines: recorded, bars over seeds", "recorded" in sources),
+        ("lines: recorded, bars: least to largest of several seeds", "recorded" in sources),
         ("filled: this session", "live" in sources),
         ("hollow: published", "published" in sources),
         ("crosses: diverged", drawn["value"].null_count() > 0),
