@@ -117,8 +117,8 @@ def _():
     mo.md("""
     ### A key is given a new value
 
-    By *sum* it reads the average of both, whatever the features; *delta* writes the difference of
-    the new value and what the key reads, and so replaces the old one.
+    By *sum* it reads the average of both, less what crosstalk takes, whatever the features; *delta*
+    writes the difference of the new value and what the key reads, and so replaces the old one.
     """)
     return
 

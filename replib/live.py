@@ -267,7 +267,7 @@ class LiveRuns:
     def _retrieve(self, job, device, progress: Progress, before: float, share: float) -> None:
         name, config, began = self._name(job), job.config, monotonic()
         who = _memory_text(config) + (f", {len(job.seeds)} seeds" if len(job.seeds) > 1 else "")
-        progress.text = f"{who}: first steps (once for a machine a kernel is compiled)"
+        progress.text = f"{who}: first steps (a kernel is compiled once)"
         training: RetrievalTraining | None = None
 
         def on_start(started: RetrievalTraining) -> None:

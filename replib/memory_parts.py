@@ -1,9 +1,9 @@
 """The marimo parts of the fast weights notebook."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from time import sleep
-from typing import Any
+from typing import Any, TypeVar
 
 import altair as alt
 import marimo as mo
@@ -19,6 +19,8 @@ from replib.fast_weights import FillConfig, Filling
 from replib.live import in_passing_thread
 from replib.retrieval import FEATURES, UPDATE_RULES
 from replib.store import Row
+
+Result = TypeVar("Result")
 
 CLAIMS = {
     "capacity": "A memory holds no more keys than it has features: softmax and DPFP-3 remember "
@@ -124,11 +126,11 @@ def _grid(cells: str, least: str, label: str = "") -> mo.Html:
     )
 
 
-def side_by_side(*charts_shown: alt.LayerChart) -> mo.Html:
+def side_by_side(*charts_shown: alt.LayerChart, least: str = "22rem") -> mo.Html:
     """Charts beside each other where the page is wide enough."""
     return _grid(
         "".join(f'<div style="min-width:0">{mo.as_html(c).text}</div>' for c in charts_shown),
-        "22rem",
+        least,
     )
 
 
@@ -218,6 +220,21 @@ def _fill_config(settings: Mapping[str, Any]) -> FillConfig:
     )
 
 
+def _alone(function: Callable[..., Result], *arguments) -> Result:
+    """Call a function in a thread of its own, on one core: its tensors are so small that sharing
+    them out takes longer than the work, and a hundred times as long where the machine is busy."""
+    return in_passing_thread(_on_one_core, function, *arguments)
+
+
+def _on_one_core(function: Callable[..., Result], *arguments) -> Result:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return function(*arguments)
+    finally:
+        torch.set_num_threads(before)  # threads that begin later would have one as well
+
+
 # Computed once for a setting, so that a move of the sliders below it only looks at another write.
 @lru_cache(maxsize=12)
 def _filled(config: FillConfig, rule: str) -> Filling:
@@ -282,10 +299,10 @@ def memory_view(
         return mo.md("")
     if slowly:
         for arrived in range(config.n_writes + 1):
-            mo.output.replace(memory_chart(config, rule, arrived))
+            mo.output.replace(_alone(memory_chart, config, rule, arrived))
             sleep(PAUSE_S)
         n_writes = config.n_writes
-    return mo.as_html(in_passing_thread(memory_chart, config, rule, n_writes))
+    return mo.as_html(_alone(memory_chart, config, rule, n_writes))
 
 
 def memory_chart(config: FillConfig, rule: str, n_writes: int) -> alt.LayerChart:
@@ -313,7 +330,7 @@ def reads_view(config: FillConfig | None, rule: str, n_writes: int, key: int) ->
     """What a key (from 1) reads, and the loss along the writes."""
     if config is None:
         return mo.md("")
-    shown = in_passing_thread(_reads_charts, config, rule, n_writes, key - 1)
+    shown = _alone(_reads_charts, config, rule, n_writes, key - 1)
     return side_by_side(*shown)
 
 
@@ -387,7 +404,7 @@ def overwrite_view(config: FillConfig | None, key: int) -> mo.Html:
             if config.n_again
             else "*No key is given a new value: move the slider above.*"
         )
-    return mo.as_html(in_passing_thread(overwrite_chart, config, key - 1))
+    return mo.as_html(_alone(overwrite_chart, config, key - 1))
 
 
 def overwrite_chart(config: FillConfig, key: int) -> alt.LayerChart:
@@ -418,7 +435,7 @@ def crosstalk_view(config: FillConfig | None) -> mo.Html:
     """Cosines between keys, and how many dimensions they fill."""
     if config is None:
         return mo.md("")
-    return side_by_side(*in_passing_thread(_crosstalk_charts, config))
+    return side_by_side(*_alone(_crosstalk_charts, config), least="19rem")
 
 
 def _crosstalk_charts(config: FillConfig) -> list[alt.LayerChart]:

@@ -23,6 +23,7 @@ ROLE_COLOURS = {
     "other values": style.NEUTRAL,
 }
 SHORT = 220  # pixels
+IN_A_ROW = alt.Legend(columns=3)
 LOSS_FLOOR = 1e-4  # lower losses are drawn here
 SOLVED_LOSS = 1e-3  # where the retrieval task ends
 CHANCE = 0.5
@@ -133,7 +134,11 @@ def reads_chart(frame: pl.DataFrame, *, x: str, title: str, subtitle: str) -> al
     ]
     place = _cells("left", x, n), alt.X2("right_edge:Q")
     bars = base.mark_rect().encode(
-        *place, y, alt.Y2("zero:Q"), alt.Color("role:N", title=None, scale=scale), tooltip=tooltip
+        *place,
+        y,
+        alt.Y2("zero:Q"),
+        alt.Color("role:N", title=None, scale=scale, legend=IN_A_ROW),
+        tooltip=tooltip,
     )
     ticks = base.mark_rule(strokeWidth=2.5, color=style.NEUTRAL).encode(
         *place, alt.Y("right:Q", title="read")
@@ -174,8 +179,8 @@ def writes_chart(
     lines = alt.Chart(style.records_of(frame)).encode(
         x,
         y,
-        alt.Color("rule:N", title=None, scale=colour),
-        alt.StrokeDash("rule:N", title=None, scale=dash),
+        alt.Color("rule:N", title=None, scale=colour, legend=IN_A_ROW),
+        alt.StrokeDash("rule:N", title=None, scale=dash, legend=IN_A_ROW),
     )
     tooltip = ["rule:N", alt.Tooltip("n_writes:Q", title="writes"), alt.Tooltip("loss:Q")]
     now = alt.Chart(pl.DataFrame({"n_writes": [n_writes]}))
@@ -216,7 +221,7 @@ def overwrite_chart(frame: pl.DataFrame, *, title: str, subtitle: str) -> alt.La
         alt.X("rule:N", title=None, sort=rules, axis=alt.Axis(labelAngle=0)),
         alt.Y("share:Q", title="share of what is read", axis=alt.Axis(tickCount=5)),
         xOffset=alt.XOffset("part:N", sort=parts),
-        color=alt.Color("part:N", title=None, scale=scale),
+        color=alt.Color("part:N", title=None, scale=scale, legend=IN_A_ROW),
     )
     text = base.mark_text(dy=-6, baseline="bottom").encode(
         text=alt.Text("share:Q", format=".2f"), color=alt.value(style.NEUTRAL)
@@ -298,7 +303,7 @@ def eigenvalues_chart(values: Sequence[float], *, title: str, subtitle: str) -> 
     data = pl.DataFrame(
         {"index": range(1, len(values) + 1), "value": [max(v, floor) for v in values]}
     )
-    domain = style.log_domain([floor, *data["value"], 1.0], 1.3)
+    domain = style.log_domain([*data["value"], 0.1, 1.0], 1.3)
     points = alt.Chart(style.records_of(data)).encode(
         alt.X("index:Q", title="eigenvalue, by size", axis=alt.Axis(grid=False, tickMinStep=1)),
         style.log_axis("value", "eigenvalue", domain),
@@ -337,15 +342,15 @@ def memory_curves(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
     lines = alt.Chart(style.records_of(drawn)).encode(
         style.step_axis(),
         style.log_axis("value", "loss, 0.5·Σ squared error", domain),
-        alt.Color("series:N", title=None, scale=scale),
+        alt.Color("series:N", title=None, scale=scale, legend=IN_A_ROW),
         alt.Detail("seed:N"),
     )
     tooltip = ["series:N", "seed:Q", "step:Q", alt.Tooltip("loss:Q", format=".4~g")]
     layers = [
         style.rule_at("y", SOLVED_LOSS),
         style.rule_at("y", CHANCE),
-        _left_text("solved", SOLVED_LOSS),
-        _left_text("nothing read", CHANCE),
+        _text_at("solved", SOLVED_LOSS),
+        _text_at("nothing read", CHANCE),
         lines.mark_line(strokeWidth=2, clip=True),
         lines.mark_point(filled=True, size=25).encode(tooltip=tooltip),
     ]
@@ -357,7 +362,8 @@ def memory_curves(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
     )
 
 
-def _left_text(text: str, value: float) -> alt.Chart:
+def _text_at(text: str, value: float) -> alt.Chart:
+    """A text on the right, where curves are rarely."""
     base = alt.Chart(pl.DataFrame({"value": [value]}))
-    mark = base.mark_text(align="left", baseline="bottom", dy=-2, text=text, color=style.NEUTRAL)
-    return mark.encode(x=alt.value(4), y=alt.Y("value:Q"))
+    mark = base.mark_text(align="right", baseline="bottom", dy=-2, text=text, color=style.NEUTRAL)
+    return mark.encode(x=alt.value("width"), y=alt.Y("value:Q"))
