@@ -92,6 +92,14 @@ def test_the_slider_starts_at_the_nearest_s_that_was_run(frame, s, shown):
     slider = params["shown_keys"]
     assert slider["value"] == shown
     assert [slider["bind"][name] for name in ("min", "max", "step")] == [20, 600, 20]
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_a_click_in_the_legend_singles_out_a_memory(frame, name):
+    vega = vl_convert.vegalite_to_vega(CHARTS[name](frame).to_json())
+    (legend,) = vega["legends"]
+    assert all(legend["encode"][part]["interactive"] for part in ("labels", "symbols", "entries"))
+    params = {param["name"]: param for param in CHARTS[name](frame).to_dict()["params"]}
     assert params["shown_series"]["bind"] == "legend"
 
 

@@ -67,10 +67,10 @@ def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.L
     layers = [
         style.rule_at("y", SOLVED_LOSS),
         _solved_text(),
+        _rule_at_slider(last),
+        *_marks(base, shown),  # first of those that a click in the legend fades: else it does not
         *_most_keys(series, last, shown),
         *([_least_losses(series, last, y, shown)] if setting == 1 else []),
-        _rule_at_slider(last),
-        *_marks(base, shown),
         _labels(drawn, series, y_domain, shown),
     ]
     return style.finished(
