@@ -12,7 +12,7 @@ are not judged.
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -134,6 +134,13 @@ def typical(losses: Losses) -> dict[int, float]:
     return {n: statistics.median(seeds.values()) for n, seeds in losses.items()}
 
 
+def least_loss(n_features: int, n_keys: int) -> float:
+    """The least mean loss over S keys of a memory of R features, 0.5 (1 - R / S): reads are a
+    matrix of rank R times the values, and none of rank R is nearer than S - R to the identity, in
+    squares (Eckart & Young 1936)."""
+    return max(0.0, 0.5 * (1 - n_features / n_keys))
+
+
 @each_device
 def capacity(rows: Sequence[Row], published: Mapping[str, Any]) -> Verdict:
     """Memories remember as many keys as the paper orders them.
@@ -151,6 +158,7 @@ def capacity(rows: Sequence[Row], published: Mapping[str, Any]) -> Verdict:
         (
             f"as published: {beside.status}",
             *(f"{one.text}: {_SAID[one.met]}; {one.figure}" for one in beside.criteria),
+            *beside.evidence,
         ),
     )
 
@@ -182,7 +190,22 @@ def as_published(rows: Sequence[Row], published: Mapping[str, Any]) -> Verdict:
         if found
         else NO_RUNS,
         tuple(criteria),
+        tuple(_below_least(published)),
     )
+
+
+def _below_least(published: Mapping[str, Any]) -> Iterator[str]:
+    """The published losses that no mean over all keys can have."""
+    for name, runs in _ordered(published_losses(published, "setting1")):
+        r = MEMORIES[name].n_features
+        for n in COMPARED if r else ():
+            least = least_loss(r, n)
+            if runs.get(n, math.inf) < least:
+                yield (
+                    f"{label(MEMORIES[name])}, S = {n}: the published {runs[n]:.3g} is below "
+                    f"{least:.3g}, the least mean over all keys with R = {r}; that mean is of at "
+                    "most 200 keys, in batches of which the last is smaller and counts as much"
+                )
 
 
 @each_device

@@ -1,5 +1,6 @@
 """Rows of associative retrieval as a tidy polars frame, for `charts.memory`."""
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -36,33 +37,37 @@ def retrieval_frame(rows: Sequence[Row], published: Mapping[str, Any]) -> pl.Dat
     """One line a memory, S, device and source, and the published ones: RETRIEVAL_COLUMNS.
 
     `value`, `low` and `high` are the median, least and largest loss over seeds, each run's best
-    unless its config says last; null where there is none. `setting` is 1 (every key once) or 2
+    unless its config says last; null where there is none. Of runs whose settings differ otherwise,
+    such as their steps, the later ones count. `setting` is 1 (every key once) or 2
     (keys come back). `mechanism` is what a series is coloured by.
 
     Args:
         published: `published()["fastweights_logs"]`.
     """
-    seeds: dict[tuple, list[float]] = {}
+    runs: dict[tuple, dict[str, dict[int, float]]] = {}
     for row in rows:
         if row["outcome"] not in ("ok", "diverged"):
             continue
         config = row["config"]
-        task, source = config["task"], "live" if row["scale"] == "live" else "recorded"
-        loss = row["summary"].get("reported_loss")
         key = (
-            2 if task["with_replacement"] else 1,
+            2 if config["task"]["with_replacement"] else 1,
             MemoryConfig(**config["model"]),
-            task["n_keys"],
+            config["task"]["n_keys"],
             row["provenance"]["device_name"],
-            source,
+            "live" if row["scale"] == "live" else "recorded",
         )
-        seeds.setdefault(key, []).append(math.inf if loss is None else loss)
+        loss = row["summary"].get("reported_loss")
+        same = runs.setdefault(key, {}).setdefault(json.dumps(config), {})
+        same[row["seed"]] = math.inf if loss is None else loss
+    found = {key: list(list(by_config.values())[-1].values()) for key, by_config in runs.items()}
     for setting in (1, 2):
-        for name, runs in published_losses(published, f"setting{setting}").items():
-            for n_keys, loss in runs.items():
-                seeds[setting, MEMORIES[name], n_keys, None, PUBLISHED] = [loss]
-    lines = [_line(*key, losses) for key, losses in seeds.items()]
-    return pl.DataFrame(lines, schema=RETRIEVAL_COLUMNS).sort("setting", "n_keys")
+        for name, losses in published_losses(published, f"setting{setting}").items():
+            for n_keys, loss in losses.items():
+                found[setting, MEMORIES[name], n_keys, None, PUBLISHED] = [loss]
+    lines = [_line(*key, losses) for key, losses in found.items()]
+    return pl.DataFrame(lines, schema=RETRIEVAL_COLUMNS).sort(
+        "setting", "n_keys", maintain_order=True
+    )
 
 
 def _line(

@@ -7,7 +7,7 @@ import altair as alt
 import polars as pl
 
 from replib.charts import style
-from replib.claims_memory import GRID_STEP, SOLVED_LOSS, last_solved
+from replib.claims_memory import GRID_STEP, SOLVED_LOSS, last_solved, least_loss
 
 # Where a run that has solved its task happened to end says little: drawn at the bottom edge.
 LOSS_FLOOR = 1e-4
@@ -67,10 +67,10 @@ def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.L
     layers = [
         style.rule_at("y", SOLVED_LOSS),
         _solved_text(),
+        _rule_at_slider(last),
+        *_marks(base, shown),  # first of those that a click in the legend fades: else it does not
         *_most_keys(series, last, shown),
         *([_least_losses(series, last, y, shown)] if setting == 1 else []),
-        _rule_at_slider(last),
-        *_marks(base, shown),
         _labels(drawn, series, y_domain, shown),
     ]
     return style.finished(
@@ -202,16 +202,16 @@ def _most_keys(series: pl.DataFrame, last: int, shown: alt.Parameter) -> list[al
 
 
 def _least_losses(series: pl.DataFrame, last: int, y: alt.Y, shown: alt.Parameter) -> alt.Chart:
-    """The least mean loss over S keys of a memory of R features, 0.5 (1 - R / S): reads are a
-    matrix of rank R times the values, and the best of rank R is S - R from the identity, squared
-    (Eckart & Young 1936)."""
-    held = _bounded(series, last).select("series", "colour", "n_features")
-    keys = pl.DataFrame({"n_keys": list(range(0, last + 1, 2))}, schema={"n_keys": pl.Int64})
-    curves = (
-        held.join(keys, how="cross")
-        .with_columns(drawn=0.5 * (1 - pl.col("n_features") / pl.col("n_keys")))
-        .filter((pl.col("n_keys") > pl.col("n_features")) & (pl.col("drawn") >= LOSS_FLOOR))
-        .select("series", "colour", "n_keys", pl.col("drawn").round_sig_figs(4))
+    """`claims_memory.least_loss` of each series."""
+    curves = pl.DataFrame(
+        [
+            {"series": name, "colour": hue, "n_keys": n, "drawn": round(least_loss(r, n), 5)}
+            for name, hue, r in _bounded(series, last)
+            .select("series", "colour", "n_features")
+            .iter_rows()
+            for n in range(r + 1, last + 1, 2)
+        ],
+        schema={"series": pl.String, "colour": pl.String, "n_keys": pl.Int64, "drawn": pl.Float64},
     )
     line = alt.Chart(curves).mark_line(strokeWidth=1, strokeDash=[1, 3])
     return line.encode(
