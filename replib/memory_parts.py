@@ -350,8 +350,7 @@ def memory_chart(config: FillConfig, rule: str, n_writes: int) -> alt.LayerChart
         y="component of the value",
         title=f"The memory W, rule {rule}: {w.shape[0]} x {w.shape[1]}",
         subtitle=last,
-        height=min(ROUNDING = 1e-12  # losses below it are 0, in float64
-MAX_HEATMAP_PX, max(100, CELL_PX * w.shape[0])),
+        height=min(MAX_HEATMAP_PX, max(100, CELL_PX * w.shape[0])),
         row=n_writes - 1 if n_writes and config.values == "one-hot" else None,
     )
 

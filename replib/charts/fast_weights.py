@@ -67,8 +67,8 @@ def matrix_chart(
         alt.layer(*layers),
         title,
         ". ".join(filter(None, (subtitle, scale))),
-        f"{subtitle}. A picture of a matrix of {n_rows} rows ({y}) and {n_columns} columns ({x}); its largest "
-        f"entry is {most:.2g}.",
+        f"{subtitle}. A picture of a matrix of {n_rows} rows ({y}) and {n_columns} columns ({x}); "
+        f"its largest entry is {most:.2g}.",
         height,
     )
 
