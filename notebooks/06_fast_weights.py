@@ -72,7 +72,9 @@ def _():
 
 @app.cell(hide_code=True)
 def _():
-    filling_panel, filling_notes = controls.panel(parts.filling_controls())
+    filling_panel, filling_notes = controls.panel(
+        parts.filling_controls(), beside=parts.all_controls()
+    )
     return filling_notes, filling_panel
 
 
@@ -94,10 +96,21 @@ def _(filling_panel):
 
 @app.cell(hide_code=True)
 def _(fill):
-    writes, key = parts.write_slider(fill), parts.key_slider(fill)
-    watch = parts.fill_button()
+    key, watch = parts.key_slider(fill), parts.fill_button()
+    return key, watch
+
+
+@app.cell(hide_code=True)
+def _(fill, watch):
+    watch  # which leaves all writes behind it
+    writes = parts.write_slider(fill)
+    return (writes,)
+
+
+@app.cell(hide_code=True)
+def _(key, watch, writes):
     parts.show_sliders(writes, key, watch)
-    return key, watch, writes
+    return
 
 
 @app.cell(hide_code=True)
@@ -155,7 +168,7 @@ def _():
 
 @app.cell(hide_code=True)
 def _():
-    panel, notes = controls.panel(parts.training_controls())
+    panel, notes = controls.panel(parts.training_controls(), beside=parts.all_controls())
     return notes, panel
 
 

@@ -138,8 +138,13 @@ def initial_values(
     return values, notes
 
 
-def panel(controls: Sequence[Control]) -> tuple[mo.ui.dictionary, list[str]]:
+def panel(
+    controls: Sequence[Control], beside: Sequence[Control] = ()
+) -> tuple[mo.ui.dictionary, list[str]]:
     """The elements of a panel, set from the URL, else from the command line; and notes.
+
+    Args:
+        beside: the controls of other panels of the page, whose parameters are known as well.
 
     Raises:
         ValueError: a static page was asked for with a parameter or a value that is not offered.
@@ -147,7 +152,8 @@ def panel(controls: Sequence[Control]) -> tuple[mo.ui.dictionary, list[str]]:
     query, arguments = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
     values, notes = initial_values(controls, query, arguments)
     if in_static_page():
-        check_asked(controls, _asked(), notes)
+        known = {control.name: control for control in [*controls, *beside]}
+        check_asked(list(known.values()), _asked(), notes)
     return mo.ui.dictionary({c.name: _element(c, values[c.name]) for c in controls}), notes
 
 

@@ -80,13 +80,6 @@ def filling_controls() -> list[Control]:
     ]
 
 
-def defects() -> mo.ui.dictionary:
-    """Switches for what the published code and figures do, off at first."""
-    return mo.ui.dictionary(
-        {name: mo.ui.switch(value=False, label=label) for name, (label, _) in DEFECTS.items()}
-    )
-
-
 DEFECTS = {
     "eval_half_length": (
         "evaluate on half the length",
@@ -106,13 +99,33 @@ DEFECTS = {
 }
 
 
+NONE = "none"  # in the URL, where no switch is on
+SWITCHES = Control("defects", "Defects", (*DEFECTS, NONE), (NONE,))
+
+
+def all_controls() -> list[Control]:
+    """Every control of the page."""
+    return [*training_controls(), *filling_controls(), SWITCHES]
+
+
+def defects() -> mo.ui.dictionary:
+    """Switches for what the published code and figures do, off but where the URL or the command
+    line asks for them."""
+    sources = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
+    on = controls.initial_values([SWITCHES], *sources)[0][SWITCHES.name]
+    return mo.ui.dictionary(
+        {name: mo.ui.switch(value=name in on, label=label) for name, (label, _) in DEFECTS.items()}
+    )
+
+
 def chosen_defects(elements: mo.ui.dictionary) -> dict[str, Any]:
-    """The switches as settings of `experiments.live_retrieval_jobs`."""
-    on = elements.value
+    """The switches as settings of `experiments.live_retrieval_jobs`, and in the URL."""
+    on = tuple(name for name, value in elements.value.items() if value)
+    controls.share({SWITCHES.name: on or (NONE,)})
     return {
-        "eval_half_length": on["eval_half_length"],
-        "report": "last" if on["last_loss"] else "best",
-        "published_eps": on["published_eps"],
+        "eval_half_length": "eval_half_length" in on,
+        "report": "last" if "last_loss" in on else "best",
+        "published_eps": "published_eps" in on,
     }
 
 

@@ -500,9 +500,15 @@ def test_a_memory_fills_as_its_slider_moves_and_a_short_training_runs_by_itself(
     shows("9 of 9 writes").to_be_visible()
     slider(page, "Key to ask for").press("ArrowRight")
     expect(page.get_by_text("Key 2 was given one value")).to_be_visible()
+    shows("9 of 9 writes").to_be_visible()
 
     expect(page.get_by_text("Runs of this session (2)")).to_be_visible()
     live = chart(page, "S = 5, D = 8")
     wait_for(lambda: n_pixels(page, live, charts.PALETTE["linear"], top=90) > 50)
     expect(page.get_by_text("These settings have been run").first).to_be_visible()
     photograph(page, f"{stem}_ran")
+    page.locator("marimo-switch").filter(has_text="show the last loss").get_by_role(
+        "switch"
+    ).click()
+    wait_for(lambda: query(page).get("defects") == "last_loss")
+    expect(page.get_by_text("Runs of this session (4)")).to_be_visible()

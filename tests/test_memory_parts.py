@@ -3,6 +3,7 @@
 import base64
 import struct
 import zlib
+from types import SimpleNamespace
 
 import marimo as mo
 import polars as pl
@@ -232,9 +233,17 @@ def test_the_cards_say_what_this_session_found_and_that_it_found_nothing_yet():
     assert page.count("Nothing has run yet") == 1 and "DPFP-1 40" in page
 
 
-def test_every_switch_is_a_setting_of_the_runs():
+def test_every_switch_is_a_setting_of_the_runs_and_in_the_address(monkeypatch):
+    asked, shared = {}, {}
+    query = SimpleNamespace(to_dict=lambda: asked, get=shared.get, set=shared.__setitem__)
+    monkeypatch.setattr(mo, "query_params", lambda: query)
+    monkeypatch.setattr(mo, "cli_args", lambda: SimpleNamespace(to_dict=dict))
     switches = parts.defects()
-    assert parts.chosen_defects(switches) == MENDED
+    assert parts.chosen_defects(switches) == MENDED and shared == {"defects": "none"}
     assert set(switches.elements) == set(parts.DEFECTS)
     page = parts.show_defects(switches).text
     assert all(text in page for _, text in parts.DEFECTS.values())
+    asked["defects"] = "last_loss,eval_half_length"
+    chosen = parts.chosen_defects(parts.defects())
+    assert chosen == {"eval_half_length": True, "report": "last", "published_eps": False}
+    assert shared == {"defects": "eval_half_length,last_loss"}

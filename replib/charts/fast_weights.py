@@ -118,7 +118,7 @@ def reads_chart(frame: pl.DataFrame, *, x: str, title: str, subtitle: str) -> al
     roles = [role for role in ROLE_COLOURS if role in set(frame["role"])]
     scale = alt.Scale(domain=roles, range=[ROLE_COLOURS[role] for role in roles])
     low = min(0.0, frame["read"].min(), frame["right"].min())
-    high = max(frame["read"].max(), frame["right"].max(), 1e-9)
+    high = max(frame["read"].max(), frame["right"].max(), 0.0) or 1.0
     drawn = style.records_of(frame.with_columns(x=pl.col("component") - 1, zero=pl.lit(0.0)))
     base = alt.Chart(drawn.with_columns(left=pl.col("x") + 0.12, right_edge=pl.col("x") + 0.88))
     margin = 0.08 * (high - low)
