@@ -101,14 +101,8 @@ def _(fill):
 
 
 @app.cell(hide_code=True)
-def _(fill, rule, watch, writes):
-    parts.memory_view(fill, rule, writes.value, slowly=watch.value)
-    return
-
-
-@app.cell(hide_code=True)
-def _(fill, key, rule, writes):
-    parts.reads_view(fill, rule, writes.value, key.value)
+def _(fill, key, rule, watch, writes):
+    parts.memory_view(fill, rule, writes.value, key.value, slowly=watch.value)
     return
 
 
@@ -118,7 +112,8 @@ def _():
     ### A key is given a new value
 
     By *sum* it reads the average of both, less what crosstalk takes, whatever the features; *delta*
-    writes the difference of the new value and what the key reads, and so replaces the old one.
+    writes the difference of the new value and what the key reads, and so replaces the old one; what
+    later writes do to it is crosstalk again.
     """)
     return
 
@@ -256,10 +251,10 @@ def _():
     - **Published** points are from the logs of the paper's authors, one run each. *Capacity* (the
       last S solved) counts from the smallest S on without a gap.
     - **Defects** of the published code and figures are switches: evaluation on half the length,
-      the last loss in place of the best, and 10⁻⁶ beside normalisers that are far smaller, which
-      alone makes FAVOR+ fail there. *Deviation:* the recorded runs keep the last, as the published
-      points do; a live run of FAVOR+ is without it unless the switch is on. With fewer than 1000
-      steps a run is evaluated more often.
+      the last loss in place of the best, and 10⁻⁶ beside normalisers of FAVOR+ that are far smaller
+      where S is large. *Deviation:* the recorded runs keep the 10⁻⁶, as the published points do; a
+      live run of FAVOR+ is without it unless the switch is on. With fewer than 1000 steps a run is
+      evaluated more often.
     - **Time.** Runs are predicted for 3000 steps, as most end before.
     - **The filled memory** is computed in float64 by its equations, a write at a time; random keys
       are normal in D dimensions. *Deviation:* features are scaled to length 1 for delta and fwm,

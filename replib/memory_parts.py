@@ -1,5 +1,6 @@
 """The marimo parts of the fast weights notebook."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from time import sleep
@@ -28,11 +29,19 @@ CLAIMS = {
     "update_rules": "Where keys come back with new values, the delta rule solves what a sum does "
     "not.",
 }
+FEATURE_LABELS = {
+    "linear": "linear (elu + 1)",
+    "dpfp": "dpfp (DPFP-ν)",
+    "performer": "performer (FAVOR+)",
+}
+TITLES = {"capacity": "Every key once", "update_rules": "Keys come back"}
 JUDGES = {"capacity": claims_memory.capacity, "update_rules": claims_memory.update_rules}
 PERFORMER_SIZES = (64, 128, 512)
-PAUSE_S = 0.04  # after each write that is shown
+PAUSE_S = 0.04  # after each picture of a memory that is filled
+MAX_FRAMES = 40  # of them: a browser needs some 0.2 s for each
 N_RANKS = 24  # numbers of keys whose rank is computed
 MAX_RANKED = 256  # keys; more take longer than a slider may
+ROUNDING = 1e-12  # losses below it are 0, in float64
 MAX_HEATMAP_PX, CELL_PX = 420, 9
 
 
@@ -63,7 +72,7 @@ def filling_controls() -> list[Control]:
         Control("fill_nu", "ν of DPFP", (1, 2, 3), 1),
         Control("fill_directions", "Directions of FAVOR+", PERFORMER_SIZES, 64),
         Control("fill_strength", "β of delta and fwm", strengths, 1.0),
-        Control("fill_features", "Features", fast_weights.MEMORIES, "dpfp"),
+        Control("fill_features", "Features", fast_weights.MEMORIES, "dpfp", labels=FEATURE_LABELS),
         Control("fill_rule", "Update rule", UPDATE_RULES, "sum"),
         Control("fill_values", "Values", fast_weights.VALUES, "one-hot"),
         Control("fill_scale", "Scale of features", fast_weights.SCALES, "length 1"),
@@ -91,8 +100,8 @@ DEFECTS = {
     ),
     "published_eps": (
         "published ε of FAVOR+",
-        "10⁻⁶ is added to normalisers. Those of FAVOR+, whose keys are not scaled, are far "
-        "smaller: what is read is 0, and the loss 0.5.",
+        "10⁻⁶ is added to normalisers. Those of FAVOR+, whose keys are not scaled, become "
+        "far smaller as S grows: what is read is 0, and the loss 0.5.",
     ),
 }
 
@@ -161,13 +170,19 @@ def _card(
 
 def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str, Any]) -> mo.Html:
     """The recorded curves of both settings, and their tables."""
-    once, again = recorded["capacity"], recorded["update_rules"]
+    tables = {
+        "capacity": claims_memory.capacity_table,
+        "update_rules": claims_memory.update_rules_table,
+    }
     return mo.ui.tabs(
         {
-            "Every key once": recorded_chart(once, published, "capacity"),
-            "Keys come back": recorded_chart(again, published, "update_rules"),
-            "Table, once": _table(claims_memory.capacity_table, once, published),
-            "Table, come back": _table(claims_memory.update_rules_table, again, published),
+            title: mo.vstack(
+                [
+                    recorded_chart(recorded[name], published, name),
+                    mo.accordion({"As a table": _table(tables[name], recorded[name], published)}),
+                ]
+            )
+            for name, title in TITLES.items()
         }
     )
 
@@ -292,17 +307,31 @@ def fill_button() -> mo.ui.run_button:
 
 
 def memory_view(
-    config: FillConfig | None, rule: str, n_writes: int, *, slowly: bool = False
+    config: FillConfig | None, rule: str, n_writes: int, key: int, *, slowly: bool = False
 ) -> mo.Html:
-    """W after some writes, as a picture; `slowly` shows it after each of them."""
+    """W after some writes as a picture, what a key (from 1) reads of it, and the loss along the
+    writes; `slowly` shows them on the way, and ends with all writes."""
     if config is None:
         return mo.md("")
     if slowly:
-        for arrived in range(config.n_writes + 1):
-            mo.output.replace(_alone(memory_chart, config, rule, arrived))
-            sleep(PAUSE_S)
         n_writes = config.n_writes
-    return mo.as_html(_alone(memory_chart, config, rule, n_writes))
+        for arrived in range(0, n_writes, math.ceil(n_writes / MAX_FRAMES)):
+            mo.output.replace(_memory_charts(config, rule, arrived, key))
+            sleep(PAUSE_S)
+    return _memory_charts(config, rule, n_writes, key)
+
+
+def _memory_charts(config: FillConfig, rule: str, n_writes: int, key: int) -> mo.Html:
+    w, *others = _alone(_three_charts, config, rule, n_writes, key - 1)
+    return mo.vstack([w, side_by_side(*others)])
+
+
+def _three_charts(config: FillConfig, rule: str, n_writes: int, key: int) -> list[alt.LayerChart]:
+    return [
+        memory_chart(config, rule, n_writes),
+        reads_chart(config, rule, n_writes, key),
+        writes_chart(config, rule, n_writes),
+    ]
 
 
 def memory_chart(config: FillConfig, rule: str, n_writes: int) -> alt.LayerChart:
@@ -326,24 +355,13 @@ def memory_chart(config: FillConfig, rule: str, n_writes: int) -> alt.LayerChart
     )
 
 
-def reads_view(config: FillConfig | None, rule: str, n_writes: int, key: int) -> mo.Html:
-    """What a key (from 1) reads, and the loss along the writes."""
-    if config is None:
-        return mo.md("")
-    shown = _alone(_reads_charts, config, rule, n_writes, key - 1)
-    return side_by_side(*shown)
-
-
-def _reads_charts(config: FillConfig, rule: str, n_writes: int, key: int) -> list[alt.LayerChart]:
-    return [reads_chart(config, rule, n_writes, key), writes_chart(config, rule, n_writes)]
-
-
 def reads_chart(config: FillConfig, rule: str, n_writes: int, key: int) -> alt.LayerChart:
     """What a key reads, component by component, beside its value."""
     read, right, last, old = _read(config, rule, n_writes, key)
     n = len(read)
-    roles = ["other values"] * n
+    roles = ["read"] * n
     if config.values == "one-hot":
+        roles = ["other values"] * n
         for index, role in ((old, "old value"), (last, "right value")):
             if index >= 0:
                 roles[index] = role
@@ -355,14 +373,19 @@ def reads_chart(config: FillConfig, rule: str, n_writes: int, key: int) -> alt.L
             "role": roles,
         }
     )
-    error = (read - right).square().sum().item() / 2
+    loss = _loss_text((read - right).square().sum().item() / 2)
     what = f"Key {key + 1} is not written yet" if last < 0 else f"What key {key + 1} reads"
     return charts.reads_chart(
         frame,
         x="component of the value",
         title=what,
-        subtitle=f"rule {rule}, loss {error:.3g}; lines: what is right" if last >= 0 else "",
+        subtitle=f"rule {rule}, loss {loss}; lines: what is right" if last >= 0 else "",
     )
+
+
+def _loss_text(loss: float) -> str:
+    """A loss to three digits; 0 where it is rounding."""
+    return f"{loss:.3g}" if loss > ROUNDING else "0"
 
 
 def _read(
@@ -389,7 +412,7 @@ def writes_chart(config: FillConfig, rule: str, n_writes: int) -> alt.LayerChart
         marks=marks,
         n_writes=n_writes,
         title="All keys written so far",
-        subtitle=f"lowest at the end: {best['rule']}, {best['loss']:.3g}",
+        subtitle=f"lowest at the end: {best['rule']}, {_loss_text(best['loss'])}",
     )
 
 

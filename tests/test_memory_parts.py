@@ -167,8 +167,7 @@ def test_settings_that_make_no_memory_are_explained():
     assert "both signs" in said and "length 1" in said
     assert parts.fill_config(SETTINGS | {"fill_features": "tanh", "fill_scale": "sum 1"})[0] is None
     for view in (
-        parts.memory_view(None, "sum", 1),
-        parts.reads_view(None, "sum", 1, 1),
+        parts.memory_view(None, "sum", 1, 1),
         parts.overwrite_view(None, 1),
         parts.crosstalk_view(None),
     ):
@@ -179,20 +178,24 @@ def test_no_more_keys_come_back_than_there_are():
     assert config(fill_keys=2, fill_again=32).n_again == 2
 
 
-def test_watching_shows_every_write_and_ends_with_all(monkeypatch):
+def test_watching_shows_the_writes_as_they_arrive_and_ends_with_all(monkeypatch):
     shown = []
-    monkeypatch.setattr(mo.output, "replace", lambda chart: shown.append(chart.to_dict()["title"]))
+    monkeypatch.setattr(mo.output, "replace", lambda page: shown.append(page.text))
     monkeypatch.setattr(parts, "PAUSE_S", 0)
-    page = parts.memory_view(config(), "delta", 3, slowly=True).text
-    assert [f"{n} of 9 writes" in str(title) for n, title in enumerate(shown)] == [True] * 10
+    page = parts.memory_view(config(), "delta", 3, 1, slowly=True).text
+    assert [f"{n} of 9 writes" in text for n, text in enumerate(shown)] == [True] * 9
     assert "9 of 9 writes" in page
+    shown.clear()
+    monkeypatch.setattr(parts, "MAX_FRAMES", 4)
+    parts.memory_view(config(), "delta", 3, 1, slowly=True)
+    assert len(shown) == 3
 
 
 def test_a_view_leaves_the_number_of_threads_as_it_was():
     torch.set_num_threads(2)
     try:
         parts.crosstalk_view(config())
-        parts.reads_view(config(), "sum", 4, 1)
+        parts.memory_view(config(), "sum", 4, 1)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)

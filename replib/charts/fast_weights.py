@@ -21,8 +21,10 @@ ROLE_COLOURS = {
     "right value": style.PALETTE["delta"],
     "old value": style.PALETTE["linear"],
     "other values": style.NEUTRAL,
+    "read": style.PALETTE["softmax"],
 }
 SHORT = 220  # pixels
+WORTH_A_LABEL = 0.02  # of a share; smaller ones would stand in each other's way
 IN_A_ROW = alt.Legend(columns=3)
 LOSS_FLOOR = 1e-4  # lower losses are drawn here
 SOLVED_LOSS = 1e-3  # where the retrieval task ends
@@ -60,13 +62,13 @@ def matrix_chart(
     if row is not None:
         framed = alt.Chart(pl.DataFrame(corner | {"y": [row], "y2": [row + 1]}))
         layers.append(framed.mark_rect(strokeWidth=2, **edge).encode(**place))
-    scale = f"blue above 0, orange below, full colour at {most:.2g}" if most else "all 0 as yet"
+    scale = f"Blue above 0, orange below, full colour at {most:.2g}" if most else "All 0 as yet"
     return style.finished(
         alt.layer(*layers),
         title,
         ". ".join(filter(None, (subtitle, scale))),
-        f"A picture of a matrix of {n_rows} rows ({y}) and {n_columns} columns ({x}); its largest "
-        f"entry is {most:.2g}.",
+        f"{subtitle}. A picture of a matrix of {n_rows} rows ({y}) and {n_columns} columns ({x}); "
+        f"its largest entry is {most:.2g}.",
         height,
     )
 
@@ -91,7 +93,7 @@ def picture(rows: Sequence[Sequence[float]], most: float) -> str:
 def _cells(channel: str, title: str, n: int, reverse: bool = False) -> alt.X | alt.Y:
     """The axis of n rows or columns: the first is 1, and a label stands in the middle of its
     own."""
-    stride = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500) if n / s <= 8)
+    stride = next(s for s in (1, 5, 10, 20, 50, 100, 200, 500) if n / s <= 10)
     shown = [1, *range(stride, n + 1, stride)] if stride > 1 else range(1, n + 1)
     axis = alt.Axis(
         values=[i - 0.5 for i in shown],
@@ -213,19 +215,25 @@ def overwrite_chart(frame: pl.DataFrame, *, title: str, subtitle: str) -> alt.La
     Args:
         frame: rule, part (a key of ROLE_COLOURS), share.
     """
-    drawn = frame.with_columns(part_order=pl.int_range(pl.len()).over("rule"))
-    parts = drawn["part"].unique(maintain_order=True).to_list()
+    parts = frame["part"].unique(maintain_order=True).to_list()
     scale = alt.Scale(domain=parts, range=[ROLE_COLOURS[part] for part in parts])
-    rules = drawn["rule"].unique(maintain_order=True).to_list()
-    base = alt.Chart(style.records_of(drawn)).encode(
+    rules = frame["rule"].unique(maintain_order=True).to_list()
+    extent = [min(0.0, frame["share"].min()), 1.12 * max(1.0, frame["share"].max())]
+    base = alt.Chart(style.records_of(frame)).encode(
         alt.X("rule:N", title=None, sort=rules, axis=alt.Axis(labelAngle=0)),
-        alt.Y("share:Q", title="share of what is read", axis=alt.Axis(tickCount=5)),
+        alt.Y(
+            "share:Q",
+            title="share of what is read",
+            scale=alt.Scale(domain=extent, nice=False),
+            axis=alt.Axis(tickCount=5),
+        ),
         xOffset=alt.XOffset("part:N", sort=parts),
         color=alt.Color("part:N", title=None, scale=scale, legend=IN_A_ROW),
     )
-    text = base.mark_text(dy=-6, baseline="bottom").encode(
+    text = base.mark_text(dy=-3, baseline="bottom", fontSize=10).encode(
         text=alt.Text("share:Q", format=".2f"), color=alt.value(style.NEUTRAL)
     )
+    text = text.transform_filter(f"datum.share > {WORTH_A_LABEL}")
     bars = base.mark_bar().encode(
         tooltip=["rule:N", "part:N", alt.Tooltip("share:Q", format=".3f")]
     )
