@@ -31,12 +31,12 @@ def svg(chart):
     return text.replace("\u00a0", " ")
 
 
-def data_with(chart, *names):
-    """The inline data sets of a chart that have these columns."""
+def data_with(chart, *names, but=None):
+    """The inline data sets of a chart that have these columns, and not another."""
     return [
         rows
         for rows in chart.to_dict()["datasets"].values()
-        if rows and set(names) <= rows[0].keys()
+        if rows and set(names) <= rows[0].keys() and but not in rows[0]
     ]
 
 
@@ -111,7 +111,7 @@ def test_the_title_says_what_each_memory_solves(frame):
 
 
 def test_the_dotted_line_is_the_error_of_the_best_matrix_of_rank_r(frame):
-    (curves,) = data_with(charts.capacity_chart(frame), "n_keys", "drawn", "colour")
+    (curves,) = data_with(charts.capacity_chart(frame), "series", "n_keys", "drawn", but="n_seeds")
     held = {"linear": 64, "DPFP-1": 128, "DPFP-2": 256, "DPFP-3": 384}
     assert {row["series"] for row in curves} == held.keys()
     for s in (101, 399):
@@ -146,26 +146,19 @@ def test_one_live_run_makes_a_chart(rows):
 
 
 def test_a_memory_keeps_its_colour_and_no_two_series_look_alike(frame):
+    looks = {}
     for name, draw in CHARTS.items():
-        spec = draw(frame).to_dict()
-        (looks,) = {
-            tuple(
-                (*map(str, scales),)
-                for scales in zip(
-                    layer["encoding"]["color"]["scale"]["domain"],
-                    layer["encoding"]["color"]["scale"]["range"],
-                    layer["encoding"]["strokeDash"]["scale"]["range"],
-                    layer["encoding"]["shape"]["scale"]["range"],
-                    strict=True,
-                )
-            )
-            for layer in spec["layer"]
-            if "scale" in layer["encoding"].get("strokeDash", {})
-        }
-        assert len({look[1:] for look in looks}) == len(looks), name
-        colours = {look[0]: look[1] for look in looks}
-        if name == "capacity":
-            assert colours["linear"] == charts.colour("linear")
-            assert colours["DPFP-1"] == colours["DPFP-3"] == charts.colour("dpfp")
-        else:
-            assert colours["linear (delta)"] == charts.colour("delta")
+        scales = {}
+        for layer in draw(frame).to_dict()["layer"]:
+            for channel in ("color", "strokeDash", "shape"):
+                scale = layer["encoding"].get(channel, {}).get("scale")
+                if scale:
+                    scales[channel] = dict(zip(scale["domain"], scale["range"], strict=True))
+        for series in scales["color"]:
+            looks[name, series] = [str(scale[series]) for scale in scales.values()]
+        drawn = [look for (chart, _), look in looks.items() if chart == name]
+        assert len(scales) == 3 and len(set(map(tuple, drawn))) == len(drawn)
+    assert looks["capacity", "linear"][0] == charts.colour("linear")
+    for series in ("DPFP-1", "DPFP-3"):
+        assert looks["capacity", series][0] == charts.colour("dpfp")
+    assert looks["update_rules", "linear (delta)"][0] == charts.colour("delta")

@@ -55,7 +55,7 @@ def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.L
     last = math.ceil(max(drawn["n_keys"]) / GRID_STEP) * GRID_STEP
     shown = alt.selection_point(name="shown_series", fields=["series"], bind="legend")
     slider = _slider(drawn, FIRST_SHOWN[setting] if s is None else s)
-    look = _look_channels(series)
+    colour, dash, shape = _look_channels(series)
     x = alt.X(
         "n_keys:Q",
         title="number of keys S",
@@ -63,15 +63,22 @@ def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.L
         axis=alt.Axis(grid=False, tickCount=6, labelOverlap=True, labelSeparation=8),
     )
     y = style.log_axis("drawn", "loss, 0.5·Σ squared error", y_domain)
-    base = alt.Chart(drawn).encode(x, y, *look, opacity=style.faded(shown), tooltip=_tooltip())
+    base = alt.Chart(drawn).encode(
+        x,
+        y,
+        colour,
+        alt.Detail(["device:N", "source:N"]),
+        opacity=style.faded(shown),
+        tooltip=_tooltip(),
+    )
     layers = [
         style.rule_at("y", SOLVED_LOSS),
         _solved_text(),
         _rule_at_slider(last),
-        *_marks(base, shown),  # first of those that a click in the legend fades: else it does not
-        *_most_keys(series, last, shown),
-        *([_least_losses(series, last, y, shown)] if setting == 1 else []),
-        _labels(drawn, series, y_domain, shown),
+        *_marks(base, dash, shape, shown),
+        *_most_keys(series, last, colour, shown),
+        *([_least_losses(series, last, y, colour, shown)] if setting == 1 else []),
+        _labels(drawn, y_domain, colour, shown),
     ]
     return style.finished(
         alt.layer(*layers).add_params(slider),
@@ -109,6 +116,7 @@ def _look(row: dict[str, Any]) -> tuple[list[int], str]:
 
 
 def _look_channels(series: pl.DataFrame) -> list[Any]:
+    """Colour, dash and shape, with one legend for all three."""
     names = series["series"].to_list()
 
     def scale(column: str) -> alt.Scale:
@@ -119,29 +127,31 @@ def _look_channels(series: pl.DataFrame) -> list[Any]:
         alt.Color("series:N", title=None, scale=scale("colour"), legend=legend),
         alt.StrokeDash("series:N", title=None, scale=scale("dash"), legend=legend),
         alt.Shape("series:N", title=None, scale=scale("shape"), legend=legend),
-        alt.Detail(["device:N", "source:N"]),
     ]
 
 
-def _marks(base: alt.Chart, shown: alt.Parameter) -> list[alt.Chart]:
+def _marks(
+    base: alt.Chart, dash: alt.StrokeDash, shape: alt.Shape, shown: alt.Parameter
+) -> list[alt.Chart]:
     """Recorded: a line, and a bar over seeds; this session: filled marks; published: hollow."""
-    ours = base.transform_filter("datum.source != 'published'")
-    recorded, live = (base.transform_filter(style.is_from(name)) for name in ("recorded", "live"))
-    published = base.transform_filter("datum.source == 'published' && isValid(datum.value)")
-    bars = ours.transform_filter("datum.n_seeds > 1 && isValid(datum.high)")
+    several = "datum.source != 'published' && datum.n_seeds > 1 && isValid(datum.high)"
+    line, point = base.encode(dash), base.encode(shape)
+    known = point.transform_filter("isValid(datum.value)")
+    recorded, live, published = (
+        known.transform_filter(style.is_from(name)) for name in ("recorded", "live", "published")
+    )
     return [
-        recorded.mark_line(strokeWidth=2).add_params(shown),
-        bars.mark_rule(strokeWidth=2).encode(alt.Y("least:Q"), alt.Y2("most:Q"), strokeDash=_SOLID),
-        recorded.mark_point(filled=True, size=22).encode(strokeDash=_SOLID),
-        live.mark_point(filled=True, size=90).encode(strokeDash=_SOLID),
-        published.mark_point(filled=False, size=60, strokeWidth=1.5).encode(strokeDash=_SOLID),
+        line.transform_filter(style.is_from("recorded")).mark_line(strokeWidth=2).add_params(shown),
+        base.transform_filter(several)
+        .mark_rule(strokeWidth=2)
+        .encode(alt.Y("least:Q"), alt.Y2("most:Q")),
+        recorded.mark_point(filled=True, size=22),
+        live.mark_point(filled=True, size=90),
+        published.mark_point(filled=False, size=60, strokeWidth=1.5),
         base.transform_filter("!isValid(datum.value)")
-        .mark_point(**{name: value for name, value in style.CROSS.items() if name != "opacity"})
-        .encode(y=alt.value(style.TOP_PX + 14), shape=alt.value("cross"), strokeDash=_SOLID),
+        .mark_point(shape="cross", angle=45, filled=True, size=80)
+        .encode(y=alt.value(style.TOP_PX + 14)),
     ]
-
-
-_SOLID = alt.value([1, 0])
 
 
 def _tooltip() -> list[alt.Tooltip]:
@@ -187,11 +197,13 @@ def _bounded(series: pl.DataFrame, last: int) -> pl.DataFrame:
     return series.filter((pl.col("n_features") < last) & (pl.col("attention") != "performer"))
 
 
-def _most_keys(series: pl.DataFrame, last: int, shown: alt.Parameter) -> list[alt.Chart]:
+def _most_keys(
+    series: pl.DataFrame, last: int, colour: alt.Color, shown: alt.Parameter
+) -> list[alt.Chart]:
     """Ticks at the top at S = R, as many keys as a memory of R features can tell apart."""
     held = _bounded(series, last).unique("n_features", keep="first", maintain_order=True)
-    base = alt.Chart(held.select("series", "colour", "n_features")).encode(
-        alt.X("n_features:Q"), alt.Color("colour:N", scale=None), opacity=style.faded(shown)
+    base = alt.Chart(held.select("series", "n_features")).encode(
+        alt.X("n_features:Q"), colour, opacity=style.faded(shown)
     )
     return [
         base.mark_rule(strokeWidth=2).encode(y=alt.value(0), y2=alt.value(12)),
@@ -201,30 +213,25 @@ def _most_keys(series: pl.DataFrame, last: int, shown: alt.Parameter) -> list[al
     ]
 
 
-def _least_losses(series: pl.DataFrame, last: int, y: alt.Y, shown: alt.Parameter) -> alt.Chart:
+def _least_losses(
+    series: pl.DataFrame, last: int, y: alt.Y, colour: alt.Color, shown: alt.Parameter
+) -> alt.Chart:
     """`claims_memory.least_loss` of each series."""
+    bounded = _bounded(series, last).select("series", "n_features")
     curves = pl.DataFrame(
         [
-            {"series": name, "colour": hue, "n_keys": n, "drawn": round(least_loss(r, n), 5)}
-            for name, hue, r in _bounded(series, last)
-            .select("series", "colour", "n_features")
-            .iter_rows()
+            {"series": name, "n_keys": n, "drawn": round(least_loss(r, n), 5)}
+            for name, r in bounded.iter_rows()
             for n in range(r + 1, last + 1, 2)
         ],
-        schema={"series": pl.String, "colour": pl.String, "n_keys": pl.Int64, "drawn": pl.Float64},
+        schema={"series": pl.String, "n_keys": pl.Int64, "drawn": pl.Float64},
     )
     line = alt.Chart(curves).mark_line(strokeWidth=1, strokeDash=[1, 3])
-    return line.encode(
-        alt.X("n_keys:Q"),
-        y,
-        alt.Color("colour:N", scale=None),
-        alt.Detail("series:N"),
-        opacity=style.faded(shown),
-    )
+    return line.encode(alt.X("n_keys:Q"), y, colour, opacity=style.faded(shown))
 
 
 def _labels(
-    drawn: pl.DataFrame, series: pl.DataFrame, y_domain: list[float], shown: alt.Parameter
+    drawn: pl.DataFrame, y_domain: list[float], colour: alt.Color, shown: alt.Parameter
 ) -> alt.Chart:
     """The name of each series at its right end, with its loss at the slider's S: of this session
     where there is one, else recorded."""
@@ -234,23 +241,23 @@ def _labels(
         .unique("series", keep="last", maintain_order=True)
         .select("series", value="drawn")
     )
-    ends = style.spread_labels(ends, y_domain, style.TALL, 1).join(series, on="series")
+    ends = style.spread_labels(ends, y_domain, style.TALL, 1)
     losses: dict[str, dict[str, str]] = {}
     ours = drawn.filter(pl.col("source").is_in(OURS)).sort("source", descending=True)
     for name, n_keys, loss in ours.select("series", "n_keys", "value").iter_rows():
         losses.setdefault(name, {})[str(n_keys)] = "diverged" if loss is None else _loss(loss)
     records = [
         {**end, "losses": losses.get(end["series"], {})}
-        for end in ends.select("series", "colour", "label_px").to_dicts()
+        for end in ends.select("series", "label_px").to_dicts()
     ]
     return (
         alt.Chart(alt.Data(values=records))
         .transform_calculate(text="datum.series + '  ' + (datum.losses[shown_keys] || '')")
         .mark_text(align="left", dx=8)
         .encode(
+            alt.Y("label_px:Q", scale=None, axis=None),
+            colour,
             x=alt.value("width"),
-            y=alt.Y("label_px:Q", scale=None, axis=None),
-            color=alt.Color("colour:N", scale=None),
             opacity=style.faded(shown),
             text="text:N",
         )
