@@ -221,7 +221,9 @@ def session_charts(
     name = rows[0]["experiment"]
     same = [row for row in rows if row["experiment"] == name]
     config = same[0]["config"]
+    rules = {row["config"]["model"]["update_rule"] for row in same}
     title = f"S = {config['task']['n_keys']}, D = {config['model']['head_dim']}"
+    title += f", rule {max(rules, key=UPDATE_RULES.index)}"  # softmax beside others says "sum"
     curves = charts.memory_curves(frames.training_curves(same), title=title)
     return side_by_side(curves, recorded_chart([*recorded[name], *same], published, name))
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 
-from replib import fast_weights, store
+from replib import controls, fast_weights, store
 from replib import memory_parts as parts
 from replib.charts import fast_weights as charts
 from replib.controls import initial_values
@@ -223,6 +223,20 @@ def test_runs_of_this_session_are_curves_and_points_among_the_recorded():
     assert points.filter(pl.col("source") == "live").height == 3
     assert parts.session_charts(rows, none, logs).text.count("vega") >= 2
     assert "Nothing has run yet" in parts.session_charts([], none, logs).text
+
+
+def test_the_table_of_runs_says_what_ran_and_how_it_ended():
+    again = {"setting": "keys come back", "update_rule": "delta", "eval_half_length": True}
+    jobs = live_retrieval_jobs(TRAINING | MENDED | again | {"attention": ("softmax", "dpfp")})
+    finished = [row(job.config, "update_rules", seed=2) for job in jobs]
+    page = controls.history(SimpleNamespace(finished=finished)).text
+    half = "keys come back, evaluated on half the length, seed 2"
+    assert f"softmax, S = 40, D = 64, {half}" in page
+    assert f"dpfp nu1, delta, S = 40, D = 64, {half}" in page
+    assert "best loss 0.0200 in 200 steps, ended: no progress" in page
+    none = {"capacity": [], "update_rules": []}
+    charts_of = parts.session_charts(finished, none, published()["fastweights_logs"]).text
+    assert "rule delta" in charts_of
 
 
 def test_the_cards_say_what_this_session_found_and_that_it_found_nothing_yet():
