@@ -52,6 +52,17 @@ def _(get_changes, jobs, live, logs, recorded, settings):
 
 
 @app.cell(hide_code=True)
+def _():
+    mo.md("""
+    ## How many keys trained memories solve
+
+    The loss of each memory against the number of keys S: recorded here, and hollow, as the authors
+    published it. Below 0.001 a memory has solved S; with nothing remembered the loss is 0.5.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
 def _(logs, recorded):
     parts.recorded_tabs(recorded, logs)
     return

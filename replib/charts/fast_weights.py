@@ -319,7 +319,7 @@ def eigenvalues_chart(values: Sequence[float], *, title: str, subtitle: str) -> 
     )
     return style.finished(
         alt.layer(
-            points.mark_point(filled=True, size=25, color=style.PALETTE["softmax"]),
+            points.mark_point(filled=True, size=30, opacity=1, color=style.PALETTE["softmax"]),
             style.rule_at("y", 1.0),
         ),
         title,
@@ -360,7 +360,7 @@ def memory_curves(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
         _text_at("solved", SOLVED_LOSS),
         _text_at("nothing read", CHANCE),
         lines.mark_line(strokeWidth=2, clip=True),
-        lines.mark_point(filled=True, size=25).encode(tooltip=tooltip),
+        lines.mark_point(filled=True, size=25, opacity=1).encode(tooltip=tooltip),
     ]
     return style.finished(
         alt.layer(*layers),
