@@ -138,8 +138,13 @@ def initial_values(
     return values, notes
 
 
-def panel(controls: Sequence[Control]) -> tuple[mo.ui.dictionary, list[str]]:
+def panel(
+    controls: Sequence[Control], beside: Sequence[Control] = ()
+) -> tuple[mo.ui.dictionary, list[str]]:
     """The elements of a panel, set from the URL, else from the command line; and notes.
+
+    Args:
+        beside: the controls of other panels of the page, whose parameters are known as well.
 
     Raises:
         ValueError: a static page was asked for with a parameter or a value that is not offered.
@@ -147,7 +152,8 @@ def panel(controls: Sequence[Control]) -> tuple[mo.ui.dictionary, list[str]]:
     query, arguments = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
     values, notes = initial_values(controls, query, arguments)
     if in_static_page():
-        check_asked(controls, _asked(), notes)
+        known = {control.name: control for control in [*controls, *beside]}
+        check_asked(list(known.values()), _asked(), notes)
     return mo.ui.dictionary({c.name: _element(c, values[c.name]) for c in controls}), notes
 
 
@@ -587,7 +593,14 @@ def history(live: LiveRuns) -> mo.Html:
 
 def _history_line(row: Row) -> str:
     config, summary = row["config"], row["summary"]
-    if "model" in config:
+    if "n_keys" in config.get("task", {}):
+        what = _retrieval_text(config, row["seed"])
+        result = row["detail"] or ""
+        if (best := summary.get("best_loss")) is not None:
+            result = f"best loss {best:.4f} in {summary['n_steps']} steps, ended: " + (
+                summary["reason"] or row["outcome"]
+            )
+    elif "model" in config:
         loss, accuracy = summary.get("final_loss"), summary.get("final_accuracy")
         what = (
             f"{config['model']['attention']}, N = {config['task']['seq_len']}, batch "
@@ -615,6 +628,16 @@ def _history_line(row: Row) -> str:
         )
         result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"
     return f"| {what} | {row['outcome']} | {result} |"
+
+
+def _retrieval_text(config: Mapping[str, Any], seed: int) -> str:
+    """What a run of associative retrieval was of."""
+    model, task = config["model"], config["task"]
+    name = " ".join(filter(None, (model["attention"], model["implementation"])))
+    rule = "" if model["attention"] == "softmax" else f", {model['update_rule']}"
+    again = ", keys come back" if task["with_replacement"] else ""
+    half = ", evaluated on half the length" if config["eval_half_length"] else ""
+    return f"{name}{rule}, S = {task['n_keys']}, D = {model['head_dim']}{again}{half}, seed {seed}"
 
 
 def crossover_chart(rows: Sequence[Row], work: str, batch_size: int) -> alt.LayerChart:

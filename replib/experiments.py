@@ -712,6 +712,46 @@ def live_autopsy_jobs(values: Mapping[str, Any]) -> list[TrainingJob | CostJob]:
     return jobs
 
 
+RETRIEVAL_SETTINGS = {"every key once": False, "keys come back": True}
+"""Whether keys are drawn with replacement: settings 1 and 2 of the paper."""
+MIN_EVALUATIONS = 10  # of a live run; from 1000 steps on they are 100 steps apart, as published
+NO_EPS = 1e-37  # beside the normalisers of FAVOR+ nothing, and above 0 in float32
+
+
+def live_retrieval_jobs(values: Mapping[str, Any]) -> list[RetrievalJob]:
+    """The runs that the fast weights notebook's controls ask for; a job a mechanism, its seeds
+    together. Softmax attention has no update rule. With the most steps and all defects off a run is
+    as published.
+
+    Raises:
+        ValueError: evaluation on half the length where every key comes once.
+    """
+    jobs = []
+    for attention in values["attention"]:
+        implementations = {"dpfp": f"nu{values['nu']}", "performer": str(values["n_directions"])}
+        mended = attention == "performer" and not values["published_eps"]
+        model = MemoryConfig(
+            attention=attention,
+            implementation=implementations.get(attention),
+            update_rule="sum" if attention == "softmax" else values["update_rule"],
+            head_dim=values["head_dim"],
+            **({"eps": NO_EPS} if mended else {}),
+        )
+        config = retrieval_config(
+            values["n_keys"],
+            model,
+            with_replacement=RETRIEVAL_SETTINGS[values["setting"]],
+            n_steps=values["n_steps"],
+            eval_every=max(
+                1, min(RetrievalConfig.eval_every, values["n_steps"] // MIN_EVALUATIONS)
+            ),
+            eval_half_length=values["eval_half_length"],
+            report=values["report"],
+        )
+        jobs.append(RetrievalJob(config=config, seeds=tuple(range(values["seeds"]))))
+    return jobs
+
+
 def unavailable(config: Config, device_type: str) -> str | None:
     """Why a config's implementation cannot run on a kind of device; None where it can."""
     return _unavailable(config, getattr(config, "model", config).implementation, device_type)
@@ -719,6 +759,8 @@ def unavailable(config: Config, device_type: str) -> str | None:
 
 def uses_compiled(config: Config, device_type: str) -> bool:
     """Whether a config runs on a kernel compiled for this kind of device, by name or by default."""
+    if isinstance(config, RetrievalConfig):
+        return False  # its kernels are compiled on the way
     model = getattr(config, "model", config)
     if device_type not in ATTENTION[model.attention].implementations:
         return False
@@ -970,6 +1012,7 @@ def run_retrieval(
     device: str | None,
     stop: Callable[[], bool],
     on_metrics: Callable[[RetrievalJob, RetrievalMetrics], None] = lambda job, metrics: None,
+    on_start: Callable[[RetrievalTraining], None] = lambda training: None,
 ) -> Iterator[store.Row]:
     """Train the seeds of a job together, from a checkpoint where there is one, and make their rows;
     nothing is appended. The checkpoint goes when all rows were taken."""
@@ -980,6 +1023,7 @@ def run_retrieval(
     checkpoint = checkpoint_path(batch, device_type)
     if checkpoint.exists():
         training.load(checkpoint)
+    on_start(training)
     outcomes, details, saved = ["interrupted"] * len(job.seeds), None, perf_counter()
     try:
         for metrics in training.metrics(stop):
@@ -996,23 +1040,50 @@ def run_retrieval(
         outcomes = ["out_of_memory"] * len(job.seeds)
         details = f"{str(error).splitlines()[0]}: lower batch_size or n_keys"
     for seed, outcome in zip(training.seeds, outcomes, strict=True):
-        yield store.make_row(
+        yield retrieval_row(
             name,
             scale,
-            job.config,
+            job,
+            training,
             seed.seed,
             outcome,
-            seed.summary(job.config)
-            | {"seconds": perf_counter() - began, "seeds_together": len(job.seeds)},
-            curve={"step": seed.steps, "loss": seed.losses},
             detail=details,
-            device=str(training.device),
-            source=source,
+            seconds=perf_counter() - began,
             started=started,
         )
     if "interrupted" not in outcomes:
         with suppress(OSError):  # one that stays is harmless
             checkpoint.unlink(missing_ok=True)
+
+
+def retrieval_row(
+    name: str,
+    scale: str,
+    job: RetrievalJob,
+    training: RetrievalTraining,
+    seed: int,
+    outcome: str,
+    *,
+    detail: str | None = None,
+    seconds: float,
+    started: datetime | None = None,
+) -> store.Row:
+    """The row of one seed of a run as it stands."""
+    run = next(one for one in training.seeds if one.seed == seed)
+    together = {"seconds": seconds, "seeds_together": len(job.seeds)}
+    return store.make_row(
+        name,
+        scale,
+        job.config,
+        seed,
+        outcome,
+        run.summary(job.config) | together,
+        curve={"step": list(run.steps), "loss": list(run.losses)},
+        detail=detail,
+        device=str(training.device),
+        source=source_of(job.config, cost=False),
+        started=started,
+    )
 
 
 CURVE = ("step", "train_loss", "loss", "accuracy")

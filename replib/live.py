@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from replib import kernels, store
+from replib import kernels, retrieval_costs, store
 from replib.autopsy import AutopsyConfig
 from replib.benchmark import (
     MEMORY_SHARE,
@@ -29,18 +29,22 @@ from replib.experiments import (
     TASK_EXPERIMENTS,
     CostJob,
     Job,
+    RetrievalJob,
     TrainingJob,
     configs_of,
     discard_checkpoint,
     identity,
     is_generation,
+    retrieval_row,
     run_cost,
     run_ids,
+    run_retrieval,
     run_training,
     training_row,
     uses_compiled,
 )
 from replib.memory import available_memory_bytes
+from replib.retrieval import RetrievalConfig, RetrievalMetrics, RetrievalTraining
 from replib.streams import predict_generation_seconds
 from replib.training import Metrics, Training, TrainingConfig
 
@@ -52,6 +56,8 @@ COMPILE_S = 15.0  # about; a kernel for the CPU, on two cores, once for this mac
 MAX_PREDICTED_S = 3600.0  # a reader who wants more has the command line, which resumes
 # About; what defects of the autopsy do to a step, for predictions alone.
 SLOWER = {"float64": 1.5, "unfused": 1.5, "extra_losses": 1.3}
+# Of associative retrieval: most runs have solved it by then, or make no more progress.
+TYPICAL_STEPS = 3000
 _WORK_LOCK = threading.Lock()
 
 Result = TypeVar("Result")
@@ -200,9 +206,10 @@ class LiveRuns:
                     if self._stopped():
                         break
                     share = done / len(jobs), 1 / len(jobs)
-                    if isinstance(job, TrainingJob):
+                    if isinstance(job, TrainingJob | RetrievalJob):
+                        train = self._train if isinstance(job, TrainingJob) else self._retrieve
                         with one_thread_spared():
-                            self._train(job, device, progress, *share)
+                            train(job, device, progress, *share)
                     else:
                         self._measure(job, device, progress, *share)
             finally:
@@ -225,6 +232,8 @@ class LiveRuns:
         if isinstance(job, TrainingJob):
             autopsy = isinstance(job.config, AutopsyConfig)
             return "autopsy" if autopsy else TASK_EXPERIMENTS[type(job.config.task)]
+        if isinstance(job, RetrievalJob):
+            return "update_rules" if job.config.task.with_replacement else "capacity"
         return self.experiment
 
     def _stopped(self) -> bool:
@@ -254,6 +263,33 @@ class LiveRuns:
         if row["outcome"] == "ok":
             self._keep(lambda: training.save(self._model_path(run, device)))
         self._finish(row, progress)
+
+    def _retrieve(self, job, device, progress: Progress, before: float, share: float) -> None:
+        name, config, began = self._name(job), job.config, monotonic()
+        who = _memory_text(config) + (f", {len(job.seeds)} seeds" if len(job.seeds) > 1 else "")
+        progress.text = f"{who}: first steps (a kernel is compiled once)"
+        training: RetrievalTraining | None = None
+
+        def on_start(started: RetrievalTraining) -> None:
+            nonlocal training
+            training = started
+
+        def on_metrics(_, metrics: RetrievalMetrics) -> None:
+            for seed, run in zip(job.seeds, run_ids(job), strict=True):
+                options = {"seconds": monotonic() - began}
+                progress.rows[run] = retrieval_row(
+                    name, SCALE, job, training, seed, "interrupted", **options
+                )
+            expected = max(metrics.step, expected_steps(config))
+            progress.fraction = before + share * metrics.step / expected
+            progress.text = (
+                f"{who}: step {metrics.step} of at most {config.n_steps}, loss {metrics.loss:.4f}, "
+                f"{metrics.steps_per_s:.0f} steps/s"
+            )
+
+        rows = run_retrieval(name, SCALE, job, device, self._stopped, on_metrics, on_start)
+        for row in rows:
+            self._finish(row, progress)
 
     def _measure(self, job, device, progress: Progress, before: float, share: float) -> None:
         def on_partial(row: store.Row) -> None:
@@ -292,6 +328,18 @@ def _who(config: TrainingConfig) -> str:
     """The mechanism of a run, and how many defects it has."""
     n = len(getattr(config, "defects", ()))
     return config.model.attention + (f" with {n} defect{'s' * (n > 1)}" if n else "")
+
+
+def _memory_text(config: RetrievalConfig) -> str:
+    """The features and the update rule of a memory; softmax has none."""
+    model = config.model
+    text = model.attention + (f" {model.implementation}" if model.implementation else "")
+    return text if model.attention == "softmax" else f"{text}, {model.update_rule}"
+
+
+def expected_steps(config: RetrievalConfig) -> int:
+    """About how many steps a run of associative retrieval takes before it ends by itself."""
+    return min(config.n_steps, TYPICAL_STEPS)
 
 
 def kernel_to_compile(jobs: Sequence[Job], device: str | None = None) -> str | None:
@@ -336,6 +384,9 @@ def _predicted_seconds(jobs: Sequence[Job], device: str | None) -> float:
 def _predicted_job_seconds(job: Job, kind: torch.device) -> float:
     if isinstance(job, TrainingJob):
         return _predicted_training_seconds(job.config, kind)
+    if isinstance(job, RetrievalJob):
+        steps = expected_steps(job.config)
+        return retrieval_costs.predicted_seconds(job.config, len(job.seeds), steps, kind.type)
     if isinstance(job.configs[0], TrainingConfig):
         steps = (replace(config, n_steps=1) for config in job.configs)
         step_s = (_predicted_training_seconds(step, kind) for step in steps)
@@ -352,21 +403,28 @@ def _predicted_training_seconds(config: TrainingConfig, kind: torch.device) -> f
     return slower * predict_training_seconds(config.with_defects(), kind)
 
 
+def _predicted_job_bytes(job: Job) -> float:
+    """About the memory that training takes; a cost that does not fit becomes a row that says so."""
+    if isinstance(job, RetrievalJob):
+        return retrieval_costs.predicted_bytes(job.config, len(job.seeds))
+    return predicted_bytes(job.config) if isinstance(job, TrainingJob) else 0.0
+
+
 def refusal(jobs: Sequence[Job], device: str | None = None) -> str | None:
     """Why jobs should not be started from a page, with the remedy; None if they may."""
-    training = [job for job in jobs if isinstance(job, TrainingJob)]
-    needed = max((predicted_bytes(job.config) for job in training), default=0)
+    needed = max(map(_predicted_job_bytes, jobs), default=0)
     free = available_memory_bytes(resolve_device(device))
     if needed > MEMORY_SHARE * free:
         return (
             f"This needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
-            "lower the sequence length or the batch size."
+            "lower the sequence length, the number of keys or the batch size."
         )
     seconds = predicted_seconds(jobs, device)
     if seconds > MAX_PREDICTED_S:
         return (
-            f"This would take about {seconds / 3600:.1f} hours: lower the steps or the sequence "
-            "length, or record it from the command line, which resumes where it stopped."
+            f"This would take about {seconds / 3600:.1f} hours: lower the steps, the sequence "
+            "length or the number of keys, or record it from the command line, which resumes where "
+            "it stopped."
         )
     return None
 

@@ -24,9 +24,11 @@ import vl_convert
 from replib import (
     charts,
     claims,
+    claims_memory,
     controls,
     drawing_parts,
     frames,
+    frames_memory,
     generation_parts,
     offline,
     store,
@@ -88,7 +90,7 @@ class Claim:
     def paper(self) -> str:
         if self.experiment == "images":  # composed of published figures
             return claims.paper_images(published()["katharopoulos2020"])
-        return claims.PAPER_SAYS[self.experiment]
+        return (claims.PAPER_SAYS | claims_memory.PAPER_SAYS)[self.experiment]
 
 
 def _convergence_figures() -> Iterator[tuple[str, Figure]]:
@@ -190,6 +192,12 @@ def _images_figures() -> Iterator[tuple[str, Figure]]:
         yield "images_bits", Figure(chart=chart, experiment="images", rows=rows)
 
 
+def _memory_figures(name: str, draw: Callable) -> Iterator[tuple[str, Figure]]:
+    rows = recorded_rows(name)
+    frame = frames_memory.retrieval_frame(rows, published()["fastweights_logs"])
+    yield name, Figure(chart=draw(frame), experiment=name, rows=rows, published=True)
+
+
 BOTH = "forward_backward"
 # Adding a claim is one entry: its line in the tables, its figures and its card follow.
 CLAIMS = (
@@ -237,6 +245,24 @@ CLAIMS = (
         judge=claims.images,
         figures=_images_figures,
         shown="images_bits",
+    ),
+    Claim(
+        title="6 capacity",
+        notebook="06_fast_weights",
+        experiment="capacity",
+        article=lambda article: "Not studied.",
+        judge=lambda rows: claims_memory.capacity(rows, published()["fastweights_logs"]),
+        figures=lambda: _memory_figures("capacity", charts.capacity_chart),
+        shown="capacity",
+    ),
+    Claim(
+        title="6 update rules",
+        notebook="06_fast_weights",
+        experiment="update_rules",
+        article=lambda article: "Not studied.",
+        judge=lambda rows: claims_memory.update_rules(rows, published()["fastweights_logs"]),
+        figures=lambda: _memory_figures("update_rules", charts.update_rules_chart),
+        shown="update_rules",
     ),
 )
 
@@ -309,10 +335,16 @@ def write_figures(
     for name, figure in (drawn or sourced_figures()).items():
         specification = charts.printable(figure.chart).to_json()
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
-        svg.write_text(vl_convert.vegalite_to_svg(specification))
+        svg.write_text(_numbered_clips(vl_convert.vegalite_to_svg(specification)))
         png.write_bytes(vl_convert.vegalite_to_png(specification, scale=PNG_SCALE))
         written += [svg, png]
     return written
+
+
+def _numbered_clips(svg: str) -> str:
+    """The figure with its clipping paths numbered from 0: Vega counts on from one to the next."""
+    clips = {name: f"clip{i}" for i, name in enumerate(dict.fromkeys(re.findall(r"clip\d+", svg)))}
+    return re.sub(r"clip\d+", lambda found: clips[found[0]], svg)
 
 
 def write_pictures(drawn: Mapping[str, Figure], folder: Path | None = None) -> list[Path]:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from replib import store
 from replib.benchmark import Cost
-from replib.experiments import EXPERIMENTS, TrainingJob
+from replib.experiments import EXPERIMENTS, RetrievalJob, TrainingJob
 from replib.pixels import Pixels, bits
+from replib.retrieval import MemoryConfig, RetrievalConfig
 from replib.streams import GenerationCost, state_bytes
 
 CROSSOVERS = {"textbook": 100, "fused": 600}
@@ -38,9 +39,9 @@ LEAKS_AT = (8, 32)
 
 
 def write_recorded(folder: Path, *names: str) -> Path:
-    """Write the rows of the named experiments, of all but associative retrieval if none is."""
+    """Write the rows of the named experiments, of all if none is named."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in names or (n for n in EXPERIMENTS if n not in ("capacity", "update_rules")):
+    for name in names or EXPERIMENTS:
         jobs = [on_a_cpu(job) for job in EXPERIMENTS[name].jobs("laptop")]
         rows = [row for job in jobs for row in _rows(name, job)]
         lines = "".join(f"{json.dumps(row)}\n" for row in rows)
@@ -50,7 +51,7 @@ def write_recorded(folder: Path, *names: str) -> Path:
 
 def on_a_cpu(job):
     """A job as recorded on a CPU, whatever is installed here."""
-    if isinstance(job, TrainingJob):
+    if isinstance(job, TrainingJob | RetrievalJob):
         return job
     kept = (c for c in job.configs if getattr(c, "model", c).implementation != "cuda")
     return replace(job, configs=tuple(kept))
@@ -59,6 +60,8 @@ def on_a_cpu(job):
 def _rows(name, job):
     if isinstance(job, TrainingJob):
         return [_training_row(name, job)]
+    if isinstance(job, RetrievalJob):
+        return [retrieval_row(name, job.config, seed) for seed in job.seeds]
     row_of = _generation_row if name == "generation" else _cost_row
     return [row_of(name, config) for config in job.configs]
 
@@ -107,6 +110,40 @@ def _autopsy_row(name, job):
     }
     curve = {"step": steps, "train_loss": losses, "loss": losses, "accuracy": [0.5] * 10}
     return _row(name, config, job.seed, summary, curve)
+
+
+def retrieval_row(name, config, seed, scale="laptop"):
+    """A run of associative retrieval that ends with `retrieval_loss`; none of one that diverged."""
+    loss = retrieval_loss(config, seed)
+    solved = loss is not None and loss <= config.solved_loss
+    curve = {"step": [100, 200], "loss": [0.5, loss]}
+    summary = {
+        "n_steps": 200,
+        "final_loss": loss,
+        "best_loss": loss,
+        "reported_loss": loss,
+        "solved": solved,
+        "reason": "solved" if solved else "no progress" if loss else "not finite",
+    }
+    row = _row(name, config, seed, summary, curve)
+    return row | {"scale": scale, "outcome": "ok" if loss else "diverged"}
+
+
+def retrieval_loss(config: RetrievalConfig, seed: int = 0) -> float | None:
+    """A memory of R features solves S up to R, and forgets what is beyond; FAVOR+ and a sum of keys
+    that come back learn little, and FAVOR+ with delta diverges at S = 200."""
+    memory, s = config.model, config.task.n_keys
+    jitter = 1 + 0.01 * seed
+    if memory.attention == "performer":
+        return None if memory.update_rule == "delta" and s >= 200 else 0.5 * jitter
+    if memory.update_rule == "fwm":
+        return (
+            0.01 * s if memory == MemoryConfig(attention="tanh", update_rule="fwm") else 0.5
+        ) * (jitter)
+    if config.task.with_replacement and memory.update_rule == "sum":
+        return (0.1 + s / 2000) * jitter
+    most = memory.n_features or 10_000
+    return (0.0005 if s <= most else 0.5 * (1 - most / s)) * jitter
 
 
 def _autopsy_ms(config):

@@ -49,6 +49,7 @@ RESTING = {
     "03_speed_crossover": "seq_len=16384&batch_size=64&repeats=31",
     "04_transformers_are_rnns": "seq_len=4096&batch_size=64&repeats=31&n_tokens=1000000",
     "05_replication_autopsy": "seq_len=64&n_steps=3000&measure=both",
+    "06_fast_weights": "n_keys=600&seeds=5",
 }
 QUICK = {
     "02_linear_scaling": "seq_len=128&shortest=64&tokens=256&n_heads=1&head_dim=8&repeats=1",
@@ -225,7 +226,7 @@ def verdict(page):
 def test_the_gallery_has_a_card_for_each_notebook(new_page):
     page = new_page()
     titles = ("1 · Convergence", "2 · Linear scaling", "3 · Speed crossover")
-    titles += ("4 · Transformers are RNNs", "5 · Autopsy of a replication")
+    titles += ("4 · Transformers are RNNs", "5 · Autopsy of a replication", "6 · Fast weights")
     for title in titles:
         expect(page.get_by_text(title, exact=True).first).to_be_visible()
     hrefs = page.locator("a[href*='file=']").evaluate_all("links => links.map(a => a.href)")
@@ -242,6 +243,7 @@ RECORDED = {
     "03_speed_crossover": "supported in 2 of 2 settings",
     "04_transformers_are_rnns": "supported in 4 of 4 settings",
     "05_replication_autopsy": "12 of 12 mended linear runs learn to copy",
+    "06_fast_weights": "last S solved: softmax 600 or more",
 }
 
 
@@ -475,3 +477,38 @@ def test_the_model_of_the_extrapolation_moves_its_prediction(notebook):
     )
     expect(said).to_contain_text("6219, 97 times")
     assert query(page)["softmax_model"] == "full_quadratic"
+
+
+def test_a_memory_fills_as_its_slider_moves_and_a_short_training_runs_by_itself(notebook):
+    stem = "06_fast_weights"
+    query_text = "fill_keys=8&fill_dim=8&n_keys=5&head_dim=8&n_steps=50&attention=relu,linear"
+    page = notebook(stem, query_text)
+
+    def shows(text):
+        return expect(page.locator(f"[role=graphics-document][aria-label*='{text}']").first)
+
+    shows("9 of 9 writes").to_be_visible()
+    memory = chart(page, "The memory W")
+    wait_for(lambda: n_pixels(page, memory, charts.PALETTE["softmax"], top=60) > 50)
+    slider(page, "Writes that have arrived").press("Home")
+    shows("0 of 9 writes").to_be_visible()
+    shows("Key 1 is not written yet").to_be_visible()
+    slider(page, "Writes that have arrived").press("ArrowRight")
+    shows("1 of 9 writes").to_be_visible()
+    shows("What key 1 reads").to_be_visible()
+    page.get_by_role("button", name="Watch it fill").click()
+    shows("9 of 9 writes").to_be_visible()
+    slider(page, "Key to ask for").press("ArrowRight")
+    expect(page.get_by_text("Key 2 was given one value")).to_be_visible()
+    shows("9 of 9 writes").to_be_visible()
+
+    expect(page.get_by_text("Runs of this session (2)")).to_be_visible()
+    live = chart(page, "S = 5, D = 8")
+    wait_for(lambda: n_pixels(page, live, charts.PALETTE["linear"], top=90) > 50)
+    expect(page.get_by_text("These settings have been run").first).to_be_visible()
+    photograph(page, f"{stem}_ran")
+    page.locator("marimo-switch").filter(has_text="show the last loss").get_by_role(
+        "switch"
+    ).click()
+    wait_for(lambda: query(page).get("defects") == "last_loss")
+    expect(page.get_by_text("Runs of this session (4)")).to_be_visible()

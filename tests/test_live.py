@@ -12,15 +12,19 @@ from replib import live as module
 from replib.benchmark import CostConfig
 from replib.experiments import (
     CostJob,
+    RetrievalJob,
     TrainingJob,
     checkpoint_path,
     laptop_copy,
     live_autopsy_jobs,
+    retrieval_config,
     run_ids,
 )
 from replib.generation import copy_with
 from replib.live import LiveRuns, kernel_to_compile, predicted_seconds, refusal
 from replib.memory import TIMING_LOCK
+from replib.retrieval import MemoryConfig, RetrievalTraining
+from replib.retrieval_costs import predicted_seconds as retrieval_seconds
 from replib.streams import GenerationConfig
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.training import Training
@@ -405,6 +409,91 @@ def test_defects_that_slow_a_step_are_predicted_to():
         )
         assert 2 * mended < slower < 3 * mended
         assert more > slower
+
+
+def retrieval_job(seeds=(0,), attention="relu", rule="sum", n_keys=5, again=False, **changes):
+    """Features that no kernel has to be compiled for."""
+    model = MemoryConfig(attention=attention, update_rule=rule, head_dim=8)
+    options = {"n_steps": 30, "eval_every": 10, "eval_sequences": 2}
+    config = retrieval_config(n_keys, model, with_replacement=again, **options | changes)
+    return RetrievalJob(config=config, seeds=seeds)
+
+
+def test_memories_end_with_the_rows_of_the_training_that_was_asked_for():
+    job = retrieval_job(seeds=(0, 3))
+    live = run([job], "capacity")
+    alone = RetrievalTraining(job.config, seeds=(0, 3), device="cpu")
+    expected = [m.losses for m in alone.metrics()]
+    for i, (row, seed) in enumerate(zip(live.finished, (0, 3), strict=True)):
+        assert row["curve"]["loss"] == [losses[i] for losses in expected]
+        assert (row["seed"], row["outcome"], row["scale"]) == (seed, "ok", "live")
+    assert live.poll().fraction == 1.0
+    assert live.rows([job], "cpu") == live.finished == LiveRuns("capacity").rows([job], "cpu")
+    assert live.missing([retrieval_job(seeds=(0,))], "cpu") == []
+
+
+def test_memories_are_kept_with_the_experiment_of_their_setting():
+    live = run([retrieval_job(), retrieval_job(again=True)], "capacity")
+    assert [row["experiment"] for row in live.finished] == ["capacity", "update_rules"]
+    assert len(LiveRuns("capacity").rows([retrieval_job(), retrieval_job(again=True)], "cpu")) == 2
+
+
+def test_a_memory_in_training_shows_its_curves_and_resumes_after_a_stop():
+    endless = {"n_steps": 10**6, "patience": 10**6, "solved_loss": 1e-12, "n_keys": 8}
+    job = retrieval_job(seeds=(0, 1), **endless)
+    live = LiveRuns("capacity")
+    live.start([job], "cpu")
+    wait_until(lambda: live.poll().rows, live)
+    rows = live.showing([job], "cpu")
+    assert [(row["seed"], row["outcome"]) for row in rows] == [
+        (0, "interrupted"),
+        (1, "interrupted"),
+    ]
+    assert all(row["curve"]["step"] for row in rows)
+    progress = live.poll()
+    assert 0 < progress.fraction <= 1
+    assert "relu, sum, 2 seeds: step" in progress.text and "loss 0." in progress.text
+    live.stop()
+    assert finish(live).status == "stopped"
+    stopped = live.finished[-1]["curve"]
+    live.start([job], "cpu")
+    longer = len(stopped["step"]) + 2
+    wait_until(
+        lambda: any(len(r["curve"]["step"]) >= longer for r in live.poll().rows.values()), live
+    )
+    live.stop()
+    finish(live)
+    resumed = live.finished[-1]["curve"]
+    assert len(resumed["step"]) >= longer
+    assert resumed["loss"][: len(stopped["loss"])] == stopped["loss"]
+
+
+def test_memories_are_predicted_by_their_own_estimate_up_to_where_most_have_ended():
+    short, long = retrieval_job(n_steps=100), retrieval_job(n_steps=200)
+    assert predicted_seconds([long], "cpu") == pytest.approx(2 * predicted_seconds([short], "cpu"))
+    published = retrieval_job(n_steps=100_000)
+    typical = retrieval_seconds(published.config, 1, module.TYPICAL_STEPS)
+    assert predicted_seconds([published], "cpu") == pytest.approx(typical)
+    small = predicted_seconds([short], "cpu")
+    for changes in (
+        {"seeds": (0, 1, 2)},
+        {"n_keys": 100},
+        {"attention": "performer"},
+        {"rule": "fwm"},
+        {"again": True},
+    ):
+        assert predicted_seconds([retrieval_job(n_steps=100, **changes)], "cpu") > small
+    assert retrieval_seconds(short.config, 1, 100, "cuda") < small
+    assert kernel_to_compile([short], "cpu") is None
+
+
+def test_memories_that_this_machine_cannot_hold_are_refused_with_the_remedy(monkeypatch):
+    assert refusal([retrieval_job()], "cpu") is None
+    large = retrieval_job(n_keys=4000, attention="performer", seeds=tuple(range(50)))
+    assert "number of keys" in refusal([large], "cpu")
+    slow = retrieval_job(n_keys=600, rule="fwm", again=True, n_steps=100_000)
+    monkeypatch.setattr(module, "available_memory_bytes", lambda device: 1e15)
+    assert "This would take about" in refusal([slow], "cpu")
 
 
 def test_half_a_length_is_measured_again():

@@ -19,7 +19,13 @@ import torch
 from replib import autopsy_parts, store
 from replib.attention import linear
 from replib.autopsy import DEFECTS
-from replib.experiments import ALL_VARIANTS, recorded_rows, refused_variants
+from replib.experiments import (
+    ALL_VARIANTS,
+    EXPERIMENTS,
+    recorded_rows,
+    refused_variants,
+    run_ids,
+)
 from replib.published import published
 from replib.report import NOTEBOOKS
 from replib.streams import WAYS
@@ -76,6 +82,21 @@ SETTINGS = {
         "defects": ("float64", "leak"),
         "device": "cpu",
     },
+    "06_fast_weights": {
+        "n_keys": 5,
+        "head_dim": 8,
+        "nu": 1,
+        "n_directions": 64,
+        "n_steps": 50,
+        "seeds": 2,
+        "update_rule": "sum",
+        "setting": "every key once",
+        "attention": ("softmax", "relu"),
+        "eval_half_length": False,
+        "report": "best",
+        "published_eps": False,
+        "device": "cpu",
+    },
 }
 STREAM = {"n_tokens": 100, "n_cached": 50}  # the second panel of 04
 COSTS = [stem for stem in SETTINGS if "variants" in SETTINGS[stem]]
@@ -85,8 +106,9 @@ RECORDED_IN = {
     "03_speed_crossover": ("crossover", "step_time"),
     "04_transformers_are_rnns": ("generation",),
     "05_replication_autopsy": ("autopsy", "autopsy_time", "step_time"),
+    "06_fast_weights": ("capacity", "update_rules"),
 }
-NOT_YET_RECORDED = ("04", "05")
+NOT_YET_RECORDED = ("04", "05", "06")
 NOT_AUTO = SimpleNamespace(value=False)
 RUNNABLE = tuple(name for name in ALL_VARIANTS if name not in refused_variants())
 
@@ -204,7 +226,7 @@ def test_a_kernel_that_cannot_run_is_explained_and_starts_nothing(stem, monkeypa
 @pytest.mark.parametrize("stem", PATHS)
 def test_a_long_run_waits_for_its_button(stem, data):
     longer = {"n_steps": 10000, "repeats": 31} | (
-        {} if stem[:2] in ("01", "05") else {"seq_len": 16384}
+        {} if stem[:2] in ("01", "05") else {"seq_len": 16384, "n_keys": 600}
     )
     page, names = run_notebook(stem, **longer)
     assert "Run (about" in page or "This would take" in page
@@ -273,6 +295,11 @@ VERDICTS = {  # what the synthetic rows make of each claim
         "elu + 1 in the decoder: slower convergence; unfused attention: a step takes longer",
         "crossover at N = 3149, 49 times beyond the data",
         "softmax, N = 8: 19.3 / 8 = 2.41, expected 2.38",
+    ],
+    "06_fast_weights": [
+        "✓ supported",
+        "last S solved: softmax 600 or more, linear 60, DPFP-1 120, DPFP-2 240, DPFP-3 380",
+        "DPFP-2 (delta) 200 or more",
     ],
 }
 
@@ -403,6 +430,47 @@ def test_the_defects_of_other_works_show_what_they_do():
         assert "it needs a CUDA device" in shown
     if importlib.util.find_spec("sacrebleu") is None:
         assert "sacrebleu is missing: pip install" in shown
+
+
+FAST_WEIGHTS = "06_fast_weights"
+
+
+def test_memories_follow_the_settings():
+    every = ("softmax", "linear", "dpfp", "performer", "relu", "tanh")
+    changes = {"attention": every, "nu": 3, "n_directions": 128, "n_keys": 20, "head_dim": 16}
+    again = {"setting": "keys come back", "update_rule": "delta", "eval_half_length": True}
+    _, names = run_notebook(FAST_WEIGHTS, {"auto": NOT_AUTO}, **changes, **again, report="last")
+    models = [job.config.model for job in names["jobs"]]
+    assert [model.attention for model in models] == list(every)
+    assert [model.size for model in models] == [None, None, 3, 128, None, None]
+    assert [model.update_rule for model in models] == ["sum", *["delta"] * 5]
+    for job in names["jobs"]:
+        assert (job.config.task.n_keys, job.config.task.seq_len) == (20, 40)
+        assert job.config.eval_task.seq_len == 20 and job.config.report == "last"
+        assert (job.seeds, job.config.model.head_dim, job.config.n_steps) == ((0, 1), 16, 50)
+        # ε is mended where it matters
+        assert (job.config.model.eps < 1e-30) == (job.config.model.attention == "performer")
+
+
+def test_with_the_most_steps_and_no_defects_a_memory_is_trained_as_recorded():
+    settings = {"n_steps": 100_000, "head_dim": 64, "n_keys": 40, "published_eps": True}
+    settings |= {"attention": ("softmax", "dpfp", "performer")}
+    _, names = run_notebook(FAST_WEIGHTS, {"auto": NOT_AUTO}, **settings)
+    recorded = {run for job in EXPERIMENTS["capacity"].jobs("laptop") for run in run_ids(job)}
+    assert {run_ids(job)[0] for job in names["jobs"]} <= recorded
+
+
+def test_half_the_length_where_every_key_comes_once_is_explained():
+    page, names = run_notebook(FAST_WEIGHTS, eval_half_length=True)
+    assert "use with_replacement=True" in page and names["jobs"] == []
+
+
+def test_the_memory_that_is_filled_is_there_without_any_run(data):
+    page, names = run_notebook(FAST_WEIGHTS, {"auto": NOT_AUTO})
+    for said in ("The memory W, rule sum", "What key 1 reads", "Crosstalk", "All keys written"):
+        assert said in page
+    assert names["writes"].value == names["fill"].n_writes == 25
+    assert not names["live"].finished
 
 
 def test_generation_jobs_follow_the_settings():

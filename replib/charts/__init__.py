@@ -14,11 +14,13 @@ from replib.charts.curves import learning_curves, live_curves, seeds_chart
 from replib.charts.extrapolation import extrapolation_chart
 from replib.charts.generation import speedup_chart, stream_chart, token_chart
 from replib.charts.images import bits_chart, digits_chart
+from replib.charts.memory import capacity_chart, update_rules_chart
 from replib.charts.style import PALETTE, colour, printable, theme
 
 __all__ = [
     "PALETTE",
     "bits_chart",
+    "capacity_chart",
     "colour",
     "cost_chart",
     "crossings_chart",
@@ -34,4 +36,5 @@ __all__ = [
     "stream_chart",
     "theme",
     "token_chart",
+    "update_rules_chart",
 ]

@@ -1,0 +1,296 @@
+# /// script
+# [tool.marimo.opengraph]
+# title = "6 · Fast weights"
+# description = "How many keys does a memory hold, and can it forget? Fill one and watch"
+# ///
+
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App(width="medium", app_title="Fast weights")
+
+with app.setup(hide_code=True):
+    import marimo as mo
+
+    from replib import controls
+    from replib import memory_parts as parts
+    from replib.experiments import live_retrieval_jobs, recorded_rows
+    from replib.live import LiveRuns
+    from replib.published import published
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    # How many keys does linear attention remember?
+
+    Linear attention is a **fast weight memory**: a matrix W to which every token adds its value
+    times the features of its key, and from which a query reads. **The claims** (Schlag, Irie &
+    Schmidhuber 2021, *Linear Transformers Are Secretly Fast Weight Memory Systems*, section 6.1):
+    with R features it holds at most R keys apart, so that more features (*DPFP*) remember more;
+    and as a sum never forgets, a key that is given a new value needs the **delta rule**, which
+    first takes away what the key reads. **The 2022 replication** (Do & Bergner) did not look at
+    either. The task: S keys with a value each, then a query for one of them.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    logs = published()["fastweights_logs"]
+    recorded = {_name: recorded_rows(_name) for _name in parts.CLAIMS}
+    live = LiveRuns("capacity")
+    get_changes, set_changes = mo.state(0)
+    return get_changes, live, logs, recorded, set_changes
+
+
+@app.cell(hide_code=True)
+def _(get_changes, jobs, live, logs, recorded, settings):
+    get_changes()
+    parts.cards(recorded, live.rows(jobs, settings["device"]), logs)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    ## How many keys trained memories solve
+
+    The loss of each memory against the number of keys S: recorded here, and hollow, as the authors
+    published it. Below 0.001 a memory has solved S; with nothing remembered the loss is 0.5.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _(logs, recorded):
+    parts.recorded_tabs(recorded, logs)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    ## Fill a memory and watch
+
+    Random keys, no training: each write adds to W. Move *writes* to see it fill, and ask for a
+    key: beside its own value it reads **crosstalk**, what other keys left in directions that are
+    not orthogonal to it. Training, further below, is the search for keys without crosstalk; where
+    there are more keys than features there are none.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    filling_panel, filling_notes = controls.panel(
+        parts.filling_controls(), beside=parts.all_controls()
+    )
+    return filling_notes, filling_panel
+
+
+@app.cell(hide_code=True)
+def _(filling_notes, filling_panel):
+    controls.show_panel(filling_panel, filling_notes)
+    return
+
+
+@app.cell(hide_code=True)
+def _(filling_panel):
+    filling = filling_panel.value
+    controls.share(filling)
+    rule = filling["fill_rule"]
+    fill, _problem = parts.fill_config(filling)
+    _problem
+    return fill, rule
+
+
+@app.cell(hide_code=True)
+def _(fill):
+    key, watch = parts.key_slider(fill), parts.fill_button()
+    return key, watch
+
+
+@app.cell(hide_code=True)
+def _(fill, watch):
+    watch  # which leaves all writes behind it
+    writes = parts.write_slider(fill)
+    return (writes,)
+
+
+@app.cell(hide_code=True)
+def _(key, watch, writes):
+    parts.show_sliders(writes, key, watch)
+    return
+
+
+@app.cell(hide_code=True)
+def _(fill, key, rule, watch, writes):
+    parts.memory_view(fill, rule, writes.value, key.value, slowly=watch.value)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    ### A key is given a new value
+
+    By *sum* it reads the average of both, less what crosstalk takes, whatever the features; *delta*
+    writes the difference of the new value and what the key reads, and so replaces the old one; what
+    later writes do to it is crosstalk again.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _(fill, key):
+    parts.overwrite_view(fill, key.value)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    ### Room for R keys
+
+    The features of a key are a direction in R dimensions, and there are R orthogonal ones: from
+    R + 1 keys on, some must overlap. Random keys overlap long before; the *effective rank* counts
+    the dimensions that they use, by the eigenvalues of their cosines.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _(fill):
+    parts.crosstalk_view(fill)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    ## Try it: train a memory
+
+    Keys and queries are learned here, as in the paper; a run ends when its loss is 0.001 or makes
+    no progress in ten evaluations. Its end is a point among the recorded curves.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    panel, notes = controls.panel(parts.training_controls(), beside=parts.all_controls())
+    return notes, panel
+
+
+@app.cell(hide_code=True)
+def _(notes, panel):
+    controls.show_panel(panel, notes)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    switches = parts.defects()
+    return (switches,)
+
+
+@app.cell(hide_code=True)
+def _(switches):
+    parts.show_defects(switches)
+    return
+
+
+@app.cell(hide_code=True)
+def _(panel, switches):
+    settings = panel.value | parts.chosen_defects(switches)
+    controls.share(panel.value)
+    return (settings,)
+
+
+@app.cell(hide_code=True)
+def _(settings):
+    jobs, problem = controls.attempt(live_retrieval_jobs, settings)
+    problem
+    return (jobs,)
+
+
+@app.cell(hide_code=True)
+def _():
+    auto = mo.ui.switch(value=True, label="run short settings automatically")
+    return (auto,)
+
+
+@app.cell(hide_code=True)
+def _(auto, get_changes, jobs, live, settings):
+    get_changes()
+    run, _why_none = controls.gate(live, jobs, auto=auto.value, device=settings["device"])
+    controls.show_gate(run, _why_none, auto)
+    return (run,)
+
+
+@app.cell(hide_code=True)
+def _(get_changes, jobs, live, run, set_changes, settings):
+    get_changes()
+    if controls.pressed(run):
+        live.start(jobs, settings["device"])
+        set_changes(lambda n: n + 1)
+    stop, tick = controls.stop_button(live), controls.ticker(live)
+    controls.show_stop(stop, tick)
+    return stop, tick
+
+
+@app.cell(hide_code=True)
+def _(live, stop):
+    if controls.pressed(stop):
+        live.stop()
+    return
+
+
+@app.cell(hide_code=True)
+def _(jobs, live, logs, recorded, set_changes, settings, tick):
+    tick
+    _progress = controls.watch(live, set_changes)
+    _rows = live.showing(jobs, settings["device"])
+    controls.live_only(_progress, parts.session_charts(_rows, recorded, logs))
+    return
+
+
+@app.cell(hide_code=True)
+def _(get_changes, live):
+    get_changes()
+    controls.history(live)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    _text = mo.md("""
+    - **The task.** S keys, S values; every key once (setting 1), or 2·S writes in which keys come
+      back (setting 2). A key is a learned vector, its value 1 of S; the loss is 0.5·Σ squared
+      error of what the query reads, 0.5 where nothing is read. 20 fresh sequences are asked for
+      all keys (200 at most) every 100 steps; a run ends at a loss of 0.001, after more than ten
+      evaluations without progress, or at *most steps*; then its **best** loss counts. Adam, rate
+      0.001, batch 32; *tanh* with *fwm* 0.0001 and 128, as published.
+    - **Published** points are from the logs of the paper's authors, one run each. *Capacity* (the
+      last S solved) counts from the smallest S on without a gap.
+    - **Defects** of the published code and figures are switches: evaluation on half the length,
+      the last loss in place of the best, and 10⁻⁶ beside normalisers of FAVOR+ that are far smaller
+      where S is large. *Deviation:* the recorded runs keep the 10⁻⁶, as the published points do; a
+      live run of FAVOR+ is without it unless the switch is on. With fewer than 1000 steps a run is
+      evaluated more often.
+    - **Time.** Runs are predicted for 3000 steps, as most end before.
+    - **The filled memory** is computed in float64 by its equations, a write at a time; random keys
+      are normal in D dimensions. *Deviation:* features are scaled to length 1 for delta and fwm,
+      so that β = 1 replaces a value; as published (*sum 1*) a write of spread-out features does
+      little, and training finds sparse ones. *sum* has the normaliser of linear attention (none
+      with *tanh*, whose features have both signs); *fwm* is shown without its layer normalisation,
+      and FAVOR+ with keys divided by D^¼.
+    - **Softmax** attention keeps all keys and values: it has no W, and no update rule.
+    """)
+    mo.accordion({"Method and limits": _text})
+    return
+
+
+if __name__ == "__main__":
+    app.run()

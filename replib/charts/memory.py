@@ -1,0 +1,300 @@
+"""Charts of fast weight memories: loss of associative retrieval against the number of keys S."""
+
+import math
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from replib.charts import style
+from replib.claims_memory import GRID_STEP, SOLVED_LOSS, last_solved, least_loss
+
+# Where a run that has solved its task happened to end says little: drawn at the bottom edge.
+LOSS_FLOOR = 1e-4
+CHANCE = 0.5  # the loss of reading nothing
+HEADROOM = 4.0  # free space above the largest loss, as a factor
+FIRST_SHOWN = {1: 200, 2: 100}  # the S that the slider starts at, of a setting
+OURS = ("live", "recorded")
+# Dash and shape of features that no implementation tells apart.
+LOOKS = {
+    "linear": ([10, 3], "triangle-right"),
+    "relu": ([10, 3, 2, 3], "triangle-left"),
+    "tanh": ([2, 3], "triangle-up"),
+}
+DELTA_LOOKS = {"performer": ([10, 3, 2, 3], "triangle-down")}  # beside DPFP in the same colour
+
+
+def capacity_chart(frame: pl.DataFrame, s: int | None = None) -> alt.LayerChart:
+    """Setting 1, every key once: loss against S on a log axis, a line a memory.
+
+    Args:
+        frame: of `frames_memory.retrieval_frame`.
+        s: the S whose losses stand beside the lines until the reader moves the slider.
+    """
+    return _chart(frame, 1, s, "Every key written once")
+
+
+def update_rules_chart(frame: pl.DataFrame, s: int | None = None) -> alt.LayerChart:
+    """Setting 2, keys come back with new values: loss against S on a log axis, a line a memory and
+    update rule; arguments as `capacity_chart`."""
+    return _chart(frame, 2, s, "Keys come back with new values")
+
+
+def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.LayerChart:
+    frame = frame.filter(pl.col("setting") == setting)
+    if frame.is_empty():
+        return style.no_data(what)
+    series = _series(frame)
+    drawn = style.records_of(frame.sort("n_keys")).with_columns(
+        drawn=pl.col("value").clip(lower_bound=LOSS_FLOOR),
+        least=pl.col("low").clip(lower_bound=LOSS_FLOOR),
+        most=pl.col("high").clip(lower_bound=LOSS_FLOOR),
+    )
+    y_domain = style.log_domain([LOSS_FLOOR, CHANCE, *drawn["most"], *drawn["drawn"]])
+    y_domain = [y_domain[0] / 1.3, y_domain[1] * HEADROOM]
+    last = math.ceil(max(drawn["n_keys"]) / GRID_STEP) * GRID_STEP
+    shown = alt.selection_point(name="shown_series", fields=["series"], bind="legend")
+    slider = _slider(drawn, FIRST_SHOWN[setting] if s is None else s)
+    colour, dash, shape = _look_channels(series)
+    x = alt.X(
+        "n_keys:Q",
+        title="number of keys S",
+        scale=alt.Scale(domain=[0, last], nice=False),
+        axis=alt.Axis(grid=False, tickCount=6, labelOverlap=True, labelSeparation=8),
+    )
+    y = style.log_axis("drawn", "loss, 0.5·Σ squared error", y_domain)
+    base = alt.Chart(drawn).encode(
+        x,
+        y,
+        colour,
+        alt.Detail(["device:N", "source:N"]),
+        opacity=style.faded(shown),
+        tooltip=_tooltip(),
+    )
+    layers = [
+        style.rule_at("y", SOLVED_LOSS),
+        _solved_text(),
+        _rule_at_slider(last),
+        *_marks(base, dash, shape, shown),
+        *_most_keys(series, last, colour, shown),
+        *([_least_losses(series, last, y, colour, shown)] if setting == 1 else []),
+        _labels(drawn, y_domain, colour, shown),
+    ]
+    return style.finished(
+        alt.layer(*layers).add_params(slider),
+        _finding(drawn, setting, what),
+        _subtitle(drawn, setting),
+        f"{what}: loss against the number of keys S, a line a memory, log axis of losses, with a "
+        f"line at {SOLVED_LOSS}, at and below which the task counts as solved; published runs as "
+        "hollow marks.",
+        style.TALL,
+    )
+
+
+def _series(frame: pl.DataFrame) -> pl.DataFrame:
+    """One line a series, in the order of the palette and of feature sizes, with its look."""
+    columns = ("mechanism", "attention", "implementation", "n_features")
+    found = frame.unique("series", keep="first", maintain_order=True).select("series", *columns)
+    order = style.ordered_attention(found["mechanism"])
+    rows = sorted(
+        found.to_dicts(),
+        key=lambda row: (order.index(row["mechanism"]), row["n_features"] or 0, row["series"]),
+    )
+    for row in rows:
+        row["colour"] = style.colour(row["mechanism"])
+        row["dash"], row["shape"] = _look(row)
+    return pl.DataFrame(rows)
+
+
+def _look(row: dict[str, Any]) -> tuple[list[int], str]:
+    if row["mechanism"] in ("delta", "fwm") and row["attention"] in DELTA_LOOKS:
+        return DELTA_LOOKS[row["attention"]]
+    if row["attention"] in LOOKS:
+        return LOOKS[row["attention"]]
+    name = row["implementation"]
+    return style.DASHES.get(name, [1, 0]), style.SHAPES.get(name, "circle")
+
+
+def _look_channels(series: pl.DataFrame) -> list[Any]:
+    """Colour, dash and shape, with one legend for all three."""
+    names = series["series"].to_list()
+
+    def scale(column: str) -> alt.Scale:
+        return alt.Scale(domain=names, range=series[column].to_list())
+
+    legend = alt.Legend(columns=2, symbolStrokeWidth=0)  # else its outline would be dashed
+    return [
+        alt.Color("series:N", title=None, scale=scale("colour"), legend=legend),
+        alt.StrokeDash("series:N", title=None, scale=scale("dash"), legend=legend),
+        alt.Shape("series:N", title=None, scale=scale("shape"), legend=legend),
+    ]
+
+
+def _marks(
+    base: alt.Chart, dash: alt.StrokeDash, shape: alt.Shape, shown: alt.Parameter
+) -> list[alt.Chart]:
+    """Recorded: a line, and a bar over seeds; this session: filled marks; published: hollow."""
+    several = "datum.source != 'published' && datum.n_seeds > 1 && isValid(datum.high)"
+    line, point = base.encode(dash), base.encode(shape)
+    known = point.transform_filter("isValid(datum.value)")
+    recorded, live, published = (
+        known.transform_filter(style.is_from(name)) for name in ("recorded", "live", "published")
+    )
+    return [
+        line.transform_filter(style.is_from("recorded")).mark_line(strokeWidth=2).add_params(shown),
+        base.transform_filter(several)
+        .mark_rule(strokeWidth=2)
+        .encode(alt.Y("least:Q"), alt.Y2("most:Q")),
+        recorded.mark_point(filled=True, size=22),
+        live.mark_point(filled=True, size=90),
+        published.mark_point(filled=False, size=60, strokeWidth=1.5),
+        base.transform_filter("!isValid(datum.value)")
+        .mark_point(shape="cross", angle=45, filled=True, size=80)
+        .encode(y=alt.value(style.TOP_PX + 14)),
+    ]
+
+
+def _tooltip() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("series:N", title="memory"),
+        alt.Tooltip("n_keys:Q", title="keys S"),
+        alt.Tooltip("value:Q", title="loss (median)", format=".3~g"),
+        alt.Tooltip("low:Q", title="least", format=".3~g"),
+        alt.Tooltip("high:Q", title="largest", format=".3~g"),
+        alt.Tooltip("n_seeds:Q", title="seeds"),
+        alt.Tooltip("n_solved:Q", title="of them solved"),
+        alt.Tooltip("n_features:Q", title="features R"),
+        alt.Tooltip("source:N"),
+        alt.Tooltip("device:N"),
+    ]
+
+
+def _slider(drawn: pl.DataFrame, wanted: int) -> alt.Parameter:
+    """The S that a rule and the numbers at the right are for, among those that were run."""
+    ours = drawn.filter(pl.col("source").is_in(OURS))
+    keys = sorted((drawn if ours.is_empty() else ours)["n_keys"].unique())
+    value = min(keys, key=lambda n: abs(n - wanted))
+    step = math.gcd(*(n - keys[0] for n in keys)) or 1
+    bind = alt.binding_range(min=keys[0], max=keys[-1], step=step, name="losses at S = ")
+    return alt.param(name="shown_keys", value=value, bind=bind if len(keys) > 1 else alt.Undefined)
+
+
+def _rule_at_slider(last: int) -> alt.Chart:
+    x = alt.X("n_keys:Q", scale=alt.Scale(domain=[0, last], nice=False))
+    rule = alt.Chart(pl.DataFrame({"n_keys": [0]})).mark_rule(color=style.NEUTRAL, strokeWidth=1.5)
+    return rule.encode(x).transform_calculate(n_keys="shown_keys")
+
+
+def _solved_text() -> alt.Chart:
+    data = pl.DataFrame({"drawn": [SOLVED_LOSS], "text": ["solved below"]})
+    text = alt.Chart(data).mark_text(align="right", dx=-6, dy=-8, color=style.NEUTRAL)
+    return text.encode(alt.Y("drawn:Q"), x=alt.value("width"), text="text:N")
+
+
+def _bounded(series: pl.DataFrame, last: int) -> pl.DataFrame:
+    """The series whose number of features R is within the chart, but FAVOR+, which is far from what
+    R allows."""
+    return series.filter((pl.col("n_features") < last) & (pl.col("attention") != "performer"))
+
+
+def _most_keys(
+    series: pl.DataFrame, last: int, colour: alt.Color, shown: alt.Parameter
+) -> list[alt.Chart]:
+    """Ticks at the top at S = R, as many keys as a memory of R features can tell apart."""
+    held = _bounded(series, last).unique("n_features", keep="first", maintain_order=True)
+    base = alt.Chart(held.select("series", "n_features")).encode(
+        alt.X("n_features:Q"), colour, opacity=style.faded(shown)
+    )
+    return [
+        base.mark_rule(strokeWidth=2).encode(y=alt.value(0), y2=alt.value(12)),
+        base.mark_text(align="left", baseline="top", dx=3, fontSize=11).encode(
+            y=alt.value(1), text="n_features:N"
+        ),
+    ]
+
+
+def _least_losses(
+    series: pl.DataFrame, last: int, y: alt.Y, colour: alt.Color, shown: alt.Parameter
+) -> alt.Chart:
+    """`claims_memory.least_loss` of each series."""
+    bounded = _bounded(series, last).select("series", "n_features")
+    curves = pl.DataFrame(
+        [
+            {"series": name, "n_keys": n, "drawn": round(least_loss(r, n), 5)}
+            for name, r in bounded.iter_rows()
+            for n in range(r + 1, last + 1, 2)
+        ],
+        schema={"series": pl.String, "n_keys": pl.Int64, "drawn": pl.Float64},
+    )
+    line = alt.Chart(curves).mark_line(strokeWidth=1, strokeDash=[1, 3])
+    return line.encode(alt.X("n_keys:Q"), y, colour, opacity=style.faded(shown))
+
+
+def _labels(
+    drawn: pl.DataFrame, y_domain: list[float], colour: alt.Color, shown: alt.Parameter
+) -> alt.Chart:
+    """The name of each series at its right end, with its loss at the slider's S: of this session
+    where there is one, else recorded."""
+    ends = (
+        drawn.filter(pl.col("drawn").is_not_null())
+        .sort(pl.col("source") == "published", "n_keys", descending=[True, False])
+        .unique("series", keep="last", maintain_order=True)
+        .select("series", value="drawn")
+    )
+    ends = style.spread_labels(ends, y_domain, style.TALL, 1)
+    losses: dict[str, dict[str, str]] = {}
+    ours = drawn.filter(pl.col("source").is_in(OURS)).sort("source", descending=True)
+    for name, n_keys, loss in ours.select("series", "n_keys", "value").iter_rows():
+        losses.setdefault(name, {})[str(n_keys)] = "diverged" if loss is None else _loss(loss)
+    records = [
+        {**end, "losses": losses.get(end["series"], {})}
+        for end in ends.select("series", "label_px").to_dicts()
+    ]
+    return (
+        alt.Chart(alt.Data(values=records))
+        .transform_calculate(text="datum.series + '  ' + (datum.losses[shown_keys] || '')")
+        .mark_text(align="left", dx=8)
+        .encode(
+            alt.Y("label_px:Q", scale=None, axis=None),
+            colour,
+            x=alt.value("width"),
+            opacity=style.faded(shown),
+            text="text:N",
+        )
+    )
+
+
+def _loss(loss: float) -> str:
+    return f"{loss:.2f}" if loss >= 0.01 else f"{loss:.4f}" if loss >= LOSS_FLOOR else "<0.0001"
+
+
+def _finding(drawn: pl.DataFrame, setting: int, what: str) -> str:
+    """What was recorded, or else ran in this session, as a title."""
+    for source in ("recorded", "live"):
+        some = drawn.filter((pl.col("source") == source) & pl.col("value").is_not_null())
+        if some.is_empty():
+            continue
+        found = {}
+        for name in some["series"].unique(maintain_order=True):
+            one = some.filter(pl.col("series") == name)
+            losses = dict(zip(one["n_keys"], one["value"], strict=True))
+            found[name] = last_solved(losses, consecutive=setting == 1)
+        solving = sorted(((x.last, name, x) for name, x in found.items() if x.last), reverse=True)
+        told = ", ".join(f"{name} {x.text}" for _, name, x in solving)
+        return f"{what}; last S solved: {told or 'none'}"
+    return f"{what}: published losses"
+
+
+def _subtitle(drawn: pl.DataFrame, setting: int) -> str:
+    sources = set(drawn["source"])
+    ticks = "ticks at the top: R, the most keys that R features hold"
+    parts = [
+        (style.devices_of(drawn), True),
+        ("lines: recorded, bars: least to largest of several seeds", "recorded" in sources),
+        ("filled: this session", "live" in sources),
+        ("hollow: published", "published" in sources),
+        ("crosses: diverged", drawn["value"].null_count() > 0),
+        (ticks, True),
+        ("dotted: the least loss with R, 0.5\u00b7(1\u00a0-\u00a0R/S)", setting == 1),
+    ]
+    return "; ".join(text for text, is_shown in parts if text and is_shown)

@@ -1,0 +1,271 @@
+"""Verdicts on memories follow from the rows: orders, published figures, and rows that are not there
+yet."""
+
+import copy
+import math
+
+import pytest
+import synthetic
+
+from replib import claims_memory as claims
+from replib import store
+from replib.claims_memory import Solved, last_solved
+from replib.experiments import EXPERIMENTS
+from replib.published import published
+
+THEIRS = published()["fastweights_logs"]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    names = ("capacity", "update_rules")
+    folder = synthetic.write_recorded(tmp_path_factory.mktemp("rows"), *names)
+    return {name: store.read_rows(name, folder) for name in names}
+
+
+def changed(rows, name, loss):
+    """The rows with other losses of one memory: `loss(S, seed)`."""
+    rows = copy.deepcopy(rows)
+    for row in rows:
+        if claims.memory_of(row["config"]) == name:
+            value = loss(row["config"]["task"]["n_keys"], row["seed"])
+            row["summary"] |= {"best_loss": value, "reported_loss": value}
+    return rows
+
+
+def of_keys(rows, *keys):
+    return [row for row in rows if row["config"]["task"]["n_keys"] in keys]
+
+
+def criterion(verdict, text):
+    (found,) = [one for one in verdict.criteria if text in one.text]
+    return found
+
+
+@pytest.mark.parametrize("name", ["capacity", "update_rules"])
+def test_every_run_of_the_grid_is_known_by_its_published_name(name, recorded):
+    jobs = EXPERIMENTS[name].jobs("laptop")
+    known = {claims.memory_of(row["config"]) for row in recorded[name]}
+    assert known == {job.config.model.published_name for job in jobs}
+    setting = "setting1" if name == "capacity" else "setting2"
+    assert THEIRS[setting].keys() <= known
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batch_size": 16}, {"report": "last"}, {"n_steps": 500}, {"model": {"head_dim": 32}}],
+)
+def test_runs_with_other_settings_are_not_judged(recorded, change):
+    config = copy.deepcopy(recorded["capacity"][0]["config"])
+    assert claims.memory_of(config) == "softmax_cat"
+    for name, value in change.items():
+        config[name] = config[name] | value if isinstance(value, dict) else value
+    assert claims.memory_of(config) is None
+    verdict = claims.capacity([recorded["capacity"][0] | {"config": config}], THEIRS)
+    assert verdict.status == "inconclusive" and "no runs" in verdict.headline
+
+
+@pytest.mark.parametrize(
+    ("solved", "consecutive", "any_order"),
+    [
+        ({20: 1, 40: 1, 60: 0, 80: 0}, Solved(40, 60), Solved(40, 60)),
+        ({20: 1, 40: 0, 60: 1, 80: 0}, Solved(20, 40), Solved(60, 80)),
+        ({20: 0, 40: 0}, Solved(0, 20), Solved(0, 20)),
+        ({80: 1, 20: 1}, Solved(80, None), Solved(80, None)),
+        ({20: 1, 100: 0}, Solved(20, 100), Solved(20, 100)),
+        ({}, Solved(0, None), Solved(0, None)),
+    ],
+)
+def test_the_last_s_solved_is_the_last_before_a_failure_or_the_last_of_all(
+    solved, consecutive, any_order
+):
+    losses = {n: claims.SOLVED_LOSS if good else math.inf for n, good in solved.items()}
+    assert last_solved(losses) == consecutive
+    assert last_solved(losses, consecutive=False) == any_order
+
+
+def test_a_last_s_says_what_is_known_of_it():
+    told = [Solved(40, 60).text, Solved(40, 100).text, Solved(0, 20).text, Solved(600, None).text]
+    assert told == ["40", "40, not 100", "none", "600 or more"]
+
+
+def test_rows_that_follow_from_ranks_support_the_order(recorded):
+    verdict = claims.capacity(recorded["capacity"], THEIRS)
+    assert verdict.status == "supported"
+    assert len(verdict.criteria) == len(claims.ABOVE)
+    for part in ("softmax 600 or more", "linear 60", "DPFP-1 120", "DPFP-3 380", "FAVOR+ 64 none"):
+        assert part in verdict.headline
+    assert "last S solved 240 against 120" in criterion(verdict, "DPFP-2 remembers").figure
+
+
+def test_a_memory_that_remembers_fewer_keys_than_claimed_is_found_out(recorded):
+    rows = changed(recorded["capacity"], "dpfp1_sum", lambda n, seed: 0.4 + n / 1e4 + seed / 1e3)
+    verdict = claims.capacity(rows, THEIRS)
+    assert verdict.status == "not supported"
+    one = criterion(verdict, "DPFP-1 remembers more keys than linear")
+    assert one.met is False and "last S solved none against 60" in one.figure
+    assert criterion(verdict, "DPFP-2 remembers").met is True
+
+
+def test_where_neither_memory_solves_an_s_the_loss_decides(recorded):
+    worse, better = (
+        changed(recorded["capacity"], "linear_sum", lambda n, seed, a=a: a + seed / 1e3)
+        for a in (0.6, 0.3)
+    )
+    text = "linear remembers more keys than FAVOR+ 512"
+    assert criterion(claims.capacity(better, THEIRS), text).met is True
+    assert criterion(claims.capacity(worse, THEIRS), text).met is False
+
+
+def test_seeds_that_differ_as_much_as_memories_decide_nothing(recorded):
+    rows = changed(recorded["capacity"], "linear_sum", lambda n, seed: (0.1, 0.5, 0.9)[seed])
+    one = criterion(claims.capacity(rows, THEIRS), "linear remembers more keys than FAVOR+ 512")
+    assert one.met is None
+
+
+def test_losses_below_the_limit_are_not_compared(recorded):
+    rows = of_keys(recorded["capacity"], 20)
+    rows = changed(rows, "dpfp2_sum", lambda n, seed: 9e-4 + 1e-6 * seed)
+    one = criterion(claims.capacity(rows, THEIRS), "DPFP-2 remembers more keys than DPFP-1")
+    assert one.met is None and "no S yet with 3 seeds" in one.figure
+
+
+def test_a_grid_that_is_not_finished_leaves_open_what_it_does_not_tell(recorded):
+    rows = of_keys(recorded["capacity"], *range(20, 101, 20))
+    verdict = claims.capacity(rows, THEIRS)
+    assert verdict.status == "inconclusive"
+    assert criterion(verdict, "DPFP-2 remembers more keys than DPFP-1").met is None
+    assert criterion(verdict, "DPFP-1 remembers more keys than linear").met is True
+    assert "DPFP-1 100 or more" in verdict.headline
+    without = [row for row in rows if claims.memory_of(row["config"]) != "linear_sum"]
+    one = criterion(claims.capacity(without, THEIRS), "DPFP-1 remembers more keys than linear")
+    assert one.met is None and one.figure == "no runs of linear yet"
+
+
+def test_nothing_recorded_is_inconclusive_and_has_the_published_figures():
+    for judge in (claims.capacity, claims.as_published, claims.update_rules):
+        verdict = judge([], THEIRS)
+        assert verdict.status == "inconclusive" and "no runs" in verdict.headline
+        assert all(one.met is None for one in verdict.criteria)
+    assert "| linear | 64 | – / 20, not 60 | – / 0.164 |" in claims.capacity_table([], THEIRS)
+    assert "– / diverged" in claims.update_rules_table([], THEIRS)
+
+
+@pytest.mark.parametrize(
+    ("last", "met"), [(80, True), (100, True), (180, True), (200, True), (60, False), (220, False)]
+)
+def test_a_last_s_is_near_when_it_is_a_step_from_where_the_published_may_be(recorded, last, met):
+    """The published runs of DPFP-1 solve S = 100 and not 200, the next that is known."""
+    rows = changed(recorded["capacity"], "dpfp1_sum", lambda n, seed: 0.0005 if n <= last else 0.2)
+    one = criterion(claims.as_published(rows, THEIRS), "DPFP-1: last S solved")
+    assert one.met is met
+    assert one.figure == f"{last}; published 100, not 200"
+
+
+def test_a_last_s_that_is_not_known_yet_is_near_nothing(recorded):
+    rows = of_keys(recorded["capacity"], *range(20, 121, 20))
+    verdict = claims.as_published(rows, THEIRS)
+    assert criterion(verdict, "DPFP-1: last S solved").met is None
+    assert criterion(verdict, "linear: last S solved").met is True
+    assert criterion(verdict, "DPFP-1: best loss").met is None
+
+
+@pytest.mark.parametrize(
+    ("factor", "met"), [(1.0, True), (1.1, True), (0.9, True), (1.3, False), (0.7, False)]
+)
+def test_best_losses_are_compared_with_the_published_best(recorded, factor, met):
+    theirs = claims.published_losses(THEIRS, "setting1")["linear_sum"]
+
+    def loss(n, seed):
+        return factor * theirs.get(n, 0.3) * (1 + seed / 1000)
+
+    rows = changed(recorded["capacity"], "linear_sum", loss)
+    one = criterion(claims.as_published(rows, THEIRS), "linear: best loss")
+    assert one.met is met
+    assert all(f"S = {n}: " in one.figure for n in (100, 200, 400, 600))
+    assert f"published {theirs[600]:.3g} ({factor + 0.001 - 1:+.0%}" in one.figure
+
+
+def test_a_single_seed_cannot_tell_how_near_a_loss_is(recorded):
+    rows = [row for row in recorded["capacity"] if row["seed"] == 0]
+    one = criterion(claims.as_published(rows, THEIRS), "linear: best loss")
+    assert one.met is None and "of 1 seed, published" in one.figure
+
+
+def test_softmax_that_solves_what_the_published_run_did_not_is_said_so(recorded):
+    verdict = claims.capacity(recorded["capacity"], THEIRS)
+    assert "as published: not supported" in verdict.evidence
+    assert any(
+        line.startswith("softmax: last S solved") and "no; 600 or more; published 400" in line
+        for line in verdict.evidence
+    )
+
+
+def test_published_losses_that_no_mean_over_all_keys_has_are_named():
+    below = claims.as_published([], THEIRS).evidence
+    assert [line.split(":")[0] for line in below] == [
+        "linear, S = 100",
+        "DPFP-1, S = 200",
+        "DPFP-2, S = 400",
+    ]
+    assert "the published 0.164 is below 0.18, " in below[0]
+
+
+def test_delta_solves_what_sum_does_not(recorded):
+    verdict = claims.update_rules(recorded["update_rules"], THEIRS)
+    assert verdict.status == "supported"
+    assert "DPFP-1 (sum) none" in verdict.headline and "DPFP-1 (delta) 120" in verdict.headline
+    assert "120 against none" in criterion(verdict, "DPFP-1 (delta) remembers").figure
+    assert any("2·S" in line for line in verdict.evidence)
+
+
+def test_a_delta_rule_that_is_a_sum_is_found_out(recorded):
+    rows = changed(recorded["update_rules"], "dpfp1_ours", lambda n, seed: 0.2 + seed / 1e3)
+    verdict = claims.update_rules(rows, THEIRS)
+    assert verdict.status == "not supported"
+    assert criterion(verdict, "DPFP-1 (delta) remembers").met is False
+    one = criterion(verdict, "DPFP-1 (delta): last S solved")
+    assert one.met is False and one.figure == "none; published 100, not 200"
+
+
+def test_a_published_log_that_stops_early_is_left_out():
+    assert any("dpfp2_ours S=100 log truncated" in defect for defect in THEIRS["defects"])
+    assert 100 not in claims.published_losses(THEIRS, "setting2")["dpfp2_ours"]
+    assert claims.published_losses(THEIRS, "setting2")["favor128_ours"][200] == math.inf
+    assert THEIRS["setting1"]["softmax_cat"]["500"]["final"] > 0.1
+    assert claims.published_losses(THEIRS, "setting1")["softmax_cat"][500] < 0.01  # its best
+
+
+def test_diverged_runs_count_as_unsolved_and_are_shown(recorded):
+    rows = recorded["update_rules"]
+    losses = claims.best_losses(rows)["favor128_ours"]
+    assert set(losses[200].values()) == {math.inf}
+    assert "| diverged / diverged |" in claims.update_rules_table(rows, THEIRS)
+
+
+def test_interrupted_runs_count_for_nothing(recorded):
+    rows = [row | {"outcome": "interrupted"} for row in recorded["capacity"]]
+    assert claims.best_losses(rows) == {}
+
+
+def test_tables_hold_here_beside_published(recorded):
+    table = claims.capacity_table(recorded["capacity"], THEIRS)
+    head, rule, *lines = table.split("\n\n")[0].splitlines()
+    assert len({line.count("|") for line in (head, rule, *lines)}) == 1
+    assert len(lines) == 8
+    (linear,) = [line for line in lines if line.startswith("| linear |")]
+    assert linear.startswith("| linear | 64 | 60 / 20, not 60 | 0.182 / 0.164 | 0.343 / 0.342 |")
+    (dpfp3,) = [line for line in lines if line.startswith("| DPFP-3 |")]
+    assert "380 / –" in dpfp3
+    table = claims.update_rules_table(recorded["update_rules"], THEIRS)
+    assert "DPFP-2\N{NO-BREAK SPACE}(delta)" in table and "200 or more / 200 or more" in table
+
+
+def test_devices_are_judged_apart(recorded):
+    other = copy.deepcopy(recorded["capacity"])
+    for row in other:
+        row["provenance"]["device_name"] = "another device"
+    worse = changed(other, "dpfp1_sum", lambda n, seed: 0.4 + n / 1e4 + seed / 1e3)
+    verdict = claims.capacity([*recorded["capacity"], *worse], THEIRS)
+    assert verdict.status == "not supported"
+    assert verdict.headline == "supported in 1, not supported in 1 of 2 settings"
