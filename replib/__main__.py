@@ -58,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", default="smoke", help=f"{', '.join(SCALES)} (default: smoke)")
     sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
     sub.add_argument("--threads", type=int, default=None, help="CPU threads (default: all)")
+    text = "time again what has fewer than N samples, where there is time for so many"
+    sub.add_argument("--retime-below", type=int, default=0, metavar="N", help=text)
     sub = command("bench", _bench, "measure what is here against its peers, interleaved")
     sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
     sub.add_argument("--quick", action="store_true", help="small sizes: about a minute")
@@ -97,6 +99,7 @@ def _record(arguments) -> int:
             device=arguments.device,
             stop=stop.is_set,
             on_metrics=_print_metrics,
+            retime_below=arguments.retime_below,
         ):
             print(_line(row), flush=True)
             n_rows += 1
