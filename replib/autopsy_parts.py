@@ -4,6 +4,7 @@ import functools
 import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import altair as alt
@@ -137,19 +138,22 @@ def slowdown_tabs(rows: Sequence[Row], article: Mapping[str, Any]) -> mo.Html:
     """The attribution of the slowdown at each length, the longest first."""
     tabs = {}
     for n in sorted(set(article["N"]) & set(autopsy.lengths_of(rows)), reverse=True) or [64]:
-        found = autopsy.attribution(rows, article, n)
-        title = "No measurements yet"
-        if found is not None:
-            title = (
-                f"The article's {found.article:.0f}×, taken apart: {_left(found)} is unexplained"
-            )
-        chart = charts.stages_chart(
-            frames_autopsy.stages(found),
-            title=title,
-            subtitle=f"N = {n}, linear over softmax, {controls.device_names(rows)}",
-        )
-        tabs[f"N = {n}"] = mo.vstack([chart, mo.md(autopsy.attribution_text(found))])
+        text = mo.md(autopsy.attribution_text(autopsy.attribution(rows, article, n)))
+        tabs[f"N = {n}"] = mo.vstack([slowdown_chart(rows, article, n), text])
     return mo.ui.tabs(tabs)
+
+
+def slowdown_chart(rows: Sequence[Row], article: Mapping[str, Any], n: int) -> alt.LayerChart:
+    """`charts.stages_chart` at one length, titled with what stays unexplained."""
+    found = autopsy.attribution(rows, article, n)
+    title = "No measurements yet"
+    if found is not None:
+        title = f"The article's {found.article:.0f}×, taken apart: {_left(found)} is unexplained"
+    return charts.stages_chart(
+        frames_autopsy.stages(found),
+        title=title,
+        subtitle=f"N = {n}, linear over softmax, {controls.device_names(rows)}",
+    )
 
 
 def _left(found: autopsy.Attribution) -> str:
@@ -172,9 +176,19 @@ def effects_chart(rows: Sequence[Row]) -> alt.LayerChart:
 
 
 def losses_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
-    """`charts.losses_chart` with a title."""
+    """`charts.losses_chart`, titled with where broken and mended runs of the longest N end."""
     title = "Where runs with and without each defect end" if rows else "No measurements yet"
+    losses, lengths = autopsy.final_losses(rows), autopsy.lengths_of(rows)
+    ends = [losses.get(("linear", max(lengths, default=0), *role)) for role in ENDS]
+    if all(ends):
+        broken, mended = (f"{median(some):.2g}" for some in ends)
+        title = (
+            f"At N = {lengths[-1]}, linear ends at {broken} with all defects, at {mended} mended"
+        )
     return charts.losses_chart(frames_autopsy.losses(rows, article), title=title)
+
+
+ENDS = ((autopsy.BROKEN, None), (autopsy.MENDED, None))
 
 
 def scale_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
@@ -186,17 +200,29 @@ def scale_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerCha
 
 def prediction(article: Mapping[str, Any], settings: Mapping[str, Any]) -> mo.Html:
     """The crossover that the chosen points and model predict, as a chart with its text."""
+    lengths, model = [int(n) for n in settings["points"]], settings["softmax_model"]
     try:
-        lengths = [int(n) for n in settings["points"]]
-        found = autopsy.predicted(article, lengths, settings["softmax_model"])
+        found = autopsy.predicted(article, lengths, model)
     except ValueError as error:
         return mo.callout(str(error), kind="warn")
+    chart = prediction_chart(article, lengths, model)
+    return mo.vstack([chart, mo.md(autopsy.prediction_text(found))])
+
+
+def prediction_chart(
+    article: Mapping[str, Any], lengths: Sequence[int], softmax_model: str
+) -> alt.LayerChart:
+    """`charts.prediction_chart`, titled with the crossover.
+
+    Raises:
+        ValueError: as `claims_autopsy.predicted`.
+    """
+    found = autopsy.predicted(article, lengths, softmax_model)
     crossing = found.fit.crossover
     title = "These points and this model predict no crossover"
     if crossing < float("inf"):
         title = f"{len(lengths)} points up to N = {lengths[-1]} “predict” N = {crossing:.0f}"
-    chart = charts.prediction_chart(article, found, title=title)
-    return mo.vstack([chart, mo.md(autopsy.prediction_text(found))])
+    return charts.prediction_chart(article, found, title=title)
 
 
 def session_charts(rows: Sequence[Row]) -> mo.Html:

@@ -22,8 +22,10 @@ import altair as alt
 import vl_convert
 
 from replib import (
+    autopsy_parts,
     charts,
     claims,
+    claims_autopsy,
     controls,
     drawing_parts,
     frames,
@@ -74,7 +76,8 @@ class Figure:
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """A line of the verdict table, with its figures; the one named `shown` stands for it in the
-    index and in the gallery of notebooks."""
+    index and in the gallery of notebooks. `paper_on` is what the paper is quoted on, where it is
+    not what the experiment is named after."""
 
     title: str
     notebook: str
@@ -83,12 +86,13 @@ class Claim:
     judge: Callable[[Sequence[Row]], Verdict]
     figures: Callable[[], Iterator[tuple[str, Figure]]]
     shown: str
+    paper_on: str = ""
 
     @property
     def paper(self) -> str:
         if self.experiment == "images":  # composed of published figures
             return claims.paper_images(published()["katharopoulos2020"])
-        return claims.PAPER_SAYS[self.experiment]
+        return claims.PAPER_SAYS[self.paper_on or self.experiment]
 
 
 def _convergence_figures() -> Iterator[tuple[str, Figure]]:
@@ -190,6 +194,32 @@ def _images_figures() -> Iterator[tuple[str, Figure]]:
         yield "images_bits", Figure(chart=chart, experiment="images", rows=rows)
 
 
+def _autopsy_losses() -> Iterator[tuple[str, Figure]]:
+    rows, article = recorded_rows("autopsy"), published()["dm2022"]
+    drawn = {"experiment": "autopsy", "rows": rows, "published": True}
+    if rows:
+        yield "autopsy_losses", Figure(chart=autopsy_parts.losses_chart(rows, article), **drawn)
+    yield "autopsy_scale", Figure(chart=autopsy_parts.scale_chart(rows, article), **drawn)
+
+
+def _autopsy_slowdown() -> Iterator[tuple[str, Figure]]:
+    rows, article = recorded_rows("autopsy_time"), published()["dm2022"]
+    drawn = {"experiment": "autopsy_time", "rows": rows}
+    if rows:
+        yield "autopsy_effects", Figure(chart=autopsy_parts.effects_chart(rows), **drawn)
+    for n in article["N"]:
+        if claims_autopsy.attribution(rows, article, n):
+            chart = autopsy_parts.slowdown_chart(rows, article, n)
+            yield f"autopsy_slowdown_{n}", Figure(chart=chart, published=True, **drawn)
+
+
+def _autopsy_crossover() -> Iterator[tuple[str, Figure]]:
+    article = published()["dm2022"]
+    for model in ("quadratic", "full_quadratic"):  # the article's, and one that fits better
+        chart = autopsy_parts.prediction_chart(article, article["N"], model)
+        yield f"autopsy_prediction_{model}", Figure(chart=chart, published=True)
+
+
 BOTH = "forward_backward"
 # Adding a claim is one entry: its line in the tables, its figures and its card follow.
 CLAIMS = (
@@ -237,6 +267,36 @@ CLAIMS = (
         judge=claims.images,
         figures=_images_figures,
         shown="images_bits",
+    ),
+    Claim(
+        title="5 does “8 to 24 times slower” stand?",
+        notebook="05_replication_autopsy",
+        experiment="autopsy_time",
+        article=lambda article: claims_autopsy.article_said(article)["slowdown"],
+        judge=lambda rows: claims_autopsy.slowdown(rows, published()["dm2022"]),
+        figures=_autopsy_slowdown,
+        shown="autopsy_slowdown_64",
+        paper_on="crossover",
+    ),
+    Claim(
+        title="5 does “no stable convergence” stand?",
+        notebook="05_replication_autopsy",
+        experiment="autopsy",
+        article=claims.article_convergence,
+        judge=claims_autopsy.convergence,
+        figures=_autopsy_losses,
+        shown="autopsy_losses",
+        paper_on="convergence",
+    ),
+    Claim(
+        title="5 does “faster from 3149 on” stand?",
+        notebook="05_replication_autopsy",
+        experiment="autopsy_time",
+        article=lambda article: claims_autopsy.article_said(article)["crossover"],
+        judge=lambda rows: claims_autopsy.article_crossover(rows, recorded_rows("step_time")),
+        figures=_autopsy_crossover,
+        shown="autopsy_prediction_quadratic",
+        paper_on="crossover",
     ),
 )
 
