@@ -369,10 +369,16 @@ def write_figures(
     for name, figure in (drawn or sourced_figures()).items():
         specification = charts.printable(figure.chart).to_json()
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
-        svg.write_text(vl_convert.vegalite_to_svg(specification))
+        svg.write_text(_numbered_clips(vl_convert.vegalite_to_svg(specification)))
         png.write_bytes(vl_convert.vegalite_to_png(specification, scale=PNG_SCALE))
         written += [svg, png]
     return written
+
+
+def _numbered_clips(svg: str) -> str:
+    """With clip paths numbered from 1, which vl_convert counts on from one drawing to the next."""
+    numbers: dict[str, str] = {}
+    return re.sub(r"\bclip\d+", lambda c: numbers.setdefault(c[0], f"clip{len(numbers) + 1}"), svg)
 
 
 def write_pictures(drawn: Mapping[str, Figure], folder: Path | None = None) -> list[Path]:
@@ -436,12 +442,13 @@ def _readme_verdict(verdict: Verdict, devices: str) -> str:
     )
 
 
-def write_readme_table(readme: Path = README) -> Path:
+def write_readme_table(readme: Path | None = None) -> Path:
     """Bring the table between the README's two marks up to date with the recorded rows.
 
     Raises:
         ValueError: the README has no such marks.
     """
+    readme = readme or README
     text = readme.read_text()
     before, begin, rest = text.partition(TABLE_BEGIN)
     _, end, after = rest.partition(TABLE_END)
