@@ -13,12 +13,11 @@ with app.setup(hide_code=True):
     import marimo as mo
 
     from replib import autopsy_parts as parts
-    from replib import claims, claims_autopsy, controls, hypotheses
+    from replib import claims_autopsy, controls, hypotheses
     from replib.controls import Control
     from replib.experiments import AUTOPSY_MODELS, live_autopsy_jobs, recorded_rows
     from replib.live import LiveRuns
     from replib.published import published
-    from replib.statistics import SOFTMAX_MODELS
 
 
 @app.cell(hide_code=True)
@@ -174,7 +173,7 @@ def _(buttons, switches):
 
 
 @app.cell(hide_code=True)
-def _():
+def _(article):
     PARAMETERS = [
         Control("seq_len", "Sequence length", (8, 16, 32, 64, 128, 256), 8),
         Control("n_steps", "Steps", (50, 100, 200, 300, 500, 1000, 3000), 200),
@@ -185,8 +184,9 @@ def _():
         controls.DEVICE,
         Control("attention", "Attention", ("softmax", "linear"), ("softmax", "linear")),
     ]
-    panel, notes = controls.panel(PARAMETERS)
-    return notes, panel
+    OF_PREDICTION = parts.prediction_choices(article)
+    panel, notes = controls.panel(PARAMETERS, OF_PREDICTION, [parts.SWITCHES])
+    return OF_PREDICTION, PARAMETERS, notes, panel
 
 
 @app.cell(hide_code=True)
@@ -269,14 +269,8 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(article):
-    LENGTHS = tuple(map(str, article["N"]))
-    prediction_panel, prediction_notes = controls.panel(
-        [
-            Control("points", "Points", LENGTHS, LENGTHS),
-            Control("softmax_model", "Softmax as", SOFTMAX_MODELS, "quadratic", claims.MODEL_NAMES),
-        ]
-    )
+def _(OF_PREDICTION, PARAMETERS):
+    prediction_panel, prediction_notes = controls.panel(OF_PREDICTION, PARAMETERS, [parts.SWITCHES])
     return prediction_notes, prediction_panel
 
 

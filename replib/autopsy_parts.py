@@ -18,6 +18,7 @@ from replib.autopsy import DEFECTS
 from replib.charts import autopsy as charts
 from replib.controls import Control
 from replib.live import in_passing_thread, one_thread_spared
+from replib.statistics import SOFTMAX_MODELS
 from replib.store import Row
 from replib.verdicts import Verdict, ratio_text, three_digits
 
@@ -28,7 +29,9 @@ SWITCHES = Control("defects", "Defects", (*DEFECTS, NONE), tuple(DEFECTS))
 def chosen_at_first() -> tuple[str, ...]:
     """The defects that the URL or the command line asks for; all of them without one."""
     sources = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
-    values, _ = controls.initial_values([SWITCHES], *sources)
+    values, notes = controls.initial_values([SWITCHES], *sources)
+    if controls.in_static_page():
+        controls.check_asked([SWITCHES], (), notes)
     return tuple(name for name in values["defects"] if name != NONE)
 
 
@@ -198,6 +201,16 @@ def scale_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerCha
     return charts.scale_chart(frames_autopsy.scale(article, rows), title=title)
 
 
+def prediction_choices(article: Mapping[str, Any]) -> list[Control]:
+    """What the reader chooses of the regression."""
+    lengths = tuple(map(str, article["N"]))
+    models = SOFTMAX_MODELS, "quadratic", claims.MODEL_NAMES
+    return [
+        Control("points", "Points", lengths, lengths),
+        Control("softmax_model", "Softmax as", *models),
+    ]
+
+
 def prediction(article: Mapping[str, Any], settings: Mapping[str, Any]) -> mo.Html:
     """The crossover that the chosen points and model predict, as a chart with its text."""
     lengths, model = [int(n) for n in settings["points"]], settings["softmax_model"]
@@ -278,11 +291,12 @@ def _ends(rows: Sequence[Row], *, switched: bool) -> str:
 @dataclass(frozen=True)
 class Shown:
     """A defect of another work: what it is, and a function that says what it does, mended and
-    broken."""
+    broken. What is timed is not the same each time, so a static page leaves it out."""
 
     title: str
     what: str
     measure: Callable[[], tuple[str, str]]
+    timed: bool = False
 
 
 def other_switches() -> mo.ui.dictionary:
@@ -304,6 +318,8 @@ def show_others(elements: mo.ui.dictionary) -> mo.Html:
 
 def _other_row(elements: mo.ui.dictionary, name: str, one: Shown) -> str:
     try:
+        if one.timed and controls.in_static_page():
+            raise ValueError("Timed where the notebook runs: open it to see.")
         told = in_passing_thread(_measured, name)
     except (ImportError, ValueError) as error:
         body = f"<i>{html.escape(str(error))}</i>"
@@ -386,5 +402,6 @@ OTHERS = {
         "A call to a GPU returns before its work is done; a time that is taken then is that of "
         "asking.",
         _timing,
+        timed=True,
     ),
 }

@@ -138,8 +138,11 @@ def initial_values(
     return values, notes
 
 
-def panel(controls: Sequence[Control]) -> tuple[mo.ui.dictionary, list[str]]:
-    """The elements of a panel, set from the URL, else from the command line; and notes.
+def panel(
+    controls: Sequence[Control], *others: Sequence[Control]
+) -> tuple[mo.ui.dictionary, list[str]]:
+    """The elements of a panel, set from the URL, else from the command line; and notes. `others`
+    are the notebook's other panels, whose parameters a static page may be asked for as well.
 
     Raises:
         ValueError: a static page was asked for with a parameter or a value that is not offered.
@@ -147,7 +150,7 @@ def panel(controls: Sequence[Control]) -> tuple[mo.ui.dictionary, list[str]]:
     query, arguments = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
     values, notes = initial_values(controls, query, arguments)
     if in_static_page():
-        check_asked(controls, _asked(), notes)
+        check_asked([*controls, *chain.from_iterable(others)], _asked(), notes)
     return mo.ui.dictionary({c.name: _element(c, values[c.name]) for c in controls}), notes
 
 

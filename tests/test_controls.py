@@ -152,6 +152,15 @@ def test_a_panel_starts_from_the_url_and_offers_every_value(page):
     assert all(control.label in shown for control in ALL)
 
 
+def test_a_static_page_refuses_what_no_panel_of_its_notebook_has(page, monkeypatch):
+    monkeypatch.setattr(controls, "in_static_page", lambda: True)
+    monkeypatch.setattr(controls, "_asked", lambda: ["seq-len", "steps"])
+    controls.panel([N], [STEPS])
+    controls.panel([STEPS], [N])
+    with pytest.raises(ValueError, match=r"^--steps is not a parameter\. Use --seq-len 8 \| 16"):
+        controls.panel([N], [KINDS])
+
+
 def test_notes_are_shown_as_text_whatever_they_hold(page):
     page.url.update(seq_len="<img src=x onerror=alert(1)>", lr="[x](javascript:alert(1))")
     shown = markup(controls.show_panel(*controls.panel(ALL)))
