@@ -436,7 +436,7 @@ def verdict_card(claim: str, columns: Sequence[tuple[str, Verdict | str]]) -> mo
     criteria."""
     cells = "".join(_column(title, said) for title, said in columns)
     return mo.Html(
-        '<section role="group" aria-label="Verdict">'
+        f'<section role="group" aria-label="Verdict: {html.escape(claim)}">'
         f'<p style="margin:0 0 .6rem">{html.escape(claim)}</p>'
         '<div style="display:grid; gap:.75rem; '
         f'grid-template-columns:repeat(auto-fit, minmax(min(100%, 14rem), 1fr))">{cells}</div>'

@@ -479,9 +479,9 @@ def _write_page(notebook: Path, parameters: Mapping[str, str], made_from: str) -
     arguments = [word for name, value in parameters.items() for word in (f"--{name}", value)]
     config, around, opened = offline.export(notebook, arguments)
     footer = (
-        '<footer style="font-size:.85rem; margin-top:1rem"><p>Figures drawn from '
+        '<div style="font-size:.85rem; margin-top:1rem"><p>Figures drawn from '
         f"{'; '.join(map(_file_source, opened)) or 'no recorded data'}. Made from {made_from}. "
-        '<a href="index.html">All claims</a></p></footer>'
+        '<a href="index.html">All claims</a></p></div>'
     )
     setting = "".join(f"_{name.replace('-', '_')}_{value}" for name, value in parameters.items())
     page = FIGURES / "report" / f"{notebook.stem}{''.join(filter(_in_a_name, setting))}.html"

@@ -219,7 +219,7 @@ def photograph(page, name):
 
 
 def verdict(page):
-    return page.locator("section[aria-label=Verdict]").first
+    return page.locator("section[aria-label^=Verdict]").first
 
 
 def test_the_gallery_has_a_card_for_each_notebook(new_page):
