@@ -74,13 +74,13 @@ def _():
 
 @app.cell(hide_code=True)
 def _(times):
-    parts.effects_chart(times)
+    controls.device_tabs(times, parts.effects_chart)
     return
 
 
 @app.cell(hide_code=True)
 def _(article, times):
-    parts.slowdown_tabs(times, article)
+    controls.device_tabs(times, lambda rows: parts.slowdown_tabs(rows, article))
     return
 
 
@@ -89,7 +89,9 @@ def _(article, times):
     mo.vstack(
         [
             mo.md("**The article's four points, and ours**"),
-            mo.md(claims_autopsy.four_points(article, times)),
+            controls.device_tabs(
+                times, lambda rows: mo.md(claims_autopsy.four_points(article, rows))
+            ),
         ]
     )
     return
@@ -108,7 +110,7 @@ def _():
 
 @app.cell(hide_code=True)
 def _(article, losses):
-    parts.losses_chart(losses, article)
+    controls.device_tabs(losses, lambda rows: parts.losses_chart(rows, article))
     return
 
 
@@ -169,6 +171,12 @@ def _(get_chosen):
 @app.cell(hide_code=True)
 def _(buttons, switches):
     parts.show_switches(switches, buttons)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    parts.half_an_encoder()
     return
 
 
@@ -337,7 +345,8 @@ def _():
       plateaus.
     - **The interval of a prediction** draws both fits anew with errors of the size of their
       residuals; that a model may be wrong beyond the data is not in it.
-    - **Devices.** Charts and tables are of the device with most rows; cards judge each.
+    - **Devices.** Charts of steps and losses, and the article's four points, have a tab for each
+      device where there are several; other tables are of the one with most rows; cards judge each.
     - **Other works.** The corpus is generated; the language models have one layer, 2 heads of 32.
     """)
     mo.accordion({"Method and limits": _text})

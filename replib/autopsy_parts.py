@@ -49,6 +49,21 @@ def chosen(elements: mo.ui.dictionary) -> dict[str, tuple[str, ...]]:
     return {"defects": names}
 
 
+def half_an_encoder() -> mo.Html:
+    """Half an encoder compared with a model that has only the layers it uses."""
+    with one_thread_spared():
+        found = in_passing_thread(earlier_defects.half_encoder)
+    text = (
+        "**Half an encoder beside a model that has only the layers it uses.** On random tokens "
+        f"what they encode differs by {found.difference:.1g} at most; the defect applies a layer "
+        f"{found.n_applied} times, the other {found.n_used} times"
+    )
+    if not controls.in_static_page():  # which is the same each time
+        factor = three_digits(found.broken_ms / found.half_ms)
+        text += f", and it takes {factor}× as long to encode, here and now"
+    return mo.md(f"{text}.")
+
+
 def presets(choose: Callable) -> mo.ui.array:
     """Buttons that turn all switches on or off."""
     return mo.ui.array(
@@ -98,10 +113,9 @@ def cards(
 def session_cards(rows: Sequence[Row], article: Mapping[str, Any]) -> dict[str, Verdict | str]:
     """`cards` on the rows of this session, or that there are none."""
     losses, times = of_experiment(rows, "autopsy"), of_experiment(rows, "autopsy_time")
-    nothing = "Nothing has run yet with the settings below."
     needed = {"convergence": losses, "slowdown": times, "crossover": times}
     judged = cards(losses, times, [], article)
-    return {name: judged[name] if some else nothing for name, some in needed.items()}
+    return {name: judged[name] if some else claims.NOTHING_RUN for name, some in needed.items()}
 
 
 PAPER_CLAIMS = {"convergence": "convergence", "slowdown": "crossover", "crossover": "crossover"}

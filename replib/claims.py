@@ -114,10 +114,13 @@ def article_generation(article: Mapping[str, Any]) -> str:
     return "Generation was not measured."
 
 
+NOTHING_RUN = "Nothing has run yet with the settings below."
+
+
 def of_session(judge: Callable[[list[Row]], Verdict], rows: Sequence[Row]) -> Verdict | str:
     """A verdict on the rows of this session, or that there are none."""
     if not rows:
-        return "Nothing has run yet with the settings below."
+        return NOTHING_RUN
     return judge(list(rows))
 
 

@@ -4,7 +4,7 @@ import html
 import math
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from time import monotonic
@@ -272,6 +272,14 @@ def device_names(rows: Sequence[Row]) -> str:
     return ", ".join(names) if names else "nothing yet"
 
 
+def device_tabs(rows: Sequence[Row], show: Callable[[Sequence[Row]], Any]) -> mo.Html:
+    """What `show` makes of the rows of each device, a tab each where there are several."""
+    devices = claims.by_device(rows)
+    if len(devices) < 2:
+        return mo.as_html(show(rows))
+    return mo.ui.tabs({device: show(some) for device, some in devices.items()})
+
+
 def in_static_page() -> bool:
     """Whether the page is being exported (`-- --static`) and has no kernel behind it later."""
     return "--static" in sys.argv or "static" in _arguments()
@@ -433,7 +441,9 @@ _MET = {True: "✓", False: "✗", None: "?"}
 
 def verdict_card(claim: str, columns: Sequence[tuple[str, Verdict | str]]) -> mo.Html:
     """A claim, and side by side what each source says of it: a text, or a verdict with its
-    criteria."""
+    criteria. A static page, on which nothing will run, leaves out that nothing has."""
+    if in_static_page():
+        columns = [column for column in columns if column[1] != claims.NOTHING_RUN]
     cells = "".join(_column(title, said) for title, said in columns)
     return mo.Html(
         f'<section role="group" aria-label="Verdict: {html.escape(claim)}">'

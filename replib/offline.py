@@ -260,6 +260,8 @@ def _modules(assets: Path, entry: str, wanted: tuple[str, ...]) -> Iterator[tupl
             source = "export const t = (load) => load();"
         source = STATIC_IMPORT.sub(r"\1\2m/\3\2", source)
         source = LATER_IMPORT.sub(r"\1\2m/\3\2", source)
+        # marimo's icon lies beside its own pages.
+        source = source.replace("./favicon.ico", "data:,")
         if name.startswith("react-vega-"):
             if MENU not in source:
                 raise ValueError(_unlike(name))

@@ -66,7 +66,7 @@ def open_page(browser, built):
 
 def shown(page):
     """The charts in sight that have data."""
-    charts = page.locator("[role=graphics-document]:not([aria-label^='No data'])")
+    charts = page.locator("[role=graphics-document]:not([aria-label$='No data yet.'])")
     return [canvas for canvas in charts.locator("canvas.marks").all() if canvas.is_visible()]
 
 
