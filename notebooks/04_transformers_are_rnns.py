@@ -393,11 +393,11 @@ def _():
       random, and the most likely next one is chosen from its logits. A sample is
       the mean of such tokens for 30 ms, and the ways of one position are sampled in random order.
       Times are of a whole batch.
-    - **A sequence.** Timed as one where that takes minutes at most; else summed over positions:
-      medians at 1, 2, 3, 6, ... N, with straight lines between them in log-log. The table marks
-      sums with ~, and the verdict tells how sums compare with runs where there are both. A ratio is
-      of two runs, or of two sums. The interval of a sum comes from resampling the repeats, not from
-      those lines.
+    - **A sequence.** Timed as one where that takes minutes at most, and counted so from three runs
+      on; else summed over positions: medians at 1, 2, 3, 6, ... N, with straight lines between them
+      in log-log. The table marks sums with ~, and the verdict tells how sums compare with runs
+      where there are both. A ratio is of runs on both sides, or of two sums. The interval of a sum
+      comes from resampling the repeats, not from those lines.
     - **Verdict.** Growth exponents of the position over its longer half, with 95 % intervals:
       constant means within ± 0.15 of 0. Faster means that the interval of the ratio of times lies
       above 1. Speed-ups over recomputing are evidence only: nobody need recompute.
