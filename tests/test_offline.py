@@ -125,7 +125,9 @@ def test_charts_are_drawn_described_legible_and_fit_a_desk_and_a_phone(open_page
     assert len(described) == page.locator("canvas.marks").count() >= 2
     assert all(len(text) > 30 for text in described)
     if scheme == "light":
-        assert a_legend_fades_what_is_not_chosen(page), "no legend changes its chart"
+        answers = move_sliders(page) + turn_radios(page)
+        assert answers or a_legend_fades_what_is_not_chosen(page), "no chart can be operated"
+        assert name not in OPERATED or answers >= OPERATED[name]
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     for viewport in (DESK, PHONE):
         page.set_viewport_size(viewport)
@@ -151,16 +153,20 @@ def a_legend_fades_what_is_not_chosen(page):
     return False
 
 
-@needs_browser
-@pytest.mark.browser
-def test_sliders_of_charts_change_their_marks(open_page):
+OPERATED = {"04_transformers_are_rnns": 1, "05_replication_autopsy": 1}
+"""How many sliders and radio buttons of charts a page has at least; the others have legends."""
+
+
+def chart_of(page, control):
+    return page.locator(".vega-embed").filter(has=control).locator("canvas.marks").first
+
+
+def move_sliders(page):
+    """Move each slider of a chart by the keyboard; its marks change, and are not all gone."""
     moved = 0
-    for name in PAGES:
-        page = open_page(name)
-        for slider in page.locator(".vega-bindings input[type=range]").all():
-            if not slider.is_visible():
-                continue
-            canvas = page.locator(".vega-embed").filter(has=slider).locator("canvas.marks").first
+    for slider in page.locator(".vega-bindings input[type=range]").all():
+        if slider.is_visible():
+            canvas = chart_of(page, slider)
             before = below_legend(canvas)
             slider.focus()
             for _ in range(8):
@@ -168,7 +174,28 @@ def test_sliders_of_charts_change_their_marks(open_page):
             wait_for(lambda canvas=canvas, before=before: below_legend(canvas) != before)
             assert below_legend(canvas) > 100
             moved += 1
-    assert moved > 0
+    return moved
+
+
+def turn_radios(page):
+    """Choose what is not chosen of each radio button of a chart, and back: its marks change."""
+    turned = 0
+    for group in page.locator(".vega-bind-radio").all():
+        if group.is_visible():
+            canvas, chosen = chart_of(page, group), group.locator("input:checked")
+            before, first = canvas.screenshot(), chosen.get_attribute("value")
+            group.locator(f"input:not([value='{first}'])").first.check()
+            wait_for(lambda canvas=canvas, before=before: canvas.screenshot() != before)
+            group.locator(f"input[value='{first}']").check()
+            turned += 1
+    return turned
+
+
+@needs_browser
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ["01_convergence", "03_speed_crossover"])
+def test_a_click_on_a_legend_fades_what_is_not_chosen(open_page, name):
+    assert a_legend_fades_what_is_not_chosen(open_page(name)), "no legend changes its chart"
 
 
 @needs_browser
