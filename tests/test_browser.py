@@ -190,7 +190,8 @@ def pixels(canvas, colour, top=0):
 
 def n_pixels(page, canvas, colour, top=0):
     """How many pixels of a colour a chart has; none while it is not there."""
-    return len(pixels(canvas, colour, top)) if canvas.count() else 0
+    count = f"(canvas, arguments) => ({COUNT_PIXELS})(canvas, arguments).length"
+    return canvas.evaluate(count, [colour, top]) if canvas.count() else 0
 
 
 def slider(page, label):

@@ -76,7 +76,7 @@ def coloured(page):
 
 
 def below_legend(canvas):
-    return sum(len(pixels(canvas, colour, LEGEND_ABOVE)) for colour in COLOURS)
+    return sum(n_pixels(canvas.page, canvas, colour, LEGEND_ABOVE) for colour in COLOURS)
 
 
 def first_symbol(canvas):
@@ -134,8 +134,8 @@ def test_charts_are_drawn_described_legible_and_fit_a_desk_and_a_phone(open_page
         wait_for(lambda width=viewport["width"]: fits(page, width))
         wait_for(lambda: all(n > 100 for n in coloured(page)))
         photograph(page, f"report_{name}_{viewport['width']}_{scheme}")
-        found = axe.run(page).response["violations"]
-        assert not [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found]
+    found = axe.run(page).response["violations"]
+    assert not [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found]
 
 
 def a_legend_fades_what_is_not_chosen(page):
@@ -157,8 +157,9 @@ OPERATED = {"04_transformers_are_rnns": 1, "05_replication_autopsy": 1}
 """How many sliders and radio buttons of charts a page has at least; the others have legends."""
 
 
-def chart_of(page, control):
-    return page.locator(".vega-embed").filter(has=control).locator("canvas.marks").first
+def chart_of(control):
+    around = control.locator("xpath=ancestor::*[contains(@class, 'vega-embed')][1]")
+    return around.locator("canvas.marks").first
 
 
 def move_sliders(page):
@@ -166,7 +167,7 @@ def move_sliders(page):
     moved = 0
     for slider in page.locator(".vega-bindings input[type=range]").all():
         if slider.is_visible():
-            canvas = chart_of(page, slider)
+            canvas = chart_of(slider)
             before = below_legend(canvas)
             slider.focus()
             for _ in range(8):
@@ -182,7 +183,7 @@ def turn_radios(page):
     turned = 0
     for group in page.locator(".vega-bind-radio").all():
         if group.is_visible():
-            canvas, chosen = chart_of(page, group), group.locator("input:checked")
+            canvas, chosen = chart_of(group), group.locator("input:checked")
             before, first = canvas.screenshot(), chosen.get_attribute("value")
             group.locator(f"input:not([value='{first}'])").first.check()
             wait_for(lambda canvas=canvas, before=before: canvas.screenshot() != before)
