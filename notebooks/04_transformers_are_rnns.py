@@ -156,7 +156,18 @@ def _():
         controls.DEVICE,
         Control("ways", "Ways", tuple(parts.WAY_LABELS), tuple(parts.WAY_LABELS)),
     ]
-    panel, notes = controls.panel(PARAMETERS)
+    LENGTHS = (1_000, 5_000, 20_000, 100_000, 500_000, 1_000_000)
+    OF_STREAMS = [
+        Control("n_tokens", "Tokens", LENGTHS, 20_000),
+        Control("n_cached", "With a cache up to", (500, 1_000, 2_000, 5_000, 20_000), 2_000),
+    ]
+    OF_DRAWINGS = drawing.choices()
+    return OF_DRAWINGS, OF_STREAMS, PARAMETERS
+
+
+@app.cell(hide_code=True)
+def _(OF_DRAWINGS, OF_STREAMS, PARAMETERS):
+    panel, notes = controls.panel(PARAMETERS, OF_STREAMS, OF_DRAWINGS)
     return notes, panel
 
 
@@ -251,14 +262,8 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    LENGTHS = (1_000, 5_000, 20_000, 100_000, 500_000, 1_000_000)
-    stream_panel, stream_notes = controls.panel(
-        [
-            Control("n_tokens", "Tokens", LENGTHS, 20_000),
-            Control("n_cached", "With a cache up to", (500, 1_000, 2_000, 5_000, 20_000), 2_000),
-        ]
-    )
+def _(OF_DRAWINGS, OF_STREAMS, PARAMETERS):
+    stream_panel, stream_notes = controls.panel(OF_STREAMS, PARAMETERS, OF_DRAWINGS)
     return stream_notes, stream_panel
 
 
@@ -349,8 +354,8 @@ def _(paper, recorded_images):
 
 
 @app.cell(hide_code=True)
-def _():
-    drawing_panel, drawing_notes = controls.panel(drawing.choices())
+def _(OF_DRAWINGS, OF_STREAMS, PARAMETERS):
+    drawing_panel, drawing_notes = controls.panel(OF_DRAWINGS, PARAMETERS, OF_STREAMS)
     draw_slowly = mo.ui.run_button(label="Draw pixel by pixel")
     return draw_slowly, drawing_notes, drawing_panel
 
@@ -388,11 +393,11 @@ def _():
       random, and the most likely next one is chosen from its logits. A sample is
       the mean of such tokens for 30 ms, and the ways of one position are sampled in random order.
       Times are of a whole batch.
-    - **A sequence.** Timed as one where that takes minutes at most; else summed over positions:
-      medians at 1, 2, 3, 6, ... N, with straight lines between them in log-log. The table marks
-      sums with ~, and the verdict tells how sums compare with runs where there are both. A ratio is
-      of two runs, or of two sums. The interval of a sum comes from resampling the repeats, not from
-      those lines.
+    - **A sequence.** Timed as one where that takes minutes at most, and counted so from three runs
+      on; else summed over positions: medians at 1, 2, 3, 6, ... N, with straight lines between them
+      in log-log. The table marks sums with ~, and the verdict tells how sums compare with runs
+      where there are both. A ratio is of runs on both sides, or of two sums. The interval of a sum
+      comes from resampling the repeats, not from those lines.
     - **Verdict.** Growth exponents of the position over its longer half, with 95 % intervals:
       constant means within ± 0.15 of 0. Faster means that the interval of the ratio of times lies
       above 1. Speed-ups over recomputing are evidence only: nobody need recompute.

@@ -13,12 +13,11 @@ with app.setup(hide_code=True):
     import marimo as mo
 
     from replib import autopsy_parts as parts
-    from replib import claims, claims_autopsy, controls, hypotheses
+    from replib import claims_autopsy, controls, hypotheses
     from replib.controls import Control
     from replib.experiments import AUTOPSY_MODELS, live_autopsy_jobs, recorded_rows
     from replib.live import LiveRuns
     from replib.published import published
-    from replib.statistics import SOFTMAX_MODELS
 
 
 @app.cell(hide_code=True)
@@ -75,13 +74,13 @@ def _():
 
 @app.cell(hide_code=True)
 def _(times):
-    parts.effects_chart(times)
+    controls.device_tabs(times, parts.effects_chart)
     return
 
 
 @app.cell(hide_code=True)
 def _(article, times):
-    parts.slowdown_tabs(times, article)
+    controls.device_tabs(times, lambda rows: parts.slowdown_tabs(rows, article))
     return
 
 
@@ -90,7 +89,9 @@ def _(article, times):
     mo.vstack(
         [
             mo.md("**The article's four points, and ours**"),
-            mo.md(claims_autopsy.four_points(article, times)),
+            controls.device_tabs(
+                times, lambda rows: mo.md(claims_autopsy.four_points(article, rows))
+            ),
         ]
     )
     return
@@ -109,7 +110,7 @@ def _():
 
 @app.cell(hide_code=True)
 def _(article, losses):
-    parts.losses_chart(losses, article)
+    controls.device_tabs(losses, lambda rows: parts.losses_chart(rows, article))
     return
 
 
@@ -175,6 +176,12 @@ def _(buttons, switches):
 
 @app.cell(hide_code=True)
 def _():
+    parts.half_an_encoder()
+    return
+
+
+@app.cell(hide_code=True)
+def _(article):
     PARAMETERS = [
         Control("seq_len", "Sequence length", (8, 16, 32, 64, 128, 256), 8),
         Control("n_steps", "Steps", (50, 100, 200, 300, 500, 1000, 3000), 200),
@@ -185,8 +192,9 @@ def _():
         controls.DEVICE,
         Control("attention", "Attention", ("softmax", "linear"), ("softmax", "linear")),
     ]
-    panel, notes = controls.panel(PARAMETERS)
-    return notes, panel
+    OF_PREDICTION = parts.prediction_choices(article)
+    panel, notes = controls.panel(PARAMETERS, OF_PREDICTION, [parts.SWITCHES])
+    return OF_PREDICTION, PARAMETERS, notes, panel
 
 
 @app.cell(hide_code=True)
@@ -269,14 +277,8 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(article):
-    LENGTHS = tuple(map(str, article["N"]))
-    prediction_panel, prediction_notes = controls.panel(
-        [
-            Control("points", "Points", LENGTHS, LENGTHS),
-            Control("softmax_model", "Softmax as", SOFTMAX_MODELS, "quadratic", claims.MODEL_NAMES),
-        ]
-    )
+def _(OF_PREDICTION, PARAMETERS):
+    prediction_panel, prediction_notes = controls.panel(OF_PREDICTION, PARAMETERS, [parts.SWITCHES])
     return prediction_notes, prediction_panel
 
 
@@ -345,7 +347,8 @@ def _():
       plateaus.
     - **The interval of a prediction** draws both fits anew with errors of the size of their
       residuals; that a model may be wrong beyond the data is not in it.
-    - **Devices.** Charts and tables are of the device with most rows; cards judge each.
+    - **Devices.** Charts of steps and losses, and the article's four points, have a tab for each
+      device where there are several; other tables are of the one with most rows; cards judge each.
     - **Other works.** The corpus is generated; the language models have one layer, 2 heads of 32.
     """)
     mo.accordion({"Method and limits": _text})

@@ -84,7 +84,7 @@ def _():
 @app.cell(hide_code=True)
 def _():
     filling_panel, filling_notes = controls.panel(
-        parts.filling_controls(), beside=parts.all_controls()
+        parts.filling_controls(), parts.training_controls(), [parts.SWITCHES]
     )
     return filling_notes, filling_panel
 
@@ -179,7 +179,9 @@ def _():
 
 @app.cell(hide_code=True)
 def _():
-    panel, notes = controls.panel(parts.training_controls(), beside=parts.all_controls())
+    panel, notes = controls.panel(
+        parts.training_controls(), parts.filling_controls(), [parts.SWITCHES]
+    )
     return notes, panel
 
 

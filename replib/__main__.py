@@ -1,6 +1,7 @@
 """The command line: `python -m replib list | record | bench | serve | report | doctor`."""
 
 import argparse
+import itertools
 import platform
 import runpy
 import signal
@@ -58,15 +59,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", default="smoke", help=f"{', '.join(SCALES)} (default: smoke)")
     sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
     sub.add_argument("--threads", type=int, default=None, help="CPU threads (default: all)")
+    text = "time again what has fewer than N samples, where there is time for so many"
+    sub.add_argument("--retime-below", type=int, default=0, metavar="N", help=text)
     sub = command("bench", _bench, "measure what is here against its peers, interleaved")
     sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
     sub.add_argument("--quick", action="store_true", help="small sizes: about a minute")
     sub.add_argument("--only", nargs="+", default=[], metavar="GROUP", help="(default: all)")
     sub.add_argument("--no-save", action="store_true", help="append no rows to data/")
     sub = command("report", _report, "write figures/ and figures/report/")
-    sub.add_argument("notebooks", nargs="*", help="only these, such as 03_speed_crossover")
     sub.add_argument("--pdf", action="store_true", help="print the pages too, by Chromium")
-    sub.epilog = "Other options are parameters of the notebooks' controls: --seq-len 4096 --batch 2"
+    sub.usage = f"{parser.prog} report [--pdf] [NOTEBOOK ...] [--PARAMETER VALUE ...]"
+    sub.epilog = (
+        "Named notebooks alone are written, such as 03_speed_crossover; with parameters of their "
+        "controls, such as --seq-len 4096 --batch 2, each shows a run with them."
+    )
     sub = command("serve", _serve, "serve the notebooks at http://127.0.0.1:2718")
     sub.add_argument("--port", type=int, default=FIRST_PORT, help="(default: %(default)s)")
     sub.add_argument("--no-browser", action="store_true", help="only print the address")
@@ -97,6 +103,7 @@ def _record(arguments) -> int:
             device=arguments.device,
             stop=stop.is_set,
             on_metrics=_print_metrics,
+            retime_below=arguments.retime_below,
         ):
             print(_line(row), flush=True)
             n_rows += 1
@@ -212,9 +219,10 @@ def _free_port(first: int) -> int:
 def _report(arguments) -> int:
     from replib.report import write_report
 
-    parameters = _parameters(arguments.rest)
+    notebooks = list(itertools.takewhile(lambda word: not word.startswith("--"), arguments.rest))
+    parameters = _parameters(arguments.rest[len(notebooks) :])
     for path in write_report(
-        arguments.notebooks, parameters, pdf=arguments.pdf, say=partial(print, flush=True)
+        notebooks, parameters, pdf=arguments.pdf, say=partial(print, flush=True)
     ):
         print(path)
     return 0

@@ -4,6 +4,7 @@ import functools
 import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import altair as alt
@@ -17,6 +18,7 @@ from replib.autopsy import DEFECTS
 from replib.charts import autopsy as charts
 from replib.controls import Control
 from replib.live import in_passing_thread, one_thread_spared
+from replib.statistics import SOFTMAX_MODELS
 from replib.store import Row
 from replib.verdicts import Verdict, ratio_text, three_digits
 
@@ -27,7 +29,9 @@ SWITCHES = Control("defects", "Defects", (*DEFECTS, NONE), tuple(DEFECTS))
 def chosen_at_first() -> tuple[str, ...]:
     """The defects that the URL or the command line asks for; all of them without one."""
     sources = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
-    values, _ = controls.initial_values([SWITCHES], *sources)
+    values, notes = controls.initial_values([SWITCHES], *sources)
+    if controls.in_static_page():
+        controls.check_asked([SWITCHES], (), notes)
     return tuple(name for name in values["defects"] if name != NONE)
 
 
@@ -43,6 +47,21 @@ def chosen(elements: mo.ui.dictionary) -> dict[str, tuple[str, ...]]:
     names = tuple(name for name, on in elements.value.items() if on)
     controls.share({"defects": names or (NONE,)})
     return {"defects": names}
+
+
+def half_an_encoder() -> mo.Html:
+    """Half an encoder compared with a model that has only the layers it uses."""
+    with one_thread_spared():
+        found = in_passing_thread(earlier_defects.half_encoder)
+    text = (
+        "**Half an encoder beside a model that has only the layers it uses.** On random tokens "
+        f"what they encode differs by {found.difference:.1g} at most; the defect applies a layer "
+        f"{found.n_applied} times, the other {found.n_used} times"
+    )
+    if not controls.in_static_page():  # which is the same each time
+        factor = three_digits(found.broken_ms / found.half_ms)
+        text += f", and it takes {factor}× as long to encode, here and now"
+    return mo.md(f"{text}.")
 
 
 def presets(choose: Callable) -> mo.ui.array:
@@ -94,10 +113,9 @@ def cards(
 def session_cards(rows: Sequence[Row], article: Mapping[str, Any]) -> dict[str, Verdict | str]:
     """`cards` on the rows of this session, or that there are none."""
     losses, times = of_experiment(rows, "autopsy"), of_experiment(rows, "autopsy_time")
-    nothing = "Nothing has run yet with the settings below."
     needed = {"convergence": losses, "slowdown": times, "crossover": times}
     judged = cards(losses, times, [], article)
-    return {name: judged[name] if some else nothing for name, some in needed.items()}
+    return {name: judged[name] if some else claims.NOTHING_RUN for name, some in needed.items()}
 
 
 PAPER_CLAIMS = {"convergence": "convergence", "slowdown": "crossover", "crossover": "crossover"}
@@ -137,19 +155,22 @@ def slowdown_tabs(rows: Sequence[Row], article: Mapping[str, Any]) -> mo.Html:
     """The attribution of the slowdown at each length, the longest first."""
     tabs = {}
     for n in sorted(set(article["N"]) & set(autopsy.lengths_of(rows)), reverse=True) or [64]:
-        found = autopsy.attribution(rows, article, n)
-        title = "No measurements yet"
-        if found is not None:
-            title = (
-                f"The article's {found.article:.0f}×, taken apart: {_left(found)} is unexplained"
-            )
-        chart = charts.stages_chart(
-            frames_autopsy.stages(found),
-            title=title,
-            subtitle=f"N = {n}, linear over softmax, {controls.device_names(rows)}",
-        )
-        tabs[f"N = {n}"] = mo.vstack([chart, mo.md(autopsy.attribution_text(found))])
+        text = mo.md(autopsy.attribution_text(autopsy.attribution(rows, article, n)))
+        tabs[f"N = {n}"] = mo.vstack([slowdown_chart(rows, article, n), text])
     return mo.ui.tabs(tabs)
+
+
+def slowdown_chart(rows: Sequence[Row], article: Mapping[str, Any], n: int) -> alt.LayerChart:
+    """`charts.stages_chart` at one length, titled with what stays unexplained."""
+    found = autopsy.attribution(rows, article, n)
+    title = "No measurements yet"
+    if found is not None:
+        title = f"The article's {found.article:.0f}×, taken apart: {_left(found)} is unexplained"
+    return charts.stages_chart(
+        frames_autopsy.stages(found),
+        title=title,
+        subtitle=f"N = {n}, linear over softmax, {controls.device_names(rows)}",
+    )
 
 
 def _left(found: autopsy.Attribution) -> str:
@@ -172,9 +193,19 @@ def effects_chart(rows: Sequence[Row]) -> alt.LayerChart:
 
 
 def losses_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
-    """`charts.losses_chart` with a title."""
+    """`charts.losses_chart`, titled with where broken and mended runs of the longest N end."""
     title = "Where runs with and without each defect end" if rows else "No measurements yet"
+    losses, lengths = autopsy.final_losses(rows), autopsy.lengths_of(rows)
+    ends = [losses.get(("linear", max(lengths, default=0), *role)) for role in ENDS]
+    if all(ends):
+        broken, mended = (f"{median(some):.2g}" for some in ends)
+        title = (
+            f"At N = {lengths[-1]}, linear ends at {broken} with all defects, at {mended} mended"
+        )
     return charts.losses_chart(frames_autopsy.losses(rows, article), title=title)
+
+
+ENDS = ((autopsy.BROKEN, None), (autopsy.MENDED, None))
 
 
 def scale_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
@@ -184,19 +215,41 @@ def scale_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerCha
     return charts.scale_chart(frames_autopsy.scale(article, rows), title=title)
 
 
+def prediction_choices(article: Mapping[str, Any]) -> list[Control]:
+    """What the reader chooses of the regression."""
+    lengths = tuple(map(str, article["N"]))
+    models = SOFTMAX_MODELS, "quadratic", claims.MODEL_NAMES
+    return [
+        Control("points", "Points", lengths, lengths),
+        Control("softmax_model", "Softmax as", *models),
+    ]
+
+
 def prediction(article: Mapping[str, Any], settings: Mapping[str, Any]) -> mo.Html:
     """The crossover that the chosen points and model predict, as a chart with its text."""
+    lengths, model = [int(n) for n in settings["points"]], settings["softmax_model"]
     try:
-        lengths = [int(n) for n in settings["points"]]
-        found = autopsy.predicted(article, lengths, settings["softmax_model"])
+        found = autopsy.predicted(article, lengths, model)
     except ValueError as error:
         return mo.callout(str(error), kind="warn")
+    chart = prediction_chart(article, lengths, model)
+    return mo.vstack([chart, mo.md(autopsy.prediction_text(found))])
+
+
+def prediction_chart(
+    article: Mapping[str, Any], lengths: Sequence[int], softmax_model: str
+) -> alt.LayerChart:
+    """`charts.prediction_chart`, titled with the crossover.
+
+    Raises:
+        ValueError: as `claims_autopsy.predicted`.
+    """
+    found = autopsy.predicted(article, lengths, softmax_model)
     crossing = found.fit.crossover
     title = "These points and this model predict no crossover"
     if crossing < float("inf"):
         title = f"{len(lengths)} points up to N = {lengths[-1]} “predict” N = {crossing:.0f}"
-    chart = charts.prediction_chart(article, found, title=title)
-    return mo.vstack([chart, mo.md(autopsy.prediction_text(found))])
+    return charts.prediction_chart(article, found, title=title)
 
 
 def session_charts(rows: Sequence[Row]) -> mo.Html:
@@ -252,11 +305,12 @@ def _ends(rows: Sequence[Row], *, switched: bool) -> str:
 @dataclass(frozen=True)
 class Shown:
     """A defect of another work: what it is, and a function that says what it does, mended and
-    broken."""
+    broken. What is timed is not the same each time, so a static page leaves it out."""
 
     title: str
     what: str
     measure: Callable[[], tuple[str, str]]
+    timed: bool = False
 
 
 def other_switches() -> mo.ui.dictionary:
@@ -278,6 +332,8 @@ def show_others(elements: mo.ui.dictionary) -> mo.Html:
 
 def _other_row(elements: mo.ui.dictionary, name: str, one: Shown) -> str:
     try:
+        if one.timed and controls.in_static_page():
+            raise ValueError("Timed where the notebook runs: open it to see.")
         told = in_passing_thread(_measured, name)
     except (ImportError, ValueError) as error:
         body = f"<i>{html.escape(str(error))}</i>"
@@ -360,5 +416,6 @@ OTHERS = {
         "A call to a GPU returns before its work is done; a time that is taken then is that of "
         "asking.",
         _timing,
+        timed=True,
     ),
 }

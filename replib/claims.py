@@ -114,10 +114,13 @@ def article_generation(article: Mapping[str, Any]) -> str:
     return "Generation was not measured."
 
 
+NOTHING_RUN = "Nothing has run yet with the settings below."
+
+
 def of_session(judge: Callable[[list[Row]], Verdict], rows: Sequence[Row]) -> Verdict | str:
     """A verdict on the rows of this session, or that there are none."""
     if not rows:
-        return "Nothing has run yet with the settings below."
+        return NOTHING_RUN
     return judge(list(rows))
 
 
@@ -624,25 +627,33 @@ class Size:
         return f"{what}, batch {self.batch_size}"
 
 
+MIN_WHOLE_RUNS = 3  # of a sequence; resampling fewer says nothing of how they vary
+
+
 @dataclass(frozen=True, kw_only=True)
 class Generated:
     """What one way of generating takes at one size: the time of the whole sequence, run as one
-    ("measured") and summed from single tokens ("integrated"); one of the two may be missing."""
+    ("measured", of MIN_WHOLE_RUNS or more) and summed from single tokens ("integrated"); one of
+    the two may be missing, or both. `runs` are the times of whole runs, however few."""
 
     size: Size
     way: str
-    measured: Total | None
+    runs: tuple[float, ...]
     integrated: Total | None
     row: Row
 
     @property
-    def total(self) -> Total:
+    def measured(self) -> Total | None:
+        return _measured(self.runs) if len(self.runs) >= MIN_WHOLE_RUNS else None
+
+    @property
+    def total(self) -> Total | None:
         """In milliseconds."""
         return self.measured or self.integrated
 
     @property
-    def images_per_s(self) -> float:
-        return 1000 * self.size.batch_size / self.total.value
+    def images_per_s(self) -> float | None:
+        return 1000 * self.size.batch_size / self.total.value if self.total else None
 
 
 def generated(rows: Sequence[Row]) -> dict[Size, dict[str, Generated]]:
@@ -661,7 +672,7 @@ def generated(rows: Sequence[Row]) -> dict[Size, dict[str, Generated]]:
                 found.setdefault(at, {})[way] = Generated(
                     size=at,
                     way=way,
-                    measured=_measured(tuple(_samples(run))) if run else None,
+                    runs=tuple(_samples(run)) if run else (),
                     integrated=_integrated(points, last) if last in points else None,
                     row=row,
                 )
@@ -770,17 +781,20 @@ class Speedup:
 
 def speedups(rows: Sequence[Row]) -> list[Speedup]:
     """Those of each device and size, over a cache first."""
-    return [
-        _speedup(ways[way], ways["recurrent"])
+    found = (
+        _speedup(ways.get(way), ways.get("recurrent"))
         for some in by_device(rows).values()
-        for size, ways in generated(some).items()
+        for ways in generated(some).values()
         for way in ("cache", "recompute")
-        if {way, "recurrent"} <= ways.keys()
-    ]
+    )
+    return [one for one in found if one]
 
 
-def _speedup(slow: Generated, fast: Generated) -> Speedup:
-    """Of two whole runs, else of two sums, whose tokens were timed together."""
+def _speedup(slow: Generated | None, fast: Generated | None) -> Speedup | None:
+    """Of whole runs where both sides have enough, else of two sums, whose tokens were timed
+    together; None where a side has neither."""
+    if slow is None or fast is None:
+        return None
     for how in ("measured", "integrated", "total"):
         totals = getattr(slow, how), getattr(fast, how)
         if None not in totals:
@@ -791,31 +805,38 @@ def _speedup(slow: Generated, fast: Generated) -> Speedup:
                 integrated=how != "measured",
                 row=fast.row,
             )
-    raise AssertionError("a way without any total is not among those generated")
+    return None
+
+
+SUMMED = "summed from single tokens"
 
 
 @each_device
 def faster_generation(rows: Sequence[Row]) -> Verdict:
     """Linear attention generates a whole sequence in less time than softmax with its cache, judged
-    at each size; how much faster than softmax that computes everything again is evidence, and so
-    is how sums over tokens compare with whole runs."""
+    at each size, by whole runs where there are enough of them, else by sums over tokens; how much
+    faster than softmax that computes everything again is evidence, and so is how these sums
+    compare with whole runs."""
     verdicts, beside, paper = {}, [], published()["katharopoulos2020"]
     for one in speedups(rows):
-        told = [
+        told = [SUMMED] if one.integrated else []
+        told += [
             f"published {three_digits(value)}× ({name})" for name, value in _published(one, paper)
         ]
         if one.over == "cache":
-            verdicts[one.size.text] = faster_generation_verdict(
-                one.found, published="; ".join(told)
-            )
+            verdicts[one.size.text] = faster_generation_verdict(one.found, beside="; ".join(told))
         else:
             text = f"{one.size.text}: linear is {ratio_text(one.found)} as fast as recomputing"
             beside.append("; ".join([text, *told]))
     for size, ways in generated(rows).items():
         for way, one in ways.items():
-            if one.measured and one.integrated:
-                share = one.integrated.value / one.measured.value
-                beside.append(f"{size.text}, {way}: tokens sum to {share:.2f} of a whole run")
+            if one.runs:
+                n = len(one.runs)
+                text = f"{size.text}, {way}: {n} whole run{'s' * (n != 1)}"
+                if one.integrated:
+                    share = one.integrated.value / statistics.median(one.runs)
+                    text += f", tokens sum to {share:.2f} of {'it' if n == 1 else 'their median'}"
+                beside.append(text)
     verdict = _together(verdicts, "no measurements yet")
     return replace(verdict, evidence=(*verdict.evidence, *beside))
 
@@ -848,16 +869,47 @@ def published_speedups(paper: Mapping[str, Any]) -> list[tuple[str, str, str, fl
 
 
 DERIVED = "derived_linear_over_stateful"
+PAPER_AT = "https://arxiv.org/abs/2006.16236"
 
 
 def generation(rows: Sequence[Row]) -> Verdict:
-    """`constant_cost` and `faster_generation`, both."""
+    """`constant_cost` and `faster_generation`, both; headed by the largest speed-up."""
     parts = constant_cost(rows), faster_generation(rows)
     criteria, evidence = (
         tuple(line for part in parts for line in getattr(part, name))
         for name in ("criteria", "evidence")
     )
-    return Verdict("; ".join(dict.fromkeys(part.headline for part in parts)), criteria, evidence)
+    headline = _fastest(rows) or "; ".join(dict.fromkeys(part.headline for part in parts))
+    return Verdict(headline, criteria, evidence)
+
+
+def _fastest(rows: Sequence[Row]) -> str:
+    """By how much linear attention generates faster, where by most, and over a cache by least."""
+    found = {over: [one for one in speedups(rows) if one.over == over] for over in COMPARED}
+    most = [max(some, key=_value) for some in found.values() if some]
+    if not most:
+        return ""
+    n_devices = len(by_device(rows))
+    told, places = [], [_where(one, n_devices) for one in most]
+    for i, (one, place) in enumerate(zip(most, places, strict=True)):
+        at = f" ({place})" if place not in places[i + 1 :] else ""
+        told.append(f"{ratio_text(one.found)} as fast as {COMPARED[one.over]}{at}")
+    headline = f"linear generates up to {' and '.join(told)}"
+    least = min(found["cache"], key=_value, default=None)
+    if least not in (None, most[-1]):
+        headline += f", at least {ratio_text(least.found)} ({_where(least, n_devices)})"
+    return headline + f"; {SUMMED}" * most[0].integrated
+
+
+COMPARED = {"recompute": "softmax that computes everything again", "cache": "softmax with a cache"}
+
+
+def _value(one: Speedup) -> float:
+    return one.found.value
+
+
+def _where(one: Speedup, n_devices: int) -> str:
+    return one.size.text + f", {one.row['provenance']['device_name']}" * (n_devices > 1)
 
 
 def generation_table(rows: Sequence[Row], paper: Mapping[str, Any]) -> str:
@@ -869,29 +921,31 @@ def generation_table(rows: Sequence[Row], paper: Mapping[str, Any]) -> str:
         rates = here["softmax"][1], stateful[1], here["linear"][1]
         over = [f"{three_digits(rates[2] / rate)}×" for rate in rates[:2]]
         cells = [three_digits(rate) for rate in rates] + over
-        lines.append(_table_line(f"paper, {image}, GPU, many images", cells))
+        # The link is also what a keyboard scrolls the table by, on a narrow page.
+        lines.append(_table_line(f"[paper]({PAPER_AT}), {image}, GPU, many images", cells))
     for device, some in by_device(rows).items():
         for size, ways in generated(some).items():
             found = [ways.get(way) for way in ("recompute", "cache", "recurrent")]
-            cells = ["–" if one is None else _rate(one) for one in found]
-            for slow in found[:2]:
-                both = slow is not None and found[2] is not None
-                cells.append(_times(_speedup(slow, found[2])) if both else "–")
+            cells = [_rate(one) for one in found]
+            cells += [_times(_speedup(slow, found[2])) for slow in found[:2]]
             lines.append(_table_line(f"{device}, {size.text}", cells))
     columns = "softmax, recomputed", "softmax, cached", "linear", "linear over recomputed"
     head = _table_line("images a second", [*columns, "over cached"])
     return "\n".join([head, f"|:---|{'---:|' * 5}", *lines]) + (
         "\n\n~ is summed from single tokens, which were measured at some positions; the others are "
-        "whole runs."
+        f"medians of {MIN_WHOLE_RUNS} or more whole runs. A ratio is of whole runs where both have "
+        "so many."
     )
 
 
-def _rate(one: Generated) -> str:
+def _rate(one: Generated | None) -> str:
+    if one is None or one.total is None:
+        return "–"
     return f"{'' if one.measured else '~'}{three_digits(one.images_per_s)}"
 
 
-def _times(one: Speedup) -> str:
-    return f"{'~' if one.integrated else ''}{three_digits(one.found.value)}×"
+def _times(one: Speedup | None) -> str:
+    return f"{'~' * one.integrated}{three_digits(one.found.value)}×" if one else "–"
 
 
 def _table_line(name: str, cells: Sequence[str]) -> str:

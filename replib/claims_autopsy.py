@@ -48,6 +48,7 @@ from replib.verdicts import ARTICLE_CROSSOVER, MOST, Criterion, Verdict, ratio_t
 MENDED, BROKEN, ALONE_ON, ALONE_OFF = "mended", "broken", "alone on", "alone off"
 ROLES = (MENDED, BROKEN, ALONE_ON, ALONE_OFF)
 CAUSES = ("float64", "batch_32")  # of the slowdown; what remains is the rest
+MIN_SAMPLES = 3  # of a step; resampling fewer says nothing of how they vary
 GUESSING = math.log(10)  # nats a token: one of ten symbols
 FACTOR_TOLERANCE = 0.15  # of a predicted factor of time or memory
 NEAR_ZERO = 0.05  # nats a token
@@ -134,7 +135,8 @@ def step_times(rows: Sequence[Row]) -> dict[Key, Total]:
     return {
         key: _total(tuple(some[-1]["summary"]["time_ms_samples"]))
         for key, some in ablated(rows).items()
-        if some[-1]["outcome"] == "ok" and some[-1]["summary"].get("time_ms_samples")
+        if some[-1]["outcome"] == "ok"
+        and len(some[-1]["summary"].get("time_ms_samples") or ()) >= MIN_SAMPLES
     }
 
 

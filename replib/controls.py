@@ -4,8 +4,9 @@ import html
 import math
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from time import monotonic
 from typing import Any
 
@@ -139,12 +140,10 @@ def initial_values(
 
 
 def panel(
-    controls: Sequence[Control], beside: Sequence[Control] = ()
+    controls: Sequence[Control], *others: Sequence[Control]
 ) -> tuple[mo.ui.dictionary, list[str]]:
-    """The elements of a panel, set from the URL, else from the command line; and notes.
-
-    Args:
-        beside: the controls of other panels of the page, whose parameters are known as well.
+    """The elements of a panel, set from the URL, else from the command line; and notes. `others`
+    are the notebook's other panels, whose parameters a static page may be asked for as well.
 
     Raises:
         ValueError: a static page was asked for with a parameter or a value that is not offered.
@@ -152,8 +151,7 @@ def panel(
     query, arguments = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
     values, notes = initial_values(controls, query, arguments)
     if in_static_page():
-        known = {control.name: control for control in [*controls, *beside]}
-        check_asked(list(known.values()), _asked(), notes)
+        check_asked([*controls, *chain.from_iterable(others)], _asked(), notes)
     return mo.ui.dictionary({c.name: _element(c, values[c.name]) for c in controls}), notes
 
 
@@ -272,6 +270,14 @@ def device_names(rows: Sequence[Row]) -> str:
     """The devices that rows were computed on."""
     names = sorted({row["provenance"]["device_name"] for row in rows})
     return ", ".join(names) if names else "nothing yet"
+
+
+def device_tabs(rows: Sequence[Row], show: Callable[[Sequence[Row]], Any]) -> mo.Html:
+    """What `show` makes of the rows of each device, a tab each where there are several."""
+    devices = claims.by_device(rows)
+    if len(devices) < 2:
+        return mo.as_html(show(rows))
+    return mo.ui.tabs({device: show(some) for device, some in devices.items()})
 
 
 def in_static_page() -> bool:
@@ -435,10 +441,12 @@ _MET = {True: "✓", False: "✗", None: "?"}
 
 def verdict_card(claim: str, columns: Sequence[tuple[str, Verdict | str]]) -> mo.Html:
     """A claim, and side by side what each source says of it: a text, or a verdict with its
-    criteria."""
+    criteria. A static page, on which nothing will run, leaves out that nothing has."""
+    if in_static_page():
+        columns = [column for column in columns if column[1] != claims.NOTHING_RUN]
     cells = "".join(_column(title, said) for title, said in columns)
     return mo.Html(
-        '<section role="group" aria-label="Verdict">'
+        f'<section role="group" aria-label="Verdict: {html.escape(claim)}">'
         f'<p style="margin:0 0 .6rem">{html.escape(claim)}</p>'
         '<div style="display:grid; gap:.75rem; '
         f'grid-template-columns:repeat(auto-fit, minmax(min(100%, 14rem), 1fr))">{cells}</div>'

@@ -9,7 +9,7 @@ import marimo as mo
 import torch
 from torch import Tensor
 
-from replib import charts, frames
+from replib import charts, controls, frames
 from replib.controls import Control
 from replib.drawing import Drawing, Kept, complete, draw, load_model
 from replib.images import DATASETS, load_images
@@ -59,6 +59,8 @@ def completion(models: Mapping[str, Kept], settings: Mapping[str, Any], *, slowl
     drawings = in_passing_thread(_draw, chosen, settings)
     rates = ", ".join(f"{one.attention} {one.images_per_s:.0f}" for one in drawings)
     rate = f"Images a second on this machine, {N_COMPLETIONS} at once: about {rates}."
+    if controls.in_static_page():  # which is the same each time
+        rate = ""
     strips = {one.attention: one.levels.tolist() for one in drawings}
     return mo.vstack([_chart(strips, settings, slider=True), mo.md(rate)])
 

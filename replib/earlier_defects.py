@@ -1,24 +1,33 @@
 """Defects of other earlier works, each re-enacted small enough to be seen by running it.
 
 A BLEU that scores every translation against all references, positions that are taken from the
-batch, a Linformer that sees the future when it is made causal, and a GPU timed without waiting
-for it.
+batch, a Linformer that sees the future when it is made causal, a GPU timed without waiting for it,
+and an encoder half of which is computed for nothing.
 
 B batch, H heads, N sequence length, D size per head, E model size, R projected length (rows).
 """
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from statistics import median
 from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from replib.autopsy import break_model
 from replib.device import resolve_device
-from replib.models import CausalTransformer, TransformerConfig
+from replib.models import (
+    CausalTransformer,
+    EncoderDecoder,
+    MultiHeadAttention,
+    TransformerConfig,
+)
 
 # A little English: three choices in each of four places, twice, and three links.
 SUBJECTS = ("the old farmer", "a young doctor", "my neighbour")
@@ -49,6 +58,18 @@ class Losses:
     mended: float
     broken: float
     floor: float = 0.0
+
+
+@dataclass(frozen=True)
+class HalfEncoder:
+    """An encoder that computes layers for nothing, beside one that has only those it uses: the
+    largest difference of what they encode, how many layers they apply, and milliseconds."""
+
+    difference: float
+    n_applied: int
+    n_used: int
+    broken_ms: float
+    half_ms: float
 
 
 @dataclass(frozen=True)
@@ -232,7 +253,11 @@ def _language_model(generator: torch.Generator) -> CausalTransformer:
         norm="pre",
         dropout=0.0,
     )
-    model = CausalTransformer(config, vocab_size=N_SYMBOLS, max_len=SEQ_LEN)
+    return _drawn(CausalTransformer(config, vocab_size=N_SYMBOLS, max_len=SEQ_LEN), generator)
+
+
+def _drawn(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """The model with parameters from the generator."""
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, generator=generator)
@@ -264,6 +289,39 @@ def _trained_loss(
         optimizer.step()
     with torch.no_grad():
         return loss_of(draw(HELD_OUT, generator)).item()
+
+
+@torch.no_grad()
+def half_encoder(*, seq_len: int = 64, n_repeats: int = 5) -> HalfEncoder:
+    """The 2022 replication's encoder, which applies its second layer in place of the later ones for
+    nothing, beside a model whose encoder is its first two layers."""
+    config = TransformerConfig(n_layers=4, n_heads=4, d_model=64, d_feedforward=128, dropout=0.0)
+    generator = torch.Generator().manual_seed(0)
+    broken = EncoderDecoder(config, vocab_size=N_SYMBOLS, max_len=seq_len).eval()
+    half = deepcopy(_drawn(broken, generator))
+    half.encoder = half.encoder[: config.n_layers // 2]
+    break_model(broken, ("reused_encoder",))
+    source = torch.randint(N_SYMBOLS, (8, seq_len), generator=generator)
+    applied = Counter()
+    models = {"broken": broken, "half": half}
+    for name, model in models.items():
+        for attend in (m for m in model.encoder.modules() if isinstance(m, MultiHeadAttention)):
+            attend.register_forward_hook(lambda *_, name=name: applied.update([name]))
+    encoded = {name: model.encode(source) for name, model in models.items()}
+    counts = dict(applied)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(n_repeats):
+        for name, model in models.items():
+            started = perf_counter()
+            model.encode(source)
+            times[name].append((perf_counter() - started) * 1000)
+    return HalfEncoder(
+        difference=(encoded["broken"] - encoded["half"]).abs().max().item(),
+        n_applied=counts["broken"],
+        n_used=counts["half"],
+        broken_ms=median(times["broken"]),
+        half_ms=median(times["half"]),
+    )
 
 
 def timings(device: str | None = None, *, size: int = 4096, n_repeats: int = 5) -> Timings:

@@ -6,7 +6,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -345,7 +345,7 @@ def _generation(scale: str) -> list[Job]:
     if scale == "smoke":
         sizes = {"n_layers": 1, "n_heads": 2, "head_dim": 8}
         jobs = [job for batch in (1, 3) for job in _tokens(16, 3, batch_size=batch, **sizes)]
-        jobs.append(_sequences(WAYS, 16, 2, batch_size=1, **sizes))
+        jobs += _sequences(WAYS, 16, 2, batch_size=1, **sizes)
         return [*jobs, *_streams(200, 100)]
     jobs = []
     batches = {"laptop": (32, 8), "paper": (1024, 128)}[scale]
@@ -357,7 +357,7 @@ def _generation(scale: str) -> list[Job]:
             small = n == 784 and batch_size == 1
             ways = WAYS if small else ("recurrent", "cache")
             ways = ways if n == 784 or batch_size == 1 else ("recurrent",)
-            jobs.append(_sequences(ways, n, 5, **sizes))
+            jobs += _sequences(ways, n, 5, **sizes)
     return jobs + _streams(LONG_STREAM, LONG_CACHE)
 
 
@@ -372,10 +372,19 @@ def _tokens(last: int, n_repeats: int, ways=tuple(WAYS), **sizes) -> list[CostJo
     ]
 
 
-def _sequences(ways, seq_len: int, n_repeats: int, **sizes) -> CostJob:
+def _sequences(ways, seq_len: int, n_repeats: int, **sizes) -> list[CostJob]:
+    """Whole sequences, all ways side by side but for recomputing, which takes so much longer that
+    the others would get no repeats beside it."""
     sizes |= {"seq_len": seq_len, "span": "sequence"}
-    configs = tuple(GenerationConfig(way=way, **sizes) for way in ways)
-    return CostJob(configs=configs, n_repeats=n_repeats)
+    together = [way for way in ways if way != "recompute"]
+    alone = [way for way in ways if way == "recompute"]
+    return [
+        CostJob(
+            configs=tuple(GenerationConfig(way=way, **sizes) for way in some), n_repeats=n_repeats
+        )
+        for some in (together, alone)
+        if some
+    ]
 
 
 def _streams(n_tokens: int, n_cached: int) -> list[CostJob]:
@@ -830,12 +839,17 @@ def record(
     device: str | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_metrics: Callable[[Job, Metrics | RetrievalMetrics], None] = lambda job, metrics: None,
+    retime_below: int = 0,
 ) -> Iterator[store.Row]:
     """Run the jobs that have no finished row on this kind of device yet, append each row to
     `data/` and yield it. A stopped or killed training resumes at its last checkpoint; one that
     another process is at is left to it, so that two processes share an experiment. Points that are
     timed together are timed again together where one of them is new. A run whose images are not
     there is left out with a warning. One whose model is to be kept runs again where it is not.
+
+    Args:
+        retime_below: time again what has fewer samples than this and than its job asks for, where
+            so many fit MAX_SECONDS_PER_POINT by the times that are recorded.
 
     Raises:
         ValueError: unknown scale, or no such device.
@@ -847,19 +861,24 @@ def record(
     if why_not := store.writable(store.data_folder()):
         raise store.StoreError(why_not)
 
-    def done() -> set[str]:
+    def finished() -> dict[str, store.Row]:
         return {
-            row["run_id"]
+            row["run_id"]: row
             for row in store.read_rows(experiment.name)
             if row["outcome"] != "interrupted"
             and row["provenance"]["device"].split(":")[0] == device_type
         }
 
+    def done() -> set[str]:
+        return set(finished())
+
     for job in (on_device(job, device_type) for job in experiment.jobs(scale)):
         if stop():
             return
         if isinstance(job, CostJob):
-            if all(identity(config, cost=True) in done() for config in job.configs):
+            rows = finished()
+            runs = [rows.get(identity(config, cost=True)) for config in job.configs]
+            if all(runs) and not _too_few_samples(runs, min(retime_below, job.n_repeats)):
                 continue
             yield from _stored(run_cost(experiment.name, scale, job, device, stop))
             continue
@@ -878,6 +897,15 @@ def record(
                 job = replace(job, seeds=seeds)
                 rows = run_retrieval(experiment.name, scale, job, device, stop, on_metrics)
                 yield from _stored(rows)
+
+
+def _too_few_samples(rows: Sequence[store.Row], least: int) -> bool:
+    """Whether points that are timed together lack samples that there is time for."""
+    samples = [row["summary"]["time_ms_samples"] for row in rows if row["outcome"] == "ok"]
+    if all(len(some) >= least for some in samples):
+        return False
+    round_s = sum(max(some) for some in samples) / 1000
+    return (1 + least) * round_s <= MAX_SECONDS_PER_POINT * len(samples)  # one warms up
 
 
 def _to_run(job: TrainingJob | RetrievalJob, done: set[str]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import altair as alt
 import marimo as mo
 import torch
 
-from replib import charts, claims, frames
+from replib import charts, claims, controls, frames
 from replib.generation import Difference
 from replib.live import in_passing_thread
 from replib.store import Row
@@ -92,10 +92,7 @@ def stream_chart(rows: Sequence[Row]) -> alt.LayerChart:
 
 def recorded_streams(rows: Sequence[Row]) -> mo.Html:
     """`stream_chart` of each device."""
-    devices = claims.by_device(rows)
-    if len(devices) < 2:
-        return mo.as_html(stream_chart(rows))
-    return mo.ui.tabs({device: stream_chart(some) for device, some in devices.items()})
+    return controls.device_tabs(rows, stream_chart)
 
 
 def agreement_table(settings: Mapping[str, Any]) -> mo.Html:

@@ -103,11 +103,6 @@ NONE = "none"  # in the URL, where no switch is on
 SWITCHES = Control("defects", "Defects", (*DEFECTS, NONE), (NONE,))
 
 
-def all_controls() -> list[Control]:
-    """Every control of the page."""
-    return [*training_controls(), *filling_controls(), SWITCHES]
-
-
 def defects() -> mo.ui.dictionary:
     """Switches for what the published code and figures do, off but where the URL or the command
     line asks for them."""

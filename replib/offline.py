@@ -50,7 +50,7 @@ MENU, NAMED_MENU = (
 CONTRAST = """
 :root, .light { --muted-foreground: #56637a; }
 .dark { --muted-foreground: #aab2af; }
-.light [class*="grass-11"], :root:not(.dark) [class*="grass-11"] { color: #1f6530; }
+body:not(.dark) [class*="grass-11"] { color: #1f6530; }
 """
 CONFIG_MARK = '"__MARIMO_MOUNT_CONFIG__", {'
 RANDOM_ID = re.compile(r"(random-id='?\"?)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -260,6 +260,8 @@ def _modules(assets: Path, entry: str, wanted: tuple[str, ...]) -> Iterator[tupl
             source = "export const t = (load) => load();"
         source = STATIC_IMPORT.sub(r"\1\2m/\3\2", source)
         source = LATER_IMPORT.sub(r"\1\2m/\3\2", source)
+        # marimo's icon lies beside its own pages.
+        source = source.replace("./favicon.ico", "data:,")
         if name.startswith("react-vega-"):
             if MENU not in source:
                 raise ValueError(_unlike(name))

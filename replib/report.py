@@ -22,8 +22,10 @@ import altair as alt
 import vl_convert
 
 from replib import (
+    autopsy_parts,
     charts,
     claims,
+    claims_autopsy,
     claims_memory,
     controls,
     drawing_parts,
@@ -76,7 +78,8 @@ class Figure:
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """A line of the verdict table, with its figures; the one named `shown` stands for it in the
-    index and in the gallery of notebooks."""
+    index and in the gallery of notebooks. `paper_on` is what the paper is quoted on, where it is
+    not what the experiment is named after."""
 
     title: str
     notebook: str
@@ -85,12 +88,14 @@ class Claim:
     judge: Callable[[Sequence[Row]], Verdict]
     figures: Callable[[], Iterator[tuple[str, Figure]]]
     shown: str
+    paper_on: str = ""
 
     @property
     def paper(self) -> str:
         if self.experiment == "images":  # composed of published figures
             return claims.paper_images(published()["katharopoulos2020"])
-        return (claims.PAPER_SAYS | claims_memory.PAPER_SAYS)[self.experiment]
+        said = claims.PAPER_SAYS | claims_memory.PAPER_SAYS
+        return said[self.paper_on or self.experiment]
 
 
 def _convergence_figures() -> Iterator[tuple[str, Figure]]:
@@ -192,6 +197,32 @@ def _images_figures() -> Iterator[tuple[str, Figure]]:
         yield "images_bits", Figure(chart=chart, experiment="images", rows=rows)
 
 
+def _autopsy_losses() -> Iterator[tuple[str, Figure]]:
+    rows, article = recorded_rows("autopsy"), published()["dm2022"]
+    drawn = {"experiment": "autopsy", "rows": rows, "published": True}
+    if rows:
+        yield "autopsy_losses", Figure(chart=autopsy_parts.losses_chart(rows, article), **drawn)
+    yield "autopsy_scale", Figure(chart=autopsy_parts.scale_chart(rows, article), **drawn)
+
+
+def _autopsy_slowdown() -> Iterator[tuple[str, Figure]]:
+    rows, article = recorded_rows("autopsy_time"), published()["dm2022"]
+    drawn = {"experiment": "autopsy_time", "rows": rows}
+    if rows:
+        yield "autopsy_effects", Figure(chart=autopsy_parts.effects_chart(rows), **drawn)
+    for n in article["N"]:
+        if claims_autopsy.attribution(rows, article, n):
+            chart = autopsy_parts.slowdown_chart(rows, article, n)
+            yield f"autopsy_slowdown_{n}", Figure(chart=chart, published=True, **drawn)
+
+
+def _autopsy_crossover() -> Iterator[tuple[str, Figure]]:
+    article = published()["dm2022"]
+    for model in ("quadratic", "full_quadratic"):  # the article's, and one that fits better
+        chart = autopsy_parts.prediction_chart(article, article["N"], model)
+        yield f"autopsy_prediction_{model}", Figure(chart=chart, published=True)
+
+
 def _memory_figures(name: str, draw: Callable) -> Iterator[tuple[str, Figure]]:
     rows = recorded_rows(name)
     frame = frames_memory.retrieval_frame(rows, published()["fastweights_logs"])
@@ -245,6 +276,36 @@ CLAIMS = (
         judge=claims.images,
         figures=_images_figures,
         shown="images_bits",
+    ),
+    Claim(
+        title="5 does “8 to 24 times slower” stand?",
+        notebook="05_replication_autopsy",
+        experiment="autopsy_time",
+        article=lambda article: claims_autopsy.article_said(article)["slowdown"],
+        judge=lambda rows: claims_autopsy.slowdown(rows, published()["dm2022"]),
+        figures=_autopsy_slowdown,
+        shown="autopsy_slowdown_64",
+        paper_on="crossover",
+    ),
+    Claim(
+        title="5 does “no stable convergence” stand?",
+        notebook="05_replication_autopsy",
+        experiment="autopsy",
+        article=claims.article_convergence,
+        judge=claims_autopsy.convergence,
+        figures=_autopsy_losses,
+        shown="autopsy_losses",
+        paper_on="convergence",
+    ),
+    Claim(
+        title="5 does “faster from 3149 on” stand?",
+        notebook="05_replication_autopsy",
+        experiment="autopsy_time",
+        article=lambda article: claims_autopsy.article_said(article)["crossover"],
+        judge=lambda rows: claims_autopsy.article_crossover(rows, recorded_rows("step_time")),
+        figures=_autopsy_crossover,
+        shown="autopsy_prediction_quadratic",
+        paper_on="crossover",
     ),
     Claim(
         title="6 capacity",
@@ -408,12 +469,13 @@ def _readme_verdict(verdict: Verdict, devices: str) -> str:
     )
 
 
-def write_readme_table(readme: Path = README) -> Path:
+def write_readme_table(readme: Path | None = None) -> Path:
     """Bring the table between the README's two marks up to date with the recorded rows.
 
     Raises:
         ValueError: the README has no such marks.
     """
+    readme = readme or README
     text = readme.read_text()
     before, begin, rest = text.partition(TABLE_BEGIN)
     _, end, after = rest.partition(TABLE_END)
@@ -444,9 +506,9 @@ def _write_page(notebook: Path, parameters: Mapping[str, str], made_from: str) -
     arguments = [word for name, value in parameters.items() for word in (f"--{name}", value)]
     config, around, opened = offline.export(notebook, arguments)
     footer = (
-        '<footer style="font-size:.85rem; margin-top:1rem"><p>Figures drawn from '
+        '<div style="font-size:.85rem; margin-top:1rem"><p>Figures drawn from '
         f"{'; '.join(map(_file_source, opened)) or 'no recorded data'}. Made from {made_from}. "
-        '<a href="index.html">All claims</a></p></footer>'
+        '<a href="index.html">All claims</a></p></div>'
     )
     setting = "".join(f"_{name.replace('-', '_')}_{value}" for name, value in parameters.items())
     page = FIGURES / "report" / f"{notebook.stem}{''.join(filter(_in_a_name, setting))}.html"

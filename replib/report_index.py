@@ -24,7 +24,7 @@ a { color: var(--link); } .soft { color: var(--soft); font-size: .85rem; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .6rem .7rem .6rem 0;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-.verdicts th[scope=row] { white-space: nowrap; } .verdicts td { width: 30%; }
+.verdicts th[scope=row] { width: 13%; } .verdicts td { width: 29%; }
 .status { color: #fff; padding: .1rem .55rem; border-radius: 1rem; font-weight: 600;
   white-space: nowrap; }
 ul { list-style: none; padding-left: 1rem; margin: .3rem 0; }

@@ -320,22 +320,29 @@ def _growth_criterion(text: str, found: Exponent | None, bounds: tuple[float, fl
     return Criterion(text, _within(found.low, found.high, *bounds), figure)
 
 
-def faster_generation_verdict(speedup: Ratio, *, published: str | None = None) -> Verdict:
+def faster_generation_verdict(speedup: Ratio, *, beside: str = "") -> Verdict:
     """Judge: linear attention generates a sequence in less time than softmax with its cache.
 
     The criterion is met where the 95 % interval of the ratio of times lies above 1, violated where
-    it lies below. `published` is told beside it.
+    it lies below. `beside` is told beside it.
     """
     text = ratio_text(speedup)
     met = _within(speedup.low, speedup.high, 1.0, math.inf)
     criterion = Criterion("linear takes less time a sequence than cached softmax", met, text)
-    beside = f", {published}" if published else ""
+    beside = f", {beside}" if beside else ""
     return Verdict(f"linear is {text} as fast as cached softmax{beside}", (criterion,))
 
 
 def ratio_text(found: Ratio) -> str:
-    """Such as "12× (11 to 13)"."""
+    """Such as "12× (11 to 13)"; with as many digits as tell the ends of an interval apart, and
+    without an interval where a single sample gives none."""
     value, low, high = (three_digits(x) for x in (found.value, found.low, found.high))
+    if math.isclose(found.low, found.high, rel_tol=1e-9):
+        return f"{value}× (no interval)"
+    for digits in range(4, 10):
+        if low != high:
+            break
+        value, low, high = (f"{x:.{digits}g}" for x in (found.value, found.low, found.high))
     return f"{value}× ({low} to {high})"
 
 

@@ -10,7 +10,7 @@ import marimo as mo
 import pytest
 import torch
 
-from replib import controls, frames, kernels, store
+from replib import claims, controls, frames, kernels, store
 from replib.benchmark import Cost, CostConfig
 from replib.controls import Control, initial_values
 from replib.experiments import CostJob, TrainingJob, laptop_copy
@@ -150,6 +150,15 @@ def test_a_panel_starts_from_the_url_and_offers_every_value(page):
     assert elements.elements["seq_len"].steps == list(N.values)
     shown = controls.show_panel(elements, notes).text
     assert all(control.label in shown for control in ALL)
+
+
+def test_a_static_page_refuses_what_no_panel_of_its_notebook_has(page, monkeypatch):
+    monkeypatch.setattr(controls, "in_static_page", lambda: True)
+    monkeypatch.setattr(controls, "_asked", lambda: ["seq-len", "steps"])
+    controls.panel([N], [STEPS])
+    controls.panel([STEPS], [N])
+    with pytest.raises(ValueError, match=r"^--steps is not a parameter\. Use --seq-len 8 \| 16"):
+        controls.panel([N], [KINDS])
 
 
 def test_notes_are_shown_as_text_whatever_they_hold(page):
@@ -567,3 +576,18 @@ def test_without_a_trained_model_the_reader_is_told_to_run_first(live):
 def test_durations_are_rounded_for_reading():
     texts = [controls._duration(s) for s in (0.01, 12.3, 89, 600)]
     assert texts == ["1 s", "12 s", "89 s", "10 min"]
+
+
+def test_devices_have_a_tab_each_where_there_are_several():
+    rows = [{"provenance": {"device_name": name}} for name in ("CPU", "GPU", "CPU")]
+    shown = controls.device_tabs(rows, lambda some: mo.md(f"{len(some)} rows"))
+    assert "marimo-tabs" in shown.text and "CPU" in shown.text and "GPU" in shown.text
+    assert "2 rows" in shown.text and "1 rows" in shown.text
+    assert "marimo-tabs" not in controls.device_tabs(rows[:1], lambda some: mo.md("1")).text
+
+
+def test_a_static_page_leaves_out_that_nothing_has_run(monkeypatch):
+    columns = [("Paper", "says"), ("This machine", claims.NOTHING_RUN)]
+    assert "This machine" in controls.verdict_card("claim", columns).text
+    monkeypatch.setattr(controls, "in_static_page", lambda: True)
+    assert "This machine" not in controls.verdict_card("claim", columns).text

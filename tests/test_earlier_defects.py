@@ -14,6 +14,7 @@ from replib.earlier_defects import (
     NaiveCausalLinformer,
     bleu_scores,
     future_leak,
+    half_encoder,
     position_losses,
     prediction_losses,
     small_corpus,
@@ -133,3 +134,10 @@ def test_a_timing_without_waiting_needs_a_gpu():
 def test_a_clock_that_does_not_wait_times_the_asking():
     found = timings("cuda")
     assert found.unsynchronised < found.synchronised / 3
+
+
+def test_half_an_encoder_encodes_what_its_used_layers_do_and_applies_twice_as_many():
+    found = half_encoder(seq_len=8, n_repeats=1)
+    assert found.difference == 0
+    assert (found.n_applied, found.n_used) == (4, 2)
+    assert found.broken_ms > 0 and found.half_ms > 0

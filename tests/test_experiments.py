@@ -168,6 +168,33 @@ def test_generation_is_measured_at_the_sizes_of_the_papers_images(scale):
     assert stream.seq_len == 10**6
 
 
+def test_recomputing_a_whole_sequence_takes_no_time_from_the_other_ways():
+    jobs = [job for job in EXPERIMENTS["generation"].jobs("laptop") if is_whole(job)]
+    ways = [[config.way for config in job.configs] for job in jobs]
+    assert ways.count(["recompute"]) == 1 and ["recurrent", "cache"] in ways
+    assert not any("recompute" in some and len(some) > 1 for some in ways)
+
+
+def is_whole(job):
+    return getattr(job.configs[0], "span", None) == "sequence"
+
+
+def test_too_few_samples_are_timed_again_only_if_asked_and_where_there_is_time(data, monkeypatch):
+    """A job with one sample a point as an earlier recording left it."""
+    sequences = next(job for job in EXPERIMENTS["generation"].jobs("smoke") if is_whole(job))
+    first = list(record(experiment_of(replace(sequences, n_repeats=1)), "smoke", device="cpu"))
+    assert [len(row["summary"]["time_ms_samples"]) for row in first] == [1, 1]
+    now = experiment_of(replace(sequences, n_repeats=3))
+    assert not list(record(now, "smoke", device="cpu"))
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "MAX_SECONDS_PER_POINT", 0.0)
+        assert not list(record(now, "smoke", device="cpu", retime_below=3))
+    again = list(record(now, "smoke", device="cpu", retime_below=3))
+    assert [len(row["summary"]["time_ms_samples"]) for row in again] == [3, 3]
+    assert [row["run_id"] for row in again] == [row["run_id"] for row in first]
+    assert not list(record(now, "smoke", device="cpu", retime_below=3))
+
+
 def test_whole_sequences_are_run_beside_the_tokens_that_they_are_summed_from():
     jobs = EXPERIMENTS["generation"].jobs("laptop")
     tokens, whole = ([job for job in jobs if job.configs[0].span == span] for span in SPANS[:2])

@@ -287,7 +287,7 @@ def test_a_constant_cost_is_judged_by_four_exponents(found, expected):
     "interval, expected", [((1.2, 3.0), True), ((0.2, 0.8), False), ((0.9, 1.3), None)]
 )
 def test_faster_generation_is_judged_by_the_interval_of_the_ratio(interval, expected):
-    verdict = faster_generation_verdict(Ratio(sum(interval) / 2, *interval), published="18.9x")
+    verdict = faster_generation_verdict(Ratio(sum(interval) / 2, *interval), beside="18.9x")
     assert [criterion.met for criterion in verdict.criteria] == [expected]
     assert "18.9x" in verdict.headline
 
@@ -297,6 +297,18 @@ def test_faster_generation_is_judged_by_the_interval_of_the_ratio(interval, expe
 )
 def test_ratios_are_told_in_three_digits_or_whole(value, text):
     assert ratio_text(Ratio(value, value, value)).startswith(text + " (")
+
+
+@pytest.mark.parametrize(
+    "found, text",
+    [
+        (Ratio(1.1, 1.05, 1.16), "1.1× (1.05 to 1.16)"),
+        (Ratio(1.0973, 1.0968, 1.0978), "1.097× (1.097 to 1.098)"),
+        (Ratio(1.09727, 1.09727, 1.09727 + 1e-15), "1.1× (no interval)"),
+    ],
+)
+def test_an_interval_is_told_by_two_different_ends_or_not_at_all(found, text):
+    assert ratio_text(found) == text
 
 
 @pytest.mark.parametrize(

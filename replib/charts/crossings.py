@@ -98,7 +98,7 @@ def _bar(row: dict, low: float, high: float) -> dict:
 
 def _crossing_layers(bars: pl.DataFrame, x_domain: list[float], y: alt.Y) -> list[alt.Chart]:
     colour = style.attention_colour(bars, legend=None)
-    names = bars["implementation"].unique().drop_nulls().to_list()
+    names = bars["implementation"].unique(maintain_order=True).drop_nulls().to_list()
     shape = alt.Shape(
         "implementation:N",
         legend=None,
