@@ -503,7 +503,7 @@ def _git(*arguments: str) -> str:
 
 
 def _write_page(notebook: Path, parameters: Mapping[str, str], made_from: str) -> Path:
-    arguments = [word for name, value in parameters.items() for word in (f"--{name}", value)]
+    arguments = [f"--{name}={value}" for name, value in parameters.items()]
     config, around, opened = offline.export(notebook, arguments)
     footer = (
         '<div style="font-size:.85rem; margin-top:1rem"><p>Figures drawn from '

@@ -33,7 +33,7 @@ figure { margin: 1rem 0; } figcaption { margin-top: .3rem; }
 .vega-embed { width: 100%; padding-right: 0 !important; }
 @media (max-width: 45rem) {
   .verdicts thead { position: absolute; clip-path: inset(50%); height: 1px; overflow: hidden; }
-  .verdicts tr, .verdicts th, .verdicts td { display: block; width: 100%; }
+  .verdicts tr, .verdicts th[scope], .verdicts td { display: block; width: 100%; }
   .verdicts tr { padding: .8rem 0; border-bottom: 1px solid var(--line); }
   .verdicts th, .verdicts td { border: 0; padding: .15rem 0; }
   .verdicts td::before { content: attr(data-from); display: block; color: var(--soft);

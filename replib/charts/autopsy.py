@@ -87,7 +87,7 @@ def stages_chart(frame: pl.DataFrame, *, title: str, subtitle: str) -> alt.Layer
             _rule(1.0, start),
             bars,
             base.mark_tick(thickness=2, size=20).encode(end, colour),
-            base.mark_text(align="left", dx=6).encode(right, text="label:N"),
+            base.mark_text(align="left", dx=6, color=style.NEUTRAL).encode(right, text="label:N"),
         ),
         title,
         subtitle,

@@ -89,12 +89,17 @@ def theme() -> dict[str, Any]:
     """The configuration of every chart, as keywords of `alt.Chart.configure`."""
     text = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
     lines = {"gridColor": NEUTRAL, "gridOpacity": 0.2, "domainColor": NEUTRAL, "tickColor": NEUTRAL}
+    keys = {
+        "symbolBaseFillColor": NEUTRAL,
+        "symbolBaseStrokeColor": NEUTRAL,
+        "symbolStrokeWidth": 2,
+    }
     title = {"fontSize": 15, "subtitleFontSize": 12, "subtitlePadding": 5, "offset": 10}
     return {
         "background": "transparent",
         "view": {"stroke": None},
         "axis": text | lines,
-        "legend": text | {"orient": "top", "columns": 2, "symbolStrokeWidth": 2, "labelLimit": 0},
+        "legend": text | keys | {"orient": "top", "columns": 2, "labelLimit": 0},
         "title": title | {"anchor": "start", "frame": "bounds"},
         "text": {"fontSize": 12},
     }
