@@ -183,7 +183,9 @@ def test_what_would_not_fit_into_memory_is_never_begun(monkeypatch):
     for against in (bench.TEXTBOOK, bench.PUBLISHED_LOOP, bench.TUNED_LOOP):
         found = figures_of(rows, against=against)
         assert found and all("out of memory: needs about" in one["detail"] for one in found)
-    assert all(one["value"] for one in figures_of(rows, ours="linear cpu", against=bench.FUSED))
+    # Whether the lines cross at these sizes is for the clock to say, and not asked.
+    others = figures_of(rows, ours="linear cpu", against=bench.FUSED, unit=TIMES)
+    assert others and all(one["value"] for one in others)
 
 
 def test_a_contender_that_failed_is_not_called_again():
