@@ -38,7 +38,7 @@ def _():
 @app.cell(hide_code=True)
 def _():
     logs = published()["fastweights_logs"]
-    recorded = {_name: recorded_rows(_name) for _name in parts.CLAIMS}
+    recorded = {_name: recorded_rows(_name) for _name in parts.TITLES}
     live = LiveRuns("capacity")
     get_changes, set_changes = mo.state(0)
     return get_changes, live, logs, recorded, set_changes

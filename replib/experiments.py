@@ -518,8 +518,8 @@ def _update_rules(scale: str) -> list[Job]:
 
 
 def _retrieval(scale, memories, most_keys: int, *, with_replacement: bool) -> list[Job]:
-    """A grid of S, shortest first. At "laptop" the published grid with one seed, and two more at
-    the ends and some S between; at "paper" five seeds everywhere."""
+    """A grid of S. At "laptop" three seeds at the ends and some S between, which come first, and one
+    at the others of the published grid; at "paper" five seeds everywhere."""
     if scale == "smoke":
         changes = {"n_steps": 20, "eval_every": 10, "eval_sequences": 2}
         model = {"head_dim": 16}
@@ -539,7 +539,7 @@ def _retrieval(scale, memories, most_keys: int, *, with_replacement: bool) -> li
             config=retrieval_config(n_keys, m, with_replacement=with_replacement),
             seeds=tuple(range(n_seeds[n_keys])),
         )
-        for n_keys in range(20, most_keys + 1, 20)
+        for n_keys in sorted(range(20, most_keys + 1, 20), key=lambda n: (n not in coarse, n))
         for m in memories
     ]
 

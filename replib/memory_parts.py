@@ -12,7 +12,7 @@ import polars as pl
 import torch
 
 from replib import claims_memory, controls, fast_weights, frames, frames_memory
-from replib.charts import capacity_chart, update_rules_chart
+from replib.charts import capacity_chart, solved_chart, update_rules_chart
 from replib.charts import fast_weights as charts
 from replib.controls import Control
 from replib.experiments import RETRIEVAL_SETTINGS
@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 CLAIMS = {
     "capacity": "A memory holds no more keys than it has features: softmax and DPFP-3 remember "
     "most, then DPFP-2, DPFP-1, linear attention and FAVOR+.",
+    "as_published": "The runs here solve as many keys as the published ones, to a step of the grid, "
+    "and end at the same losses, to 15 %.",
     "update_rules": "Where keys come back with new values, the delta rule solves what a sum does "
     "not.",
 }
@@ -35,7 +37,11 @@ FEATURE_LABELS = {
     "performer": "performer (FAVOR+)",
 }
 TITLES = {"capacity": "Every key once", "update_rules": "Keys come back"}
-JUDGES = {"capacity": claims_memory.capacity, "update_rules": claims_memory.update_rules}
+JUDGES = {  # a claim's experiment, and what judges its rows beside the published runs
+    "capacity": ("capacity", lambda rows, published: claims_memory.capacity(rows)),
+    "as_published": ("capacity", claims_memory.as_published),
+    "update_rules": ("update_rules", claims_memory.update_rules),
+}
 PERFORMER_SIZES = (64, 128, 512)
 PAUSE_S = 0.04  # after each picture of a memory that is filled
 MAX_FRAMES = 40  # of them: a browser needs some 0.2 s for each
@@ -157,42 +163,46 @@ def cards(
     published: Mapping[str, Any],
 ) -> mo.Html:
     """A verdict card a claim."""
-    return mo.vstack([_card(name, recorded[name], session, published) for name in CLAIMS], gap=1.5)
+    return mo.vstack([_card(claim, recorded, session, published) for claim in CLAIMS], gap=1.5)
 
 
 def _card(
-    name: str, recorded: Sequence[Row], session: Sequence[Row], published: Mapping[str, Any]
+    claim: str,
+    recorded: Mapping[str, Sequence[Row]],
+    session: Sequence[Row],
+    published: Mapping[str, Any],
 ) -> mo.Html:
-    judge, mine = JUDGES[name], [row for row in session if row["experiment"] == name]
+    experiment, judge = JUDGES[claim]
+    rows, mine = recorded[experiment], [r for r in session if r["experiment"] == experiment]
     here = "Nothing has run yet with the settings below."
     return controls.verdict_card(
-        CLAIMS[name],
+        CLAIMS[claim],
         [
-            ("Paper", claims_memory.PAPER_SAYS[name]),
+            ("Paper", claims_memory.PAPER_SAYS[claim]),
             ("2022 replication", "Fast weights were not part of it."),
-            (f"Recorded here, {controls.device_names(recorded)}", judge(recorded, published)),
+            (f"Recorded here, {controls.device_names(rows)}", judge(rows, published)),
             ("This machine, settings below", judge(mine, published) if mine else here),
         ],
     )
 
 
 def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str, Any]) -> mo.Html:
-    """The recorded curves of both settings, and their tables."""
+    """The recorded curves of both settings, and their tables; and the last S solved of the first."""
     tables = {
         "capacity": claims_memory.capacity_table,
         "update_rules": claims_memory.update_rules_table,
     }
-    return mo.ui.tabs(
-        {
-            title: mo.vstack(
-                [
-                    recorded_chart(recorded[name], published, name),
-                    mo.accordion({"As a table": _table(tables[name], recorded[name], published)}),
-                ]
-            )
-            for name, title in TITLES.items()
-        }
-    )
+    tabs = {
+        title: mo.vstack(
+            [
+                recorded_chart(recorded[name], published, name),
+                mo.accordion({"As a table": _table(tables[name], recorded[name], published)}),
+            ]
+        )
+        for name, title in TITLES.items()
+    }
+    frame = frames_memory.retrieval_frame(recorded["capacity"], published)
+    return mo.ui.tabs(tabs | {"Last S solved": solved_chart(frame)})
 
 
 def _table(table, rows: Sequence[Row], published: Mapping[str, Any]) -> mo.Html:

@@ -223,10 +223,12 @@ def _autopsy_crossover() -> Iterator[tuple[str, Figure]]:
         yield f"autopsy_prediction_{model}", Figure(chart=chart, published=True)
 
 
-def _memory_figures(name: str, draw: Callable) -> Iterator[tuple[str, Figure]]:
-    rows = recorded_rows(name)
+def _memory_figures(
+    name: str, draw: Callable, experiment: str | None = None
+) -> Iterator[tuple[str, Figure]]:
+    rows = recorded_rows(experiment or name)
     frame = frames_memory.retrieval_frame(rows, published()["fastweights_logs"])
-    yield name, Figure(chart=draw(frame), experiment=name, rows=rows, published=True)
+    yield name, Figure(chart=draw(frame), experiment=experiment or name, rows=rows, published=True)
 
 
 BOTH = "forward_backward"
@@ -312,9 +314,19 @@ CLAIMS = (
         notebook="06_fast_weights",
         experiment="capacity",
         article=lambda article: "Not studied.",
-        judge=lambda rows: claims_memory.capacity(rows, published()["fastweights_logs"]),
+        judge=claims_memory.capacity,
         figures=lambda: _memory_figures("capacity", charts.capacity_chart),
         shown="capacity",
+    ),
+    Claim(
+        title="6 as published",
+        notebook="06_fast_weights",
+        experiment="capacity",
+        article=lambda article: "Not studied.",
+        judge=lambda rows: claims_memory.as_published(rows, published()["fastweights_logs"]),
+        figures=lambda: _memory_figures("capacity_solved", charts.solved_chart, "capacity"),
+        shown="capacity_solved",
+        paper_on="as_published",
     ),
     Claim(
         title="6 update rules",

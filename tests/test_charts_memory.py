@@ -162,3 +162,18 @@ def test_a_memory_keeps_its_colour_and_no_two_series_look_alike(frame):
     for series in ("DPFP-1", "DPFP-3"):
         assert looks["capacity", series][0] == charts.colour("dpfp")
     assert looks["update_rules", "linear (delta)"][0] == charts.colour("delta")
+
+
+def test_the_last_s_solved_is_a_point_and_the_next_that_failed_the_end_of_its_bar(rows, frame):
+    drawn = data_with(charts.solved_chart(frame), "last", "to")[0]
+    found = {(one["series"], one["source"]): (one["last"], one["to"]) for one in drawn}
+    assert found["DPFP-1", "published"] == (100, 200)
+    assert found["FAVOR+ 64", "published"] == (0, 20)
+    assert found["softmax", "recorded"] == (600, 600)
+    assert found["linear", "recorded"] == (60, 80)
+    assert ("DPFP-3", "published") not in found
+    title = " ".join(charts.solved_chart(frame).title.text)
+    assert "linear 60, " in title and "FAVOR+" not in title
+    published_only = charts.solved_chart(frames_memory.retrieval_frame([], THEIRS))
+    assert published_only.title.text == ["Last S solved, as published"]
+    assert "no data yet" in svg(charts.solved_chart(frame.head(0)))

@@ -61,7 +61,7 @@ def test_runs_with_other_settings_are_not_judged(recorded, change):
     for name, value in change.items():
         config[name] = config[name] | value if isinstance(value, dict) else value
     assert claims.memory_of(config) is None
-    verdict = claims.capacity([recorded["capacity"][0] | {"config": config}], THEIRS)
+    verdict = claims.capacity([recorded["capacity"][0] | {"config": config}])
     assert verdict.status == "inconclusive" and "no runs" in verdict.headline
 
 
@@ -90,7 +90,7 @@ def test_a_last_s_says_what_is_known_of_it():
 
 
 def test_rows_that_follow_from_ranks_support_the_order(recorded):
-    verdict = claims.capacity(recorded["capacity"], THEIRS)
+    verdict = claims.capacity(recorded["capacity"])
     assert verdict.status == "supported"
     assert len(verdict.criteria) == len(claims.ABOVE)
     for part in ("softmax 600 or more", "linear 60", "DPFP-1 120", "DPFP-3 380", "FAVOR+ 64 none"):
@@ -100,7 +100,7 @@ def test_rows_that_follow_from_ranks_support_the_order(recorded):
 
 def test_a_memory_that_remembers_fewer_keys_than_claimed_is_found_out(recorded):
     rows = changed(recorded["capacity"], "dpfp1_sum", lambda n, seed: 0.4 + n / 1e4 + seed / 1e3)
-    verdict = claims.capacity(rows, THEIRS)
+    verdict = claims.capacity(rows)
     assert verdict.status == "not supported"
     one = criterion(verdict, "DPFP-1 remembers more keys than linear")
     assert one.met is False and "last S solved none against 60" in one.figure
@@ -113,38 +113,38 @@ def test_where_neither_memory_solves_an_s_the_loss_decides(recorded):
         for a in (0.6, 0.3)
     )
     text = "linear remembers more keys than FAVOR+ 512"
-    assert criterion(claims.capacity(better, THEIRS), text).met is True
-    assert criterion(claims.capacity(worse, THEIRS), text).met is False
+    assert criterion(claims.capacity(better), text).met is True
+    assert criterion(claims.capacity(worse), text).met is False
 
 
 def test_seeds_that_differ_as_much_as_memories_decide_nothing(recorded):
     rows = changed(recorded["capacity"], "linear_sum", lambda n, seed: (0.1, 0.5, 0.9)[seed])
-    one = criterion(claims.capacity(rows, THEIRS), "linear remembers more keys than FAVOR+ 512")
+    one = criterion(claims.capacity(rows), "linear remembers more keys than FAVOR+ 512")
     assert one.met is None
 
 
 def test_losses_below_the_limit_are_not_compared(recorded):
     rows = of_keys(recorded["capacity"], 20)
     rows = changed(rows, "dpfp2_sum", lambda n, seed: 9e-4 + 1e-6 * seed)
-    one = criterion(claims.capacity(rows, THEIRS), "DPFP-2 remembers more keys than DPFP-1")
+    one = criterion(claims.capacity(rows), "DPFP-2 remembers more keys than DPFP-1")
     assert one.met is None and "no S yet with 3 seeds" in one.figure
 
 
 def test_a_grid_that_is_not_finished_leaves_open_what_it_does_not_tell(recorded):
     rows = of_keys(recorded["capacity"], *range(20, 101, 20))
-    verdict = claims.capacity(rows, THEIRS)
+    verdict = claims.capacity(rows)
     assert verdict.status == "inconclusive"
     assert criterion(verdict, "DPFP-2 remembers more keys than DPFP-1").met is None
     assert criterion(verdict, "DPFP-1 remembers more keys than linear").met is True
     assert "DPFP-1 100 or more" in verdict.headline
     without = [row for row in rows if claims.memory_of(row["config"]) != "linear_sum"]
-    one = criterion(claims.capacity(without, THEIRS), "DPFP-1 remembers more keys than linear")
+    one = criterion(claims.capacity(without), "DPFP-1 remembers more keys than linear")
     assert one.met is None and one.figure == "no runs of linear yet"
 
 
 def test_nothing_recorded_is_inconclusive_and_has_the_published_figures():
-    for judge in (claims.capacity, claims.as_published, claims.update_rules):
-        verdict = judge([], THEIRS)
+    verdicts = claims.as_published([], THEIRS), claims.update_rules([], THEIRS)
+    for verdict in (claims.capacity([]), *verdicts):
         assert verdict.status == "inconclusive" and "no runs" in verdict.headline
         assert all(one.met is None for one in verdict.criteria)
     assert "| linear | 64 | – / 20, not 60 | – / 0.164 |" in claims.capacity_table([], THEIRS)
@@ -193,12 +193,10 @@ def test_a_single_seed_cannot_tell_how_near_a_loss_is(recorded):
 
 
 def test_softmax_that_solves_what_the_published_run_did_not_is_said_so(recorded):
-    verdict = claims.capacity(recorded["capacity"], THEIRS)
-    assert "as published: not supported" in verdict.evidence
-    assert any(
-        line.startswith("softmax: last S solved") and "no; 600 or more; published 400" in line
-        for line in verdict.evidence
-    )
+    verdict = claims.as_published(recorded["capacity"], THEIRS)
+    one = criterion(verdict, "softmax: last S solved")
+    assert verdict.status == "not supported" and one.met is False
+    assert one.figure == "600 or more; published 400, not 500"
 
 
 def test_published_losses_that_no_mean_over_all_keys_has_are_named():
@@ -266,6 +264,6 @@ def test_devices_are_judged_apart(recorded):
     for row in other:
         row["provenance"]["device_name"] = "another device"
     worse = changed(other, "dpfp1_sum", lambda n, seed: 0.4 + n / 1e4 + seed / 1e3)
-    verdict = claims.capacity([*recorded["capacity"], *worse], THEIRS)
+    verdict = claims.capacity([*recorded["capacity"], *worse])
     assert verdict.status == "not supported"
     assert verdict.headline == "supported in 1, not supported in 1 of 2 settings"

@@ -241,7 +241,7 @@ def test_the_table_of_runs_says_what_ran_and_how_it_ended():
 
 def test_the_cards_say_what_this_session_found_and_that_it_found_nothing_yet():
     logs, none = published()["fastweights_logs"], {"capacity": [], "update_rules": []}
-    assert parts.cards(none, [], logs).text.count("Nothing has run yet") == 2
+    assert parts.cards(none, [], logs).text.count("Nothing has run yet") == 3
     (job,) = live_retrieval_jobs(TRAINING | MENDED | {"attention": ("dpfp",)})
     page = parts.cards(none, [row(job.config, loss=5e-4)], logs).text
     assert page.count("Nothing has run yet") == 1 and "DPFP-1 40" in page

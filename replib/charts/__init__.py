@@ -14,7 +14,7 @@ from replib.charts.curves import learning_curves, live_curves, seeds_chart
 from replib.charts.extrapolation import extrapolation_chart
 from replib.charts.generation import speedup_chart, stream_chart, token_chart
 from replib.charts.images import bits_chart, digits_chart
-from replib.charts.memory import capacity_chart, update_rules_chart
+from replib.charts.memory import capacity_chart, solved_chart, update_rules_chart
 from replib.charts.style import PALETTE, colour, printable, theme
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "ratio_chart",
     "replication_chart",
     "seeds_chart",
+    "solved_chart",
     "speedup_chart",
     "stream_chart",
     "theme",

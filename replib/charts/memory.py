@@ -91,6 +91,74 @@ def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.L
     )
 
 
+def solved_chart(frame: pl.DataFrame) -> alt.LayerChart:
+    """Setting 1: the last S that each memory solves, here and published, with the S up to the next
+    that was run as a bar, and its number of features R as a tick.
+
+    Args:
+        frame: of `frames_memory.retrieval_frame`.
+    """
+    frame = frame.filter(pl.col("setting") == 1)
+    if frame.is_empty():
+        return style.no_data("Last S solved")
+    series, most = _series(frame), frame["n_keys"].max()
+    lines = []
+    for (name, source, device), some in frame.group_by(
+        "series", "source", "device", maintain_order=True
+    ):
+        losses = {n: math.inf if x is None else x for n, x in some["n_keys", "value"].iter_rows()}
+        found = last_solved(losses)
+        to = max(losses) if found.failed is None else found.failed
+        lines.append(
+            {"series": name, "source": source, "device": device, "last": found.last, "to": to}
+            | {"text": found.text}
+        )
+    found = style.records_of(pl.DataFrame(lines, infer_schema_length=None))
+    x = alt.X(
+        "last:Q",
+        title="last number of keys S solved",
+        scale=alt.Scale(domain=[0, most], nice=False),
+        axis=alt.Axis(grid=True, tickCount=6, labelOverlap=True),
+    )
+    order = alt.Scale(domain=["published", "recorded", "live"])
+    base = alt.Chart(found).encode(
+        x,
+        alt.Y("series:N", title=None, sort=series["series"].to_list()),
+        alt.YOffset("source:N", scale=order),
+        alt.Color(
+            "series:N",
+            legend=None,
+            scale=alt.Scale(domain=series["series"].to_list(), range=series["colour"].to_list()),
+        ),
+        tooltip=[
+            alt.Tooltip("series:N", title="memory"),
+            alt.Tooltip("text:N", title="last S solved"),
+            alt.Tooltip("source:N"),
+            alt.Tooltip("device:N"),
+        ],
+    )
+    held = _bounded(series, most).select("series", last="n_features")
+    ticks = alt.Chart(held).mark_tick(color=style.NEUTRAL, thickness=2, size=30)
+    layers = [
+        ticks.encode(x, alt.Y("series:N", sort=series["series"].to_list())),
+        base.mark_rule(strokeWidth=3, opacity=0.5).encode(alt.X2("to:Q")),
+        base.transform_filter("datum.source != 'published'").mark_point(filled=True, size=70),
+        base.transform_filter(style.is_from("published")).mark_point(filled=False, size=70),
+    ]
+    mine = {line["series"]: line["text"] for line in lines if line["source"] == "recorded"}
+    told = ", ".join(
+        f"{name} {mine[name]}" for name in series["series"] if mine.get(name, "none") != "none"
+    )
+    return style.finished(
+        alt.layer(*layers),
+        f"Last S solved: {told or 'none'}" if mine else "Last S solved, as published",
+        "filled: recorded here, hollow: published, bars: up to the next S that was run and failed; "
+        "ticks: R, the most keys that R features hold",
+        "The last number of keys S that each memory solves, recorded here and published.",
+        style.HEIGHT,
+    )
+
+
 def _series(frame: pl.DataFrame) -> pl.DataFrame:
     """One line a series, in the order of the palette and of feature sizes, with its look."""
     columns = ("mechanism", "attention", "implementation", "n_features")
