@@ -48,8 +48,8 @@ PAPER_SAYS = {
     "capacity": "With every key written once, softmax and DPFP-3 remember most keys, then DPFP-2, "
     "DPFP-1, linear attention and FAVOR+: a memory with R features holds at most R keys (section "
     "6.1.1).",
-    "as_published": "The last S that each memory solves, and its best losses, are in the logs of the "
-    "paper's authors: one run each, at S = 20, 60, 100, 200, ... 600.",
+    "as_published": "The last S that each memory solves, and its best losses, are in the logs of "
+    "the paper's authors: one run each, at S = 20, 60, 100, 200, ... 600.",
     "update_rules": "Where keys come back with new values, the delta rule replaces the old value; "
     "a sum cannot (section 6.1.2).",
 }

@@ -518,8 +518,8 @@ def _update_rules(scale: str) -> list[Job]:
 
 
 def _retrieval(scale, memories, most_keys: int, *, with_replacement: bool) -> list[Job]:
-    """A grid of S. At "laptop" three seeds at the ends and some S between, which come first, and one
-    at the others of the published grid; at "paper" five seeds everywhere."""
+    """A grid of S. At "laptop" three seeds at the ends and some S between, which come first, and
+    one at the others of the published grid; at "paper" five seeds everywhere."""
     if scale == "smoke":
         changes = {"n_steps": 20, "eval_every": 10, "eval_sequences": 2}
         model = {"head_dim": 16}

@@ -26,8 +26,8 @@ Result = TypeVar("Result")
 CLAIMS = {
     "capacity": "A memory holds no more keys than it has features: softmax and DPFP-3 remember "
     "most, then DPFP-2, DPFP-1, linear attention and FAVOR+.",
-    "as_published": "The runs here solve as many keys as the published ones, to a step of the grid, "
-    "and end at the same losses, to 15 %.",
+    "as_published": "The runs here solve as many keys as the published ones, to a step of the "
+    "grid, and end at the same losses, to 15 %.",
     "update_rules": "Where keys come back with new values, the delta rule solves what a sum does "
     "not.",
 }
@@ -187,7 +187,7 @@ def _card(
 
 
 def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str, Any]) -> mo.Html:
-    """The recorded curves of both settings, and their tables; and the last S solved of the first."""
+    """The recorded curves of both settings with their tables, and the last S solved of the first."""
     tables = {
         "capacity": claims_memory.capacity_table,
         "update_rules": claims_memory.update_rules_table,
