@@ -187,7 +187,7 @@ def _card(
 
 
 def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str, Any]) -> mo.Html:
-    """The recorded curves of both settings with their tables, and the last S solved of the first."""
+    """The recorded curves of both settings with tables, and the last S solved of the first."""
     tables = {
         "capacity": claims_memory.capacity_table,
         "update_rules": claims_memory.update_rules_table,
