@@ -646,12 +646,13 @@ def crossing_text(found: Crossover) -> str:
     """Where a crossover is, and whether it was measured."""
     if found.extrapolated and found.length <= found.shortest:
         return f"below N = {found.shortest:g}, where linear is as fast already"
-    bounds = f"; 95 % {_bound(found.low)} to {_bound(found.high)}"
+    high = "never" if math.isinf(found.high) else f"N = {_bound(found.high)}"
+    bounds = f"; 95 % interval: N = {_bound(found.low)} to {high}"
     if math.isinf(found.low):
         bounds = ""
     if not found.extrapolated:
         return f"at N = {found.length:.0f} (measured{bounds})"
-    where = "nowhere" if math.isinf(found.length) else f"at N = {_bound(found.length)}"
+    where = "at no N" if math.isinf(found.length) else f"at N = {_bound(found.length)}"
     return f"{where} (extrapolated from N = {found.shortest:g} to {found.longest:g}{bounds})"
 
 

@@ -4,8 +4,9 @@ import html
 import math
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import chain
 from time import monotonic
 from typing import Any
@@ -150,9 +151,21 @@ def panel(
     """
     query, arguments = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
     values, notes = initial_values(controls, query, arguments)
+    everywhere = [*controls, *chain.from_iterable(others)]
     if in_static_page():
-        check_asked([*controls, *chain.from_iterable(others)], _asked(), notes)
+        check_asked(everywhere, _asked(), notes)
+    notes += _misspelt(query, controls, everywhere)
     return mo.ui.dictionary({c.name: _element(c, values[c.name]) for c in controls}), notes
+
+
+def _misspelt(
+    names: Iterable[str], controls: Sequence[Control], everywhere: Sequence[Control]
+) -> list[str]:
+    """Notes on names that nothing on the page has, but that are close to one of these controls."""
+    known = {spelling for control in everywhere for spelling in control.spellings}
+    own = [spelling for control in controls for spelling in control.spellings]
+    close = {name: get_close_matches(name, own, 1, 0.75) for name in names if name not in known}
+    return [f"{name} is not a parameter: use {found[0]}" for name, found in close.items() if found]
 
 
 def check_asked(

@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -169,28 +168,20 @@ class Drawing:
         attention: the mechanism of the model.
         levels: (B, N).
         n_given: levels of each that the model was given.
-        seconds: that it took, by the clock on the wall: a figure to read, no measurement.
     """
 
     attention: str
     levels: Tensor
     n_given: int
-    seconds: float
-
-    @property
-    def images_per_s(self) -> float:
-        return len(self.levels) / self.seconds
 
 
 def draw(
     kept: Kept, given: Tensor, *, temperature: float = 1.0, generator: torch.Generator
 ) -> Drawing:
     """`complete` to the end; with given levels (B, 0), B new images."""
-    started = perf_counter()
     *_, levels = complete(kept, given, temperature=temperature, generator=generator)
     return Drawing(
         attention=kept.training.config.model.attention,
         levels=levels,
         n_given=given.shape[1],
-        seconds=perf_counter() - started,
     )

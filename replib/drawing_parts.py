@@ -9,7 +9,7 @@ import marimo as mo
 import torch
 from torch import Tensor
 
-from replib import charts, controls, frames
+from replib import charts, frames
 from replib.controls import Control
 from replib.drawing import Drawing, Kept, complete, draw, load_model
 from replib.images import DATASETS, load_images
@@ -57,23 +57,16 @@ def completion(models: Mapping[str, Kept], settings: Mapping[str, Any], *, slowl
     if slowly:
         _draw_slowly(chosen, settings)
     drawings = in_passing_thread(_draw, chosen, settings)
-    rates = ", ".join(f"{one.attention} {one.images_per_s:.0f}" for one in drawings)
-    rate = f"Images a second on this machine, {N_COMPLETIONS} at once: about {rates}."
-    if controls.in_static_page():  # which is the same each time
-        rate = ""
     strips = {one.attention: one.levels.tolist() for one in drawings}
-    return mo.vstack([_chart(strips, settings, slider=True), mo.md(rate)])
+    return _chart(strips, settings, slider=True)
 
 
 def _draw(models: Mapping[str, Kept], settings: Mapping[str, Any]) -> list[Drawing]:
-    """A completion of each model; one thread, as sharing out such small models takes longer. The
-    first of a page is slow, so one goes before that is not shown."""
+    """A completion of each model; one thread, as sharing out such small models takes longer."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for _ in range(2):
-            drawn = [draw(kept, _given(settings), **_options(settings)) for kept in models.values()]
-        return drawn
+        return [draw(kept, _given(settings), **_options(settings)) for kept in models.values()]
     finally:
         torch.set_num_threads(before)
 

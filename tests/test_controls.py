@@ -116,6 +116,16 @@ def test_a_wrong_value_of_the_url_is_told_and_not_made_up_from_the_command_line(
     assert values == {"seq_len": 32} and len(notes) == 1 and "'abc'" in notes[0]
 
 
+def test_a_misspelt_name_of_the_url_is_told_on_the_panel_that_it_is_close_to():
+    names = ["seqlen", "seq-len", "lrate", "file", "n_step"]
+    assert controls._misspelt(names, [N, RATE], [N, RATE, STEPS]) == [
+        "seqlen is not a parameter: use seq_len"
+    ]
+    assert controls._misspelt(names, [STEPS], [N, RATE, STEPS]) == [
+        "n_step is not a parameter: use n_steps"
+    ]
+
+
 def test_the_steps_of_the_url_may_be_called_steps():
     values, notes = initial_values([STEPS, RATE], {"steps": "abc", "lr": "-1"})
     assert values == {"n_steps": 50, "lr": 3e-4}

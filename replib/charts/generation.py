@@ -39,7 +39,11 @@ def token_chart(frame: pl.DataFrame, *, y: str = "time_ms", title: str) -> alt.L
         low=pl.when(timed).then(pl.col("q25")),
         high=pl.when(timed).then(pl.col("q75")),
     )
-    return growth_chart(drawn, axis_title, title, guides=False)
+    chart = growth_chart(drawn, axis_title, title, guides=False)
+    for layer in chart.layer:
+        if isinstance(layer.encoding.x, alt.X):
+            layer.encoding.x.title = "position N in the sequence"
+    return chart
 
 
 def stream_chart(
