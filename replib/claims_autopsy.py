@@ -585,8 +585,12 @@ def article_crossover(rows: Sequence[Row], steps: Sequence[Row] = ()) -> Verdict
     if MENDED in found:
         judged = {text: found[MENDED]} | judged
     criteria = [_at_article(text, one) for text, one in judged.items()]
-    told = [f"mended steps cross {crossing_text(found[MENDED])}"] if MENDED in found else []
-    told += [f"{name}, steps to longer N, {crossing_text(one)}" for name, one in longer.items()]
+    told = [
+        f"mended steps up to N = {one.longest:g}, {name}, cross {crossing_text(one)}"
+        for name, one in longer.items()
+    ]
+    if MENDED in found:
+        told.append(f"at the article's lengths alone they cross {crossing_text(found[MENDED])}")
     return Verdict(
         "; ".join(told) or "two lengths or more are needed",
         tuple(criteria) or (Criterion(text, None, "fewer than 2 lengths"),),
