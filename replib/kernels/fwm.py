@@ -24,6 +24,8 @@ a bar before a name below is a gradient, and H_ij = d_{i-1,j} β_j (k_i·k_j).
 import torch
 from torch import Tensor
 
+from replib.kernels import installed
+
 
 def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
     """What queries read after the last write, differentiable once.
@@ -31,7 +33,17 @@ def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
     q (P, L, R), k (P, N, R), features already, v (P, N, M), beta (P, N) -> (P, L, M).
     """
     with torch.autocast(q.device.type, enabled=False):
+        if _fuses(q, k, v, beta):
+            from replib.kernels import fwm_cpu  # needs Numba, and takes a while to import
+
+            return fwm_cpu.retrieve(q, k, v, beta)
         return _Writes.apply(k @ k.mT, q @ k.mT, v, beta)
+
+
+def _fuses(*tensors: Tensor) -> bool:
+    """Whether the kernel for the CPU can take them."""
+    of_a_kind = all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+    return of_a_kind and installed("numba") and all(x.numel() for x in tensors)
 
 
 class _Writes(torch.autograd.Function):
