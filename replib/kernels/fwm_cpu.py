@@ -18,8 +18,8 @@ gradient of s is the lower triangle of F Eᵀ, times decays and β; it is kept w
 added, which is what the gradient of k is multiplied with. Writes whose decay is below SMALLEST
 are left out.
 
-Rows are padded to multiples of 16: N' for N and M' for M. Kept for the backward pass are s, q·k, the
-errors e (P, N', M'), n² (P, N) and the decays at the end (P, N').
+Rows are padded to multiples of 16: N' for N and M' for M. Kept for the backward pass are s, q·k,
+the errors e (P, N', M'), n² (P, N) and the decays at the end (P, N').
 """
 
 import ctypes
@@ -323,7 +323,7 @@ def _backward(words, p, s):
                 dot = vec.fma(d, x, dot)
             _copy(d_values + i * m * FLOAT, d_error, m)
             d_log += vec.total(dot) - b * (by_weight * decay + by_later)
-        _scale(decays, after, _wide(end), scale)
+        _scale(decays, block + B, _wide(end), scale)
         while end > after and vec.load_one(decays + (end - 1) // B * B * FLOAT) < SMALLEST:
             end = (end - 1) // B * B
 
