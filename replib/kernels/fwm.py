@@ -19,6 +19,9 @@ so that the errors e and the norms n follow each other in numbers that do not de
 and a query reads y = Σ_j d_Nj β_j (k_j·q) e_j. With l_i = -Σ_{j<=i} log c_j, d_ij = exp(l_i -
 l_{j-1}) never exceeds 1. The backward pass goes through the same sums from the last to the first;
 a bar before a name below is a gradient, and H_ij = d_{i-1,j} β_j (k_i·k_j).
+
+Here is the form in torch operations, for any device and dtype; `fwm_cpu` has that for float32 on a
+CPU, where Numba is installed.
 """
 
 import torch
