@@ -251,6 +251,14 @@ def test_the_fused_fwm_takes_strided_tensors_and_is_the_same_on_two_threads():
 
 
 @needs_numba
+def test_the_fused_fwm_needs_no_gradient_of_the_values():
+    q, k, v, beta = fwm_inputs(2, 1, 20, 6, 20)
+    _, dq, dk, _, d_beta = forward_and_gradients(fwm.retrieve, [q, k, v, beta])
+    found = forward_and_gradients(lambda q, k, b: fwm.retrieve(q, k, v.detach(), b), [q, k, beta])
+    assert all(torch.equal(a, e) for a, e in zip(found[1:], (dq, dk, d_beta), strict=True))
+
+
+@needs_numba
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("place", range(1, 4), ids=["k", "v", "beta"])
 @pytest.mark.parametrize("write", [0, 3, 20, 39])

@@ -82,9 +82,11 @@ class _Writes(torch.autograd.Function):
         d_reads = (dy @ errors[:, :n, :m].mT) * (beta * at_end[:, :n]).unsqueeze(1)
         d_end = (d_reads * reads[..., :n]).sum((1, 2))  # by the last l
         d_similarity = v.new_empty(p, wide, wide)
-        dv, d_beta = torch.empty_like(v), torch.empty_like(beta)
+        d_beta, dv = torch.empty_like(beta), None
         given = {READS: reads, DY: cpu._widen(dy, 0.0).contiguous(), D_END: d_end}
-        found = {D_SIMILARITY: d_similarity, DV: dv, D_BETA: d_beta}
+        found = {D_SIMILARITY: d_similarity, D_BETA: d_beta}
+        if ctx.needs_input_grad[2]:  # values to be learned are rare
+            dv = found[DV] = torch.empty_like(v)
         _run(_fwm_backward_thread, kept | given | found, q.shape[1])
         dk = torch.baddbmm(d_similarity[:, :n, :n] @ k, d_reads.mT, q)
         return d_reads @ k, dk, dv, d_beta
@@ -321,7 +323,8 @@ def _backward(words, p, s):
                 d = vec.subtract(vec.multiply(of_old, e), d)
                 vec.store(d_old + c, d)
                 dot = vec.fma(d, x, dot)
-            _copy(d_values + i * m * FLOAT, d_error, m)
+            if vec.word(words, DV):
+                _copy(d_values + i * m * FLOAT, d_error, m)
             d_log += vec.total(dot) - b * (by_weight * decay + by_later)
         _scale(decays, block + B, _wide(end), scale)
         while end > after and vec.load_one(decays + (end - 1) // B * B * FLOAT) < SMALLEST:
