@@ -44,14 +44,19 @@ CHECKPOINT_EVERY_S = 30.0  # what a killed run loses at most
 TRAINING_SOURCES = ("replib.models", "replib.training")
 COST_SOURCES = ("replib.benchmark", "replib.memory")
 GENERATION_SOURCES = ("replib.models", "replib.generation", "replib.streams")
-RETRIEVAL_SOURCES = (
-    "replib.tasks",
-    "replib.retrieval",
-    "replib.attention.feature_maps",
-    "replib.kernels.delta",
-    "replib.kernels.fwm",
-    "replib.kernels.memory_cpu",
-)
+RETRIEVAL_SOURCES = ("replib.tasks", "replib.retrieval", "replib.attention.feature_maps")
+RULE_SOURCES = {
+    "sum": ("replib.kernels.memory_cpu",),
+    "delta": ("replib.kernels.delta", "replib.kernels.memory_cpu"),
+    "fwm": (
+        "replib.kernels.fwm",
+        "replib.kernels.fwm_cpu",
+        "replib.kernels.cpu",  # whose products and vectors fwm_cpu computes with
+        "replib.kernels.vectors",
+    ),
+}
+# Kernels of memories that are read once: no mechanism of attention computes with them.
+MEMORY_KERNELS = ("replib.kernels.fwm", "replib.kernels.fwm_cpu", "replib.kernels.memory_cpu")
 
 BOTH = ("softmax", "linear")
 
@@ -940,7 +945,7 @@ def missing_images(config: Config) -> str | None:
 def source_of(config: Config, *, cost: bool) -> str:
     """The hash of the code that computes a run, or the cost of a config."""
     if isinstance(config, RetrievalConfig):
-        return store.source_hash(*RETRIEVAL_SOURCES)
+        return store.source_hash(*RETRIEVAL_SOURCES, *RULE_SOURCES[config.model.update_rule])
     sources = COST_SOURCES if cost else ()
     if isinstance(config, TrainingConfig):
         sources += (*TRAINING_SOURCES, *config.task.sources)
@@ -950,7 +955,7 @@ def source_of(config: Config, *, cost: bool) -> str:
         sources += GENERATION_SOURCES
     mechanism = ATTENTION[getattr(config, "model", config).attention]
     own = ("replib.attention.base", mechanism.__module__, *mechanism.sources)
-    return store.source_hash(*sources, *own)
+    return store.source_hash(*sources, *own, without=MEMORY_KERNELS)
 
 
 def identity(config: Config, seed: int = 0, *, cost: bool) -> str:

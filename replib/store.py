@@ -419,8 +419,9 @@ def run_id(config: Any, seed: int, source: str) -> str:
     return _digest(json.dumps(identity, sort_keys=True))
 
 
-def source_hash(*modules: ModuleType | str) -> str:
-    """A hash of the code of `modules`, 16 hex digits; a package counts with all that it holds.
+def source_hash(*modules: ModuleType | str, without: Sequence[str] = ()) -> str:
+    """A hash of the code of `modules`, 16 hex digits; a package counts with all that it holds, but
+    for modules that are named in `without`.
 
     It is taken of the syntax tree without positions, comments and bare strings (docstrings), and
     is the same on Python 3.11 to 3.13. A file is read once for as long as its module stays loaded:
@@ -430,7 +431,8 @@ def source_hash(*modules: ModuleType | str) -> str:
         ValueError: a module has no Python source.
     """
     files = {name: path for module in modules for name, path in _source_files(module)}
-    return _digest(repr([(name, _file_hash(name, files[name])) for name in sorted(files)]))
+    names = sorted(files.keys() - set(without))
+    return _digest(repr([(name, _file_hash(name, files[name])) for name in names]))
 
 
 def _digest(text: str) -> str:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ from replib.experiments import (
     training_summary,
     uses_compiled,
 )
+from replib.retrieval import MemoryConfig, RetrievalConfig
 from replib.streams import SPANS, WAYS
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.training import Metrics, Training, TrainingConfig
@@ -291,7 +293,7 @@ def test_a_run_is_named_after_its_config_and_seed():
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_a_run_is_named_after_the_sources_that_compute_it(monkeypatch, attention):
     asked = []
-    monkeypatch.setattr(store, "source_hash", lambda *modules: asked.extend(modules) or "hash")
+    monkeypatch.setattr(store, "source_hash", lambda *modules, without: asked.extend(modules) or "")
     identity(tiny(attention=attention).config, cost=False)
     others = {f"replib.attention.{name}" for name in ATTENTION if name != attention}
     others -= set(ATTENTION[attention].sources)
@@ -301,6 +303,54 @@ def test_a_run_is_named_after_the_sources_that_compute_it(monkeypatch, attention
     asked.clear()
     identity(CostConfig(attention=attention), cost=True)
     assert "replib.benchmark" in asked and "replib.training" not in asked
+
+
+# Modules of `replib.kernels` that compute a run of associative retrieval by each rule.
+KERNELS_OF_RULES = {
+    "sum": {"memory_cpu"},
+    "delta": {"memory_cpu", "delta"},
+    "fwm": {"fwm", "fwm_cpu", "cpu", "vectors"},
+}
+
+
+@pytest.fixture
+def renamed_by(monkeypatch):
+    """Whether a change of a module's code renames a run."""
+
+    def renamed(config, module):
+        before = experiments.source_of(config, cost=False)
+        known = store._file_hash
+
+        def changed(name, path):
+            return "new" if name == module else known(name, path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_file_hash", changed)
+            return experiments.source_of(config, cost=False) != before
+
+    return renamed
+
+
+@pytest.mark.parametrize("rule", KERNELS_OF_RULES)
+def test_a_retrieval_run_is_named_after_the_kernels_of_its_rule(renamed_by, rule):
+    config = RetrievalConfig(model=MemoryConfig(update_rule=rule))
+    folder = Path(experiments.__file__).parent / "kernels"
+    kernels = {path.stem for path in folder.glob("*.py")}
+    found = {name for name in kernels if renamed_by(config, f"replib.kernels.{name}")}
+    assert found == KERNELS_OF_RULES[rule]
+    for name in ("tasks", "retrieval", "attention.feature_maps"):
+        assert renamed_by(config, f"replib.{name}")
+
+
+@pytest.mark.parametrize("attention", ["linear", "delta"])
+def test_kernels_of_memories_that_are_read_once_do_not_rename_runs_of_attention(
+    renamed_by, attention
+):
+    config = tiny(attention=attention).config
+    for name in ("fwm", "fwm_cpu", "memory_cpu"):
+        assert not renamed_by(config, f"replib.kernels.{name}")
+    for name in ("cpu", "cuda", "delta", "delta_cpu", "torch_chunked", "vectors"):
+        assert renamed_by(config, f"replib.kernels.{name}")
 
 
 # --- recording

@@ -163,13 +163,22 @@ def test_the_fused_memory_is_the_plain_one(n, nu, with_beta):
         torch.testing.assert_close(a, e, rtol=1e-3, atol=1e-4 * e.abs().max().item())
 
 
-def fwm_loop(q, k, v, beta):
-    """The recurrence of `replib.kernels.fwm` as it is written, a memory (P, M, R) after another."""
-    w = torch.einsum("pm,pr->pmr", beta[:, :1] * v[:, 0], k[:, 0])
-    for i in range(1, k.shape[1]):
+def fwm_memories(k, v, beta):
+    """The recurrence of `replib.kernels.fwm` as it is written: a memory (P, M, R) after another,
+    with the norm (P,) of what is divided."""
+    w = k.new_zeros(*v.shape[::2], k.shape[2])
+    for i in range(k.shape[1]):
         error = v[:, i] - torch.einsum("pmr,pr->pm", w, k[:, i])
         w = w + torch.einsum("pm,pr->pmr", beta[:, i, None] * error, k[:, i])
-        w = w / w.flatten(1).norm(dim=1).clamp(min=1)[:, None, None]
+        norm = w.flatten(1).norm(dim=1)
+        if i:
+            w = w / norm.clamp(min=1)[:, None, None]
+        yield w, norm
+
+
+def fwm_loop(q, k, v, beta):
+    """What queries read of the last memory."""
+    *_, (w, _) = fwm_memories(k, v, beta)
     return torch.einsum("pmr,plr->plm", w, q)
 
 
@@ -191,12 +200,109 @@ def test_fwm_is_its_written_recurrence_gradients_too(n, scale):
         torch.testing.assert_close(a, e, rtol=1e-7, atol=1e-9 * (1 + e.abs().max().item()))
 
 
-def test_fwm_does_not_depend_on_what_fresh_memory_holds(monkeypatch):
-    g = generator()
-    inputs = [torch.randn(2, n, 5, generator=g) for n in (3, 20, 20)]
-    expected = fwm.retrieve(*inputs, torch.rand(2, 20, generator=generator()))
-    monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, math.nan))
-    assert torch.equal(fwm.retrieve(*inputs, torch.rand(2, 20, generator=generator())), expected)
+def fwm_inputs(p, n_queries, n, r, m, scale=1.0):
+    g = generator(n)
+    q, k, v = (torch.randn(p, x, y, generator=g) for x, y in ((n_queries, r), (n, r), (n, m)))
+    return [x.requires_grad_() for x in (q, scale * k, v, torch.rand(p, n, generator=g))]
+
+
+def forward_and_gradients(form, inputs):
+    y = form(*inputs)
+    dy = torch.randn(y.shape, generator=generator()).to(y.dtype)
+    return y, *torch.autograd.grad(y, inputs, dy)
+
+
+needs_numba = pytest.mark.skipif(not installed("numba"), reason="Numba is not installed")
+
+
+@needs_numba
+@pytest.mark.parametrize("scale", [1e-3, 1.0])  # norms below 1, and above it
+@pytest.mark.parametrize(
+    "p, n_queries, n, r, m",
+    [(1, 1, 1, 2, 1), (2, 3, 5, 9, 16), (3, 1, 16, 8, 20), (2, 20, 75, 12, 33), (2, 2, 200, 64, 7)],
+)
+def test_the_fused_fwm_is_the_torch_form_and_the_recurrence(p, n_queries, n, r, m, scale):
+    inputs = fwm_inputs(p, n_queries, n, r, m, scale)
+    norms = torch.stack([norm for _, norm in fwm_memories(*inputs[1:])])
+    assert norms.max() < 1 if scale < 1 else n == 1 or (norms > 1).float().mean() > 0.5
+    found = forward_and_gradients(fwm.retrieve, inputs)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    for form in (fwm.retrieve, fwm_loop):
+        for a, e in zip(found, forward_and_gradients(form, wide), strict=True):
+            torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-5 * e.abs().max().item())
+
+
+@needs_numba
+def test_the_fused_fwm_takes_strided_tensors_and_is_the_same_on_two_threads():
+    q, k, v, beta = inputs = fwm_inputs(5, 2, 37, 6, 24)
+    expected = forward_and_gradients(fwm.retrieve, inputs)
+    strided = [q.mT.contiguous().mT, k.mT.contiguous().mT, v.repeat(1, 2, 1)[:, :37]]
+    strided += [torch.stack([beta, beta], dim=-1)[..., 0]]
+    assert not any(x.is_contiguous() for x in strided)
+    strided = [x.detach().requires_grad_() for x in strided]
+    before = torch.get_num_threads()
+    try:
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            for a, e in zip(forward_and_gradients(fwm.retrieve, strided), expected, strict=True):
+                torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5 * e.abs().max().item())
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_numba
+def test_the_fused_fwm_needs_no_gradient_of_the_values():
+    q, k, v, beta = fwm_inputs(2, 1, 20, 6, 20)
+    _, dq, dk, _, d_beta = forward_and_gradients(fwm.retrieve, [q, k, v, beta])
+    found = forward_and_gradients(lambda q, k, b: fwm.retrieve(q, k, v.detach(), b), [q, k, beta])
+    assert all(torch.equal(a, e) for a, e in zip(found[1:], (dq, dk, d_beta), strict=True))
+
+
+@needs_numba
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("place", range(1, 4), ids=["k", "v", "beta"])
+@pytest.mark.parametrize("write", [0, 3, 20, 39])
+def test_the_fused_fwm_shows_what_is_not_finite_in_its_own_sequence_alone(bad, place, write):
+    inputs = fwm_inputs(2, 1, 40, 6, 20)
+    with torch.no_grad():
+        inputs[place][0, write] = bad
+    found = forward_and_gradients(fwm.retrieve, inputs)
+    assert found[0][0].isnan().all()
+    for x in found:
+        assert x[0].isnan().any() and x[1].isfinite().all()
+
+
+def test_fwm_is_fused_for_float32_on_the_cpu_where_numba_is_installed(monkeypatch):
+    calls = []
+    if installed("numba"):
+        from replib.kernels import fwm_cpu
+
+        monkeypatch.setattr(fwm_cpu, "_run", lambda *arguments: calls.append(arguments))
+    inputs = fwm_inputs(1, 1, 3, 4, 2)
+    fwm.retrieve(*inputs)
+    assert len(calls) == installed("numba")
+    fwm.retrieve(*(x.double() for x in inputs))
+    fwm.retrieve(*(x[:0] for x in inputs))
+    monkeypatch.setattr(fwm, "installed", lambda package: False)
+    fwm.retrieve(*inputs)
+    assert len(calls) == installed("numba")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fwm_does_not_depend_on_what_fresh_memory_holds(monkeypatch, dtype):
+    inputs = [x.detach().to(dtype).requires_grad_() for x in fwm_inputs(2, 3, 20, 5, 5)]
+    expected = forward_and_gradients(fwm.retrieve, inputs)
+    empty, nan = torch.empty, math.nan
+
+    def dirty(*shape, **options):
+        x = empty(*shape, **options)
+        return x.fill_(255 if x.dtype == torch.uint8 else nan)
+
+    monkeypatch.setattr(torch, "empty", dirty)
+    monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, nan))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *shape: x.new_full(shape, nan))
+    found = forward_and_gradients(fwm.retrieve, inputs)
+    assert all(torch.equal(a, e) for a, e in zip(found, expected, strict=True))
 
 
 def test_fwm_stays_finite_where_its_memory_is_renormalised_at_each_of_many_writes():

@@ -350,10 +350,13 @@ def test_source_hash_of_a_package_follows_each_of_its_modules(module_folder):
         (package / name).write_text("x = 1\n")
     before = store.source_hash("package")
     assert store.source_hash("package.sub.deep", "package") == before
+    rest = store.source_hash("package", without=["package.sub.deep"])
+    assert rest != before
     (package / "sub" / "deep.py").write_text("x = 2\n")
     assert store.source_hash("package") == before  # still computing with what was loaded
     store._FILE_HASH.clear()
     assert store.source_hash("package") != before
+    assert store.source_hash("package", without=["package.sub.deep"]) == rest
 
 
 def test_source_hash_takes_modules_and_names_in_any_order():

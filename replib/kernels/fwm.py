@@ -19,10 +19,15 @@ so that the errors e and the norms n follow each other in numbers that do not de
 and a query reads y = Σ_j d_Nj β_j (k_j·q) e_j. With l_i = -Σ_{j<=i} log c_j, d_ij = exp(l_i -
 l_{j-1}) never exceeds 1. The backward pass goes through the same sums from the last to the first;
 a bar before a name below is a gradient, and H_ij = d_{i-1,j} β_j (k_i·k_j).
+
+Here is the form in torch operations, for any device and dtype; `fwm_cpu` has that for float32 on a
+CPU, where Numba is installed.
 """
 
 import torch
 from torch import Tensor
+
+from replib.kernels import installed
 
 
 def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
@@ -31,7 +36,17 @@ def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
     q (P, L, R), k (P, N, R), features already, v (P, N, M), beta (P, N) -> (P, L, M).
     """
     with torch.autocast(q.device.type, enabled=False):
+        if _fuses(q, k, v, beta):
+            from replib.kernels import fwm_cpu  # needs Numba, and takes a while to import
+
+            return fwm_cpu.retrieve(q, k, v, beta)
         return _Writes.apply(k @ k.mT, q @ k.mT, v, beta)
+
+
+def _fuses(*tensors: Tensor) -> bool:
+    """Whether the kernel for the CPU can take them."""
+    of_a_kind = all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+    return of_a_kind and installed("numba") and all(x.numel() for x in tensors)
 
 
 class _Writes(torch.autograd.Function):
