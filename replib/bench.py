@@ -98,6 +98,7 @@ TARGETS = (
             "dpfp3_sum": (30.0, {"seq_len": [600]}),
             "dpfp1_ours": (100.0, {"seq_len": [400]}),
             "dpfp2_ours": (100.0, {"seq_len": [400]}),
+            "dpfp1_fwm": (100.0, {"seq_len": [400]}),
         }.items()
     ),
     Target(DECODING, LINEAR, FAST_TRANSFORMERS, TIMES, 1.3, {"seq_len": [8192]}),
@@ -453,6 +454,7 @@ RETRIEVALS = (
     MemoryConfig(attention="dpfp", implementation="nu3"),
     MemoryConfig(attention="dpfp", implementation="nu1", update_rule="delta"),
     MemoryConfig(attention="dpfp", implementation="nu2", update_rule="delta"),
+    MemoryConfig(attention="dpfp", implementation="nu1", update_rule="fwm"),
 )
 
 
