@@ -252,9 +252,9 @@ def test_chart_is_drawn_without_warnings_with_description_and_units(name, capfd)
     assert "WARN" not in "".join(capfd.readouterr())
     assert NAMES[name] in drawing
     assert len(chart.to_dict()["description"]) > 20
-    assert (
-        "training step" if name in ("loss", "accuracy", "live") else charts.style.N_AXIS
-    ) in drawing
+    axes = dict.fromkeys(("loss", "accuracy", "live"), "training step")
+    axes |= dict.fromkeys(("token", "kept"), charts.generation.N_AXIS)
+    assert axes.get(name, charts.style.N_AXIS) in drawing
     assert chart.to_dict()["width"] == "container"
 
 

@@ -14,6 +14,7 @@ TOKEN_MEASURES = {  # column -> axis title, factor to its unit
     "time_ms": ("time of a token (ms)", 1.0),
     "state_bytes": ("kept between tokens (MB)", 1e-6),
 }
+N_AXIS = "position N in the sequence"
 LINE_PX = 20
 LABEL_SHARE = 0.3  # of the axis, free for labels beyond the largest ratio
 MARGIN = 1.6  # free space beside the smallest and the largest ratio, as a factor
@@ -41,8 +42,9 @@ def token_chart(frame: pl.DataFrame, *, y: str = "time_ms", title: str) -> alt.L
     )
     chart = growth_chart(drawn, axis_title, title, guides=False)
     for layer in chart.layer:
-        if isinstance(layer.encoding.x, alt.X):
-            layer.encoding.x.title = "position N in the sequence"
+        x = getattr(layer.encoding, "x", None)  # a layer may have no encoding
+        if isinstance(x, alt.X):
+            x.title = N_AXIS
     return chart
 
 
