@@ -518,8 +518,19 @@ def _capacity(scale: str) -> list[Job]:
 
 
 def _update_rules(scale: str) -> list[Job]:
-    """Setting 2 of Schlag et al. 2021, section 6.1.2: keys come back with new values."""
-    return _retrieval(scale, UPDATE_RULE_MEMORIES, 200, with_replacement=True)
+    """Setting 2 of Schlag et al. 2021, section 6.1.2: keys come back with new values. The memories
+    that solve any S, and the sum, are also evaluated as the published runs are."""
+    jobs = _retrieval(scale, UPDATE_RULE_MEMORIES, 200, with_replacement=True)
+    if scale == "smoke":
+        return jobs
+    return jobs + [
+        RetrievalJob(
+            config=retrieval_config(n_keys, m, with_replacement=True, eval_half_length=True),
+            seeds=(0, 1, 2),
+        )
+        for n_keys in (20, 60, 100, 200)
+        for m in UPDATE_RULE_MEMORIES[:4]
+    ]
 
 
 def _retrieval(scale, memories, most_keys: int, *, with_replacement: bool) -> list[Job]:

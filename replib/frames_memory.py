@@ -37,24 +37,25 @@ def retrieval_frame(rows: Sequence[Row], published: Mapping[str, Any]) -> pl.Dat
     """One line a memory, S, device and source, and the published ones: RETRIEVAL_COLUMNS.
 
     `value`, `low` and `high` are the median, least and largest loss over seeds, each run's best
-    unless its config says last; null where there is none. Of runs whose settings differ otherwise,
-    such as their steps, the later ones count. `setting` is 1 (every key once) or 2
-    (keys come back). `mechanism` is what a series is coloured by.
+    unless its config says last; null where there is none. Recorded runs that are evaluated on half
+    the length are for tables alone. Of runs whose settings differ otherwise, such as their steps,
+    the later ones count. `setting` is 1 (every key once) or 2 (keys come back). `mechanism` is what
+    a series is coloured by.
 
     Args:
         published: `published()["fastweights_logs"]`.
     """
     runs: dict[tuple, dict[str, dict[int, float]]] = {}
     for row in rows:
-        if row["outcome"] not in ("ok", "diverged"):
+        config, live = row["config"], row["scale"] == "live"
+        if row["outcome"] not in ("ok", "diverged") or (config["eval_half_length"] and not live):
             continue
-        config = row["config"]
         key = (
             2 if config["task"]["with_replacement"] else 1,
             MemoryConfig(**config["model"]),
             config["task"]["n_keys"],
             row["provenance"]["device_name"],
-            "live" if row["scale"] == "live" else "recorded",
+            "live" if live else "recorded",
         )
         loss = row["summary"].get("reported_loss")
         same = runs.setdefault(key, {}).setdefault(json.dumps(config), {})

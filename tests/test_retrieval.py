@@ -501,9 +501,12 @@ def test_a_stopped_recording_continues_and_each_seed_has_a_row(data, cache):
 def test_the_grid_is_that_of_the_paper(name, memories, scale):
     jobs = EXPERIMENTS[name].jobs(scale)
     last = 600 if name == "capacity" else 200
-    found = {}
+    found, half = {}, []
     for job in jobs:
-        found.setdefault(job.config.model, []).append(job.config.task.n_keys)
+        if job.config.eval_half_length:
+            half.append((job.config.model, job.config.task.n_keys, len(job.seeds)))
+        else:
+            found.setdefault(job.config.model, []).append(job.config.task.n_keys)
         assert job.config.task.with_replacement == (name == "update_rules")
         assert job.config.n_steps == 100_000 and job.config.eval_sequences == 20
         fwm_of_tanh = job.config.model.published_name == "tanh_fwm"
@@ -513,3 +516,5 @@ def test_the_grid_is_that_of_the_paper(name, memories, scale):
     assert all(sorted(keys) == list(range(20, last + 1, 20)) for keys in found.values())
     coarse = {job.config.task.n_keys for job in jobs if len(job.seeds) >= 3}
     assert {20, 100, 200} <= coarse and last in coarse
+    rules = [] if name == "capacity" else UPDATE_RULE_MEMORIES[:4]
+    assert half == [(model, n, 3) for n in (20, 60, 100, 200) for model in rules]
