@@ -167,28 +167,40 @@ _SAID = {True: "yes", False: "no", None: "cannot be told"}
 
 @each_device
 def as_published(rows: Sequence[Row], published: Mapping[str, Any]) -> Verdict:
-    """The recorded figures of setting 1 are the published ones.
+    """The recorded figures are the published ones.
 
-    Two criteria a memory: its last consecutive S solved is within GRID_STEP of the published one,
-    which is known to lie between two published S; and its best losses at the S of COMPARED, where
-    the published one is above LEAST_COMPARED, are within LOSS_TOLERANCE, by the interval of the
-    mean over seeds.
+    Two criteria a memory of setting 1: its last consecutive S solved is within GRID_STEP of the
+    published one, which is known to lie between two published S; and its best losses at the S of
+    COMPARED, where the published one is above LEAST_COMPARED, are within LOSS_TOLERANCE, by the
+    interval of the mean over seeds. One a memory of setting 2 with the rules sum and delta: the
+    last S solved, evaluated as published where it was run so. As a published run of setting 2 may
+    fail at an S and solve a longer one, the last there counts, consecutive or not.
     """
     found = _of_setting(rows, with_replacement=False)
-    criteria = []
+    criteria, evidence = [], []
     for name, runs in _ordered(published_losses(published, "setting1")):
         here = found.get(name, {})
         criteria.append(_near_last(label(MEMORIES[name]), here, runs))
         criteria.append(_near_losses(label(MEMORIES[name]), here, runs))
+    second, alike = _of_setting(rows, with_replacement=True), best_losses(rows, half_length=True)
+    for name, runs in _ordered(published_losses(published, "setting2")):
+        here, told = alike.get(name) or second.get(name, {}), label(MEMORIES[name], rule=True)
+        if name in alike:
+            told += ", evaluated as published"
+        near = _near_last(told, here, runs, consecutive=False)
+        if name in DELTA_AND_SUM:
+            criteria.append(near)
+        else:
+            evidence.append(f"{near.text}: {_SAID[near.met]}; {near.figure}")
     criteria = [one for one in criteria if one]
     met = [one.met for one in criteria]
     return Verdict(
         f"{met.count(True)} of {len(met)} comparisons agree with the published runs, "
         f"{met.count(False)} do not, {met.count(None)} cannot be told"
-        if found
+        if found or second
         else NO_RUNS,
         tuple(criteria),
-        tuple(_below_least(published)),
+        (*evidence, *_below_least(published)),
     )
 
 
@@ -207,40 +219,20 @@ def _below_least(published: Mapping[str, Any]) -> Iterator[str]:
 
 
 @each_device
-def update_rules(rows: Sequence[Row], published: Mapping[str, Any]) -> Verdict:
-    """The delta rule solves what a sum does not, where keys come back with new values.
-
-    Criteria: with DPFP-1 features, delta solves a longer S than sum and has a lower mean loss;
-    and sum and each delta memory solve up to within GRID_STEP of the published, evaluated as
-    published where they were run so. As a published run may fail at an S and solve a longer one,
-    the last S solved counts here, consecutive or not.
-    """
-    found, alike = _of_setting(rows, with_replacement=True), best_losses(rows, half_length=True)
-    theirs = published_losses(published, "setting2")
-    criteria = [_above(found, "dpfp1_ours", "dpfp1_sum", consecutive=False)]
-    evidence = []
-    for name, runs in _ordered(theirs):
-        here, told = alike.get(name) or found.get(name, {}), label(MEMORIES[name], rule=True)
-        if name in alike:
-            told += ", evaluated as published"
-        near = _near_last(told, here, runs, consecutive=False)
-        if name in DELTA_AND_SUM:
-            criteria.append(near)
-        else:
-            evidence.append(f"{near.text}: {_SAID[near.met]}; {near.figure}")
+def update_rules(rows: Sequence[Row]) -> Verdict:
+    """The delta rule solves what a sum does not, where keys come back with new values: with the
+    features of DPFP-1 it solves a longer S, and has a lower mean loss."""
+    found = _of_setting(rows, with_replacement=True)
     told = [
         f"{label(MEMORIES[name], rule=True)} {_here(found[name], consecutive=False)}"
         for name in _order(found)
         if name in DELTA_AND_SUM
     ]
-    note = (
-        "the published runs of setting 2 are evaluated on sequences of S writes, an easier task "
-        "than the 2·S that they are trained on; first criterion, headline and chart are of 2·S"
-    )
+    note = "evaluated on 2·S writes, as trained; published runs are evaluated on S, which is easier"
     return Verdict(
         f"last S solved: {', '.join(told)}" if told else NO_RUNS,
-        tuple(criteria),
-        (*evidence, note),
+        (_above(found, "dpfp1_ours", "dpfp1_sum", consecutive=False),),
+        (note,),
     )
 
 
@@ -317,19 +309,30 @@ def _near_last(
     name: str, here: Losses, theirs: Mapping[int, float], *, consecutive: bool = True
 ) -> Criterion:
     """Whether the last S solved is within a step of the published one, whatever S between those
-    that were published it is."""
+    that were published it is. The published is of one run: where most runs here are not near it,
+    but some are, it cannot be told."""
     text = f"{name}: last S solved within {GRID_STEP} of the published"
     published = last_solved(theirs, consecutive=consecutive)
     if not here:
         return Criterion(text, None, f"no runs yet; published {published.text}")
-    found = last_solved(typical(here), consecutive=consecutive)
-    figure = f"{found.text}; published {published.text}"
+    most, *others = (
+        last_solved({n: of(seeds.values()) for n, seeds in here.items()}, consecutive=consecutive)
+        for of in (statistics.median, min, max)
+    )
+    figure = f"{most.text}; published {published.text}"
+    near = _is_near(most, published)
+    unlike = [one for one in others if one != most and _is_near(one, published)]
+    if unlike and not near:
+        near, figure = None, f"{figure}; some runs here {unlike[0].text}"
+    return Criterion(text, near, figure)
+
+
+def _is_near(found: Solved, published: Solved) -> bool | None:
     # What the last S of a step of GRID_STEP can be, both ends included.
     low, high = found.last, math.inf if found.failed is None else found.failed - GRID_STEP
     least = published.last - GRID_STEP
     most = math.inf if published.failed is None else published.failed
-    met = True if least <= low and high <= most else False if high < least or low > most else None
-    return Criterion(text, met, figure)
+    return True if least <= low and high <= most else False if high < least or low > most else None
 
 
 def _near_losses(name: str, here: Losses, theirs: Mapping[int, float]) -> Criterion | None:

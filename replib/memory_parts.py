@@ -37,10 +37,10 @@ FEATURE_LABELS = {
     "performer": "performer (FAVOR+)",
 }
 TITLES = {"capacity": "Every key once", "update_rules": "Keys come back"}
-JUDGES = {  # a claim's experiment, and what judges its rows beside the published runs
-    "capacity": ("capacity", lambda rows, published: claims_memory.capacity(rows)),
-    "as_published": ("capacity", claims_memory.as_published),
-    "update_rules": ("update_rules", claims_memory.update_rules),
+JUDGES = {  # what judges a claim, on rows of which experiments
+    "capacity": (lambda rows, _: claims_memory.capacity(rows), ["capacity"]),
+    "as_published": (claims_memory.as_published, ["capacity", "update_rules"]),
+    "update_rules": (lambda rows, _: claims_memory.update_rules(rows), ["update_rules"]),
 }
 PERFORMER_SIZES = (64, 128, 512)
 PAUSE_S = 0.04  # after each picture of a memory that is filled
@@ -172,8 +172,9 @@ def _card(
     session: Sequence[Row],
     published: Mapping[str, Any],
 ) -> mo.Html:
-    experiment, judge = JUDGES[claim]
-    rows, mine = recorded[experiment], [r for r in session if r["experiment"] == experiment]
+    judge, experiments = JUDGES[claim]
+    rows = [row for name in experiments for row in recorded[name]]
+    mine = [row for row in session if row["experiment"] in experiments]
     here = "Nothing has run yet with the settings below."
     return controls.verdict_card(
         CLAIMS[claim],

@@ -323,7 +323,9 @@ CLAIMS = (
         notebook="06_fast_weights",
         experiment="capacity",
         article=lambda article: "Not studied.",
-        judge=lambda rows: claims_memory.as_published(rows, published()["fastweights_logs"]),
+        judge=lambda rows: claims_memory.as_published(
+            [*rows, *recorded_rows("update_rules")], published()["fastweights_logs"]
+        ),
         figures=lambda: _memory_figures("capacity_solved", charts.solved_chart, "capacity"),
         shown="capacity_solved",
         paper_on="as_published",
@@ -333,7 +335,7 @@ CLAIMS = (
         notebook="06_fast_weights",
         experiment="update_rules",
         article=lambda article: "Not studied.",
-        judge=lambda rows: claims_memory.update_rules(rows, published()["fastweights_logs"]),
+        judge=claims_memory.update_rules,
         figures=lambda: _memory_figures("update_rules", charts.update_rules_chart),
         shown="update_rules",
     ),
