@@ -113,8 +113,10 @@ def test_readme_table_holds_every_claim_with_the_verdict_of_its_rows(recorded):
         assert all(criterion.figure in line for criterion in verdict.criteria)
         assert line.count("|") == 5, "a cell holds a bar, which would split it"
     status = {line.split(" | ")[0]: "**supported**" in line for line in lines}
-    assert all(status[line] for line in status if not line.startswith("| 5"))
-    assert not status["| 5 does “8 to 24 times slower” stand?"]
+    # Its made-up softmax solves more than the published run, and the article's claim is wrong.
+    others = "| 6 as published", "| 5 does “8 to 24 times slower” stand?"
+    assert not any(status[line] for line in others)
+    assert all(status[line] for line in status if line[:3] != "| 5" and line not in others)
 
 
 def test_readme_table_says_inconclusive_without_rows(data):
