@@ -548,7 +548,7 @@ def _retrieval(scale, memories, most_keys: int, *, with_replacement: bool) -> li
             )
             for m in memories
         ]
-    coarse = (20, 60, 100, 200, 400, 600)
+    coarse = (20, 60, 100, 200, 280, 400, 600)
     n_seeds = {n: 5 if scale == "paper" else 3 if n in coarse else 1 for n in range(20, 601, 20)}
     return [
         RetrievalJob(

@@ -14,7 +14,7 @@ from test_bench import TINY
 
 from replib import __main__ as cli
 from replib import bench, store
-from replib.__main__ import main
+from replib.__main__ import _core_seconds, main
 from replib.experiments import (
     EXPERIMENTS,
     Experiment,
@@ -60,6 +60,19 @@ def test_list_names_every_experiment_and_counts_its_rows(capsys):
     assert "smoke: 0 rows" in told
 
 
+TRAININGS = ("convergence", "sequence_copy", "autopsy", "images", "capacity", "update_rules")
+
+
+def test_the_time_of_a_training_counts_seeds_together_once_and_every_thread():
+    def row(threads, **summary):
+        return {"summary": summary, "provenance": {"threads": threads}}
+
+    assert _core_seconds(row(2, seconds=30.0, seeds_together=3)) == 20.0
+    assert _core_seconds(row(1, n_steps=100, steps_per_s=50.0)) == 2.0
+    assert _core_seconds(row(2, median_ms=3.0)) == 0.0
+    assert _core_seconds(row(1, n_steps=0)) == 0.0
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(name, capsys):
     jobs = EXPERIMENTS[name].jobs("smoke")
@@ -72,7 +85,9 @@ def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(
     assert main(["record", name, "--device", "cpu"]) == 0
     assert store.read_rows(name) == rows
     assert main(["list"]) == 0
-    assert f"smoke: {len(rows)} rows" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"smoke: {len(rows)} rows" in told
+    assert ("core-hours" in told) == (name in TRAININGS)
 
 
 @pytest.mark.parametrize(
