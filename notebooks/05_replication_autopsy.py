@@ -39,7 +39,7 @@ def _():
 def _():
     article = published()["dm2022"]
     losses, times = recorded_rows("autopsy"), recorded_rows("autopsy_time")
-    steps = recorded_rows("step_time")
+    steps = [*recorded_rows("step_time"), *recorded_rows("autopsy_longer")]
     live = LiveRuns("autopsy_time")
     get_changes, set_changes = mo.state(0)
     return article, get_changes, live, losses, set_changes, steps, times
@@ -296,8 +296,8 @@ def _(article, prediction_panel):
 
 
 @app.cell(hide_code=True)
-def _(article, times):
-    mo.md(claims_autopsy.prediction_table(article, times))
+def _(article, steps, times):
+    mo.md(claims_autopsy.prediction_table(article, times, steps))
     return
 
 

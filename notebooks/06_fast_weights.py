@@ -275,9 +275,9 @@ def _():
       evaluations without progress, or at *most steps*; then its **best** loss counts. Adam, rate
       0.001, batch 32; *tanh* with *fwm* 0.0001 and 128, as published.
     - **Published** points are from the logs of the paper's authors, one run each. *Capacity* (the
-      last S solved) counts from the smallest S on without a gap. Recorded are three seeds at S = 20,
-      60, 100, 200, 280, 400 and 600, of which the median counts, and one at others. (280 got three
-      after its one run of DPFP-3 had ended at 0.0017, where 300 to 360 were solved.)
+      last S solved) counts from the smallest S on without a gap. Recorded are three seeds at
+      S = 20, 60, 100, 200, 280, 400 and 600, of which the median counts, and one at others. (280
+      got three after its one run of DPFP-3 had ended at 0.0017, where 300 to 360 were solved.)
     - **Defects** of the published code and figures are switches: evaluation on half the length,
       the last loss in place of the best, and 10⁻⁶ beside normalisers of FAVOR+ that are far smaller
       where S is large. *Deviation:* the recorded runs keep the 10⁻⁶, as the published points do; a

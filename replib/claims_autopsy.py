@@ -572,29 +572,31 @@ def article_crossover(rows: Sequence[Row], steps: Sequence[Row] = ()) -> Verdict
     longest N decides nothing, ours as little as the article's.
 
     Args:
-        steps: rows of `step_time`, whose mended steps go to longer N: judged as well, by the
-            fastest implementation of linear attention against each softmax.
+        steps: rows of longer N, judged as well: of `autopsy_longer`, and of `step_time`, whose
+            mended steps count by the fastest implementation of linear attention against each
+            softmax.
     """
     text = f"the crossover of mended steps is at N = {ARTICLE_CROSSOVER}"
     if not rows:
         return Verdict("no measurements yet", (Criterion(text, None, "no steps"),))
     device = rows[0]["provenance"]["device_name"]
     steps = [row for row in steps if row["provenance"]["device_name"] == device]
-    found, longer = crossovers(rows), step_crossovers(steps)
+    found, longer = crossovers([*rows, *_autopsied(steps)]), step_crossovers(steps)
     judged = {f"{text}, {name}": one for name, one in longer.items()}
     if MENDED in found:
         judged = {text: found[MENDED]} | judged
     criteria = [_at_article(text, one) for text, one in judged.items()]
     told = [
-        f"mended steps up to N = {one.longest:g}, {name}, cross {crossing_text(one)}"
+        f"mended steps up to N = {one.longest:g}, {name}, {_crosses(one)}"
         for name, one in longer.items()
     ]
     if MENDED in found:
-        told.append(f"at the article's lengths alone they cross {crossing_text(found[MENDED])}")
+        one = found[MENDED]
+        told.append(f"those timed beside broken steps, up to N = {one.longest:g}, {_crosses(one)}")
     return Verdict(
         "; ".join(told) or "two lengths or more are needed",
         tuple(criteria) or (Criterion(text, None, "fewer than 2 lengths"),),
-        tuple(f"{role} steps cross {crossing_text(one)}" for role, one in found.items()),
+        tuple(f"{role} steps {_crosses(one)}" for role, one in found.items()),
     )
 
 
@@ -604,8 +606,13 @@ def _at_article(text: str, found: Crossover) -> Criterion:
     return Criterion(text, None if beyond else inside, crossing_text(found))
 
 
+def _autopsied(steps: Sequence[Row]) -> list[Row]:
+    return [row for row in steps if "defects" in row["config"]]
+
+
 def step_crossovers(steps: Sequence[Row]) -> dict[str, Crossover]:
     """The crossover of the mended steps of `step_time`, against each softmax."""
+    steps = [row for row in steps if "defects" not in row["config"]]
     samples = {
         (*variant_of(row), _seq_len(row)): tuple(row["summary"]["time_ms_samples"])
         for row in steps
@@ -660,6 +667,10 @@ def crossing_text(found: Crossover) -> str:
     return f"{where} (extrapolated from N = {found.shortest:g} to {found.longest:g}{bounds})"
 
 
+def _crosses(found: Crossover) -> str:
+    return f"cross {crossing_text(found)}"
+
+
 def _bound(length: float) -> str:
     return "no end" if math.isinf(length) else f"{length:.0f}" if length < 1e6 else f"{length:.0e}"
 
@@ -706,9 +717,12 @@ def prediction_text(found: Prediction) -> str:
     )
 
 
-def prediction_table(article: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def prediction_table(
+    article: Mapping[str, Any], rows: Sequence[Row], steps: Sequence[Row] = ()
+) -> str:
     """The article's regression on its own four points and on ours, with every model; and the
-    crossover that was measured, as Markdown."""
+    crossovers that were measured, with `steps` of longer N as in `article_crossover`, as Markdown.
+    """
     sources = {"2022 article": [article["N"], article["softmax_s"], article["linear_s"]]}
     samples = _step_samples(rows)
     for role in (BROKEN, MENDED):
@@ -728,8 +742,11 @@ def prediction_table(article: Mapping[str, Any], rows: Sequence[Row]) -> str:
         )
         for name, columns in sources.items()
     ]
-    measured = [
-        f"Here, {role} steps cross {crossing_text(one)}." for role, one in crossovers(rows).items()
+    found = crossovers([*rows, *_autopsied(steps)])
+    measured = [f"Here, {role} steps {_crosses(one)}." for role, one in found.items()]
+    measured += [
+        f"Mended steps up to N = {one.longest:g}, {name}, {_crosses(one)}."
+        for name, one in step_crossovers(steps).items()
     ]
     head = _table_line("crossover N by model of softmax", [MODEL_NAMES[m] for m in SOFTMAX_MODELS])
     told = " ".join(measured) or "Here nothing has been measured yet."

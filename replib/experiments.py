@@ -448,24 +448,35 @@ def _mended(scale: str, attention: str, seq_len: int, n_steps: int) -> TrainingC
 def _autopsy_time(scale: str) -> list[Job]:
     """A training step of the article's model with defects, at the lengths of its Table 1; both
     mechanisms and all sets of defects of a length are timed together."""
+    lengths = (8,) if scale == "smoke" else (8, 16, 32, 64)
+    return [_steps_with_defects(scale, n, ablation, n_repeats=9) for n in lengths]
+
+
+def _autopsy_longer(scale: str) -> list[Job]:
+    """The same step, mended and with all its defects, at lengths that the article did not time."""
+    lengths = (16,) if scale == "smoke" else (128, 256)
+    return [_steps_with_defects(scale, n, lambda every: ((), every), n_repeats=5) for n in lengths]
+
+
+def _steps_with_defects(
+    scale: str, n: int, sets: Callable[[tuple[str, ...]], Sequence[tuple[str, ...]]], n_repeats: int
+) -> CostJob:
+    """A step of both mechanisms at one N with some `sets` of their defects, timed together."""
     model = laptop_model if scale == "smoke" else replication_model
-    return [
-        CostJob(
-            configs=tuple(
-                AutopsyConfig(
-                    task=SequenceCopy(seq_len=n),
-                    model=model(attention),
-                    batch_size=8,
-                    n_steps=3000,
-                    defects=defects,
-                )
-                for attention in BOTH
-                for defects in ablation(article_defects(attention))
-            ),
-            n_repeats=3 if scale == "smoke" else 9,
-        )
-        for n in ((8,) if scale == "smoke" else (8, 16, 32, 64))
-    ]
+    return CostJob(
+        configs=tuple(
+            AutopsyConfig(
+                task=SequenceCopy(seq_len=n),
+                model=model(attention),
+                batch_size=8,
+                n_steps=3000,
+                defects=defects,
+            )
+            for attention in BOTH
+            for defects in sets(article_defects(attention))
+        ),
+        n_repeats=3 if scale == "smoke" else n_repeats,
+    )
 
 
 def with_defects(config: TrainingConfig, defects: tuple[str, ...]) -> AutopsyConfig:
@@ -597,6 +608,11 @@ EXPERIMENTS = {
             name="autopsy_time",
             title="Time of one training step with the 2022 replication's defects",
             jobs=_autopsy_time,
+        ),
+        Experiment(
+            name="autopsy_longer",
+            title="Time of one training step, mended and broken, beyond the article's lengths",
+            jobs=_autopsy_longer,
         ),
         Experiment(
             name="images",

@@ -304,7 +304,9 @@ CLAIMS = (
         notebook="05_replication_autopsy",
         experiment="autopsy_time",
         article=lambda article: claims_autopsy.article_said(article)["crossover"],
-        judge=lambda rows: claims_autopsy.article_crossover(rows, recorded_rows("step_time")),
+        judge=lambda rows: claims_autopsy.article_crossover(
+            rows, [*recorded_rows("step_time"), *recorded_rows("autopsy_longer")]
+        ),
         figures=_autopsy_crossover,
         shown="autopsy_prediction_quadratic",
         paper_on="crossover",

@@ -155,7 +155,7 @@ def _autopsy_ms(config):
 def _cost_row(name, config):
     model = getattr(config, "model", config)
     seq_len = getattr(config, "task", config).seq_len
-    if name == "autopsy_time":
+    if name in ("autopsy_time", "autopsy_longer"):
         memory = 2**20 * (2 if "float64" in config.defects else 1)
         times = tuple(_autopsy_ms(config) * jitter for jitter in JITTER)
         return _row(name, config, 0, Cost(config, "ok", None, times, memory).summary(), None)

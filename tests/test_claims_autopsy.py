@@ -197,6 +197,20 @@ def test_a_measured_crossover_decides_and_an_extrapolated_one_does_not(times, tm
     assert found.length == pytest.approx(synthetic.CROSSOVERS["textbook"], rel=0.02)
 
 
+def test_steps_beyond_the_articles_lengths_measure_what_its_lengths_extrapolate(
+    times, tmp_path_factory
+):
+    short = [row for row in times if row["config"]["task"]["seq_len"] <= 32]
+    steps = rows_of("autopsy_longer", tmp_path_factory)
+    verdict = autopsy.article_crossover(short, steps)
+    assert verdict.status == NOT_SUPPORTED
+    assert "timed beside broken steps, up to N = 256, cross at N = 4" in verdict.headline
+    assert "measured" in verdict.headline and "extrapolated" not in verdict.headline
+    broken = verdict.evidence[1]
+    assert broken.startswith("broken steps cross at N = ") and "from N = 8 to 256" in broken
+    assert f"Here, {broken}." in autopsy.prediction_table(ARTICLE, short, steps)
+
+
 def test_without_rows_everything_is_inconclusive():
     for verdict in (
         autopsy.convergence([]),
