@@ -462,7 +462,7 @@ def verdict_card(claim: str, columns: Sequence[tuple[str, Verdict | str]]) -> mo
         f'<section role="group" aria-label="Verdict: {html.escape(claim)}">'
         f'<p style="margin:0 0 .6rem">{html.escape(claim)}</p>'
         '<div style="display:grid; gap:.75rem; '
-        f'grid-template-columns:repeat(auto-fit, minmax(min(100%, 14rem), 1fr))">{cells}</div>'
+        f'grid-template-columns:repeat(auto-fit, minmax(min(100%, 11.5rem), 1fr))">{cells}</div>'
         "</section>"
     )
 

@@ -292,7 +292,7 @@ def _trained_loss(
 
 
 @torch.no_grad()
-def half_encoder(*, seq_len: int = 64, n_repeats: int = 5) -> HalfEncoder:
+def half_encoder(*, seq_len: int = 64, n_repeats: int = 25) -> HalfEncoder:
     """The 2022 replication's encoder, which applies its second layer in place of the later ones for
     nothing, beside a model whose encoder is its first two layers."""
     config = TransformerConfig(n_layers=4, n_heads=4, d_model=64, d_feedforward=128, dropout=0.0)
