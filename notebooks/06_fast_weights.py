@@ -136,8 +136,8 @@ def _():
     ### A key is given a new value
 
     By *sum* it reads the average of both, less what crosstalk takes, whatever the features; *delta*
-    writes the difference of the new value and what the key reads, and so replaces the old one, where
-    β is 1 and features have length 1; what later writes do to it is crosstalk again.
+    writes the difference of the new value and what the key reads, and so replaces the old one,
+    where β is 1 and features have length 1; what later writes do to it is crosstalk again.
     """)
     return
 
