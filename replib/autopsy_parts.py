@@ -231,7 +231,8 @@ def prediction(article: Mapping[str, Any], settings: Mapping[str, Any]) -> mo.Ht
     try:
         found = autopsy.predicted(article, lengths, model)
     except ValueError as error:
-        said = str(error).replace(model, autopsy.MODEL_NAMES[model])
+        named = f"the model “{autopsy.MODEL_NAMES[model]}”"
+        said = str(error).replace(f"the {model} model", named)
         return mo.callout(said, kind="warn")
     chart = prediction_chart(article, lengths, model)
     return mo.vstack([chart, mo.md(autopsy.prediction_text(found))])

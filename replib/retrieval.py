@@ -524,12 +524,16 @@ class RetrievalTraining:
         if len(kept) == len(self.active):
             return
         self.active = [self.active[j] for j in kept]
-        for parameter in self.model.parameters():
-            state = self.optimizer.state[parameter]
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = state[name][kept].contiguous()
-            parameter.data = parameter.data[kept].contiguous()
-            parameter.grad = None
+        for name, old in list(self.model.named_parameters()):
+            state = self.optimizer.state.pop(old)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[moment] = state[moment][kept].contiguous()
+            # A new parameter: autograd holds an old one to its shape while a graph of it lives,
+            # as it does after Numba has compiled below a step and kept the frames.
+            new = nn.Parameter(old.detach()[kept].contiguous())
+            setattr(self.model, name, new)
+            self.optimizer.state[new] = state
+        self.optimizer.param_groups[0]["params"] = list(self.model.parameters())
 
     def _metrics(self, losses, first, started, interrupted: bool = False) -> RetrievalMetrics:
         timed = self.step - first - UNTIMED_STEPS

@@ -419,7 +419,8 @@ def test_the_prediction_follows_its_points_and_model():
     points["softmax_model"] = "linear"
     assert "linear never overtakes" in autopsy_parts.prediction(article, points).text
     points["points"] = ("8", "64")
-    assert "2 lengths, the linear model needs 3" in autopsy_parts.prediction(article, points).text
+    said = autopsy_parts.prediction(article, points).text
+    assert "2 lengths, the model “a + b N, a straight line” needs 3" in said
 
 
 def test_the_defects_of_other_works_show_what_they_do():

@@ -431,6 +431,18 @@ def test_setting_2_is_evaluated_at_its_length_or_on_half_of_it_as_published():
     assert RetrievalTraining(half).evaluate().isfinite().all()
 
 
+def test_a_seed_ends_while_somebody_holds_a_graph_of_the_step_before(monkeypatch):
+    config = small(MemoryConfig(), n_steps=3, eval_every=1)
+    training, held = RetrievalTraining(config, seeds=(0, 1)), []
+    losses = training._losses
+    monkeypatch.setattr(training, "_losses", lambda *a: held.append(losses(*a)) or held[-1])
+    monkeypatch.setattr(training, "evaluate", lambda: torch.tensor([0.5, 0.0]))
+    next(training.metrics())
+    assert training.active == [0]
+    assert training.train_step().shape == (1,)
+    assert len(training.model.embedding) == len(training.optimizer.param_groups[0]["params"][0])
+
+
 @pytest.mark.parametrize("memory", [MemoryConfig(), MEMORIES[5], UPDATE_RULE_MEMORIES[1]], ids=str)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, memory, monkeypatch):
     config = small(memory, solved_loss=1e-9)
