@@ -1,8 +1,8 @@
 """Defects of other earlier works, each re-enacted small enough to be seen by running it.
 
-A BLEU that scores every translation against all references, positions that are taken from the
-batch, a Linformer that sees the future when it is made causal, a GPU timed without waiting for it,
-and an encoder half of which is computed for nothing.
+A BLEU that scores the first translation alone, positions that are taken from the batch, a
+Linformer that sees the future when it is made causal, a GPU timed without waiting for it, and an
+encoder half of which is computed for nothing.
 
 B batch, H heads, N sequence length, D size per head, E model size, R projected length (rows).
 """
@@ -35,19 +35,28 @@ VERBS = ("sold", "found", "painted")
 OBJECTS = ("a red bicycle", "the wooden boat", "seven small houses")
 PLACES = ("near the river", "in the city", "behind the school")
 LINKS = ("and later", "while", "before")
+N_PAIRS = 3003  # sentences that the earlier work was tested on
+RUIN = "nothing"  # what stands for a ruined translation: it has no word of any reference
 
 # A language model that learns in a second.
 N_SYMBOLS, SEQ_LEN, PERIOD = 10, 16, 4
-N_STEPS, BATCH, HELD_OUT, LEARNING_RATE = 300, 32, 1024, 5e-3
+N_STEPS, BATCH, HELD_OUT, LEARNING_RATE = 300, 32, 32 * 32, 5e-3
+
+
+@dataclass(frozen=True)
+class Score:
+    """A corpus BLEU, from 0 to 100, and how many words of the translations it counted."""
+
+    bleu: float
+    n_words: int
 
 
 @dataclass(frozen=True)
 class Scores:
-    """BLEU of some translations, from 0 to 100: against their own references, as it should be, and
-    with each of them held against all references of the corpus."""
+    """BLEU of some translations by the right call and by the earlier work's."""
 
-    right: float
-    wrong: float
+    right: Score
+    wrong: Score
 
 
 @dataclass(frozen=True)
@@ -109,8 +118,11 @@ def _retold(word: str, words: Sequence[str], drawn: random.Random) -> str | None
 
 
 def bleu_scores(translations: Sequence[str], references: Sequence[str]) -> Scores:
-    """Corpus BLEU (Papineni et al. 2002, by sacrebleu), and the mean of sentence BLEUs that give
-    each translation every reference of the corpus to agree with.
+    """Corpus BLEU (Papineni et al. 2002, by sacrebleu), called rightly and as the work called it.
+
+    sacrebleu takes a list of *sets* of references, each a reference for every translation. One set
+    of all references is right. A set of one sentence for each, as in the work, ends after the first
+    translation: it alone is scored, and may agree with any reference of the corpus.
 
     Raises:
         ImportError: sacrebleu is missing.
@@ -122,12 +134,18 @@ def bleu_scores(translations: Sequence[str], references: Sequence[str]) -> Score
             "for each translation, and at least one"
         )
     try:
-        import sacrebleu
+        from sacrebleu import corpus_bleu
     except ImportError as error:
         raise ImportError("sacrebleu is missing: pip install sacrebleu==2.6.0") from error
-    right = sacrebleu.corpus_bleu(list(translations), [list(references)]).score
-    each = (sacrebleu.sentence_bleu(one, list(references)).score for one in translations)
-    return Scores(right, sum(each) / len(translations))
+    sets = {"right": [list(references)], "wrong": [[s] for s in references]}
+    found = {name: corpus_bleu(list(translations), some) for name, some in sets.items()}
+    return Scores(**{name: Score(one.score, one.sys_len) for name, one in found.items()})
+
+
+def ruined_but_first(translations: Sequence[str]) -> list[str]:
+    """The translations, all but the first of which say nothing."""
+    first, *others = translations
+    return [first, *(RUIN for _ in others)]
 
 
 class BatchIndexed(nn.Module):
@@ -275,8 +293,8 @@ def _trained_loss(
     generator: torch.Generator,
     scored: slice,
 ) -> float:
-    """Train on fresh batches (B, N + 1) and return the loss of another, nats a token of the
-    positions that are scored."""
+    """Train on fresh batches (B, N + 1) and return the loss of held-out ones of the same size, nats
+    a token of the positions that are scored. Positions of the batch are those that it has seen."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
 
     def loss_of(tokens: Tensor) -> Tensor:
@@ -288,7 +306,8 @@ def _trained_loss(
         loss_of(draw(BATCH, generator)).backward()
         optimizer.step()
     with torch.no_grad():
-        return loss_of(draw(HELD_OUT, generator)).item()
+        batches = draw(HELD_OUT, generator).split(BATCH)
+        return sum(loss_of(one).item() for one in batches) / len(batches)
 
 
 @torch.no_grad()

@@ -9,6 +9,9 @@ import torch
 
 from replib.attention.softmax import softmax_attention
 from replib.earlier_defects import (
+    BATCH,
+    HELD_OUT,
+    N_PAIRS,
     N_SYMBOLS,
     BatchIndexed,
     NaiveCausalLinformer,
@@ -17,10 +20,12 @@ from replib.earlier_defects import (
     half_encoder,
     position_losses,
     prediction_losses,
+    ruined_but_first,
     small_corpus,
     timings,
 )
 from replib.models import CausalTransformer, TransformerConfig
+from replib.published import published
 
 SMALL = TransformerConfig(attention="softmax", n_layers=1, n_heads=2, d_model=16, dropout=0.0)
 
@@ -43,15 +48,43 @@ def test_a_corpus_is_drawn_anew_from_its_seed_alone():
     assert 5 < sum(a != b for a, b in zip(translations, references, strict=True)) <= 50
 
 
-def test_bleu_against_all_references_rises_and_cannot_tell_whose_translation_it_is():
-    pytest.importorskip("sacrebleu")
+def test_the_wrong_call_scores_the_first_translation_alone_against_every_reference():
+    sacrebleu = pytest.importorskip("sacrebleu")
     translations, references = small_corpus(60)
     scores = bleu_scores(translations, references)
-    assert 40 < scores.right < scores.wrong < 100
-    others = bleu_scores(translations[1:] + translations[:1], references)
-    assert others.right < scores.right / 2
-    assert others.wrong == pytest.approx(scores.wrong)  # the same sentences, in another order
-    assert bleu_scores(references, references).right == pytest.approx(100)
+    assert scores.right.n_words == sum(len(one.split()) for one in translations)
+    assert scores.wrong.n_words == len(translations[0].split())
+    alone = sacrebleu.corpus_bleu(translations[:1], [[one] for one in references])
+    assert scores.wrong.bleu == pytest.approx(alone.score)
+    assert bleu_scores(references, references).right.bleu == pytest.approx(100)
+
+
+def test_ruining_all_other_translations_leaves_the_wrong_score_and_ends_the_right_one():
+    pytest.importorskip("sacrebleu")
+    translations, references = small_corpus(60)
+    ruined = ruined_but_first(translations)
+    assert ruined[0] == translations[0] and not set(ruined[1:]) & set(translations)
+    scores, of_ruined = (bleu_scores(some, references) for some in (translations, ruined))
+    assert of_ruined.wrong == scores.wrong
+    assert of_ruined.right.bleu < 1 < 40 < scores.right.bleu
+
+
+def test_the_order_of_the_pairs_changes_the_wrong_score_alone():
+    pytest.importorskip("sacrebleu")
+    translations, references = small_corpus(60)
+    wrong = set()
+    for first in range(5):
+        pairs = (x[first:] + x[:first] for x in (translations, references))
+        scores = bleu_scores(*pairs)
+        assert scores.right == bleu_scores(translations, references).right
+        wrong.add(scores.wrong.bleu)
+    assert len(wrong) > 1
+
+
+def test_the_demonstration_has_as_many_pairs_as_the_work_and_its_published_call():
+    bug = published()["linformer_project"]["bleu_bug"]
+    assert f"scores only the first hypothesis against {N_PAIRS} references" in bug
+    assert "corpus_bleu(cands,[[s] for s in refs])" in bug
 
 
 def test_bleu_without_sacrebleu_says_what_to_install(monkeypatch):
@@ -88,6 +121,18 @@ def test_positions_of_the_batch_depend_on_the_place_in_the_batch():
 def test_a_language_model_without_order_stays_above_one_with_it():
     losses = position_losses(n_steps=150)
     assert losses.mended < 0.3 and losses.broken > losses.mended + 0.5
+
+
+def test_held_out_sequences_have_the_positions_of_a_training_batch(monkeypatch):
+    sizes, forward = [], BatchIndexed.forward
+
+    def seen(self, tokens):
+        sizes.append(len(tokens))
+        return forward(self, tokens)
+
+    monkeypatch.setattr(BatchIndexed, "forward", seen)
+    position_losses(n_steps=2)
+    assert sizes == [BATCH] * (2 + HELD_OUT // BATCH)
 
 
 def test_a_naively_causal_linformer_sees_the_future_and_softmax_does_not():
