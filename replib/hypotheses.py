@@ -1,7 +1,8 @@
 """What the defects of the 2022 replication were expected to do, held against the ablation.
 
-`DEFECTS[...].expected` was written by reading code, before anything ran. Each part of it that the
-ablation can decide is a check here, at every length; one that turns out wrong is reported as wrong.
+`DEFECTS[...].expected` and `published.json` were written by reading code, before anything ran. Each
+part of them that the ablation can decide is a check here, at every length; one that turns out wrong
+is reported as wrong, and where.
 """
 
 import math
@@ -18,34 +19,46 @@ from replib.claims_autopsy import (
     FACTOR_TOLERANCE,
     MENDED,
     NEAR_ZERO,
+    Attribution,
     Difference,
     Key,
+    Part,
     ablated,
+    attribution,
     difference,
     final_losses,
     lengths_of,
     step_times,
 )
+from replib.published import published
 from replib.statistics import Ratio, Total, ratio
 from replib.store import Row
 from replib.verdicts import LOSS_MARGIN, ratio_text
 
-RIGHT, WRONG, PARTLY, UNDECIDED = "right", "wrong", "at some lengths", "cannot be told"
+RIGHT, WRONG, UNDECIDED = "right", "wrong", "cannot be told"
+PARTLY = "wrong at some lengths"
+MARKS = {True: "✓", False: "✗", None: "?"}
+ZERO_AT = (8, 32)  # where the article's linear runs end at 0
 SLOWER_STEPS = 1.1  # times as many steps to 99 % count as slower convergence
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """The rows of losses and of times of one device, of linear attention."""
+    """The rows of losses and of times of one device, of linear attention; and the slowdown taken
+    apart, by length."""
 
     losses: Mapping[Key, list[float]]
     runs: Mapping[Key, list[Row]]
     times: Mapping[Key, Total]
     timed: Mapping[Key, list[Row]]
+    slowdown: Mapping[int, Attribution]
 
     @classmethod
     def of(cls, losses: Sequence[Row], times: Sequence[Row]) -> "Ablation":
-        return cls(final_losses(losses), ablated(losses), step_times(times), ablated(times))
+        parts = {n: attribution(times, published()["dm2022"], n) for n in lengths_of(times)}
+        slowdown = {n: found for n, found in parts.items() if found is not None}
+        ran, timed = ablated(losses), ablated(times)
+        return cls(final_losses(losses), ran, step_times(times), timed, slowdown)
 
 
 Judged = tuple[bool | None, str]
@@ -56,66 +69,86 @@ Check = Callable[[Ablation, str, int], Judged | None]
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One expectation that can be checked."""
+    """One expectation that can be checked; at some `lengths` alone where it is about these."""
 
     defect: str
     text: str
     check: Check
+    lengths: tuple[int, ...] | None = None
+
+    @property
+    def named(self) -> str:
+        """It, with the title of its defect."""
+        return f"{DEFECTS[self.defect].title}: {self.text}"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a hypothesis, with its figure at each length."""
+    """What became of a hypothesis, with its figure at each length; and the lengths at which it is
+    wrong, and at which the rows do not tell."""
 
     hypothesis: Hypothesis
     status: str
     figures: tuple[str, ...]
+    wrong_at: tuple[int, ...] = ()
+    unknown_at: tuple[int, ...] = ()
 
 
 def findings(losses: Sequence[Row], times: Sequence[Row]) -> list[Finding]:
     """Every hypothesis, judged on rows of `autopsy` and `autopsy_time`: right where it holds at all
-    lengths, wrong where at none and at least one says so."""
+    lengths that say something, wrong where at none of them."""
     ablation = Ablation.of(losses, times)
     lengths = sorted({*lengths_of(losses), *lengths_of(times)})
     return [_finding(one, ablation, lengths) for one in HYPOTHESES]
 
 
 def _finding(one: Hypothesis, ablation: Ablation, lengths: Sequence[int]) -> Finding:
-    judged = {n: one.check(ablation, one.defect, n) for n in lengths}
-    known = {n: found for n, found in judged.items() if found is not None}
-    met = [found[0] for found in known.values()]
-    if met and all(met):
-        status = RIGHT
-    elif False in met:
-        status = PARTLY if True in met else WRONG
-    else:
-        status = PARTLY if True in met else UNDECIDED
-    figures = tuple(f"N = {n}: {figure}" for n, (_, figure) in known.items())
-    return Finding(one, status, figures)
+    asked = [n for n in lengths if n in (one.lengths or lengths)]
+    judged = {n: one.check(ablation, one.defect, n) for n in asked}
+    met = {n: None if found is None else found[0] for n, found in judged.items()}
+    right, wrong, unknown = (
+        tuple(n for n in asked if met[n] is told) for told in (True, False, None)
+    )
+    status = PARTLY if right and wrong else RIGHT if right else WRONG if wrong else UNDECIDED
+    figures = tuple(
+        f"{MARKS[met[n]]} N = {n}: {found[1]}" for n, found in judged.items() if found is not None
+    )
+    return Finding(one, status, figures, wrong, unknown)
 
 
 def table(found: Sequence[Finding]) -> str:
-    """Findings as Markdown; the wrong ones are told first."""
-    wrong = [
-        f"{DEFECTS[f.hypothesis.defect].title}: {f.hypothesis.text}"
-        for f in found
-        if f.status == WRONG
+    """Findings as Markdown; the wrong ones are told first, and where they are."""
+    wrong = [one.hypothesis.named for one in found if one.status == WRONG]
+    partly = [
+        f"{one.hypothesis.named} ({_at(one.wrong_at)})" for one in found if one.status == PARTLY
     ]
-    if wrong:
-        said = f"**Wrong:** {'; '.join(wrong)}."
+    told = [(name.capitalize(), some) for name, some in ((WRONG, wrong), (PARTLY, partly)) if some]
+    if told:
+        said = "\n\n".join(f"**{name}:** {'; '.join(some)}." for name, some in told)
     elif any(f.figures for f in found):
-        said = "None has turned out wrong at every length."
+        said = "None has turned out wrong at any length."
     else:
         said = "Nothing has been measured yet, so that no hypothesis is right or wrong."
     lines = [
-        f"| {DEFECTS[f.hypothesis.defect].title} | {f.hypothesis.text} | {f.status} | "
-        f"{'; '.join(f.figures) or '–'} |"
+        f"| {DEFECTS[f.hypothesis.defect].title} | {f.hypothesis.text} | {_status(f)} | "
+        f"{'<br>'.join(f.figures) or '–'} |"
         for f in found
     ]
     return (
         f"{said}\n\n| defect | expected by reading | found | measured |\n|:---|:---|:---|:---|\n"
         + ("\n".join(lines))
     )
+
+
+def _status(found: Finding) -> str:
+    """Its status, and at which lengths that is not known."""
+    if found.status == UNDECIDED or not found.unknown_at:
+        return found.status
+    return f"{found.status}; {UNDECIDED} at {_at(found.unknown_at)}"
+
+
+def _at(lengths: Sequence[int]) -> str:
+    return f"N = {', '.join(map(str, lengths))}"
 
 
 def _time(ablation: Ablation, defect: str, n: int, *, low: float, high: float) -> Judged | None:
@@ -168,12 +201,37 @@ def _loss(
     return _within(found, low, high), f"{found.value:+.2g} nats{bounds}"
 
 
+def _main_cause(ablation: Ablation, defect: str, n: int) -> Judged | None:
+    """No other part of the slowdown has a larger factor, by their intervals."""
+    found = ablation.slowdown.get(n)
+    if found is None:
+        return None
+    parts = {part.name: part for part in found.parts}
+    mine = parts.pop(DEFECTS[defect].title)
+    most = max(parts.values(), key=lambda part: part.factor.value)
+    ahead = all(mine.factor.low > part.factor.high for part in parts.values())
+    behind = any(mine.factor.high < part.factor.low for part in parts.values())
+    text = f"{_part(mine)}; {most.name}: {_part(most)}"
+    return (True if ahead else False if behind else None), text
+
+
+def _part(part: Part) -> str:
+    share = "" if part.share is None else f", {part.share.value:.0%} of the logarithm"
+    return f"{ratio_text(part.factor)}{share}"
+
+
+def _beside_half(ablation: Ablation, defect: str, n: int) -> Judged | None:
+    """The rows have no model of half the layers, so that they do not decide."""
+    judged = _time(ablation, defect, n, low=1.0, high=math.inf)
+    return judged and (None, f"{judged[1]} a model of all layers; none of half of them in the rows")
+
+
 def _broken_zero(ablation: Ablation, defect: str, n: int) -> Judged | None:
     losses = ablation.losses.get(("linear", n, BROKEN, None))
     if losses is None:
         return None
     loss = statistics.fmean(losses)
-    return loss <= NEAR_ZERO, f"{loss:.2g} nats, broken"
+    return loss <= NEAR_ZERO, f"{loss:.2g} nats, broken, mean of {len(losses)}"
 
 
 def _without(defect: str) -> tuple[tuple[str, str | None], ...]:
@@ -205,21 +263,28 @@ _SAME_LOSS = partial(_loss, low=-LOSS_MARGIN, high=LOSS_MARGIN)
 
 HYPOTHESES = (
     Hypothesis("float64", "a step takes longer", _SLOWER_STEP),
+    Hypothesis("float64", "the main cause of the slowdown", _main_cause),
     Hypothesis("float64", "twice the memory", partial(_memory, factor=2.0)),
     Hypothesis("float64", "the losses hardly change", _SAME_LOSS),
     Hypothesis("split_heads", "less is copied", partial(_loss, low=LOSS_MARGIN, high=math.inf)),
-    Hypothesis("leak", "a loss near 0 in broken runs", _broken_zero),
+    Hypothesis("leak", "a loss near 0 in broken runs, as in the article", _broken_zero, ZERO_AT),
     Hypothesis(
         "leak",
         "which is no copying: with the mask alone mended it is higher",
         partial(_loss, low=LOSS_MARGIN, high=math.inf, sides=_without),
     ),
+    Hypothesis("reused_encoder", "slower than a model of half the encoder layers", _beside_half),
     Hypothesis("reused_encoder", "no better loss", partial(_loss, low=-LOSS_MARGIN, high=math.inf)),
     Hypothesis("adam", "slower convergence", _slower),
     Hypothesis(
         "batch_32",
         "up to four times the time of a step",
         partial(_time, low=1.0, high=4 * (1 + FACTOR_TOLERANCE)),
+    ),
+    Hypothesis(
+        "batch_32",
+        "four times the time of a step",
+        partial(_time, low=4 * (1 - FACTOR_TOLERANCE), high=4 * (1 + FACTOR_TOLERANCE)),
     ),
     Hypothesis(
         "extra_losses",
