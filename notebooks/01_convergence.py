@@ -244,8 +244,11 @@ def _():
     - **N = 128** is the paper's length, but not its setting: that the small model has not learned
       it with linear attention after 3000 steps says that it needs more steps or size
       than softmax here, not what the paper's model does in 10,000 steps.
-    - **No attention dropout**, which linear attention cannot have; Reformer is not among the
-      mechanisms yet.
+    - **No attention dropout**, which linear attention cannot have.
+    - **Beside the claim** the paper's figure 2 has Reformer attention (*lsh*) of 4 rounds, which
+      is drawn here once it is recorded. Softmax and linear attention alone are judged. A live run
+      takes the first of a mechanism's implementations: *lsh* 1 round, *performer* 64
+      directions, *dpfp* and *delta* ν = 1, *fwm* with tanh.
     """)
     mo.accordion({"Method and limits": _text})
     return

@@ -30,7 +30,7 @@ VARIANTS = [
     if i not in KERNELS or i in EXACT
 ]
 # A query may have no feature or bucket in common with a key, which it then does not see.
-SPARSE = ("dpfp", "delta", "lsh")
+SPARSE = ("relu", "dpfp", "delta", "fwm", "lsh")
 RECURRENT = [name for name, cls in ATTENTION.items() if cls.recurrent]
 
 

@@ -1,4 +1,5 @@
-"""Performer, DPFP, delta rule and LSH attention, each against an oracle of its own.
+"""Performer, DPFP, relu, delta rule, fast weight memory and LSH attention, each against an oracle
+of its own.
 
 B batch, H heads, N sequence length, D query/key size, M value size, m random directions.
 """
@@ -12,14 +13,18 @@ import torch
 from replib.attention import ATTENTION, softmax_attention
 from replib.attention.dpfp import DPFPAttention
 from replib.attention.feature_maps import (
+    FEATURE_MAPS,
     MAX_EXPONENT,
     dpfp,
     favor_keys,
     favor_queries,
     orthogonal_directions,
 )
+from replib.attention.fwm import FWMAttention
 from replib.attention.lsh import LSHAttention, buckets, places
 from replib.attention.performer import PerformerAttention
+from replib.attention.relu import ReluAttention
+from replib.kernels import KERNELS, fwm, why_not
 
 B, H, D, M = 2, 3, 8, 5
 
@@ -161,11 +166,49 @@ def test_a_nu_that_repeats_features_is_refused(nu):
         dpfp(torch.zeros(D), nu)
 
 
+# relu
+
+
+def relu_weights(q, k, causal):
+    weights = np.maximum(q.numpy(), 0) @ np.maximum(k.numpy(), 0).swapaxes(-1, -2)
+    return np.tril(weights) if causal else weights
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("implementation", [None, "torch", "plain"])
+def test_relu_attention_weighs_values_by_products_of_what_is_positive(implementation, causal):
+    q, k, v = random_qkv(70)
+    weights = relu_weights(q, k, causal)
+    expected = weights @ v.numpy() / (weights.sum(-1, keepdims=True) + 1e-6)
+    y = ReluAttention(implementation=implementation)(q, k, v, causal=causal)
+    torch.testing.assert_close(y, torch.from_numpy(expected), rtol=1e-9, atol=1e-12)
+
+
+def relu_kernels():
+    kind = {"device_type": "cpu", "dtype": torch.float32, "head_dim": D, "value_dim": M}
+    return [None, "plain", *(kernel for kernel in KERNELS if why_not(kernel, **kind) is None)]
+
+
+@pytest.mark.parametrize("implementation", relu_kernels())
+def test_a_relu_query_that_meets_no_feature_reads_zero_with_gradients_that_are_finite(
+    implementation,
+):
+    inputs = [x.requires_grad_() for x in random_qkv(40, dtype=torch.float32)]
+    q, k, v = inputs
+    q = torch.cat([-q[:, :, :20].abs(), q[:, :, 20:]], dim=2)
+    y = ReluAttention(implementation=implementation)(q, k, v)
+    assert (y[:, :, :20] == 0).all() and (y[:, :, 20:] != 0).any()
+    assert all(g.isfinite().all() for g in gradients(y, inputs))
+
+
 # The delta rule
 
 
-def delta_attention(seed=0):
-    attention = ATTENTION["delta"].for_model(n_heads=H, head_dim=D, max_len=64).double()
+def delta_attention(seed=0, name="delta", implementation=None):
+    attention = ATTENTION[name].for_model(
+        n_heads=H, head_dim=D, max_len=64, implementation=implementation
+    )
+    attention = attention.double()
     generator = torch.Generator().manual_seed(seed)
     for parameter in attention.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -195,6 +238,83 @@ def test_the_strengths_of_delta_attention_learn():
     inputs, attention = random_qkv(12), delta_attention()
     grads = gradients(attention(*inputs), list(attention.parameters()))
     assert all(g.abs().min() > 0 for g in grads)
+
+
+# The fast weight memory
+
+
+def fwm_reads(q, k, v, attention, causal):
+    """The written recurrence, a write at a time, in numpy."""
+    phi = FEATURE_MAPS[attention.resolve(attention.implementation)]
+    w, b = (x.detach().numpy() for x in (attention.to_beta, attention.beta_bias))
+    phi_q, phi_k, y = phi(q).numpy(), phi(k).numpy(), np.empty(v.shape)
+    for i, h in np.ndindex(B, H):
+        memory, reads = np.zeros((M, phi_k.shape[-1])), []
+        for n in range(q.shape[2]):
+            beta = 1 / (1 + np.exp(-(w[h] @ k[i, h, n].numpy() + b[h])))
+            error = v[i, h, n].numpy() - memory @ phi_k[i, h, n]
+            memory = memory + beta * np.outer(error, phi_k[i, h, n])
+            memory = memory / max(1, np.sqrt((memory**2).sum()))
+            reads.append(memory @ phi_q[i, h, n])
+        reads = np.array(reads) if causal else phi_q[i, h] @ memory.T
+        centred = reads - reads.mean(-1, keepdims=True)
+        y[i, h] = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    return torch.from_numpy(y)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("scale", [0.05, 1.0, 5.0])
+@pytest.mark.parametrize("implementation", FWMAttention.implementations)
+def test_fwm_attention_is_its_written_recurrence(implementation, scale, causal):
+    q, k, v = random_qkv(30, scale=scale)
+    attention = delta_attention(name="fwm", implementation=implementation)
+    y = attention(q, k, v, causal=causal)
+    torch.testing.assert_close(y, fwm_reads(q, k, v, attention, causal), rtol=1e-8, atol=1e-10)
+
+
+def test_after_a_small_first_write_fwm_reads_what_the_kernel_of_memories_reads():
+    """The kernel, as the published code of the retrieval task, does not divide after the first."""
+    q, k, v = random_qkv(25)
+    v[:, :, 0] *= 1e-3
+    attention = delta_attention(name="fwm", implementation="tanh")
+    beta = attention._beta(k, "bhnd,hd->bhn").detach()
+    y = fwm.retrieve(*(x.flatten(0, 1) for x in (q.tanh(), k.tanh(), v, beta)))
+    y = torch.nn.functional.layer_norm(y, y.shape[-1:], eps=1e-5).unflatten(0, (B, H))
+    torch.testing.assert_close(attention(q, k, v, causal=False), y, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("implementation", FWMAttention.implementations)
+def test_steps_of_fwm_read_what_the_whole_sequence_reads(implementation):
+    q, k, v = random_qkv(20)
+    attention = delta_attention(name="fwm", implementation=implementation)
+    state, reads = attention.init_state(B, H, D, M, dtype=torch.float64), []
+    for n in range(q.shape[2]):
+        y, state = attention.step(state, q[:, :, n], k[:, :, n], v[:, :, n])
+        reads.append(y)
+        assert state.s.flatten(2).norm(dim=-1).max() <= 1 + 1e-12
+    torch.testing.assert_close(torch.stack(reads, 2), attention(q, k, v))
+
+
+@pytest.mark.parametrize("implementation", FWMAttention.implementations)
+def test_gradients_of_fwm_are_those_of_finite_differences(implementation):
+    generator = torch.Generator().manual_seed(0)
+    attention = ATTENTION["fwm"].for_model(
+        n_heads=1, head_dim=3, max_len=8, implementation=implementation
+    )
+    parameters = [p for _, p in attention.double().named_parameters()]
+    q, k, v = (
+        torch.randn(1, 1, 5, d, generator=generator, dtype=torch.float64, requires_grad=True)
+        for d in (3, 3, 4)
+    )
+    assert torch.autograd.gradcheck(lambda *x: attention(*x[:3]), (q, k, v, *parameters))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1e4])
+def test_fwm_stays_finite_where_keys_are_nothing_or_far_too_long(scale):
+    inputs = [x.requires_grad_() for x in random_qkv(50, scale=scale, dtype=torch.float32)]
+    attention = ATTENTION["fwm"].for_model(n_heads=H, head_dim=D, max_len=64)
+    y = attention(*inputs)
+    assert y.isfinite().all() and all(g.isfinite().all() for g in gradients(y, inputs))
 
 
 # LSH

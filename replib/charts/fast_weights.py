@@ -14,7 +14,7 @@ POSITIVE, NEGATIVE = style.PALETTE["softmax"], style.PALETTE["linear"]
 RULE_COLOURS = {
     "sum": style.PALETTE["linear"],
     "delta": style.PALETTE["delta"],
-    "fwm": style.PALETTE["performer"],
+    "fwm": style.PALETTE["fwm"],
 }
 RULE_DASHES = {"sum": [1, 0], "delta": [7, 4], "fwm": [2, 3]}
 ROLE_COLOURS = {

@@ -17,13 +17,15 @@ import polars as pl
 PALETTE = {
     "softmax": "#2380C4",
     "linear": "#D55E00",
+    "relu": "#A8705A",
     "performer": "#6D5AE0",
     "dpfp": "#8C7A00",
     "delta": "#009E73",
+    "fwm": "#0091A8",
     "linformer": "#C45BA0",
     "lsh": "#7A7A7A",
 }
-SPARE_COLOURS = ("#A8705A", "#B8405E", "#4F7F8C")
+SPARE_COLOURS = ("#B8405E", "#4F7F8C", "#5E7F2E")
 DASHES = {
     "fused": [1, 0],
     "textbook": [7, 4],
@@ -33,7 +35,9 @@ DASHES = {
     "cuda": [10, 3, 2, 3],
     "nu1": [1, 0],
     "nu2": [7, 4],
-    "nu3": [2, 3],
+    "nu3": [8, 3, 2, 3, 2, 3],
+    "tanh": [1, 0],
+    "dpfp1": [7, 4],
     "64": [1, 0],
     "128": [7, 4],
     "512": [2, 3],
@@ -54,7 +58,9 @@ SHAPES = {
     "cuda": "triangle-left",
     "nu1": "circle",
     "nu2": "square",
-    "nu3": "diamond",
+    "nu3": "triangle-down",
+    "tanh": "circle",
+    "dpfp1": "square",
     "64": "circle",
     "128": "square",
     "512": "diamond",
