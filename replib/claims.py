@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any
 
-from replib.experiments import IMAGE_SHAPES, SOLVED_ACCURACY, VARIANTS
+from replib.experiments import BOTH, IMAGE_SHAPES, SOLVED_ACCURACY, VARIANTS
 from replib.published import published
 from replib.statistics import (
     SOFTMAX_MODELS,
@@ -168,9 +168,12 @@ def convergence_at(rows: Sequence[Row], seq_len: int) -> Verdict:
 @each_device
 def convergence(rows: Sequence[Row]) -> Verdict:
     """`convergence_at` every length there is, together; runs that differ in anything but the
-    mechanism and the seed (two scales, say) are not judged together."""
+    mechanism and the seed (two scales, say) are not judged together. Mechanisms besides softmax
+    and linear have no part in it."""
     settings: dict[str, list[Row]] = {}
     for row in rows:
+        if row["config"]["model"]["attention"] not in BOTH:
+            continue
         settings.setdefault(_setting(row), []).append(row)
     verdicts = {}
     for some in sorted(settings.values(), key=_seq_len):

@@ -24,7 +24,7 @@ from replib.store import Row
 from replib.verdicts import Criterion, Verdict
 
 SOLVED_LOSS = RetrievalConfig().solved_loss
-GRID_STEP = 20  # keys, from one recorded S to the next
+GRID_STEP = 20  # keys, the least step from one recorded S to the next
 LOSS_TOLERANCE = 0.15  # of a published best loss
 LEAST_COMPARED = 0.01  # published losses below it are compared as solved or not
 COMPARED = (100, 200, 400, 600)

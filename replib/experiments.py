@@ -72,6 +72,10 @@ VARIANTS = (
     ("linear", "cpu"),
     ("linear", "cuda"),
 )
+# The paper's figures have LSH attention beside the two that are judged: figure 2 of 4 rounds,
+# figure 1 of each of these.
+LSH_COPY = ("lsh", "4 rounds")
+LSH_VARIANTS = (("lsh", "1 round"), LSH_COPY, ("lsh", "8 rounds"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,13 +165,19 @@ def laptop_copy(attention: str, seq_len: int, n_steps: int, **changes) -> Traini
 
 
 def _convergence(scale: str) -> list[Job]:
+    """Katharopoulos et al. 2020, Fig. 2; LSH attention after those that are judged."""
+    attention, rounds = LSH_COPY
     if scale == "paper":
         configs = [TrainingConfig(model=TransformerConfig(attention=a)) for a in BOTH]
-        return _seeds(configs, 5)
+        lsh = TrainingConfig(model=TransformerConfig(attention=attention, implementation=rounds))
+        return _seeds(configs, 5) + _seeds([lsh], 3)
     if scale == "smoke":
         return _seeds([laptop_copy(a, 16, 60) for a in BOTH], 1)
     steps = {16: 1000, 32: 1500, 64: 3000, 128: 3000}
-    return _seeds([laptop_copy(a, n, s) for n, s in steps.items() for a in BOTH], 5)
+    model = laptop_model(attention, rounds)
+    lsh = [laptop_copy(attention, n, s, model=model) for n, s in steps.items()]
+    judged = [laptop_copy(a, n, s) for n, s in steps.items() for a in BOTH]
+    return _seeds(judged, 5) + _seeds(lsh, 3)
 
 
 def _sequence_copy(scale: str) -> list[Job]:
@@ -210,7 +220,8 @@ def replication_model(attention: str, implementation: str | None = None) -> Tran
 
 
 def _scaling(scale: str) -> list[Job]:
-    """Katharopoulos et al. 2020, Fig. 1: the batch shrinks as N grows."""
+    """Katharopoulos et al. 2020, Fig. 1: the batch shrinks as N grows. LSH attention is timed by
+    itself, after what is judged."""
     first, last, tokens, n_repeats = {
         "smoke": (6, 8, 2**8, 3),
         "laptop": (6, 14, 2**12, 7),
@@ -226,10 +237,11 @@ def _scaling(scale: str) -> list[Job]:
                     batch_size=tokens_batch(tokens, 2**e),
                     work=work,
                 )
-                for a, i in VARIANTS
+                for a, i in variants
             ),
             n_repeats=n_repeats,
         )
+        for variants in ((VARIANTS,) if scale == "smoke" else (VARIANTS, LSH_VARIANTS))
         for work in ("forward", "forward_backward")
         for e in range(first, last + 1)
     ]
@@ -512,12 +524,16 @@ UPDATE_RULE_MEMORIES = (
 )
 
 
+TANH_FWM = ("tanh", "fwm")
+LAPTOP_KEYS = {*range(20, 201, 20), *range(200, 601, 40), 300, 500}  # S
+
+
 def retrieval_config(
     n_keys: int, model: MemoryConfig, *, with_replacement: bool = False, **changes
 ) -> RetrievalConfig:
     """A run as published; "tanh" with the rule "fwm" has a smaller rate and a larger batch."""
     options = {}
-    if (model.attention, model.update_rule) == ("tanh", "fwm"):
+    if (model.attention, model.update_rule) == TANH_FWM:
         options = {"lr": 1e-4, "batch_size": 128}
     task = AssociativeRetrieval(n_keys=n_keys, with_replacement=with_replacement)
     return RetrievalConfig(task=task, model=model, **(options | changes))
@@ -530,23 +546,32 @@ def _capacity(scale: str) -> list[Job]:
 
 def _update_rules(scale: str) -> list[Job]:
     """Setting 2 of Schlag et al. 2021, section 6.1.2: keys come back with new values. The memories
-    that solve any S, and the sum, are also evaluated as the published runs are."""
+    that solve any S, and the sum, are also evaluated as the published runs are; at S = 80 and 120
+    too, between which and 100 the last S solved may be."""
     jobs = _retrieval(scale, UPDATE_RULE_MEMORIES, 200, with_replacement=True)
     if scale == "smoke":
         return jobs
-    return jobs + [
+    alike = [
         RetrievalJob(
             config=retrieval_config(n_keys, m, with_replacement=True, eval_half_length=True),
             seeds=(0, 1, 2),
         )
-        for n_keys in (20, 60, 100, 200)
+        for n_keys in (20, 60, 100, 200, 80, 120)
         for m in UPDATE_RULE_MEMORIES[:4]
     ]
+    return sorted(jobs + alike, key=_is_slow)
+
+
+def _is_slow(job: RetrievalJob) -> bool:
+    """Whether a job is of a memory whose runs take as long as those of all others together."""
+    model = job.config.model
+    return model.implementation == "512" or (model.attention, model.update_rule) == TANH_FWM
 
 
 def _retrieval(scale, memories, most_keys: int, *, with_replacement: bool) -> list[Job]:
     """A grid of S. At "laptop" three seeds at the ends and some S between, which come first, and
-    one at the others of the published grid; at "paper" five seeds everywhere."""
+    one at others: at steps of 20 to 200, then of 40, and at all of the published grid; at "paper"
+    five seeds at steps of 20. The slowest memories come last."""
     if scale == "smoke":
         changes = {"n_steps": 20, "eval_every": 10, "eval_sequences": 2}
         model = {"head_dim": 16}
@@ -560,15 +585,16 @@ def _retrieval(scale, memories, most_keys: int, *, with_replacement: bool) -> li
             for m in memories
         ]
     coarse = (20, 60, 100, 200, 280, 400, 600)
-    n_seeds = {n: 5 if scale == "paper" else 3 if n in coarse else 1 for n in range(20, 601, 20)}
-    return [
+    grid = [n for n in range(20, most_keys + 1, 20) if scale == "paper" or n in LAPTOP_KEYS]
+    jobs = [
         RetrievalJob(
             config=retrieval_config(n_keys, m, with_replacement=with_replacement),
-            seeds=tuple(range(n_seeds[n_keys])),
+            seeds=tuple(range(5 if scale == "paper" else 3 if n_keys in coarse else 1)),
         )
-        for n_keys in sorted(range(20, most_keys + 1, 20), key=lambda n: (n not in coarse, n))
+        for n_keys in sorted(grid, key=lambda n: (n not in coarse, n))
         for m in memories
     ]
+    return sorted(jobs, key=_is_slow)
 
 
 EXPERIMENTS = {

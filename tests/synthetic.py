@@ -202,6 +202,8 @@ def _generation_row(name, config):
 
 
 def _growth(model, seq_len):
+    if model.attention == "lsh":  # as linear attention in torch operations, a round
+        return SLOWER["torch"] * int(model.implementation.split()[0])
     if model.attention == "softmax":
         return seq_len / CROSSOVERS[model.implementation or "fused"]
     if model.implementation == "plain":  # a fifth more than the slower softmax, and at least torch

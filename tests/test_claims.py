@@ -126,6 +126,22 @@ def test_exponents_are_those_of_the_times_and_memories():
     assert claims.exponents(cost_rows(), "forward") == []
 
 
+def test_lsh_takes_no_part_in_the_verdicts_that_it_is_drawn_beside():
+    lsh = [run_row("lsh", seed, loss=2.0, accuracy=0.2) for seed in range(3)]
+    assert claims.convergence([*runs(), *lsh]) == claims.convergence(runs())
+    assert claims.convergence(lsh).status == INCONCLUSIVE
+    alone = [row | {"config": row["config"] | {"n_steps": 77}} for row in lsh]
+    assert claims.convergence([*runs(), *alone]) == claims.convergence(runs())
+    timed = [cost_row("lsh", f"{r} rounds", n, 9.0 * r * n) for r in (4, 8) for n in LENGTHS]
+    verdict, expected = claims.scaling([*cost_rows(), *timed]), claims.scaling(cost_rows())
+    assert (verdict.status, verdict.headline) == (expected.status, expected.headline)
+    assert verdict.criteria == expected.criteria
+    beside = [line for line in verdict.evidence if line not in expected.evidence]
+    assert [line.split(", ")[0] for line in beside] == ["lsh 4 rounds", "lsh 8 rounds"]
+    faster = [cost_row("lsh", "1 round", n, 1e-3) for n in LENGTHS]
+    assert claims.speed_crossover([*cost_rows(), *faster]) == claims.speed_crossover(cost_rows())
+
+
 def test_points_without_a_figure_are_left_out():
     expected = claims.exponents(cost_rows(), "forward_backward")
     holes = [

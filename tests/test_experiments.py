@@ -84,7 +84,7 @@ def test_every_point_of_a_grid_has_softmax_beside_linear(name, scale):
             del other["attention"], other["implementation"]
             point = (str(other), getattr(job, "seed", None))
             found.setdefault(point, set()).add(model.attention)
-    assert all(names == {"softmax", "linear"} for names in found.values())
+    assert all(names - {"lsh"} == {"softmax", "linear"} for names in found.values())
 
 
 def grid(name, scale):
@@ -98,12 +98,81 @@ def grid(name, scale):
 def test_recorded_convergence_has_five_seeds_at_three_lengths_or_more():
     seeds = grid("convergence", "laptop")
     assert len({n for n, _ in seeds}) >= 3
-    assert all(sorted(found) == [0, 1, 2, 3, 4] for found in seeds.values())
+    for (_, attention), found in seeds.items():
+        assert sorted(found) == list(range(3 if attention == "lsh" else 5))
+
+
+@pytest.mark.parametrize("scale", ["laptop", "paper"])
+@pytest.mark.parametrize("name", ["convergence", "scaling"])
+def test_lsh_is_recorded_by_itself_after_what_is_judged(name, scale):
+    jobs = EXPERIMENTS[name].jobs(scale)
+    variants = [[getattr(c, "model", c) for c in configs_of(job)] for job in jobs]
+    is_lsh = [{model.attention for model in some} == {"lsh"} for some in variants]
+    assert is_lsh == sorted(is_lsh) and any(is_lsh)
+    first = is_lsh.index(True)
+    assert "lsh" not in {model.attention for some in variants[:first] for model in some}
+    rounds = {model.implementation for some in variants[first:] for model in some}
+    assert rounds == {"4 rounds"} | ({"1 round", "8 rounds"} if name == "scaling" else set())
+
+
+def test_lsh_has_the_settings_of_what_it_stands_beside():
+    jobs = EXPERIMENTS["convergence"].jobs("laptop")
+    settings = {}
+    for job in jobs:
+        model = replace(job.config.model, attention="linear", implementation=None)
+        setting = replace(job.config, model=model)
+        settings.setdefault(job.config.model.attention, set()).add(setting)
+    assert settings["lsh"] == settings["linear"]
+    points = {"lsh": set(), "linear": set()}
+    for job in EXPERIMENTS["scaling"].jobs("laptop"):
+        for config in job.configs:
+            point = config.seq_len, config.batch_size, config.work
+            points.setdefault(config.attention, set()).add(point)
+    assert points["lsh"] == points["linear"]
+
+
+def memory_jobs(name, scale="laptop"):
+    return EXPERIMENTS[name].jobs(scale)
+
+
+@pytest.mark.parametrize("name", RETRIEVAL)
+def test_the_grid_of_keys_has_steps_of_40_at_most_and_all_that_was_published(name):
+    most = 600 if name == "capacity" else 200
+    keys = {}
+    for job in memory_jobs(name):
+        if not job.config.eval_half_length:
+            keys.setdefault(job.config.model, []).append(job.config.task.n_keys)
+    for found in keys.values():
+        ordered = sorted(found)
+        assert ordered[0] == 20 and ordered[-1] == most
+        assert all(b - a <= 40 for a, b in zip(ordered, ordered[1:], strict=False))
+        assert {n for n in (20, 60, 100, 200, 300, 400, 500, 600) if n <= most} <= set(found)
+
+
+def test_three_seeds_come_first_and_the_slowest_memories_last():
+    capacity = memory_jobs("capacity")
+    slow = [job.config.model.implementation == "512" for job in capacity]
+    assert slow == sorted(slow) and sum(slow) * 8 == len(slow)
+    for some in (capacity[: slow.index(True)], capacity[slow.index(True) :]):
+        n_seeds = [len(job.seeds) for job in some]
+        assert n_seeds == sorted(n_seeds, reverse=True) and set(n_seeds) == {3, 1}
+    rules = memory_jobs("update_rules")
+    tanh = [job.config.model.attention == "tanh" for job in rules]
+    assert tanh == sorted(tanh) and any(tanh)
+
+
+def test_delta_is_evaluated_as_published_on_both_sides_of_the_last_s_solved():
+    alike = [job for job in memory_jobs("update_rules") if job.config.eval_half_length]
+    keys = [job.config.task.n_keys for job in alike if job.config.model.update_rule == "delta"]
+    assert {80, 100, 120} <= set(keys) and all(job.seeds == (0, 1, 2) for job in alike)
+    new = [job.config.task.n_keys in (80, 120) for job in alike]
+    assert new == sorted(new)
 
 
 def test_the_papers_convergence_is_that_of_the_paper():
     jobs = EXPERIMENTS["convergence"].jobs("paper")
-    assert sorted(job.seed for job in jobs) == sorted(2 * [0, 1, 2, 3, 4])
+    judged = [job.seed for job in jobs if job.config.model.attention != "lsh"]
+    assert sorted(judged) == sorted(2 * [0, 1, 2, 3, 4])
     for config in (job.config for job in jobs):
         assert (config.n_steps, config.batch_size) == (10_000, 64)
         assert config.task == CausalCopy(seq_len=128)
@@ -569,10 +638,11 @@ COST = {
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_what_no_device_here_can_run_is_refused_with_the_reason(packages):
     packages("numba")
-    assert set(refused_variants()) == {"linear cuda"}
+    assert set(refused_variants()) == {"linear cuda", "relu cuda"}
     packages()
     refused = refused_variants()
-    assert set(refused) == {"linear cpu", "linear cuda", "delta cpu"}
+    compiled = {f"{name} {kind}" for name in ("linear", "relu") for kind in ("cpu", "cuda")}
+    assert set(refused) == {*compiled, "delta cpu"}
     assert "pip install numba" in refused["linear cpu"]
 
 
