@@ -130,8 +130,20 @@ def _(article, losses):
 def _(article, losses):
     mo.vstack(
         [
-            mo.md(f"## The loss scale\n\n{claims_autopsy.scale_text(article)}"),
+            mo.md(f"## The loss scale\n\n{claims_autopsy.scale_text(article, losses)}"),
             parts.scale_chart(losses, article),
+        ]
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(article, losses):
+    mo.vstack(
+        [
+            mo.md("## The article's curves, beside broken runs here"),
+            parts.loss_curves_chart(losses, article),
+            mo.md(claims_autopsy.level_text(article, losses)),
         ]
     )
     return

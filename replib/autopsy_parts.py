@@ -13,6 +13,7 @@ import torch
 
 from replib import claims, controls, earlier_defects, frames_autopsy
 from replib import claims_autopsy as autopsy
+from replib.article_losses import article_batches
 from replib.attention.softmax import softmax_attention
 from replib.autopsy import DEFECTS
 from replib.charts import autopsy as charts
@@ -211,9 +212,22 @@ ENDS = ((autopsy.BROKEN, None), (autopsy.MENDED, None))
 
 def scale_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
     """`charts.scale_chart`, titled with the batches."""
-    batches = autopsy.article_batches(article)
+    batches = article_batches(article)
     title = f"Divided by batches of {batches['softmax']} and {batches['linear']}, plateaus agree"
     return charts.scale_chart(frames_autopsy.scale(article, rows), title=title)
+
+
+def loss_curves_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
+    """`charts.loss_curves_chart`, titled with where the article's runs end."""
+    above = autopsy.above_level(article)
+    ends = len(autopsy.article_ends(article))
+    near = sum(abs(gap) <= autopsy.LEVEL_MARGIN for gap in above.values())
+    title = (
+        f"Of the article's {ends} runs {ends - len(above)} end at 0, {near} where the symbols are "
+        "known but not their order"
+    )
+    curves, levels = frames_autopsy.loss_curves(article, rows), frames_autopsy.levels(article)
+    return charts.loss_curves_chart(curves, levels, title=title)
 
 
 def prediction_choices(article: Mapping[str, Any]) -> list[Control]:

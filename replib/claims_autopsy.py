@@ -12,12 +12,21 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from replib.article_losses import (
+    FINAL,
+    PLATEAU,
+    article_batches,
+    article_curves,
+    article_losses,
+    bag_entropy,
+    unigram_entropy,
+)
 from replib.autopsy import DEFECTS, article_defects, loss_defects
 from replib.claims import (
     MODEL_NAMES,
@@ -26,7 +35,7 @@ from replib.claims import (
     judged_linear,
     variant_of,
 )
-from replib.experiments import SOLVED_ACCURACY
+from replib.experiments import SOLVED_ACCURACY, replication_model
 from replib.statistics import (
     SOFTMAX_MODELS,
     Crossover,
@@ -336,70 +345,8 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     return Difference(value, *difference_interval(a, b))
 
 
-def unigram_entropy(task: SequenceCopy) -> float:
-    """The loss of a model that knows how often each token is expected and nothing else, nats a
-    token: N - 2 symbols, uniform, and one end. The plateau before anything is learned."""
-    n = task.seq_len - 1
-    symbol = (n - 1) / n / task.n_symbols
-    return -(n - 1) / n * math.log(symbol) - math.log(1 / n) / n
-
-
-@dataclass(frozen=True)
-class Read:
-    """A loss of the article: as printed, a sum over the batch, and in nats a token."""
-
-    attention: str
-    seq_len: int
-    what: str
-    printed: float
-    batch: int
-
-    @property
-    def nats(self) -> float:
-        return self.printed / self.batch
-
-
-PLATEAU, FINAL = "first plateau", "final"
-
-
-def article_losses(article: Mapping[str, Any]) -> list[Read]:
-    """What can be read off the article's figures: final losses, and at two lengths the plateau
-    before anything is learned. Their ratio to the unigram entropy says the batch, a power of two
-    that the article does not tell."""
-    batches = article_batches(article)
-    found = []
-    for attention, by_length in article["plots_final_loss"].items():
-        for n, text in by_length.items():
-            # Such as "16.7 then jump to 17.8": the first number is the loss that is compared.
-            printed = float(str(text).split()[0])
-            found.append(Read(attention, int(n), FINAL, printed, batches[attention]))
-    for n, (softmax, linear) in _plateaus(article).items():
-        for attention, printed in (("softmax", softmax), ("linear", linear)):
-            found.append(Read(attention, n, PLATEAU, printed, batches[attention]))
-    return found
-
-
-def article_batches(article: Mapping[str, Any]) -> dict[str, int]:
-    """The batch of each mechanism's runs, as their plateaus betray it."""
-    batches: dict[str, set[int]] = {"softmax": set(), "linear": set()}
-    for n, pair in _plateaus(article).items():
-        entropy = unigram_entropy(SequenceCopy(seq_len=n))
-        for attention, printed in zip(batches, pair, strict=True):
-            batches[attention].add(2 ** round(math.log2(printed / entropy)))
-    for attention, found in batches.items():
-        if len(found) != 1:
-            raise ValueError(f"{attention} plateaus say batches {sorted(found)}: correct the facts")
-    return {attention: found.pop() for attention, found in batches.items()}
-
-
-def _plateaus(article: Mapping[str, Any]) -> dict[int, list[float]]:
-    """Softmax and linear, by N."""
-    checks = article["loss_scale"]["H_check"]
-    return {int(name.split("=")[1]): one["observed"] for name, one in checks.items()}
-
-
-def scale_text(article: Mapping[str, Any]) -> str:
-    """What undoing the loss scale shows."""
+def scale_text(article: Mapping[str, Any], rows: Sequence[Row] = ()) -> str:
+    """What undoing the loss scale shows, and whether our broken runs have the same plateaus."""
     batches, plateaus = article_batches(article), []
     for one in article_losses(article):
         if one.what == PLATEAU:
@@ -413,8 +360,177 @@ def scale_text(article: Mapping[str, Any]) -> str:
         "the entropy of single tokens, so that its plateau tells the batch: "
         f"{batches['softmax']} for softmax and {batches['linear']} for linear attention, which "
         "makes linear curves four times as high for nothing. In nats a token both plateaus agree: "
-        f"{'; '.join(plateaus)}."
+        f"{'; '.join(plateaus)}.\n\n{_plateaus_here(rows)}"
     )
+
+
+EARLY = (20, 100)  # steps: the first evaluation, and before most runs leave the first plateau
+PLATEAU_MARGIN = 0.1  # nats a token by which two plateaus may differ and be the same
+
+
+def early_losses(rows: Sequence[Row]) -> dict[tuple[str, int], float]:
+    """The mean loss of the broken runs of each mechanism and N over the steps EARLY, of those whose
+    curve has them."""
+    found = {}
+    for (attention, n, role, _), some in ablated(rows).items():
+        curves = (zip(row["curve"]["step"], row["curve"]["loss"], strict=True) for row in some)
+        losses = [loss for curve in curves for step, loss in curve if EARLY[0] <= step <= EARLY[1]]
+        if role == BROKEN and losses:
+            found[attention, n] = statistics.fmean(losses)
+    return found
+
+
+def _plateaus_here(rows: Sequence[Row]) -> str:
+    """Whether broken runs of both mechanisms stand on the same plateau, in nats a token."""
+    early = early_losses(rows)
+    lengths = [n for n in lengths_of(rows) if all((a, n) in early for a in _BOTH)]
+    if not lengths:
+        return "No broken run here has a curve of both mechanisms yet."
+    apart = {n: abs(early["softmax", n] - early["linear", n]) for n in lengths}
+    told = "; ".join(
+        f"N = {n}: softmax {early['softmax', n]:.2f}, linear {early['linear', n]:.2f}, expected "
+        f"{unigram_entropy(SequenceCopy(seq_len=n)):.2f}"
+        for n in lengths
+    )
+    other = [n for n in lengths if apart[n] > PLATEAU_MARGIN]
+    verdict = (
+        f"the same plateau for both within {PLATEAU_MARGIN} nats, at every N"
+        if not other
+        else f"**not** the same plateau at N = {', '.join(map(str, other))}"
+    )
+    return (
+        f"**Our broken runs** have it too: their mean loss over steps {EARLY[0]} to {EARLY[1]} is, "
+        f"in nats a token, {told}. Both mechanisms differ by at most {max(apart.values()):.2f}: "
+        f"{verdict}."
+    )
+
+
+def article_ends(article: Mapping[str, Any]) -> dict[tuple[str, int], float]:
+    """The article's final losses of each mechanism and N, nats a token."""
+    read = (one for one in article_losses(article) if one.what == FINAL)
+    return {(one.attention, one.seq_len): one.nats for one in read}
+
+
+def above_level(article: Mapping[str, Any]) -> dict[tuple[str, int], float]:
+    """How far above `bag_entropy` those of the article's runs end that do not end at 0."""
+    ends = {key: loss for key, loss in article_ends(article).items() if loss > NEAR_ZERO}
+    return {(a, n): loss - bag_entropy(SequenceCopy(seq_len=n)) for (a, n), loss in ends.items()}
+
+
+def level_text(article: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Where the article's runs that do not reach 0 end, and why ours do not end there, as
+    Markdown."""
+    finals, above = article_ends(article), above_level(article)
+    levels = {n: bag_entropy(SequenceCopy(seq_len=n)) for n in article["N"]}
+    near = [gap for gap in above.values() if abs(gap) <= LEVEL_MARGIN]
+    jumps = [
+        f" {one.attention.capitalize()} at N = {one.seq_len} was read before a jump to "
+        f"{one.points[-1][1]:.2f} at step {one.points[-2][0]}."
+        for one in article_curves(article)
+        if one.read
+        and one.points[-1][1] > finals[one.attention, one.seq_len] + LEVEL_MARGIN
+        and len(one.points) > 1
+    ]
+    lines = [
+        _table_line("before anything is learned", [f"{_entropy(n):.2f}" for n in levels]),
+        _table_line("symbols known, order not", [f"{one:.2f}" for one in levels.values()]),
+        *(
+            _table_line(f"2022 article, {a}, end", [f"{finals[a, n]:.2f}" for n in levels])
+            for a in _BOTH
+        ),
+        *(
+            _table_line(
+                f"here, broken {a}, below “order not” from step",
+                [_leaving(rows, a, n, level) for n, level in levels.items()],
+            )
+            for a in _BOTH
+        ),
+    ]
+    table = _headed("nats a token", list(levels), lines)
+    return (
+        f"Of the article's {len(finals)} runs {len(finals) - len(above)} end at 0. Of the other "
+        f"{len(above)}, {len(near)} end within {LEVEL_MARGIN} nats of a second level: the loss of "
+        "a model that knows which symbols the source holds, and where it ends, but not their "
+        "order (computed from the task, with nothing fitted), as if they had learned that much in "
+        f"{article['steps']} steps and no more.{''.join(jumps)}\n\n{table}\n\n{_unlike(rows)}"
+    )
+
+
+LEVEL_MARGIN = 0.05  # nats a token from a level that is computed
+
+
+def _entropy(n: int) -> float:
+    return unigram_entropy(SequenceCopy(seq_len=n))
+
+
+def _leaving(rows: Sequence[Row], attention: str, n: int, level: float) -> str:
+    """The median step from which broken runs stay below a level, and how many do."""
+    some = ablated(rows).get((attention, n, BROKEN, None), [])
+    left = [step for row in some if (step := leaves(row, level)) is not None]
+    if not some:
+        return "–"
+    return f"{statistics.median(left):.0f} ({len(left)} of {len(some)})" if left else "never"
+
+
+def leaves(row: Row, level: float) -> int | None:
+    """The step from which a run's loss stays more than LEVEL_MARGIN below a level."""
+    found = None
+    for step, loss in zip(row["curve"]["step"], row["curve"]["loss"], strict=True):
+        below = loss is not None and loss < level - LEVEL_MARGIN
+        found = (step if found is None else found) if below else None
+    return found
+
+
+def _unlike(rows: Sequence[Row]) -> str:
+    """In what our broken runs differ from the article's, from their configs."""
+    broken = [row for key, some in ablated(rows).items() if key[2] == BROKEN for row in some]
+    if not broken:
+        return "No broken run is recorded here yet."
+    here, theirs = broken[0]["config"]["model"], asdict(replication_model("linear"))
+    differ = "; ".join(
+        f"{name} {_told_size(here, key)} for {_told_size(theirs, key)}"
+        for key, name in SIZES.items()
+        if _told_size(here, key) != _told_size(theirs, key)
+    )
+    low = [row for row in broken if (row["summary"].get("final_loss") or 0) < _level_of(row)]
+    if not differ:
+        return "These broken runs have the article's sizes."
+    return (
+        f"**Here broken runs do not end where the article's do**: {len(low)} of {len(broken)} end "
+        "below that level. They pass it and learn on; what differs is how long a run stays there, "
+        "and so how fast this model learns at 1e-4 and finds the leak. It is another "
+        f"model: {differ}. Which of these does it the rows do not tell: no broken run of the "
+        "article's size is among them. Nor do they tell why the article's linear runs reach 0 at "
+        "N = 8 and 32 and not at 16: a run a length, where finding a leak is a matter of luck, "
+        "would look like this, and so would others."
+    )
+
+
+SIZES = {
+    "n_layers": "layers",
+    "d_model": "model size",
+    "d_feedforward": "feed-forward size",
+    "split": "heads, split twice:",
+    "norm": "norm:",
+    "positions": "positions:",
+}
+
+
+def _told_size(model: Mapping[str, Any], key: str) -> str:
+    if key != "split":
+        return str(model[key])
+    heads, head_dim = split_again(model["n_heads"], model["d_model"] // model["n_heads"])
+    return f"{heads} of {head_dim}"
+
+
+def split_again(n_heads: int, head_dim: int) -> tuple[int, int]:
+    """The heads, and their size, that the defect "heads split twice" leaves of some."""
+    parts = max(p for p in range(1, min(n_heads, head_dim) + 1) if head_dim % p == 0)
+    return n_heads * parts, head_dim // parts
+
+
+def _level_of(row: Row) -> float:
+    return bag_entropy(SequenceCopy(seq_len=_seq_len(row))) - LEVEL_MARGIN
 
 
 def loss_table(article: Mapping[str, Any], rows: Sequence[Row], attention: str = "linear") -> str:

@@ -10,22 +10,28 @@ from typing import Any
 import polars as pl
 
 from replib import frames
+from replib.article_losses import (
+    FINAL,
+    article_curves,
+    article_losses,
+    bag_entropy,
+    unigram_entropy,
+)
 from replib.autopsy import DEFECTS, article_defects
 from replib.claims_autopsy import (
     ALONE_OFF,
     ALONE_ON,
     BROKEN,
-    FINAL,
+    EARLY,
     GUESSING,
     MENDED,
     Attribution,
     Part,
     ablated,
-    article_losses,
+    early_losses,
     final_losses,
     lengths_of,
     time_effects,
-    unigram_entropy,
 )
 from replib.statistics import Ratio
 from replib.store import Row
@@ -67,9 +73,22 @@ SCALE_COLUMNS = {
     "printed": pl.Float64,
     "nats": pl.Float64,
 }
+CURVE_COLUMNS = {
+    "attention": pl.String,
+    "seq_len": pl.Int64,
+    "kind": pl.String,
+    "line": pl.String,
+    "step": pl.Int64,
+    "nats": pl.Float64,
+    "seed": pl.Int64,
+    "device": pl.String,
+}
+LEVEL_COLUMNS = {"seq_len": pl.Int64, "level": pl.String, "nats": pl.Float64}
 MENDED_LINE, BROKEN_LINE = "none (mended)", "all (broken)"
 ARTICLE_LINE = "2022 article"
-EXPECTED, HERE = "entropy of single tokens", "here, broken"
+EXPECTED, HERE = "entropy of single tokens", "here, broken, final"
+BAG, PLATEAU_HERE = "symbols known, order not", f"here, broken, steps {EARLY[0]} to {EARLY[1]}"
+READ, BETWEEN, OURS = "article, read off its figures", "between readings, not known", "here, broken"
 STAGE, STEP, LEFT = "stage", "step", "unexplained"
 
 
@@ -153,7 +172,8 @@ def _step(line: str, kind: str, at: float, factor: Ratio) -> dict[str, Any]:
 
 def scale(article: Mapping[str, Any], rows: Sequence[Row] = ()) -> pl.DataFrame:
     """The article's losses as printed and in nats a token, the entropy of single tokens that its
-    plateaus should have, and the medians of our broken runs: SCALE_COLUMNS."""
+    plateaus should have and of symbols without their order; the first plateaus of our broken runs
+    and the medians of where they end: SCALE_COLUMNS."""
     read = article_losses(article)
     batches = {one.attention: one.batch for one in read}
     found = [
@@ -170,11 +190,44 @@ def scale(article: Mapping[str, Any], rows: Sequence[Row] = ()) -> pl.DataFrame:
 
     for attention in batches:
         for n in article["N"]:
-            found.append(ours(attention, n, EXPECTED, unigram_entropy(SequenceCopy(seq_len=n))))
+            for name, entropy in LEVELS.items():
+                found.append(ours(attention, n, name, entropy(SequenceCopy(seq_len=n))))
+    for (attention, n), here in early_losses(rows).items():
+        found.append(ours(attention, n, PLATEAU_HERE, here))
     for (attention, n, role, _), here in final_losses(rows).items():
         if role == BROKEN:
             found.append(ours(attention, n, HERE, float(pl.Series(here).median())))
     return pl.DataFrame(found, schema=SCALE_COLUMNS)
+
+
+LEVELS = {EXPECTED: unigram_entropy, BAG: bag_entropy}
+
+
+def levels(article: Mapping[str, Any]) -> pl.DataFrame:
+    """The losses on which a run may stand before it copies: LEVEL_COLUMNS."""
+    found = [
+        {"seq_len": n, "level": name, "nats": entropy(SequenceCopy(seq_len=n))}
+        for n in article["N"]
+        for name, entropy in LEVELS.items()
+    ]
+    return pl.DataFrame(found, schema=LEVEL_COLUMNS)
+
+
+def loss_curves(article: Mapping[str, Any], rows: Sequence[Row] = ()) -> pl.DataFrame:
+    """The article's curves as far as they were read, in nats a token, and those of our broken runs
+    at its lengths, a `line` each: CURVE_COLUMNS."""
+    found = []
+    for i, piece in enumerate(article_curves(article)):
+        named = {"attention": piece.attention, "seq_len": piece.seq_len, "line": f"article {i}"}
+        named["kind"] = READ if piece.read else BETWEEN
+        found += [named | {"step": step, "nats": nats} for step, nats in piece.points]
+    for (attention, n, role, _), some in ablated(rows).items():
+        for row in some if role == BROKEN and n in article["N"] else ():
+            named = {"attention": attention, "seq_len": n, "kind": OURS, "line": row["run_id"]}
+            named |= {"seed": row["seed"], "device": _device(rows)}
+            curve = zip(row["curve"]["step"], row["curve"]["loss"], strict=True)
+            found += [named | {"step": step, "nats": loss} for step, loss in curve]
+    return pl.DataFrame(found, schema=CURVE_COLUMNS)
 
 
 def curves(rows: Sequence[Row]) -> pl.DataFrame:
@@ -196,4 +249,14 @@ def _device(rows: Sequence[Row]) -> str:
     return "; ".join(sorted(names))
 
 
-__all__ = ["GUESSING", "curves", "effects", "loss_lines", "losses", "scale", "stages"]
+__all__ = [
+    "GUESSING",
+    "curves",
+    "effects",
+    "levels",
+    "loss_curves",
+    "loss_lines",
+    "losses",
+    "scale",
+    "stages",
+]

@@ -1,5 +1,6 @@
 """The autopsy's charts draw what their frames hold, on any page, and say where nothing is known."""
 
+import copy
 import math
 
 import pytest
@@ -34,6 +35,9 @@ def drawn(rows, name, title="T"):
         return autopsy.losses_chart(frames_autopsy.losses(losses, ARTICLE), title=title)
     if name == "scale":
         return autopsy.scale_chart(frames_autopsy.scale(ARTICLE, losses), title=title)
+    if name == "loss curves":
+        frame = frames_autopsy.loss_curves(ARTICLE, losses)
+        return autopsy.loss_curves_chart(frame, frames_autopsy.levels(ARTICLE), title=title)
     if name == "prediction":
         found = claims.predicted(ARTICLE, ARTICLE["N"], "quadratic")
         return autopsy.prediction_chart(ARTICLE, found, title=title)
@@ -41,7 +45,7 @@ def drawn(rows, name, title="T"):
     return autopsy.switches_curves(frames_autopsy.curves(some), title=title)
 
 
-NAMES = ("effects", "stages", "losses", "scale", "prediction", "switches")
+NAMES = ("effects", "stages", "losses", "scale", "loss curves", "prediction", "switches")
 
 
 def svg(chart):
@@ -153,6 +157,37 @@ def test_no_rows_give_a_chart_that_says_so(chart):
 
 def test_the_articles_losses_are_shown_without_rows_of_ours():
     frame = frames_autopsy.scale(ARTICLE)
-    assert set(frame["what"]) == {"final", "first plateau", frames_autopsy.EXPECTED}
+    levels = {frames_autopsy.EXPECTED, frames_autopsy.BAG}
+    assert set(frame["what"]) == {"final", "first plateau", *levels}
     assert "NaN" not in svg(autopsy.scale_chart(frame, title="T"))
     assert all(math.isfinite(value) for value in frame["nats"])
+
+
+def test_our_own_first_plateaus_stand_beside_the_articles(rows):
+    early = copy.deepcopy(rows["autopsy"])
+    for row in early:
+        row["curve"]["step"] = [20 * i for i in range(1, 11)]
+    frame = frames_autopsy.scale(ARTICLE, early)
+    here = frame.filter(frame["what"] == frames_autopsy.PLATEAU_HERE)
+    assert {(r["attention"], r["seq_len"]) for r in here.to_dicts()} == {
+        (a, n) for a in ("softmax", "linear") for n in ARTICLE["N"]
+    }
+    drawing = svg(autopsy.scale_chart(frame, title="T"))
+    assert ">here, broken, steps 20 to 100<" in drawing and ">article, first plateau<" in drawing
+
+
+def test_the_articles_curves_are_drawn_over_our_broken_runs_and_marked_as_read(rows):
+    frame = frames_autopsy.loss_curves(ARTICLE, rows["autopsy"])
+    ablated = claims.ablated(rows["autopsy"])
+    broken = [row for key, some in ablated.items() if key[2] == claims.BROKEN for row in some]
+    ours = frame.filter(frame["kind"] == frames_autopsy.OURS)
+    assert set(ours["line"]) == {row["run_id"] for row in broken}
+    read = frame.filter(frame["kind"] == frames_autopsy.READ)
+    assert read["seed"].is_null().all() and read["nats"].max() < 2.5
+    drawing = svg(drawn(rows, "loss curves"))
+    for text in ("article, read off its figures", "between readings, not known", "here, broken"):
+        assert f">{text}<" in drawing
+    alone = frames_autopsy.loss_curves(ARTICLE)
+    assert set(alone["kind"]) == {frames_autopsy.READ, frames_autopsy.BETWEEN}
+    chart = autopsy.loss_curves_chart(alone, frames_autopsy.levels(ARTICLE), title="T")
+    assert "here, broken" not in svg(chart)

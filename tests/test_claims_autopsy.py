@@ -2,14 +2,16 @@
 
 import copy
 import math
+from dataclasses import asdict
 
 import pytest
 import synthetic
 
+from replib import article_losses, hypotheses, store
 from replib import claims_autopsy as autopsy
-from replib import hypotheses, store
-from replib.autopsy import DEFECTS, article_defects, loss_defects
-from replib.experiments import ablation
+from replib.autopsy import DEFECTS, article_defects, break_model, loss_defects
+from replib.experiments import ablation, replication_model
+from replib.models import EncoderDecoder, TransformerConfig
 from replib.published import published
 from replib.tasks import SequenceCopy
 from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
@@ -132,31 +134,75 @@ def test_each_defect_has_its_factor_alone_and_among_the_others(times):
     )
 
 
-def test_the_articles_plateaus_betray_its_batches_and_agree_in_nats():
-    assert autopsy.article_batches(ARTICLE) == {"softmax": 8, "linear": 32}
-    read = autopsy.article_losses(ARTICLE)
-    for one in read:
-        if one.what == autopsy.PLATEAU:
-            entropy = autopsy.unigram_entropy(SequenceCopy(seq_len=one.seq_len))
-            assert one.nats == pytest.approx(entropy, rel=0.02)
-    nats = ARTICLE["loss_scale"]["nats_per_token"]
-    finals = [one for one in read if one.what == autopsy.FINAL]
-    assert len(finals) == 8
-    for one in finals:
-        assert one.nats == pytest.approx(nats[one.attention][str(one.seq_len)], abs=0.006)
+def with_curve(rows, losses, steps=(20, 60, 100, 200)):
+    """The rows, with such a curve for those that have broken runs' defects."""
+    rows = copy.deepcopy(rows)
+    for row in rows:
+        config = row["config"]
+        attention, n = config["model"]["attention"], config["task"]["seq_len"]
+        if autopsy.role_of(attention, config["defects"]) == ("broken", None):
+            row["curve"] = {"step": list(steps), "loss": losses(attention, n)}
+    return rows
 
 
-@pytest.mark.parametrize("n", [8, 64])
-def test_the_entropy_of_single_tokens_is_the_published_plateau(n):
-    summed = 8 * autopsy.unigram_entropy(SequenceCopy(seq_len=n))
-    assert summed == pytest.approx(ARTICLE["loss_scale"]["H_check"][f"N={n}"]["B8"], abs=0.006)
+def test_our_broken_runs_show_or_refute_that_both_mechanisms_have_one_plateau(losses):
+    level = {n: article_losses.unigram_entropy(SequenceCopy(seq_len=n)) for n in ARTICLE["N"]}
+    rows = with_curve(losses, lambda a, n: [level[n] + 0.06, level[n], level[n] - 0.06, 0.0])
+    early = autopsy.early_losses(rows)
+    assert early == pytest.approx({(a, n): level[n] for a in ("softmax", "linear") for n in level})
+    text = autopsy.scale_text(ARTICLE, rows)
+    assert "the same plateau for both within 0.1 nats, at every N" in text
+    assert "N = 8: softmax 2.38, linear 2.38, expected 2.38" in text
+    apart = with_curve(losses, lambda a, n: [level[n] * (4 if (a, n) == ("linear", 16) else 1)] * 4)
+    assert "**not** the same plateau at N = 16." in autopsy.scale_text(ARTICLE, apart)
+    assert "No broken run here has a curve" in autopsy.scale_text(ARTICLE, [])
 
 
-def test_plateaus_that_contradict_each_other_are_refused():
-    article = copy.deepcopy(ARTICLE)
-    article["loss_scale"]["H_check"]["N=64"]["observed"][0] *= 2
-    with pytest.raises(ValueError, match=r"softmax plateaus say batches \[8, 16\]"):
-        autopsy.article_batches(article)
+def test_the_articles_unsolved_runs_end_where_symbols_are_known_and_their_order_is_not(losses):
+    assert len(autopsy.article_ends(ARTICLE)) == 8
+    above = autopsy.above_level(ARTICLE)
+    assert set(above) == {("linear", 16), ("linear", 64), *(("softmax", n) for n in ARTICLE["N"])}
+    assert all(abs(gap) <= autopsy.LEVEL_MARGIN for gap in above.values())
+    text = autopsy.level_text(ARTICLE, losses)
+    assert "Of the article's 8 runs 2 end at 0. Of the other 6, 6 end within 0.05 nats" in text
+    assert "Softmax at N = 32 was read before a jump to 2.23 at step 2580." in text
+    moved = copy.deepcopy(ARTICLE)
+    moved["plots_final_loss"]["linear"]["16"] = 70.0
+    assert "Of the other 6, 5 end within 0.05 nats" in autopsy.level_text(moved, losses)
+
+
+def test_a_run_leaves_a_level_where_it_stays_below_it(losses):
+    def curve(*values):
+        return {"curve": {"step": [10, 20, 30, 40], "loss": list(values)}}
+
+    assert autopsy.leaves(curve(2.0, 1.0, 0.5, 0.4), 1.5) == 20
+    assert autopsy.leaves(curve(2.0, 1.0, 2.0, 0.4), 1.5) == 40
+    assert autopsy.leaves(curve(2.0, 1.0, 0.5, 1.5), 1.5) is None
+    rows = with_curve(losses, lambda a, n: [2.4, 0.1, 0.1, 0.1] if a == "linear" else [2.4] * 4)
+    text = autopsy.level_text(ARTICLE, rows)
+    assert "| here, broken linear, below “order not” from step | 60 (3 of 3) |" in text
+    assert "| here, broken softmax, below “order not” from step | never |" in text
+
+
+def test_what_our_broken_runs_differ_in_is_read_from_their_configs(losses):
+    text = autopsy.level_text(ARTICLE, losses)
+    assert "layers 2 for 4; model size 64 for 512" in text
+    assert "heads, split twice: 16 of 4 for 64 of 8" in text
+    assert "no broken run of the article's size is among them" in text
+    alike = copy.deepcopy(losses)
+    for row in alike:
+        row["config"]["model"] |= asdict(replication_model(row["config"]["model"]["attention"]))
+    assert "These broken runs have the article's sizes." in autopsy.level_text(ARTICLE, alike)
+    assert "No broken run is recorded here yet." in autopsy.level_text(ARTICLE, [])
+
+
+@pytest.mark.parametrize(("n_heads", "head_dim"), [(4, 16), (8, 64), (4, 6), (2, 32)])
+def test_heads_are_split_again_as_the_defect_splits_them(n_heads, head_dim):
+    config = TransformerConfig(n_layers=1, n_heads=n_heads, d_model=n_heads * head_dim)
+    model = EncoderDecoder(config, vocab_size=9, max_len=8)
+    break_model(model, ("split_heads",))
+    parts = model.encoder[0].self_attention.attention.parts
+    assert autopsy.split_again(n_heads, head_dim) == (n_heads * parts, head_dim // parts)
 
 
 def test_no_stable_convergence_falls_where_mended_runs_learn_and_stands_where_they_do_not(losses):

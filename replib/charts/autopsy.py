@@ -11,7 +11,19 @@ from replib.charts import style
 from replib.charts.curves import LOSS_FLOOR
 from replib.charts.extrapolation import MODELS, fitted_curves, measured_range
 from replib.claims_autopsy import ALONE_OFF, ALONE_ON, GUESSING, NEAR_ZERO, Prediction
-from replib.frames_autopsy import ARTICLE_LINE, EXPECTED, HERE, LEFT, STAGE, loss_lines
+from replib.frames_autopsy import (
+    ARTICLE_LINE,
+    BAG,
+    BETWEEN,
+    EXPECTED,
+    HERE,
+    LEFT,
+    OURS,
+    PLATEAU_HERE,
+    READ,
+    STAGE,
+    loss_lines,
+)
 
 LINE_PX, STAGE_PX = 34, 26
 MARGIN = 1.25
@@ -155,7 +167,7 @@ def losses_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
 
 def scale_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
     """The article's losses as its figures have them and in nats a token, by a radio button; lines
-    are the entropy of single tokens, on which a plateau should lie.
+    are the two levels on which a plateau may lie.
 
     Args:
         frame: of `frames_autopsy.scale`.
@@ -173,34 +185,127 @@ def scale_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
         axis=alt.Axis(values=[8, 16, 32, 64], grid=False),
     )
     y = alt.Y("value:Q", title="loss", scale=alt.Scale(zero=True))
-    marks = [one for one in ("first plateau", "final", HERE) if one in frame["what"].to_list()]
+    there = frame["what"].to_list()
+    marks = {name: shape for name, shape in SCALE_SHAPES.items() if name in there}
     shape = alt.Shape(
         "what:N",
         title=None,
-        scale=alt.Scale(domain=marks, range=["triangle-up", "cross", "circle"][: len(marks)]),
+        scale=alt.Scale(domain=list(marks), range=list(marks.values())),
+        legend=alt.Legend(
+            columns=2,
+            labelLimit=0,
+            labelExpr="(indexof(datum.label, 'here') < 0 ? 'article, ' : '') + datum.label",
+        ),
     )
     base = (
         alt.Chart(style.records_of(frame))
         .transform_calculate(
             value="loss_unit == 'nats' ? datum.nats : datum.printed",
-            at="datum.seq_len * (datum.attention == 'softmax' ? 0.97 : 1.03)",  # side by side
+            at=f"datum.seq_len * pow(datum.attention == 'softmax' ? {1 / APART} : {APART}, "
+            f"{_one_of('what', LEVEL_DASHES)} ? 0 : datum.what == '{PLATEAU_HERE}' ? 2 : 1)",
         )
         .encode(x, y, style.attention_colour(frame))
     )
     tooltip = ["attention:N", "what:N", "seq_len:Q", "printed:Q", "nats:Q"]
-    entropy = base.transform_filter(f"datum.what == '{EXPECTED}'")
+    lines = [
+        base.transform_filter(f"datum.what == '{name}'").mark_line(strokeDash=dash)
+        for name, dash in LEVEL_DASHES.items()
+    ]
     return style.finished(
         alt.layer(
-            entropy.mark_line(strokeDash=[5, 4]),
-            base.transform_filter(f"datum.what != '{EXPECTED}'")
+            *lines,
+            base.transform_filter(f"!({_one_of('what', LEVEL_DASHES)})")
             .mark_point(filled=True, size=90, opacity=0.85)
             .encode(shape, tooltip=tooltip),
         ).add_params(unit),
         title,
-        "dashed: the entropy of single tokens, where a model stands before it has learned anything",
-        "Losses of the article in nats a token or as printed, against N, and the entropy of single "
-        "tokens on which its plateaus should lie.",
+        "dashed: the entropy of single tokens, where a model stands before it has learned "
+        "anything; dotted: where it knows a sequence's symbols but not their order",
+        "Losses of the article in nats a token or as printed, against N, and the entropies of "
+        "single tokens and of symbols without their order, on which plateaus lie.",
     )
+
+
+SCALE_SHAPES = {
+    "first plateau": "triangle-up",
+    "final": "cross",
+    PLATEAU_HERE: "diamond",
+    HERE: "circle",
+}
+LEVEL_DASHES = {EXPECTED: [6, 4], BAG: [2, 3]}
+APART = 1.03  # factor of N by which marks of the same N stand side by side
+
+
+def loss_curves_chart(frame: pl.DataFrame, levels: pl.DataFrame, *, title: str) -> alt.LayerChart:
+    """The article's curves as far as they were read, in nats a token, over those of our broken
+    runs, a radio button a length; lines are the levels on which a plateau may lie.
+
+    Args:
+        frame: of `frames_autopsy.loss_curves`.
+        levels: of `frames_autopsy.levels`.
+    """
+    lengths, shown = sorted(frame["seq_len"].unique()), "datum.seq_len == shown_length"
+    length = _radio("shown_length", "sequence length N: ", lengths, lengths[0])
+    x = style.step_axis(scale=alt.Scale(domain=[0, frame["step"].max()], nice=False))
+    y = alt.Y(
+        "nats:Q",
+        title="loss (nats a token)",
+        scale=alt.Scale(domain=[0, max(frame["nats"].max(), GUESSING) * 1.05], nice=False),
+        axis=alt.Axis(tickCount=6),
+    )
+    kinds = [name for name in CURVE_LOOKS if name in frame["kind"].to_list()]
+    dashes, widths = zip(*(CURVE_LOOKS[name] for name in kinds), strict=True)
+    legend = alt.Legend(symbolType="stroke", labelLimit=0, columns=2)
+    kind = {"title": None, "legend": legend}
+    line = (
+        alt.Chart(style.records_of(frame))
+        .mark_line(clip=True)
+        .encode(
+            x,
+            y,
+            style.attention_colour(frame),
+            alt.StrokeDash("kind:N", scale=alt.Scale(domain=kinds, range=list(dashes)), **kind),
+            alt.StrokeWidth("kind:N", scale=alt.Scale(domain=kinds, range=list(widths)), **kind),
+            alt.Detail("line:N"),
+        )
+    )
+    read = line.transform_filter(f"datum.kind == '{READ}'")
+    tooltip = ["attention:N", "kind:N", "seq_len:Q", "seed:Q", "step:Q", "nats:Q"]
+    points = alt.Chart(style.records_of(frame)).encode(
+        x, y, style.attention_colour(frame), tooltip=tooltip
+    )
+    rule = alt.Chart(style.records_of(levels)).encode(y)
+    names = [  # above the upper level and below the lower one, where both are close
+        rule.mark_text(align="right", dx=-4, dy=dy, color=style.NEUTRAL)
+        .encode(x=alt.value("width"), text="level:N")
+        .transform_filter(f"datum.level == '{name}'")
+        for name, dy in ((EXPECTED, -7), (BAG, 10))
+    ]
+    layers = [
+        rule.mark_rule(color=style.NEUTRAL, strokeDash=[4, 3]),
+        *names,
+        line.mark_line(clip=True, opacity=0.6).transform_filter(f"datum.kind == '{OURS}'"),
+        line.mark_line(clip=True, opacity=0.7).transform_filter(f"datum.kind == '{BETWEEN}'"),
+        read,
+        points.mark_point(filled=True, size=70, opacity=1).transform_filter(
+            f"datum.kind == '{READ}'"
+        ),
+        points.mark_point(size=50, opacity=0).transform_filter(f"datum.kind == '{OURS}'"),
+    ]
+    device = style.devices_of(frame.filter(pl.col("kind") == OURS))
+    return style.finished(
+        alt.layer(*(_only(layer, shown) for layer in layers)).add_params(length),
+        title,
+        "; ".join(filter(None, [READ_OFF, device])),
+        "Loss against training steps of the article's runs, as far as its figures were read, and "
+        "of broken runs here, with the levels on which plateaus lie.",
+        style.TALL,
+    )
+
+
+READ_OFF = "thick: the article's, read off its figures, where its first plateau is at step 0"
+CURVE_LOOKS = {READ: ([1, 0], 4), BETWEEN: ([2, 4], 2), OURS: ([1, 0], 1)}
+"""Dash and width of each kind of curve."""
 
 
 def prediction_chart(
