@@ -15,7 +15,7 @@ with app.setup(hide_code=True):
     from replib import autopsy_parts as parts
     from replib import claims_autopsy, controls, hypotheses
     from replib.controls import Control
-    from replib.experiments import AUTOPSY_MODELS, live_autopsy_jobs, recorded_rows
+    from replib.experiments import AUTOPSY_MODELS, recorded_rows
     from replib.live import LiveRuns
     from replib.published import published
 
@@ -162,7 +162,8 @@ def _():
     ## Try it: break the replication
 
     Turn defects on; the runs with them and mended ones are trained and timed here. Softmax takes
-    those that its runs had. The address bar holds the switches, to be shared.
+    those that its runs had. The address bar holds the switches, to be shared. To time each defect
+    by itself, whatever the switches are, measure *each defect alone*.
     """)
     return
 
@@ -200,7 +201,7 @@ def _(article):
         Control("seeds", "Seeds", (1, 2, 3), 1),
         Control("repeats", "Repeats of a step", (3, 5, 9, 15, 31), 9),
         Control("model", "Model", AUTOPSY_MODELS, AUTOPSY_MODELS[0]),
-        Control("measure", "Measure", ("both", "losses", "step times"), "step times"),
+        Control("measure", "Measure", parts.MEASURES, "step times"),
         controls.DEVICE,
         Control("attention", "Attention", ("softmax", "linear"), ("softmax", "linear")),
     ]
@@ -224,7 +225,7 @@ def _(panel, switches):
 
 @app.cell(hide_code=True)
 def _(settings):
-    jobs, problem = controls.attempt(live_autopsy_jobs, settings)
+    jobs, problem = controls.attempt(parts.live_jobs, settings)
     problem
     return (jobs,)
 
@@ -336,8 +337,8 @@ def _(others):
 
 
 @app.cell(hide_code=True)
-def _():
-    _text = mo.md("""
+def _(losses):
+    _text = mo.md(f"""
     - **What is re-enacted.** Nine defects that can be in torch, on our `EncoderDecoder`, its task
       and its loop; with all switches off a run is the real one, bit for bit. What Julia's compiler,
       GPU and libraries did is not: it is in what stays unexplained.
@@ -350,13 +351,17 @@ def _():
       length are timed in turns, and rounds are resampled together. Factors are multiplied, so
       shares are of logarithms; *between* is the geometric mean of alone on and alone off, and
       the rest what remains of the whole, other defects and how they act together.
-    - **Losses.** *Deviation:* recorded at the `laptop` scale with a smaller pre-norm model (2 + 2
-      layers, 4 heads of 16) that learns in 3000 steps on a CPU; three seeds; differences by Welch's
-      t. Losses are nats a token for all runs, whatever the batch. float64 and unfused attention,
-      which change losses by rounding alone, are alone on and in one broken run a length; the other
-      broken runs are without them.
+    - **What a switch does besides.** A compiled kernel takes float32 alone: a step in float64 falls
+      back to torch operations, so that its factor is of both. Unfused attention is compared with
+      the compiled kernel, so that its factor holds what compiling gains. A time is the median of
+      repeated steps: of the extra evaluations, the second one of each eighth step does not count.
+      *Half an encoder* costs less than a whole one, as its unused layers have no backward pass.
+    - **Losses.** *Deviation:* recorded with a smaller model than the article's:
+      {claims_autopsy.recorded_text(losses)}. Differences are by Welch's t. Losses are nats a token
+      for all runs, whatever the batch.
     - **The article's losses** are our reading of its figures; its batches are inferred from the
-      plateaus.
+      plateaus. Of its curves the plateaus, ends, jumps and spikes were read, and drawn; what is
+      between them is not known. That its runs end where the order is unknown is our inference.
     - **The interval of a prediction** draws both fits anew with errors of the size of their
       residuals; that a model may be wrong beyond the data is not in it.
     - **Devices.** Charts of steps and losses, and the article's four points, have a tab for each

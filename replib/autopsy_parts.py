@@ -18,6 +18,7 @@ from replib.attention.softmax import softmax_attention
 from replib.autopsy import DEFECTS
 from replib.charts import autopsy as charts
 from replib.controls import Control
+from replib.experiments import CostJob, Job, live_autopsy_jobs
 from replib.live import in_passing_thread, one_thread_spared
 from replib.published import published
 from replib.statistics import SOFTMAX_MODELS
@@ -269,11 +270,37 @@ def prediction_chart(
     return charts.prediction_chart(article, found, title=title)
 
 
+EACH_ALONE = "each defect alone"
+MEASURES = ("both", "losses", "step times", EACH_ALONE)
+
+
+def live_jobs(values: Mapping[str, Any]) -> list[Job]:
+    """`live_autopsy_jobs`; or the steps with each defect alone and with none, timed together,
+    whatever the switches are."""
+    if values["measure"] != EACH_ALONE:
+        return live_autopsy_jobs(values)
+    configs = {
+        config: None
+        for defects in ((), *((name,) for name in DEFECTS))
+        for job in live_autopsy_jobs(values | {"defects": defects, "measure": "step times"})
+        for config in job.configs
+    }
+    return [CostJob(configs=tuple(configs), n_repeats=values["repeats"])] if configs else []
+
+
+def _each_alone(times: Sequence[Row]) -> bool:
+    """Whether rows are of more than a mechanism's mended and switched steps."""
+    sets = {(r["config"]["model"]["attention"], *r["config"]["defects"]) for r in times}
+    return any(sum(one[0] == name for one in sets) > 2 for name, *_ in sets)
+
+
 def session_charts(rows: Sequence[Row]) -> mo.Html:
-    """Losses and step times of this session, mended and with the switches."""
+    """Losses and step times of this session, mended and with the switches, or each alone."""
     losses, times = of_experiment(rows, "autopsy"), of_experiment(rows, "autopsy_time")
     if not rows:
         return mo.md("*Nothing has run yet with these settings.*")
+    if _each_alone(times):
+        return mo.as_html(effects_chart(times))
     shown = [mo.md(comparison(losses, times))]
     if losses:
         config = losses[0]["config"]

@@ -123,6 +123,38 @@ def _size(row: Row) -> str:
     return json.dumps([model, config["n_steps"], row["provenance"]["device_name"]])
 
 
+def recorded_text(rows: Sequence[Row]) -> str:
+    """Which sets of defects have losses, by how many seeds each, and of what model."""
+    runs = ablated(rows)
+    if not runs:
+        return "no run is recorded yet"
+    some = next(iter(runs.values()))[0]["config"]
+    model, told = some["model"], []
+    for role in ROLES:
+        seeds = [len(found) for key, found in runs.items() if key[2] == role]
+        often = _from_to(seeds) if seeds else "none yet"
+        told.append(f"{role}: {often}{f' of each of {len(seeds)} sets' if seeds else ''}")
+    every = [
+        row
+        for found in runs.values()
+        for row in found
+        if tuple(row["config"]["defects"]) == article_defects("linear")
+    ]
+    slow = ", ".join(one.title for one in DEFECTS.values() if one.slow)
+    return (
+        f"a {model['norm']}-norm model of {model['n_layers']} + {model['n_layers']} layers and "
+        f"{model['n_heads']} heads of {model['d_model'] // model['n_heads']} that trains for "
+        f"{some['n_steps']} steps. Seeds (a set is of one mechanism and N): {'; '.join(told)}. "
+        f"{len(every)} broken linear runs have all defects; the others are without those that are "
+        f"merely slow ({slow}), which change losses by rounding alone"
+    )
+
+
+def _from_to(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def _seq_len(row: Row) -> int:
     return row["config"]["task"]["seq_len"]
 

@@ -457,3 +457,20 @@ def test_a_prediction_uses_the_points_that_it_is_given():
     assert "51 times beyond the data" in autopsy.prediction_text(found)
     with pytest.raises(ValueError, match="2 lengths, the quadratic model needs 3"):
         autopsy.predicted(ARTICLE, [8, 64], "quadratic")
+
+
+def test_what_is_recorded_is_counted_and_not_typed(losses):
+    text = autopsy.recorded_text(losses)
+    assert "a pre-norm model of 2 + 2 layers and 4 heads of 16 that trains for 3000 steps" in text
+    assert "mended: 3 of each of 8 sets; broken: 3 of each of 8 sets" in text
+    assert "4 broken linear runs have all defects" in text
+    some = [
+        row
+        for row in losses
+        if len(row["config"]["defects"]) < 2 and (row["seed"] < 2 or not row["config"]["defects"])
+    ]
+    some = [row for row in some if row["seed"] == 0 or row["config"]["task"]["seq_len"] < 64]
+    text = autopsy.recorded_text(some)
+    assert "mended: 1 to 3 of each of 8 sets; broken: none yet; alone on: 1 to 2 of" in text
+    assert "alone off: none yet" in text and "0 broken linear runs have all defects" in text
+    assert autopsy.recorded_text([]) == "no run is recorded yet"

@@ -1,0 +1,50 @@
+"""What the autopsy notebook offers to run, and shows of it."""
+
+import pytest
+import synthetic
+import vl_convert
+
+from replib import autopsy_parts as parts
+from replib import charts, store
+from replib.autopsy import DEFECTS, article_defects
+from replib.experiments import AUTOPSY_MODELS, CostJob, live_autopsy_jobs
+
+VALUES = {
+    "seq_len": 8,
+    "n_steps": 10,
+    "seeds": 1,
+    "repeats": 3,
+    "model": AUTOPSY_MODELS[0],
+    "attention": ("softmax", "linear"),
+    "defects": ("leak", "float64"),
+}
+
+
+@pytest.mark.parametrize("measure", [one for one in parts.MEASURES if one != parts.EACH_ALONE])
+def test_the_switches_say_what_runs_unless_each_is_to_be_alone(measure):
+    values = VALUES | {"measure": measure}
+    assert parts.live_jobs(values) == live_autopsy_jobs(values)
+
+
+@pytest.mark.parametrize("defects", [(), ("leak",), tuple(DEFECTS)])
+def test_each_defect_alone_is_timed_beside_mended_steps_whatever_the_switches_are(defects):
+    values = VALUES | {"measure": parts.EACH_ALONE, "defects": defects}
+    (job,) = parts.live_jobs(values)
+    assert isinstance(job, CostJob) and job.n_repeats == 3
+    for attention in ("softmax", "linear"):
+        sets = [one.defects for one in job.configs if one.model.attention == attention]
+        assert sets == [(), *((name,) for name in article_defects(attention))]
+    assert parts.live_jobs(values | {"attention": ()}) == []
+
+
+def test_steps_with_each_defect_alone_are_drawn_as_its_effect(tmp_path):
+    synthetic.write_recorded(tmp_path, "autopsy_time")
+    recorded = store.read_rows("autopsy_time", tmp_path)
+    alone = [r for r in recorded if len(r["config"]["defects"]) < 2]
+    shown = parts.session_charts([r for r in alone if r["config"]["task"]["seq_len"] == 8])
+    assert "batch 32, loss summed costs most of a linear step: 3×" in shown.text.replace("\\n", " ")
+    switched = [r for r in recorded if r["config"]["defects"] in ([], ["leak"])]
+    some = [r for r in switched if r["config"]["task"]["seq_len"] == 8]
+    assert "time of a step, with switches over mended" in parts.session_charts(some).text
+    drawing = vl_convert.vegalite_to_svg(charts.printable(parts.effects_chart(alone)).to_json())
+    assert all(f">{one.title}<" in drawing for one in DEFECTS.values())
