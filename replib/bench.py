@@ -18,12 +18,11 @@ from torch.nn.functional import normalize, one_hot
 from replib import peers, store
 from replib.attention import ATTENTION, linear_attention, softmax_attention
 from replib.attention.delta import delta_retrieve, delta_rule
-from replib.attention.softmax import KVCache
 from replib.benchmark import DTYPES, Stop, interleave
 from replib.device import resolve_device
 from replib.experiments import retrieval_config
 from replib.generation import Decoder
-from replib.kernels import installed, why_not
+from replib.kernels import delta, installed, why_not
 from replib.memory import peak_memory_bytes
 from replib.models import CausalTransformer, MultiHeadAttention, TransformerConfig
 from replib.peers import FAST_TRANSFORMERS, FLASH_LINEAR, PEERS, Unavailable
@@ -72,9 +71,10 @@ DELTA, PUBLISHED_LOOP, TUNED_LOOP = "delta rule", "the published loop", "a tuned
 MEMORY_STEP = "associative memory"
 MATRIX_PRODUCT, COPY, Q_SIZE = "a matrix product", "a copy", "the size of q"
 
-PRODUCT_SIZE = 1024  # of the matrices whose product gives the rate of a CPU
-COPIED_BYTES = 2**30  # of the copy that gives the memory bandwidth of a GPU
+PRODUCT_SIZE = 1024  # of the matrices whose product gives the rate of a CPU's arithmetic
+COPIED_BYTES = 2**28  # of the copy that gives the bandwidth of memory: more than caches hold
 VOCAB_SIZE = 11  # of the copy task
+SPARE = 256  # positions to decode before a decoder is put back
 # A step in bf16 is not run where a product of this size is so much slower than in float32: it would
 # take a minute.
 CHECKED_SIZE, MOST_TIMES_SLOWER = 256, 5
@@ -278,11 +278,13 @@ def _causal(run: Run, scale: Scale) -> Iterator[store.Row]:
             builds = _attention_builds(run, here, [x for x in ours + against if x not in left_out])
             pairs = [pair for pair in product(ours, against) if builds.keys() >= set(pair)]
             if last:
-                builds |= _rate_build(run)
+                builds |= _rate_builds(run)
             races[n] = run.race(here, builds, scale.long_seconds if last else scale.seconds)
             figures = [run.ratio(here, races[n], *pair) for pair in pairs]
             if last:
-                figures += _shares(run, here, races[n])
+                kernels = _kernels(run)[:1] if run.on_cuda else _kernels(run)
+                amounts = {name: _amounts(name, here, run.on_cuda) for name in kernels}
+                figures += _shares(run, here, races[n], amounts)
             yield run.row(here, figures, races[n])
         figures = [_crossing(run, setting, races, *pair) for pair in product(ours, softmax)]
         yield run.row(setting, [one for one in figures if one], Race({}, {}))
@@ -306,8 +308,8 @@ def _crossing(
     return figure | {"low": found.low, "high": found.high}
 
 
-def _rate_build(run: Run) -> dict[str, Build]:
-    """What the machine does at most: arithmetic on a CPU, memory traffic on a GPU."""
+def _rate_builds(run: Run) -> dict[str, Build]:
+    """What the machine does at most: memory traffic, and on a CPU arithmetic too."""
 
     def copy() -> Callable[[], object]:
         source = torch.randn(COPIED_BYTES // 4, device=run.device)
@@ -317,35 +319,47 @@ def _rate_build(run: Run) -> dict[str, Build]:
         x = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, generator=torch.Generator().manual_seed(0))
         return lambda: x @ x
 
-    return {COPY: copy} if run.on_cuda else {MATRIX_PRODUCT: matrix_product}
+    return {COPY: copy} | ({} if run.on_cuda else {MATRIX_PRODUCT: matrix_product})
 
 
-def _shares(run: Run, setting: Setting, race: Race) -> list[Figure]:
-    """The share of that rate which kernels reach, by their own cost models."""
-    names = _kernels(run)[:1] if run.on_cuda else _kernels(run)
-    amounts = {name: _amount_per_token(name, setting, run.on_cuda) for name in names}
-    return [_share(run, setting, race, name, amount) for name, amount in amounts.items()]
+Amounts = Mapping[str, float]
+"""What a kernel does a token and head, counted in copies and in matrix products as timed."""
 
 
-def _share(run: Run, setting: Setting, race: Race, name: str, amount_per_token: float) -> Figure:
-    rate = COPY if run.on_cuda else MATRIX_PRODUCT
-    amount = setting.batch_size * setting.n_heads * setting.seq_len * amount_per_token
-    shares = [amount * ratio for ratio in race.ratios(name, rate)]
-    return run.figure(setting, name, rate, SHARE, shares, race.why_not(name, rate))
+def _shares(run: Run, setting: Setting, race: Race, amounts: Mapping[str, Amounts]) -> list[Figure]:
+    """The share of the machine's rates that kernels reach, by their own cost models."""
+    return [
+        _share(run, setting, race, name, rate, amount)
+        for name, by_rate in amounts.items()
+        for rate, amount in by_rate.items()
+    ]
 
 
-def _amount_per_token(name: str, setting: Setting, on_cuda: bool) -> float:
-    """What a kernel does a token and head, in matrix products of PRODUCT_SIZE or in copies."""
+def _share(
+    run: Run, setting: Setting, race: Race, name: str, rate: str, amount_per_token: float
+) -> Figure:
+    """Of the best rate in the race: one that was disturbed is not what the machine does at most."""
+    shares, why_not = [], race.why_not(name, rate)
+    if not why_not:
+        best_ms = min(race.time_ms[rate])
+        amount = setting.batch_size * setting.n_heads * setting.seq_len * amount_per_token
+        shares = [amount * best_ms / time_ms for time_ms in race.time_ms[name]]
+    return run.figure(setting, name, rate, SHARE, shares, why_not)
+
+
+def _amounts(name: str, setting: Setting, on_cuda: bool) -> Amounts:
+    """Of a kernel of linear attention."""
     module, chunk = COST_MODELS[name]
     model, d = import_module(module), setting.head_dim
     passes = (False, True) if setting.work == BACKWARD else (False,)
-    if on_cuda:
-        itemsize = DTYPES[setting.dtype].itemsize
-        moved = sum(model.bytes_per_token(d, d, itemsize, backward) for backward in passes)
-        return moved / (2 * COPIED_BYTES)
-    c = getattr(model, chunk)
-    done = sum(model.operations_per_token(d, d, c, backward) for backward in passes)
-    return done / (2 * PRODUCT_SIZE**3)
+    itemsize = DTYPES[setting.dtype].itemsize
+    moved = sum(model.bytes_per_token(d, d, itemsize, backward) for backward in passes)
+    found = {COPY: moved / (2 * COPIED_BYTES)}
+    if not on_cuda:
+        c = getattr(model, chunk)
+        done = sum(model.operations_per_token(d, d, c, backward) for backward in passes)
+        found[MATRIX_PRODUCT] = done / (2 * PRODUCT_SIZE**3)
+    return found
 
 
 def _not_causal(run: Run, scale: Scale) -> Iterator[store.Row]:
@@ -405,21 +419,20 @@ def _delta(run: Run, scale: Scale) -> Iterator[store.Row]:
         setting = Setting(work=work, **sizes)
         builds = {name: partial(_delta_call, run, setting, name) for name in (DELTA, loop)}
         shared = work == ALL_READS and not run.on_cuda  # the fused kernel has a cost model
-        race = run.race(setting, builds | (_rate_build(run) if shared else {}), scale.loop_seconds)
+        race = run.race(setting, builds | (_rate_builds(run) if shared else {}), scale.loop_seconds)
         figures = [run.ratio(setting, race, DELTA, loop)]
         if shared:
-            figures.append(_share(run, setting, race, DELTA, _delta_operations(setting)))
+            figures += _shares(run, setting, race, {DELTA: _delta_amounts(setting)})
         yield run.row(setting, figures, race)
 
 
-def _delta_operations(setting: Setting) -> float:
-    """What the kernel does a token and head, forward and backward, in matrix products."""
-    model = import_module(
-        "replib.kernels.delta_cpu" if installed("numba") else "replib.kernels.delta"
-    )
-    sizes = setting.head_dim, setting.value_dim
-    done = sum(model.operations_per_token(*sizes, backward=backward) for backward in (False, True))
-    return done / (2 * PRODUCT_SIZE**3)
+def _delta_amounts(setting: Setting) -> Amounts:
+    """Of the kernel of the delta rule, forward and backward."""
+    fused = import_module(f"replib.kernels.{'delta_cpu' if installed('numba') else 'delta'}")
+    (r, m), passes = (setting.head_dim, setting.value_dim), (False, True)
+    moved = sum(delta.bytes_per_token(r, m, backward=backward) for backward in passes)
+    done = sum(fused.operations_per_token(r, m, backward=backward) for backward in passes)
+    return {COPY: moved / (2 * COPIED_BYTES), MATRIX_PRODUCT: done / (2 * PRODUCT_SIZE**3)}
 
 
 DELTA_RULES: dict[tuple[str, str], Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
@@ -538,26 +551,22 @@ def _decoding(run: Run, scale: Scale) -> Iterator[store.Row]:
 
 
 def _decoding_model(run: Run, scale: Scale, attention: str) -> CausalTransformer:
-    config, last = _model_config(run, scale, attention, dropout=0.0), scale.position
-    model = CausalTransformer(config, vocab_size=VOCAB_SIZE, max_len=last + 1)
+    config, last = _model_config(run, scale, attention, dropout=0.0), scale.position + SPARE
+    model = CausalTransformer(config, vocab_size=VOCAB_SIZE, max_len=last)
     return model.to(run.device).eval()
 
 
-@torch.inference_mode()
 def _decoder(run: Run, scale: Scale, attention: str, batch_size: int) -> Callable[[], object]:
-    model, position = _decoding_model(run, scale, attention), scale.position
+    """A step from the position on; a cache has its room from the start, as a CUDA graph wants."""
+    model, max_len = _decoding_model(run, scale, attention), scale.position + SPARE
     token = torch.ones(batch_size, dtype=torch.long, device=run.device)
-    decoder = Decoder(model, batch_size)
-    decoder.position = position
-    if attention == LINEAR:  # costs the same at every position
-        return partial(decoder.step, token)
-    shape = (batch_size, model.config.n_heads, position + 1, model.config.head_dim)
-    check_memory(8.0 * len(decoder.states) * math.prod(shape), run.device)
-    random = partial(torch.randn, shape, device=run.device)
-    states = [KVCache(random(), random(), position) for _ in decoder.states]
+    generator = torch.Generator(run.device).manual_seed(0)
+    decoder = Decoder(model, batch_size, max_len=max_len)
+    decoder.jump(scale.position, generator)
 
     def step() -> Tensor:
-        decoder.position, decoder.states[:] = position, states
+        if decoder.position == max_len:
+            decoder.jump(scale.position, generator)
         return decoder.step(token)
 
     return step

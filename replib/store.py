@@ -547,6 +547,7 @@ def provenance(
         "numpy": numpy.__version__,
         "device": str(device),
         "device_name": _device_name(str(device)),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # "AVX2", "AVX512", ...
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "started": (started or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),

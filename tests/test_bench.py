@@ -3,6 +3,7 @@
 import importlib.util
 import math
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import pytest
@@ -296,11 +297,15 @@ def test_crossovers_shares_and_memory_follow_from_times_and_bytes(pretended):
         ("linear cpu", cpu, cpu.C, 40.96),
         ("linear torch", torch_chunked, torch_chunked.SHORT_CHUNK_LEN, 409.6),
     ):
-        (share,) = figures_of(rows, unit=SHARE, ours=name, setting=replace(backward, seq_len=4096))
+        found = partial(figures_of, rows, unit=SHARE, ours=name)
+        (share,) = found(setting=replace(backward, seq_len=4096), against=bench.MATRIX_PRODUCT)
         operations = sum(model.operations_per_token(32, 32, c, x) for x in (False, True))
         rate = 64 * 4096 * operations / ms
         assert share["value"] == pytest.approx(rate / (2 * 1024**3 / 20), rel=1e-3)
-    (share,) = figures_of(rows, unit=SHARE, ours=bench.DELTA)
+        (share,) = found(setting=replace(backward, seq_len=4096), against=bench.COPY)
+        rate = 64 * 4096 * sum(model.bytes_per_token(32, 32, 4, x) for x in (False, True)) / ms
+        assert share["value"] == pytest.approx(rate / (2 * bench.COPIED_BYTES / 1), rel=1e-3)
+    (share,) = figures_of(rows, unit=SHARE, ours=bench.DELTA, against=bench.MATRIX_PRODUCT)
     sizes = share["setting"]
     assert (sizes.seq_len, sizes.head_dim, sizes.value_dim) == (2048, 64, 64)
     operations = sum(delta_cpu.operations_per_token(64, 64, backward=x) for x in (False, True))
@@ -311,6 +316,14 @@ def test_crossovers_shares_and_memory_follow_from_times_and_bytes(pretended):
     assert share["value"] == pytest.approx(per_ms / best, rel=1e-3)
     (tensors,) = figures_of(rows, unit=TENSORS, ours="linear cpu")
     assert tensors["value"] == 5 and tensors["met"] is False
+
+
+def test_a_share_is_of_the_best_rate_of_the_race_for_one_that_was_disturbed_is_not_the_machine():
+    run = Run(device=torch.device("cpu"), scale="full", n_rounds=3, targets=TARGETS, sources=[])
+    setting = Setting(work="work", batch_size=1, n_heads=1, seq_len=10, head_dim=16)
+    race = Race({"ours": [20.0, 20.0, 25.0], bench.COPY: [1.0, 9.0, 9.0]}, {})
+    share = bench._share(run, setting, race, "ours", bench.COPY, 0.1)
+    assert (share["value"], share["low"]) == pytest.approx((0.05, 0.045))
 
 
 def test_a_figure_without_a_value_does_not_take_the_place_of_one_with_a_value(monkeypatch):
