@@ -1,20 +1,23 @@
 """Linear attention in plain torch operations, where causal a chunk of positions at a time.
 
 B batch, H heads, N sequence length, C chunk, D query/key size per head, M value size per head.
-With the state S = Σ φ(k_j) [v_j, 1]ᵀ of all earlier chunks (Katharopoulos et al. 2020, eq. 18-19;
-its last column is the normaliser z), a chunk's numerator and denominator are
+With the sums S = Σ φ(k_j) v_jᵀ and z = Σ φ(k_j) over all earlier chunks (Katharopoulos et al. 2020,
+eq. 18-19), and W = tril(φ(Q) φ(K)ᵀ), a chunk is
 
-    [num, den] = φ(Q) S + tril(φ(Q) φ(K)ᵀ) [V, 1],        y = num / (den + eps).
+    y = (W V + φ(Q) S) / (den + eps),        den = W 1 + φ(Q) z.
 
-The backward pass is closed-form and recomputes S rather than storing it, so that memory grows
-as N·D and never as N·D·M. With G = [dy / den, -(dy / den)·y]:
+The backward pass is closed-form and goes through the chunks once, from the last to the first. With
+G = dy / den, h = rows of G ⊙ y, summed, A = tril(G Vᵀ - h 1ᵀ), and R = Σ φ(q_i) G_iᵀ and
+r = Σ h_i φ(q_i) over all later chunks:
 
-    dφ(Q) = G Sᵀ + tril(G [V, 1]ᵀ) φ(K)                       (first chunk to last)
-    dφ(K) = [V, 1] Rᵀ + tril(G [V, 1]ᵀ)ᵀ φ(Q),    dV = φ(K) R + tril(φ(Q) φ(K)ᵀ)ᵀ dy / den
+    dφ(Q) = A φ(K) + G Sᵀ - h zᵀ,     dφ(K) = Aᵀ φ(Q) + V Rᵀ - r,     dV = Wᵀ G + φ(K) R
 
-with R = Σ φ(q_i) G_iᵀ over all later chunks (last chunk to first). Where it is not causal, S and R
-are those of the whole sequence, and no product with a triangle is left.
+S and z are kept at the start of each block of chunks, and found again for the others: what is kept
+takes about half of what q does, where one S for each chunk would take N·D·M / C. Where it is not
+causal, S and R are those of the whole sequence, and no product with a triangle is left.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -23,6 +26,7 @@ from torch import Tensor
 # more in a batch, a call is long enough for the short chunk.
 SHORT_CHUNK_LEN, LONG_CHUNK_LEN = 32, 64
 MANY_HEADS = 32
+STATE_BYTES = 4  # of a number of a state, or a denominator
 
 
 def linear_attention(
@@ -74,52 +78,65 @@ class _FullLinearAttention(torch.autograd.Function):
             return dq, dk, k @ ds, None, None
 
 
-class _Workspace:
-    """Buffers for one chunk, allocated once a call: fresh ones would page-fault at each chunk."""
+class _Buffers:
+    """What a chunk of c positions needs, allocated once: fresh tensors would page-fault at each.
 
-    def __init__(self, q: Tensor, v: Tensor, elu1: bool):
-        b, h, n, d = q.shape
-        self.c = min(n, SHORT_CHUNK_LEN if b * h >= MANY_HEADS else LONG_CHUNK_LEN)
-        self.m, self.elu1 = v.shape[-1], elu1
-        self.dtype = torch.promote_types(q.dtype, torch.float32)
-        self.device = q.device
-        self.shape = (b, h)
-        self.queries, self.keys, self.scratch = self.new(d), self.new(d), self.new(d)
-        self.values = self.new(self.m + 1).fill_(1)  # [V, 1]
-        self.weights = self.new(self.c)
-        self.state = torch.zeros(b * h, d, self.m + 1, dtype=self.dtype, device=self.device)
+    They are (B·H, c, size), and contiguous, which products want of what they write to.
+    """
 
-    def new(self, size: int) -> Tensor:
-        return torch.empty(*self.shape, self.c, size, dtype=self.dtype, device=self.device)
+    def __init__(self, q: Tensor, v: Tensor, c: int, *, backward: bool):
+        self.shape, (d, m) = q.shape[:2], (q.shape[-1], v.shape[-1])
+        heads, options = self.shape.numel(), _options(q)
 
-    def chunks(self, *tensors: Tensor) -> list[tuple[bool, bool, tuple[Tensor, ...]]]:
-        """Whether a chunk is the first, whether it is the last, and the chunk of each tensor."""
-        chunks = list(zip(*(x.split(self.c, dim=2) for x in tensors), strict=True))
-        last = len(chunks) - 1
-        return [(i == 0, i == last, chunk) for i, chunk in enumerate(chunks)]
+        def new(size: int) -> Tensor:
+            return torch.empty(heads, c, size, **options)
 
-    def features(self, x: Tensor, out: Tensor) -> Tensor:
-        """φ(x) of a chunk (B, H, c, D), as (B·H, c, D)."""
-        out = out[:, :, : x.shape[2]]
-        if not self.elu1:
-            return out.copy_(x).flatten(0, 1)
-        if x.dtype != self.dtype:
-            x = out.copy_(x)
-        positive = self.scratch[:, :, : x.shape[2]]
-        torch.clamp(x, min=0, out=positive)
-        torch.clamp(x, max=0, out=out)
-        return out.exp_().add_(positive).flatten(0, 1)
+        self.queries, self.keys, self.scratch = new(d), new(d), new(d)
+        self.values, self.out = new(m), new(m)
+        self.weights, self.column, self.part = new(c), new(1), new(1)
+        if backward:
+            self.grad, self.d_weights, self.d_phi = new(m), new(c), new(d)
 
-    def values_and_one(self, v: Tensor) -> Tensor:
-        out = self.values[:, :, : v.shape[2]]
-        out[..., : self.m].copy_(v)
-        return out.flatten(0, 1)
+    def by_head(self, x: Tensor) -> Tensor:
+        """(B·H, c, size) as (B, H, c, size)."""
+        return x.view(*self.shape, *x.shape[1:])
 
-    def lower_product(self, a: Tensor, b: Tensor) -> Tensor:
-        """tril(a bᵀ), (B·H, c, c)."""
-        c = a.shape[1]
-        out = self.weights.flatten(0, 1)[:, :c, :c]
-        return torch.bmm(a, b.transpose(1, 2), out=out).tril_()
+    def features(self, x: Tensor, out: Tensor, elu1: bool) -> Tensor:
+        """φ(x) of a chunk (B, H, c, D), in `out` (B·H, c, D)."""
+        by_head = self.by_head(out)
+        if not elu1:
+            by_head.copy_(x)
+            return out
+        if x.dtype != out.dtype:
+            x = by_head.copy_(x)
+        torch.clamp(x, min=0, out=self.by_head(self.scratch))
+        torch.clamp(x, max=0, out=by_head)
+        return out.exp_().add_(self.scratch)
+
+    def values_of(self, v: Tensor) -> Tensor:
+        """A chunk (B, H, c, M) of values as (B·H, c, M), without a copy where they lie so."""
+        merges = v.stride(0) == v.shape[1] * v.stride(1) and v.stride(3) == 1
+        if v.dtype == self.values.dtype and merges:
+            return v.flatten(0, 1)
+        self.by_head(self.values).copy_(v)
+        return self.values
+
+    def lower_weights(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """W (B·H, c, c)."""
+        return torch.bmm(queries, keys.mT, out=self.weights).tril_()
+
+
+def _options(q: Tensor) -> dict:
+    return {"dtype": torch.promote_types(q.dtype, torch.float32), "device": q.device}
+
+
+def _chunk_len(q: Tensor) -> int:
+    b, h, n, _ = q.shape
+    return min(n, SHORT_CHUNK_LEN if b * h >= MANY_HEADS else LONG_CHUNK_LEN)
+
+
+def _chunks(c: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(x.split(c, dim=2) for x in tensors), strict=True))
 
 
 class _ChunkedLinearAttention(torch.autograd.Function):
@@ -127,8 +144,8 @@ class _ChunkedLinearAttention(torch.autograd.Function):
     def forward(ctx, q, k, v, eps, elu1):
         # Autocast would turn the float32 products of the state into bfloat16 ones.
         with torch.autocast(q.device.type, enabled=False):
-            y, denominator = _forward(q, k, v, eps, elu1)
-        ctx.save_for_backward(q, k, v, y, denominator)
+            y, *found = _forward(q, k, v, eps, elu1)
+        ctx.save_for_backward(q, k, v, y, *found)
         ctx.elu1 = elu1
         return y
 
@@ -141,79 +158,105 @@ class _ChunkedLinearAttention(torch.autograd.Function):
 
 
 def _forward(q, k, v, eps, elu1):
-    work = _Workspace(q, v, elu1)
-    sums = work.new(work.m + 1)  # [num, den]
+    (b, h, n, d), m, c, options = q.shape, v.shape[-1], _chunk_len(q), _options(q)
+    block = max(1, round(2 * m / c))  # chunks; its S takes half of what its q does
+    buffers = _Buffers(q, v, c, backward=False)
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    denominator = torch.empty(*v.shape[:3], 1, dtype=work.dtype, device=v.device)
-    for first, last, (q_c, k_c, v_c, y_c, den_c) in work.chunks(q, k, v, y, denominator):
-        queries = work.features(q_c, work.queries)
-        keys = work.features(k_c, work.keys)
-        values = work.values_and_one(v_c)
-        sums_c = sums[:, :, : q_c.shape[2]]
-        out = sums_c.flatten(0, 1)
-        torch.bmm(work.lower_product(queries, keys), values, out=out)
-        if not first:
-            out.baddbmm_(queries, work.state)
-        torch.add(sums_c[..., -1:], eps, out=den_c)
-        torch.div(sums_c[..., :-1], den_c, out=y_c)
-        if not last:
-            work.state.baddbmm_(keys.transpose(1, 2), values)
-    return y, denominator
+    denominator = torch.empty(b, h, n, 1, **options)
+    s, z = torch.zeros(b * h, d, m, **options), torch.zeros(b * h, 1, d, **options)
+    n_blocks = math.ceil(n / (c * block))
+    kept_s, kept_z = (torch.empty(n_blocks, *x.shape, **options) for x in (s, z))
+    for i, (q_c, k_c, v_c, y_c, den_c) in enumerate(_chunks(c, q, k, v, y, denominator)):
+        if q_c.shape[2] < c:
+            buffers = _Buffers(q, v, q_c.shape[2], backward=False)
+        if i % block == 0:
+            kept_s[i // block].copy_(s)
+            kept_z[i // block].copy_(z)
+        queries = buffers.features(q_c, buffers.queries, elu1)
+        keys, values = buffers.features(k_c, buffers.keys, elu1), buffers.values_of(v_c)
+        weights = buffers.lower_weights(queries, keys)
+        sums = torch.bmm(weights, values, out=buffers.out).baddbmm_(queries, s)
+        from_z = torch.mul(queries, z, out=buffers.scratch)
+        den = torch.sum(weights, -1, keepdim=True, out=buffers.column)
+        den.add_(torch.sum(from_z, -1, keepdim=True, out=buffers.part)).add_(eps)
+        den_c.copy_(buffers.by_head(den))
+        torch.div(buffers.by_head(sums), den_c, out=y_c)
+        s.baddbmm_(keys.mT, values)
+        z.add_(keys.sum(1, keepdim=True))
+    return y, denominator, kept_s, kept_z
 
 
-def _backward(dy, q, k, v, y, denominator, elu1):
-    work = _Workspace(q, v, elu1)
-    grad, product = work.new(work.m + 1), work.new(work.m)
-    d_features, d_values = work.new(q.shape[-1]), work.new(work.m + 1)
+def _backward(dy, q, k, v, y, denominator, kept_s, kept_z, elu1):
+    c = _chunk_len(q)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    chunks = work.chunks(dy, q, k, v, y, denominator, dq, dk, dv)
-
-    def gradient_of_sums(dy_c, y_c, den_c):
-        c = dy_c.shape[2]
-        torch.div(dy_c, den_c, out=grad[:, :, :c, : work.m])
-        torch.mul(grad[:, :, :c, : work.m], y_c, out=product[:, :, :c])
-        torch.sum(product[:, :, :c], -1, keepdim=True, out=grad[:, :, :c, work.m :]).neg_()
-        return grad[:, :, :c].flatten(0, 1)
-
-    def through_feature_map(d_phi, phi, out):
-        if elu1:
-            d_phi.mul_(phi.clamp_(max=1))  # φ' = min(φ, 1)
-        out.copy_(d_phi.view(out.shape))
-
-    for first, last, (dy_c, q_c, k_c, v_c, y_c, den_c, dq_c, _, _) in chunks:
-        keys, values = work.features(k_c, work.keys), work.values_and_one(v_c)
-        g = gradient_of_sums(dy_c, y_c, den_c)
-        d_phi = d_features[:, :, : q_c.shape[2]].flatten(0, 1)
-        torch.bmm(work.lower_product(g, values), keys, out=d_phi)
-        if not first:
-            d_phi.baddbmm_(g, work.state.transpose(1, 2))
-        if not last:
-            work.state.baddbmm_(keys.transpose(1, 2), values)
-        through_feature_map(d_phi, work.features(q_c, work.queries), dq_c)
-
-    state = work.state.zero_()  # R from here on
-    for first, last, (dy_c, q_c, k_c, v_c, y_c, den_c, _, dk_c, dv_c) in reversed(chunks):
-        queries, keys = work.features(q_c, work.queries), work.features(k_c, work.keys)
-        values = work.values_and_one(v_c)
-        g = gradient_of_sums(dy_c, y_c, den_c)
-        d_val = d_values[:, :, : q_c.shape[2]]
-        torch.bmm(work.lower_product(queries, keys).transpose(1, 2), g, out=d_val.flatten(0, 1))
-        if not last:
-            d_val.flatten(0, 1).baddbmm_(keys, state)
-        dv_c.copy_(d_val[..., :-1])
-        d_phi = d_features[:, :, : q_c.shape[2]].flatten(0, 1)
-        torch.bmm(work.lower_product(g, values).transpose(1, 2), queries, out=d_phi)
-        if not last:
-            d_phi.baddbmm_(values, state.transpose(1, 2))
-        if not first:
-            state.baddbmm_(queries.transpose(1, 2), g)
-        through_feature_map(d_phi, keys, dk_c)
+    chunks = _chunks(c, dy, q, k, v, y, denominator, dq, dk, dv)
+    block = math.ceil(len(chunks) / len(kept_s))
+    whole = buffers = _Buffers(q, v, c, backward=True)
+    if chunks[-1][0].shape[2] < c:
+        buffers = _Buffers(q, v, chunks[-1][0].shape[2], backward=True)
+    # Of the chunks of a block but the last: S and z after them.
+    after_s, after_z = (x.new_empty(block - 1, *x.shape[1:]) for x in (kept_s, kept_z))
+    r_s, r_z = torch.zeros_like(kept_s[0]), torch.zeros_like(kept_z[0])  # R and r
+    for first in reversed(range(0, len(chunks), block)):
+        here = chunks[first : first + block]
+        before = [(kept_s[first // block], kept_z[first // block])]
+        for (_, _, k_c, v_c, *_), *after in zip(here[:-1], after_s, after_z, strict=False):
+            keys, values = whole.features(k_c, whole.keys, elu1), whole.values_of(v_c)
+            torch.baddbmm(before[-1][0], keys.mT, values, out=after[0])
+            torch.add(before[-1][1], keys.sum(1, keepdim=True), out=after[1])
+            before.append(tuple(after))
+        for (s, z), chunk in reversed([*zip(before, here, strict=True)]):
+            _chunk_backward(buffers, s, z, r_s, r_z, *chunk, elu1)
+            buffers = whole
     return dq, dk, dv
+
+
+def _chunk_backward(
+    buffers, s, z, r_s, r_z, dy_c, q_c, k_c, v_c, y_c, den_c, dq_c, dk_c, dv_c, elu1
+):
+    """The gradients of a chunk; R and r become those that the chunk before it needs."""
+    by_head = buffers.by_head
+    queries = buffers.features(q_c, buffers.queries, elu1)
+    keys, values = buffers.features(k_c, buffers.keys, elu1), buffers.values_of(v_c)
+    torch.div(dy_c, den_c, out=by_head(buffers.grad))
+    torch.mul(by_head(buffers.grad), y_c, out=by_head(buffers.out))
+    g, h = buffers.grad, torch.sum(buffers.out, -1, keepdim=True, out=buffers.column)
+
+    weights = buffers.lower_weights(queries, keys)
+    d_values = torch.bmm(weights.mT, g, out=buffers.out).baddbmm_(keys, r_s)
+    dv_c.copy_(by_head(d_values))
+
+    a = torch.bmm(g, values.mT, out=buffers.d_weights).sub_(h).tril_()
+    d_phi = torch.bmm(a, keys, out=buffers.d_phi).baddbmm_(g, s.mT).addcmul_(h, z, value=-1)
+    _through_feature_map(buffers, d_phi, queries, dq_c, elu1)
+
+    torch.bmm(a.mT, queries, out=d_phi).baddbmm_(values, r_s.mT).sub_(r_z)
+    _through_feature_map(buffers, d_phi, keys, dk_c, elu1)
+
+    r_s.baddbmm_(queries.mT, g)
+    r_z.add_(queries.mul_(h).sum(1, keepdim=True))
+
+
+def _through_feature_map(buffers, d_phi, phi, out, elu1):
+    if elu1:  # φ' = min(φ, 1)
+        slopes = torch.clamp(phi, max=1, out=buffers.scratch)
+        torch.mul(buffers.by_head(d_phi), buffers.by_head(slopes), out=out)
+    else:
+        out.copy_(buffers.by_head(d_phi))
 
 
 def operations_per_token(d: int, m: int, c: int, backward: bool) -> float:
     """Floating-point operations of the products that a token and head take, causal, of one pass:
-    the equations above with the column of ones in V, and R summed again."""
+    the equations above, and S found again for at most all chunks."""
     if backward:
-        return 10 * d * (m + 1) + 6 * c * (m + 1) + 6 * c * d
-    return 4 * d * (m + 1) + 2 * c * (d + m + 1)
+        return 10 * d * m + 6 * c * d + 4 * c * m
+    return 4 * d * m + 2 * c * (d + m)
+
+
+def bytes_per_token(d: int, m: int, itemsize: int, backward: bool) -> float:
+    """Bytes that a token and head move to and from memory, each tensor once, in one pass; S and z
+    that are kept take about half of what q does, and are counted so."""
+    kept = d * STATE_BYTES / 2
+    if backward:  # q, k, v, y, dy and den in, dq, dk and dv out
+        return (4 * d + 4 * m) * itemsize + STATE_BYTES + kept
+    return (2 * d + 2 * m) * itemsize + STATE_BYTES + kept  # q, k and v in, y and den out
