@@ -5,6 +5,7 @@ B batch, H heads, N sequence length, D query/key size, M value size, m random di
 """
 
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from replib.attention.relu import ReluAttention
 from replib.kernels import KERNELS, fwm, why_not
 
 B, H, D, M = 2, 3, 8, 5
+VARIANTS = [(name, i) for name, cls in ATTENTION.items() for i in (None, *cls.implementations)]
 
 
 def random_qkv(n, *, seed=0, scale=1.0, dtype=torch.float64, d=D):
@@ -37,8 +39,32 @@ def random_qkv(n, *, seed=0, scale=1.0, dtype=torch.float64, d=D):
 
 def gradients(y, inputs, seed=1):
     generator = torch.Generator().manual_seed(seed)
-    dy = torch.randn(y.shape, generator=generator, dtype=y.dtype)
+    dy = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)
     return torch.autograd.grad(y, inputs, dy, allow_unused=True)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("name, implementation", VARIANTS)
+def test_float16_gives_what_float64_does(name, implementation, causal):
+    kind = {"device_type": "cpu", "dtype": torch.float16, "head_dim": D}
+    attention = ATTENTION[name].for_model(
+        n_heads=H, head_dim=D, max_len=64, implementation=implementation
+    )
+    rounded = [x.half().requires_grad_() for x in random_qkv(40)]
+    if ATTENTION[name].unavailable(implementation, **kind):
+        with pytest.raises(ValueError, match="use kernel='torch'"):
+            attention(*rounded)
+        return
+    exact = [x.detach().double().requires_grad_() for x in rounded]
+    y = attention(*rounded, causal=causal)
+    expected = deepcopy(attention).double()(*exact, causal=causal)
+    found, expected = ([x, *gradients(x, z)] for x, z in ((y, rounded), (expected, exact)))
+    for a, e in zip(found, expected, strict=True):
+        if e is None:  # LSH has no keys
+            assert a is None
+            continue
+        assert a.dtype == torch.float16
+        assert (a.double() - e).norm() < 4e-3 * e.norm()
 
 
 # FAVOR+

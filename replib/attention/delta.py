@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from replib.attention.base import Attention, check_qkv
 from replib.attention.feature_maps import dpfp
-from replib.kernels import delta, installed, why_not
+from replib.kernels import delta, installed, refusal, why_not
 
 # Ways to compute the same function, all positions and after the last write.
 KERNELS, RETRIEVAL_KERNELS = ("torch", "cpu", "plain"), ("torch", "plain")
@@ -39,7 +39,7 @@ def delta_rule(
     Args:
         q, k: (B, H, N, R), features already; v: (B, H, N, M); beta: (B, H, N).
         kernel: "plain" is the loop over positions; "torch" takes a chunk of positions at a time,
-            and "cpu" too, compiled; None takes the fastest for the device, dtype and sizes.
+            and "cpu" too, compiled; None takes the fastest for the device, dtypes and sizes.
 
     Returns:
         (B, H, N, M), in the dtype of v.
@@ -53,13 +53,7 @@ def delta_rule(
             f"{q.shape[2]} queries and {k.shape[2]} writes: give a query for each write, or use "
             "delta_retrieve to read after the last"
         )
-    refused = why_not(
-        "cpu",
-        device_type=q.device.type,
-        dtype=torch.promote_types(q.dtype, v.dtype),
-        head_dim=q.shape[-1],
-        value_dim=v.shape[-1],
-    )
+    refused = refusal("cpu", q, k, v, beta)
     kernel = _resolve(kernel or ("torch" if refused else "cpu"), KERNELS)
     if kernel == "cpu":
         if refused:
@@ -239,9 +233,8 @@ class DeltaAttention(Attention):
         if implementation != "cpu":
             return None
         sizes = {"head_dim": 2 * NU * head_dim, "value_dim": head_dim}
-        # The features are float32 or wider, and so is what the kernel computes with.
-        wide = torch.promote_types(dtype, torch.float32)
-        return why_not(implementation, device_type=device_type, dtype=wide, **sizes)
+        # The features are float32 or wider, the values of this dtype.
+        return why_not(implementation, device_type=device_type, dtype=dtype, **sizes)
 
     @classmethod
     def peak_bytes(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from replib.attention.base import Attention, check_qkv
 from replib.attention.feature_maps import feature_map_named
-from replib.kernels import KERNELS, fastest_kernel, installed, why_not
+from replib.kernels import KERNELS, fastest_kernel, installed, refusal, why_not
 
 # From timings at D = 32 and 64, N = 64 to 65536, on a 2-core AMD EPYC: a kernel's share of a matrix
 # product's rate and its chunk, and what storing one (N, N) weight costs besides products. That of
@@ -44,7 +44,7 @@ def linear_attention(
         feature_map: φ, a name of `replib.attention.feature_maps.FEATURE_MAPS`.
         eps: added to the denominator, which is therefore never below it.
         kernel: "plain" forms the (N, N) weights; a name of `replib.kernels.KERNELS` forces that
-            kernel; None takes the fastest for the device, dtype and sizes.
+            kernel; None takes the fastest for the device, dtypes and sizes.
         key_padding_mask: (B, N) bool, True where a key is padding; not causal only.
 
     Returns:
@@ -67,13 +67,7 @@ def linear_attention(
         return _plain(q, k, v, causal, eps)
     if kernel is None:
         kernel = fastest_kernel(q, k, v)
-    elif refused := why_not(
-        LinearAttention.resolve(kernel),
-        device_type=q.device.type,
-        dtype=torch.promote_types(q.dtype, v.dtype),
-        head_dim=q.shape[-1],
-        value_dim=v.shape[-1],
-    ):
+    elif refused := refusal(LinearAttention.resolve(kernel), q, k, v):
         raise ValueError(refused)
     return KERNELS[kernel](q, k, v, eps, elu1, causal)
 

@@ -77,19 +77,24 @@ def why_not(
     return None
 
 
+def refusal(kernel: str, q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> str | None:
+    """`why_not` of tensors, each of which has to be of a kind that the kernel takes.
+
+    The widest dtype would not do: a kernel for float32 that is given float16 and float32 has none
+    that it can read float16 as.
+    """
+    sizes = {"head_dim": q.shape[-1], "value_dim": v.shape[-1]}
+    kinds = dict.fromkeys((x.device.type, x.dtype) for x in (q, k, v, *others))
+    reasons = (why_not(kernel, device_type=kind, dtype=dtype, **sizes) for kind, dtype in kinds)
+    return next(filter(None, reasons), None)
+
+
 def fastest_kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
-    """The name of the fastest kernel for tensors of this device, dtype and shape."""
+    """The name of the fastest kernel for tensors of these devices, dtypes and shapes."""
     compiled = q.device.type  # the compiled kernels are named after what they run on
     if compiled not in KERNELS:
         return "torch"
-    refused = why_not(
-        compiled,
-        device_type=q.device.type,
-        dtype=torch.promote_types(q.dtype, v.dtype),
-        head_dim=q.shape[-1],
-        value_dim=v.shape[-1],
-    )
-    return "torch" if refused else compiled
+    return "torch" if refusal(compiled, q, k, v) else compiled
 
 
 def compiled(kernel: str) -> bool:
