@@ -200,6 +200,29 @@ def test_rows_that_do_not_lie_together_are_taken():
     assert largest_error(actual, results(*inputs, kernel="plain")) < TOLERANCE[torch.float32]
 
 
+def test_rows_that_overlap_are_taken():
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.randn(1, 2, 20, generator=generator).to(DEVICE) for _ in range(3)]
+    q, k, v = (x.unfold(2, 16, 1) for x in views)
+    exact = [x.double() for x in (q, k, v)]
+    dy = torch.ones_like(exact[2]).cumsum(-1)
+    actual, expected = results(q, k, v, dy.float()), results(*exact, dy, kernel="plain")
+    assert largest_error(actual, expected) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_float64_tensor_is_refused_and_without_a_name_another_kernel_takes_it(place):
+    inputs = random_inputs(C + 1)
+    tensors = [x.float() for x in inputs]
+    tensors[place] = inputs[place]
+    with pytest.raises(ValueError, match="not float64: use kernel='torch'"):
+        results(*tensors)
+    with pytest.raises(ValueError, match="use float32, bfloat16 or float16"):
+        cuda.linear_attention(*tensors[:3], 1e-6, True, True)
+    actual = results(*tensors, kernel=None)
+    assert largest_error(actual, results(*inputs, kernel="plain")) < TOLERANCE[torch.float32]
+
+
 def test_y_has_the_dtype_of_v_and_each_gradient_that_of_its_input():
     q, k, v, dy = random_inputs(C + 1, dtype=torch.bfloat16)
     dtypes = torch.float32, torch.float32, torch.bfloat16
@@ -300,6 +323,12 @@ def test_the_cost_model_counts_what_the_interpreter_does(processors, monkeypatch
         assert per_token["operations"] == operations + states
         if n_segments == 1:
             assert per_token["bytes"] == cuda.bytes_per_token(d, m, dtype.itemsize, backward)
+
+
+@interpreted
+def test_error_is_that_of_float32_at_length_2048():
+    """As long as the interpreter can be waited for; 16384 is for a device."""
+    assert error(random_inputs(2048, h=1)) < TOLERANCE[torch.float32]
 
 
 @on_device

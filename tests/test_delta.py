@@ -4,6 +4,7 @@ B batch, H heads, N sequence length, L number of queries, R feature size, M valu
 """
 
 import math
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -25,7 +26,7 @@ FORMS = [
     *((delta_retrieve, kernel) for kernel in rules.RETRIEVAL_KERNELS),
 ]
 # The roundings of a dtype, times a margin for N writes.
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 
 def widest(kernel):
@@ -225,6 +226,67 @@ def test_error_against_float64_is_that_of_the_dtype(function, kernel, dtype):
         assert (a.double() - e).norm() < TOLERANCE[dtype] * e.norm()
 
 
+@pytest.fixture(scope="module")
+def loop_of_16384():
+    """Inputs of one head in a dtype, and what the loop in float64 makes of them, by function."""
+
+    @cache
+    def found(function, dtype):
+        inputs = random_inputs(16384, b=1, h=1, dtype=dtype)
+        return inputs, with_gradients(function, [x.double() for x in inputs], "plain")
+
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("function, kernel", [form for form in FORMS if form[1] != "plain"])
+def test_error_at_length_16384_is_that_of_the_dtype(loop_of_16384, function, kernel, dtype):
+    inputs, expected = loop_of_16384(function, dtype)
+    for a, e in zip(with_gradients(function, inputs, kernel), expected, strict=True):
+        assert (a.double() - e).norm() < TOLERANCE[dtype] * e.norm()
+
+
+@pytest.mark.parametrize("beta_dtype", TOLERANCE)
+@pytest.mark.parametrize("function", [delta_rule, delta_retrieve])
+def test_tensors_of_any_dtypes_give_what_float64_does(function, beta_dtype):
+    for dtypes in product(TOLERANCE, repeat=3):
+        dtypes = (*dtypes, beta_dtype)
+        inputs = [x.to(t) for x, t in zip(random_inputs(19), dtypes, strict=True)]
+        expected = with_gradients(function, [x.double() for x in inputs], "plain")
+        found = with_gradients(function, inputs, None)
+        assert [x.dtype for x in found] == [dtypes[2], *dtypes]
+        coarsest = max(TOLERANCE[t] for t in dtypes)
+        if len(set(dtypes)) > 1:  # a float64 tensor beside others is computed with in float32
+            coarsest = max(coarsest, TOLERANCE[torch.float32])
+        for a, e in zip(found, expected, strict=True):
+            assert (a.double() - e).norm() < coarsest * e.norm(), dtypes
+
+
+@pytest.mark.skipif(not installed("numba"), reason="needs numba")
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_compiled_kernel_refuses_a_dtype_that_it_cannot_read(dtype, place):
+    from replib.kernels import delta_cpu
+
+    inputs = random_inputs(5, dtype=torch.float32)
+    inputs[place] = inputs[place].to(dtype)
+    with pytest.raises(ValueError, match="use kernel='torch'"):
+        delta_rule(*inputs, kernel="cpu")
+    if place < 3:  # strengths are made float32
+        with pytest.raises(ValueError, match="use torch.float32 or torch.bfloat16"):
+            delta_cpu.delta_rule(*inputs)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_views_whose_rows_overlap_are_taken(kernel):
+    def of_views(x, beta, kernel):
+        return delta_rule(*(x[i].unfold(2, 16, 1) for i in range(3)), beta, kernel=kernel)
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, B, H, 55, generator=generator) / 4
+    assert_is_the_loop(of_views, [x, torch.rand(B, H, 40, generator=generator)], kernel)
+
+
 @pytest.mark.parametrize("function, kernel", FORMS)
 def test_accuracy_is_kept_under_autocast(function, kernel):
     def under_autocast(*inputs, kernel):
@@ -247,10 +309,12 @@ HARD_INPUTS = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", HARD_INPUTS)
 @pytest.mark.parametrize("function, kernel", FORMS)
-def test_extreme_inputs_leave_every_kernel_exact(function, kernel, name):
-    inputs = HARD_INPUTS[name](*random_inputs(100, dtype=torch.float32))
+def test_extreme_inputs_leave_every_kernel_exact(function, kernel, name, dtype):
+    inputs = HARD_INPUTS[name](*random_inputs(100, dtype=dtype))
+    assert all(x.dtype == dtype for x in inputs)
     assert_is_the_loop(function, inputs, kernel)
 
 

@@ -36,7 +36,9 @@ from numba import cfunc, config, njit, types
 from torch import Tensor
 from torch.nn.functional import pad
 
+from replib.kernels import CPU_DTYPES
 from replib.kernels import vectors as vec
+from replib.kernels.rows import empty_like_rows, rows_together
 
 C = vec.WIDTH  # chunk: a row of A is one vector; 32 is slower by a tenth, as A has more to it
 FLOAT = 4  # bytes
@@ -186,24 +188,24 @@ def _transpose(target, source, rows, columns):
 
 @njit
 def _add_rows(total, tile, size):
-    """total (size) += Σ of the C rows of a tile."""
+    """total (size) += Σ of the C rows of a tile, which are summed first."""
     for j in range(0, size * FLOAT, vec.WIDTH * FLOAT):
-        x = vec.load(total + j)
+        x = vec.splat(0.0)
         for i in range(C):
             x = vec.add(x, vec.load(tile + i * size * FLOAT + j))
-        vec.store(total + j, x)
+        vec.store(total + j, vec.add(vec.load(total + j), x))
 
 
 @njit
 def _add_weighted_rows(total, tile, weights, size):
-    """total (size) += Σ weights_i tile_i."""
+    """total (size) += Σ weights_i tile_i, which is summed first."""
     for j in range(0, size * FLOAT, vec.WIDTH * FLOAT):
-        x = vec.load(total + j)
+        x = vec.splat(0.0)
         for i in range(C):
             x = vec.fma(
                 vec.broadcast(weights + i * FLOAT), vec.load(tile + i * size * FLOAT + j), x
             )
-        vec.store(total + j, x)
+        vec.store(total + j, vec.add(vec.load(total + j), x))
 
 
 @njit
@@ -503,11 +505,22 @@ def _run(thread, tensors: dict[int, Tensor], eps: float, elu1: bool, causal: boo
     words[SCRATCH], words[SCRATCH_BYTES] = scratch.data_ptr(), n_bytes
     words[BATCH_HEADS:EPS] = b * h, h, n_q, n_k, d, m, causal, elu1
     ctypes.c_double.from_buffer(words, 8 * EPS).value = eps
+    _write_places(words, tensors)
+    _in_parallel(_thread(thread), ctypes.addressof(words), n_threads)
+
+
+def _write_places(words, tensors: dict[int, Tensor]) -> None:
+    """Say where each tensor lies, at its place in the words.
+
+    Raises:
+        ValueError: a tensor has a dtype that would be read as another.
+    """
     for place, x in tensors.items():
+        if x.dtype not in CPU_DTYPES:
+            raise ValueError(f"a tensor of {x.dtype}: use torch.float32 or torch.bfloat16")
         size = x.element_size()
         strides = (size * stride for stride in x.stride()[:3])
         words[place : place + 5] = x.data_ptr(), *strides, x.dtype == torch.bfloat16
-    _in_parallel(_thread(thread), ctypes.addressof(words), n_threads)
 
 
 def _in_parallel(thread, words: int, n_threads: int) -> None:
@@ -544,7 +557,7 @@ def _openmp():
 class _LinearAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, eps, elu1, causal):
-        y = torch.empty_like(v) if q.shape[2] == v.shape[2] else v.new_empty(_y_shape(q, v))
+        y = empty_like_rows(v) if q.shape[2] == v.shape[2] else v.new_empty(_y_shape(q, v))
         den = torch.empty(q.shape[:3], dtype=torch.float32)
         _run(_forward_thread, {Q: q, K: k, V: v, Y: y, DEN: den}, eps, elu1, causal)
         ctx.save_for_backward(q, k, v, y, den)
@@ -555,8 +568,9 @@ class _LinearAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         q, k, v, y, den = ctx.saved_tensors
-        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-        tensors = {Q: q, K: k, V: v, Y: y, DEN: den, DY: _rows(dy), DQ: dq, DK: dk, DV: dv}
+        dq, dk, dv = (empty_like_rows(x) for x in (q, k, v))
+        tensors = {Q: q, K: k, V: v, Y: y, DEN: den, DY: rows_together(dy)}
+        tensors |= {DQ: dq, DK: dk, DV: dv}
         _run(_backward_thread, tensors, *ctx.options)
         return dq, dk, dv, None, None, None
 
@@ -565,15 +579,10 @@ def _y_shape(q: Tensor, v: Tensor) -> tuple[int, ...]:
     return (*q.shape[:3], v.shape[-1])
 
 
-def _rows(x: Tensor) -> Tensor:
-    """x with the numbers of a row beside each other."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _widen(x: Tensor, value: float) -> Tensor:
     """x with its last size padded to a multiple of a vector's."""
     missing = -x.shape[-1] % vec.WIDTH
-    return pad(x, (0, missing), value=value) if missing else _rows(x)
+    return pad(x, (0, missing), value=value) if missing else rows_together(x)
 
 
 @torch.compiler.disable

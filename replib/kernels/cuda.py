@@ -48,6 +48,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from replib.kernels.rows import empty_like_rows, rows_together
+
 INTERPRETED = triton.knobs.runtime.interpret
 
 # A multiprocessor holds one program at once whose keys or values are this wide, two of half.
@@ -468,7 +470,7 @@ class _LinearAttention(torch.autograd.Function):
         processors = _processors(q.device)
         plan = _plan(batch * heads, max(n_q, n_k), d, m, dtypes, processors, elu1, causal)
         # Where it can, y has v's order of strides: merging the heads then needs no copy.
-        y = torch.empty_like(v) if n_q == n_k else v.new_empty((batch, heads, n_q, m))
+        y = empty_like_rows(v) if n_q == n_k else v.new_empty((batch, heads, n_q, m))
         inverse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
         q_, k_, v_, y_ = (_strided(x) for x in (q, k, v, y))
         with torch.cuda.device_of(q):
@@ -489,8 +491,8 @@ class _LinearAttention(torch.autograd.Function):
         q, k, v, y, inverse, states = ctx.saved_tensors
         plan = ctx.plan
         heads, n_q, n_k = q.shape[1], q.shape[2], k.shape[2]
-        dq, dk, dv, g = (torch.empty_like(x) for x in (q, k, v, inverse))
-        tensors = (q, k, v, y, _rows_together(dy), dq, dk, dv)
+        dq, dk, dv, g = (empty_like_rows(x) for x in (q, k, v, inverse))
+        tensors = (q, k, v, y, rows_together(dy), dq, dk, dv)
         q_, k_, v_, y_, dy_, dq_, dk_, dv_ = (_strided(x) for x in tensors)
         with torch.cuda.device_of(q):
             r_states = plan.states(q_, dy_, y_, inverse, heads, n_q, gradient=True)
@@ -503,20 +505,22 @@ class _LinearAttention(torch.autograd.Function):
         return dq, dk, dv, None, None, None
 
 
-def _rows_together(x: Tensor) -> Tensor:
-    """x with the numbers of a row beside each other."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 @torch.compiler.disable
 def linear_attention(
     q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool, causal: bool
 ) -> Tensor:
-    """Normalised linear attention, differentiable once, of float32, bfloat16 or float16 tensors."""
+    """Normalised linear attention, differentiable once, of float32, bfloat16 or float16 tensors.
+
+    Raises:
+        ValueError: a tensor has another dtype.
+    """
+    for x in (q, k, v):
+        if x.dtype not in OPERANDS:
+            raise ValueError(f"a tensor of {x.dtype}: use float32, bfloat16 or float16")
     if 0 in (*q.shape, *v.shape):
         y = v.new_zeros((*q.shape[:3], v.shape[3]))
         return y + 0 * (q.sum() + k.sum() + v.sum())
-    q, k, v = (_rows_together(x) for x in (q, k, v))
+    q, k, v = (rows_together(x) for x in (q, k, v))
     return _LinearAttention.apply(q, k, v, eps, elu1, causal)
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from replib.kernels import cpu
 from replib.kernels import vectors as vec
 from replib.kernels.cpu import BATCH_HEADS, FLOAT, NEXT_HEAD, NEXT_SLOT, SCRATCH, SCRATCH_BYTES, C
+from replib.kernels.rows import empty_like_rows, rows_together
 
 # The memories of a block should stay in the second-level cache; the longer it is, the fewer are
 # kept for the backward pass.
@@ -337,10 +338,7 @@ def _run(thread, tensors: dict[int, Tensor]) -> None:
     words = (ctypes.c_int64 * N_WORDS)()
     words[SCRATCH], words[SCRATCH_BYTES] = scratch.data_ptr(), n_bytes
     words[BATCH_HEADS : VALUE_SIZE + 1] = b * h, h, n, r, m
-    for place, x in tensors.items():
-        size = x.element_size()
-        strides = (size * stride for stride in x.stride()[:3])
-        words[place : place + 5] = x.data_ptr(), *strides, x.dtype == torch.bfloat16
+    cpu._write_places(words, tensors)
     cpu._in_parallel(_code(thread), ctypes.addressof(words), n_threads)
 
 
@@ -349,8 +347,8 @@ class _DeltaRule(torch.autograd.Function):
     def forward(ctx, q, k, v, beta):
         b, h, n, r = k.shape
         m, n_blocks = v.shape[-1], math.ceil(n / (BLOCK_CHUNKS * C))
-        y, errors = torch.empty_like(v), torch.empty(b, h, n, m)
-        memories = torch.empty(b, h, n_blocks, r * m)
+        y, errors = empty_like_rows(v), torch.empty(b, h, n, m, dtype=torch.float32)
+        memories = torch.empty(b, h, n_blocks, r * m, dtype=torch.float32)
         tensors = {Q: q, K: k, V: v, BETA: beta, Y: y, ERRORS: errors, MEMORIES: memories}
         _run(_delta_forward_thread, tensors)
         ctx.save_for_backward(q, k, beta, errors, memories)
@@ -361,10 +359,10 @@ class _DeltaRule(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         q, k, beta, errors, memories = ctx.saved_tensors
-        dq, dk, dbeta = (torch.empty_like(x) for x in (q, k, beta))
+        dq, dk, dbeta = empty_like_rows(q), empty_like_rows(k), torch.empty_like(beta)
         dv = torch.empty_like(errors, dtype=ctx.value_dtype)
         tensors = {Q: q, K: k, BETA: beta, ERRORS: errors, MEMORIES: memories}
-        tensors |= {DY: cpu._rows(dy), DQ: dq, DK: dk, DV: dv, DBETA: dbeta}
+        tensors |= {DY: rows_together(dy), DQ: dq, DK: dk, DV: dv, DBETA: dbeta}
         _run(_delta_backward_thread, tensors)
         return dq, dk, dv, dbeta
 

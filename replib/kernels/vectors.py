@@ -281,7 +281,9 @@ def transpose(typingctx, source, source_stride, target, target_stride):
 def panel(typingctx, c, c_row, a, a_row, a_step, b, b_row, n):
     """c += a b for ROWS rows and 16 columns, where a[i, p] lies at a + i·a_row + p·a_step.
 
-    a is (ROWS, n) and b (n, 16); rows of b are b_row apart and those of c c_row. All in bytes.
+    a is (ROWS, n) and b (n, 16); rows of b are b_row apart and those of c c_row. All in bytes. The
+    product is summed from 0 and then added, as c may be the total of a whole sequence, beside which
+    a single term keeps few of its digits.
     """
 
     def codegen(context, builder, signature, arguments):
@@ -294,7 +296,8 @@ def panel(typingctx, c, c_row, a, a_row, a_step, b, b_row, n):
             return at(base, stride, ir.Constant(_I64, i))
 
         targets = [_pointer(builder, row(c, c_row, i), _VECTOR) for i in range(ROWS)]
-        sums = [cgutils.alloca_once_value(builder, builder.load(x, align=4)) for x in targets]
+        zero = _constant(_VECTOR, 0.0)
+        sums = [cgutils.alloca_once_value(builder, zero) for _ in targets]
         sources = [row(a, a_row, i) for i in range(ROWS)]
         with cgutils.for_range(builder, n, intp=_I64) as loop:
             x = builder.load(_pointer(builder, at(b, b_row, loop.index), _VECTOR), align=4)
@@ -305,7 +308,8 @@ def panel(typingctx, c, c_row, a, a_row, a_step, b, b_row, n):
                     _llvm(builder, "fma", _VECTOR, weight, x, builder.load(total_)), total_
                 )
         for target, total_ in zip(targets, sums, strict=True):
-            builder.store(builder.load(total_), target, align=4)
+            before = builder.load(target, align=4)
+            builder.store(builder.fadd(before, builder.load(total_)), target, align=4)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 8), codegen
