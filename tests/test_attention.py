@@ -3,6 +3,8 @@
 B batch, H heads, N sequence length, D query/key size, M value size.
 """
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -124,6 +126,88 @@ def test_kernel_error_against_float64_is_that_of_its_dtype(kernel, dtype):
         assert error < TOLERANCE[dtype]
 
 
+# Of float16 and float64 too, which not every kernel takes.
+ROUNDING = {torch.float64: 1e-10, **TOLERANCE, torch.float16: 4e-3}
+
+
+def assert_relative(actual, expected, tolerance):
+    errors = [
+        ((a.double() - e).norm() / e.norm()).item() for a, e in zip(actual, expected, strict=True)
+    ]
+    assert max(errors) < tolerance, errors  # not so for a NaN
+
+
+@pytest.mark.parametrize("path", ["causal", "not causal", "padded", "features"])
+@pytest.mark.parametrize("dtypes", [*product(ROUNDING, repeat=3)])
+def test_queries_keys_and_values_of_any_dtypes_give_what_float64_does(dtypes, path):
+    options = {"causal": path in ("causal", "features")}
+    if path == "padded":
+        options["key_padding_mask"] = torch.zeros(B, 37, dtype=torch.bool)
+        options["key_padding_mask"][:, 30:] = True
+    if path == "features":
+        options["feature_map"] = "dpfp2"
+    rounded = [x.to(t).requires_grad_() for x, t in zip(random_qkv(37), dtypes, strict=True)]
+    exact = [x.detach().double().requires_grad_() for x in rounded]
+    y = linear_attention(*rounded, **options)
+    expected = linear_attention(*exact, kernel="plain", **options)
+    found = [y, *gradients(y, rounded)]
+    assert [x.dtype for x in found] == [dtypes[2], *dtypes]
+    # A float64 tensor beside others is computed with in float32.
+    coarsest = max(ROUNDING[t] for t in dtypes)
+    tolerance = coarsest if len(set(dtypes)) == 1 else max(coarsest, ROUNDING[torch.float32])
+    assert_relative(found, [expected, *gradients(expected, exact)], tolerance)
+
+
+def equations_18_to_20(q, k, v, causal, eps=1e-6):
+    """Katharopoulos et al. 2020, with every state S of the sequence: N·D·M numbers."""
+    phi_q, phi_k = (1 + elu(x) for x in (q, k))
+    s, z = torch.einsum("bhnd,bhnm->bhndm", phi_k, v), phi_k
+    s, z = (x.cumsum(2) if causal else x.sum(2, keepdim=True) for x in (s, z))
+    return torch.einsum("bhnd,bhndm->bhnm", phi_q, s) / ((phi_q * z).sum(-1, keepdim=True) + eps)
+
+
+def at_length_16384(dtype, mean=0.0):
+    """q, k and v of one head, the values of `mean`, in their dtype and in float64."""
+    q, k, v = random_qkv(16384, b=1, h=1, d=16, m=16)
+    rounded = [x.to(dtype).requires_grad_() for x in (q, k, v + mean)]
+    return rounded, [x.detach().double().requires_grad_() for x in rounded]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    "kernel, dtype", [(kernel, t) for t in ROUNDING for kernel in kernels_for(t)]
+)
+def test_kernel_error_at_length_16384_is_that_of_its_dtype(kernel, dtype, causal):
+    rounded, exact = at_length_16384(dtype)
+    y = linear_attention(*rounded, causal=causal, kernel=kernel)
+    expected = equations_18_to_20(*exact, causal)
+    found = [y, *gradients(y, rounded)]
+    assert_relative(found, [expected, *gradients(expected, exact)], ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_plain_form_at_length_16384_has_the_error_of_its_dtype(dtype):
+    """Its output alone, as its gradients would take gigabytes more."""
+    rounded, exact = at_length_16384(dtype)
+    with torch.no_grad():
+        y = linear_attention(*rounded, kernel="plain")
+        assert_relative([y], [equations_18_to_20(*exact, True)], TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("causal, tolerance", [(True, 2.5e-4), (False, 1e-3)])
+@pytest.mark.parametrize("kernel", HERE)
+def test_gradients_keep_their_digits_where_values_have_a_mean(kernel, causal, tolerance):
+    """In dQ = G Sᵀ + g zᵀ nearly all cancels: sums that lose digits a position at a time, and not
+    a chunk at a time, have three times this error."""
+    rounded, exact = at_length_16384(torch.float32, mean=5.0)
+    y = linear_attention(*rounded, causal=causal, kernel=kernel)
+    expected = equations_18_to_20(*exact, causal)
+    assert_relative([y], [expected], 1e-6)
+    found, expected = gradients(y, rounded), gradients(expected, exact)
+    assert_relative(found[:1], expected[:1], tolerance)
+    assert_relative(found[1:], expected[1:], ROUNDING[torch.float32])
+
+
 @pytest.mark.parametrize("kernel", ["plain", *HERE])
 def test_linear_attention_keeps_its_accuracy_under_autocast(kernel):
     q, k, v = random_qkv(100, dtype=torch.float32)
@@ -132,13 +216,28 @@ def test_linear_attention_keeps_its_accuracy_under_autocast(kernel):
     torch.testing.assert_close(y, linear_attention(q, k, v, kernel="plain"), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("magnitude", [1e-4, 30.0, 1e4])
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("kernel", ["plain", *HERE])
-def test_linear_attention_has_no_nan_at_extreme_inputs(kernel, magnitude):
-    inputs = [(x * magnitude).requires_grad_() for x in random_qkv(100, dtype=torch.float32)]
-    y = linear_attention(*inputs, kernel=kernel)
-    assert y.isfinite().all()
+def test_linear_attention_has_no_nan_at_extreme_inputs(kernel, dtype, magnitude, causal):
+    inputs = [(x * magnitude).to(dtype).requires_grad_() for x in random_qkv(100)]
+    y = linear_attention(*inputs, kernel=kernel, causal=causal)
+    expected = linear_attention(*(x.double() for x in inputs), kernel="plain", causal=causal)
+    assert_relative([y], [expected], TOLERANCE[dtype])
     assert all(g.isfinite().all() for g in gradients(y, inputs))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("shift", [-30.0, -8.0, 0.0, 5.0])
+@pytest.mark.parametrize("kernel", ["plain", *HERE])
+def test_denominators_are_never_below_eps(kernel, shift, causal):
+    q, k, v = random_qkv(50, dtype=torch.float32)
+    q, k, ones = q + shift, k + shift, torch.ones_like(v)
+    y = linear_attention(q, k, ones, kernel=kernel, causal=causal)  # den / (den + eps)
+    assert (y >= 0).all() and (y <= 1 + 1e-5).all()
+    expected = equations_18_to_20(*(x.double() for x in (q, k, ones)), causal)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_elu1_keeps_its_digits_where_elu_plus_one_loses_them():
