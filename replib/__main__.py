@@ -15,7 +15,7 @@ import torch
 
 from replib import __version__, store
 from replib.device import resolve_device
-from replib.experiments import EXPERIMENTS, SCALES, experiment_named, record
+from replib.experiments import EXPERIMENTS, SCALES, core_seconds, experiment_named, record
 from replib.memory import peak_memory_bytes
 from replib.peers import PEERS
 from replib.training import Metrics
@@ -84,21 +84,11 @@ def _list(arguments) -> int:
     for experiment in EXPERIMENTS.values():
         rows = store.read_rows(experiment.name)
         counts = [f"{s}: {sum(row['scale'] == s for row in rows)} rows" for s in SCALES]
-        hours = sum(map(_core_seconds, rows)) / 3600
+        hours = sum(map(core_seconds, rows)) / 3600
         took = f"; trained for {hours:.1f} core-hours" if hours else ""
         print(f"{experiment.name:14} {experiment.title}")
         print(f"{'':14} recorded: {', '.join(counts)}{took}")
     return 0
-
-
-def _core_seconds(row: store.Row) -> float:
-    """Seconds of one core that a training took, 0 where a row does not tell."""
-    told, threads = row["summary"], row["provenance"]["threads"]
-    if "seconds" in told and "seeds_together" in told:
-        return threads * told["seconds"] / told["seeds_together"]
-    if told.get("n_steps") and told.get("steps_per_s"):
-        return threads * told["n_steps"] / told["steps_per_s"]
-    return 0.0
 
 
 def _record(arguments) -> int:

@@ -6,7 +6,8 @@ Rows are those of the experiments `capacity` (setting 1 of Schlag et al. 2021, e
 `published()["fastweights_logs"]`, of which there is one run a figure. S is the number of keys. A
 run's loss is its best, 0.5·Σ squared error, and is compared with the best of the published run,
 not with the last that the published figures show. Runs with other settings than the published ones
-are not judged.
+are not judged. Rows of `evaluation` tell what the published mean of losses does to three figures,
+and nothing else.
 """
 
 import json
@@ -17,7 +18,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from replib.claims import each_device
-from replib.experiments import CAPACITY_MEMORIES, UPDATE_RULE_MEMORIES, retrieval_config
+from replib.experiments import (
+    CAPACITY_MEMORIES,
+    UPDATE_RULE_MEMORIES,
+    core_seconds,
+    retrieval_config,
+)
 from replib.retrieval import MemoryConfig, RetrievalConfig
 from replib.statistics import CONFIDENCE, difference_interval, t_quantile
 from replib.store import Row
@@ -29,6 +35,7 @@ LOSS_TOLERANCE = 0.15  # of a published best loss
 LEAST_COMPARED = 0.01  # published losses below it are compared as solved or not
 COMPARED = (100, 200, 400, 600)
 MIN_SEEDS = 3  # that an interval is computed from
+MEANS = "evaluation"  # the experiment whose rows have several means of the same losses
 MEMORIES = {m.published_name: m for m in (*CAPACITY_MEMORIES, *UPDATE_RULE_MEMORIES)}
 # Left out: the published log stops at 300 steps, where the run had not ended.
 TRUNCATED = {("setting2", "dpfp2_ours", 100)}
@@ -83,6 +90,8 @@ def best_losses(rows: Iterable[Row], *, half_length: bool = False) -> dict[str, 
     """The best loss of every run that has ended, by memory, S and seed; see `memory_of`."""
     found: dict[str, Losses] = {}
     for row in rows:
+        if row["experiment"] == MEANS:
+            continue
         name = memory_of(row["config"], half_length=half_length)
         if name is None or row["outcome"] not in ("ok", "diverged"):
             continue
@@ -200,12 +209,13 @@ def as_published(rows: Sequence[Row], published: Mapping[str, Any]) -> Verdict:
         if found or second
         else NO_RUNS,
         tuple(criteria),
-        (*evidence, *_below_least(published)),
+        (*evidence, *_below_least(rows, published)),
     )
 
 
-def _below_least(published: Mapping[str, Any]) -> Iterator[str]:
-    """The published losses that no mean over all keys can have."""
+def _below_least(rows: Sequence[Row], published: Mapping[str, Any]) -> Iterator[str]:
+    """The published losses that no mean over all keys can have, and whether the way that they were
+    averaged explains them."""
     for name, runs in _ordered(published_losses(published, "setting1")):
         r = MEMORIES[name].n_features
         for n in COMPARED if r else ():
@@ -213,9 +223,37 @@ def _below_least(published: Mapping[str, Any]) -> Iterator[str]:
             if runs.get(n, math.inf) < least:
                 yield (
                     f"{label(MEMORIES[name])}, S = {n}: the published {runs[n]:.3g} is below "
-                    f"{least:.3g}, the least mean over all keys with R = {r}; that mean is of at "
-                    "most 200 keys, in batches of which the last is smaller and counts as much"
+                    f"{least:.3g}, the least mean over all keys with R = {r}; "
+                    f"{_of_means(rows, name, n, runs[n])}"
                 )
+
+
+def _of_means(rows: Sequence[Row], name: str, n_keys: int, theirs: float) -> str:
+    """Whether a published loss is one that a run here may have, averaged as published: within the
+    95 % interval of one run more, from those that were measured so."""
+    found = [
+        (row["summary"]["best_all_keys_loss"], row["summary"]["best_batches_loss"])
+        for row in rows
+        if row["experiment"] == MEANS
+        and row["outcome"] == "ok"
+        and row["config"]["task"]["n_keys"] == n_keys
+        and memory_of(row["config"]) == name
+    ]
+    how = "the mean is of batches of which the last is smaller and counts as much"
+    if n_keys > RetrievalConfig.eval_queries:
+        how += f", and of the first {RetrievalConfig.eval_queries} keys"
+    if len(found) < MIN_SEEDS:
+        return f"{how}: what that does is not measured yet, and the difference unexplained"
+    whole, batches = zip(*found, strict=True)
+    half = t_quantile((1 + CONFIDENCE) / 2, len(found) - 1) * math.sqrt(1 + 1 / len(found))
+    half *= statistics.stdev(batches)
+    low, high = statistics.fmean(batches) - half, statistics.fmean(batches) + half
+    explains = "explains it" if low <= theirs <= high else "does not explain it"
+    return (
+        f"{how}, which {explains}: so averaged, {len(found)} runs here have "
+        f"{min(batches):.3g} to {max(batches):.3g}, and one more would have {low:.3g} to "
+        f"{high:.3g}; over all keys the same runs have {min(whole):.3g} to {max(whole):.3g}"
+    )
 
 
 @each_device
@@ -234,6 +272,30 @@ def update_rules(rows: Sequence[Row]) -> Verdict:
         (_above(found, "dpfp1_ours", "dpfp1_sum", consecutive=False),),
         (note,),
     )
+
+
+def recording(rows: Sequence[Row]) -> str:
+    """How many runs an experiment's rows are of, how long they took, and how many seeds."""
+    if not rows:
+        return "nothing is recorded yet"
+    hours = sum(map(core_seconds, rows)) / 3600
+    devices = ", ".join(sorted({row["provenance"]["device_name"] for row in rows}))
+    took = f"{hours:.1f}" if hours >= 0.1 else "less than 0.1"
+    told = f"{len(rows)} runs in {took} core-hours on {devices}"
+    of_memories = [
+        {n: len(seeds) for n, seeds in losses.items()} for losses in best_losses(rows).values()
+    ]
+    keys = sorted({n for one in of_memories for n in one})
+    enough = {n: [one.get(n, 0) >= MIN_SEEDS for one in of_memories] for n in keys}
+    every = [n for n in keys if all(enough[n])]
+    some = [n for n in keys if any(enough[n]) and n not in every]
+    seeds = [
+        f"{what} {MIN_SEEDS} seeds or more at S = {', '.join(map(str, found))}"
+        for what, found in (("every memory has", every), ("some have", some))
+        if found
+    ]
+    rest = "fewer elsewhere" if len(every) + len(some) < len(keys) else ""
+    return "; ".join(filter(None, [told, *seeds, rest]))
 
 
 def _of_setting(rows: Sequence[Row], *, with_replacement: bool) -> dict[str, Losses]:

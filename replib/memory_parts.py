@@ -37,10 +37,11 @@ FEATURE_LABELS = {
     "performer": "performer (FAVOR+)",
 }
 TITLES = {"capacity": "Every key once", "update_rules": "Keys come back"}
+RECORDED = (*TITLES, claims_memory.MEANS)  # the experiments whose rows the page shows
 JUDGES = {  # what judges a claim, on rows of which experiments
-    "capacity": (lambda rows, _: claims_memory.capacity(rows), ["capacity"]),
-    "as_published": (claims_memory.as_published, ["capacity", "update_rules"]),
-    "update_rules": (lambda rows, _: claims_memory.update_rules(rows), ["update_rules"]),
+    "capacity": (lambda rows, _: claims_memory.capacity(rows), ("capacity",)),
+    "as_published": (claims_memory.as_published, RECORDED),
+    "update_rules": (lambda rows, _: claims_memory.update_rules(rows), ("update_rules",)),
 }
 PERFORMER_SIZES = (64, 128, 512)
 PAUSE_S = 0.04  # after each picture of a memory that is filled
@@ -204,6 +205,14 @@ def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str,
     }
     frame = frames_memory.retrieval_frame(recorded["capacity"], published)
     return mo.ui.tabs(tabs | {"Last S solved": solved_chart(frame)})
+
+
+def recording_note(recorded: Mapping[str, Sequence[Row]]) -> mo.Html:
+    """How long recording took, and how many seeds there are."""
+    told = [
+        f"{title.lower()}: {claims_memory.recording(recorded[n])}" for n, title in TITLES.items()
+    ]
+    return mo.md(f"*Recorded, {'. Recorded, '.join(told)}.*")
 
 
 def _table(table, rows: Sequence[Row], published: Mapping[str, Any]) -> mo.Html:

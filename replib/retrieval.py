@@ -486,7 +486,7 @@ class RetrievalTraining:
         """The loss of each running seed on fresh sequences.
 
         Deviation: the mean over all queries; the published one is of batches of 32 of them, whose
-        last is smaller and counts as much.
+        last is smaller and counts as much. `replib.evaluation` measures what that does.
         """
         config = self.config
         batches = [

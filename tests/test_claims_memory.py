@@ -18,7 +18,7 @@ THEIRS = published()["fastweights_logs"]
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    names = ("capacity", "update_rules")
+    names = ("capacity", "update_rules", "evaluation")
     folder = synthetic.write_recorded(tmp_path_factory.mktemp("rows"), *names)
     return {name: store.read_rows(name, folder) for name in names}
 
@@ -98,7 +98,7 @@ def test_rows_that_follow_from_ranks_support_the_order(recorded):
     assert len(verdict.criteria) == len(claims.ABOVE)
     for part in ("softmax 600 or more", "linear 60", "DPFP-1 120", "DPFP-3 360, not 400"):
         assert part in verdict.headline
-    assert "last S solved 240 against 120" in criterion(verdict, "DPFP-2 remembers").figure
+    assert "last S solved 240, not 280 against 120" in criterion(verdict, "DPFP-2 remembers").figure
 
 
 def test_a_memory_that_remembers_fewer_keys_than_claimed_is_found_out(recorded):
@@ -212,6 +212,66 @@ def test_published_losses_that_no_mean_over_all_keys_has_are_named():
         "DPFP-2, S = 400",
     ]
     assert "the published 0.164 is below 0.18, " in below[0]
+
+
+def explained(rows):
+    below = [one for one in claims.as_published(rows, THEIRS).evidence if "below" in one]
+    return [
+        "explains it" in one if "not measured yet" not in one and "not explain" not in one else None
+        for one in below
+    ]
+
+
+def of_batches(rows, of_published):
+    """The rows of `evaluation` with other means: a factor of the published loss by seed."""
+    rows = copy.deepcopy(rows)
+    for row in rows:
+        n = str(row["config"]["task"]["n_keys"])
+        published = THEIRS["setting1"][claims.memory_of(row["config"])][n]["best"]
+        row["summary"]["best_batches_loss"] = published * of_published(row["seed"])
+    return rows
+
+
+def test_a_published_loss_is_explained_where_runs_averaged_alike_reach_it(recorded):
+    rows = recorded["evaluation"]
+    assert explained([]) == 3 * [None] == explained(rows[:2])
+    near = of_batches(rows, lambda seed: 1.05 + 0.05 * seed)
+    assert explained(near) == 3 * [True]
+    evidence = [one for one in claims.as_published(near, THEIRS).evidence if "S = 400" in one]
+    assert "of the first 200 keys, which explains it" in evidence[0] and "5 runs" in evidence[0]
+    far = of_batches(rows, lambda seed: 1.5 + 0.01 * seed)
+    assert explained(far) == 3 * [None]
+    told = claims.as_published(far, THEIRS).evidence
+    assert sum("does not explain it" in one for one in told) == 3
+
+
+def test_runs_that_measure_the_mean_are_not_judged_themselves(recorded):
+    rows, more = recorded["capacity"], recorded["evaluation"]
+    assert claims.capacity([*rows, *more]) == claims.capacity(rows)
+    assert claims.best_losses(more) == {}
+    with_means = claims.as_published([*rows, *more], THEIRS)
+    assert with_means.criteria == claims.as_published(rows, THEIRS).criteria
+
+
+def test_how_long_recording_took_and_how_many_seeds_there_are_is_counted(recorded):
+    rows = [row for row in recorded["capacity"] if row["provenance"]["threads"]]
+    for row in (rows := copy.deepcopy(rows)):
+        row["provenance"] |= {"threads": 1, "device_name": "some CPU"}
+    told = claims.recording(rows)
+    assert told.startswith(
+        f"{len(rows)} runs in {len(rows) * 36 / 3600:.1f} core-hours on some CPU"
+    )
+    assert "every memory has 3 seeds or more at S = 20, 60, 100, 200, 280, 400, 600" in told
+    assert told.endswith("fewer elsewhere")
+    fewer = [row for row in rows if row["seed"] < 2 or row["config"]["task"]["n_keys"] != 280]
+    assert "S = 20, 60, 100, 200, 400, 600;" in claims.recording(fewer)
+    lone = changed(fewer, "linear_sum", lambda n, seed: 0.1)
+    lone = [
+        row for row in lone if claims.memory_of(row["config"]) == "linear_sum" or row["seed"] == 0
+    ]
+    assert "some have 3 seeds or more at S = 20," in claims.recording(lone)
+    assert "every" not in claims.recording(lone)
+    assert claims.recording([]) == "nothing is recorded yet"
 
 
 def test_delta_solves_what_sum_does_not(recorded):

@@ -14,12 +14,13 @@ from test_bench import TINY
 
 from replib import __main__ as cli
 from replib import bench, store
-from replib.__main__ import _core_seconds, main
+from replib.__main__ import main
 from replib.experiments import (
     EXPERIMENTS,
     Experiment,
     TrainingJob,
     configs_of,
+    core_seconds,
     laptop_copy,
     on_device,
     recorded_rows,
@@ -60,17 +61,18 @@ def test_list_names_every_experiment_and_counts_its_rows(capsys):
     assert "smoke: 0 rows" in told
 
 
-TRAININGS = ("convergence", "sequence_copy", "autopsy", "images", "capacity", "update_rules")
+MEMORIES = ("capacity", "update_rules", "evaluation")
+TRAININGS = ("convergence", "sequence_copy", "autopsy", "images", *MEMORIES)
 
 
 def test_the_time_of_a_training_counts_seeds_together_once_and_every_thread():
     def row(threads, **summary):
         return {"summary": summary, "provenance": {"threads": threads}}
 
-    assert _core_seconds(row(2, seconds=30.0, seeds_together=3)) == 20.0
-    assert _core_seconds(row(1, n_steps=100, steps_per_s=50.0)) == 2.0
-    assert _core_seconds(row(2, median_ms=3.0)) == 0.0
-    assert _core_seconds(row(1, n_steps=0)) == 0.0
+    assert core_seconds(row(2, seconds=30.0, seeds_together=3)) == 20.0
+    assert core_seconds(row(1, n_steps=100, steps_per_s=50.0)) == 2.0
+    assert core_seconds(row(2, median_ms=3.0)) == 0.0
+    assert core_seconds(row(1, n_steps=0)) == 0.0
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -240,7 +240,7 @@ def test_the_table_of_runs_says_what_ran_and_how_it_ended():
 
 
 def test_the_cards_say_what_this_session_found_and_that_it_found_nothing_yet():
-    logs, none = published()["fastweights_logs"], {"capacity": [], "update_rules": []}
+    logs, none = published()["fastweights_logs"], {name: [] for name in parts.RECORDED}
     assert parts.cards(none, [], logs).text.count("Nothing has run yet") == 3
     (job,) = live_retrieval_jobs(TRAINING | MENDED | {"attention": ("dpfp",)})
     page = parts.cards(none, [row(job.config, loss=5e-4)], logs).text
