@@ -1,17 +1,19 @@
 """The marimo parts of the generation notebook."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
 import marimo as mo
 import torch
 
-from replib import charts, claims, controls, frames
-from replib.generation import Difference
+from replib import charts, claims, controls, forms, frames
+from replib.device import resolve_device
+from replib.drawing import Kept
+from replib.forms import Agreement
 from replib.live import in_passing_thread
 from replib.store import Row
-from replib.streams import GenerationConfig, agreement, state_bytes
+from replib.streams import WAYS, GenerationConfig, state_bytes
 from replib.verdicts import three_digits
 
 WAY_LABELS = {
@@ -19,6 +21,7 @@ WAY_LABELS = {
     "cache": "softmax, cache",
     "recompute": "softmax, recomputed",
 }
+EVERY = "Every comparison"
 
 
 def rows_by_size(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -96,28 +99,79 @@ def recorded_streams(rows: Sequence[Row]) -> mo.Html:
 
 
 def agreement_table(settings: Mapping[str, Any]) -> mo.Html:
-    """How far outputs of a token at a time and of the whole sequence at once differ, for the model
-    of the settings, in each dtype."""
+    """Whether outputs of a token at a time, of the whole sequence at once and of everything again
+    agree, for the model of the settings on their device, in each dtype."""
     sizes = {name: settings[name] for name in ("n_layers", "n_heads", "head_dim")}
+    found: dict[str, list[Agreement]] = {}
     try:
-        configs = {way: GenerationConfig(way=way, **sizes) for way in ("recurrent", "cache")}
+        for way in ("recurrent", "cache"):
+            config = GenerationConfig(way=way, **sizes)
+            found[WAYS[way]] = _alone(forms.of_sizes, config, settings["device"])
     except ValueError as error:
         return mo.callout(str(error), kind="warn")
-    lines = []
-    for way, config in configs.items():
-        for dtype, found in in_passing_thread(_agreement, config).items():
-            text = f"{found.absolute:.1e} | {found.relative:.1e}"
-            lines.append(f"| {WAY_LABELS[way]} | {dtype} | {text} |")
-    head = "| against all at once | dtype | largest difference | of the largest output |"
-    return mo.md(f"{head}\n|:---|:---|---:|---:|\n" + "\n".join(lines))
+    return _agreement(found, settings["device"])
 
 
-def _agreement(config: GenerationConfig) -> dict[str, Difference]:
+def kept_agreement(models: Mapping[str, Kept], device: str | None = None) -> mo.Html:
+    """The same of the trained models of the digits, and whether they draw the same digits."""
+    if not models:
+        return mo.md("*No trained model is there.*")
+    found = {name: _alone(forms.of_kept, kept, device) for name, kept in models.items()}
+    drawn = []
+    for name, kept in models.items():
+        same, n = _alone(forms.levels_drawn_alike, kept, device)
+        drawn.append(
+            f"{forms.N_DRAWN} digits drawn by the {forms.STEPS[name]} of {name} attention, and by "
+            "computing everything again with the same random numbers: "
+            f"{same} of {n} pixels are the same."
+        )
+    return mo.vstack([_agreement(found, device), mo.md("\n\n".join(drawn))])
+
+
+def _agreement(found: Mapping[str, Sequence[Agreement]], device: str | None) -> mo.Html:
+    """The farthest apart of each attention and dtype, and below them every comparison."""
+    every = [(name, one) for name, some in found.items() for one in some]
+    farthest: dict[tuple[str, str], Agreement] = {}
+    for name, one in every:
+        other = farthest.setdefault((name, one.dtype), one)
+        if not one.found.relative <= other.found.relative:
+            farthest[name, one.dtype] = one
+    held = [one.holds for _, one in every].count(True)
+    said = f"**{held} of {len(every)} comparisons agree**, on {resolve_device(device).type}. "
+    said += "The farthest apart of each dtype:"
+    shown = [(name, one) for (name, _), one in farthest.items()]
+    names = [f"{name}: {one.way}; {one.other}" for name, one in every]
+    details = _agreement_table("compared", names, [one for _, one in every])
+    table = _agreement_table("attention", [name for name, _ in shown], [x for _, x in shown])
+    return mo.vstack([mo.md(f"{said}\n\n{table}"), mo.accordion({EVERY: mo.md(details)})])
+
+
+def _agreement_table(head: str, names: Sequence[str], some: Sequence[Agreement]) -> str:
+    lines = [
+        f"| {head} | dtype | largest difference | of the largest output | tolerance | so they |",
+        "|:---|:---|---:|---:|---:|:---|",
+    ]
+    for name, one in zip(names, some, strict=True):
+        numbers = map(_power, (one.found.absolute, one.found.relative, one.tolerance))
+        said = "agree" if one.holds else "**differ**"
+        lines.append(f"| {name} | {one.dtype} | {' | '.join(numbers)} | {said} |")
+    return "\n".join(lines)
+
+
+def _power(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
+
+
+def _alone(function: Callable, *arguments) -> Any:
     """In a thread that ends with it: with one core, as two take up to 60 times as long for products
     this small where other programs want them too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return agreement(config)
-    finally:
-        torch.set_num_threads(before)  # threads that begin later would have one as well
+
+    def with_one_thread():
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return function(*arguments)
+        finally:
+            torch.set_num_threads(before)  # threads that begin later would have one as well
+
+    return in_passing_thread(with_one_thread)
