@@ -326,7 +326,8 @@ CLAIMS = (
         experiment="capacity",
         article=lambda article: "Not studied.",
         judge=lambda rows: claims_memory.as_published(
-            [*rows, *recorded_rows("update_rules")], published()["fastweights_logs"]
+            [*rows, *recorded_rows("update_rules"), *recorded_rows(claims_memory.MEANS)],
+            published()["fastweights_logs"],
         ),
         figures=lambda: _memory_figures("capacity_solved", charts.solved_chart, "capacity"),
         shown="capacity_solved",
@@ -412,8 +413,9 @@ def write_figures(
     for name, figure in (drawn or sourced_figures()).items():
         specification = charts.printable(figure.chart).to_json()
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
-        svg.write_text(_numbered_clips(vl_convert.vegalite_to_svg(specification)))
-        png.write_bytes(vl_convert.vegalite_to_png(specification, scale=PNG_SCALE))
+        drawing = _numbered_clips(vl_convert.vegalite_to_svg(specification))
+        svg.write_text(drawing)
+        png.write_bytes(vl_convert.svg_to_png(drawing, scale=PNG_SCALE))  # laid out once for both
         written += [svg, png]
     return written
 

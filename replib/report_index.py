@@ -51,7 +51,8 @@ async function draw() {
   for (const place of document.querySelectorAll(".chart"))
   {
     const spec = JSON.parse(document.getElementById(place.dataset.spec).textContent);
-    await vegaEmbed(place, spec, options);
+    place.embedded?.finalize();  // drawn in the other colours before
+    place.embedded = await vegaEmbed(place, spec, options);
     place.querySelector("summary").setAttribute("aria-label", "save chart");
   }
 }
