@@ -255,8 +255,9 @@ class AssociativeMemory(nn.Module):
     def read_weights(self, batch: Associations, directions: Tensor | None = None) -> Tensor:
         """How much of each value a query reads, (P, B, L, N); with the rules "sum" and "delta"."""
         config = self.config
-        one_query = batch.queries.shape[-1] == 1
-        if one_query and batch.queries.device.type == "cpu" and _fuses(config):
+        one_query, dtype = batch.queries.shape[-1] == 1, self.embedding.dtype
+        on_cpu = batch.queries.device.type == "cpu" and dtype == torch.float32
+        if one_query and on_cpu and _fuses(config):
             (q, k), beta = self.queries_keys(batch), None
             q, nu = features(q, config, directions), 0
             if config.attention == "dpfp":

@@ -431,6 +431,15 @@ def test_setting_2_is_evaluated_at_its_length_or_on_half_of_it_as_published():
     assert RetrievalTraining(half).evaluate().isfinite().all()
 
 
+@every_memory
+def test_a_memory_in_float64_reads_what_one_in_float32_does(memory):
+    training, batch, directions = drawn(small(memory))
+    expected = training.model(batch, directions)
+    actual = training.model.double()(batch, None if directions is None else directions.double())
+    assert actual.dtype == torch.float64
+    torch.testing.assert_close(actual.float(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_seed_ends_while_somebody_holds_a_graph_of_the_step_before(monkeypatch):
     config = small(MemoryConfig(), n_steps=3, eval_every=1)
     training, held = RetrievalTraining(config, seeds=(0, 1)), []
