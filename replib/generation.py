@@ -23,6 +23,7 @@ from replib.tasks import CausalCopy, Task
 
 MAX_BATCH = 65_536  # more is taken for a slip
 MAX_POSITIONS = 2**24  # float32, in which sinusoids are computed, counts no further
+PACKED_FROM = 4  # rows for which products with packed weights are faster
 
 
 class Decoder:
@@ -221,15 +222,15 @@ class _Layer:
         first, _, _, last = block.feedforward
         self.pre, self.attention = block.pre, attend.attention
         self.qkv, self.out = _product(attend.to_qkv, batch_size), _product(attend.out, batch_size)
-        self.heads = self.qkv.y.view(batch_size, 3, attend.n_heads, -1).unbind(1)  # (B, H, D)
+        self.by_head = (batch_size, 3, attend.n_heads, -1)
         self.cross = None if cross is None else _Cross(cross, batch_size, memory)
         self.first, self.last = _product(first, batch_size), _product(last, batch_size)
         self.norms = [_norm(norm) for norm in block.norms]
 
     def step(self, state: Any, x: Tensor) -> tuple[Tensor, Any]:
         """(B, E) -> (B, E) and the next state."""
-        self.qkv(self._before(0, x))
-        y, state = self.attention.step(state, *self.heads)
+        qkv = self.qkv(self._before(0, x)).view(self.by_head)
+        y, state = self.attention.step(state, *qkv.unbind(1))  # each (B, H, D)
         x = self._after(0, x, self.out(y.flatten(1)))
         if self.cross is not None:
             x = self._after(1, x, self.cross(self._before(1, x)))
@@ -258,23 +259,59 @@ class _Cross:
 
 
 class _Product:
-    """x Wᵀ + b of one position of each sequence, (B, K) -> (B, N), in a buffer `y` of its own.
+    """x Wᵀ + b of one position of each sequence, (B, K) -> (B, N).
 
-    Several rows on the CPU as (W xᵀ)ᵀ + b, for which MKL takes about half the time where B is 2 to
-    4, and 0.8 times at B = 32.
+    On a CPU one row is a product with a vector, which takes about a third of `addmm`'s time for the
+    sizes of a small model; two or three rows are (W xᵀ)ᵀ + b; more are given to oneDNN with the
+    weights in an order of its own (about half the time at B = 32), where torch has that.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, batch_size: int):
-        self.weight, self.bias = weight.detach(), bias.detach()
+        self.weight, self.bias, self.batch_size = weight.detach(), bias.detach(), batch_size
         self.y = weight.new_empty(batch_size, len(weight))
         self.columns = weight.new_empty(len(weight), batch_size)
-        self.direct = batch_size == 1 or weight.is_cuda
+        self.version, self.packed = -1, None
+        on_cpu = weight.device.type == "cpu"
+        self._compute = self._direct
+        if on_cpu and batch_size == 1 and weight.dtype in (torch.float32, torch.float64):
+            self._compute = self._with_vector
+        elif on_cpu and batch_size >= PACKED_FROM and self._packs():
+            self._compute = self._with_packed
+        elif on_cpu and batch_size > 1:
+            self._compute = self._with_columns
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.direct:
-            return torch.addmm(self.bias, x, self.weight.t(), out=self.y)
+        return self._compute(x)
+
+    def _direct(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight.t(), out=self.y)
+
+    def _with_vector(self, x: Tensor) -> Tensor:
+        torch.addmv(self.bias, self.weight, x[0], out=self.y[0])
+        return self.y
+
+    def _with_columns(self, x: Tensor) -> Tensor:
         torch.mm(self.weight, x.t(), out=self.columns)
         return torch.add(self.columns.t(), self.bias, out=self.y)
+
+    def _with_packed(self, x: Tensor) -> Tensor:
+        if self.weight._version != self.version:  # changed in place
+            self._pack()
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+    def _pack(self) -> None:
+        self.version = self.weight._version
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, self.batch_size)
+
+    def _packs(self) -> bool:
+        """Whether this torch packs weights: its operators for that are not a public interface."""
+        if self.weight.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+            return False
+        x = self.weight.new_ones(self.batch_size, self.weight.shape[1])
+        try:
+            return torch.allclose(self._with_packed(x), self._with_columns(x), 1e-3, 1e-3)
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+            return False
 
 
 def _product(layer: nn.Linear, batch_size: int) -> _Product:

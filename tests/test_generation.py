@@ -10,6 +10,7 @@ from replib.attention.softmax import FIRST_CACHE_LEN, KVCache
 from replib.generation import (
     MAX_BATCH,
     MAX_POSITIONS,
+    PACKED_FROM,
     Decoder,
     continue_greedily,
     most_likely,
@@ -63,7 +64,7 @@ def close(actual, expected, dtype=torch.float64, attention=None):
 
 @every_config
 @every_dtype
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 3, PACKED_FROM + 1])
 @pytest.mark.parametrize("max_len", [None, N])
 def test_a_decoder_gives_the_parallel_logits(config, dtype, batch_size, max_len):
     model, tokens = build(CausalTransformer, config, dtype), random_tokens(N, b=batch_size)
@@ -75,7 +76,7 @@ def test_a_decoder_gives_the_parallel_logits(config, dtype, batch_size, max_len)
 
 @every_config
 @every_dtype
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 3, PACKED_FROM + 1])
 def test_a_decoder_with_a_memory_gives_the_parallel_logits(config, dtype, batch_size):
     model = build(EncoderDecoder, config, dtype)
     source, tokens = random_tokens(9, b=batch_size), random_tokens(N, 1, b=batch_size)
@@ -193,13 +194,24 @@ def test_dropout_takes_no_part_and_the_model_stays_in_its_mode():
     assert translator.training
 
 
-def test_a_decoder_follows_its_model_as_it_learns():
-    model, tokens = build(CausalTransformer, LINEAR), random_tokens(5)
-    decoder = Decoder(model, len(tokens))
+@every_dtype
+@pytest.mark.parametrize("batch_size", [1, 3, PACKED_FROM + 1])
+def test_a_decoder_follows_its_model_as_it_learns(dtype, batch_size):
+    model, tokens = build(CausalTransformer, LINEAR, dtype), random_tokens(5, b=batch_size)
+    decoder = Decoder(model, batch_size)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, dtype=parameter.dtype))
-        close(logits_of(decoder, tokens), model(tokens))
+        close(logits_of(decoder, tokens), model(tokens), dtype)
+
+
+@pytest.mark.parametrize("batch_size", [1, PACKED_FROM + 1])
+def test_products_are_the_same_where_torch_packs_no_weights(monkeypatch, batch_size):
+    model = build(CausalTransformer, LINEAR, torch.float32)
+    tokens = random_tokens(5, b=batch_size)
+    expected = logits_of(Decoder(model, batch_size), tokens)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    close(logits_of(Decoder(model, batch_size), tokens), expected, torch.float32)
 
 
 def test_bfloat16_weights_keep_a_float32_state():
