@@ -202,9 +202,7 @@ def losses_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerCh
     ends = [losses.get(("linear", max(lengths, default=0), *role)) for role in ENDS]
     if all(ends):
         broken, mended = (f"{median(some):.2g}" for some in ends)
-        title = (
-            f"At N = {lengths[-1]}, linear ends at {broken} with all defects, at {mended} mended"
-        )
+        title = f"At N = {lengths[-1]}, broken linear runs end at {broken}, mended ones at {mended}"
     return charts.losses_chart(frames_autopsy.losses(rows, article), title=title)
 
 
@@ -369,8 +367,8 @@ def show_others(elements: mo.ui.dictionary) -> mo.Html:
     is bold."""
     rows = "".join(_other_row(elements, name, one) for name, one in OTHERS.items())
     return mo.Html(
-        '<div role="group" aria-label="other defects" style="display:grid; gap:.9rem 1.5rem; '
-        f'grid-template-columns:minmax(11rem, max-content) minmax(0, 1fr)">{rows}</div>'
+        '<div role="group" aria-label="other defects" style="display:grid; gap:.9rem; '
+        f'overflow-wrap:anywhere">{rows}</div>'
     )
 
 
@@ -389,7 +387,11 @@ def _other_row(elements: mo.ui.dictionary, name: str, one: Shown) -> str:
             for state, text, bold in parts
         )
     label = f"<b>{one.title}</b>" if controls.in_static_page() else elements[name]
-    return f"<div>{label}</div><div>{html.escape(one.what)}<br>{body}</div>"
+    return (  # side by side, and below each other on a narrow page
+        '<div style="display:flex; flex-wrap:wrap; gap:.3rem 1.5rem">'
+        f'<div style="flex:0 0 14.5rem">{label}</div>'
+        f'<div style="flex:1 1 24rem; min-width:0">{html.escape(one.what)}<br>{body}</div></div>'
+    )
 
 
 @functools.cache
@@ -419,19 +421,17 @@ def _both(scores: earlier_defects.Scores) -> tuple[earlier_defects.Score, earlie
 
 def _bleu_published() -> str:
     """What the work published and what the right call gives on its translations."""
-    table = published()["linformer_project"]["table"]
-    return "; ".join(
-        f"{name} {one['bleu_published']} published, {one['bleu_recomputed']} right"
-        for name, one in table.items()
+    table = published()["linformer_project"]["table"].values()
+    wrong, right = ([one[name] for one in table] for name in ("bleu_published", "bleu_recomputed"))
+    return (
+        f"It published {min(wrong):.1f} to {max(wrong):.1f}; the right call gives "
+        f"{min(right):.1f} to {max(right):.1f} on its translations"
     )
 
 
 def _positions() -> tuple[str, str]:
     losses = earlier_defects.position_losses()
-    what = (
-        f"after {earlier_defects.N_STEPS} steps on sequences that repeat themselves, held-out "
-        f"ones in batches of {earlier_defects.BATCH} as in training"
-    )
+    what = f"after {earlier_defects.N_STEPS} steps on sequences that repeat themselves"
     return tuple(f"{loss:.4f} nats a token {what}" for loss in (losses.mended, losses.broken))
 
 
@@ -460,15 +460,15 @@ OTHERS = {
         "BLEU of the first sentence",
         "The work calls corpus_bleu(cands, [[s] for s in refs]). sacrebleu takes each inner list "
         "for a set of references of the whole corpus, and each ends after one sentence: the first "
-        f"translation alone is scored, against all {earlier_defects.N_PAIRS} references. Here the "
-        "same call on as many generated pairs; on that work's own translations: "
-        f"{_bleu_published()}.",
+        f"translation alone is scored, against all {earlier_defects.N_PAIRS} references. "
+        f"{_bleu_published()}. Here is the same call on as many generated pairs.",
         _bleu,
     ),
     "positions": Shown(
         "positions of the batch",
         "The positional encoding is indexed by the place in the batch, so that all tokens of a "
-        "sequence get the same one: a language model of one layer cannot see order.",
+        "sequence get the same one: a language model of one layer cannot see order. It is scored "
+        f"on batches of {earlier_defects.BATCH}, as it was trained.",
         _positions,
     ),
     "linformer": Shown(

@@ -378,21 +378,26 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
 
 
 def scale_text(article: Mapping[str, Any], rows: Sequence[Row] = ()) -> str:
-    """What undoing the loss scale shows, and whether our broken runs have the same plateaus."""
-    batches, plateaus = article_batches(article), []
-    for one in article_losses(article):
-        if one.what == PLATEAU:
-            expected = unigram_entropy(SequenceCopy(seq_len=one.seq_len))
-            plateaus.append(
-                f"{one.attention}, N = {one.seq_len}: {one.printed:g} / {one.batch} = "
-                f"{one.nats:.2f}, expected {expected:.2f}"
-            )
+    """What undoing the loss scale shows, and whether our broken runs have the same plateaus, as
+    Markdown."""
+    batches, lengths = article_batches(article), article["N"]
+    read = {(x.attention, x.seq_len): x for x in article_losses(article) if x.what == PLATEAU}
+    early = early_losses(rows)
+    lines = [_table_line("expected", [f"{_entropy(n):.2f}" for n in lengths])]
+    for attention in _BOTH:
+        found = [read.get((attention, n)) for n in lengths]
+        cells = [f"{x.printed:g} / {x.batch} = {x.nats:.2f}" if x else "not read" for x in found]
+        lines.append(_table_line(f"2022 article, {attention}", cells))
+    for attention in _BOTH:
+        known = [early.get((attention, n)) for n in lengths]
+        cells = ["–" if loss is None else f"{loss:.2f}" for loss in known]
+        lines.append(_table_line(f"here, broken, {attention}", cells))
     return (
         "The article's losses are sums over the batch. Before anything is learned a loss stands at "
         "the entropy of single tokens, so that its plateau tells the batch: "
         f"{batches['softmax']} for softmax and {batches['linear']} for linear attention, which "
-        "makes linear curves four times as high for nothing. In nats a token both plateaus agree: "
-        f"{'; '.join(plateaus)}.\n\n{_plateaus_here(rows)}"
+        "makes linear curves four times as high for nothing. In nats a token both plateaus "
+        f"agree.\n\n{_headed('first plateau', lengths, lines)}\n\n{_plateaus_here(rows)}"
     )
 
 
@@ -419,21 +424,15 @@ def _plateaus_here(rows: Sequence[Row]) -> str:
     if not lengths:
         return "No broken run here has a curve of both mechanisms yet."
     apart = {n: abs(early["softmax", n] - early["linear", n]) for n in lengths}
-    told = "; ".join(
-        f"N = {n}: softmax {early['softmax', n]:.2f}, linear {early['linear', n]:.2f}, expected "
-        f"{unigram_entropy(SequenceCopy(seq_len=n)):.2f}"
-        for n in lengths
-    )
     other = [n for n in lengths if apart[n] > PLATEAU_MARGIN]
     verdict = (
-        f"the same plateau for both within {PLATEAU_MARGIN} nats, at every N"
+        f"the same plateau for both within {PLATEAU_MARGIN} at every N, as expected"
         if not other
         else f"**not** the same plateau at N = {', '.join(map(str, other))}"
     )
     return (
-        f"**Our broken runs** have it too: their mean loss over steps {EARLY[0]} to {EARLY[1]} is, "
-        f"in nats a token, {told}. Both mechanisms differ by at most {max(apart.values()):.2f}: "
-        f"{verdict}."
+        f"Of our broken runs it is the mean loss over steps {EARLY[0]} to {EARLY[1]}. Both "
+        f"mechanisms differ by at most {max(apart.values()):.2f} nats a token: {verdict}."
     )
 
 

@@ -88,7 +88,7 @@ MENDED_LINE, BROKEN_LINE = "none (mended)", "all (broken)"
 ARTICLE_LINE = "2022 article"
 EXPECTED, HERE = "entropy of single tokens", "here, broken, final"
 BAG, PLATEAU_HERE = "symbols known, order not", f"here, broken, steps {EARLY[0]} to {EARLY[1]}"
-READ, BETWEEN, OURS = "article, read off its figures", "between readings, not known", "here, broken"
+READ, BETWEEN, OURS = "article, as read", "not known", "here, broken"
 STAGE, STEP, LEFT = "stage", "step", "unexplained"
 
 

@@ -22,7 +22,6 @@ from replib.claims_autopsy import (
     Attribution,
     Difference,
     Key,
-    Part,
     ablated,
     attribution,
     difference,
@@ -116,28 +115,29 @@ def _finding(one: Hypothesis, ablation: Ablation, lengths: Sequence[int]) -> Fin
     return Finding(one, status, figures, wrong, unknown)
 
 
-def table(found: Sequence[Finding]) -> str:
-    """Findings as Markdown; the wrong ones are told first, and where they are."""
+def headline(found: Sequence[Finding]) -> str:
+    """What turned out wrong, and where, as Markdown."""
     wrong = [one.hypothesis.named for one in found if one.status == WRONG]
     partly = [
         f"{one.hypothesis.named} ({_at(one.wrong_at)})" for one in found if one.status == PARTLY
     ]
     told = [(name.capitalize(), some) for name, some in ((WRONG, wrong), (PARTLY, partly)) if some]
     if told:
-        said = "\n\n".join(f"**{name}:** {'; '.join(some)}." for name, some in told)
-    elif any(f.figures for f in found):
-        said = "None has turned out wrong at any length."
-    else:
-        said = "Nothing has been measured yet, so that no hypothesis is right or wrong."
+        return "\n\n".join(f"**{name}:** {'; '.join(some)}." for name, some in told)
+    if any(f.figures for f in found):
+        return "None has turned out wrong at any length."
+    return "Nothing has been measured yet, so that no hypothesis is right or wrong."
+
+
+def table(found: Sequence[Finding]) -> str:
+    """Findings as a Markdown table."""
     lines = [
         f"| {DEFECTS[f.hypothesis.defect].title} | {f.hypothesis.text} | {_status(f)} | "
         f"{'<br>'.join(f.figures) or '–'} |"
         for f in found
     ]
-    return (
-        f"{said}\n\n| defect | expected by reading | found | measured |\n|:---|:---|:---|:---|\n"
-        + ("\n".join(lines))
-    )
+    head = "| defect | expected by reading | found | measured |\n|:---|:---|:---|:---|\n"
+    return head + "\n".join(lines)
 
 
 def _status(found: Finding) -> str:
@@ -211,19 +211,16 @@ def _main_cause(ablation: Ablation, defect: str, n: int) -> Judged | None:
     most = max(parts.values(), key=lambda part: part.factor.value)
     ahead = all(mine.factor.low > part.factor.high for part in parts.values())
     behind = any(mine.factor.high < part.factor.low for part in parts.values())
-    text = f"{_part(mine)}; {most.name}: {_part(most)}"
+    text = f"{ratio_text(mine.factor)}; {most.name}: {ratio_text(most.factor)}"
+    if mine.share and most.share:
+        text += f"; {mine.share.value:.0%} against {most.share.value:.0%} of the logarithm"
     return (True if ahead else False if behind else None), text
-
-
-def _part(part: Part) -> str:
-    share = "" if part.share is None else f", {part.share.value:.0%} of the logarithm"
-    return f"{ratio_text(part.factor)}{share}"
 
 
 def _beside_half(ablation: Ablation, defect: str, n: int) -> Judged | None:
     """The rows have no model of half the layers, so that they do not decide."""
     judged = _time(ablation, defect, n, low=1.0, high=math.inf)
-    return judged and (None, f"{judged[1]} a model of all layers; none of half of them in the rows")
+    return judged and (None, f"{judged[1]} a step of all layers")
 
 
 def _broken_zero(ablation: Ablation, defect: str, n: int) -> Judged | None:
@@ -273,7 +270,12 @@ HYPOTHESES = (
         "which is no copying: with the mask alone mended it is higher",
         partial(_loss, low=LOSS_MARGIN, high=math.inf, sides=_without),
     ),
-    Hypothesis("reused_encoder", "slower than a model of half the encoder layers", _beside_half),
+    Hypothesis(
+        "reused_encoder",
+        "slower than a model of half the encoder layers (no such model in the rows; below, the "
+        "encoders are timed)",
+        _beside_half,
+    ),
     Hypothesis("reused_encoder", "no better loss", partial(_loss, low=-LOSS_MARGIN, high=math.inf)),
     Hypothesis("adam", "slower convergence", _slower),
     Hypothesis(

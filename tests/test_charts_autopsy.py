@@ -185,7 +185,7 @@ def test_the_articles_curves_are_drawn_over_our_broken_runs_and_marked_as_read(r
     read = frame.filter(frame["kind"] == frames_autopsy.READ)
     assert read["seed"].is_null().all() and read["nats"].max() < 2.5
     drawing = svg(drawn(rows, "loss curves"))
-    for text in ("article, read off its figures", "between readings, not known", "here, broken"):
+    for text in ("article, as read", "not known", "here, broken"):
         assert f">{text}<" in drawing
     alone = frames_autopsy.loss_curves(ARTICLE)
     assert set(alone["kind"]) == {frames_autopsy.READ, frames_autopsy.BETWEEN}

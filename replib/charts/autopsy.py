@@ -192,6 +192,7 @@ def scale_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
         title=None,
         scale=alt.Scale(domain=list(marks), range=list(marks.values())),
         legend=alt.Legend(
+            orient="bottom",
             columns=2,
             labelLimit=0,
             labelExpr="(indexof(datum.label, 'here') < 0 ? 'article, ' : '') + datum.label",
@@ -255,7 +256,7 @@ def loss_curves_chart(frame: pl.DataFrame, levels: pl.DataFrame, *, title: str) 
     )
     kinds = [name for name in CURVE_LOOKS if name in frame["kind"].to_list()]
     dashes, widths = zip(*(CURVE_LOOKS[name] for name in kinds), strict=True)
-    legend = alt.Legend(symbolType="stroke", labelLimit=0, columns=2)
+    legend = alt.Legend(symbolType="stroke", orient="bottom", labelLimit=0)
     kind = {"title": None, "legend": legend}
     line = (
         alt.Chart(style.records_of(frame))
