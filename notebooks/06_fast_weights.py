@@ -69,12 +69,6 @@ def _(logs, recorded):
 
 
 @app.cell(hide_code=True)
-def _(recorded):
-    parts.recording_note(recorded)
-    return
-
-
-@app.cell(hide_code=True)
 def _():
     mo.md("""
     ## Fill a memory and watch

@@ -290,8 +290,8 @@ def recording(rows: Sequence[Row]) -> str:
     every = [n for n in keys if all(enough[n])]
     some = [n for n in keys if any(enough[n]) and n not in every]
     seeds = [
-        f"{what} {MIN_SEEDS} seeds or more at S = {', '.join(map(str, found))}"
-        for what, found in (("every memory has", every), ("some have", some))
+        f"{MIN_SEEDS} seeds or more of {whose} at S = {', '.join(map(str, found))}"
+        for whose, found in (("every memory", every), ("some memories", some))
         if found
     ]
     rest = "fewer elsewhere" if len(every) + len(some) < len(keys) else ""

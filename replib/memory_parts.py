@@ -189,7 +189,8 @@ def _card(
 
 
 def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str, Any]) -> mo.Html:
-    """The recorded curves of both settings with tables, and the last S solved of the first."""
+    """The recorded curves of both settings, how long they took and of how many seeds they are, with
+    tables, and the last S solved of the first."""
     tables = {
         "capacity": claims_memory.capacity_table,
         "update_rules": claims_memory.update_rules_table,
@@ -198,6 +199,7 @@ def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str,
         title: mo.vstack(
             [
                 recorded_chart(recorded[name], published, name),
+                mo.md(f"*Recorded: {claims_memory.recording(recorded[name])}.*"),
                 mo.accordion({"As a table": _table(tables[name], recorded[name], published)}),
             ]
         )
@@ -205,14 +207,6 @@ def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str,
     }
     frame = frames_memory.retrieval_frame(recorded["capacity"], published)
     return mo.ui.tabs(tabs | {"Last S solved": solved_chart(frame)})
-
-
-def recording_note(recorded: Mapping[str, Sequence[Row]]) -> mo.Html:
-    """How long recording took, and how many seeds there are."""
-    told = [
-        f"{title.lower()}: {claims_memory.recording(recorded[n])}" for n, title in TITLES.items()
-    ]
-    return mo.md(f"*Recorded, {'. Recorded, '.join(told)}.*")
 
 
 def _table(table, rows: Sequence[Row], published: Mapping[str, Any]) -> mo.Html:

@@ -261,7 +261,7 @@ def test_how_long_recording_took_and_how_many_seeds_there_are_is_counted(recorde
     assert told.startswith(
         f"{len(rows)} runs in {len(rows) * 36 / 3600:.1f} core-hours on some CPU"
     )
-    assert "every memory has 3 seeds or more at S = 20, 60, 100, 200, 280, 400, 600" in told
+    assert "3 seeds or more of every memory at S = 20, 60, 100, 200, 280, 400, 600" in told
     assert told.endswith("fewer elsewhere")
     fewer = [row for row in rows if row["seed"] < 2 or row["config"]["task"]["n_keys"] != 280]
     assert "S = 20, 60, 100, 200, 400, 600;" in claims.recording(fewer)
@@ -269,7 +269,7 @@ def test_how_long_recording_took_and_how_many_seeds_there_are_is_counted(recorde
     lone = [
         row for row in lone if claims.memory_of(row["config"]) == "linear_sum" or row["seed"] == 0
     ]
-    assert "some have 3 seeds or more at S = 20," in claims.recording(lone)
+    assert "3 seeds or more of some memories at S = 20," in claims.recording(lone)
     assert "every" not in claims.recording(lone)
     assert claims.recording([]) == "nothing is recorded yet"
 

@@ -242,22 +242,37 @@ def delta_attention(seed=0, name="delta", implementation=None):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_delta_attention_writes_normalised_features_with_strengths_of_the_keys(causal):
+@pytest.mark.parametrize("implementation, nu", [(None, 1), ("torch", 1), ("nu2", 2), ("nu3", 3)])
+def test_delta_attention_writes_normalised_features_with_strengths_of_the_keys(
+    implementation, nu, causal
+):
     q, k, v = random_qkv(12)
-    attention = delta_attention()
+    attention = delta_attention(implementation=implementation)
     y, expected = attention(q, k, v, causal=causal), torch.empty_like(v)
     w, b = (x.detach() for x in (attention.to_beta, attention.beta_bias))
-    phi_q, phi_k = (x / (x.sum(-1, keepdim=True) + 1e-6) for x in (dpfp(q, 1), dpfp(k, 1)))
+    phi_q, phi_k = (x / (x.sum(-1, keepdim=True) + 1e-6) for x in (dpfp(q, nu), dpfp(k, nu)))
     for i, h in np.ndindex(B, H):
-        memory = torch.zeros(M, 2 * D, dtype=torch.float64)
+        memory = torch.zeros(M, 2 * D * nu, dtype=torch.float64)
         for n in range(q.shape[2]):
             beta, key = torch.sigmoid(w[h] @ k[i, h, n] + b[h]), phi_k[i, h, n]
-            memory = memory @ (torch.eye(2 * D) - beta * torch.outer(key, key))
+            memory = memory @ (torch.eye(2 * D * nu) - beta * torch.outer(key, key))
             memory = memory + beta * torch.outer(v[i, h, n], key)
             expected[i, h, n] = memory @ phi_q[i, h, n]
         if not causal:
             expected[i, h] = phi_q[i, h] @ memory.T
     torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("implementation", ["nu2", "nu3"])
+def test_steps_of_delta_read_what_the_whole_sequence_reads_with_more_features(implementation):
+    q, k, v = random_qkv(20)
+    attention = delta_attention(implementation=implementation)
+    state, reads = attention.init_state(B, H, D, M, dtype=torch.float64), []
+    for n in range(q.shape[2]):
+        y, state = attention.step(state, q[:, :, n], k[:, :, n], v[:, :, n])
+        reads.append(y)
+    assert state.s.shape == (B, H, attention.n_features(D, implementation), M)
+    torch.testing.assert_close(torch.stack(reads, 2), attention(q, k, v))
 
 
 def test_the_strengths_of_delta_attention_learn():

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from replib.attention.base import Attention, check_qkv
-from replib.attention.feature_maps import dpfp
+from replib.attention.feature_maps import DPFP_NU, dpfp
 from replib.kernels import delta, installed, refusal, why_not
 
 # Ways to compute the same function, all positions and after the last write.
 KERNELS, RETRIEVAL_KERNELS = ("torch", "cpu", "plain"), ("torch", "plain")
 
-NU = 1  # of the features of `DeltaAttention`, DPFP-ν: R = 2·D·ν
+# ν of the features of `DeltaAttention`, DPFP-ν with R = 2·D·ν, where no implementation names it.
+NU = 1
 EPS = 1e-6  # added to the sum of a token's features, as in the published code
 # A kernel's share of a matrix product's rate, at R = 64 and M = 32 on a 2-core AMD EPYC; "plain" is
 # bound by its calls, and its share is a guess.
@@ -175,11 +176,15 @@ class DeltaAttention(Attention):
     Deviation: the paper's β is a projection of the layer's input, here it is one of the head's key,
     which is a projection of that input: σ(w·k + b), w and b learned for each head and 0 at first.
 
+    The implementation is a kernel, with ν = 1, or "nu2" or "nu3" with the fastest kernel. Features
+    of both signs, such as tanh, are not offered: their sum normalises nothing, and without it the
+    memory may grow without bound; `fwm` has them.
+
     Not causal, every query reads the memory after the last write.
     """
 
     label = "delta rule"
-    implementations = KERNELS
+    implementations = (*KERNELS, *(f"nu{nu}" for nu in DPFP_NU if nu != NU))
     recurrent = True
     sources = ("replib.attention.feature_maps", "replib.kernels")
 
@@ -192,13 +197,25 @@ class DeltaAttention(Attention):
     def for_model(cls, *, n_heads, head_dim, max_len, implementation=None) -> Attention:
         return cls(n_heads=n_heads, head_dim=head_dim, implementation=implementation)
 
+    @classmethod
+    def nu(cls, implementation: str | None) -> int:
+        """ν of an implementation."""
+        name = cls.resolve(implementation)
+        return NU if name in KERNELS else int(name.removeprefix("nu"))
+
+    @classmethod
+    def n_features(cls, head_dim: int, implementation: str | None = None) -> int:
+        """R, for keys of size D."""
+        return 2 * head_dim * cls.nu(implementation)
+
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
         with torch.autocast(q.device.type, enabled=False):
-            beta = self._beta(k, "bhnd,hd->bhn")
-            q, k = _normalised(q), _normalised(k)
+            beta, nu = self._beta(k, "bhnd,hd->bhn"), self.nu(self.implementation)
+            q, k = _normalised(q, nu), _normalised(k, nu)
         if causal:
-            return delta_rule(q, k, v, beta, kernel=self.implementation)
+            kernel = self.implementation if self.implementation in KERNELS else None
+            return delta_rule(q, k, v, beta, kernel=kernel)
         if key_padding_mask is not None:
             beta = beta.masked_fill(key_padding_mask[:, None], 0)
         kernel = self.implementation if self.implementation in RETRIEVAL_KERNELS else None
@@ -215,12 +232,13 @@ class DeltaAttention(Attention):
         device="cpu",
         max_len=None,
     ) -> DeltaState:
-        sizes = (batch_size, n_heads, 2 * NU * head_dim, value_dim or head_dim)
+        n_features = self.n_features(head_dim, self.implementation)
+        sizes = (batch_size, n_heads, n_features, value_dim or head_dim)
         return init_state(*sizes, dtype=dtype, device=device)
 
     def step(self, state: DeltaState, q, k, v):
-        beta = self._beta(k, "bhd,hd->bh")
-        return step(state, _normalised(q), _normalised(k), v, beta)
+        beta, nu = self._beta(k, "bhd,hd->bh"), self.nu(self.implementation)
+        return step(state, _normalised(q, nu), _normalised(k, nu), v, beta)
 
     def _beta(self, k: Tensor, sizes: str) -> Tensor:
         k = _wide(k)
@@ -232,7 +250,7 @@ class DeltaAttention(Attention):
     def unavailable(cls, implementation, *, device_type, dtype, head_dim):
         if implementation != "cpu":
             return None
-        sizes = {"head_dim": 2 * NU * head_dim, "value_dim": head_dim}
+        sizes = {"head_dim": cls.n_features(head_dim, implementation), "value_dim": head_dim}
         # The features are float32 or wider, the values of this dtype.
         return why_not(implementation, device_type=device_type, dtype=dtype, **sizes)
 
@@ -248,15 +266,17 @@ class DeltaAttention(Attention):
         backward,
         implementation=None,
     ):
-        rows, r = batch_size * n_heads * seq_len, 2 * NU * head_dim
+        rows, r = batch_size * n_heads * seq_len, cls.n_features(head_dim, implementation)
         if cls.resolve(implementation) == "plain" and backward:  # a memory for each position
             return rows * r * head_dim * max(itemsize, 4) * 3
         return rows * (r + head_dim) * max(itemsize, 4) * (10 if backward else 5)
 
     @classmethod
     def operations(cls, *, seq_len, head_dim, causal, implementation=None):
-        kernel = implementation or ("cpu" if installed("numba") else "torch")
-        per_token = delta.operations_per_token(2 * NU * head_dim, head_dim, backward=False)
+        fastest = "cpu" if installed("numba") else "torch"
+        kernel = implementation if implementation in KERNELS else fastest
+        r = cls.n_features(head_dim, implementation)
+        per_token = delta.operations_per_token(r, head_dim, backward=False)
         return seq_len * per_token / EFFICIENCY[kernel]
 
 
@@ -264,7 +284,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _normalised(x: Tensor) -> Tensor:
-    """DPFP features that sum to 1, (..., D) -> (..., R); all 0 where no feature is above 0."""
-    features = dpfp(_wide(x), NU)
+def _normalised(x: Tensor, nu: int) -> Tensor:
+    """DPFP-ν features that sum to 1, (..., D) -> (..., R); all 0 where no feature is above 0."""
+    features = dpfp(_wide(x), nu)
     return features / (features.sum(-1, keepdim=True) + EPS)

@@ -42,8 +42,7 @@ class FWMAttention(DeltaAttention):
     sources = ("replib.attention.delta", *DeltaAttention.sources)
 
     @classmethod
-    def n_features(cls, head_dim: int, implementation: str | None = None) -> int:
-        """R, for keys of size D."""
+    def n_features(cls, head_dim, implementation=None):
         return head_dim * (2 if cls.resolve(implementation) == "dpfp1" else 1)
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
@@ -61,21 +60,6 @@ class FWMAttention(DeltaAttention):
             y = torch.cat(reads, dim=1) if causal else torch.bmm(q.flatten(0, 1).to(s.dtype), s)
             y = layer_norm(y, y.shape[-1:], eps=NORM_EPS)
         return y.unflatten(0, q.shape[:2]).to(v.dtype)
-
-    def init_state(
-        self,
-        batch_size,
-        n_heads,
-        head_dim,
-        value_dim=None,
-        *,
-        dtype=torch.float32,
-        device="cpu",
-        max_len=None,
-    ) -> DeltaState:
-        n_features = self.n_features(head_dim, self.implementation)
-        sizes = (batch_size, n_heads, n_features, value_dim or head_dim)
-        return delta.init_state(*sizes, dtype=dtype, device=device)
 
     def step(self, state: DeltaState, q, k, v):
         s = state.s.flatten(0, 1)
