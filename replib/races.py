@@ -7,6 +7,7 @@ contender that is not installed, fails or runs out of memory is told so, and sto
 
 import json
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import profiler
 
 from replib import store
 from replib.benchmark import MEMORY_SHARE, Stop, interleave
@@ -28,6 +30,8 @@ TIMES, TENSORS, CROSSOVER, SHARE = "times faster", "tensors", "crossover", "of t
 AT_MOST = (TENSORS, CROSSOVER)
 
 AND = "; "  # between the troubles of two contenders
+
+MOST_OF_IT = 0.8  # the share of its time that is told of a kernel that misses a target
 
 SIZES = {"B": "batch_size", "H": "n_heads", "N": "seq_len", "D": "head_dim", "M": "value_dim"}
 
@@ -118,10 +122,11 @@ def check_memory(needed: float, device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Race:
-    """Samples of those contenders that finished, and the trouble of the others."""
+    """Samples of those contenders that finished, the trouble of the others, and who they are."""
 
     time_ms: dict[str, list[float]]
     trouble: dict[str, str]
+    builds: Mapping[str, Build] = field(default_factory=dict)
 
     def why_not(self, *names: str) -> str | None:
         """Why these cannot be compared; None where they can."""
@@ -134,6 +139,30 @@ class Race:
             return []
         pairs = zip(self.time_ms[against], self.time_ms[ours], strict=True)
         return [theirs / mine for theirs, mine in pairs]
+
+
+def operators(function: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Where the time of a call goes: torch's operators, the largest first, with their own shares of
+    it, until they make MOST_OF_IT of it."""
+    function()
+    activities = [profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(profiler.ProfilerActivity.CUDA)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else a trace prints two lines of its own
+    with profiler.profile(activities=activities) as trace:
+        function()
+    times = {
+        event.key: event.self_device_time_total
+        if device.type == "cuda"
+        else event.self_cpu_time_total
+        for event in trace.key_averages()
+    }
+    total, shares = sum(times.values()) or 1, {}
+    for name, time in sorted(times.items(), key=lambda item: -item[1]):
+        if sum(shares.values()) >= MOST_OF_IT:
+            break
+        shares[name.removeprefix("aten::")] = round(time / total, 3)
+    return shares
 
 
 class Stopped(Exception):
@@ -188,7 +217,7 @@ class Run:
             )
         self.check_stop()
         trouble = {name: one.trouble for name, one in contenders.items() if one.trouble}
-        race = Race({name: samples[name] for name in fit if name not in trouble}, trouble)
+        race = Race({name: samples[name] for name in fit if name not in trouble}, trouble, builds)
         self.tell(setting, {n: f"{np.median(x):.3g} ms" for n, x in race.time_ms.items()} | trouble)
         return race
 
@@ -221,13 +250,16 @@ class Run:
 
     def row(self, setting: Setting, figures: list[Figure], race: Race) -> store.Row:
         rounded = {n: [float(f"{t:.4g}") for t in x] for n, x in race.time_ms.items()}
+        missed = {one["ours"] for one in figures if one["met"] is False} & race.builds.keys()
+        limits = {name: operators(race.builds[name](), self.device) for name in sorted(missed)}
         return store.make_row(
             EXPERIMENT,
             self.scale,
             setting,
             0,
             "ok" if any(one["value"] is not None for one in figures) else "interrupted",
-            {"figures": figures, "time_ms_samples": rounded, "versions": _versions()},
+            {"figures": figures, "time_ms_samples": rounded, "versions": _versions()}
+            | ({"operators": limits} if limits else {}),
             detail=race.why_not(*race.trouble),
             device=str(self.device),
             source=store.source_hash(*self.sources),
@@ -244,21 +276,28 @@ def _versions() -> dict[str, str]:
 
 
 def latest_figures(rows: Iterable[store.Row]) -> list[Figure]:
-    """The last of each figure in some rows, with the `setting` and `device_name` of its row. One
-    without a value, as a peer was missing, does not take the place of one with a value."""
+    """The last of each figure in some rows, with the `setting` and `device_name` of its row and the
+    `operators` of a kernel that missed a target. One without a value, as a peer was missing, does
+    not take the place of one with a value."""
     found: dict[str, Figure] = {}
     for row in rows:
         where = {"setting": row["config"], "device_name": row["provenance"]["device_name"]}
+        limits = row["summary"].get("operators", {})
         for figure in row["summary"]["figures"]:
             named = [figure[name] for name in ("ours", "against", "unit")]
             key = json.dumps([where, named], sort_keys=True)
             if key not in found or figure["value"] is not None:
-                found[key] = figure | where | {"setting": Setting(**row["config"])}
+                more = {
+                    "setting": Setting(**row["config"]),
+                    "operators": limits.get(figure["ours"]),
+                }
+                found[key] = figure | where | more
     return list(found.values())
 
 
 def table(figures: Iterable[Figure]) -> str:
-    """Figures as a Markdown table with aligned columns, and under it what was not compared."""
+    """Figures as a Markdown table with aligned columns, under it where the time of those goes that
+    missed their target, and what was not compared."""
     figures = list(figures)
     head = ("work", "against", "median [quartiles]", "target", "met")
     cells = [head, *map(_cells, figures)]
@@ -266,8 +305,15 @@ def table(figures: Iterable[Figure]) -> str:
     lines = [_line(row, widths) for row in cells]
     lines.insert(1, _line(["-" * width for width in widths], widths))
     missing = [one["detail"] for one in figures if one["value"] is None and one["detail"]]
-    notes = dict.fromkeys(note for detail in missing for note in detail.split(AND))
+    missed = (one for one in figures if one["met"] is False and one.get("operators"))
+    notes = dict.fromkeys(map(_limits, missed))
+    notes |= dict.fromkeys(note for detail in missing for note in detail.split(AND))
     return "\n".join([*lines, *(f"\n{note}" for note in notes)])
+
+
+def _limits(figure: Figure) -> str:
+    shares = (f"{name} {share:.0%}" for name, share in figure["operators"].items())
+    return f"The time of {figure['ours']}: {figure['setting']} is of {', '.join(shares)}."
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

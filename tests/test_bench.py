@@ -326,6 +326,25 @@ def test_a_share_is_of_the_best_rate_of_the_race_for_one_that_was_disturbed_is_n
     assert (share["value"], share["low"]) == pytest.approx((0.05, 0.045))
 
 
+def test_a_missed_target_tells_where_the_time_goes():
+    a, b = torch.randn(300, 300), torch.randn(300)
+
+    def slow():
+        return (a @ a @ a) + b
+
+    target = bench.Target("work", "ours", "theirs", TIMES, 1e9)
+    run = Run(device=torch.device("cpu"), scale="full", n_rounds=3, targets=[target], sources=[])
+    setting = Setting(work="work", batch_size=1, n_heads=1, seq_len=10, head_dim=16)
+    race = run.race(setting, {"ours": lambda: slow, "theirs": lambda: slow}, 1.0)
+    row = run.row(setting, [run.ratio(setting, race, "ours", "theirs")], race)
+    shares = row["summary"]["operators"]["ours"]
+    assert next(iter(shares)) == "mm" and 0.5 < sum(shares.values()) <= 1.01
+    assert "The time of ours: work, B 1 H 1 N 10 D 16 is of mm" in bench_table([row])
+    met = row["summary"]["figures"][0] | {"met": True}
+    row["summary"]["figures"] = [met]
+    assert "The time of" not in bench_table([row])
+
+
 def test_a_figure_without_a_value_does_not_take_the_place_of_one_with_a_value(monkeypatch):
     first = measured("not_causal")
     monkeypatch.setitem(bench.ATTENTIONS, bench.FUSED, None)
