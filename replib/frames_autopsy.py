@@ -86,8 +86,8 @@ CURVE_COLUMNS = {
 LEVEL_COLUMNS = {"seq_len": pl.Int64, "level": pl.String, "nats": pl.Float64}
 MENDED_LINE, BROKEN_LINE = "none (mended)", "all (broken)"
 ARTICLE_LINE = "2022 article"
-EXPECTED, HERE = "entropy of single tokens", "here, broken, final"
-BAG, PLATEAU_HERE = "symbols known, order not", f"here, broken, steps {EARLY[0]} to {EARLY[1]}"
+EXPECTED, HERE = "entropy of single tokens", "broken here, final"
+BAG, PLATEAU_HERE = "symbols known, order not", f"broken here, steps {EARLY[0]}–{EARLY[1]}"
 READ, BETWEEN, OURS = "article, as read", "not known", "here, broken"
 STAGE, STEP, LEFT = "stage", "step", "unexplained"
 

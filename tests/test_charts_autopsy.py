@@ -173,7 +173,7 @@ def test_our_own_first_plateaus_stand_beside_the_articles(rows):
         (a, n) for a in ("softmax", "linear") for n in ARTICLE["N"]
     }
     drawing = svg(autopsy.scale_chart(frame, title="T"))
-    assert ">here, broken, steps 20 to 100<" in drawing and ">article, first plateau<" in drawing
+    assert ">broken here, steps 20–100<" in drawing and ">article, first plateau<" in drawing
 
 
 def test_the_articles_curves_are_drawn_over_our_broken_runs_and_marked_as_read(rows):

@@ -195,6 +195,7 @@ def scale_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
             orient="bottom",
             columns=2,
             labelLimit=0,
+            columnPadding=6,
             labelExpr="(indexof(datum.label, 'here') < 0 ? 'article, ' : '') + datum.label",
         ),
     )
@@ -285,7 +286,7 @@ def loss_curves_chart(frame: pl.DataFrame, levels: pl.DataFrame, *, title: str) 
     layers = [
         rule.mark_rule(color=style.NEUTRAL, strokeDash=[4, 3]),
         *names,
-        line.mark_line(clip=True, opacity=0.6).transform_filter(f"datum.kind == '{OURS}'"),
+        line.mark_line(clip=True, opacity=0.75).transform_filter(f"datum.kind == '{OURS}'"),
         line.mark_line(clip=True, opacity=0.7).transform_filter(f"datum.kind == '{BETWEEN}'"),
         read,
         points.mark_point(filled=True, size=70, opacity=1).transform_filter(
