@@ -287,10 +287,10 @@ def rank_chart(
         lines.mark_point(size=60, opacity=0).encode(tooltip=["what:N", "n_keys:Q", "value:Q"]),
         limit.mark_rule(color=style.NEUTRAL).encode(alt.Y("value:Q")),
         limit.mark_text(
-            text=f"R = {n_features}: no more orthogonal keys",
+            text=f"R = {n_features}",
             color=style.NEUTRAL,
             align="left",
-            dy=-8,
+            dy=-9,
         ).encode(x=alt.value(6), y=alt.Y("value:Q")),
         shown.mark_rule(color=style.NEUTRAL, strokeDash=[4, 3]).encode(x),
     ]

@@ -21,7 +21,11 @@ LOOKS = {
     "relu": ([10, 3, 2, 3], "triangle-left"),
     "tanh": ([2, 3], "triangle-up"),
 }
-DELTA_LOOKS = {"performer": ([10, 3, 2, 3], "diamond")}  # beside DPFP in the same colour
+# Beside DPFP in the same colour.
+DELTA_LOOKS = {
+    "linear": ([2, 3], "triangle-right"),
+    "performer": ([10, 3, 2, 3], "diamond"),
+}
 
 
 def capacity_chart(frame: pl.DataFrame, s: int | None = None) -> alt.LayerChart:
