@@ -300,7 +300,7 @@ VERDICTS = {  # what the synthetic rows make of each claim
     ],
     "06_fast_weights": [
         "✓ supported",
-        "last S solved: softmax 600 or more, linear 60, DPFP-1 120, DPFP-2 240, not 280, DPFP-3 360",
+        "last S solved: softmax 600 or more, linear 60, DPFP-1 120, DPFP-2 240, not 280",
         "DPFP-2 (delta) 200 or more",
     ],
 }
