@@ -148,7 +148,7 @@ def _agreement(found: Mapping[str, Sequence[Agreement]], device: str | None) -> 
 
 def _agreement_table(head: str, names: Sequence[str], some: Sequence[Agreement]) -> str:
     lines = [
-        f"| {head} | dtype | largest difference | of the largest output | tolerance | so they |",
+        f"| {head} | dtype | largest difference | of the largest output | tolerance | result |",
         "|:---|:---|---:|---:|---:|:---|",
     ]
     for name, one in zip(names, some, strict=True):
