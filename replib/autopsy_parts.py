@@ -298,6 +298,11 @@ def session_charts(rows: Sequence[Row]) -> mo.Html:
     if not rows:
         return mo.md("*Nothing has run yet with these settings.*")
     if _each_alone(times):
+        if frames_autopsy.effects(times).is_empty():
+            return mo.md(
+                f"*Steps were repeated fewer than {autopsy.MIN_SAMPLES} times, too seldom to "
+                "compare: this machine was busy. Try another setting when it is not.*"
+            )
         return mo.as_html(effects_chart(times))
     shown = [mo.md(comparison(losses, times))]
     if losses:

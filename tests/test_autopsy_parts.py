@@ -43,8 +43,11 @@ def test_steps_with_each_defect_alone_are_drawn_as_its_effect(tmp_path):
     alone = [r for r in recorded if len(r["config"]["defects"]) < 2]
     shown = parts.session_charts([r for r in alone if r["config"]["task"]["seq_len"] == 8])
     assert "batch 32, loss summed costs most of a linear step: 3×" in shown.text.replace("\\n", " ")
+    drawing = vl_convert.vegalite_to_svg(charts.printable(parts.effects_chart(alone)).to_json())
+    assert all(f">{one.title}<" in drawing for one in DEFECTS.values())
+    for row in alone:
+        row["summary"]["time_ms_samples"] = row["summary"]["time_ms_samples"][:1]
+    assert "repeated fewer than 3 times, too seldom to compare" in parts.session_charts(alone).text
     switched = [r for r in recorded if r["config"]["defects"] in ([], ["leak"])]
     some = [r for r in switched if r["config"]["task"]["seq_len"] == 8]
     assert "time of a step, with switches over mended" in parts.session_charts(some).text
-    drawing = vl_convert.vegalite_to_svg(charts.printable(parts.effects_chart(alone)).to_json())
-    assert all(f">{one.title}<" in drawing for one in DEFECTS.values())
