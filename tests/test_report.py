@@ -1,6 +1,7 @@
 """The report of recorded rows: most of it is tested on the one that `built` holds."""
 
 import html
+import re
 from dataclasses import replace
 
 import pytest
@@ -217,6 +218,24 @@ def test_the_index_holds_every_claim_with_its_rows_and_every_figure(built, drawn
     for name, figure in drawn.items():
         assert f">{name}<" in page and "; ".join(figure.sources) in page
     assert report.commit() in page
+
+
+def test_built_again_index_pages_figures_and_pictures_are_the_same_bytes(
+    built, drawn, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(report, "FIGURES", tmp_path)
+    index = (built / "report" / "index.html").read_text()
+    made_from = re.search(r"Made from ([^.]*)\.", index)[1]
+    notebooks = sorted(report.NOTEBOOKS.glob("[0-9]*.py"))
+    report._write_index(drawn, [path.stem for path in notebooks], made_from)
+    for path in (notebooks[1], notebooks[-1]):  # all of them would take a minute
+        report._write_page(path, {}, made_from)
+    report.write_figures(tmp_path, {name: drawn[name] for name in list(drawn)[::6]})
+    report.write_pictures(drawn, tmp_path / "pictures")
+    again = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.*")]
+    assert len(again) == 3 + 2 * len(list(drawn)[::6]) + len(notebooks)
+    for path in again:
+        assert (tmp_path / path).read_bytes() == (built / path).read_bytes(), path
 
 
 def test_the_rows_of_a_figure_are_named_by_file_number_and_hash(drawn):
