@@ -707,10 +707,14 @@ def bench_table(rows: Iterable[store.Row]) -> str:
 
 
 def recorded_table() -> str:
-    """What is recorded at the full sizes, a table for each device, as Markdown."""
-    devices: dict[str, list[store.Row]] = {}
-    for row in store.read_rows(EXPERIMENT):
-        if row["scale"] == FULL.name:
-            devices.setdefault(row["provenance"]["device_name"], []).append(row)
-    tables = [f"**{device}**\n\n{bench_table(rows)}" for device, rows in devices.items()]
+    """What is recorded at the full sizes of what has a target, a table for each device."""
+    devices: dict[str, list[Figure]] = {}
+    for figure in latest_figures(row for row in store.read_rows(EXPERIMENT) if _is_full(row)):
+        if figure["target"] is not None:
+            devices.setdefault(figure["device_name"], []).append(figure)
+    tables = [f"**{device}**\n\n{table(figures)}" for device, figures in devices.items()]
     return "\n\n".join(tables) or "Nothing is recorded yet: `make bench` does it."
+
+
+def _is_full(row: store.Row) -> bool:
+    return row["scale"] == FULL.name

@@ -23,6 +23,7 @@ import vl_convert
 
 from replib import (
     autopsy_parts,
+    bench,
     charts,
     claims,
     claims_autopsy,
@@ -46,7 +47,6 @@ NOTEBOOKS = store.ROOT / "notebooks"
 PICTURES = NOTEBOOKS / "__marimo__" / "assets"  # where marimo's gallery looks for a card's picture
 FIGURES = store.ROOT / "figures"
 README = store.ROOT / "README.md"
-TABLE_BEGIN, TABLE_END = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
 PNG_SCALE = 2.0  # pixels a unit, sharp on screens of today
 PICTURE_SHAPE = 1.91  # width to height of a card's picture; what is beyond is cut off
 PICTURE_TONE = "#F4F2EC"  # neither glares on the dark page nor vanishes on the light one
@@ -394,7 +394,7 @@ def write_report(
         written = []
         if not notebooks:
             drawn = sourced_figures()
-            written = [*write_figures(drawn=drawn), *write_pictures(drawn), write_readme_table()]
+            written = [*write_figures(drawn=drawn), *write_pictures(drawn), write_readme_tables()]
             written.append(_write_index(drawn, list(known), made_from))
         written += pages
     if printer:
@@ -487,19 +487,31 @@ def _readme_verdict(verdict: Verdict, devices: str) -> str:
     )
 
 
-def write_readme_table(readme: Path | None = None) -> Path:
-    """Bring the table between the README's two marks up to date with the recorded rows.
+# What stands between the README's marks of each name.
+TABLES: dict[str, Callable[[], str]] = {"verdicts": readme_table, "bench": bench.recorded_table}
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The lines before and after a table of the README."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+def write_readme_tables(readme: Path | None = None) -> Path:
+    """Bring the tables between the README's marks up to date with the recorded rows.
 
     Raises:
-        ValueError: the README has no such marks.
+        ValueError: the README lacks a mark; it is left as it is.
     """
     readme = readme or README
     text = readme.read_text()
-    before, begin, rest = text.partition(TABLE_BEGIN)
-    _, end, after = rest.partition(TABLE_END)
-    if not begin or not end:
-        raise ValueError(f"{readme.name} lacks {TABLE_BEGIN} or {TABLE_END}: put both back")
-    readme.write_text(f"{before}{begin}\n{readme_table()}\n{end}{after}")
+    for name, table in TABLES.items():
+        begin, end = marks(name)
+        before, found_begin, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not (found_begin and found_end):
+            raise ValueError(f"{readme.name} lacks {begin} or {end}: put both back")
+        text = f"{before}{begin}\n{table()}\n{end}{after}"
+    readme.write_text(text)
     return readme
 
 

@@ -259,15 +259,17 @@ class AssociativeMemory(nn.Module):
         on_cpu = batch.queries.device.type == "cpu" and dtype == torch.float32
         if one_query and on_cpu and _fuses(config):
             (q, k), beta = self.queries_keys(batch), None
+            from replib.kernels import memory_cpu  # needs Numba, and takes a while to import
+
             q, nu = features(q, config, directions), 0
             if config.attention == "dpfp":
                 nu = config.size
+            elif config.attention == "linear" and k.shape[-1] % memory_cpu.vec.WIDTH == 0:
+                nu = memory_cpu.ELU1
             else:
                 k = features(k, config, directions)
             if config.update_rule == "delta":
                 q, beta = q / (q.sum(-1, keepdim=True) + config.eps), self.strengths(batch)
-            from replib.kernels import memory_cpu  # needs Numba, and takes a while to import
-
             weights = memory_cpu.read_weights(q, k, beta, nu)
         else:
             q, k, beta = self.memorised(batch, directions)

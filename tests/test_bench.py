@@ -102,8 +102,16 @@ def test_rows_are_stored_and_read_back_as_they_were_told(data):
     for row in rows:
         store.append("bench", row)
     assert store.read_rows("bench") == rows
-    assert bench.recorded_table().endswith(bench_table(rows))
-    assert bench.recorded_table().startswith(f"**{rows[0]['provenance']['device_name']}**")
+
+
+def test_the_recorded_table_holds_what_has_a_target(data, pretended):
+    rows = pretended(FULL, "cpu")
+    for row in rows:
+        store.append("bench", row)
+    told = bench.recorded_table()
+    assert told.startswith(f"**{rows[0]['provenance']['device_name']}**")
+    aimed = [one for one in latest_figures(rows) if one["target"] is not None]
+    assert told.endswith(table(aimed)) and len(aimed) > 30
 
 
 def test_nothing_recorded_is_said(data):

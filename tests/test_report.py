@@ -130,37 +130,41 @@ def test_what_the_paper_says_is_in_the_table_of_what_is_judged(said):
     assert set(said.values()) <= {claim.paper for claim in report.CLAIMS}
 
 
+def readme_with(**tables):
+    """A README with a table of each name between its marks."""
+    begins_ends = {name: report.marks(name) for name in tables}
+    parts = (f"{b}\n{tables[name]}\n{e}" for name, (b, e) in begins_ends.items())
+    return "# Title\n\n" + "\n\nBetween.\n\n".join(parts) + "\n\nThe end.\n"
+
+
 def test_only_what_is_between_the_marks_is_replaced(recorded, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Title\n\n{report.TABLE_BEGIN}\nold\n{report.TABLE_END}\n\nThe end.\n")
-    assert report.write_readme_table(readme) == readme
-    once = readme.read_text()
-    before, rest = once.split(f"{report.TABLE_BEGIN}\n")
-    table, after = rest.split(f"\n{report.TABLE_END}")
-    assert (before, table, after) == ("# Title\n\n", report.readme_table(), "\n\nThe end.\n")
-    report.write_readme_table(readme)
-    assert readme.read_text() == once
+    readme.write_text(readme_with(**dict.fromkeys(report.TABLES, "old")))
+    assert report.write_readme_tables(readme) == readme
+    tables = {name: table() for name, table in report.TABLES.items()}
+    assert readme.read_text() == readme_with(**tables)
+    report.write_readme_tables(readme)
+    assert readme.read_text() == readme_with(**tables)
+
+
+BEGIN, END = report.marks("verdicts")
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "no marks",
-        f"only {report.TABLE_BEGIN}",
-        f"only {report.TABLE_END}",
-        f"{report.TABLE_END} before {report.TABLE_BEGIN}",
-    ],
+    "text", ["no marks", f"only {BEGIN}", f"only {END}", f"{END} before {BEGIN}"]
 )
 def test_a_readme_without_its_marks_is_left_as_it_is(recorded, tmp_path, text):
     readme = tmp_path / "README.md"
     readme.write_text(text)
     with pytest.raises(ValueError, match="put both back"):
-        report.write_readme_table(readme)
+        report.write_readme_tables(readme)
     assert readme.read_text() == text
 
 
-def test_the_readme_is_up_to_date_with_the_recorded_rows():
-    table = f"{report.TABLE_BEGIN}\n{report.readme_table()}\n{report.TABLE_END}"
+@pytest.mark.parametrize("name", report.TABLES)
+def test_the_readme_is_up_to_date_with_the_recorded_rows(name):
+    begin, end = report.marks(name)
+    table = f"{begin}\n{report.TABLES[name]()}\n{end}"
     assert table in report.README.read_text(), "rows were recorded since: run `make report`"
 
 

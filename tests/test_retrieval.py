@@ -136,19 +136,22 @@ def test_loss_and_gradients_are_those_of_the_published_model(memory, fused, monk
 
 @pytest.mark.skipif(not installed("numba"), reason="Numba is not installed")
 @pytest.mark.parametrize("with_beta", [True, False])
-@pytest.mark.parametrize("nu", [0, 1, 3])
+@pytest.mark.parametrize("nu", [0, 1, 3, -1])
 @pytest.mark.parametrize("n", [1, 7, 40])
 def test_the_fused_memory_is_the_plain_one(n, nu, with_beta):
-    from replib.attention.feature_maps import dpfp
+    from replib.attention.feature_maps import dpfp, elu1
     from replib.kernels import memory_cpu
 
-    g = generator(n)
-    k = torch.randn(2, 3, n, 8, generator=g).abs() - 0.3 * (nu > 0)
-    size = 16 * nu or 8
+    assert memory_cpu.ELU1 == -1
+    g, d = generator(n), 16 if nu < 0 else 8
+    k = torch.randn(2, 3, n, d, generator=g)
+    if nu >= 0:
+        k = k.abs() - 0.3 * (nu > 0)
+    size = 16 * nu if nu > 0 else d
     q, beta = torch.rand(2, 3, 1, size, generator=g), torch.rand(2, 3, n, generator=g)
     inputs = [x.requires_grad_() for x in (q, k, *[beta] * with_beta)]
     found = memory_cpu.read_weights(q, k, beta if with_beta else None, nu)
-    phi = (dpfp(k, nu) if nu else k).double()
+    phi = elu1(k.double()) if nu < 0 else (dpfp(k, nu) if nu else k).double()
     expected = q.double() @ phi.mT
     if with_beta:
         phi = phi / phi.sum(-1, keepdim=True)

@@ -2,7 +2,8 @@
 gradient of a sequence in cache, a write after the other.
 
 B sequences, N writes, D key size, R feature size. A key x (D) has the features r_i r_{i-j} of
-DPFP-ν, r = relu([x, -x]) (2D), j = 1..ν; with ν = 0 it is features already. The rule "sum" reads
+DPFP-ν, r = relu([x, -x]) (2D), j = 1..ν; with ν = 0 it is features already, and with ν = ELU1 its
+features are elu(x) + 1, of all keys of a sequence first. The rule "sum" reads
 a_n = φ(q)·φ(k_n). The delta rule has features f = φ / Σφ, and the query passes the writes from the
 last to the first,
 
@@ -32,12 +33,14 @@ NEXT, B, N, D, R, NU, HAS_RATES, Q, K, RATES, P, DQ, DK, D_RATES = range(14)
 N_WORDS, FLOAT = 14, 4
 
 SMALLEST = 1e-30  # added to Σφ, which may be 0
+ELU1 = -1  # in place of ν; D is then a multiple of a vector's width
 
 
 def read_weights(q: Tensor, k: Tensor, beta: Tensor | None, nu: int) -> Tensor:
     """How much of each value a query reads: a of the rule "sum", p of the delta rule (with beta).
 
-    q (..., 1, R), features already; k (..., N, D), with nu = 0 features already; beta (..., N);
+    q (..., 1, R), features already; k (..., N, D), with nu = 0 features already, with nu = ELU1 a
+    multiple of `vec.WIDTH` in size; beta (..., N);
     all float32 -> (..., 1, N), differentiable once.
     """
     shape = k.shape[:-2]
@@ -219,22 +222,49 @@ def _arrays(words, b):
     return q, k, _row(words, RATES, b, n_rates), _row(words, P, b, n), n_rates
 
 
+@njit
+def _elu1(k):
+    """elu(k) + 1 of all keys."""
+    f = np.empty(k.shape, np.float32)
+    source, target = np.int64(k.ctypes.data), np.int64(f.ctypes.data)
+    for at in range(0, k.size * FLOAT, vec.WIDTH * FLOAT):
+        vec.store(target + at, cpu._elu1(vec.load(source + at)))
+    return f
+
+
+@njit
+def _through_elu1(dk, f):
+    """dk ∘ min(f, 1), as φ' = min(φ, 1)."""
+    target, source = np.int64(dk.ctypes.data), np.int64(f.ctypes.data)
+    for at in range(0, f.size * FLOAT, vec.WIDTH * FLOAT):
+        slope = vec.minimum(vec.load(source + at), vec.splat(1.0))
+        vec.store(target + at, vec.multiply(vec.load(target + at), slope))
+
+
 def _memory_forward_thread(words):
     """What each thread does: take one sequence after another until none is left."""
-    b = vec.fetch_and_add(words + 8 * NEXT)
+    b, nu = vec.fetch_and_add(words + 8 * NEXT), vec.word(words, NU)
     while b < vec.word(words, B):
         q, k, rates, p, _ = _arrays(words, b)
-        _sequence_forward(q, k, rates, p, vec.word(words, NU))
+        if nu == ELU1:
+            _sequence_forward(q, _elu1(k), rates, p, 0)
+        else:
+            _sequence_forward(q, k, rates, p, nu)
         b = vec.fetch_and_add(words + 8 * NEXT)
 
 
 def _memory_backward_thread(words):
-    b = vec.fetch_and_add(words + 8 * NEXT)
+    b, nu = vec.fetch_and_add(words + 8 * NEXT), vec.word(words, NU)
     while b < vec.word(words, B):
         q, k, rates, dp, n_rates = _arrays(words, b)
         dq, dk = _row(words, DQ, b, len(q)), _row(words, DK, b, k.size).reshape(k.shape)
         d_rates = _row(words, D_RATES, b, n_rates)
-        _sequence_backward(q, k, rates, dp, dq, dk, d_rates, vec.word(words, NU))
+        if nu == ELU1:
+            f = _elu1(k)
+            _sequence_backward(q, f, rates, dp, dq, dk, d_rates, 0)
+            _through_elu1(dk, f)
+        else:
+            _sequence_backward(q, k, rates, dp, dq, dk, d_rates, nu)
         b = vec.fetch_and_add(words + 8 * NEXT)
 
 
