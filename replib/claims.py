@@ -31,14 +31,17 @@ from replib.statistics import (
 from replib.store import Row
 from replib.streams import WAYS
 from replib.verdicts import (
+    EXPONENT_TOLERANCE,
     INCONCLUSIVE,
     NOT_SUPPORTED,
+    PAPER_CROSSOVER,
     SUPPORTED,
     Criterion,
     SeedResult,
     Verdict,
     constant_cost_verdict,
     convergence_verdict,
+    crossover_text,
     crossover_verdict,
     faster_generation_verdict,
     images_verdict,
@@ -304,7 +307,23 @@ def scaling(rows: Sequence[Row], work: str = "forward_backward") -> Verdict:
         for variant, what, found in exponents(rows, work)
         if variant not in judged
     )
-    return replace(scaling_verdict(claims), evidence=evidence)
+    verdict = scaling_verdict(claims)
+    return replace(verdict, headline=_scaling_headline(claims, verdict), evidence=evidence)
+
+
+def _scaling_headline(claims: Mapping[str, tuple], verdict: Verdict) -> str:
+    """The exponents, first those that are not as claimed, with the reason."""
+    reasons, met = [], []
+    for (name, (*_, claimed)), one in zip(claims.items(), verdict.criteria, strict=True):
+        value, interval = one.figure.split(" over ")[0].split(" ", 1)
+        grows = f"{name} grows as N^{value}"
+        if one.met:
+            met.append(f"{grows}, claimed {claimed:g}")
+            continue
+        place = "is outside" if one.met is False else "passes"
+        bounds = f"claimed {claimed:g} ± {EXPONENT_TOLERANCE:g}"
+        reasons.append(f"{grows} {interval}: the interval {place} {bounds}")
+    return "; ".join(reasons + met)
 
 
 def exponents(rows: Sequence[Row], work: str) -> list[tuple[Variant, str, Exponent]]:
@@ -410,7 +429,7 @@ def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> V
     verdicts: dict[str, dict[str, Verdict]] = {"textbook": {}, "fused": {}}
     for one in found:
         if one.implementation == judged:
-            verdicts[one.baseline][one.setting] = crossover_verdict(one.found)
+            verdicts[one.baseline][one.setting] = _crossover_verdict(one.found)
     verdict = _together(verdicts["textbook"], "no measurements yet")
     if not found:
         return verdict
@@ -423,6 +442,30 @@ def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> V
     return replace(verdict, headline=headline, evidence=(*verdict.evidence, *beside))
 
 
+def _crossover_verdict(found: Crossover) -> Verdict:
+    """`crossover_verdict`, which tells where the crossover lies among the measured lengths."""
+    verdict = crossover_verdict(found)
+    if math.isinf(found.length):
+        return verdict
+    place = _place(found)
+    first, *others = verdict.criteria
+    return replace(
+        verdict,
+        headline=f"linear is faster from {place}; claimed from N = {PAPER_CROSSOVER:g} on",
+        criteria=(replace(first, figure=f"crossover {place}"), *others),
+    )
+
+
+def _place(found: Crossover) -> str:
+    """Where a crossover is, with its interval, and beside which of the measured lengths."""
+    high = "no end" if math.isinf(found.high) else f"{found.high:.0f}"
+    interval = f"95 % interval {found.low:.0f} to {high}"
+    if found.extrapolated and found.length <= found.shortest:
+        return f"below N = {found.shortest:g}, the shortest measured ({interval})"
+    how = "extrapolated beyond" if found.extrapolated else "measured up to"
+    return f"N = {found.length:.0f} ({how} N = {found.longest:g}; {interval})"
+
+
 @each_device
 def implementations(rows: Sequence[Row], *, work: str = "forward_backward") -> Verdict:
     """The crossover is one of implementations: it moves to shorter N as linear attention's
@@ -430,7 +473,26 @@ def implementations(rows: Sequence[Row], *, work: str = "forward_backward") -> V
     settings: dict[str, dict[str, Crossover]] = {}
     for one in crossings(rows, work):
         settings.setdefault(one.setting, {})[one.implementation or "fastest"] = one.found
-    return implementations_verdict(settings)
+    verdict = implementations_verdict(settings)
+    if not settings:
+        return verdict
+    names = dict.fromkeys(name for found in settings.values() for name in found)
+    spans = {
+        name: _span([found[name] for found in settings.values() if name in found]) for name in names
+    }
+    headline = "; ".join(f"{name} {span}" for name, span in spans.items())
+    if any(" to " in span.removeprefix("not up to") for span in spans.values()):
+        headline += ", by batch and softmax"
+    return replace(verdict, headline=headline)
+
+
+def _span(found: Sequence[Crossover]) -> str:
+    """From the earliest to the latest of the crossovers of several settings."""
+    ends = (pick(found, key=lambda one: one.length) for pick in (min, max))
+    first, last = (crossover_text(one).split(" (")[0] for one in ends)
+    if first == last:
+        return f"{first}, the shortest measured" if first.startswith("below") else first
+    return f"{first} to {last.removeprefix('N = ') if first.startswith('N = ') else last}"
 
 
 def variant_of(row: Row) -> Variant:
@@ -574,11 +636,13 @@ def step_ratios(article: Mapping[str, Any], steps: Sequence[Row]) -> tuple[str, 
                 if (variant, n) in times and (("softmax", baseline), n) in times
             ]
             if ratios:
-                parts.append(f"{min(ratios):.2f} to {max(ratios):.2f} times softmax {baseline}")
+                parts.append(
+                    f"{min(ratios):.2f} to {max(ratios):.2f} times softmax {baseline}'s time"
+                )
         here += [f"{_name(variant)} takes {' and '.join(parts)}"] if parts else []
     lengths = f"at N = {article['N'][0]} to {article['N'][-1]}"
     return (
-        f"Linear takes {min(there):.1f} to {max(there):.1f} times softmax {lengths}.",
+        f"Linear takes {min(there):.1f} to {max(there):.1f} times softmax's time {lengths}.",
         f"{'; '.join(here).capitalize()} {lengths}." if here else "nothing yet",
     )
 

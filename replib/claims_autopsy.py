@@ -331,8 +331,8 @@ def attribution_text(found: Attribution | None) -> str:
     )
     return (
         f"**N = {found.seq_len}.** The article's linear runs took {found.article:.1f} times its "
-        f"softmax runs. Here linear takes {ratio_text(found.mended)} softmax when both are mended, "
-        f"and {ratio_text(found.broken)} when both are broken; a factor of "
+        f"softmax runs. Here linear takes {ratio_text(found.mended)} softmax's time when both are "
+        f"mended, and {ratio_text(found.broken)} when both are broken; a factor of "
         f"{ratio_text(found.unexplained)} between broken and the article stays **unexplained** "
         "(another machine, other libraries, and what no switch re-enacts). The defects make a "
         f"linear step {ratio_text(found.whole)} as long, a softmax step "
@@ -698,7 +698,7 @@ def slowdown(rows: Sequence[Row], article: Mapping[str, Any]) -> Verdict:
     if not ratios:
         return Verdict("no measurements yet", (Criterion("a length or more", None, "0"),))
     ends = dict.fromkeys((min(ratios), max(ratios)))
-    told = " and ".join(f"{ratio_text(ratios[n])} softmax at N = {n}" for n in ends)
+    told = " and ".join(f"{ratio_text(ratios[n])} softmax's time at N = {n}" for n in ends)
     headline = f"mended, linear takes {told}"
     beside = [
         f"N = {n}, broken: {ratio_text(found.broken)}; the article has {found.article:.1f}×"
@@ -803,7 +803,7 @@ def _step_samples(rows: Sequence[Row]) -> dict[tuple[str, int, str], tuple[float
 def crossing_text(found: Crossover) -> str:
     """Where a crossover is, and whether it was measured."""
     if found.extrapolated and found.length <= found.shortest:
-        return f"below N = {found.shortest:g}, where linear is as fast already"
+        return f"below N = {found.shortest:g}, the shortest measured"
     high = "never" if math.isinf(found.high) else f"N = {_bound(found.high)}"
     bounds = f"; 95 % interval: N = {_bound(found.low)} to {high}"
     if math.isinf(found.low):
@@ -811,7 +811,7 @@ def crossing_text(found: Crossover) -> str:
     if not found.extrapolated:
         return f"at N = {found.length:.0f} (measured{bounds})"
     where = "at no N" if math.isinf(found.length) else f"at N = {_bound(found.length)}"
-    return f"{where} (extrapolated from N = {found.shortest:g} to {found.longest:g}{bounds})"
+    return f"{where} (extrapolated beyond N = {found.longest:g}{bounds})"
 
 
 def _crosses(found: Crossover) -> str:

@@ -7,7 +7,7 @@ from replib import claims, store
 from replib.benchmark import Cost, CostConfig
 from replib.experiments import laptop_copy, training_summary
 from replib.published import published
-from replib.statistics import SOFTMAX_MODELS
+from replib.statistics import SOFTMAX_MODELS, Crossover
 from replib.streams import GenerationConfig, GenerationCost, geometric_positions, state_bytes
 from replib.tasks import SequenceCopy
 from replib.training import Metrics, TrainingConfig
@@ -107,6 +107,24 @@ def test_convergence_is_judged_length_by_length():
 )
 def test_scaling_follows_the_growth_of_the_times(power, status):
     assert claims.scaling(cost_rows(power)).status == status
+
+
+def test_the_headline_of_scaling_says_why_it_is_not_supported():
+    assert claims.scaling(cost_rows(1.5)).headline.startswith(
+        "linear torch, time grows as N^1.50 (1.50 to 1.50): the interval is outside claimed 1 ± "
+        "0.15; linear torch, memory grows as N^1.50"
+    )
+    assert "interval" not in claims.scaling(cost_rows()).headline
+    rows = cost_rows()
+    for row in rows[2::6]:  # linear attention's time at every other length
+        row["summary"] = dict(row["summary"])
+        row["summary"]["time_ms_per_sample"] *= 3
+    verdict = claims.scaling(rows)
+    assert verdict.status == INCONCLUSIVE
+    reason, *others = verdict.headline.split("; ")
+    assert reason.startswith("linear torch, time grows as N^")
+    assert reason.endswith("): the interval passes claimed 1 ± 0.15")
+    assert others[0] == "linear torch, memory grows as N^1.00, claimed 1" and len(others) == 3
 
 
 @pytest.mark.parametrize("rows", [[], cost_rows(lengths=(64,)), cost_rows(work="forward")])
@@ -248,15 +266,49 @@ def test_speed_crossover_is_judged_by_the_fastest_and_tells_what_the_others_woul
     assert verdict.status == SUPPORTED
     assert "judged by linear cpu" in verdict.headline
     moves = "plain not up to N = 4096; torch not up to N = 4096; cpu below N = 64"
-    assert moves in verdict.headline
+    assert f"{moves}, the shortest measured" in verdict.headline
     assert f"softmax textbook, batch 8: cpu crosses before plain: yes; {moves}" in verdict.evidence
     assert any(line.startswith("softmax fused, batch 8: supported") for line in verdict.evidence)
+
+
+def test_a_crossover_is_told_by_where_it_lies_among_the_measured_lengths():
+    def told(rows):
+        verdict = claims.speed_crossover(rows)
+        figure = verdict.criteria[0].figure.removeprefix("crossover ")
+        assert f"linear is faster from {figure}; claimed from N = 512 on" in verdict.headline
+        return figure
+
+    below = told(kernel_rows())
+    assert below.startswith("below N = 64, the shortest measured (95 % interval ")
+    assert told(cost_rows()).startswith("N = 300 (measured up to N = 4096; 95 % interval ")
+    beyond = told(cost_rows(lengths=LENGTHS[:2]))
+    assert beyond.startswith(f"N = 300 (extrapolated beyond N = {LENGTHS[1]}; 95 % interval ")
+    assert "inf" not in beyond
+
+
+def test_crossovers_of_several_settings_are_told_from_the_earliest_to_the_latest():
+    def places(*found):
+        return claims._span([Crossover(n, n, n, out, 8, 2048) for n, out in found])
+
+    never, below, early, late = (np.inf, True), (3, True), (105, False), (900, False)
+    assert places(late, never, early) == "N = 105 to not up to N = 2048"
+    assert places(late, early) == "N = 105 to 900"
+    assert places(late, below) == "below N = 8 to N = 900"
+    assert places(below, below) == "below N = 8, the shortest measured"
+    assert places(never) == "not up to N = 2048"
+    rows = [*kernel_rows(), *cost_rows(1.5, batch_size=1)]
+    headline = claims.implementations(rows).headline
+    assert "torch N = 300 to not up to N = 4096;" in headline
+    assert headline.endswith(", by batch and softmax")
+    assert claims.implementations([]).headline == "no measurements yet"
 
 
 def test_the_crossover_moves_with_the_implementation():
     verdict = claims.implementations(kernel_rows())
     assert verdict.status == SUPPORTED
-    assert verdict.headline == "plain not up to N = 4096; torch N = 300; cpu below N = 64"
+    assert verdict.headline == (
+        "plain not up to N = 4096; torch N = 300; cpu below N = 64, the shortest measured"
+    )
     assert [one.text for one in verdict.criteria] == [
         f"softmax {name}, batch 8: cpu crosses before plain" for name in ("textbook", "fused")
     ]
@@ -303,8 +355,8 @@ def test_step_ratios_are_those_of_the_times():
     times = {("linear", "torch"): 30, ("linear", "cpu"): 10, ("softmax", "fused"): 20}
     steps = [step_row(*variant, n, ms) for n in (8, 64) for variant, ms in times.items()]
     assert claims.step_ratios(article, steps)[1] == (
-        "Linear cpu takes 0.50 to 0.50 times softmax fused; "
-        "linear torch takes 1.50 to 1.50 times softmax fused at N = 8 to 64."
+        "Linear cpu takes 0.50 to 0.50 times softmax fused's time; "
+        "linear torch takes 1.50 to 1.50 times softmax fused's time at N = 8 to 64."
     )
 
 

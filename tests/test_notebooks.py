@@ -290,7 +290,7 @@ VERDICTS = {  # what the synthetic rows make of each claim
     "05_replication_autopsy": [
         "✗ not supported",
         "12 of 12 mended linear runs learn to copy",
-        "mended, linear takes 1.57× (no interval) softmax at N = 8 and 0.857×",
+        "mended, linear takes 1.57× (no interval) softmax's time at N = 8 and 0.857×",
         "mended steps cross at N = 40 (measured",
         "At N = 64, batch 32, loss summed costs most of a linear step: 3×",
         "when both are mended, and 5.79× (no interval) when both are broken",
