@@ -99,6 +99,15 @@ def test_losses_hold_every_run_and_the_article(rows):
     assert "guessing, ln 10" in svg(drawn(rows, "losses"))
 
 
+def test_losses_of_one_series_stand_beside_their_names_and_without_the_other_in_the_legend(rows):
+    frame = frames_autopsy.losses(rows["autopsy"], ARTICLE)
+    both = autopsy.losses_chart(frame, title="T")
+    assert "alone off" in svg(both) and "yOffset" in both.to_json()
+    one = autopsy.losses_chart(frame.filter(frame["role"] != claims.ALONE_OFF), title="T")
+    assert "alone on<" in svg(one) and "alone off<" not in svg(one)
+    assert "yOffset" not in one.to_json()
+
+
 def test_the_loss_scale_can_be_undone_by_a_button(rows):
     params = drawn(rows, "scale").to_dict()["params"]
     unit = next(one for one in params if one["name"] == "loss_unit")

@@ -88,6 +88,15 @@ def test_every_memory_is_named_with_its_loss_at_the_slider(frame):
     assert ">FAVOR+ 128 (delta) diverged" in drawing and "crosses: diverged" in drawing
 
 
+def test_the_numbers_at_the_right_say_which_s_they_are_for_and_a_missing_one_is_a_dash(frame):
+    some = frame.filter((frame["series"] != "linear") | (frame["n_keys"] != 400))
+    drawing = svg(charts.capacity_chart(some, s=400)).replace("  ", " ")
+    assert ">values at S = 400<" in drawing and ">linear –<" in drawing
+    assert ">values at S = 100<" in svg(charts.capacity_chart(some, s=100))
+    published = svg(charts.capacity_chart(frames_memory.retrieval_frame([], THEIRS)))
+    assert "values at" not in published and "–<" not in published
+
+
 @pytest.mark.parametrize(("s", "shown"), [(None, 200), (100, 100), (95, 100), (10_000, 600)])
 def test_the_slider_starts_at_the_nearest_s_that_was_run(frame, s, shown):
     params = {param["name"]: param for param in charts.capacity_chart(frame, s).to_dict()["params"]}

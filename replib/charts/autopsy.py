@@ -48,14 +48,14 @@ def effects_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
     drawn = frame.with_columns(label=pl.col("value").map_elements(_times, pl.String))
     base = _in_lines(drawn, lines).encode(
         style.attention_colour(drawn, legend=None),
-        _role_offset(),
+        _role_offset(list(ROLE_SHAPES)),
         tooltip=style.tooltips_of(frame.drop("low", "high")) + _interval_tooltip(),
     )
     low, value, high = (_factor_axis(name, domain) for name in ("low", "value", "high"))
     layers = [
         _rule(1.0, _factor_axis("value", domain)),
         base.mark_rule(strokeWidth=6, opacity=0.4).encode(low, alt.X2("high:Q")),
-        *_role_marks(base.encode(value)),
+        *_role_marks(base.encode(value), list(ROLE_SHAPES)),
         base.mark_text(align="left", dx=8).encode(high, text="label:N"),
     ]
     return style.finished(
@@ -128,6 +128,7 @@ def losses_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
         return style.no_data(title)
     params, shown = _radios(ours)
     lines = loss_lines("linear")
+    roles = [role for role in ROLE_SHAPES if role in ours["role"]]
     most = max(GUESSING * 1.1, *frame["value"])
     x = alt.X(
         "value:Q",
@@ -148,7 +149,7 @@ def losses_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
             f"datum.line != '{ARTICLE_LINE}'"
         ),
         together.mark_point(**style.CROSS).transform_filter(f"datum.line == '{ARTICLE_LINE}'"),
-        *_role_marks(base.encode(_role_offset())),
+        *_role_marks(base.encode(_role_offset(roles)) if roles[1:] else base, roles),
     ]
     guessing = alt.Chart(pl.DataFrame({"value": [GUESSING], "text": ["guessing, ln 10"]}))
     layers.append(
@@ -472,23 +473,23 @@ def _in_lines(frame: pl.DataFrame, lines: Sequence[str]) -> alt.Chart:
     return alt.Chart(style.records_of(frame)).encode(y)
 
 
-def _role_offset() -> alt.YOffset:
+def _role_offset(roles: list[str]) -> alt.YOffset:
     places = [LINE_PX * 0.02, LINE_PX * 0.88]  # two bands, in whose middle a mark stands
-    return alt.YOffset("role:N", scale=alt.Scale(domain=list(ROLE_SHAPES), range=places))
+    return alt.YOffset("role:N", scale=alt.Scale(domain=roles, range=places))
 
 
-def _role_shape() -> alt.Shape:
-    scale = alt.Scale(domain=list(ROLE_SHAPES), range=list(ROLE_SHAPES.values()))
+def _role_shape(roles: list[str]) -> alt.Shape:
+    scale = alt.Scale(domain=roles, range=[ROLE_SHAPES[role] for role in roles])
     return alt.Shape("role:N", title=None, scale=scale)
 
 
-def _role_marks(base: alt.Chart) -> list[alt.Chart]:
+def _role_marks(base: alt.Chart, roles: list[str]) -> list[alt.Chart]:
     """Alone on is filled, alone off hollow, so that both are told apart where they meet."""
     return [
-        base.mark_point(filled=filled, size=60, opacity=1)
-        .encode(_role_shape())
+        base.mark_point(filled=role == ALONE_ON, size=60, opacity=1)
+        .encode(_role_shape(roles))
         .transform_filter(f"datum.role == '{role}'")
-        for role, filled in ((ALONE_ON, True), (ALONE_OFF, False))
+        for role in roles
     ]
 
 

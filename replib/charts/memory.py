@@ -83,6 +83,7 @@ def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.L
         *_most_keys(series, last, colour, shown),
         *([_least_losses(series, last, y, colour, shown)] if setting == 1 else []),
         _labels(drawn, y_domain, colour, shown),
+        *([] if _ours(drawn).is_empty() else [_labels_caption()]),
     ]
     return style.finished(
         alt.layer(*layers).add_params(slider),
@@ -243,7 +244,7 @@ def _tooltip() -> list[alt.Tooltip]:
 
 def _slider(drawn: pl.DataFrame, wanted: int) -> alt.Parameter:
     """The S that a rule and the numbers at the right are for, among those that were run."""
-    ours = drawn.filter(pl.col("source").is_in(OURS))
+    ours = _ours(drawn)
     keys = sorted((drawn if ours.is_empty() else ours)["n_keys"].unique())
     value = min(keys, key=lambda n: abs(n - wanted))
     step = math.gcd(*(n - keys[0] for n in keys)) or 1
@@ -315,7 +316,8 @@ def _labels(
     )
     ends = style.spread_labels(ends, y_domain, style.TALL, 1)
     losses: dict[str, dict[str, str]] = {}
-    ours = drawn.filter(pl.col("source").is_in(OURS)).sort("source", descending=True)
+    ours = _ours(drawn).sort("source", descending=True)
+    missing = "" if ours.is_empty() else "–"
     for name, n_keys, loss in ours.select("series", "n_keys", "value").iter_rows():
         losses.setdefault(name, {})[str(n_keys)] = "diverged" if loss is None else _loss(loss)
     records = [
@@ -324,7 +326,9 @@ def _labels(
     ]
     return (
         alt.Chart(alt.Data(values=records))
-        .transform_calculate(text="datum.series + '  ' + (datum.losses[shown_keys] || '')")
+        .transform_calculate(
+            text=f"datum.series + '  ' + (datum.losses[shown_keys] || '{missing}')"
+        )
         .mark_text(align="left", dx=8)
         .encode(
             alt.Y("label_px:Q", scale=None, axis=None),
@@ -334,6 +338,21 @@ def _labels(
             text="text:N",
         )
     )
+
+
+def _labels_caption() -> alt.Chart:
+    """Which S the numbers of `_labels` are for, above them."""
+    text = alt.Chart(alt.Data(values=[{}])).transform_calculate(
+        text="'values at S = ' + shown_keys"
+    )
+    return text.mark_text(align="left", baseline="top", dx=8, color=style.NEUTRAL).encode(
+        x=alt.value("width"), y=alt.value(0), text="text:N"
+    )
+
+
+def _ours(drawn: pl.DataFrame) -> pl.DataFrame:
+    """What was not published but ran here."""
+    return drawn.filter(pl.col("source").is_in(OURS))
 
 
 def _loss(loss: float) -> str:
