@@ -180,9 +180,8 @@ def _(jobs, live, recorded, set_changes, settings, tick):
     _progress = controls.watch(live, set_changes)
     _shown = frames.training_curves(live.showing(jobs, settings["device"]))
     _behind = controls.recorded_behind(_shown, frames.training_curves(recorded))
-    controls.live_only(
-        _progress, charts.live_curves(_shown, _behind, title=controls.title_of(_shown))
-    )
+    _title = controls.title_of(_shown, _behind)
+    controls.live_only(_progress, charts.live_curves(_shown, _behind, title=_title))
     return
 
 

@@ -21,6 +21,8 @@ from replib.device import resolve_device
 from replib.experiments import ALL_VARIANTS, TrainingJob, refused_variants, run_ids
 from replib.generation import copy_with
 from replib.live import (
+    ALL_THREADS,
+    ASKED,
     COMPILE_S,
     LiveRuns,
     Progress,
@@ -351,14 +353,15 @@ def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = Non
     if in_static_page():
         if has_own_run() and auto and live.missing(jobs, device):
             _run_for_page(live, jobs, device)
-        return None, ""
+        return None, how_measured(live.rows(jobs, device)) if has_own_run() else ""
     missing = live.missing(jobs, device)
     if not any(run_ids(job) for job in jobs):
         return None, "Nothing is chosen: choose at least one attention."
     if live.running:
         return None, "A run is under way; the next can start when it ends."
     if not missing:
-        return None, "These settings have been run; the result is below."
+        told = how_measured(live.rows(jobs, device))
+        return None, f"These settings have been run; the result is below. {told}".strip()
     if why_not := refusal(missing, device):
         return None, why_not
     seconds, kernel = predicted_seconds(missing, device), kernel_to_compile(missing, device)
@@ -371,10 +374,31 @@ def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = Non
     return mo.ui.run_button(label=label, kind="success"), None
 
 
+def how_measured(rows: Sequence[Row]) -> str:
+    """What a reader of costs measured on a page would not expect: fewer samples than were asked
+    for, and fewer threads than there are; empty where there is nothing of the kind."""
+    said = []
+    timed = [row for row in rows if row["outcome"] == "ok" and ASKED in row["summary"]]
+    short = [
+        (len(row["summary"]["time_ms_samples"]), row["summary"][ASKED])
+        for row in timed
+        if row["config"].get("span") != "stream"  # is timed once, token by token
+    ]
+    if short and min(n for n, _ in short) < max(asked for _, asked in short):
+        asked = max(asked for _, asked in short)
+        said.append(f"Repeats {asked}, of which the longest had time for {min(short)[0]}.")
+    threads = {row["provenance"]["threads"] for row in timed}
+    if threads and min(threads) < ALL_THREADS:
+        said.append(
+            f"Measured on {min(threads)} of {ALL_THREADS} threads: one is left to the page."
+        )
+    return " ".join(said)
+
+
 def show_gate(button, text: str | None, *beside) -> mo.Html:
-    """The button or its text, and what stands beside it."""
+    """The button or its text, and what stands beside it; in a static page the text alone."""
     if in_static_page():
-        return mo.md("")
+        return _text(text) if text else mo.md("")
     shown = _text(text) if button is None else button
     return mo.hstack([shown, *beside], justify="start", align="center", gap=1.5, wrap=True)
 
@@ -502,15 +526,25 @@ def recorded_behind(shown: pl.DataFrame, recorded: pl.DataFrame) -> pl.DataFrame
     return recorded.filter(pl.col("seq_len") == shown["seq_len"][0])
 
 
-def title_of(shown: pl.DataFrame) -> str:
-    """The settings of shown runs as a chart's title."""
+def title_of(shown: pl.DataFrame, behind: pl.DataFrame | None = None) -> str:
+    """The settings of shown runs as a chart's title, and those of the recorded curves behind them
+    where they differ."""
     if shown.is_empty():
         return "Nothing has run yet"
-    run = shown.row(0, named=True)
-    return (
-        f"N = {run['seq_len']}, batch {run['batch_size']}, {run['n_layers']} layers, "
-        f"{run['n_heads']} heads of {run['d_model'] // run['n_heads']}"
-    )
+    settings = _settings(shown)
+    title = f"N = {shown['seq_len'][0]}, {settings[0]}"
+    others = [] if behind is None else [one for one in _settings(behind) if one != settings[0]]
+    return f"{title} (recorded: {'; '.join(others)})" if others else title
+
+
+def _settings(curves: pl.DataFrame) -> list[str]:
+    """The batch and the models of curves in words, each once."""
+    runs = curves.select("batch_size", "n_layers", "n_heads", "d_model").unique(maintain_order=True)
+    return [
+        f"batch {batch_size}, {n_layers} layer{'s' * (n_layers != 1)}, "
+        f"{n_heads} head{'s' * (n_heads != 1)} of {d_model // n_heads}"
+        for batch_size, n_layers, n_heads, d_model in runs.iter_rows()
+    ]
 
 
 FIRST_LETTER = ord("a")
@@ -637,7 +671,8 @@ def _history_line(row: Row) -> str:
         time_ms = summary.get("time_ms")
         what = (
             f"{config['way']}, {config['span']}, N = {config['seq_len']}, batch "
-            f"{config['batch_size']}, {config['n_layers']} layers, {config['n_heads']} heads of "
+            f"{config['batch_size']}, {config['n_layers']} layer{'s' * (config['n_layers'] != 1)}, "
+            f"{config['n_heads']} head{'s' * (config['n_heads'] != 1)} of "
             f"{config['head_dim']}"
         )
         result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"

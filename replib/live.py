@@ -8,7 +8,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -52,6 +52,7 @@ SCALE = "live"
 MAX_POINT_S = 5.0  # of timing for one mechanism at one length
 # A page that is open asks several times a second; one that has not for so long is closed.
 ABANDONED_AFTER_S = 20.0
+ASKED = "n_repeats_asked"  # in the summary of a cost, which may have had time for fewer
 COMPILE_S = 15.0  # about; a kernel for the CPU, on two cores, once for this machine
 MAX_PREDICTED_S = 3600.0  # a reader who wants more has the command line, which resumes
 # About; what defects of the autopsy do to a step, for predictions alone.
@@ -59,6 +60,8 @@ SLOWER = {"float64": 1.5, "unfused": 1.5, "extra_losses": 1.3}
 # Of associative retrieval: most runs have solved it by then, or make no more progress.
 TYPICAL_STEPS = 3000
 _WORK_LOCK = threading.Lock()
+# Before any run: a thread that begins while another is spared one would find fewer.
+ALL_THREADS = torch.get_num_threads()
 
 Result = TypeVar("Result")
 
@@ -109,18 +112,22 @@ class LiveRuns:
         return self._thread is not None and self._thread.is_alive()
 
     def rows(self, jobs: Sequence[Job], device: str | None = None) -> list[store.Row]:
-        """The finished rows of jobs, of this page or from the cache; fewer than asked for where
-        some have not run."""
+        """The finished rows of jobs, of this page or from the cache, the newest of each run; fewer
+        than asked for where some have not run, or were measured otherwise than they would be."""
         kind = resolve_device(device).type
         names = {self._name(job) for job in jobs}
         known = [row for name in names for row in self._cached(name)]
-        known += self.finished
-        by_id = {
-            row["run_id"]: row
-            for row in known
-            if row["outcome"] != "interrupted" and row["provenance"]["device"].startswith(kind)
-        }
-        return [by_id[run] for job in jobs for run in run_ids(job) if run in by_id]
+        known = sorted(known + self.finished, key=lambda row: row["provenance"]["started"])
+        by_id: dict[str, list[store.Row]] = {}
+        for row in known:
+            if row["outcome"] != "interrupted" and row["provenance"]["device"].startswith(kind):
+                by_id.setdefault(row["run_id"], []).append(row)
+        alike = [
+            [row for row in by_id.get(run, []) if _as_asked(row, job)]
+            for job in jobs
+            for run in run_ids(job)
+        ]
+        return [rows[-1] for rows in alike if rows]
 
     def missing(self, jobs: Sequence[Job], device: str | None = None) -> list[Job]:
         """The jobs of which some row is not there."""
@@ -302,9 +309,9 @@ class LiveRuns:
         config = job.configs[0]
         progress.text = f"measuring N = {getattr(config, 'task', config).seq_len}"
         name = self._name(job)
-        streaming = any(getattr(config, "span", None) == "stream" for config in job.configs)
-        with one_thread_spared() if streaming else nullcontext():
+        with _on_threads(timing_threads(job)):
             for row in run_cost(name, SCALE, job, device, self._stopped, MAX_POINT_S, on_partial):
+                row["summary"][ASKED] = job.n_repeats
                 self._finish(row, progress)
 
     def _finish(self, row: store.Row, progress: Progress) -> None:
@@ -358,12 +365,36 @@ def predicted_seconds(jobs: Sequence[Job], device: str | None = None) -> float:
 def one_thread_spared() -> Iterator[None]:
     """Leave a core to the page: threads that wait for one that the browser has displaced take
     longer than one thread fewer (on two cores a run took 52 s, and 31 s so)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before - 1))
+    with _on_threads(max(1, ALL_THREADS - 1)):
+        yield
+
+
+@contextmanager
+def _on_threads(n: int) -> Iterator[None]:
+    torch.set_num_threads(n)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(ALL_THREADS)  # what a thread began with may be another's spared ones
+
+
+def timing_threads(job: CostJob) -> int:
+    """The threads that a cost is measured with: all, but for a stream, which the page draws on
+    its way, one fewer."""
+    streaming = any(getattr(config, "span", None) == "stream" for config in job.configs)
+    return max(1, ALL_THREADS - 1) if streaming else ALL_THREADS
+
+
+def _as_asked(row: store.Row, job: Job) -> bool:
+    """Whether a row is what running the job now would give: a cost measured with as many threads
+    and samples, or with all the samples that there was time for."""
+    if not isinstance(job, CostJob):
+        return True
+    if row["provenance"]["threads"] != timing_threads(job):
+        return False
+    told = row["summary"]
+    samples = max(len(told["time_ms_samples"]), told.get(ASKED, 0))
+    return row["outcome"] != "ok" or samples >= job.n_repeats
 
 
 def in_passing_thread(function: Callable[..., Result], *arguments) -> Result:

@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import marimo as mo
@@ -13,7 +14,7 @@ import torch
 from replib import claims, controls, frames, kernels, store
 from replib.benchmark import Cost, CostConfig
 from replib.controls import Control, initial_values
-from replib.experiments import CostJob, TrainingJob, laptop_copy
+from replib.experiments import CostJob, TrainingJob, laptop_copy, laptop_model
 from replib.live import LiveRuns, Progress
 from replib.training import Training
 from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Criterion, Verdict
@@ -421,14 +422,41 @@ def test_the_history_lists_finished_runs_latest_first(live):
     assert places == sorted(places)
 
 
+def measured(n_samples, asked, threads=controls.ALL_THREADS):
+    row = cost_row(samples=(1.0,) * n_samples)
+    row["summary"][controls.ASKED], row["provenance"]["threads"] = asked, threads
+    return row
+
+
+def test_samples_that_there_was_no_time_for_are_told():
+    assert controls.how_measured([]) == "" == controls.how_measured([measured(7, 7)])
+    told = controls.how_measured([measured(7, 7), measured(1, 7), measured(3, 7)])
+    assert told == "Repeats 7, of which the longest had time for 1."
+
+
+def test_a_thread_that_was_left_to_the_page_is_told(monkeypatch):
+    monkeypatch.setattr(controls, "ALL_THREADS", 2)
+    told = controls.how_measured([measured(7, 7, threads=1)])
+    assert told == "Measured on 1 of 2 threads: one is left to the page."
+
+
+def test_a_page_with_a_run_of_its_own_tells_how_it_was_measured(live, monkeypatch):
+    monkeypatch.setattr(controls, "in_static_page", lambda: True)
+    monkeypatch.setattr(controls, "has_own_run", lambda: True)
+    monkeypatch.setattr(live, "missing", lambda *_: [])
+    monkeypatch.setattr(live, "rows", lambda *_: [measured(3, 7)])
+    shown = controls.show_gate(*gate(live, [job()]))
+    assert "Repeats 7, of which the longest had time for 3." in shown.text
+
+
 def test_device_names_are_those_of_the_rows():
     assert controls.device_names([]) == "nothing yet"
     rows = [cost_row(device="B"), cost_row(device="A"), cost_row(device="B")]
     assert controls.device_names(rows) == "A, B"
 
 
-def run_rows(seq_len):
-    config = laptop_copy("linear", seq_len, 10)
+def run_rows(seq_len, **changes):
+    config = laptop_copy("linear", seq_len, 10, **changes)
     curve = {"step": [5, 10], "train_loss": [2, 1], "loss": [2, 1], "accuracy": [0, 1]}
     summary = {"final_loss": 1.0, "final_accuracy": 1.0}
     make = store.make_row
@@ -446,6 +474,17 @@ def test_a_chart_of_live_runs_is_titled_with_their_settings():
     shown = controls.title_of(frames.training_curves(run_rows(32)))
     assert shown == "N = 32, batch 32, 2 layers, 4 heads of 16"
     assert controls.title_of(frames.training_curves([])) == "Nothing has run yet"
+
+
+def test_the_title_names_the_settings_of_recorded_curves_where_they_are_others():
+    shown = frames.training_curves(
+        run_rows(32, model=replace(laptop_model("linear"), n_layers=1), batch_size=16)
+    )
+    recorded = frames.training_curves(run_rows(32))
+    own = "N = 32, batch 16, 1 layer, 4 heads of 16"
+    assert controls.title_of(shown, shown) == controls.title_of(shown) == own
+    told = f"{own} (recorded: batch 32, 2 layers, 4 heads of 16)"
+    assert controls.title_of(shown, recorded) == told
 
 
 def crossing(power=1.0, **changes):

@@ -514,6 +514,59 @@ def test_rows_of_another_device_do_not_count():
     assert live.rows([job()], "cpu") == []
 
 
+def cached_cost(live, n_samples, threads=module.ALL_THREADS, **told):
+    """The rows of `cost_job()` as if they had been measured so, the last in the cache."""
+    for row in live.finished[:2]:
+        summary = row["summary"] | {"time_ms_samples": [1.0] * n_samples} | told
+        provenance = row["provenance"] | {"threads": threads, "started": f"2999-{n_samples:02}"}
+        store.append("crossover", row | {"summary": summary, "provenance": provenance}, live.folder)
+
+
+def samples_found(n_repeats):
+    found = LiveRuns("crossover").rows([cost_job(n_repeats=n_repeats)], "cpu")
+    return [len(row["summary"]["time_ms_samples"]) for row in found]
+
+
+def test_costs_of_fewer_samples_are_measured_again_and_of_more_are_not():
+    live = run([cost_job(n_repeats=2)], "crossover")
+    assert samples_found(1) == samples_found(2) == [2, 2]
+    assert samples_found(3) == []
+    assert live.missing([cost_job(n_repeats=3)], "cpu") == [cost_job(n_repeats=3)]
+
+
+def test_costs_that_had_time_for_fewer_samples_are_not_measured_again(monkeypatch):
+    monkeypatch.setattr(module, "MAX_POINT_S", 0.0)
+    live = run([cost_job(n_repeats=3)], "crossover")
+    assert samples_found(3) == [1, 1]
+    assert live.missing([cost_job(n_repeats=3)], "cpu") == []
+    assert samples_found(5) == []
+
+
+def test_costs_of_another_number_of_threads_are_measured_again(monkeypatch):
+    live = run([cost_job()], "crossover")
+    cached_cost(live, 9, threads=module.ALL_THREADS + 1)
+    assert samples_found(2) == [2, 2]
+    monkeypatch.setattr(module, "ALL_THREADS", module.ALL_THREADS + 2)
+    assert LiveRuns("crossover").missing([cost_job()], "cpu") == [cost_job()]
+
+
+def test_the_newest_measurement_that_is_as_asked_counts():
+    live = run([cost_job()], "crossover")
+    cached_cost(live, 4)
+    cached_cost(live, 3)
+    assert samples_found(2) == samples_found(4) == [4, 4]
+    assert live.rows([cost_job()], "cpu")[0]["summary"]["time_ms_samples"] == [1.0] * 4
+
+
+def test_a_thread_that_began_with_fewer_measures_with_all_and_leaves_all():
+    torch.set_num_threads(module.ALL_THREADS + 1)  # what a run on another page may leave behind
+    try:
+        live = run([cost_job()], "crossover")
+    finally:
+        torch.set_num_threads(module.ALL_THREADS)
+    assert {row["provenance"]["threads"] for row in live.finished} == {module.ALL_THREADS}
+
+
 @pytest.fixture
 def uncompiled(monkeypatch):
     """A machine that has yet to compile its kernels; when it did so, and what the page said."""
