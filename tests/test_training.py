@@ -32,7 +32,7 @@ def same(a: Training, b: Training) -> bool:
 
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_some_hundred_steps_beat_chance_by_far(attention):
-    n_steps = 500 if attention == "fwm" else 300
+    n_steps = 600 if attention == "fwm" else 300
     last = run(Training(tiny(attention, n_steps, eval_batches=4)))[-1]
     assert last.outcome == "ok"
     assert last.loss < CHANCE / 4
