@@ -541,10 +541,15 @@ def _settings(curves: pl.DataFrame) -> list[str]:
     """The batch and the models of curves in words, each once."""
     runs = curves.select("batch_size", "n_layers", "n_heads", "d_model").unique(maintain_order=True)
     return [
-        f"batch {batch_size}, {n_layers} layer{'s' * (n_layers != 1)}, "
-        f"{n_heads} head{'s' * (n_heads != 1)} of {d_model // n_heads}"
+        f"batch {batch_size}, {_sizes(n_layers, n_heads, d_model // n_heads)}"
         for batch_size, n_layers, n_heads, d_model in runs.iter_rows()
     ]
+
+
+def _sizes(n_layers: int, n_heads: int, head_dim: int) -> str:
+    """Of a model, in words."""
+    layers, heads = f"layer{'s' * (n_layers != 1)}", f"head{'s' * (n_heads != 1)}"
+    return f"{n_layers} {layers}, {n_heads} {heads} of {head_dim}"
 
 
 FIRST_LETTER = ord("a")
@@ -671,9 +676,8 @@ def _history_line(row: Row) -> str:
         time_ms = summary.get("time_ms")
         what = (
             f"{config['way']}, {config['span']}, N = {config['seq_len']}, batch "
-            f"{config['batch_size']}, {config['n_layers']} layer{'s' * (config['n_layers'] != 1)}, "
-            f"{config['n_heads']} head{'s' * (config['n_heads'] != 1)} of "
-            f"{config['head_dim']}"
+            f"{config['batch_size']}, "
+            f"{_sizes(config['n_layers'], config['n_heads'], config['head_dim'])}"
         )
         result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"
     else:
