@@ -50,8 +50,10 @@ from replib.training import Metrics, Training, TrainingConfig
 
 SCALE = "live"
 MAX_POINT_S = 5.0  # of timing for one mechanism at one length
-# A page that is open asks several times a second; one that has not for so long is closed.
+# A page that is open asks several times a second; one that has not for so long is closed. Browsers
+# wake a page that has been hidden for five minutes once a minute only, so a long run waits longer.
 ABANDONED_AFTER_S = 20.0
+LONG_RUN_S, LONG_RUN_ABANDONED_AFTER_S = 240.0, 90.0
 ASKED = "n_repeats_asked"  # in the summary of a cost, which may have had time for fewer
 COMPILE_S = 15.0  # about; a kernel for the CPU, on two cores, once for this machine
 MAX_PREDICTED_S = 3600.0  # a reader who wants more has the command line, which resumes
@@ -100,7 +102,7 @@ class LiveRuns:
         self._device: str | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._polled = monotonic()
+        self._started = self._polled = monotonic()
 
     @property
     def measuring(self) -> bool:
@@ -140,7 +142,7 @@ class LiveRuns:
         self._batch, self._device = list(jobs), device
         jobs = self.missing(jobs, device)
         self._stop.clear()
-        self._polled = monotonic()
+        self._started = self._polled = monotonic()
         self._progress = Progress()
         self._thread = threading.Thread(
             target=self._work, args=(jobs, device, self._progress), daemon=True
@@ -244,7 +246,10 @@ class LiveRuns:
         return self.experiment
 
     def _stopped(self) -> bool:
-        return self._stop.is_set() or monotonic() - self._polled > ABANDONED_AFTER_S
+        now = monotonic()
+        long = now - self._started > LONG_RUN_S
+        patience = LONG_RUN_ABANDONED_AFTER_S if long else ABANDONED_AFTER_S
+        return self._stop.is_set() or now - self._polled > patience
 
     def _train(self, job, device, progress: Progress, before: float, share: float) -> None:
         name, who = self._name(job), f"{_who(job.config)}, seed {job.seed}"

@@ -599,3 +599,16 @@ def test_the_slider_hides_what_was_drawn_and_nothing_that_was_given():
 def test_images_with_colours_are_refused():
     with pytest.raises(ValueError, match="3 channels cannot be drawn"):
         frames.drawings([], (32, 32, 3), 256)
+
+
+def test_a_long_title_has_fewer_lines_on_a_wider_page():
+    title = "Every key written once; last S solved: softmax 440, not 480, DPFP-3 360, linear 40"
+    chart = charts.cost_chart(linear_costs(), title=title)
+    lines = {}
+    for width in (340, 700, 1100):
+        drawing = vl_convert.vegalite_to_svg(charts.printable(chart, width).to_json())
+        words = re.findall(r">([^<>]+)</t", drawing.replace("\u00a0", " "))
+        lines[width] = [line for line in words if line in title and len(line) > 10]
+        assert " ".join(lines[width]) == title
+    assert len(lines[340]) > len(lines[700]) > len(lines[1100])
+    assert isinstance(charts.cost_chart(linear_costs(), title="Short").title.text, list)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import synthetic
 import vl_convert
+from drawn import title_of
 
 from replib import charts, frames_memory, store
 from replib.claims_memory import SOLVED_LOSS
@@ -115,9 +116,9 @@ def test_a_click_in_the_legend_singles_out_a_memory(frame, name):
 
 
 def test_the_title_says_what_each_memory_solves(frame):
-    title = " ".join(charts.capacity_chart(frame).to_dict()["title"]["text"])
+    title = title_of(charts.capacity_chart(frame))
     assert "softmax 600 or more, DPFP-3 360, not 400, DPFP-2 240, not 280, DPFP-1 120" in title
-    title = " ".join(charts.update_rules_chart(frame).to_dict()["title"]["text"])
+    title = title_of(charts.update_rules_chart(frame))
     assert "DPFP-1 (delta) 120" in title and "(sum)" not in title
 
 
@@ -143,7 +144,7 @@ def test_what_is_far_below_the_limit_is_drawn_at_the_edge_and_told_as_it_is(fram
 def test_published_points_stand_alone_before_anything_is_recorded():
     frame = frames_memory.retrieval_frame([], THEIRS)
     for chart in (charts.capacity_chart(frame), charts.update_rules_chart(frame)):
-        title = " ".join(chart.to_dict()["title"]["text"])
+        title = title_of(chart)
         assert "published losses" in title and "NaN" not in svg(chart)
     assert "no data yet" in svg(charts.capacity_chart(frame.clear()))
 
@@ -183,8 +184,8 @@ def test_the_last_s_solved_is_a_point_and_the_next_that_failed_the_end_of_its_ba
     assert found["softmax", "recorded"] == (600, 600)
     assert found["linear", "recorded"] == (60, 80)
     assert ("DPFP-3", "published") not in found
-    title = " ".join(charts.solved_chart(frame).title.text)
+    title = title_of(charts.solved_chart(frame))
     assert "linear 60, " in title and "FAVOR+" not in title
     published_only = charts.solved_chart(frames_memory.retrieval_frame([], THEIRS))
-    assert published_only.title.text == ["Last S solved, as published"]
+    assert title_of(published_only) == "Last S solved, as published"
     assert "no data yet" in svg(charts.solved_chart(frame.head(0)))

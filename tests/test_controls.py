@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import marimo as mo
 import pytest
 import torch
+from drawn import title_of
 
 from replib import claims, controls, frames, kernels, store
 from replib.benchmark import Cost, CostConfig
@@ -497,12 +498,12 @@ def crossing(power=1.0, **changes):
 
 def test_the_crossover_chart_is_titled_with_what_was_measured():
     chart = controls.session_crossover_chart(crossing())
-    title = " ".join(chart.to_dict()["title"]["text"]).replace("\xa0", " ")
+    title = title_of(chart)
     assert title == "Linear (torch) is faster from N = 100 against softmax (fused)"
-    always = controls.session_crossover_chart(crossing(0.2)).to_dict()["title"]["text"]
-    assert "from below N = 64 against" in " ".join(always).replace("\xa0", " ")
-    never = controls.session_crossover_chart(crossing(2.0)).to_dict()
-    assert "faster never against" in " ".join(never["title"]["text"])
+    always = controls.session_crossover_chart(crossing(0.2))
+    assert "from below N = 64 against" in title_of(always)
+    never = controls.session_crossover_chart(crossing(2.0))
+    assert "faster never against" in title_of(never)
     short = controls.session_crossover_chart(crossing()[:2]).to_dict()
     assert "Two lengths or more are needed" in str(short["title"])
     for rows in ([], [cost_row("out_of_memory", ())]):

@@ -258,6 +258,16 @@ def test_a_run_whose_page_is_gone_ends_by_itself(monkeypatch, started):
     assert store.find("convergence", row["run_id"], started.folder) is not None
 
 
+def test_a_long_run_waits_longer_for_a_page_that_is_hidden(monkeypatch, started):
+    monkeypatch.setattr(module, "ABANDONED_AFTER_S", 0.0)
+    monkeypatch.setattr(module, "LONG_RUN_S", 0.0)
+    started.join(1.0)  # nobody polls
+    assert started.running
+    monkeypatch.setattr(module, "LONG_RUN_ABANDONED_AFTER_S", 0.0)
+    started.join(PATIENCE_S)
+    assert not started.running
+
+
 def test_a_failure_in_the_thread_is_told_and_the_next_run_works(monkeypatch):
     def fail(*arguments):
         raise RuntimeError("the fuse blew")

@@ -3,6 +3,7 @@
 A function that draws takes or returns Altair objects; none holds state.
 """
 
+import json
 import math
 import textwrap
 import zlib
@@ -78,6 +79,7 @@ SOLVED_ACCURACY = 0.99  # the line that a copy task has to reach
 HEIGHT, TALL = 300, 340  # pixels
 LABEL_PX = 14  # height of a line of text
 WRAP, SUBTITLE_WRAP = 40, 58  # characters that fit beside the menu, 400 pixels wide
+WIDER = {500: 66, 760: 100}  # characters of a title that fit from so many pixels of a plot on
 CROSS = {"shape": "cross", "angle": 45, "filled": True, "size": 80, "opacity": 1}
 TOP_PX = 7  # where points without a value are marked
 
@@ -290,11 +292,22 @@ def finished(
 ) -> alt.LayerChart:
     """Title, size, description for screen readers and the theme."""
     heading = alt.TitleParams(
-        text=wrapped_lines(title, WRAP) or [""], subtitle=wrapped_lines(subtitle, SUBTITLE_WRAP)
+        text=_title_lines(title), subtitle=wrapped_lines(subtitle, SUBTITLE_WRAP)
     )
     return chart.properties(
         width="container", height=height, title=heading, description=f"{title}. {description}"
     ).configure(**theme())
+
+
+def _title_lines(title: str) -> list[str] | alt.ExprRef:
+    """The lines of a title; of one with several, an expression that has fewer on a wider page."""
+    narrow = lines = wrapped_lines(title, WRAP) or [""]
+    expression = json.dumps(lines)
+    for pixels, characters in WIDER.items():
+        if len(wider := wrapped_lines(title, characters)) < len(lines):
+            expression = f"width < {pixels} ? {expression} : {json.dumps(wider)}"
+            lines = wider
+    return narrow if lines is narrow else alt.ExprRef(expression)
 
 
 def wrapped_lines(text: str, width: int) -> list[str]:
