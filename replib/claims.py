@@ -31,18 +31,16 @@ from replib.statistics import (
 from replib.store import Row
 from replib.streams import WAYS
 from replib.verdicts import (
-    EXPONENT_TOLERANCE,
     INCONCLUSIVE,
     NOT_SUPPORTED,
-    PAPER_CROSSOVER,
     SUPPORTED,
     Criterion,
     SeedResult,
     Verdict,
     constant_cost_verdict,
     convergence_verdict,
-    crossover_text,
     crossover_verdict,
+    exponent_text,
     faster_generation_verdict,
     images_verdict,
     implementations_verdict,
@@ -302,28 +300,11 @@ def scaling(rows: Sequence[Row], work: str = "forward_backward") -> Verdict:
     if not claims:
         return Verdict("no measurements yet", (Criterion("two lengths or more", None, "0"),))
     evidence = tuple(
-        f"{_name(variant)}, {what} grows as N^{found.value:.2f} ({found.low:.2f} to "
-        f"{found.high:.2f}) over N = {found.from_length:g} to {found.to_length:g}"
+        f"{_name(variant)}, {what} grows as N^{exponent_text(found)}"
         for variant, what, found in exponents(rows, work)
         if variant not in judged
     )
-    verdict = scaling_verdict(claims)
-    return replace(verdict, headline=_scaling_headline(claims, verdict), evidence=evidence)
-
-
-def _scaling_headline(claims: Mapping[str, tuple], verdict: Verdict) -> str:
-    """The exponents, first those that are not as claimed, with the reason."""
-    reasons, met = [], []
-    for (name, (*_, claimed)), one in zip(claims.items(), verdict.criteria, strict=True):
-        value, interval = one.figure.split(" over ")[0].split(" ", 1)
-        grows = f"{name} grows as N^{value}"
-        if one.met:
-            met.append(f"{grows}, claimed {claimed:g}")
-            continue
-        place = "is outside" if one.met is False else "passes"
-        bounds = f"claimed {claimed:g} ± {EXPONENT_TOLERANCE:g}"
-        reasons.append(f"{grows} {interval}: the interval {place} {bounds}")
-    return "; ".join(reasons + met)
+    return replace(scaling_verdict(claims), evidence=evidence)
 
 
 def exponents(rows: Sequence[Row], work: str) -> list[tuple[Variant, str, Exponent]]:
@@ -429,7 +410,7 @@ def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> V
     verdicts: dict[str, dict[str, Verdict]] = {"textbook": {}, "fused": {}}
     for one in found:
         if one.implementation == judged:
-            verdicts[one.baseline][one.setting] = _crossover_verdict(one.found)
+            verdicts[one.baseline][one.setting] = crossover_verdict(one.found)
     verdict = _together(verdicts["textbook"], "no measurements yet")
     if not found:
         return verdict
@@ -442,30 +423,6 @@ def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> V
     return replace(verdict, headline=headline, evidence=(*verdict.evidence, *beside))
 
 
-def _crossover_verdict(found: Crossover) -> Verdict:
-    """`crossover_verdict`, which tells where the crossover lies among the measured lengths."""
-    verdict = crossover_verdict(found)
-    if math.isinf(found.length):
-        return verdict
-    place = _place(found)
-    first, *others = verdict.criteria
-    return replace(
-        verdict,
-        headline=f"linear is faster from {place}; claimed from N = {PAPER_CROSSOVER:g} on",
-        criteria=(replace(first, figure=f"crossover {place}"), *others),
-    )
-
-
-def _place(found: Crossover) -> str:
-    """Where a crossover is, with its interval, and beside which of the measured lengths."""
-    high = "no end" if math.isinf(found.high) else f"{found.high:.0f}"
-    interval = f"95 % interval {found.low:.0f} to {high}"
-    if found.extrapolated and found.length <= found.shortest:
-        return f"below N = {found.shortest:g}, the shortest measured ({interval})"
-    how = "extrapolated beyond" if found.extrapolated else "measured up to"
-    return f"N = {found.length:.0f} ({how} N = {found.longest:g}; {interval})"
-
-
 @each_device
 def implementations(rows: Sequence[Row], *, work: str = "forward_backward") -> Verdict:
     """The crossover is one of implementations: it moves to shorter N as linear attention's
@@ -473,26 +430,7 @@ def implementations(rows: Sequence[Row], *, work: str = "forward_backward") -> V
     settings: dict[str, dict[str, Crossover]] = {}
     for one in crossings(rows, work):
         settings.setdefault(one.setting, {})[one.implementation or "fastest"] = one.found
-    verdict = implementations_verdict(settings)
-    if not settings:
-        return verdict
-    names = dict.fromkeys(name for found in settings.values() for name in found)
-    spans = {
-        name: _span([found[name] for found in settings.values() if name in found]) for name in names
-    }
-    headline = "; ".join(f"{name} {span}" for name, span in spans.items())
-    if any(" to " in span.removeprefix("not up to") for span in spans.values()):
-        headline += ", by batch and softmax"
-    return replace(verdict, headline=headline)
-
-
-def _span(found: Sequence[Crossover]) -> str:
-    """From the earliest to the latest of the crossovers of several settings."""
-    ends = (pick(found, key=lambda one: one.length) for pick in (min, max))
-    first, last = (crossover_text(one).split(" (")[0] for one in ends)
-    if first == last:
-        return f"{first}, the shortest measured" if first.startswith("below") else first
-    return f"{first} to {last.removeprefix('N = ') if first.startswith('N = ') else last}"
+    return implementations_verdict(settings)
 
 
 def variant_of(row: Row) -> Variant:

@@ -52,12 +52,21 @@ from replib.statistics import (
 )
 from replib.store import Row
 from replib.tasks import SequenceCopy
-from replib.verdicts import ARTICLE_CROSSOVER, MOST, Criterion, Verdict, ratio_text
+from replib.verdicts import (
+    ARTICLE_CROSSOVER,
+    MOST,
+    Criterion,
+    Verdict,
+    crossover_place,
+    crossovers_span,
+    ratio_text,
+)
 
 MENDED, BROKEN, ALONE_ON, ALONE_OFF = "mended", "broken", "alone on", "alone off"
 ROLES = (MENDED, BROKEN, ALONE_ON, ALONE_OFF)
 CAUSES = ("float64", "batch_32")  # of the slowdown; what remains is the rest
 MIN_SAMPLES = 3  # of a step; resampling fewer says nothing of how they vary
+IN_TURNS = "timed in turns with defects"  # the steps of `autopsy_time`
 GUESSING = math.log(10)  # nats a token: one of ten symbols
 FACTOR_TOLERANCE = 0.15  # of a predicted factor of time or memory
 NEAR_ZERO = 0.05  # nats a token
@@ -729,28 +738,25 @@ def article_crossover(rows: Sequence[Row], steps: Sequence[Row] = ()) -> Verdict
     device = rows[0]["provenance"]["device_name"]
     steps = [row for row in steps if row["provenance"]["device_name"] == device]
     found, longer = crossovers([*rows, *_autopsied(steps)]), step_crossovers(steps)
-    judged = {f"{text}, {name}": one for name, one in longer.items()}
     if MENDED in found:
-        judged = {text: found[MENDED]} | judged
-    criteria = [_at_article(text, one) for text, one in judged.items()]
-    told = [
-        f"mended steps up to N = {one.longest:g}, {name}, {_crosses(one)}"
-        for name, one in longer.items()
-    ]
-    if MENDED in found:
-        one = found[MENDED]
-        told.append(f"those timed beside broken steps, up to N = {one.longest:g}, {_crosses(one)}")
+        longer = {IN_TURNS: found[MENDED]} | longer
+    criteria = [_at_article(f"{text}, {name}", one) for name, one in longer.items()]
+    headline = "two lengths are needed"
+    if longer:
+        headline = f"mended steps cross: {crossovers_span(list(longer.values()))}"
+    if len(longer) > 1:
+        headline += ", by what they are timed against and beside"
     return Verdict(
-        "; ".join(told) or "two lengths or more are needed",
+        headline,
         tuple(criteria) or (Criterion(text, None, "fewer than 2 lengths"),),
-        tuple(f"{role} steps {_crosses(one)}" for role, one in found.items()),
+        tuple(f"{role} steps cross at {crossover_place(one)}" for role, one in found.items()),
     )
 
 
 def _at_article(text: str, found: Crossover) -> Criterion:
     inside = found.low <= ARTICLE_CROSSOVER <= found.high
     beyond = found.extrapolated and found.length >= found.longest
-    return Criterion(text, None if beyond else inside, crossing_text(found))
+    return Criterion(text, None if beyond else inside, crossover_place(found))
 
 
 def _autopsied(steps: Sequence[Row]) -> list[Row]:
@@ -798,24 +804,6 @@ def _step_samples(rows: Sequence[Row]) -> dict[tuple[str, int, str], tuple[float
         for key, some in ablated(rows).items()
         if key[2] in (MENDED, BROKEN) and some[-1]["outcome"] == "ok"
     }
-
-
-def crossing_text(found: Crossover) -> str:
-    """Where a crossover is, and whether it was measured."""
-    if found.extrapolated and found.length <= found.shortest:
-        return f"below N = {found.shortest:g}, the shortest measured"
-    high = "never" if math.isinf(found.high) else f"N = {_bound(found.high)}"
-    bounds = f"; 95 % interval: N = {_bound(found.low)} to {high}"
-    if math.isinf(found.low):
-        bounds = ""
-    if not found.extrapolated:
-        return f"at N = {found.length:.0f} (measured{bounds})"
-    where = "at no N" if math.isinf(found.length) else f"at N = {_bound(found.length)}"
-    return f"{where} (extrapolated beyond N = {found.longest:g}{bounds})"
-
-
-def _crosses(found: Crossover) -> str:
-    return f"cross {crossing_text(found)}"
 
 
 def _bound(length: float) -> str:
@@ -889,12 +877,12 @@ def prediction_table(
         )
         for name, columns in sources.items()
     ]
-    found = crossovers([*rows, *_autopsied(steps)])
-    measured = [f"Here, {role} steps {_crosses(one)}." for role, one in found.items()]
-    measured += [
-        f"Mended steps up to N = {one.longest:g}, {name}, {_crosses(one)}."
-        for name, one in step_crossovers(steps).items()
-    ]
     head = _table_line("crossover N by model of softmax", [MODEL_NAMES[m] for m in SOFTMAX_MODELS])
-    told = " ".join(measured) or "Here nothing has been measured yet."
-    return f"{head}\n|:---|{'---:|' * len(SOFTMAX_MODELS)}\n" + "\n".join(lines) + f"\n\n{told}"
+    table = f"{head}\n|:---|{'---:|' * len(SOFTMAX_MODELS)}\n" + "\n".join(lines)
+    found = crossovers([*rows, *_autopsied(steps)])
+    measured = {f"{role}, {IN_TURNS}": found[role] for role in found}
+    measured |= {f"{MENDED}, {name}": one for name, one in step_crossovers(steps).items()}
+    if not measured:
+        return f"{table}\n\nHere nothing has been measured yet."
+    lines = [_table_line(name, [crossover_place(one)]) for name, one in measured.items()]
+    return f"{table}\n\n| steps measured here | cross at |\n|:---|:---|\n" + "\n".join(lines)

@@ -146,27 +146,40 @@ def scaling_verdict(
     2.0)}`.
 
     A claim is met where the 95 % interval of `scaling_exponent` lies within the claimed exponent ±
-    `tolerance`, violated where it lies wholly outside, and cannot be told otherwise.
+    `tolerance`, violated where it lies wholly outside, and cannot be told otherwise. The headline
+    has those that are not met first, with the reason.
 
     Raises:
         ValueError: as `scaling_exponent`, save for fewer than 2 lengths, which cannot be told.
     """
-    criteria, parts = [], []
+    criteria, reasons, as_claimed = [], [], []
     for name, (lengths, values, claimed) in claims.items():
         text = f"{name} grows as N^{claimed:g} (exponent within ± {tolerance:g})"
         if len(lengths) < 2:
             criteria.append(Criterion(text, None, f"{len(lengths)} length(s) measured, 2 needed"))
-            parts.append(f"{name}: too few lengths")
+            reasons.append(f"{name}: too few lengths")
             continue
         fit = scaling_exponent(lengths, values, n_bootstrap=n_bootstrap, seed=seed)
         met = _within(fit.low, fit.high, claimed - tolerance, claimed + tolerance)
-        figure = (
-            f"{fit.value:.2f} ({fit.low:.2f} to {fit.high:.2f}) "
-            f"over N = {fit.from_length:g} to {fit.to_length:g}"
-        )
-        criteria.append(Criterion(text, met, figure))
-        parts.append(f"{name} grows as N^{fit.value:.2f}, claimed {claimed:g}")
-    return Verdict(headline="; ".join(parts) or "nothing measured", criteria=tuple(criteria))
+        criteria.append(Criterion(text, met, exponent_text(fit)))
+        grows = f"{name} grows as N^{fit.value:.2f}"
+        if met:
+            as_claimed.append(f"{grows}, claimed {claimed:g}")
+        else:
+            place = "is outside" if met is False else "passes"
+            reasons.append(
+                f"{grows} ({fit.low:.2f} to {fit.high:.2f}): the interval {place} claimed "
+                f"{claimed:g} ± {tolerance:g}"
+            )
+    return Verdict("; ".join(reasons + as_claimed) or "nothing measured", tuple(criteria))
+
+
+def exponent_text(found: Exponent) -> str:
+    """Such as "1.05 (0.87 to 1.26) over N = 64 to 4096"."""
+    return (
+        f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f}) "
+        f"over N = {found.from_length:g} to {found.to_length:g}"
+    )
 
 
 def crossover_verdict(
@@ -188,14 +201,15 @@ def crossover_verdict(
         if crossover.shortest is None
         else f"measured N = {crossover.shortest:g} to {crossover.longest:g}"
     )
+    place = crossover_place(crossover)
+    headline = f"linear is faster from {place}"
+    if math.isinf(crossover.length):
+        headline = f"linear never stays faster {place.removeprefix('no N ')}"
     return Verdict(
-        headline=_crossover_headline(crossover, claimed),
+        headline=f"{headline}; claimed from N = {claimed:g} on",
         criteria=(
             Criterion(
-                f"linear is faster at every N from {claimed:g} on",
-                met,
-                f"crossover {_n_text(crossover.length)}, "
-                f"95 % {_n_text(crossover.low)} to {_n_text(crossover.high)}",
+                f"linear is faster at every N from {claimed:g} on", met, f"crossover {place}"
             ),
             Criterion(
                 f"N = {claimed:g} is within the measured range", True if covered else None, measured
@@ -228,10 +242,13 @@ def implementations_verdict(settings: Mapping[str, Mapping[str, Crossover]]) -> 
             text = f"{setting}: two implementations or more"
         criteria.append(Criterion(text, met, figure))
     names = dict.fromkeys(name for found in settings.values() for name in found)
-    headline = "; ".join(
-        f"{name} {_span([found[name] for found in settings.values() if name in found])}"
+    spans = {
+        name: crossovers_span([found[name] for found in settings.values() if name in found])
         for name in names
-    )
+    }
+    headline = "; ".join(f"{name} {span}" for name, span in spans.items())
+    if any(" to " in span.removeprefix("not up to") for span in spans.values()):
+        headline += ", by batch and softmax"
     return Verdict(headline or "no measurements yet", tuple(criteria))
 
 
@@ -313,11 +330,7 @@ def constant_cost_verdict(
 def _growth_criterion(text: str, found: Exponent | None, bounds: tuple[float, float]) -> Criterion:
     if found is None:
         return Criterion(text, None, "fewer than 2 positions")
-    figure = (
-        f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f}) "
-        f"over N = {found.from_length:g} to {found.to_length:g}"
-    )
-    return Criterion(text, _within(found.low, found.high, *bounds), figure)
+    return Criterion(text, _within(found.low, found.high, *bounds), exponent_text(found))
 
 
 def faster_generation_verdict(speedup: Ratio, *, beside: str = "") -> Verdict:
@@ -354,21 +367,38 @@ def three_digits(value: float) -> str:
 def crossover_text(crossover: Crossover) -> str:
     """Where a crossover was measured, with its interval, or on which side of all lengths it is."""
     if not crossover.extrapolated:
-        bounds = f"{crossover.low:.0f} to {crossover.high:.0f}".replace("inf", "no end")
-        return f"{_n_text(crossover.length)} ({bounds})"
+        bounds = f"{_bound(crossover.low)} to {_bound(crossover.high)}"
+        return f"N = {crossover.length:.0f} ({bounds})"
     if crossover.length <= crossover.shortest:
         return f"below N = {crossover.shortest:g}"
     return f"not up to N = {crossover.longest:g}"
 
 
-def _span(found: Sequence[Crossover]) -> str:
-    """The earliest and the latest of several crossovers."""
+def crossover_place(crossover: Crossover) -> str:
+    """Where a crossover is, with its 95 % interval, and beside which of the measured lengths."""
+    told = []
+    if not math.isinf(crossover.low):
+        told = [f"95 % interval {_bound(crossover.low)} to {_bound(crossover.high)}"]
+    if crossover.extrapolated and crossover.shortest and crossover.length <= crossover.shortest:
+        return f"below N = {crossover.shortest:g}, the shortest measured ({told[0]})"
+    how, beside = ("extrapolated", "beyond") if crossover.extrapolated else ("measured", "up to")
+    if crossover.longest is not None:
+        how += f" {beside} N = {crossover.longest:g}"
+    where = "no N" if math.isinf(crossover.length) else f"N = {_bound(crossover.length)}"
+    return f"{where} ({'; '.join([how, *told])})"
+
+
+def crossovers_span(found: Sequence[Crossover]) -> str:
+    """From the earliest to the latest of several crossovers."""
     early, late = (pick(found, key=lambda one: one.length) for pick in (min, max))
     first, last = (crossover_text(one).split(" (")[0] for one in (early, late))
     if first == last:
-        return first
-    one_side = early.extrapolated or late.extrapolated
-    return f"{first} or {last}" if one_side else f"{first} to {late.length:.0f}"
+        return f"{first}, the shortest measured" if first.startswith("below") else first
+    return f"{first} to {last.removeprefix('N = ') if first.startswith('N = ') else last}"
+
+
+def _bound(length: float) -> str:
+    return "no end" if math.isinf(length) else f"{length:.0f}" if length < 1e6 else f"{length:.0e}"
 
 
 def _within(low: float, high: float, least: float, most: float) -> bool | None:
@@ -427,23 +457,6 @@ def _run_line(name: str, runs: Sequence[SeedResult]) -> str:
     return (
         f"{name}: {len(runs)} seeds, {sum(run.n_spikes for run in runs)} loss spikes, "
         f"{sum(run.diverged for run in runs)} diverged, {speed}"
-    )
-
-
-def _n_text(length: float) -> str:
-    return "never" if math.isinf(length) else f"N = {length:.0f}"
-
-
-def _crossover_headline(crossover: Crossover, claimed: float) -> str:
-    if math.isinf(crossover.length):
-        return f"linear never stays faster, as far as measured; claimed from N = {claimed:g} on"
-    how = "extrapolated" if crossover.extrapolated else "measured"
-    if crossover.longest is not None:
-        how += f" to N = {crossover.longest:g}"
-    return (
-        f"linear is faster from {_n_text(crossover.length)} on ({how}; 95 % interval "
-        f"{crossover.low:.0f} to {crossover.high:.0f}); "
-        f"claimed from N = {claimed:g} on"
     )
 
 

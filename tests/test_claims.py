@@ -7,7 +7,7 @@ from replib import claims, store
 from replib.benchmark import Cost, CostConfig
 from replib.experiments import laptop_copy, training_summary
 from replib.published import published
-from replib.statistics import SOFTMAX_MODELS, Crossover
+from replib.statistics import SOFTMAX_MODELS
 from replib.streams import GenerationConfig, GenerationCost, geometric_positions, state_bytes
 from replib.tasks import SequenceCopy
 from replib.training import Metrics, TrainingConfig
@@ -287,15 +287,6 @@ def test_a_crossover_is_told_by_where_it_lies_among_the_measured_lengths():
 
 
 def test_crossovers_of_several_settings_are_told_from_the_earliest_to_the_latest():
-    def places(*found):
-        return claims._span([Crossover(n, n, n, out, 8, 2048) for n, out in found])
-
-    never, below, early, late = (np.inf, True), (3, True), (105, False), (900, False)
-    assert places(late, never, early) == "N = 105 to not up to N = 2048"
-    assert places(late, early) == "N = 105 to 900"
-    assert places(late, below) == "below N = 8 to N = 900"
-    assert places(below, below) == "below N = 8, the shortest measured"
-    assert places(never) == "not up to N = 2048"
     rows = [*kernel_rows(), *cost_rows(1.5, batch_size=1)]
     headline = claims.implementations(rows).headline
     assert "torch N = 300 to not up to N = 4096;" in headline

@@ -235,13 +235,16 @@ def test_8_to_24_times_slower_stands_by_its_factor_alone(times):
 
 def test_a_measured_crossover_decides_and_an_extrapolated_one_does_not(times, tmp_path_factory):
     verdict = autopsy.article_crossover(times)
-    assert verdict.status == NOT_SUPPORTED and "at N = 40 (measured" in verdict.headline
+    assert verdict.status == NOT_SUPPORTED
+    assert verdict.headline == "mended steps cross: N = 40"
+    assert verdict.criteria[0].figure.startswith("N = 40 (measured up to N = 64; 95 % interval ")
     short = [row for row in times if row["config"]["task"]["seq_len"] <= 32]
     assert autopsy.article_crossover(short).status == INCONCLUSIVE
     steps = rows_of("step_time", tmp_path_factory)
     longer = autopsy.article_crossover(short, steps)
     assert longer.status == NOT_SUPPORTED
-    assert "linear cpu against softmax textbook" in longer.headline
+    assert longer.headline.endswith(", by what they are timed against and beside")
+    assert "linear cpu against softmax textbook" in longer.criteria[1].text
     found = autopsy.step_crossovers(steps)["linear cpu against softmax textbook"]
     assert found.length == pytest.approx(synthetic.CROSSOVERS["textbook"], rel=0.02)
 
@@ -253,11 +256,13 @@ def test_steps_beyond_the_articles_lengths_measure_what_its_lengths_extrapolate(
     steps = rows_of("autopsy_longer", tmp_path_factory)
     verdict = autopsy.article_crossover(short, steps)
     assert verdict.status == NOT_SUPPORTED
-    assert "timed beside broken steps, up to N = 256, cross at N = 4" in verdict.headline
-    assert "measured" in verdict.headline and "extrapolated" not in verdict.headline
+    assert verdict.headline.startswith("mended steps cross: N = 4")
+    assert "measured up to N = 256" in verdict.criteria[0].figure
     broken = verdict.evidence[1]
     assert broken.startswith("broken steps cross at N = ") and "beyond N = 256" in broken
-    assert f"Here, {broken}." in autopsy.prediction_table(ARTICLE, short, steps)
+    place = broken.removeprefix("broken steps cross at ")
+    table = autopsy.prediction_table(ARTICLE, short, steps)
+    assert f"| broken, timed in turns with defects | {place} |" in table
 
 
 def test_without_rows_everything_is_inconclusive():

@@ -291,7 +291,7 @@ VERDICTS = {  # what the synthetic rows make of each claim
         "✗ not supported",
         "12 of 12 mended linear runs learn to copy",
         "mended, linear takes 1.57× (no interval) softmax's time at N = 8 and 0.857×",
-        "mended steps cross at N = 40 (measured",
+        "mended steps cross: N = 40",
         "At N = 64, batch 32, loss summed costs most of a linear step: 3×",
         "when both are mended, and 5.79× (no interval) when both are broken",
         "elu + 1 in the decoder: slower convergence; unfused attention: a step takes longer",

@@ -11,8 +11,10 @@ from replib.verdicts import (
     Verdict,
     constant_cost_verdict,
     convergence_verdict,
+    crossover_place,
     crossover_text,
     crossover_verdict,
+    crossovers_span,
     faster_generation_verdict,
     images_verdict,
     implementations_verdict,
@@ -192,11 +194,13 @@ def test_crossover_verdict_places_the_articles_figure():
 def test_crossover_headline_is_composed_from_the_numbers():
     measured = crossover_verdict(Crossover(143.4, 130, 160, False, 64, 16384))
     assert measured.headline == (
-        "linear is faster from N = 143 on (measured to N = 16384; 95 % interval 130 to 160); "
+        "linear is faster from N = 143 (measured up to N = 16384; 95 % interval 130 to 160); "
         "claimed from N = 512 on"
     )
     never = crossover_verdict(Crossover(math.inf, math.inf, math.inf, True, 64, 16384))
-    assert "never stays faster" in never.headline
+    assert never.headline == (
+        "linear never stays faster (extrapolated beyond N = 16384); claimed from N = 512 on"
+    )
 
 
 NEVER = Crossover(math.inf, 5000.0, math.inf, True, 8, 2048)
@@ -219,6 +223,26 @@ def measured(length, low, high):
 )
 def test_a_crossover_is_told_with_its_interval_or_its_side_of_the_lengths(crossover, text):
     assert crossover_text(crossover) == text
+
+
+@pytest.mark.parametrize(
+    ("crossover", "place"),
+    [
+        (
+            measured(104.6, 87.2, 144.9),
+            "N = 105 (measured up to N = 2048; 95 % interval 87 to 145)",
+        ),
+        (NEVER, "no N (extrapolated beyond N = 2048; 95 % interval 5000 to no end)"),
+        (ALWAYS, "below N = 8, the shortest measured (95 % interval 1 to 7)"),
+        (
+            Crossover(3149.0, 3000.0, 2e7, True, 8, 64),
+            "N = 3149 (extrapolated beyond N = 64; 95 % interval 3000 to 2e+07)",
+        ),
+        (Crossover(200.0, 150.0, 260.0, False), "N = 200 (measured; 95 % interval 150 to 260)"),
+    ],
+)
+def test_a_crossover_is_placed_among_the_measured_lengths(crossover, place):
+    assert crossover_place(crossover) == place
 
 
 @pytest.mark.parametrize(
@@ -249,12 +273,22 @@ def test_the_implementations_are_summed_up_over_the_settings():
         }
     )
     assert verdict.headline == (
-        "plain N = 900 or not up to N = 2048; torch N = 105 to 205; cpu below N = 8 or N = 63"
+        "plain N = 900 to not up to N = 2048; torch N = 105 to 205; cpu below N = 8 to N = 63, "
+        "by batch and softmax"
     )
     assert verdict.status == "supported"
     alone = implementations_verdict({"a": {"torch": measured(105, 90, 120)}})
     assert alone.status == "inconclusive" and "two implementations" in alone.criteria[0].text
     assert implementations_verdict({}).headline == "no measurements yet"
+
+
+def test_crossovers_of_several_settings_are_told_from_the_earliest_to_the_latest():
+    early, late = measured(105, 105, 105), measured(900, 900, 900)
+    assert crossovers_span([late, NEVER, early]) == "N = 105 to not up to N = 2048"
+    assert crossovers_span([late, early]) == "N = 105 to 900"
+    assert crossovers_span([late, ALWAYS]) == "below N = 8 to N = 900"
+    assert crossovers_span([ALWAYS, ALWAYS]) == "below N = 8, the shortest measured"
+    assert crossovers_span([NEVER]) == "not up to N = 2048"
 
 
 STILL, GROWING = Exponent(0.01, -0.02, 0.04, 100, 784), Exponent(1.0, 0.9, 1.1, 100, 784)
