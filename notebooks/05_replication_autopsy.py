@@ -152,14 +152,14 @@ def _(article, losses):
 
 @app.cell(hide_code=True)
 def _(losses, times):
-    _found = hypotheses.findings(losses, times)
+    found = hypotheses.findings(losses, times)
     mo.vstack(
         [
-            mo.md(f"## What was expected by reading the code\n\n{hypotheses.headline(_found)}"),
-            mo.accordion({"Every expectation, as measured": mo.md(hypotheses.table(_found))}),
+            mo.md(f"## What was expected by reading the code\n\n{hypotheses.headline(found)}"),
+            mo.accordion({"Every expectation, as measured": mo.md(hypotheses.table(found))}),
         ]
     )
-    return
+    return (found,)
 
 
 @app.cell(hide_code=True)
@@ -188,8 +188,8 @@ def _(get_chosen):
 
 
 @app.cell(hide_code=True)
-def _(buttons, switches):
-    parts.show_switches(switches, buttons)
+def _(buttons, found, switches):
+    parts.show_switches(switches, buttons, found)
     return
 
 
@@ -203,9 +203,9 @@ def _():
 def _(article):
     PARAMETERS = [
         Control("seq_len", "Sequence length", (8, 16, 32, 64, 128, 256), 8),
-        Control("n_steps", "Steps", (50, 100, 200, 300, 500, 1000, 3000), 200),
-        Control("seeds", "Seeds", (1, 2, 3), 1),
-        Control("repeats", "Repeats of a step", (3, 5, 9, 15, 31), 9),
+        Control("n_steps", "Steps of a run", (50, 100, 200, 300, 500, 1000, 3000), 200),
+        Control("seeds", "Seeds of a run", (1, 2, 3), 1),
+        Control("repeats", "Repeats of a timed step", (3, 5, 9, 15, 31), 9),
         Control("model", "Model", AUTOPSY_MODELS, AUTOPSY_MODELS[0]),
         Control("measure", "Measure", parts.MEASURES, "step times"),
         controls.DEVICE,

@@ -11,7 +11,7 @@ import altair as alt
 import marimo as mo
 import torch
 
-from replib import claims, controls, earlier_defects, frames_autopsy
+from replib import claims, controls, earlier_defects, frames_autopsy, hypotheses
 from replib import claims_autopsy as autopsy
 from replib.article_losses import article_batches
 from replib.attention.softmax import softmax_attention
@@ -77,9 +77,14 @@ def presets(choose: Callable) -> mo.ui.array:
     )
 
 
-def show_switches(elements: mo.ui.dictionary, buttons: mo.ui.array) -> mo.Html:
-    """Each switch with what the defect is, where it stood, and what it should do."""
-    cells = "".join(_switch_row(elements, name) for name in DEFECTS)
+def show_switches(
+    elements: mo.ui.dictionary, buttons: mo.ui.array, found: Sequence[hypotheses.Finding]
+) -> mo.Html:
+    """Each switch with what the defect is, where it stood, what it should do, and which of that
+    was measured."""
+    cells = "".join(
+        _switch_row(elements, name, hypotheses.measured(found, name)) for name in DEFECTS
+    )
     rows = mo.Html(
         '<div role="group" aria-label="defects" style="display:grid; gap:.7rem 1.5rem; '
         f'grid-template-columns:repeat(auto-fit, minmax(min(100%, 21rem), 1fr))">{cells}</div>'
@@ -89,13 +94,14 @@ def show_switches(elements: mo.ui.dictionary, buttons: mo.ui.array) -> mo.Html:
     return mo.vstack([rows, mo.hstack(list(buttons), justify="start", gap=0.5)])
 
 
-def _switch_row(elements: mo.ui.dictionary, name: str) -> str:
+def _switch_row(elements: mo.ui.dictionary, name: str, measured: str) -> str:
     one = DEFECTS[name]
     label = f"<b>{html.escape(one.title)}</b>" if controls.in_static_page() else elements[name]
     return (
         f"<div>{label}<div style='font-size:.9rem'>{html.escape(one.what)}"
         f"{' <i>Linear runs only.</i>' * one.linear_only}<br><code>{html.escape(one.where)}</code>"
-        f"<br>Expected: {html.escape(one.expected)}.</div></div>"
+        f"<br>Expected: {html.escape(one.expected)}."
+        f"{f'<br>Measured: {html.escape(measured)}.' if measured else ''}</div></div>"
     )
 
 
@@ -313,22 +319,37 @@ def session_charts(rows: Sequence[Row]) -> mo.Html:
 
 
 def comparison(losses: Sequence[Row], times: Sequence[Row]) -> str:
-    """Runs with the chosen switches against mended ones, as Markdown."""
-    lines = []
-    for attention in ("linear", "softmax"):
-        steps = {bool(r["config"]["defects"]): r for r in times if _of(r, attention)}
-        totals = {on: _total(row) for on, row in steps.items() if row["outcome"] == "ok"}
-        factor = "–"
-        if len(totals) == 2:
-            factor = ratio_text(autopsy.ratio(totals[True], totals[False]))
-        runs = [row for row in losses if _of(row, attention)]
-        ends = [_ends(runs, switched=on) for on in (False, True)]
-        if totals or any(end != "–" for end in ends):
-            lines.append(f"| {attention} | {factor} | {ends[0]} | {ends[1]} |")
-    if not lines:
+    """Runs with the chosen switches against mended ones, as Markdown; what was not measured has no
+    column."""
+    told = {name: _compared(losses, times, name) for name in ("linear", "softmax")}
+    told = {name: cells for name, cells in told.items() if set(cells.values()) != {NONE_YET}}
+    columns = [
+        column
+        for column in next(iter(told.values()), {})
+        if any(cells[column] != NONE_YET for cells in told.values())
+    ]
+    if not columns:
         return ""
-    head = "| | time of a step, with switches over mended | final loss, mended | with switches |"
-    return f"{head}\n|:---|---:|---:|---:|\n" + "\n".join(lines)
+    lines = [f"| {name} | {' | '.join(c[one] for one in columns)} |" for name, c in told.items()]
+    return f"| | {' | '.join(columns)} |\n|:---|{'---:|' * len(columns)}\n" + "\n".join(lines)
+
+
+NONE_YET = "–"
+
+
+def _compared(losses: Sequence[Row], times: Sequence[Row], attention: str) -> dict[str, str]:
+    """What there is to say of a mechanism, by column."""
+    steps = {bool(row["config"]["defects"]): row for row in times if _of(row, attention)}
+    totals = {on: _total(row) for on, row in steps.items() if row["outcome"] == "ok"}
+    factor = NONE_YET
+    if len(totals) == 2:
+        factor = ratio_text(autopsy.ratio(totals[True], totals[False]))
+    runs = [row for row in losses if _of(row, attention)]
+    return {
+        "time of a step, with switches over mended": factor,
+        "final loss, mended": _ends(runs, switched=False),
+        "with switches": _ends(runs, switched=True),
+    }
 
 
 def _of(row: Row, attention: str) -> bool:
@@ -346,7 +367,7 @@ def _ends(rows: Sequence[Row], *, switched: bool) -> str:
         for row in rows
         if row["outcome"] == "ok" and bool(row["config"]["defects"]) == switched
     ]
-    return ", ".join(told) or "–"
+    return ", ".join(told) or NONE_YET
 
 
 @dataclass(frozen=True)
@@ -378,12 +399,13 @@ def show_others(elements: mo.ui.dictionary) -> mo.Html:
 
 
 def _other_row(elements: mo.ui.dictionary, name: str, one: Shown) -> str:
+    label = elements[name]
     try:
         if one.timed and controls.in_static_page():
             raise ValueError("Timed where the notebook runs: open it to see.")
         told = in_passing_thread(_measured, name)
     except (ImportError, ValueError) as error:
-        body = f"<i>{html.escape(str(error))}</i>"
+        label, body = f"<b>{one.title}</b>", f"<i>{html.escape(str(error))}</i>"
     else:
         on = elements[name].value
         parts = zip(("mended", "broken"), told, (not on, on), strict=True)
@@ -391,7 +413,8 @@ def _other_row(elements: mo.ui.dictionary, name: str, one: Shown) -> str:
             f"{'<b>' * bold}{state}: {html.escape(text)}{'</b>' * bold}"
             for state, text, bold in parts
         )
-    label = f"<b>{one.title}</b>" if controls.in_static_page() else elements[name]
+    if controls.in_static_page():
+        label = f"<b>{one.title}</b>"
     return (  # side by side, and below each other on a narrow page
         '<div style="display:flex; flex-wrap:wrap; gap:.3rem 1.5rem">'
         f'<div style="flex:0 0 14.5rem">{label}</div>'

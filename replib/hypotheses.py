@@ -129,6 +129,18 @@ def headline(found: Sequence[Finding]) -> str:
     return "Nothing has been measured yet, so that no hypothesis is right or wrong."
 
 
+def measured(found: Sequence[Finding], defect: str) -> str:
+    """What became of the expectations of one defect, in a line; empty where nothing tells."""
+    marks = {RIGHT: MARKS[True], WRONG: MARKS[False], PARTLY: MARKS[False]}
+    told = [
+        f"{marks[one.status]} {one.hypothesis.text}"
+        + (f" ({_at(one.wrong_at)})" if one.status == PARTLY else "")
+        for one in found
+        if one.hypothesis.defect == defect and one.status in marks
+    ]
+    return "; ".join(told)
+
+
 def table(found: Sequence[Finding]) -> str:
     """Findings as a Markdown table."""
     lines = [

@@ -51,3 +51,21 @@ def test_steps_with_each_defect_alone_are_drawn_as_its_effect(tmp_path):
     switched = [r for r in recorded if r["config"]["defects"] in ([], ["leak"])]
     some = [r for r in switched if r["config"]["task"]["seq_len"] == 8]
     assert "time of a step, with switches over mended" in parts.session_charts(some).text
+
+
+def test_what_was_not_measured_has_no_column(tmp_path):
+    synthetic.write_recorded(tmp_path, "autopsy_time", "autopsy")
+
+    def rows(name):
+        found = store.read_rows(name, tmp_path)
+        return [r for r in found if r["config"]["defects"] in ([], ["leak"])]
+
+    steps, losses = (rows(name)[:40] for name in ("autopsy_time", "autopsy"))
+    of_steps = parts.comparison([], steps).splitlines()
+    assert of_steps[0] == "| | time of a step, with switches over mended |"
+    assert parts.comparison(losses, []).splitlines()[0] == (
+        "| | final loss, mended | with switches |"
+    )
+    both = parts.comparison(losses, steps).splitlines()
+    assert both[0].count("|") == both[2].count("|") == 5
+    assert parts.comparison([], []) == ""

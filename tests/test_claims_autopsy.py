@@ -322,6 +322,11 @@ def test_hypotheses_are_right_or_wrong_by_the_rows(losses, times):
         "summed: four times the time of a step; elu + 1 in the decoder: slower convergence; "
         "unfused attention: a step takes longer."
     )
+    assert hypotheses.measured(found, "float64") == (
+        "✓ a step takes longer; ✗ the main cause of the slowdown; ✓ twice the memory; "
+        "✓ the losses hardly change"
+    )
+    assert hypotheses.measured(hypotheses.findings([], []), "float64") == ""
 
 
 def finding(rows, defect, text):
@@ -358,6 +363,7 @@ def test_an_expectation_that_fails_at_some_lengths_is_told_with_them_at_the_head
         )
     found = finding(([], rows), "float64", "twice the memory")
     assert (found.status, found.wrong_at) == (hypotheses.PARTLY, (8, 32))
+    assert hypotheses.measured([found], "float64") == "✗ twice the memory (N = 8, 32)"
     told = hypotheses.headline(hypotheses.findings([], rows)).splitlines()[2]
     assert told == (
         "**Wrong at some lengths:** float64 after attention: twice the memory (N = 8, 32)."
