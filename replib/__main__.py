@@ -85,7 +85,8 @@ def _list(arguments) -> int:
         rows = store.read_rows(experiment.name)
         counts = [f"{s}: {sum(row['scale'] == s for row in rows)} rows" for s in SCALES]
         hours = sum(map(core_seconds, rows)) / 3600
-        took = f"; trained for {hours:.1f} core-hours" if hours else ""
+        span = f"{hours:.1f} core-hours" if hours >= 1 else f"{60 * hours:.0f} core-minutes"
+        took = f"; trained for {span}" if hours else ""
         print(f"{experiment.name:14} {experiment.title}")
         print(f"{'':14} recorded: {', '.join(counts)}{took}")
     return 0

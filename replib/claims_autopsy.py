@@ -60,6 +60,7 @@ from replib.verdicts import (
     crossover_place,
     crossovers_span,
     ratio_text,
+    spikes_text,
 )
 
 MENDED, BROKEN, ALONE_ON, ALONE_OFF = "mended", "broken", "alone on", "alone off"
@@ -671,7 +672,7 @@ def _told_runs(key: Key, rows: Sequence[Row]) -> str:
     speed = f", after {statistics.median(steps):g} steps (median)" if steps else ""
     return (
         f"N = {seq_len}, {role} {attention}: {sum(map(_solved, rows))} of {len(rows)} runs reach "
-        f"{SOLVED_ACCURACY:.0%} within {n_steps} steps{speed}; {spikes} loss spikes"
+        f"{SOLVED_ACCURACY:.0%} within {n_steps} steps{speed}; {spikes_text(spikes)}"
     )
 
 

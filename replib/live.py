@@ -370,8 +370,12 @@ def predicted_seconds(jobs: Sequence[Job], device: str | None = None) -> float:
 def one_thread_spared() -> Iterator[None]:
     """Leave a core to the page: threads that wait for one that the browser has displaced take
     longer than one thread fewer (on two cores a run took 52 s, and 31 s so)."""
-    with _on_threads(max(1, ALL_THREADS - 1)):
+    with _on_threads(_spared_threads()):
         yield
+
+
+def _spared_threads() -> int:
+    return max(1, ALL_THREADS - 1)
 
 
 @contextmanager
@@ -387,7 +391,7 @@ def timing_threads(job: CostJob) -> int:
     """The threads that a cost is measured with: all, but for a stream, which the page draws on
     its way, one fewer."""
     streaming = any(getattr(config, "span", None) == "stream" for config in job.configs)
-    return max(1, ALL_THREADS - 1) if streaming else ALL_THREADS
+    return _spared_threads() if streaming else ALL_THREADS
 
 
 def _as_asked(row: store.Row, job: Job) -> bool:

@@ -455,9 +455,13 @@ def _run_line(name: str, runs: Sequence[SeedResult]) -> str:
     steps = [run.steps_to_threshold for run in runs if run.steps_to_threshold is not None]
     speed = f"median {np.median(steps):g} steps to accuracy" if steps else "accuracy not reached"
     return (
-        f"{name}: {len(runs)} seeds, {sum(run.n_spikes for run in runs)} loss spikes, "
+        f"{name}: {len(runs)} seeds, {spikes_text(sum(run.n_spikes for run in runs))}, "
         f"{sum(run.diverged for run in runs)} diverged, {speed}"
     )
+
+
+def spikes_text(n_spikes: int) -> str:
+    return f"{n_spikes} loss spike{'s' * (n_spikes != 1)}"
 
 
 def _article_line(crossover: Crossover, article: float) -> str:
