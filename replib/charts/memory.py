@@ -275,13 +275,19 @@ def _most_keys(
 ) -> list[alt.Chart]:
     """Ticks at the top at S = R, as many keys as a memory of R features can tell apart."""
     held = _bounded(series, last).unique("n_features", keep="first", maintain_order=True)
-    base = alt.Chart(held.select("series", "n_features")).encode(
-        alt.X("n_features:Q"), colour, opacity=style.faded(shown)
-    )
+    held = held.select("series", "n_features").sort("n_features")
+    alternate = (held[::2], 1), (held[1::2], 13)  # neighbours are close on a narrow page
+
+    def drawn(frame: pl.DataFrame) -> alt.Chart:
+        return alt.Chart(frame).encode(alt.X("n_features:Q"), colour, opacity=style.faded(shown))
+
     return [
-        base.mark_rule(strokeWidth=2).encode(y=alt.value(0), y2=alt.value(12)),
-        base.mark_text(align="left", baseline="top", dx=3, fontSize=11).encode(
-            y=alt.value(1), text="n_features:N"
+        drawn(held).mark_rule(strokeWidth=2).encode(y=alt.value(0), y2=alt.value(12)),
+        *(
+            drawn(some)
+            .mark_text(align="left", baseline="top", dx=3, fontSize=11)
+            .encode(y=alt.value(pixel), text="n_features:N")
+            for some, pixel in alternate
         ),
     ]
 
