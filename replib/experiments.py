@@ -178,7 +178,9 @@ def _convergence(scale: str) -> list[Job]:
     model = laptop_model(attention, rounds)
     lsh = [laptop_copy(attention, n, s, model=model) for n, s in steps.items()]
     judged = [laptop_copy(a, n, s) for n, s in steps.items() for a in BOTH]
-    return _seeds(judged, 5) + _seeds(lsh, 3)
+    return (
+        _seeds(judged, 5) + _seeds(lsh[:2], 3) + _seeds(lsh[2:], 1)
+    )  # it takes half an hour a run
 
 
 def _sequence_copy(scale: str) -> list[Job]:
@@ -526,7 +528,10 @@ UPDATE_RULE_MEMORIES = (
 
 
 TANH_FWM = ("tanh", "fwm")
-LAPTOP_KEYS = {*range(20, 201, 20), *range(200, 601, 40), 300, 500}  # S
+# S at "laptop", and those of them that have three seeds; of the slowest memories fewer of both.
+LAPTOP_KEYS = {*range(20, 201, 20), *range(200, 601, 40), 300, 500}
+COARSE_KEYS = (20, 60, 100, 200, 280, 400, 600)
+SLOW_KEYS, SLOW_COARSE_KEYS = LAPTOP_KEYS - {40, 80, 120, 160}, (20, 100, 200)
 
 
 def retrieval_config(
@@ -560,7 +565,7 @@ def _update_rules(scale: str) -> list[Job]:
         for n_keys in (20, 60, 100, 200, 80, 120)
         for m in UPDATE_RULE_MEMORIES[:4]
     ]
-    return sorted(jobs + alike, key=_is_slow)
+    return sorted(jobs + alike, key=lambda job: _is_slow(job.config.model))
 
 
 # Memory and S at which a published loss is below what a mean over all keys can be.
@@ -587,16 +592,15 @@ def _evaluation(scale: str) -> list[Job]:
     return jobs
 
 
-def _is_slow(job: RetrievalJob) -> bool:
-    """Whether a job is of a memory whose runs take as long as those of all others together."""
-    model = job.config.model
+def _is_slow(model: MemoryConfig) -> bool:
+    """Whether the runs of a memory take as long as those of all others together."""
     return model.implementation == "512" or (model.attention, model.update_rule) == TANH_FWM
 
 
 def _retrieval(scale, memories, most_keys: int, *, with_replacement: bool) -> list[Job]:
     """A grid of S. At "laptop" three seeds at the ends and some S between, which come first, and
-    one at others: at steps of 20 to 200, then of 40, and at all of the published grid; at "paper"
-    five seeds at steps of 20. The slowest memories come last."""
+    one at others: at steps of 40 at most, and at all of the published grid; at "paper" five seeds
+    at steps of 20. The slowest memories come last."""
     if scale == "smoke":
         changes = {"n_steps": 20, "eval_every": 10, "eval_sequences": 2}
         model = {"head_dim": 16}
@@ -609,17 +613,24 @@ def _retrieval(scale, memories, most_keys: int, *, with_replacement: bool) -> li
             )
             for m in memories
         ]
-    coarse = (20, 60, 100, 200, 280, 400, 600)
-    grid = [n for n in range(20, most_keys + 1, 20) if scale == "paper" or n in LAPTOP_KEYS]
-    jobs = [
-        RetrievalJob(
-            config=retrieval_config(n_keys, m, with_replacement=with_replacement),
-            seeds=tuple(range(5 if scale == "paper" else 3 if n_keys in coarse else 1)),
-        )
-        for n_keys in sorted(grid, key=lambda n: (n not in coarse, n))
-        for m in memories
-    ]
-    return sorted(jobs, key=_is_slow)
+    jobs = []
+    for memory in sorted(memories, key=_is_slow):
+        slow = _is_slow(memory)
+        keys, coarse = (SLOW_KEYS, SLOW_COARSE_KEYS) if slow else (LAPTOP_KEYS, COARSE_KEYS)
+        for n_keys in range(20, most_keys + 1, 20):
+            if scale == "laptop" and n_keys not in keys:
+                continue
+            config = retrieval_config(n_keys, memory, with_replacement=with_replacement)
+            n_seeds = 5 if scale == "paper" else 3 if n_keys in coarse else 1
+            jobs.append(RetrievalJob(config=config, seeds=tuple(range(n_seeds))))
+    return sorted(
+        jobs,
+        key=lambda job: (
+            _is_slow(job.config.model),
+            -len(job.seeds),
+            job.config.task.n_keys,
+        ),
+    )
 
 
 EXPERIMENTS = {
