@@ -119,8 +119,11 @@ def _(article, losses):
 def _(article, losses):
     mo.vstack(
         [
-            mo.md(claims_autopsy.loss_table(article, losses, _name))
-            for _name in ("linear", "softmax")
+            mo.md(claims_autopsy.failure_table(losses)),
+            *(
+                mo.md(claims_autopsy.loss_table(article, losses, _name))
+                for _name in ("linear", "softmax")
+            ),
         ],
         gap=1.5,
     )

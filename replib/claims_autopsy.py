@@ -647,10 +647,15 @@ def convergence(rows: Sequence[Row]) -> Verdict:
     met = True if low > MOST else False if high < MOST else None
     figure = f"{len(failed)} of {len(linear)} ({low:.0%} to {high:.0%})"
     evidence = [_told_runs(key, some) for key, some in sorted(mended.items(), key=_by_length)]
+    decisive = [
+        f"N = {n}: mended, {PREVENTS}: {prevent}; broken, {REPAIRS}: {repair}"
+        for n in sorted({key[1] for key in runs if key[0] == "linear"})
+        for prevent, repair in [_what_decides(runs, n)]
+    ]
     return Verdict(
         f"{len(linear) - len(failed)} of {len(linear)} mended linear runs learn to copy",
         (Criterion(text, met, figure),),
-        (*evidence, *_what_failed(runs)),
+        (*evidence, *decisive),
     )
 
 
@@ -676,18 +681,41 @@ def _told_runs(key: Key, rows: Sequence[Row]) -> str:
     )
 
 
-def _what_failed(runs: Mapping[Key, list[Row]]) -> list[str]:
-    """Which defects by themselves keep linear attention from learning what it learns mended."""
-    lines = []
-    for n in sorted({key[1] for key in runs}):
-        mended = runs.get(("linear", n, MENDED, None))
-        if not mended or not all(map(_solved, mended)):
-            continue
-        alone = {d: runs.get(("linear", n, ALONE_ON, d)) for d in DEFECTS}
-        stopped = [d for d, some in alone.items() if some and not any(map(_solved, some))]
-        names = ", ".join(DEFECTS[d].title for d in stopped) or "none"
-        lines.append(f"N = {n}: defects that alone prevent learning: {names}")
-    return lines
+def _what_decides(runs: Mapping[Key, list[Row]], n: int) -> tuple[str, str]:
+    """The defects that by themselves keep linear runs from 99 % accuracy; and those of which
+    mending one alone lets broken runs reach it. How many runs, where these do not agree."""
+
+    def told(role: str, *, solved: bool) -> str:
+        found = {d: runs.get(("linear", n, role, d), []) for d in DEFECTS}
+        if not any(found.values()):
+            return "not measured"
+        counts = {d: sum(_solved(row) == solved for row in some) for d, some in found.items()}
+        names = [
+            DEFECTS[d].title + (f" ({count} of {len(found[d])})" if count < len(found[d]) else "")
+            for d, count in counts.items()
+            if count
+        ]
+        return ", ".join(names) or "none"
+
+    broken = runs.get(("linear", n, BROKEN, None), [])
+    if broken and all(map(_solved, broken)):
+        return told(ALONE_ON, solved=False), "broken runs reach it"
+    return told(ALONE_ON, solved=False), told(ALONE_OFF, solved=True)
+
+
+PREVENTS = f"one defect keeps it from {SOLVED_ACCURACY:.0%}"
+REPAIRS = f"mending one defect lets it reach {SOLVED_ACCURACY:.0%}"
+
+
+def failure_table(rows: Sequence[Row]) -> str:
+    """Which defects are to blame that broken linear runs do not learn, as Markdown."""
+    runs = ablated(rows)
+    lengths = sorted({key[1] for key in runs if key[0] == "linear"})
+    if not lengths:
+        return ""
+    prevent, repair = zip(*(_what_decides(runs, n) for n in lengths), strict=True)
+    lines = [_table_line(f"mended: {PREVENTS}", prevent), _table_line(f"broken: {REPAIRS}", repair)]
+    return _headed("linear attention", lengths, lines)
 
 
 @each_device

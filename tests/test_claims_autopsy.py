@@ -212,10 +212,36 @@ def test_no_stable_convergence_falls_where_mended_runs_learn_and_stands_where_th
     verdict = autopsy.convergence(losses)
     assert verdict.status == NOT_SUPPORTED
     assert "12 of 12 mended linear runs" in verdict.headline
-    assert any("alone prevent learning: heads split twice, Adam" in x for x in verdict.evidence)
+    assert verdict.evidence[-1] == (
+        "N = 64: mended, one defect keeps it from 99%: heads split twice, Adam at 1e-4; broken, "
+        "mending one defect lets it reach 99%: none"
+    )
     failed = changed(losses, lambda s: s.update(final_accuracy=0.2), attention="linear", defects=())
     assert autopsy.convergence(failed).status == SUPPORTED
     assert autopsy.convergence(failed[:1]).status == INCONCLUSIVE
+
+
+def test_the_failure_is_put_down_to_defects_that_alone_cause_or_cure_it(losses):
+    without_adam = tuple(one for one in loss_defects("linear") if one != "adam")
+    seen = iter(range(99))
+
+    def in_one_run(summary):
+        summary.update(final_accuracy=1.0 if next(seen) == 0 else 0.2)
+
+    place = {"attention": "linear", "seq_len": 64}
+    rows = changed(losses, in_one_run, defects=without_adam, **place)
+    rows = changed(rows, lambda s: s.update(final_accuracy=0.2), defects=("leak",), **place)
+    _, _, prevents, repairs = autopsy.failure_table(rows).splitlines()
+    both = "heads split twice, Adam at 1e-4"
+    assert prevents.endswith(
+        f"| {both} | {both} | heads split twice, no causal mask, Adam at 1e-4 |"
+    )
+    assert repairs.endswith(
+        "| broken runs reach it | none | broken runs reach it | Adam at 1e-4 (1 of 3) |"
+    )
+    mended = [row for row in losses if not row["config"]["defects"]]
+    assert autopsy.failure_table(mended).count("not measured") == 8
+    assert autopsy.failure_table([]) == ""
 
 
 def test_8_to_24_times_slower_stands_by_its_factor_alone(times):
