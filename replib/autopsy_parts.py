@@ -23,7 +23,7 @@ from replib.live import in_passing_thread, one_thread_spared
 from replib.published import published
 from replib.statistics import SOFTMAX_MODELS
 from replib.store import Row
-from replib.verdicts import Verdict, ratio_text, three_digits
+from replib.verdicts import LOSS_MARGIN, Verdict, ratio_text, three_digits
 
 NONE = "none"  # in the URL, where no switch is on
 SWITCHES = Control("defects", "Defects", (*DEFECTS, NONE), tuple(DEFECTS))
@@ -202,17 +202,26 @@ def effects_chart(rows: Sequence[Row]) -> alt.LayerChart:
 
 
 def losses_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
-    """`charts.losses_chart`, titled with where broken and mended runs of the longest N end."""
+    """`charts.losses_chart`, titled with where linear runs of the longest N end: broken, with the
+    one defect mended that helps most, and mended."""
     title = "Where runs with and without each defect end" if rows else "No measurements yet"
-    losses, lengths = autopsy.final_losses(rows), autopsy.lengths_of(rows)
-    ends = [losses.get(("linear", max(lengths, default=0), *role)) for role in ENDS]
-    if all(ends):
-        broken, mended = (f"{median(some):.2g}" for some in ends)
-        title = f"At N = {lengths[-1]}, broken linear runs end at {broken}, mended ones at {mended}"
+    n = max(autopsy.lengths_of(rows), default=0)
+    ends = {
+        (role, defect): median(losses)
+        for (attention, length, role, defect), losses in autopsy.final_losses(rows).items()
+        if (attention, length) == ("linear", n)
+    }
+    if {BROKEN, MENDED} <= ends.keys():
+        told = [f"{ends[BROKEN]:.2g} broken", f"{ends[MENDED]:.2g} mended"]
+        off = {defect: end for (role, defect), end in ends.items() if role == autopsy.ALONE_OFF}
+        helps = min(off, key=off.get, default=None)
+        if helps and ends[BROKEN] - off[helps] > LOSS_MARGIN:
+            told.insert(1, f"{off[helps]:.2g} with “{DEFECTS[helps].title}” alone mended")
+        title = f"At N = {n}, linear runs end at {', '.join(told)}"
     return charts.losses_chart(frames_autopsy.losses(rows, article), title=title)
 
 
-ENDS = ((autopsy.BROKEN, None), (autopsy.MENDED, None))
+BROKEN, MENDED = (autopsy.BROKEN, None), (autopsy.MENDED, None)
 
 
 def scale_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:

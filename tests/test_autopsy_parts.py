@@ -3,11 +3,13 @@
 import pytest
 import synthetic
 import vl_convert
+from drawn import title_of
 
 from replib import autopsy_parts as parts
 from replib import charts, store
 from replib.autopsy import DEFECTS, article_defects
 from replib.experiments import AUTOPSY_MODELS, CostJob, live_autopsy_jobs
+from replib.published import published
 
 VALUES = {
     "seq_len": 8,
@@ -51,6 +53,20 @@ def test_steps_with_each_defect_alone_are_drawn_as_its_effect(tmp_path):
     switched = [r for r in recorded if r["config"]["defects"] in ([], ["leak"])]
     some = [r for r in switched if r["config"]["task"]["seq_len"] == 8]
     assert "time of a step, with switches over mended" in parts.session_charts(some).text
+
+
+def test_the_losses_are_titled_with_the_defect_that_it_helps_most_to_mend(tmp_path):
+    synthetic.write_recorded(tmp_path, "autopsy")
+    rows, article = store.read_rows("autopsy", tmp_path), published()["dm2022"]
+    title = title_of(parts.losses_chart(rows, article))
+    assert title == (
+        "At N = 64, linear runs end at 2.2 broken, 1.5 with “Adam at 1e-4” alone mended, "
+        "0.0002 mended"
+    )
+    some = [row for row in rows if len(row["config"]["defects"]) in (0, 1, 7)]
+    assert "2.2 broken, 0.0002 mended" in title_of(parts.losses_chart(some, article))
+    for few in ([], some[:1]):
+        assert "linear runs end at" not in title_of(parts.losses_chart(few, article))
 
 
 def test_what_was_not_measured_has_no_column(tmp_path):
