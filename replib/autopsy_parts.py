@@ -212,13 +212,17 @@ def losses_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerCh
         if (attention, length) == ("linear", n)
     }
     if {BROKEN, MENDED} <= ends.keys():
-        told = [f"{ends[BROKEN]:.2g} broken", f"{ends[MENDED]:.2g} mended"]
+        told = [f"{_nats(ends[BROKEN])} broken", f"{_nats(ends[MENDED])} mended"]
         off = {defect: end for (role, defect), end in ends.items() if role == autopsy.ALONE_OFF}
         helps = min(off, key=off.get, default=None)
         if helps and ends[BROKEN] - off[helps] > LOSS_MARGIN:
-            told.insert(1, f"{off[helps]:.2g} with “{DEFECTS[helps].title}” alone mended")
+            told.insert(1, f"{_nats(off[helps])} with “{DEFECTS[helps].title}” alone mended")
         title = f"At N = {n}, linear runs end at {', '.join(told)}"
     return charts.losses_chart(frames_autopsy.losses(rows, article), title=title)
+
+
+def _nats(loss: float) -> str:
+    return f"{loss:.2g}" if loss >= 1e-3 else "under 0.001"
 
 
 BROKEN, MENDED = (autopsy.BROKEN, None), (autopsy.MENDED, None)

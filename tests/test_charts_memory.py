@@ -44,8 +44,7 @@ def data_with(chart, *names, but=None):
 
 def test_the_frame_has_a_line_a_memory_and_s_and_the_published_beside_it(frame):
     ours = frame.filter((frame["source"] == "recorded") & (frame["setting"] == 1))
-    keys = {job.config.task.n_keys for job in EXPERIMENTS["capacity"].jobs("laptop")}
-    assert ours.height == 8 * len(keys)
+    assert ours.height == len(EXPERIMENTS["capacity"].jobs("laptop"))
     one = ours.filter((ours["series"] == "DPFP-2") & (ours["n_keys"] == 400)).to_dicts()[0]
     assert (one["n_seeds"], one["n_solved"], one["n_features"]) == (3, 0, 256)
     assert one["low"] == pytest.approx(0.5 * (1 - 256 / 400)) and one["high"] > one["value"]

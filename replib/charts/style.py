@@ -79,7 +79,11 @@ SOLVED_ACCURACY = 0.99  # the line that a copy task has to reach
 HEIGHT, TALL = 300, 340  # pixels
 LABEL_PX = 14  # height of a line of text
 WRAP, SUBTITLE_WRAP = 40, 58  # characters that fit beside the menu, 400 pixels wide
-WIDER = {500: 66, 760: 100}  # characters of a title that fit from so many pixels of a plot on
+WIDER = {600: 66, 880: 100}  # characters of a title that fit from so many pixels of a page on
+FILE_PX = 720  # width of a chart in a file
+# Not of `width` alone, which shrinks to the plot's after the title has been given its room; but to
+# be looked at again when the page, and with it `width`, changes.
+ROOM = f"(isFinite(containerSize()[0]) ? containerSize()[0] : {FILE_PX}) + 0 * width"
 CROSS = {"shape": "cross", "angle": 45, "filled": True, "size": 80, "opacity": 1}
 TOP_PX = 7  # where points without a value are marked
 
@@ -113,7 +117,9 @@ def theme() -> dict[str, Any]:
     }
 
 
-def printable(chart: alt.LayerChart, width: int = 720, background: str = "white") -> alt.LayerChart:
+def printable(
+    chart: alt.LayerChart, width: int = FILE_PX, background: str = "white"
+) -> alt.LayerChart:
     """The chart for a file: `width` pixels in all, as there is no page to stretch to."""
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")
     return chart.properties(width=width, autosize=fit, background=background)
@@ -305,7 +311,7 @@ def _title_lines(title: str) -> list[str] | alt.ExprRef:
     expression = json.dumps(lines)
     for pixels, characters in WIDER.items():
         if len(wider := wrapped_lines(title, characters)) < len(lines):
-            expression = f"width < {pixels} ? {expression} : {json.dumps(wider)}"
+            expression = f"{ROOM} < {pixels} ? {expression} : {json.dumps(wider)}"
             lines = wider
     return narrow if lines is narrow else alt.ExprRef(expression)
 
