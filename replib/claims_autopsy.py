@@ -608,9 +608,9 @@ def _table_line(name: str, cells: Sequence[str]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def _headed(name: str, lengths: Sequence[int], lines: Sequence[str]) -> str:
+def _headed(name: str, lengths: Sequence[int], lines: Sequence[str], align: str = "---:") -> str:
     head = _table_line(name, [f"N = {n}" for n in lengths])
-    return f"{head}\n|:---|{'---:|' * len(lengths)}\n" + "\n".join(lines)
+    return f"{head}\n|:---|{f'{align}|' * len(lengths)}\n" + "\n".join(lines)
 
 
 def four_points(article: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -715,7 +715,7 @@ def failure_table(rows: Sequence[Row]) -> str:
         return ""
     prevent, repair = zip(*(_what_decides(runs, n) for n in lengths), strict=True)
     lines = [_table_line(f"mended: {PREVENTS}", prevent), _table_line(f"broken: {REPAIRS}", repair)]
-    return _headed("linear attention", lengths, lines)
+    return _headed("linear attention", lengths, lines, align=":---")
 
 
 @each_device
