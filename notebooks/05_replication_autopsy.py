@@ -364,7 +364,9 @@ def _(losses):
       back to torch operations, so that its factor is of both. Unfused attention is compared with
       the compiled kernel, so that its factor holds what compiling gains. A time is the median of
       repeated steps: of the extra evaluations, the second one of each eighth step does not count.
-      *Half an encoder* costs less than a whole one, as its unused layers have no backward pass.
+      *Half an encoder* costs less than a whole one, as its unused layers have no backward pass, and
+      more than a model that has only the layers it uses. *Adam* here costs less than RAdam, whose
+      step is more operations.
     - **Losses.** *Deviation:* recorded with a smaller model than the article's:
       {claims_autopsy.recorded_text(losses)}. Differences are by Welch's t. Losses are nats a token
       for all runs, whatever the batch.

@@ -197,7 +197,7 @@ def effects_chart(rows: Sequence[Row]) -> alt.LayerChart:
     if alone:
         most = max(alone, key=lambda one: one.alone_on.value)
         factor, name = three_digits(most.alone_on.value), DEFECTS[most.defect].title
-        title = f"At N = {longest}, {name} costs most of a linear step: {factor}×"
+        title = f"At N = {longest}, “{name}” costs most of a linear step: {factor}×"
     return charts.effects_chart(frame, title=title)
 
 
@@ -342,7 +342,9 @@ def comparison(losses: Sequence[Row], times: Sequence[Row]) -> str:
         if any(cells[column] != NONE_YET for cells in told.values())
     ]
     if not columns:
-        return ""
+        return "*All switches are off: turn one on to compare with these mended runs.*" * bool(
+            times
+        )
     lines = [f"| {name} | {' | '.join(c[one] for one in columns)} |" for name, c in told.items()]
     return f"| | {' | '.join(columns)} |\n|:---|{'---:|' * len(columns)}\n" + "\n".join(lines)
 
@@ -499,10 +501,11 @@ def _timing() -> tuple[str, str]:
 OTHERS = {
     "bleu": Shown(
         "BLEU of the first sentence",
-        "The work calls corpus_bleu(cands, [[s] for s in refs]). sacrebleu takes each inner list "
-        "for a set of references of the whole corpus, and each ends after one sentence: the first "
-        f"translation alone is scored, against all {earlier_defects.N_PAIRS} references. "
-        f"{_bleu_published()}. Here is the same call on as many generated pairs.",
+        "A Linformer for translation (crybot/linformer) calls corpus_bleu(cands, [[s] for s in "
+        "refs]). sacrebleu takes each inner list for a set of references of the whole corpus, and "
+        "each ends after one sentence: the first translation alone is scored, against all "
+        f"{earlier_defects.N_PAIRS} references. {_bleu_published()}. Here is the same call on as "
+        "many generated pairs.",
         _bleu,
     ),
     "positions": Shown(

@@ -448,7 +448,15 @@ def _autopsy(scale: str) -> list[Job]:
     stages = [(seed, some) for seed in range(n_seeds)]
     stages.append((0, lambda attention: [article_defects(attention)] * (attention == "linear")))
     stages += [(seed, lambda a: alone_off(loss_defects(a))) for seed in range(n_seeds)]
+    stages += [(seed, _optimiser_and_mask_mended) for seed in range(n_seeds)]
     return [job for seed, sets_of in stages for job in jobs(seed, sets_of)]
+
+
+def _optimiser_and_mask_mended(attention: str) -> list[tuple[str, ...]]:
+    """With the optimiser alone mended broken linear runs learn; with the mask as well they can
+    learn no leak."""
+    kept = tuple(one for one in loss_defects("linear") if one not in ("adam", "leak"))
+    return [kept] * (attention == "linear")
 
 
 def _mended(scale: str, attention: str, seq_len: int, n_steps: int) -> TrainingConfig:

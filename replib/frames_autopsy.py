@@ -25,6 +25,7 @@ from replib.claims_autopsy import (
     EARLY,
     GUESSING,
     MENDED,
+    ROLES,
     Attribution,
     Part,
     ablated,
@@ -112,6 +113,8 @@ def losses(rows: Sequence[Row], article: Mapping[str, Any]) -> pl.DataFrame:
     """One line a run, and the article's final losses at the lengths of the runs: LOSS_COLUMNS."""
     found, device = [], _device(rows)
     for (attention, seq_len, role, defect), some in ablated(rows).items():
+        if role not in ROLES:
+            continue
         line = {MENDED: MENDED_LINE, BROKEN: BROKEN_LINE}.get(role) or DEFECTS[defect].title
         for row in some:
             if row["summary"].get("final_loss") is not None:

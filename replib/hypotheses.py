@@ -84,11 +84,12 @@ class Hypothesis:
 @dataclass(frozen=True)
 class Finding:
     """What became of a hypothesis, with its figure at each length; and the lengths at which it is
-    wrong, and at which the rows do not tell."""
+    right, wrong, and at which the rows do not tell."""
 
     hypothesis: Hypothesis
     status: str
     figures: tuple[str, ...]
+    right_at: tuple[int, ...] = ()
     wrong_at: tuple[int, ...] = ()
     unknown_at: tuple[int, ...] = ()
 
@@ -112,7 +113,7 @@ def _finding(one: Hypothesis, ablation: Ablation, lengths: Sequence[int]) -> Fin
     figures = tuple(
         f"{MARKS[met[n]]} N = {n}: {found[1]}" for n, found in judged.items() if found is not None
     )
-    return Finding(one, status, figures, wrong, unknown)
+    return Finding(one, status, figures, right, wrong, unknown)
 
 
 def headline(found: Sequence[Finding]) -> str:
@@ -130,15 +131,21 @@ def headline(found: Sequence[Finding]) -> str:
 
 
 def measured(found: Sequence[Finding], defect: str) -> str:
-    """What became of the expectations of one defect, in a line; empty where nothing tells."""
-    marks = {RIGHT: MARKS[True], WRONG: MARKS[False], PARTLY: MARKS[False]}
-    told = [
-        f"{marks[one.status]} {one.hypothesis.text}"
-        + (f" ({_at(one.wrong_at)})" if one.status == PARTLY else "")
+    """What became of the expectations of one defect, in a line; none that was not measured."""
+    return "; ".join(
+        f"{_marks(one)} {one.hypothesis.text}"
         for one in found
-        if one.hypothesis.defect == defect and one.status in marks
-    ]
-    return "; ".join(told)
+        if one.hypothesis.defect == defect and one.figures
+    )
+
+
+def _marks(found: Finding) -> str:
+    """Whether it holds, and where that depends on N."""
+    marks = {RIGHT: MARKS[True], WRONG: MARKS[False], UNDECIDED: MARKS[None]}
+    if found.status in marks:
+        return marks[found.status]
+    places = ((True, found.right_at), (False, found.wrong_at), (None, found.unknown_at))
+    return ", ".join(f"{MARKS[met]} {_at(lengths)}" for met, lengths in places if lengths) + ":"
 
 
 def table(found: Sequence[Finding]) -> str:
@@ -262,8 +269,10 @@ def _slower(ablation: Ablation, defect: str, n: int) -> Judged | None:
     found = difference(*steps)
     factor, low, high = map(math.exp, (found.value, found.low, min(found.high, 700)))
     bounds = "" if math.isinf(found.low) else f" ({low:.2g} to {high:.2g})"
-    never = "" if all(solved[0]) else ", not always reached"
-    text = f"{factor:.2g}× the steps to 99 %{bounds}{never}"
+    least, never = "", ""
+    if not all(solved[0]):
+        least, never = "at least ", ", not always reached" if any(solved[0]) else ", never reached"
+    text = f"{least}{factor:.2g}× the steps to 99 %{bounds}{never}"
     return _within(found, math.log(SLOWER_STEPS), math.inf), text
 
 

@@ -102,6 +102,7 @@ class LiveRuns:
         self._device: str | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._abandoned = False
         self._started = self._polled = monotonic()
 
     @property
@@ -142,6 +143,7 @@ class LiveRuns:
         self._batch, self._device = list(jobs), device
         jobs = self.missing(jobs, device)
         self._stop.clear()
+        self._abandoned = False
         self._started = self._polled = monotonic()
         self._progress = Progress()
         self._thread = threading.Thread(
@@ -171,9 +173,10 @@ class LiveRuns:
 
     def ended_early(self, jobs: Sequence[Job]) -> bool:
         """Whether the last batch was of these jobs and was stopped or failed: what a reader has
-        stopped must not begin again by itself."""
+        stopped must not begin again by itself. What ended because the page did not ask for so long,
+        as it was busy itself, may."""
         early = self._progress is not None and self._progress.status in ("stopped", "failed")
-        return early and list(jobs) == self._batch
+        return early and list(jobs) == self._batch and not self._abandoned
 
     def just_ended(self) -> bool:
         """True once after each batch: what depends on finished runs is due for an update."""
@@ -249,7 +252,8 @@ class LiveRuns:
         now = monotonic()
         long = now - self._started > LONG_RUN_S
         patience = LONG_RUN_ABANDONED_AFTER_S if long else ABANDONED_AFTER_S
-        return self._stop.is_set() or now - self._polled > patience
+        self._abandoned = self._abandoned or now - self._polled > patience
+        return self._stop.is_set() or self._abandoned
 
     def _train(self, job, device, progress: Progress, before: float, share: float) -> None:
         name, who = self._name(job), f"{_who(job.config)}, seed {job.seed}"

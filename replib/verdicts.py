@@ -381,10 +381,12 @@ def crossover_place(crossover: Crossover) -> str:
         told = [f"95 % interval {_bound(crossover.low)} to {_bound(crossover.high)}"]
     if crossover.extrapolated and crossover.shortest and crossover.length <= crossover.shortest:
         return f"below N = {crossover.shortest:g}, the shortest measured ({told[0]})"
-    how, beside = ("extrapolated", "beyond") if crossover.extrapolated else ("measured", "up to")
+    never = math.isinf(crossover.length)
+    beyond = crossover.extrapolated and not never
+    how, beside = ("extrapolated", "beyond") if beyond else ("measured", "up to")
     if crossover.longest is not None:
         how += f" {beside} N = {crossover.longest:g}"
-    where = "no N" if math.isinf(crossover.length) else f"N = {_bound(crossover.length)}"
+    where = "no N" if never else f"N = {_bound(crossover.length)}"
     return f"{where} ({'; '.join([how, *told])})"
 
 

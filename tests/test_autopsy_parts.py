@@ -44,7 +44,9 @@ def test_steps_with_each_defect_alone_are_drawn_as_its_effect(tmp_path):
     recorded = store.read_rows("autopsy_time", tmp_path)
     alone = [r for r in recorded if len(r["config"]["defects"]) < 2]
     shown = parts.session_charts([r for r in alone if r["config"]["task"]["seq_len"] == 8])
-    assert "batch 32, loss summed costs most of a linear step: 3×" in shown.text.replace("\\n", " ")
+    assert "“batch 32, loss summed” costs most of a linear step: 3×" in shown.text.replace(
+        "\\n", " "
+    )
     drawing = vl_convert.vegalite_to_svg(charts.printable(parts.effects_chart(alone)).to_json())
     assert all(f">{one.title}<" in drawing for one in DEFECTS.values())
     for row in alone:
@@ -85,3 +87,5 @@ def test_what_was_not_measured_has_no_column(tmp_path):
     both = parts.comparison(losses, steps).splitlines()
     assert both[0].count("|") == both[2].count("|") == 5
     assert parts.comparison([], []) == ""
+    mended = [row for row in steps if not row["config"]["defects"]]
+    assert "turn one on to compare" in parts.comparison([], mended)

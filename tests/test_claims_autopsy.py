@@ -74,7 +74,9 @@ def test_the_slowdown_is_attributed_to_what_makes_it(times):
     factors = {part.name: part.factor.value for part in found.parts}
     assert factors["float64 after attention"] == pytest.approx(2)
     assert factors["batch 32, loss summed"] == pytest.approx(3)
-    assert factors["the rest"] == pytest.approx(WHOLE / 6)
+    assert factors["unfused attention"] == pytest.approx(0.9)
+    assert factors["extra evaluations"] == pytest.approx(1.3)
+    assert factors["the rest"] == pytest.approx(WHOLE / (6 * 0.9 * 1.3))
     assert found.whole.value == pytest.approx(WHOLE)
     assert sum(part.share.value for part in found.parts) == pytest.approx(1)
     assert found.mended.value == pytest.approx(72 / 84)
@@ -212,9 +214,10 @@ def test_no_stable_convergence_falls_where_mended_runs_learn_and_stands_where_th
     verdict = autopsy.convergence(losses)
     assert verdict.status == NOT_SUPPORTED
     assert "12 of 12 mended linear runs" in verdict.headline
-    assert verdict.evidence[-1] == (
-        "N = 64: mended, one defect keeps it from 99%: heads split twice, Adam at 1e-4; broken, "
-        "mending one defect lets it reach 99%: none"
+    assert verdict.evidence[-3:] == (
+        "N = 64, mended: one defect keeps it from 99%: heads split twice, Adam at 1e-4",
+        "N = 64, broken: mending one defect lets it reach 99%: none",
+        "N = 64, broken, but for the mask: mending one more lets it reach 99%: not Adam at 1e-4",
     )
     failed = changed(losses, lambda s: s.update(final_accuracy=0.2), attention="linear", defects=())
     assert autopsy.convergence(failed).status == SUPPORTED
@@ -231,7 +234,10 @@ def test_the_failure_is_put_down_to_defects_that_alone_cause_or_cure_it(losses):
     place = {"attention": "linear", "seq_len": 64}
     rows = changed(losses, in_one_run, defects=without_adam, **place)
     rows = changed(rows, lambda s: s.update(final_accuracy=0.2), defects=("leak",), **place)
-    _, _, prevents, repairs = autopsy.failure_table(rows).splitlines()
+    masked = tuple(one for one in without_adam if one != "leak")
+    assert autopsy.role_of("linear", masked) == (autopsy.OFF_WITH_MASK, "adam")
+    rows = changed(rows, lambda s: s.update(final_accuracy=1.0), defects=masked, **place)
+    _, _, prevents, repairs, masks, *_ = autopsy.failure_table(rows).splitlines()
     both = "heads split twice, Adam at 1e-4"
     assert prevents.endswith(
         f"| {both} | {both} | heads split twice, no causal mask, Adam at 1e-4 |"
@@ -240,7 +246,8 @@ def test_the_failure_is_put_down_to_defects_that_alone_cause_or_cure_it(losses):
         "| broken runs reach it | none | broken runs reach it | Adam at 1e-4 (1 of 3) |"
     )
     mended = [row for row in losses if not row["config"]["defects"]]
-    assert autopsy.failure_table(mended).count("not measured") == 8
+    assert masks.endswith("| not Adam at 1e-4 | not Adam at 1e-4 | Adam at 1e-4 |")
+    assert autopsy.failure_table(mended).count("not measured") == 12
     assert autopsy.failure_table([]) == ""
 
 
@@ -389,7 +396,7 @@ def test_an_expectation_that_fails_at_some_lengths_is_told_with_them_at_the_head
         )
     found = finding(([], rows), "float64", "twice the memory")
     assert (found.status, found.wrong_at) == (hypotheses.PARTLY, (8, 32))
-    assert hypotheses.measured([found], "float64") == "✗ twice the memory (N = 8, 32)"
+    assert hypotheses.measured([found], "float64") == "✓ N = 16, 64, ✗ N = 8, 32: twice the memory"
     told = hypotheses.headline(hypotheses.findings([], rows)).splitlines()[2]
     assert told == (
         "**Wrong at some lengths:** float64 after attention: twice the memory (N = 8, 32)."

@@ -256,6 +256,8 @@ def test_a_run_whose_page_is_gone_ends_by_itself(monkeypatch, started):
     (row,) = started.finished
     assert row["outcome"] == "interrupted"
     assert store.find("convergence", row["run_id"], started.folder) is not None
+    assert started.poll().status == "stopped"
+    assert not started.ended_early(started._batch)  # no reader has stopped it
 
 
 def test_a_long_run_waits_longer_for_a_page_that_is_hidden(monkeypatch, started):

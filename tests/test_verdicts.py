@@ -199,7 +199,7 @@ def test_crossover_headline_is_composed_from_the_numbers():
     )
     never = crossover_verdict(Crossover(math.inf, math.inf, math.inf, True, 64, 16384))
     assert never.headline == (
-        "linear never stays faster (extrapolated beyond N = 16384); claimed from N = 512 on"
+        "linear never stays faster (measured up to N = 16384); claimed from N = 512 on"
     )
 
 
@@ -232,7 +232,7 @@ def test_a_crossover_is_told_with_its_interval_or_its_side_of_the_lengths(crosso
             measured(104.6, 87.2, 144.9),
             "N = 105 (measured up to N = 2048; 95 % interval 87 to 145)",
         ),
-        (NEVER, "no N (extrapolated beyond N = 2048; 95 % interval 5000 to no end)"),
+        (NEVER, "no N (measured up to N = 2048; 95 % interval 5000 to no end)"),
         (ALWAYS, "below N = 8, the shortest measured (95 % interval 1 to 7)"),
         (
             Crossover(3149.0, 3000.0, 2e7, True, 8, 64),

@@ -286,6 +286,9 @@ def _series_encodings(frame: pl.DataFrame) -> dict[str, Any]:
     }
 
 
+MOST_LABEL_LINES = 8  # beside the ends; with more, names would stand far from their lines
+
+
 def _series_labels(
     frame: pl.DataFrame,
     encodings: dict[str, Any],
@@ -295,15 +298,16 @@ def _series_labels(
     top: float = 0,
     words: Sequence[str] = ("attention", "implementation"),
 ) -> alt.LayerChart:
-    """The name of each series, a line each of `words`: beside its end, or above it in one line
-    where others go on to longer N."""
+    """The name of each series, a line each of `words`, or all in one where there are many names:
+    beside its end, or above it where others go on to longer N."""
     ends = frame.sort("seq_len").group_by("series", maintain_order=True).last()
     beside, above = (
         ends.filter(at_end := pl.col("seq_len") == ends["seq_len"].max()),
         ends.filter(~at_end),
     )
-    beside = style.spread_labels(beside, domain, height, len(words)).with_columns(
-        label=pl.concat_str(words, separator="\n", ignore_nulls=True)
+    n_lines = len(words) if len(words) * beside.height <= MOST_LABEL_LINES else 1
+    beside = style.spread_labels(beside, domain, height, n_lines).with_columns(
+        label=pl.concat_str(words, separator="\n" if n_lines > 1 else " ", ignore_nulls=True)
     )
     above = style.spread_labels(above, domain, height, 1).with_columns(
         label=pl.concat_str(words, separator=" ", ignore_nulls=True)
