@@ -216,7 +216,9 @@ def losses_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerCh
         off = {defect: end for (role, defect), end in ends.items() if role == autopsy.ALONE_OFF}
         helps = min(off, key=off.get, default=None)
         if helps and ends[BROKEN] - off[helps] > LOSS_MARGIN:
-            told.insert(1, f"{_nats(off[helps])} with “{DEFECTS[helps].title}” alone mended")
+            masked = ends.get((autopsy.OFF_WITH_MASK, helps))
+            too = "" if masked is None else f" ({_nats(masked)} with the mask too)"
+            told.insert(1, f"{_nats(off[helps])} with “{DEFECTS[helps].title}” alone mended{too}")
         title = f"At N = {n}, linear runs end at {', '.join(told)}"
     return charts.losses_chart(frames_autopsy.losses(rows, article), title=title)
 

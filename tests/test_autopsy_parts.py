@@ -62,9 +62,11 @@ def test_the_losses_are_titled_with_the_defect_that_it_helps_most_to_mend(tmp_pa
     rows, article = store.read_rows("autopsy", tmp_path), published()["dm2022"]
     title = title_of(parts.losses_chart(rows, article))
     assert title == (
-        "At N = 64, linear runs end at 2.2 broken, 1.5 with “Adam at 1e-4” alone mended, "
-        "under 0.001 mended"
+        "At N = 64, linear runs end at 2.2 broken, 1.5 with “Adam at 1e-4” alone mended (1.5 with "
+        "the mask too), under 0.001 mended"
     )
+    masked = [row for row in rows if len(row["config"]["defects"]) != 5]
+    assert "alone mended, under 0.001 mended" in title_of(parts.losses_chart(masked, article))
     some = [row for row in rows if len(row["config"]["defects"]) in (0, 1, 7)]
     assert "2.2 broken, under 0.001 mended" in title_of(parts.losses_chart(some, article))
     for few in ([], some[:1]):
