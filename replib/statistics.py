@@ -270,8 +270,8 @@ def article_regression(
     needed = len(SOFTMAX_POWERS.get(softmax_model, (0, 1))) + 1
     if len(measured) < needed:
         raise ValueError(
-            f"{len(measured)} lengths, the {softmax_model} model needs {needed}: "
-            "measure more lengths or choose a model with fewer coefficients"
+            f"{len(measured)} length{'s' * (len(measured) != 1)}, the {softmax_model} model needs "
+            f"{needed}: use more lengths or a model with fewer coefficients"
         )
     softmax, linear = np.exp(_log_medians(softmax)), np.exp(_log_medians(linear))
     coefficients, curve = _fit(measured, softmax, softmax_model)

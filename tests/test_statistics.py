@@ -324,7 +324,7 @@ def test_regression_recovers_the_model_it_assumes(model):
     [
         (4, "cubic", "softmax_model 'cubic' is unknown: use one of .*quadratic"),
         (2, "quadratic", "2 lengths, the quadratic model needs 3"),
-        (3, "full_quadratic", "3 lengths, the full_quadratic model needs 4: measure more"),
+        (3, "full_quadratic", "3 lengths, the full_quadratic model needs 4: use more"),
     ],
 )
 def test_bad_regression_names_value_and_remedy(n_lengths, model, message):
