@@ -247,7 +247,7 @@ def implementations_verdict(settings: Mapping[str, Mapping[str, Crossover]]) -> 
         for name in names
     }
     headline = "; ".join(f"{name} {span}" for name, span in spans.items())
-    if any(" to " in span.removeprefix("not up to") for span in spans.values()):
+    if any(" or " in span or " to " in span.removeprefix("not up to") for span in spans.values()):
         headline += ", by batch and softmax"
     return Verdict(headline or "no measurements yet", tuple(criteria))
 
@@ -396,6 +396,8 @@ def crossovers_span(found: Sequence[Crossover]) -> str:
     first, last = (crossover_text(one).split(" (")[0] for one in (early, late))
     if first == last:
         return f"{first}, the shortest measured" if first.startswith("below") else first
+    if last.startswith("not"):
+        return f"{first} or {last}"
     return f"{first} to {last.removeprefix('N = ') if first.startswith('N = ') else last}"
 
 

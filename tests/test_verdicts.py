@@ -273,7 +273,7 @@ def test_the_implementations_are_summed_up_over_the_settings():
         }
     )
     assert verdict.headline == (
-        "plain N = 900 to not up to N = 2048; torch N = 105 to 205; cpu below N = 8 to N = 63, "
+        "plain N = 900 or not up to N = 2048; torch N = 105 to 205; cpu below N = 8 to N = 63, "
         "by batch and softmax"
     )
     assert verdict.status == "supported"
@@ -284,7 +284,7 @@ def test_the_implementations_are_summed_up_over_the_settings():
 
 def test_crossovers_of_several_settings_are_told_from_the_earliest_to_the_latest():
     early, late = measured(105, 105, 105), measured(900, 900, 900)
-    assert crossovers_span([late, NEVER, early]) == "N = 105 to not up to N = 2048"
+    assert crossovers_span([late, NEVER, early]) == "N = 105 or not up to N = 2048"
     assert crossovers_span([late, early]) == "N = 105 to 900"
     assert crossovers_span([late, ALWAYS]) == "below N = 8 to N = 900"
     assert crossovers_span([ALWAYS, ALWAYS]) == "below N = 8, the shortest measured"
