@@ -342,6 +342,8 @@ def attribution_text(found: Attribution | None) -> str:
         if apart
         else "The two attributions agree within their intervals."
     )
+    if found.parts[-1].factor.high < 1:
+        differ += " A rest below 1 says that the named defects overlap: together they cost less."
     return (
         f"**N = {found.seq_len}.** The article's linear runs took {found.article:.1f} times its "
         f"softmax runs. Here linear takes {ratio_text(found.mended)} softmax's time when both are "
