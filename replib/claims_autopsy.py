@@ -57,6 +57,7 @@ from replib.verdicts import (
     MOST,
     Criterion,
     Verdict,
+    bound_text,
     crossover_place,
     crossovers_span,
     ratio_text,
@@ -852,10 +853,6 @@ def _step_samples(rows: Sequence[Row]) -> dict[tuple[str, int, str], tuple[float
     }
 
 
-def _bound(length: float) -> str:
-    return "no end" if math.isinf(length) else f"{length:.0f}" if length < 1e6 else f"{length:.0e}"
-
-
 # --- extrapolation --------------------------------------------------------------------------------
 
 
@@ -888,7 +885,9 @@ def prediction_text(found: Prediction) -> str:
     where = "linear never overtakes" if math.isinf(crossing) else f"crossover at N = {crossing:.0f}"
     longest = found.lengths[-1]
     beyond = "" if math.isinf(crossing) else f", {crossing / longest:.0f} times beyond the data"
-    interval = f"95 % interval {_bound(found.low)} to {_bound(found.high)}, if the model is right"
+    interval = (
+        f"95 % interval {bound_text(found.low)} to {bound_text(found.high)}, if the model is right"
+    )
     if math.isinf(found.low):
         interval = "no error of its size says otherwise"
     return (
@@ -915,7 +914,7 @@ def prediction_table(
         _table_line(
             name,
             [
-                _bound(article_regression(*columns, softmax_model=m).crossover).replace(
+                bound_text(article_regression(*columns, softmax_model=m).crossover).replace(
                     "no end", "never"
                 )
                 for m in SOFTMAX_MODELS

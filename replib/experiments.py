@@ -178,9 +178,8 @@ def _convergence(scale: str) -> list[Job]:
     model = laptop_model(attention, rounds)
     lsh = [laptop_copy(attention, n, s, model=model) for n, s in steps.items()]
     judged = [laptop_copy(a, n, s) for n, s in steps.items() for a in BOTH]
-    return (
-        _seeds(judged, 5) + _seeds(lsh[:2], 3) + _seeds(lsh[2:], 1)
-    )  # it takes half an hour a run
+    short, long = lsh[:2], lsh[2:]  # a long one takes up to half an hour
+    return _seeds(judged, 5) + _seeds(short, 3) + _seeds(long, 1)
 
 
 def _sequence_copy(scale: str) -> list[Job]:
@@ -622,7 +621,7 @@ def _retrieval(scale, memories, most_keys: int, *, with_replacement: bool) -> li
             for m in memories
         ]
     jobs = []
-    for memory in sorted(memories, key=_is_slow):
+    for memory in memories:
         slow = _is_slow(memory)
         keys, coarse = (SLOW_KEYS, SLOW_COARSE_KEYS) if slow else (LAPTOP_KEYS, COARSE_KEYS)
         for n_keys in range(20, most_keys + 1, 20):
@@ -633,11 +632,7 @@ def _retrieval(scale, memories, most_keys: int, *, with_replacement: bool) -> li
             jobs.append(RetrievalJob(config=config, seeds=tuple(range(n_seeds))))
     return sorted(
         jobs,
-        key=lambda job: (
-            _is_slow(job.config.model),
-            -len(job.seeds),
-            job.config.task.n_keys,
-        ),
+        key=lambda job: (_is_slow(job.config.model), -len(job.seeds), job.config.task.n_keys),
     )
 
 

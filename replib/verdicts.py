@@ -367,7 +367,7 @@ def three_digits(value: float) -> str:
 def crossover_text(crossover: Crossover) -> str:
     """Where a crossover was measured, with its interval, or on which side of all lengths it is."""
     if not crossover.extrapolated:
-        bounds = f"{_bound(crossover.low)} to {_bound(crossover.high)}"
+        bounds = f"{bound_text(crossover.low)} to {bound_text(crossover.high)}"
         return f"N = {crossover.length:.0f} ({bounds})"
     if crossover.length <= crossover.shortest:
         return f"below N = {crossover.shortest:g}"
@@ -378,7 +378,7 @@ def crossover_place(crossover: Crossover) -> str:
     """Where a crossover is, with its 95 % interval, and beside which of the measured lengths."""
     told = []
     if not math.isinf(crossover.low):
-        told = [f"95 % interval {_bound(crossover.low)} to {_bound(crossover.high)}"]
+        told = [f"95 % interval {bound_text(crossover.low)} to {bound_text(crossover.high)}"]
     if crossover.extrapolated and crossover.shortest and crossover.length <= crossover.shortest:
         return f"below N = {crossover.shortest:g}, the shortest measured ({told[0]})"
     never = math.isinf(crossover.length)
@@ -386,7 +386,7 @@ def crossover_place(crossover: Crossover) -> str:
     how, beside = ("extrapolated", "beyond") if beyond else ("measured", "up to")
     if crossover.longest is not None:
         how += f" {beside} N = {crossover.longest:g}"
-    where = "no N" if never else f"N = {_bound(crossover.length)}"
+    where = "no N" if never else f"N = {bound_text(crossover.length)}"
     return f"{where} ({'; '.join([how, *told])})"
 
 
@@ -401,7 +401,8 @@ def crossovers_span(found: Sequence[Crossover]) -> str:
     return f"{first} to {last.removeprefix('N = ') if first.startswith('N = ') else last}"
 
 
-def _bound(length: float) -> str:
+def bound_text(length: float) -> str:
+    """An end of an interval of N."""
     return "no end" if math.isinf(length) else f"{length:.0f}" if length < 1e6 else f"{length:.0e}"
 
 
