@@ -344,9 +344,8 @@ def comparison(losses: Sequence[Row], times: Sequence[Row]) -> str:
         if any(cells[column] != NONE_YET for cells in told.values())
     ]
     if not columns:
-        return "*All switches are off: turn one on to compare with these mended runs.*" * bool(
-            times
-        )
+        switched = any(row["config"]["defects"] for row in times)
+        return "" if switched or not times else "*All switches are off: turn one on to compare.*"
     lines = [f"| {name} | {' | '.join(c[one] for one in columns)} |" for name, c in told.items()]
     return f"| | {' | '.join(columns)} |\n|:---|{'---:|' * len(columns)}\n" + "\n".join(lines)
 

@@ -140,12 +140,10 @@ def measured(found: Sequence[Finding], defect: str) -> str:
 
 
 def _marks(found: Finding) -> str:
-    """Whether it holds, and where that depends on N."""
-    marks = {RIGHT: MARKS[True], WRONG: MARKS[False], UNDECIDED: MARKS[None]}
-    if found.status in marks:
-        return marks[found.status]
-    places = ((True, found.right_at), (False, found.wrong_at), (None, found.unknown_at))
-    return ", ".join(f"{MARKS[met]} {_at(lengths)}" for met, lengths in places if lengths) + ":"
+    """Whether it holds; with the lengths, where it depends on them."""
+    places = {True: found.right_at, False: found.wrong_at, None: found.unknown_at}
+    told = [f"{MARKS[met]} {_at(lengths)}" for met, lengths in places.items() if lengths]
+    return f"{', '.join(told)}:" if len(told) > 1 else told[0].split()[0]
 
 
 def table(found: Sequence[Finding]) -> str:

@@ -91,3 +91,5 @@ def test_what_was_not_measured_has_no_column(tmp_path):
     assert parts.comparison([], []) == ""
     mended = [row for row in steps if not row["config"]["defects"]]
     assert "turn one on to compare" in parts.comparison([], mended)
+    lone = [row for row in steps if row["config"]["defects"]][:1]  # its mended side is to come
+    assert parts.comparison([], lone) == ""
