@@ -12,7 +12,7 @@ app = marimo.App(width="medium", app_title="Transformers are RNNs")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib import claims, controls
+    from replib import claims, claims_generation, controls
     from replib import drawing_parts as drawing
     from replib import generation_parts as parts
     from replib.controls import Control
@@ -72,12 +72,14 @@ def _(article, recorded):
 @app.cell(hide_code=True)
 def _(beside, get_changes, jobs, live, recorded, recorded_here, settings):
     get_changes()
-    _session = claims.of_session(claims.constant_cost, live.rows(jobs, settings["device"]))
+    _session = claims.of_session(
+        claims_generation.constant_cost, live.rows(jobs, settings["device"])
+    )
     controls.verdict_card(
         "With linear attention a token costs the same at every position; with softmax it does not.",
         [
             *beside,
-            (recorded_here, claims.constant_cost(recorded)),
+            (recorded_here, claims_generation.constant_cost(recorded)),
             ("This machine, settings below", _session),
         ],
     )
@@ -87,11 +89,13 @@ def _(beside, get_changes, jobs, live, recorded, recorded_here, settings):
 @app.cell(hide_code=True)
 def _(get_changes, jobs, live, recorded, recorded_here, settings):
     get_changes()
-    _session = claims.of_session(claims.faster_generation, live.rows(jobs, settings["device"]))
+    _session = claims.of_session(
+        claims_generation.faster_generation, live.rows(jobs, settings["device"])
+    )
     controls.verdict_card(
         "Linear attention generates faster than softmax, even where softmax has a cache.",
         [
-            (recorded_here, claims.faster_generation(recorded)),
+            (recorded_here, claims_generation.faster_generation(recorded)),
             ("This machine, settings below", _session),
         ],
     )
@@ -116,7 +120,7 @@ def _(paper, recorded):
         [
             mo.md("## The paper's images"),
             parts.speedup_chart(recorded, paper),
-            mo.md(claims.generation_table(recorded, paper)),
+            mo.md(claims_generation.generation_table(recorded, paper)),
         ]
     )
     return

@@ -13,7 +13,7 @@ with app.setup(hide_code=True):
     import marimo as mo
 
     from replib import autopsy_parts as parts
-    from replib import claims_autopsy, controls, hypotheses
+    from replib import claims_autopsy, claims_autopsy_time, controls, hypotheses
     from replib.controls import Control
     from replib.experiments import AUTOPSY_MODELS, recorded_rows
     from replib.live import LiveRuns
@@ -90,7 +90,7 @@ def _(article, times):
         [
             mo.md("**The article's four points, and ours**"),
             controls.device_tabs(
-                times, lambda rows: mo.md(claims_autopsy.four_points(article, rows))
+                times, lambda rows: mo.md(claims_autopsy_time.four_points(article, rows))
             ),
         ]
     )
@@ -319,7 +319,7 @@ def _(article, prediction_panel):
 
 @app.cell(hide_code=True)
 def _(article, steps, times):
-    mo.md(claims_autopsy.prediction_table(article, times, steps))
+    mo.md(claims_autopsy_time.prediction_table(article, times, steps))
     return
 
 

@@ -13,6 +13,7 @@ import torch
 
 from replib import claims, controls, earlier_defects, frames_autopsy, hypotheses
 from replib import claims_autopsy as autopsy
+from replib import claims_autopsy_time as timing
 from replib.article_losses import article_batches
 from replib.attention.softmax import softmax_attention
 from replib.autopsy import DEFECTS
@@ -21,8 +22,9 @@ from replib.controls import Control
 from replib.experiments import CostJob, Job, live_autopsy_jobs
 from replib.live import in_passing_thread, one_thread_spared
 from replib.published import published
-from replib.statistics import SOFTMAX_MODELS
+from replib.statistics import SOFTMAX_MODELS, Total, measured_total, ratio
 from replib.store import Row
+from replib.tables import markdown_table
 from replib.verdicts import LOSS_MARGIN, Verdict, ratio_text, three_digits
 
 NONE = "none"  # in the URL, where no switch is on
@@ -114,8 +116,8 @@ def cards(
     """A verdict on each of the article's conclusions."""
     return {
         "convergence": autopsy.convergence(losses),
-        "slowdown": autopsy.slowdown(times, article),
-        "crossover": autopsy.article_crossover(times, steps),
+        "slowdown": timing.slowdown(times, article),
+        "crossover": timing.article_crossover(times, steps),
     }
 
 
@@ -164,14 +166,14 @@ def slowdown_tabs(rows: Sequence[Row], article: Mapping[str, Any]) -> mo.Html:
     """The attribution of the slowdown at each length, the longest first."""
     tabs = {}
     for n in sorted(set(article["N"]) & set(autopsy.lengths_of(rows)), reverse=True) or [64]:
-        text = mo.md(autopsy.attribution_text(autopsy.attribution(rows, article, n)))
+        text = mo.md(timing.attribution_text(timing.attribution(rows, article, n)))
         tabs[f"N = {n}"] = mo.vstack([slowdown_chart(rows, article, n), text])
     return mo.ui.tabs(tabs)
 
 
 def slowdown_chart(rows: Sequence[Row], article: Mapping[str, Any], n: int) -> alt.LayerChart:
     """`charts.stages_chart` at one length, titled with what stays unexplained."""
-    found = autopsy.attribution(rows, article, n)
+    found = timing.attribution(rows, article, n)
     title = "No measurements yet"
     if found is not None:
         title = f"The article's {found.article:.0f}×, taken apart: {_left(found)} is unexplained"
@@ -182,7 +184,7 @@ def slowdown_chart(rows: Sequence[Row], article: Mapping[str, Any], n: int) -> a
     )
 
 
-def _left(found: autopsy.Attribution) -> str:
+def _left(found: timing.Attribution) -> str:
     return f"{three_digits(found.unexplained.value)}×"
 
 
@@ -192,7 +194,7 @@ def effects_chart(rows: Sequence[Row]) -> alt.LayerChart:
     if frame.is_empty():
         return charts.effects_chart(frame, title="No measurements yet")
     longest = autopsy.lengths_of(rows)[-1]
-    alone = [one for one in autopsy.time_effects(rows, "linear", longest) if one.alone_on]
+    alone = [one for one in timing.time_effects(rows, "linear", longest) if one.alone_on]
     title = "What each defect does to the time of a training step"
     if alone:
         most = max(alone, key=lambda one: one.alone_on.value)
@@ -264,13 +266,13 @@ def prediction(article: Mapping[str, Any], settings: Mapping[str, Any]) -> mo.Ht
     """The crossover that the chosen points and model predict, as a chart with its text."""
     lengths, model = [int(n) for n in settings["points"]], settings["softmax_model"]
     try:
-        found = autopsy.predicted(article, lengths, model)
+        found = timing.predicted(article, lengths, model)
     except ValueError as error:
-        named = f"the model “{autopsy.MODEL_NAMES[model]}”"
+        named = f"the model “{claims.MODEL_NAMES[model]}”"
         said = str(error).replace(f"the {model} model", named)
         return mo.callout(said, kind="warn")
     chart = prediction_chart(article, lengths, model)
-    return mo.vstack([chart, mo.md(autopsy.prediction_text(found))])
+    return mo.vstack([chart, mo.md(timing.prediction_text(found))])
 
 
 def prediction_chart(
@@ -279,9 +281,9 @@ def prediction_chart(
     """`charts.prediction_chart`, titled with the crossover.
 
     Raises:
-        ValueError: as `claims_autopsy.predicted`.
+        ValueError: as `claims_autopsy_time.predicted`.
     """
-    found = autopsy.predicted(article, lengths, softmax_model)
+    found = timing.predicted(article, lengths, softmax_model)
     crossing = found.fit.crossover
     title = "These points and this model predict no crossover"
     if crossing < float("inf"):
@@ -321,7 +323,7 @@ def session_charts(rows: Sequence[Row]) -> mo.Html:
     if _each_alone(times):
         if frames_autopsy.effects(times).is_empty():
             return mo.md(
-                f"*Steps were repeated fewer than {autopsy.MIN_SAMPLES} times, too seldom to "
+                f"*Steps were repeated fewer than {timing.MIN_SAMPLES} times, too seldom to "
                 "compare: this machine was busy. Try another setting when it is not.*"
             )
         return mo.as_html(effects_chart(times))
@@ -346,8 +348,8 @@ def comparison(losses: Sequence[Row], times: Sequence[Row]) -> str:
     if not columns:
         switched = any(row["config"]["defects"] for row in times)
         return "" if switched or not times else "*All switches are off: turn one on to compare.*"
-    lines = [f"| {name} | {' | '.join(c[one] for one in columns)} |" for name, c in told.items()]
-    return f"| | {' | '.join(columns)} |\n|:---|{'---:|' * len(columns)}\n" + "\n".join(lines)
+    lines = ([name, *(cells[one] for one in columns)] for name, cells in told.items())
+    return markdown_table(["", *columns], lines)
 
 
 NONE_YET = "–"
@@ -359,7 +361,7 @@ def _compared(losses: Sequence[Row], times: Sequence[Row], attention: str) -> di
     totals = {on: _total(row) for on, row in steps.items() if row["outcome"] == "ok"}
     factor = NONE_YET
     if len(totals) == 2:
-        factor = ratio_text(autopsy.ratio(totals[True], totals[False]))
+        factor = ratio_text(ratio(totals[True], totals[False]))
     runs = [row for row in losses if _of(row, attention)]
     return {
         "time of a step, with switches over mended": factor,
@@ -372,8 +374,8 @@ def _of(row: Row, attention: str) -> bool:
     return row["config"]["model"]["attention"] == attention
 
 
-def _total(row: Row) -> autopsy.Total:
-    return autopsy.measured_total(row["summary"]["time_ms_samples"])
+def _total(row: Row) -> Total:
+    return measured_total(row["summary"]["time_ms_samples"])
 
 
 def _ends(rows: Sequence[Row], *, switched: bool) -> str:

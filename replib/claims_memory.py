@@ -27,6 +27,7 @@ from replib.experiments import (
 from replib.retrieval import MemoryConfig, RetrievalConfig
 from replib.statistics import CONFIDENCE, difference_interval, t_quantile
 from replib.store import Row
+from replib.tables import markdown_table
 from replib.verdicts import Criterion, Verdict
 
 SOLVED_LOSS = RetrievalConfig().solved_loss
@@ -473,12 +474,11 @@ def _table(
             losses = [side.get(n) for side in sides]
             cells.append(" / ".join("–" if x is None else _loss(x) for x in losses))
         told = label(memory, rule=second).replace(" ", "\N{NO-BREAK SPACE}")
-        lines.append(f"| {told} | {' | '.join(cells)} |")
+        lines.append([told, *cells])
     columns = ["R", "last S solved", *(f"S = {n}" for n in keys)]
     first = "here / as published / published" if second else "here / published"
-    head = f"| {first} | {' | '.join(columns)} |\n|:---|{'---:|' * len(columns)}"
     told = "Medians over the seeds that were run; – is not run, or not among the published figures."
-    return "\n".join([head, *lines]) + f"\n\n{told}"
+    return f"{markdown_table([first, *columns], lines)}\n\n{told}"
 
 
 def _loss(loss: float) -> str:

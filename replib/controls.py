@@ -33,6 +33,7 @@ from replib.live import (
 )
 from replib.statistics import Crossover, Exponent
 from replib.store import Row
+from replib.tables import LEFT, markdown_table
 from replib.tasks import CausalCopy, Task
 from replib.training import Training
 from replib.verdicts import (
@@ -647,11 +648,11 @@ def history(live: LiveRuns) -> mo.Html:
     if not live.finished:
         return mo.md("")
     lines = [_history_line(row) for row in reversed(live.finished)]
-    head = "| run | outcome | result |\n|---|---|---|\n"
-    return mo.accordion({f"Runs of this session ({len(lines)})": mo.md(head + "\n".join(lines))})
+    table = markdown_table(["run", "outcome", "result"], lines, LEFT)
+    return mo.accordion({f"Runs of this session ({len(lines)})": mo.md(table)})
 
 
-def _history_line(row: Row) -> str:
+def _history_line(row: Row) -> list[str]:
     config, summary = row["config"], row["summary"]
     if "n_keys" in config.get("task", {}):
         what = _retrieval_text(config, row["seed"])
@@ -687,7 +688,7 @@ def _history_line(row: Row) -> str:
             f"batch {config['batch_size']}, {WORK_LABELS[config['work']]}"
         )
         result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"
-    return f"| {what} | {row['outcome']} | {result} |"
+    return [what, row["outcome"], result]
 
 
 def _retrieval_text(config: Mapping[str, Any], seed: int) -> str:
@@ -772,13 +773,12 @@ def exponents(rows: Sequence[Row], work: str) -> mo.Html:
     """The growth exponent of each mechanism's time and memory, with its interval, as a table."""
     if not rows:
         return mo.md("")
-    lines = [
-        f"| {' '.join(filter(None, variant))} | {what} | {exponent.value:.2f} | "
-        f"{_interval(exponent)} |"
+    lines = (
+        [" ".join(filter(None, variant)), what, f"{exponent.value:.2f}", _interval(exponent)]
         for variant, what, exponent in claims.exponents(rows, work)
-    ]
-    head = "| attention | of | exponent of N | 95 % interval |\n|---|---|---|---|\n"
-    return mo.md(head + "\n".join(lines))
+    )
+    head = "attention", "of", "exponent of N", "95 % interval"
+    return mo.md(markdown_table(head, lines, LEFT))
 
 
 def _interval(exponent: Exponent) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 
 import polars as pl
 
-from replib.claims import Crossing, Speedup
+from replib.claims import Crossing
+from replib.claims_generation import Speedup
 from replib.store import Row
 from replib.streams import WAYS
 
@@ -262,8 +263,8 @@ def streams(rows: Iterable[Row]) -> pl.DataFrame:
 def speedups(
     found: Iterable[Speedup], published: Iterable[tuple[str, str, str, float]] = ()
 ) -> pl.DataFrame:
-    """One line a ratio of times, ours and those of `claims.published_speedups`: SPEEDUP_COLUMNS.
-    `setting` is the data set whose images have that size, or the size itself."""
+    """One line a ratio of times, ours and those of `claims_generation.published_speedups`:
+    SPEEDUP_COLUMNS. `setting` is the data set whose images have that size, or the size itself."""
     ours = [
         {"setting": one.size.image or one.size.text.rsplit(", batch", 1)[0], "over": one.over}
         | {"where": f"here, batch {one.size.batch_size}"}

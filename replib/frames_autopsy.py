@@ -26,14 +26,12 @@ from replib.claims_autopsy import (
     GUESSING,
     MENDED,
     ROLES,
-    Attribution,
-    Part,
     ablated,
     early_losses,
     final_losses,
     lengths_of,
-    time_effects,
 )
+from replib.claims_autopsy_time import Attribution, Part, time_effects
 from replib.statistics import Ratio
 from replib.store import Row
 from replib.tasks import SequenceCopy

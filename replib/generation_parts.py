@@ -7,13 +7,14 @@ import altair as alt
 import marimo as mo
 import torch
 
-from replib import charts, claims, controls, forms, frames
+from replib import charts, claims, claims_generation, controls, forms, frames
 from replib.device import resolve_device
 from replib.drawing import Kept
 from replib.forms import Agreement
 from replib.live import in_passing_thread
 from replib.store import Row
 from replib.streams import WAYS, GenerationConfig, state_bytes
+from replib.tables import LEFT, RIGHT, markdown_table
 from replib.verdicts import three_digits
 
 WAY_LABELS = {
@@ -29,7 +30,7 @@ def rows_by_size(rows: Sequence[Row]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     devices = claims.by_device(rows)
     for device, some in devices.items():
-        for size, members in claims.tokens_by_size(some).items():
+        for size, members in claims_generation.tokens_by_size(some).items():
             name = f"{size.text}, {device}" if len(devices) > 1 else size.text
             found[name] = members
     return found
@@ -68,8 +69,8 @@ def recorded_tabs(rows: Sequence[Row], y: str = "time_ms") -> mo.Html:
 
 def speedup_chart(rows: Sequence[Row], paper: Mapping[str, Any]) -> alt.LayerChart:
     """`charts.speedup_chart` of whole sequences, beside the published figures."""
-    found = claims.speedups(rows)
-    frame = frames.speedups(found, claims.published_speedups(paper))
+    found = claims_generation.speedups(rows)
+    frame = frames.speedups(found, claims_generation.published_speedups(paper))
     over_cache = sorted(one.found.value for one in found if one.over == "cache")
     title = "Speed-ups" if found else "No measurements yet"
     if over_cache:
@@ -147,15 +148,13 @@ def _agreement(found: Mapping[str, Sequence[Agreement]], device: str | None) -> 
 
 
 def _agreement_table(head: str, names: Sequence[str], some: Sequence[Agreement]) -> str:
-    lines = [
-        f"| {head} | dtype | largest difference | of the largest output | tolerance | result |",
-        "|:---|:---|---:|---:|---:|:---|",
-    ]
+    lines = []
     for name, one in zip(names, some, strict=True):
         numbers = map(_power, (one.found.absolute, one.found.relative, one.tolerance))
         said = "agree" if one.holds else "**differ**"
-        lines.append(f"| {name} | {one.dtype} | {' | '.join(numbers)} | {said} |")
-    return "\n".join(lines)
+        lines.append([name, one.dtype, *numbers, said])
+    columns = "dtype", "largest difference", "of the largest output", "tolerance", "result"
+    return markdown_table([head, *columns], lines, [LEFT, *[RIGHT] * 3, LEFT])
 
 
 def _power(value: float) -> str:

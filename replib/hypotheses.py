@@ -16,26 +16,25 @@ from replib.claims_autopsy import (
     ALONE_OFF,
     ALONE_ON,
     BROKEN,
-    FACTOR_TOLERANCE,
     MENDED,
     NEAR_ZERO,
-    Attribution,
     Difference,
     Key,
     ablated,
-    attribution,
     difference,
     final_losses,
     lengths_of,
-    step_times,
 )
+from replib.claims_autopsy_time import Attribution, attribution, step_times
 from replib.published import published
 from replib.statistics import Ratio, Total, ratio
 from replib.store import Row
+from replib.tables import LEFT, markdown_table
 from replib.verdicts import LOSS_MARGIN, ratio_text
 
 RIGHT, WRONG, UNDECIDED = "right", "wrong", "cannot be told"
 PARTLY = "wrong at some lengths"
+FACTOR_TOLERANCE = 0.15  # of a predicted factor of time or memory
 MARKS = {True: "✓", False: "✗", None: "?"}
 ZERO_AT = (8, 32)  # where the article's linear runs end at 0
 SLOWER_STEPS = 1.1  # times as many steps to 99 % count as slower convergence
@@ -148,13 +147,17 @@ def _marks(found: Finding) -> str:
 
 def table(found: Sequence[Finding]) -> str:
     """Findings as a Markdown table."""
+    head = "defect", "expected by reading", "found", "measured"
     lines = [
-        f"| {DEFECTS[f.hypothesis.defect].title} | {f.hypothesis.text} | {_status(f)} | "
-        f"{'<br>'.join(f.figures) or '–'} |"
-        for f in found
+        [
+            DEFECTS[one.hypothesis.defect].title,
+            one.hypothesis.text,
+            _status(one),
+            "<br>".join(one.figures) or "–",
+        ]
+        for one in found
     ]
-    head = "| defect | expected by reading | found | measured |\n|:---|:---|:---|:---|\n"
-    return head + "\n".join(lines)
+    return markdown_table(head, lines, LEFT)
 
 
 def _status(found: Finding) -> str:

@@ -27,6 +27,8 @@ from replib import (
     charts,
     claims,
     claims_autopsy,
+    claims_autopsy_time,
+    claims_generation,
     claims_memory,
     controls,
     drawing_parts,
@@ -41,6 +43,7 @@ from replib.published import published
 from replib.report_index import index_page
 from replib.statistics import SOFTMAX_MODELS, article_regression
 from replib.store import Row
+from replib.tables import LEFT, markdown_table
 from replib.verdicts import Verdict
 
 NOTEBOOKS = store.ROOT / "notebooks"
@@ -211,7 +214,7 @@ def _autopsy_slowdown() -> Iterator[tuple[str, Figure]]:
     if rows:
         yield "autopsy_effects", Figure(chart=autopsy_parts.effects_chart(rows), **drawn)
     for n in article["N"]:
-        if claims_autopsy.attribution(rows, article, n):
+        if claims_autopsy_time.attribution(rows, article, n):
             chart = autopsy_parts.slowdown_chart(rows, article, n)
             yield f"autopsy_slowdown_{n}", Figure(chart=chart, published=True, **drawn)
 
@@ -266,7 +269,7 @@ CLAIMS = (
         notebook="04_transformers_are_rnns",
         experiment="generation",
         article=claims.article_generation,
-        judge=claims.generation,
+        judge=claims_generation.generation,
         figures=_generation_figures,
         shown="generation_tokens",
     ),
@@ -284,7 +287,7 @@ CLAIMS = (
         notebook="05_replication_autopsy",
         experiment="autopsy_time",
         article=lambda article: claims_autopsy.article_said(article)["slowdown"],
-        judge=lambda rows: claims_autopsy.slowdown(rows, published()["dm2022"]),
+        judge=lambda rows: claims_autopsy_time.slowdown(rows, published()["dm2022"]),
         figures=_autopsy_slowdown,
         shown="autopsy_slowdown_64",
         paper_on="crossover",
@@ -304,7 +307,7 @@ CLAIMS = (
         notebook="05_replication_autopsy",
         experiment="autopsy_time",
         article=lambda article: claims_autopsy.article_said(article)["crossover"],
-        judge=lambda rows: claims_autopsy.article_crossover(
+        judge=lambda rows: claims_autopsy_time.article_crossover(
             rows, [*recorded_rows("step_time"), *recorded_rows("autopsy_longer")]
         ),
         figures=_autopsy_crossover,
@@ -467,16 +470,14 @@ def _picture(chart: alt.LayerChart) -> dict:
 def readme_table() -> str:
     """The claims with what the paper, the article and the rows recorded here say, as Markdown."""
     article = published()["dm2022"]
-    lines = ["| claim | paper | 2022 replication | here |", "|---|---|---|---|"]
+    lines = []
     for claim in CLAIMS:
         rows = recorded_rows(claim.experiment)
-        lines.append(
-            f"| {claim.title} | {claim.paper} | {claim.article(article)} | "
-            f"{_readme_verdict(claim.judge(rows), controls.device_names(rows))} |"
-        )
+        here = _readme_verdict(claim.judge(rows), controls.device_names(rows))
+        lines.append([claim.title, claim.paper, claim.article(article), here])
     steps = recorded_rows("step_time")
-    lines.append(f"| 3000 training steps | – | {' | '.join(claims.step_ratios(article, steps))} |")
-    return "\n".join(lines)
+    lines.append(["3000 training steps", "–", *claims.step_ratios(article, steps)])
+    return markdown_table(["claim", "paper", "2022 replication", "here"], lines, LEFT)
 
 
 def _readme_verdict(verdict: Verdict, devices: str) -> str:

@@ -10,13 +10,13 @@ import polars as pl
 import pytest
 import vl_convert
 
-from replib import charts, claims, frames, store
+from replib import charts, claims, claims_generation, frames, store
 from replib.attention import ATTENTION
 from replib.published import published
 from replib.statistics import Crossover, Ratio
 from replib.streams import WAYS, GenerationConfig, GenerationCost, state_bytes
 
-PUBLISHED = claims.published_speedups(published()["katharopoulos2020"])
+PUBLISHED = claims_generation.published_speedups(published()["katharopoulos2020"])
 LENGTHS = (64, 128, 256, 512, 1024)
 VARIANTS = (("softmax", "textbook"), ("softmax", "fused"), ("linear", "torch"))
 
@@ -197,9 +197,11 @@ def stream_rows(last=100_000):
 
 
 def speedups(batch_size=1, **changes):
-    size = claims.Size(seq_len=784, n_layers=8, n_heads=8, head_dim=32, batch_size=batch_size)
+    size = claims_generation.Size(
+        seq_len=784, n_layers=8, n_heads=8, head_dim=32, batch_size=batch_size
+    )
     return [
-        claims.Speedup(
+        claims_generation.Speedup(
             size=replace(size, **changes),
             over=over,
             found=Ratio(value, 0.9 * value, 1.1 * value),

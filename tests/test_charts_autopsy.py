@@ -9,6 +9,7 @@ import vl_convert
 
 from replib import charts, frames_autopsy, store
 from replib import claims_autopsy as claims
+from replib import claims_autopsy_time as timing
 from replib.autopsy import DEFECTS, article_defects
 from replib.charts import autopsy
 from replib.published import published
@@ -28,7 +29,7 @@ def drawn(rows, name, title="T"):
     if name == "effects":
         return autopsy.effects_chart(frames_autopsy.effects(times), title=title)
     if name == "stages":
-        found = claims.attribution(times, ARTICLE, 64)
+        found = timing.attribution(times, ARTICLE, 64)
         frame = frames_autopsy.stages(found)
         return autopsy.stages_chart(frame, title=title, subtitle="S")
     if name == "losses":
@@ -39,7 +40,7 @@ def drawn(rows, name, title="T"):
         frame = frames_autopsy.loss_curves(ARTICLE, losses)
         return autopsy.loss_curves_chart(frame, frames_autopsy.levels(ARTICLE), title=title)
     if name == "prediction":
-        found = claims.predicted(ARTICLE, ARTICLE["N"], "quadratic")
+        found = timing.predicted(ARTICLE, ARTICLE["N"], "quadratic")
         return autopsy.prediction_chart(ARTICLE, found, title=title)
     some = [row for row in losses if row["config"]["defects"] in ([], ["adam"])]
     return autopsy.switches_curves(frames_autopsy.curves(some), title=title)
@@ -75,7 +76,7 @@ def test_effects_are_labelled_with_their_factors(rows):
 
 
 def test_stages_lead_from_mended_to_the_article(rows):
-    found = claims.attribution(rows["autopsy_time"], ARTICLE, 64)
+    found = timing.attribution(rows["autopsy_time"], ARTICLE, 64)
     frame = frames_autopsy.stages(found)
     by_line = {row["line"]: row for row in frame.to_dicts()}
     assert by_line["here, mended"]["end"] == pytest.approx(found.mended.value)
@@ -130,14 +131,14 @@ def test_the_loss_scale_can_be_undone_by_a_button(rows):
     ],
 )
 def test_a_prediction_says_where_it_is_and_where_the_data_end(model, text):
-    found = claims.predicted(ARTICLE, ARTICLE["N"], model)
+    found = timing.predicted(ARTICLE, ARTICLE["N"], model)
     drawing = svg(autopsy.prediction_chart(ARTICLE, found, title="T"))
     assert f">{text}<" in drawing
     assert ">measured:" in drawing and "N = 8 to 64" in drawing
 
 
 def test_points_that_are_left_out_are_hollow():
-    used = claims.predicted(ARTICLE, [16, 32, 64], "quadratic")
+    used = timing.predicted(ARTICLE, [16, 32, 64], "quadratic")
     spec = autopsy.prediction_chart(ARTICLE, used, title="T").to_dict()
     points = [p for data in spec["datasets"].values() for p in data if "used" in p]
     assert {p["seq_len"]: p["used"] for p in points} == {8: False, 16: True, 32: True, 64: True}

@@ -9,6 +9,7 @@ import synthetic
 
 from replib import article_losses, hypotheses, store
 from replib import claims_autopsy as autopsy
+from replib import claims_autopsy_time as timing
 from replib.autopsy import DEFECTS, article_defects, break_model, loss_defects
 from replib.experiments import ablation, replication_model
 from replib.models import EncoderDecoder, TransformerConfig
@@ -70,7 +71,7 @@ def test_of_a_seed_the_run_with_all_defects_counts(losses):
 
 
 def test_the_slowdown_is_attributed_to_what_makes_it(times):
-    found = autopsy.attribution(times, ARTICLE, 64)
+    found = timing.attribution(times, ARTICLE, 64)
     factors = {part.name: part.factor.value for part in found.parts}
     assert factors["float64 after attention"] == pytest.approx(2)
     assert factors["batch 32, loss summed"] == pytest.approx(3)
@@ -87,19 +88,19 @@ def test_the_slowdown_is_attributed_to_what_makes_it(times):
 
 
 def test_attributions_that_disagree_are_said_to(times):
-    text = autopsy.attribution_text(autopsy.attribution(times, ARTICLE, 8))
+    text = timing.attribution_text(timing.attribution(times, ARTICLE, 8))
     assert "The two attributions agree" in text
 
     def cheaper(summary):
         summary["time_ms_samples"] = [0.7 * x for x in summary["time_ms_samples"]]
 
     alone = changed(times, cheaper, attention="linear", defects=("float64",), seq_len=8)
-    found = autopsy.attribution(alone, ARTICLE, 8)
+    found = timing.attribution(alone, ARTICLE, 8)
     on, off, between = (
         parts[0].factor.value for parts in (found.alone_on, found.alone_off, found.parts)
     )
     assert (on, off) == pytest.approx((1.4, 2)) and between == pytest.approx(math.sqrt(2.8))
-    text = autopsy.attribution_text(found)
+    text = timing.attribution_text(found)
     assert "The two attributions differ for float64 after attention" in text
 
 
@@ -111,8 +112,8 @@ def test_intervals_are_of_the_repeats(times):
         ]
 
     rows = changed(times, noisy, attention="linear", defects=("float64",), seq_len=64)
-    exact = autopsy.attribution(times, ARTICLE, 64).alone_on[0].factor
-    wide = autopsy.attribution(rows, ARTICLE, 64).alone_on[0].factor
+    exact = timing.attribution(times, ARTICLE, 64).alone_on[0].factor
+    wide = timing.attribution(rows, ARTICLE, 64).alone_on[0].factor
     assert exact.high / exact.low < 1.001 and wide.high / wide.low > 1.2
     assert wide.low <= 2 <= wide.high
 
@@ -120,18 +121,18 @@ def test_intervals_are_of_the_repeats(times):
 def test_without_a_run_nothing_is_attributed(times):
     broken = article_defects("linear")
     rows = [row for row in times if tuple(row["config"]["defects"]) != broken]
-    assert autopsy.attribution(rows, ARTICLE, 64) is None
-    assert autopsy.attribution(times, ARTICLE, 24) is None
-    assert "no measurements yet" in autopsy.attribution_text(None)
+    assert timing.attribution(rows, ARTICLE, 64) is None
+    assert timing.attribution(times, ARTICLE, 24) is None
+    assert "no measurements yet" in timing.attribution_text(None)
 
 
 def test_each_defect_has_its_factor_alone_and_among_the_others(times):
-    found = {one.defect: one for one in autopsy.time_effects(times, "linear", 16)}
+    found = {one.defect: one for one in timing.time_effects(times, "linear", 16)}
     assert set(found) == set(DEFECTS)
     for name, one in found.items():
         assert one.alone_on.value == pytest.approx(synthetic.FACTORS[name])
         assert one.alone_off.value == pytest.approx(synthetic.FACTORS[name])
-    assert [one.defect for one in autopsy.time_effects(times, "softmax", 16)] == list(
+    assert [one.defect for one in timing.time_effects(times, "softmax", 16)] == list(
         article_defects("softmax")
     )
 
@@ -252,7 +253,7 @@ def test_the_failure_is_put_down_to_defects_that_alone_cause_or_cure_it(losses):
 
 
 def test_8_to_24_times_slower_stands_by_its_factor_alone(times):
-    verdict = autopsy.slowdown(times, ARTICLE)
+    verdict = timing.slowdown(times, ARTICLE)
     assert verdict.status == NOT_SUPPORTED
     met = {one.text: one.met for one in verdict.criteria}
     assert met["N = 8, mended: linear takes longer"] is True
@@ -263,22 +264,22 @@ def test_8_to_24_times_slower_stands_by_its_factor_alone(times):
         summary["time_ms_samples"] = [20 * x for x in summary["time_ms_samples"]]
 
     rows = changed(times, slower, attention="linear", defects=())
-    assert autopsy.slowdown(rows, ARTICLE).status == SUPPORTED
+    assert timing.slowdown(rows, ARTICLE).status == SUPPORTED
 
 
 def test_a_measured_crossover_decides_and_an_extrapolated_one_does_not(times, tmp_path_factory):
-    verdict = autopsy.article_crossover(times)
+    verdict = timing.article_crossover(times)
     assert verdict.status == NOT_SUPPORTED
     assert verdict.headline == "mended steps cross: N = 40"
     assert verdict.criteria[0].figure.startswith("N = 40 (measured up to N = 64; 95 % interval ")
     short = [row for row in times if row["config"]["task"]["seq_len"] <= 32]
-    assert autopsy.article_crossover(short).status == INCONCLUSIVE
+    assert timing.article_crossover(short).status == INCONCLUSIVE
     steps = rows_of("step_time", tmp_path_factory)
-    longer = autopsy.article_crossover(short, steps)
+    longer = timing.article_crossover(short, steps)
     assert longer.status == NOT_SUPPORTED
     assert longer.headline.endswith(", by what they are timed against and beside")
     assert "linear cpu against softmax textbook" in longer.criteria[1].text
-    found = autopsy.step_crossovers(steps)["linear cpu against softmax textbook"]
+    found = timing.step_crossovers(steps)["linear cpu against softmax textbook"]
     assert found.length == pytest.approx(synthetic.CROSSOVERS["textbook"], rel=0.02)
 
 
@@ -287,44 +288,44 @@ def test_steps_beyond_the_articles_lengths_measure_what_its_lengths_extrapolate(
 ):
     short = [row for row in times if row["config"]["task"]["seq_len"] <= 32]
     steps = rows_of("autopsy_longer", tmp_path_factory)
-    verdict = autopsy.article_crossover(short, steps)
+    verdict = timing.article_crossover(short, steps)
     assert verdict.status == NOT_SUPPORTED
     assert verdict.headline.startswith("mended steps cross: N = 4")
     assert "measured up to N = 256" in verdict.criteria[0].figure
     broken = verdict.evidence[1]
     assert broken.startswith("broken steps cross at N = ") and "beyond N = 256" in broken
     place = broken.removeprefix("broken steps cross at ")
-    table = autopsy.prediction_table(ARTICLE, short, steps)
+    table = timing.prediction_table(ARTICLE, short, steps)
     assert f"| broken, timed in turns with defects | {place} |" in table
 
 
 def test_without_rows_everything_is_inconclusive():
     for verdict in (
         autopsy.convergence([]),
-        autopsy.slowdown([], ARTICLE),
-        autopsy.article_crossover([]),
+        timing.slowdown([], ARTICLE),
+        timing.article_crossover([]),
     ):
         assert verdict.status == INCONCLUSIVE and "no measurements yet" in verdict.headline
     assert {one.status for one in hypotheses.findings([], [])} == {hypotheses.UNDECIDED}
     assert "Nothing has been measured yet" in hypotheses.headline(hypotheses.findings([], []))
-    assert "measured yet" in autopsy.prediction_table(ARTICLE, [])
+    assert "measured yet" in timing.prediction_table(ARTICLE, [])
 
 
 def test_rows_of_another_size_are_not_mixed_in(times):
     other = copy.deepcopy(times[0])
     other["config"]["model"]["d_model"] = 64
     other["summary"]["time_ms_samples"] = [1e9] * 5
-    assert autopsy.step_times([*times, other]) == autopsy.step_times(times)
+    assert timing.step_times([*times, other]) == timing.step_times(times)
 
 
 def test_the_tables_hold_the_articles_figures_and_ours(losses, times):
-    table = autopsy.four_points(ARTICLE, times)
+    table = timing.four_points(ARTICLE, times)
     assert "| 2022 article, linear | 1738 | 3004 | 5373 | 10071 |" in table
     assert f"| here, mended, softmax | {28 * 3} | {36 * 3} | {52 * 3} | {84 * 3} |" in table
     table = autopsy.loss_table(ARTICLE, losses)
     assert "| 2022 article | 0.00 | 1.80 | 0.00 | 2.19 |" in table
     assert "| unexplained | +0.00 | -0.40 | +0.00 | -0.01 |" in table
-    assert "| 2022 article | 3149 | never | 6219 | never |" in autopsy.prediction_table(
+    assert "| 2022 article | 3149 | never | 6219 | never |" in timing.prediction_table(
         ARTICLE, times
     )
 
@@ -497,18 +498,18 @@ def test_one_run_a_side_decides_nothing_about_losses(losses):
     ("model", "crossing"), [("quadratic", 3148.7), ("full_quadratic", 6219.2), ("linear", math.inf)]
 )
 def test_predictions_are_the_published_ones(model, crossing):
-    found = autopsy.predicted(ARTICLE, ARTICLE["N"], model)
+    found = timing.predicted(ARTICLE, ARTICLE["N"], model)
     assert found.fit.crossover == pytest.approx(crossing, abs=0.05)
     assert found.low <= found.fit.crossover <= found.high
     assert found.lengths == (8, 16, 32, 64)
 
 
 def test_a_prediction_uses_the_points_that_it_is_given():
-    found = autopsy.predicted(ARTICLE, [64, 16, 32], "quadratic")
+    found = timing.predicted(ARTICLE, [64, 16, 32], "quadratic")
     assert found.lengths == (16, 32, 64) and found.fit.crossover == pytest.approx(3238.8, abs=0.05)
-    assert "51 times beyond the data" in autopsy.prediction_text(found)
+    assert "51 times beyond the data" in timing.prediction_text(found)
     with pytest.raises(ValueError, match="2 lengths, the quadratic model needs 3"):
-        autopsy.predicted(ARTICLE, [8, 64], "quadratic")
+        timing.predicted(ARTICLE, [8, 64], "quadratic")
 
 
 def test_what_is_recorded_is_counted_and_not_typed(losses):

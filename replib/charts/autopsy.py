@@ -10,7 +10,8 @@ import polars as pl
 from replib.charts import style
 from replib.charts.curves import LOSS_FLOOR
 from replib.charts.extrapolation import MODELS, fitted_curves, measured_range
-from replib.claims_autopsy import ALONE_OFF, ALONE_ON, GUESSING, NEAR_ZERO, Prediction
+from replib.claims_autopsy import ALONE_OFF, ALONE_ON, GUESSING, NEAR_ZERO
+from replib.claims_autopsy_time import Prediction
 from replib.frames_autopsy import (
     ARTICLE_LINE,
     BAG,
