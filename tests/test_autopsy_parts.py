@@ -82,9 +82,9 @@ def test_what_was_not_measured_has_no_column(tmp_path):
 
     steps, losses = (rows(name)[:40] for name in ("autopsy_time", "autopsy"))
     of_steps = parts.comparison([], steps).splitlines()
-    assert of_steps[0] == "| | time of a step, with switches over mended |"
+    assert of_steps[0] == "|  | time of a step, with switches over mended |"
     assert parts.comparison(losses, []).splitlines()[0] == (
-        "| | final loss, mended | with switches |"
+        "|  | final loss, mended | with switches |"
     )
     both = parts.comparison(losses, steps).splitlines()
     assert both[0].count("|") == both[2].count("|") == 5
