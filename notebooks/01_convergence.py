@@ -15,9 +15,10 @@ with app.setup(hide_code=True):
     from replib import charts, claims, controls, frames
     from replib.attention import ATTENTION
     from replib.controls import Control
-    from replib.experiments import TASKS, live_copy_jobs, recorded_rows
     from replib.live import LiveRuns
+    from replib.live_jobs import TASKS, live_copy_jobs
     from replib.published import published
+    from replib.recording import recorded_rows
 
 
 @app.cell(hide_code=True)

@@ -14,9 +14,10 @@ with app.setup(hide_code=True):
 
     from replib import charts, claims, controls, frames
     from replib.controls import Control
-    from replib.experiments import live_cost_jobs, recorded_rows
     from replib.live import LiveRuns
+    from replib.live_jobs import live_cost_jobs
     from replib.published import published
+    from replib.recording import recorded_rows
 
 
 @app.cell(hide_code=True)

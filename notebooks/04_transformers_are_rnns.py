@@ -16,9 +16,10 @@ with app.setup(hide_code=True):
     from replib import drawing_parts as drawing
     from replib import generation_parts as parts
     from replib.controls import Control
-    from replib.experiments import live_generation_jobs, live_stream_jobs, recorded_rows
     from replib.live import LiveRuns
+    from replib.live_jobs import live_generation_jobs, live_stream_jobs
     from replib.published import published
+    from replib.recording import recorded_rows
 
 
 @app.cell(hide_code=True)

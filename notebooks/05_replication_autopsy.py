@@ -15,9 +15,10 @@ with app.setup(hide_code=True):
     from replib import autopsy_parts as parts
     from replib import claims_autopsy, claims_autopsy_time, controls, hypotheses
     from replib.controls import Control
-    from replib.experiments import AUTOPSY_MODELS, recorded_rows
     from replib.live import LiveRuns
+    from replib.live_jobs import AUTOPSY_MODELS
     from replib.published import published
+    from replib.recording import recorded_rows
 
 
 @app.cell(hide_code=True)

@@ -15,9 +15,10 @@ import torch
 
 from replib import __version__, store
 from replib.device import resolve_device
-from replib.experiments import EXPERIMENTS, SCALES, core_seconds, experiment_named, record
+from replib.experiments import EXPERIMENTS, SCALES, experiment_named
 from replib.memory import peak_memory_bytes
 from replib.peers import PEERS
+from replib.recording import core_seconds, record
 from replib.training import Metrics
 
 FIRST_PORT = 2718

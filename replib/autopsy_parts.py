@@ -19,8 +19,9 @@ from replib.attention.softmax import softmax_attention
 from replib.autopsy import DEFECTS
 from replib.charts import autopsy as charts
 from replib.controls import Control
-from replib.experiments import CostJob, Job, live_autopsy_jobs
+from replib.jobs import CostJob, Job
 from replib.live import in_passing_thread, one_thread_spared
+from replib.live_jobs import live_autopsy_jobs
 from replib.published import published
 from replib.statistics import SOFTMAX_MODELS, Total, measured_total, ratio
 from replib.store import Row

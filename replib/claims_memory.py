@@ -18,12 +18,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from replib.claims import each_device
-from replib.experiments import (
-    CAPACITY_MEMORIES,
-    UPDATE_RULE_MEMORIES,
-    core_seconds,
-    retrieval_config,
-)
+from replib.experiments import CAPACITY_MEMORIES, UPDATE_RULE_MEMORIES, retrieval_config
+from replib.recording import core_seconds
 from replib.retrieval import MemoryConfig, RetrievalConfig
 from replib.statistics import CONFIDENCE, difference_interval, t_quantile
 from replib.store import Row

@@ -18,8 +18,8 @@ import torch
 
 from replib import charts, claims, frames
 from replib.device import resolve_device
-from replib.experiments import ALL_VARIANTS, TrainingJob, refused_variants, run_ids
 from replib.generation import copy_with
+from replib.jobs import TrainingJob, run_ids
 from replib.live import (
     ALL_THREADS,
     ASKED,
@@ -31,6 +31,7 @@ from replib.live import (
     predicted_seconds,
     refusal,
 )
+from replib.live_jobs import ALL_VARIANTS, refused_variants
 from replib.statistics import Crossover, Exponent
 from replib.store import Row
 from replib.tables import LEFT, markdown_table

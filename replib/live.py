@@ -25,25 +25,27 @@ from replib.benchmark import (
     predicted_bytes,
 )
 from replib.device import resolve_device
-from replib.experiments import (
-    TASK_EXPERIMENTS,
+from replib.jobs import (
     CostJob,
     Job,
     RetrievalJob,
     TrainingJob,
     configs_of,
-    discard_checkpoint,
     identity,
     is_generation,
+    run_ids,
+    uses_compiled,
+)
+from replib.live_jobs import TASK_EXPERIMENTS
+from replib.memory import available_memory_bytes
+from replib.recording import (
+    discard_checkpoint,
     retrieval_row,
     run_cost,
-    run_ids,
     run_retrieval,
     run_training,
     training_row,
-    uses_compiled,
 )
-from replib.memory import available_memory_bytes
 from replib.retrieval import RetrievalConfig, RetrievalMetrics, RetrievalTraining
 from replib.streams import predict_generation_seconds
 from replib.training import Metrics, Training, TrainingConfig

@@ -15,9 +15,9 @@ from replib import claims_memory, controls, fast_weights, frames, frames_memory
 from replib.charts import capacity_chart, solved_chart, update_rules_chart
 from replib.charts import fast_weights as charts
 from replib.controls import Control
-from replib.experiments import RETRIEVAL_SETTINGS
 from replib.fast_weights import FillConfig, Filling
 from replib.live import in_passing_thread
+from replib.live_jobs import RETRIEVAL_SETTINGS
 from replib.retrieval import FEATURES, UPDATE_RULES
 from replib.store import Row
 
@@ -121,7 +121,7 @@ def defects() -> mo.ui.dictionary:
 
 
 def chosen_defects(elements: mo.ui.dictionary) -> dict[str, Any]:
-    """The switches as settings of `experiments.live_retrieval_jobs`, and in the URL."""
+    """The switches as settings of `live_jobs.live_retrieval_jobs`, and in the URL."""
     on = tuple(name for name, value in elements.value.items() if value)
     controls.share({SWITCHES.name: on or (NONE,)})
     return {

@@ -38,8 +38,8 @@ from replib import (
     offline,
     store,
 )
-from replib.experiments import recorded_rows
 from replib.published import published
+from replib.recording import recorded_rows
 from replib.report_index import index_page
 from replib.statistics import SOFTMAX_MODELS, article_regression
 from replib.store import Row

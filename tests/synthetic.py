@@ -14,7 +14,8 @@ from pathlib import Path
 from replib import store
 from replib.benchmark import Cost
 from replib.evaluation import MeansConfig
-from replib.experiments import EXPERIMENTS, RetrievalJob, TrainingJob
+from replib.experiments import EXPERIMENTS
+from replib.jobs import RetrievalJob, TrainingJob
 from replib.pixels import Pixels, bits
 from replib.retrieval import MemoryConfig, RetrievalConfig
 from replib.streams import GenerationCost, state_bytes

@@ -8,7 +8,8 @@ from drawn import title_of
 from replib import autopsy_parts as parts
 from replib import charts, store
 from replib.autopsy import DEFECTS, article_defects
-from replib.experiments import AUTOPSY_MODELS, CostJob, live_autopsy_jobs
+from replib.jobs import CostJob
+from replib.live_jobs import AUTOPSY_MODELS, live_autopsy_jobs
 from replib.published import published
 
 VALUES = {

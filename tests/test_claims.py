@@ -5,8 +5,9 @@ import pytest
 
 from replib import claims, store
 from replib.benchmark import Cost, CostConfig
-from replib.experiments import laptop_copy, training_summary
+from replib.experiments import laptop_copy
 from replib.published import published
+from replib.recording import training_summary
 from replib.statistics import SOFTMAX_MODELS
 from replib.tasks import SequenceCopy
 from replib.training import Metrics, TrainingConfig

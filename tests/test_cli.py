@@ -15,17 +15,10 @@ from test_bench import TINY
 from replib import __main__ as cli
 from replib import bench, store
 from replib.__main__ import main
-from replib.experiments import (
-    EXPERIMENTS,
-    Experiment,
-    TrainingJob,
-    configs_of,
-    core_seconds,
-    laptop_copy,
-    on_device,
-    recorded_rows,
-)
+from replib.experiments import EXPERIMENTS, Experiment, laptop_copy
+from replib.jobs import TrainingJob, configs_of, on_device
 from replib.races import Setting
+from replib.recording import core_seconds, recorded_rows
 
 PATIENCE_S = 60.0  # a busy machine; no test waits so long unless it fails
 
@@ -219,12 +212,13 @@ def tiny_jobs(scale):
 # Slow, so that there is time to interrupt it.
 SLOW = f"""
 import sys, time
-from replib import __main__ as cli, experiments
-from replib.experiments import EXPERIMENTS, Experiment, TrainingJob, laptop_copy
+from replib import __main__ as cli, recording
+from replib.experiments import EXPERIMENTS, Experiment, laptop_copy
+from replib.jobs import TrainingJob
 
 {inspect.getsource(tiny_jobs)}
 EXPERIMENTS["tiny"] = Experiment(name="tiny", title="", jobs=tiny_jobs)
-experiments.CHECKPOINT_EVERY_S = 0.0
+recording.CHECKPOINT_EVERY_S = 0.0
 cli._print_metrics = lambda job, metrics: time.sleep(0.4)
 sys.exit(cli.main(["record", "tiny", "--device", "cpu", "--threads", "1"]))
 """

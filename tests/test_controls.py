@@ -15,7 +15,8 @@ from drawn import title_of
 from replib import claims, controls, frames, kernels, store
 from replib.benchmark import Cost, CostConfig
 from replib.controls import Control, initial_values
-from replib.experiments import CostJob, TrainingJob, laptop_copy, laptop_model
+from replib.experiments import laptop_copy, laptop_model
+from replib.jobs import CostJob, TrainingJob
 from replib.live import LiveRuns, Progress
 from replib.training import Training
 from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Criterion, Verdict

@@ -5,17 +5,19 @@ import hashlib
 import json
 import math
 import shutil
+from dataclasses import replace
 from itertools import islice
 
 import pytest
 import torch
 
-from replib import drawing, experiments, store
+from replib import drawing, store
 from replib.drawing import complete, draw, kept_run, load_model, model_path
-from replib.experiments import EXPERIMENTS, Experiment, record, recorded_rows
+from replib.experiments import EXPERIMENTS, Experiment
 from replib.generation import Decoder
 from replib.images import load_images
 from replib.pixels import bits, level_log_probs, sample_levels
+from replib.recording import record, recorded_rows
 
 MECHANISMS = ("linear", "softmax")
 each_mechanism = pytest.mark.parametrize("attention", MECHANISMS)
@@ -137,7 +139,7 @@ def test_rows_of_ones_own_are_beside_the_models_of_the_repository(data):
 
 def test_recording_keeps_a_model_and_makes_it_again_where_it_is_gone(data, monkeypatch):
     (job,) = [
-        experiments.replace(job, keep=True)
+        replace(job, keep=True)
         for job in EXPERIMENTS["images"].jobs("smoke")
         if job.config.model.attention == "linear"
     ]

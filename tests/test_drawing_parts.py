@@ -8,8 +8,8 @@ from replib import drawing_parts as parts
 from replib import store
 from replib.controls import initial_values
 from replib.drawing import draw
-from replib.experiments import recorded_rows
 from replib.images import load_images
+from replib.recording import recorded_rows
 
 SETTINGS = initial_values(parts.choices())[0]
 

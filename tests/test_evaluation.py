@@ -17,15 +17,10 @@ from replib.evaluation import (
     means_of,
     query_losses,
 )
-from replib.experiments import (
-    EXPERIMENTS,
-    Experiment,
-    RetrievalJob,
-    identity,
-    record,
-    retrieval_config,
-)
+from replib.experiments import EXPERIMENTS, Experiment, retrieval_config
+from replib.jobs import RetrievalJob, identity
 from replib.published import published
+from replib.recording import record
 from replib.retrieval import (
     AssociativeMemory,
     MemoryConfig,

@@ -12,28 +12,19 @@ from replib import experiments, kernels, store
 from replib.attention import ATTENTION
 from replib.autopsy import article_defects, loss_defects
 from replib.benchmark import CostConfig
-from replib.experiments import (
-    ALL_VARIANTS,
-    EXPERIMENTS,
-    SCALES,
-    VARIANTS,
+from replib.experiments import EXPERIMENTS, SCALES, VARIANTS, Experiment, laptop_copy
+from replib.jobs import (
     CostJob,
-    Experiment,
     TrainingJob,
-    checkpoint_path,
     configs_of,
     identity,
-    laptop_copy,
-    live_copy_jobs,
-    live_cost_jobs,
     on_device,
-    record,
-    recorded_rows,
-    refused_variants,
     run_ids,
-    training_summary,
+    source_of,
     uses_compiled,
 )
+from replib.live_jobs import ALL_VARIANTS, live_copy_jobs, live_cost_jobs, refused_variants
+from replib.recording import checkpoint_path, record, recorded_rows, training_summary
 from replib.retrieval import MemoryConfig, RetrievalConfig
 from replib.streams import SPANS, WAYS
 from replib.tasks import CausalCopy, SequenceCopy
@@ -259,7 +250,7 @@ def test_too_few_samples_are_timed_again_only_if_asked_and_where_there_is_time(d
     now = experiment_of(replace(sequences, n_repeats=3))
     assert not list(record(now, "smoke", device="cpu"))
     with monkeypatch.context() as patch:
-        patch.setattr(experiments, "MAX_SECONDS_PER_POINT", 0.0)
+        patch.setattr("replib.recording.MAX_SECONDS_PER_POINT", 0.0)
         assert not list(record(now, "smoke", device="cpu", retime_below=3))
     again = list(record(now, "smoke", device="cpu", retime_below=3))
     assert [len(row["summary"]["time_ms_samples"]) for row in again] == [3, 3]
@@ -388,7 +379,7 @@ def renamed_by(monkeypatch):
     """Whether a change of a module's code renames a run."""
 
     def renamed(config, module):
-        before = experiments.source_of(config, cost=False)
+        before = source_of(config, cost=False)
         known = store._file_hash
 
         def changed(name, path):
@@ -396,7 +387,7 @@ def renamed_by(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(store, "_file_hash", changed)
-            return experiments.source_of(config, cost=False) != before
+            return source_of(config, cost=False) != before
 
     return renamed
 
@@ -447,7 +438,8 @@ def test_recording_again_runs_nothing_again(data):
 
 def test_a_changed_source_runs_again_and_loses_no_row(data, monkeypatch):
     rows_of(tiny())
-    monkeypatch.setattr(experiments, "source_of", lambda config, *, cost: "changed")
+    for module in ("jobs", "recording"):
+        monkeypatch.setattr(f"replib.{module}.source_of", lambda config, *, cost: "changed")
     (row,) = rows_of(tiny())
     assert row["provenance"]["source"] == "changed"
     assert len(store.read_rows("tiny", data)) == 2
@@ -508,7 +500,7 @@ def test_without_locks_every_process_runs(monkeypatch, cache):
 
 
 def test_a_killed_run_resumes_at_its_checkpoint_to_the_same_end(data, monkeypatch):
-    monkeypatch.setattr(experiments, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("replib.recording.CHECKPOINT_EVERY_S", 0.0)
     (whole,) = rows_of(tiny())
     (data / "tiny.jsonl").unlink()
 
@@ -577,7 +569,7 @@ def test_a_data_folder_that_cannot_be_written_is_told_before_anything_is_compute
 def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_no_run(data, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("REPLIB_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(experiments, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("replib.recording.CHECKPOINT_EVERY_S", 0.0)
     with pytest.warns(UserWarning, match="REPLIB_CACHE"):
         (row,) = rows_of(tiny())
     assert row["outcome"] == "ok"
@@ -694,7 +686,7 @@ class Mean(LinearAttention):
     label, implementations = "Mean", ("slow", "quick")
 
 ATTENTION["mean"] = Mean
-from replib.experiments import ALL_VARIANTS, live_copy_jobs, live_cost_jobs
+from replib.live_jobs import ALL_VARIANTS, live_copy_jobs, live_cost_jobs
 assert ALL_VARIANTS["mean quick"] == ("mean", "quick")
 jobs = live_cost_jobs(COST | {"variants": ("mean slow", "mean quick")})
 assert [c.implementation for c in jobs[0].configs] == ["slow", "quick"]

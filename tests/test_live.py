@@ -10,19 +10,13 @@ import torch
 from replib import kernels, store
 from replib import live as module
 from replib.benchmark import CostConfig
-from replib.experiments import (
-    CostJob,
-    RetrievalJob,
-    TrainingJob,
-    checkpoint_path,
-    laptop_copy,
-    live_autopsy_jobs,
-    retrieval_config,
-    run_ids,
-)
+from replib.experiments import laptop_copy, retrieval_config
 from replib.generation import copy_with
+from replib.jobs import CostJob, RetrievalJob, TrainingJob, run_ids
 from replib.live import LiveRuns, kernel_to_compile, predicted_seconds, refusal
+from replib.live_jobs import live_autopsy_jobs
 from replib.memory import TIMING_LOCK
+from replib.recording import checkpoint_path
 from replib.retrieval import MemoryConfig, RetrievalTraining
 from replib.retrieval_costs import predicted_seconds as retrieval_seconds
 from replib.streams import GenerationConfig

@@ -14,7 +14,7 @@ from replib import controls, fast_weights, store
 from replib import memory_parts as parts
 from replib.charts import fast_weights as charts
 from replib.controls import initial_values
-from replib.experiments import live_retrieval_jobs
+from replib.live_jobs import live_retrieval_jobs
 from replib.published import published
 from replib.retrieval import UPDATE_RULES
 

@@ -19,15 +19,12 @@ import torch
 from replib import autopsy_parts, store
 from replib.attention import linear
 from replib.autopsy import DEFECTS
-from replib.experiments import (
-    ALL_VARIANTS,
-    EXPERIMENTS,
-    recorded_rows,
-    refused_variants,
-    run_ids,
-)
+from replib.experiments import EXPERIMENTS
 from replib.forms import TOLERANCES
+from replib.jobs import run_ids
+from replib.live_jobs import ALL_VARIANTS, refused_variants
 from replib.published import published
+from replib.recording import recorded_rows
 from replib.report import NOTEBOOKS
 from replib.streams import WAYS
 

@@ -9,7 +9,7 @@ import synthetic
 
 from replib import claims, claims_memory, offline, report
 from replib.__main__ import main
-from replib.experiments import recorded_rows
+from replib.recording import recorded_rows
 
 SIGNATURES = {"svg": b"<svg", "png": b"\x89PNG\r\n"}
 

@@ -16,15 +16,14 @@ from replib.experiments import (
     EXPERIMENTS,
     UPDATE_RULE_MEMORIES,
     Experiment,
-    RetrievalJob,
-    record,
-    recorded_rows,
     retrieval_config,
 )
+from replib.jobs import RetrievalJob
 from replib.kernels import fwm, installed
 from replib.kernels.delta import read_weights
 from replib.peers import PublishedMemory
 from replib.published import published
+from replib.recording import record, recorded_rows
 from replib.retrieval import (
     AssociativeMemory,
     MemoryConfig,

@@ -1,0 +1,410 @@
+"""Jobs are run and become rows; those of an experiment are stored, and none is run twice."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from replib import drawing, store
+from replib.benchmark import Cost, measure_cost
+from replib.device import resolve_device
+from replib.evaluation import MeansConfig, MeansTraining
+from replib.experiments import SCALES, SOLVED_ACCURACY, Experiment
+from replib.images import load_images
+from replib.jobs import (
+    Config,
+    CostJob,
+    Job,
+    RetrievalJob,
+    TrainingJob,
+    identity,
+    is_generation,
+    on_device,
+    run_ids,
+    source_of,
+)
+from replib.memory import is_out_of_memory, release_memory
+from replib.pixels import Pixels, bits, histogram_bits
+from replib.retrieval import RetrievalMetrics, RetrievalTraining
+from replib.statistics import count_spikes
+from replib.streams import (
+    measure_generation,
+)
+from replib.training import Metrics, Training
+
+CHECKPOINT_EVERY_S = 30.0  # what a killed run loses at most
+MAX_SECONDS_PER_POINT = 20.0  # of timing; the slowest points get fewer repeats, never none
+
+
+def recorded_rows(name: str) -> list[store.Row]:
+    """The rows of `data/` to judge and show: the last of each run, "smoke" runs only where there
+    are no others, as they are too short to say anything."""
+    rows = store.latest(store.read_rows(name))
+    return [row for row in rows if row["scale"] != "smoke"] or rows
+
+
+def core_seconds(row: store.Row) -> float:
+    """Seconds of one core that a training took, 0 where a row does not tell."""
+    told, threads = row["summary"], row["provenance"]["threads"]
+    if "seconds" in told and "seeds_together" in told:
+        return threads * told["seconds"] / told["seeds_together"]
+    if told.get("n_steps") and told.get("steps_per_s"):
+        return threads * told["n_steps"] / told["steps_per_s"]
+    return 0.0
+
+
+def record(
+    experiment: Experiment,
+    scale: str,
+    *,
+    device: str | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    on_metrics: Callable[[Job, Metrics | RetrievalMetrics], None] = lambda job, metrics: None,
+    retime_below: int = 0,
+) -> Iterator[store.Row]:
+    """Run the jobs that have no finished row on this kind of device yet, append each row to
+    `data/` and yield it. A stopped or killed training resumes at its last checkpoint; one that
+    another process is at is left to it, so that two processes share an experiment. Points that are
+    timed together are timed again together where one of them is new. A run whose images are not
+    there is left out with a warning. One whose model is to be kept runs again where it is not.
+
+    Args:
+        retime_below: time again what has fewer samples than this and than its job asks for, where
+            so many fit MAX_SECONDS_PER_POINT by the times that are recorded.
+
+    Raises:
+        ValueError: unknown scale, or no such device.
+        StoreError: a row cannot be written; what was recorded before stays.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}: use {', '.join(SCALES)}")
+    device_type = resolve_device(device).type
+    if why_not := store.writable(store.data_folder()):
+        raise store.StoreError(why_not)
+
+    def finished() -> dict[str, store.Row]:
+        return {
+            row["run_id"]: row
+            for row in store.read_rows(experiment.name)
+            if row["outcome"] != "interrupted"
+            and row["provenance"]["device"].split(":")[0] == device_type
+        }
+
+    def done() -> set[str]:
+        return set(finished())
+
+    for job in (on_device(job, device_type) for job in experiment.jobs(scale)):
+        if stop():
+            return
+        if isinstance(job, CostJob):
+            rows = finished()
+            runs = [rows.get(identity(config, cost=True)) for config in job.configs]
+            if all(runs) and not _too_few_samples(runs, min(retime_below, job.n_repeats)):
+                continue
+            yield from _stored(run_cost(experiment.name, scale, job, device, stop))
+            continue
+        if not _to_run(job, done()):
+            continue
+        if why_not := missing_images(job.config):
+            warnings.warn(f"{job.config.model.attention} is left out: {why_not}", stacklevel=2)
+            continue
+        with store.claimed(run_ids(job)[0]) as ours:
+            # What another process has finished since is not run again.
+            seeds = _to_run(job, done()) if ours else ()
+            if seeds and isinstance(job, TrainingJob):
+                row = run_training(experiment.name, scale, job, device, stop, on_metrics)
+                yield from _stored([row])
+            elif seeds:
+                job = replace(job, seeds=seeds)
+                rows = run_retrieval(experiment.name, scale, job, device, stop, on_metrics)
+                yield from _stored(rows)
+
+
+def _too_few_samples(rows: Sequence[store.Row], least: int) -> bool:
+    """Whether points that are timed together lack samples that there is time for."""
+    samples = [row["summary"]["time_ms_samples"] for row in rows if row["outcome"] == "ok"]
+    if all(len(some) >= least for some in samples):
+        return False
+    round_s = sum(max(some) for some in samples) / 1000
+    return (1 + least) * round_s <= MAX_SECONDS_PER_POINT * len(samples)  # one warms up
+
+
+def _to_run(job: TrainingJob | RetrievalJob, done: set[str]) -> tuple[int, ...]:
+    """The seeds of a job that have no finished row, or whose model is to be kept and is not."""
+    seeds = (job.seed,) if isinstance(job, TrainingJob) else job.seeds
+    keep = isinstance(job, TrainingJob) and job.keep
+    return tuple(
+        seed
+        for seed, run in zip(seeds, run_ids(job), strict=True)
+        if run not in done or (keep and drawing.kept_run(job.config.model) != run)
+    )
+
+
+def _stored(rows: Iterable[store.Row]) -> Iterator[store.Row]:
+    """Rows, each once it is in `data/` and its checkpoint is gone."""
+    for row in rows:
+        store.append(row["experiment"], row)
+        discard_checkpoint(row)
+        yield row
+
+
+def missing_images(config: Config) -> str | None:
+    """Why the images that a run is trained on cannot be read; None where they can."""
+    if isinstance(getattr(config, "task", None), Pixels):
+        try:
+            load_images(config.task.images)
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def run_training(
+    name: str,
+    scale: str,
+    job: TrainingJob,
+    device: str | None,
+    stop: Callable[[], bool],
+    on_metrics: Callable[[TrainingJob, Metrics], None] = lambda job, metrics: None,
+    on_start: Callable[[Training], None] = lambda training: None,
+) -> store.Row:
+    """Train, from a checkpoint where there is one, and make the row; nothing is appended."""
+    started = datetime.now(UTC)
+    training = job.config.training(seed=job.seed, device=device)
+    checkpoint = checkpoint_path(identity(job.config, job.seed, cost=False), training.device.type)
+    if checkpoint.exists():
+        training.load(checkpoint)
+    on_start(training)
+    outcome, detail, saved = "interrupted", None, perf_counter()
+    try:
+        for metrics in training.metrics(stop):
+            on_metrics(job, metrics)
+            outcome = metrics.outcome or "interrupted"
+            if perf_counter() - saved > CHECKPOINT_EVERY_S or metrics.outcome == "interrupted":
+                _save_checkpoint(training, checkpoint)
+                saved = perf_counter()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        release_memory(training.device)
+        outcome = "out_of_memory"
+        detail = f"{str(error).splitlines()[0]}: lower batch_size, seq_len or d_model"
+    row = training_row(name, scale, job, training, outcome, detail=detail, started=started)
+    if job.keep and outcome == "ok":
+        drawing.keep_model(training, row)
+    return row
+
+
+def training_row(
+    name: str,
+    scale: str,
+    job: TrainingJob,
+    training: Training,
+    outcome: str,
+    *,
+    detail: str | None = None,
+    started: datetime | None = None,
+) -> store.Row:
+    """The row of a run as it stands."""
+    history = list(training.history)
+    summary = training_summary(history)
+    if isinstance(job.config.task, Pixels):
+        summary |= pixel_summary(job.config.task, history)
+    return store.make_row(
+        name,
+        scale,
+        job.config,
+        job.seed,
+        outcome,
+        summary,
+        curve={key: [getattr(m, key) for m in history] for key in CURVE},
+        detail=detail,
+        device=str(training.device),
+        source=source_of(job.config, cost=False),
+        started=started,
+    )
+
+
+def run_retrieval(
+    name: str,
+    scale: str,
+    job: RetrievalJob,
+    device: str | None,
+    stop: Callable[[], bool],
+    on_metrics: Callable[[RetrievalJob, RetrievalMetrics], None] = lambda job, metrics: None,
+    on_start: Callable[[RetrievalTraining], None] = lambda training: None,
+) -> Iterator[store.Row]:
+    """Train the seeds of a job together, from a checkpoint where there is one, and make their rows;
+    nothing is appended. The checkpoint goes when all rows were taken."""
+    started, began = datetime.now(UTC), perf_counter()
+    kind = MeansTraining if isinstance(job.config, MeansConfig) else RetrievalTraining
+    training = kind(job.config, seeds=job.seeds, device=device)
+    source, device_type = source_of(job.config, cost=False), training.device.type
+    batch = store.run_id({"config": job.config, "seeds": list(job.seeds)}, 0, source)
+    checkpoint = checkpoint_path(batch, device_type)
+    if checkpoint.exists():
+        training.load(checkpoint)
+    on_start(training)
+    outcomes, details, saved = ["interrupted"] * len(job.seeds), None, perf_counter()
+    try:
+        for metrics in training.metrics(stop):
+            on_metrics(job, metrics)
+            outcomes = [outcome or "interrupted" for outcome in metrics.outcomes]
+            interrupted = metrics.outcome == "interrupted"
+            if perf_counter() - saved > CHECKPOINT_EVERY_S or interrupted:
+                _save_checkpoint(training, checkpoint)
+                saved = perf_counter()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        release_memory(training.device)
+        outcomes = ["out_of_memory"] * len(job.seeds)
+        details = f"{str(error).splitlines()[0]}: lower batch_size or n_keys"
+    for seed, outcome in zip(training.seeds, outcomes, strict=True):
+        yield retrieval_row(
+            name,
+            scale,
+            job,
+            training,
+            seed.seed,
+            outcome,
+            detail=details,
+            seconds=perf_counter() - began,
+            started=started,
+        )
+    if "interrupted" not in outcomes:
+        with suppress(OSError):  # one that stays is harmless
+            checkpoint.unlink(missing_ok=True)
+
+
+def retrieval_row(
+    name: str,
+    scale: str,
+    job: RetrievalJob,
+    training: RetrievalTraining,
+    seed: int,
+    outcome: str,
+    *,
+    detail: str | None = None,
+    seconds: float,
+    started: datetime | None = None,
+) -> store.Row:
+    """The row of one seed of a run as it stands."""
+    run = next(one for one in training.seeds if one.seed == seed)
+    more: dict[str, Any] = {"seconds": seconds, "seeds_together": len(job.seeds)}
+    if isinstance(training, MeansTraining):
+        more |= training.best_means(seed)
+    return store.make_row(
+        name,
+        scale,
+        job.config,
+        seed,
+        outcome,
+        run.summary(job.config) | more,
+        curve={"step": list(run.steps), "loss": list(run.losses)},
+        detail=detail,
+        device=str(training.device),
+        source=source_of(job.config, cost=False),
+        started=started,
+    )
+
+
+CURVE = ("step", "train_loss", "loss", "accuracy")
+
+
+def training_summary(history: list[Metrics]) -> dict:
+    """The figures of a run: losses in nats a token, accuracies as shares of tokens."""
+    if not history:
+        return {"n_steps": 0}
+    last = history[-1]
+    solved = [m.step for m in history if m.accuracy >= SOLVED_ACCURACY]
+    return {
+        "n_steps": last.step,
+        "final_loss": last.loss,
+        "final_accuracy": last.accuracy,
+        "best_loss": min(m.loss for m in history),
+        "steps_to_solved": solved[0] if solved else None,
+        "n_spikes": count_spikes([m.loss for m in history]),
+        "steps_per_s": last.steps_per_s,
+    }
+
+
+def pixel_summary(task: Pixels, history: list[Metrics]) -> dict:
+    """Bits per dimension of the test images: of the model, and of the histogram of each position,
+    which a model that learned anything of images is below."""
+    histogram = histogram_bits(load_images(task.images), task.n_levels)
+    last = bits(history[-1].loss) if history else None
+    return {"bits_per_dim": last, "histogram_bits_per_dim": histogram}
+
+
+def run_cost(
+    name: str,
+    scale: str,
+    job: CostJob,
+    device: str | None,
+    stop: Callable[[], bool],
+    max_seconds_per_point: float = MAX_SECONDS_PER_POINT,
+    on_partial: Callable[[store.Row], None] = lambda row: None,
+) -> Iterator[store.Row]:
+    """Measure the points of a job together and make their rows; nothing is appended.
+
+    `on_partial` is told of a stream on its way, as if it were stopped now.
+    """
+    started = datetime.now(UTC)
+
+    def row_of(cost: Cost) -> store.Row:
+        return store.make_row(
+            name,
+            scale,
+            cost.config,
+            0,
+            cost.outcome,
+            cost.summary(),
+            curve=getattr(cost, "curve", None),
+            detail=cost.detail,
+            device=str(resolve_device(device)),
+            source=source_of(cost.config, cost=True),
+            started=started,
+        )
+
+    measure, options = measure_cost, {}
+    if is_generation(job):
+        measure = measure_generation
+        options = {"on_partial": lambda cost: on_partial(row_of(cost))}
+    for cost in measure(
+        job.configs,
+        n_repeats=job.n_repeats,
+        device=device,
+        stop=stop,
+        max_seconds_per_point=max_seconds_per_point,
+        **options,
+    ):
+        yield row_of(cost)
+
+
+def checkpoint_path(run: str, device_type: str) -> Path:
+    """Where a run of a kind of device is checkpointed: generators do not move between kinds."""
+    return store.cache_folder() / "checkpoints" / device_type / f"{run}.pt"
+
+
+def _save_checkpoint(training: Training | RetrievalTraining, path: Path) -> None:
+    """Save a checkpoint; where that fails the run goes on and a warning says so."""
+    try:
+        training.save(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        warnings.warn(
+            f"no checkpoint was written, a stopped run starts anew ({error}): free space, or set "
+            "REPLIB_CACHE to another folder",
+            stacklevel=2,
+        )
+
+
+def discard_checkpoint(row: store.Row) -> None:
+    """Drop the checkpoint of a run whose finished row has been stored."""
+    if row["outcome"] != "interrupted":
+        device_type = row["provenance"]["device"].split(":")[0]
+        with suppress(OSError):  # one that stays is harmless
+            checkpoint_path(row["run_id"], device_type).unlink(missing_ok=True)
