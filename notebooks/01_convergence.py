@@ -12,7 +12,7 @@ app = marimo.App(width="medium", app_title="Convergence")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib import charts, claims, controls, frames
+    from replib import charts, claims, controls, copy_parts, frames
     from replib.attention import ATTENTION
     from replib.controls import Control
     from replib.live import LiveRuns
@@ -180,8 +180,8 @@ def _(jobs, live, recorded, set_changes, settings, tick):
     tick
     _progress = controls.watch(live, set_changes)
     _shown = frames.training_curves(live.showing(jobs, settings["device"]))
-    _behind = controls.recorded_behind(_shown, frames.training_curves(recorded))
-    _title = controls.title_of(_shown, _behind)
+    _behind = copy_parts.recorded_behind(_shown, frames.training_curves(recorded))
+    _title = copy_parts.title_of(_shown, _behind)
     controls.live_only(_progress, charts.live_curves(_shown, _behind, title=_title))
     return
 
@@ -199,7 +199,7 @@ def _(get_changes, jobs, letters, live, settings, shuffle):
     controls.live_only(
         mo.md("### Let the trained models copy a sequence"),
         controls.inputs(letters, shuffle),
-        controls.copies(live, jobs, letters.value, shuffle.value, settings["device"]),
+        copy_parts.copies(live, jobs, letters.value, shuffle.value, settings["device"]),
     )
     return
 

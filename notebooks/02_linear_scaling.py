@@ -12,7 +12,7 @@ app = marimo.App(width="medium", app_title="Linear scaling")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib import charts, claims, controls, frames
+    from replib import charts, claims, controls, cost_parts, frames
     from replib.controls import Control
     from replib.live import LiveRuns
     from replib.live_jobs import live_cost_jobs
@@ -185,7 +185,7 @@ def _(jobs, live, set_changes, settings, tick):
 @app.cell(hide_code=True)
 def _(get_changes, jobs, live, settings):
     get_changes()
-    controls.exponents(live.rows(jobs, settings["device"]), settings["work"])
+    cost_parts.exponents(live.rows(jobs, settings["device"]), settings["work"])
     return
 
 

@@ -12,7 +12,7 @@ app = marimo.App(width="medium", app_title="Speed crossover")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib import charts, claims, controls, frames
+    from replib import charts, claims, controls, cost_parts, frames
     from replib.controls import Control
     from replib.live import LiveRuns
     from replib.live_jobs import live_cost_jobs
@@ -71,7 +71,7 @@ def _(get_changes, jobs, live, recorded_columns, settings):
 
 @app.cell(hide_code=True)
 def _(recorded):
-    controls.crossover_tabs(recorded)
+    cost_parts.crossover_tabs(recorded)
     return
 
 
@@ -90,7 +90,7 @@ def _():
 def _(recorded):
     mo.ui.tabs(
         {
-            _text.capitalize(): controls.crossings_chart(recorded, _work)
+            _text.capitalize(): cost_parts.crossings_chart(recorded, _work)
             for _work, _text in reversed(controls.WORK_LABELS.items())
         }
     )
@@ -199,14 +199,14 @@ def _(jobs, live, set_changes, settings, tick):
     tick
     _progress = controls.watch(live, set_changes)
     _rows = live.showing(jobs, settings["device"])
-    controls.live_only(_progress, controls.session_crossover_chart(_rows))
+    controls.live_only(_progress, cost_parts.session_crossover_chart(_rows))
     return
 
 
 @app.cell(hide_code=True)
 def _(get_changes, jobs, live, settings):
     get_changes()
-    controls.session_crossings(live.rows(jobs, settings["device"]))
+    cost_parts.session_crossings(live.rows(jobs, settings["device"]))
     return
 
 

@@ -2,7 +2,6 @@
 
 import html
 import math
-import random
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,37 +10,28 @@ from itertools import chain
 from time import monotonic
 from typing import Any
 
-import altair as alt
 import marimo as mo
-import polars as pl
 import torch
 
-from replib import charts, claims, frames
+from replib import claims
 from replib.device import resolve_device
-from replib.generation import copy_with
-from replib.jobs import TrainingJob, run_ids
+from replib.jobs import run_ids
 from replib.live import (
     ALL_THREADS,
     ASKED,
     COMPILE_S,
     LiveRuns,
     Progress,
-    in_passing_thread,
     kernel_to_compile,
     predicted_seconds,
     refusal,
 )
 from replib.live_jobs import ALL_VARIANTS, refused_variants
-from replib.statistics import Crossover, Exponent
 from replib.store import Row
 from replib.tables import LEFT, markdown_table
-from replib.tasks import CausalCopy, Task
-from replib.training import Training
 from replib.verdicts import (
-    ARTICLE_CROSSOVER,
     INCONCLUSIVE,
     NOT_SUPPORTED,
-    PAPER_CROSSOVER,
     SUPPORTED,
     Verdict,
 )
@@ -227,7 +217,7 @@ def show_panel(elements: mo.ui.dictionary, notes: Sequence[str] = ()) -> mo.Html
     )
     if not notes:
         return grid
-    return mo.vstack([grid, _callout("; ".join(notes))])
+    return mo.vstack([grid, callout("; ".join(notes))])
 
 
 def _static_text(elements: mo.ui.dictionary) -> str:
@@ -247,13 +237,13 @@ def _cell(element) -> str:
     return f"<div{' style=grid-column:1/-1' * many}>{element}</div>"
 
 
-def _text(text: str) -> mo.Html:
+def plain(text: str) -> mo.Html:
     """Words from outside, shown as they are: as Markdown, a shared URL could bring links along."""
     return mo.Html(f"<span>{html.escape(text)}</span>")
 
 
-def _callout(text: str, kind: str = "warn") -> mo.Html:
-    return mo.callout(_text(text), kind=kind)
+def callout(text: str, kind: str = "warn") -> mo.Html:
+    return mo.callout(plain(text), kind=kind)
 
 
 def share(values: Mapping[str, Any]) -> None:
@@ -280,7 +270,7 @@ def attempt(build, settings: Mapping[str, Any]) -> tuple[list, mo.Html]:
     try:
         return build(settings), mo.md("")
     except ValueError as error:
-        return [], _callout(str(error))
+        return [], callout(str(error))
 
 
 def device_names(rows: Sequence[Row]) -> str:
@@ -400,8 +390,8 @@ def how_measured(rows: Sequence[Row]) -> str:
 def show_gate(button, text: str | None, *beside) -> mo.Html:
     """The button or its text, and what stands beside it; in a static page the text alone."""
     if in_static_page():
-        return _text(text) if text else mo.md("")
-    shown = _text(text) if button is None else button
+        return plain(text) if text else mo.md("")
+    shown = plain(text) if button is None else button
     return mo.hstack([shown, *beside], justify="start", align="center", gap=1.5, wrap=True)
 
 
@@ -444,7 +434,7 @@ def show_progress(live: LiveRuns, progress: Progress | None) -> mo.Html:
     if progress is None:
         return mo.md("")
     if progress.status == "failed":
-        return _callout(f"The run failed: {progress.error}", "danger")
+        return callout(f"The run failed: {progress.error}", "danger")
     if live.running:
         bar = (
             f'<progress aria-label="progress of the run" max="1" value="{progress.fraction:.4f}" '
@@ -455,7 +445,7 @@ def show_progress(live: LiveRuns, progress: Progress | None) -> mo.Html:
             f"{progress.fraction:.0%} &nbsp; {html.escape(progress.text)}</div>"
         )
     if live.warning:
-        return _callout(live.warning)
+        return callout(live.warning)
     if progress.status == "stopped":
         return mo.md("Stopped; what was computed is kept and shown below.")
     return mo.md("")
@@ -521,127 +511,10 @@ def verdict_html(said: Verdict) -> str:
     )
 
 
-def recorded_behind(shown: pl.DataFrame, recorded: pl.DataFrame) -> pl.DataFrame | None:
-    """The recorded curves to draw behind shown ones: those of the same length, if there are."""
-    if shown.is_empty():
-        return None
-    return recorded.filter(pl.col("seq_len") == shown["seq_len"][0])
-
-
-def title_of(shown: pl.DataFrame, behind: pl.DataFrame | None = None) -> str:
-    """The settings of shown runs as a chart's title, and those of the recorded curves behind them
-    where they differ."""
-    if shown.is_empty():
-        return "Nothing has run yet"
-    settings = _settings(shown)
-    title = f"N = {shown['seq_len'][0]}, {settings[0]}"
-    others = [] if behind is None else [one for one in _settings(behind) if one != settings[0]]
-    return f"{title} (recorded: {'; '.join(others)})" if others else title
-
-
-def _settings(curves: pl.DataFrame) -> list[str]:
-    """The batch and the models of curves in words, each once."""
-    runs = curves.select("batch_size", "n_layers", "n_heads", "d_model").unique(maintain_order=True)
-    return [
-        f"batch {batch_size}, {_sizes(n_layers, n_heads, d_model // n_heads)}"
-        for batch_size, n_layers, n_heads, d_model in runs.iter_rows()
-    ]
-
-
-def _sizes(n_layers: int, n_heads: int, head_dim: int) -> str:
+def sizes_text(n_layers: int, n_heads: int, head_dim: int) -> str:
     """Of a model, in words."""
     layers, heads = f"layer{'s' * (n_layers != 1)}", f"head{'s' * (n_heads != 1)}"
     return f"{n_layers} {layers}, {n_heads} {heads} of {head_dim}"
-
-
-FIRST_LETTER = ord("a")
-
-
-def copies(
-    live: LiveRuns, jobs: Sequence[TrainingJob], text: str, n_shuffles: int, device: str
-) -> mo.Html:
-    """A sequence, and what each trained model of the jobs makes of it, symbol by symbol.
-
-    The text holds letters, the first for symbol 1, shuffled where `n_shuffles` is not 0; without
-    a text the sequence is drawn at random, of a length that the models were trained on.
-    """
-    none_yet = mo.md("*There is no trained model of these settings yet: run them first.*")
-    if not jobs:
-        return none_yet
-    task = jobs[0].config.task
-    try:
-        symbols = _symbols(task, text.strip().lower(), random.Random(n_shuffles), n_shuffles > 0)
-        produced = in_passing_thread(_produced, live, jobs, symbols, device)
-    except ValueError as error:
-        return _callout(str(error))
-    if not produced:
-        return none_yet
-    rows = {"given": symbols} | produced
-    body = "".join(_copy_row(name, made, symbols) for name, made in rows.items())
-    table = mo.Html(
-        '<div style="overflow-x:auto"><table aria-label="copies" style="width:auto; '
-        f'font-size:1rem">{body}</table></div>'
-    )
-    trained = trained_lengths(task)
-    if len(symbols) in trained:
-        return table
-    lengths = f"{trained[0]} to {trained[-1]}" if len(trained) > 1 else f"{trained[0]}"
-    count = "1 symbol" if len(symbols) == 1 else f"{len(symbols)} symbols"
-    return mo.vstack([table, _text(f"{count}: the models were trained on {lengths}.")])
-
-
-def _produced(
-    live: LiveRuns, jobs: Sequence[TrainingJob], symbols: list[int], device: str
-) -> dict[str, list[int]]:
-    """What the trained model of each mechanism makes of the symbols."""
-    models = {job.config.model.attention: live.model(job, device) for job in reversed(jobs)}
-    return {
-        name: copy_with(t.model, t.config.task, _tensor(symbols, t))[0].tolist()
-        for name, t in models.items()
-        if t is not None
-    }
-
-
-def trained_lengths(task: Task) -> range:
-    """The numbers of symbols that a task draws."""
-    if isinstance(task, CausalCopy):
-        return task.lengths
-    return range(task.seq_len - 2, task.seq_len - 1)
-
-
-def _symbols(task: Task, text: str, drawn: random.Random, shuffled: bool) -> list[int]:
-    if not text:
-        return [
-            drawn.randint(1, task.n_symbols) for _ in range(drawn.choice(trained_lengths(task)))
-        ]
-    symbols = [ord(letter) - FIRST_LETTER + 1 for letter in text]
-    if not all(1 <= symbol <= task.n_symbols for symbol in symbols):
-        last = chr(FIRST_LETTER + task.n_symbols - 1)
-        raise ValueError(f"{text!r}: type letters from a to {last} only")
-    if shuffled:
-        drawn.shuffle(symbols)
-    return symbols
-
-
-def _tensor(symbols: list[int], training: Training) -> torch.Tensor:
-    return torch.tensor([symbols], device=training.device)
-
-
-def _copy_row(name: str, produced: list[int], given: list[int]) -> str:
-    letters = ""
-    for i, symbol in enumerate(given):
-        made = produced[i] if i < len(produced) else 0
-        letter = chr(FIRST_LETTER + made - 1) if 1 <= made <= 26 else "·"
-        style = (
-            "" if made == symbol else "background:#b34a00; color:#fff; text-decoration:underline"
-        )
-        letters += f'<span style="padding:0 .25rem; {style}">{letter}</span>'
-    n_right = sum(a == b for a, b in zip(produced, given, strict=False))
-    return (
-        f'<tr><th scope="row" style="text-align:left; padding:.15rem 1rem .15rem 0">{name}</th>'
-        f'<td style="padding:.15rem 1rem .15rem 0; white-space:nowrap">{n_right} of {len(given)} '
-        f'right</td><td style="font-family:monospace; white-space:nowrap">{letters}</td></tr>'
-    )
 
 
 def history(live: LiveRuns) -> mo.Html:
@@ -679,7 +552,7 @@ def _history_line(row: Row) -> list[str]:
         what = (
             f"{config['way']}, {config['span']}, N = {config['seq_len']}, batch "
             f"{config['batch_size']}, "
-            f"{_sizes(config['n_layers'], config['n_heads'], config['head_dim'])}"
+            f"{sizes_text(config['n_layers'], config['n_heads'], config['head_dim'])}"
         )
         result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"
     else:
@@ -700,89 +573,3 @@ def _retrieval_text(config: Mapping[str, Any], seed: int) -> str:
     again = ", keys come back" if task["with_replacement"] else ""
     half = ", evaluated on half the length" if config["eval_half_length"] else ""
     return f"{name}{rule}, S = {task['n_keys']}, D = {model['head_dim']}{again}{half}, seed {seed}"
-
-
-def crossover_chart(rows: Sequence[Row], work: str, batch_size: int) -> alt.LayerChart:
-    """Speed of linear attention against each softmax, with the crossovers, for rows of one work
-    and batch size."""
-    rows = [
-        row
-        for row in rows
-        if row["config"]["work"] == work and row["config"]["batch_size"] == batch_size
-    ]
-    found, judged = claims.crossings(rows, work), claims.judged_linear(rows)
-    where = ", ".join(
-        f"{_rounded(one.found)} against softmax ({one.baseline})"
-        for one in found
-        if one.implementation == judged
-    )
-    title = "Two lengths or more are needed" if rows else "No measurements yet"
-    title = f"Linear ({judged or 'fastest'}) is faster {where}" if where else title
-    crossings = frames.crossings(found)
-    return charts.ratio_chart(frames.costs(rows), crossings=crossings, title=title)
-
-
-def _rounded(found: Crossover) -> str:
-    if not math.isfinite(found.length):
-        return "never"
-    if found.extrapolated and found.length <= found.shortest:
-        return f"from below N = {found.shortest:g}"
-    return f"from N = {found.length:.0f}{' (extrapolated)' if found.extrapolated else ''}"
-
-
-def crossover_tabs(rows: Sequence[Row]) -> mo.Html:
-    """`crossover_chart` of each device, work and batch size of recorded rows."""
-    devices = claims.by_device(rows) or {"": []}
-    return mo.ui.tabs(
-        {
-            f"{text.capitalize()}, batch {batch_size}{f', {device}' if len(devices) > 1 else ''}": (
-                crossover_chart(some, work, batch_size)
-            )
-            for device, some in devices.items()
-            for work, text in reversed(WORK_LABELS.items())
-            for batch_size in (8, 1)
-        }
-    )
-
-
-def session_crossover_chart(rows: Sequence[Row]) -> alt.LayerChart:
-    """`crossover_chart` of the rows of one setting."""
-    config = rows[0]["config"] if rows else {"work": "forward", "batch_size": 1}
-    return crossover_chart(rows, config["work"], config["batch_size"])
-
-
-def crossings_chart(rows: Sequence[Row], work: str = "forward_backward") -> alt.LayerChart:
-    """The crossover of each implementation, beside those of the paper and the 2022 article."""
-    moves = claims.implementations(rows, work=work).status == SUPPORTED
-    title = "The crossover moves to shorter N as linear attention's implementation improves"
-    return charts.crossings_chart(
-        frames.crossings(claims.crossings(rows, work)),
-        references={"2022 article": ARTICLE_CROSSOVER, "paper": PAPER_CROSSOVER},
-        title=title if moves else "Where linear attention overtakes softmax, by implementation",
-    )
-
-
-def session_crossings(rows: Sequence[Row]) -> mo.Html:
-    """`crossings_chart` of the rows of one setting, where there is a crossover to show."""
-    nothing = in_static_page() and not has_own_run()
-    if nothing or not rows or not claims.crossings(rows, rows[0]["config"]["work"]):
-        return mo.md("")
-    return mo.as_html(crossings_chart(rows, rows[0]["config"]["work"]))
-
-
-def exponents(rows: Sequence[Row], work: str) -> mo.Html:
-    """The growth exponent of each mechanism's time and memory, with its interval, as a table."""
-    if not rows:
-        return mo.md("")
-    lines = (
-        [" ".join(filter(None, variant)), what, f"{exponent.value:.2f}", _interval(exponent)]
-        for variant, what, exponent in claims.exponents(rows, work)
-    )
-    head = "attention", "of", "exponent of N", "95 % interval"
-    return mo.md(markdown_table(head, lines, LEFT))
-
-
-def _interval(exponent: Exponent) -> str:
-    if math.isinf(exponent.low) or math.isinf(exponent.high):
-        return "unbounded: two lengths tell nothing of scatter"
-    return f"{exponent.low:.2f} to {exponent.high:.2f}"

@@ -31,6 +31,7 @@ from replib import (
     claims_generation,
     claims_memory,
     controls,
+    cost_parts,
     drawing_parts,
     frames,
     frames_memory,
@@ -144,14 +145,14 @@ def _crossover_figures() -> Iterator[tuple[str, Figure]]:
     rows = [row for row in recorded_rows("crossover") if row["config"]["work"] == BOTH]
     for batch_size in (8, 1):
         used = [row for row in rows if row["config"]["batch_size"] == batch_size]
-        chart = controls.crossover_chart(used, BOTH, batch_size)
+        chart = cost_parts.crossover_chart(used, BOTH, batch_size)
         yield (
             f"crossover_batch_{batch_size}",
             Figure(chart=chart, experiment="crossover", rows=used),
         )
     yield (
         "crossings",
-        Figure(chart=controls.crossings_chart(rows, BOTH), experiment="crossover", rows=rows),
+        Figure(chart=cost_parts.crossings_chart(rows, BOTH), experiment="crossover", rows=rows),
     )
     article = published()["dm2022"]
     fits = [

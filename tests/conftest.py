@@ -1,6 +1,7 @@
 """What every test runs under: no recorded or cached run of the reader's is touched."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,3 +39,31 @@ def built(tmp_path_factory):
         patch.setattr(report, "README", shutil.copy(report.README, folder / "README.md"))
         report.write_report()
     return folder
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """A page's URL and command line, as dictionaries to fill."""
+    import marimo as mo
+
+    class Query(dict):
+        to_dict = dict.copy
+
+        def set(self, name, value):
+            self[name] = value
+
+    url, line = Query(), Query()
+    monkeypatch.setattr(mo, "query_params", lambda: url)
+    monkeypatch.setattr(mo, "cli_args", lambda: line)
+    return SimpleNamespace(url=url, line=line)
+
+
+@pytest.fixture
+def live():
+    """The runs of an open notebook, stopped at the end of the test."""
+    from replib.live import LiveRuns
+
+    live = LiveRuns("convergence")
+    yield live
+    live.stop()
+    live.join(60)

@@ -1,24 +1,17 @@
 """The parts that notebooks share: nothing from outside breaks a panel, a gate or a card."""
 
-import html
-import json
-import re
 import shutil
-from dataclasses import replace
 from types import SimpleNamespace
 
 import marimo as mo
 import pytest
 import torch
-from drawn import title_of
+from shown import cost_row, job, markup
 
-from replib import claims, controls, frames, kernels, store
-from replib.benchmark import Cost, CostConfig
+from replib import claims, controls, kernels
 from replib.controls import Control, initial_values
-from replib.experiments import laptop_copy, laptop_model
-from replib.jobs import CostJob, TrainingJob
-from replib.live import LiveRuns, Progress
-from replib.training import Training
+from replib.jobs import CostJob
+from replib.live import Progress
 from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Criterion, Verdict
 
 N = Control("seq_len", "Sequence length", (8, 16, 32, 64), 32)
@@ -29,12 +22,6 @@ KERNEL = Control(
     "variants", "Kernel", ("plain", "cpu"), ("cpu",), refused={"cuda": "no <CUDA> device: use cpu"}
 )
 STEPS = Control("n_steps", "Steps", (50, 100), 50)
-
-
-def markup(element):
-    """The HTML of an element, with that which a callout carries as an attribute."""
-    carried = r"data-html='([^']*)'"
-    return re.sub(carried, lambda found: json.loads(html.unescape(found[1])), element.text)
 
 
 @pytest.mark.parametrize(
@@ -136,22 +123,6 @@ def test_the_steps_of_the_url_may_be_called_steps():
     assert initial_values([STEPS], {"steps": "100"}) == ({"n_steps": 100}, [])
 
 
-@pytest.fixture
-def page(monkeypatch):
-    """A page's URL and command line, as dictionaries to fill."""
-
-    class Query(dict):
-        to_dict = dict.copy
-
-        def set(self, name, value):
-            self[name] = value
-
-    url, line = Query(), Query()
-    monkeypatch.setattr(mo, "query_params", lambda: url)
-    monkeypatch.setattr(mo, "cli_args", lambda: line)
-    return SimpleNamespace(url=url, line=line)
-
-
 ALL = [N, RATE, KINDS, WORK, controls.DEVICE]
 
 
@@ -236,11 +207,6 @@ def test_the_kernels_on_offer_are_those_that_can_run_here(page, packages, monkey
 # --- the gate
 
 
-def job(n_steps=10, attention="linear", seed=0):
-    config = laptop_copy(attention, 16, n_steps, batch_size=4, eval_every=5, eval_batches=1)
-    return TrainingJob(config=config, seed=seed)
-
-
 @pytest.fixture
 def seconds(monkeypatch):
     """Set what a run is predicted to take."""
@@ -249,14 +215,6 @@ def seconds(monkeypatch):
 
 def gate(live, jobs, auto=True):
     return controls.gate(live, jobs, auto=auto, device="cpu")
-
-
-@pytest.fixture
-def live():
-    live = LiveRuns("convergence")
-    yield live
-    live.stop()
-    live.join(60)
 
 
 @pytest.mark.parametrize("status", ["stopped", "failed"])
@@ -402,14 +360,6 @@ def test_a_card_shows_texts_as_texts():
         assert escaped in shown
 
 
-def cost_row(outcome="ok", samples=(1.0, 2.0, 3.0), detail=None, device="cpu", **changes):
-    config = CostConfig(**{"attention": "linear", "implementation": "torch", **changes})
-    summary = Cost(config, outcome, detail, samples, 100).summary()
-    row = store.make_row("scaling", "live", config, 0, outcome, summary, detail=detail, source="t")
-    row["provenance"]["device_name"] = device
-    return row
-
-
 def test_the_history_lists_finished_runs_latest_first(live):
     assert "outcome" not in controls.history(live).text
     live.start([job()], "cpu")
@@ -455,173 +405,6 @@ def test_device_names_are_those_of_the_rows():
     assert controls.device_names([]) == "nothing yet"
     rows = [cost_row(device="B"), cost_row(device="A"), cost_row(device="B")]
     assert controls.device_names(rows) == "A, B"
-
-
-def run_rows(seq_len, **changes):
-    config = laptop_copy("linear", seq_len, 10, **changes)
-    curve = {"step": [5, 10], "train_loss": [2, 1], "loss": [2, 1], "accuracy": [0, 1]}
-    summary = {"final_loss": 1.0, "final_accuracy": 1.0}
-    make = store.make_row
-    return [make("convergence", "live", config, 0, "ok", summary, curve, source="test")]
-
-
-def test_recorded_curves_of_the_same_length_are_drawn_behind():
-    recorded = frames.training_curves([*run_rows(16), *run_rows(32)])
-    behind = controls.recorded_behind(frames.training_curves(run_rows(32)), recorded)
-    assert behind["seq_len"].unique().to_list() == [32]
-    assert controls.recorded_behind(frames.training_curves([]), recorded) is None
-
-
-def test_a_chart_of_live_runs_is_titled_with_their_settings():
-    shown = controls.title_of(frames.training_curves(run_rows(32)))
-    assert shown == "N = 32, batch 32, 2 layers, 4 heads of 16"
-    assert controls.title_of(frames.training_curves([])) == "Nothing has run yet"
-
-
-def test_the_title_names_the_settings_of_recorded_curves_where_they_are_others():
-    shown = frames.training_curves(
-        run_rows(32, model=replace(laptop_model("linear"), n_layers=1), batch_size=16)
-    )
-    recorded = frames.training_curves(run_rows(32))
-    own = "N = 32, batch 16, 1 layer, 4 heads of 16"
-    assert controls.title_of(shown, shown) == controls.title_of(shown) == own
-    told = f"{own} (recorded: batch 32, 2 layers, 4 heads of 16)"
-    assert controls.title_of(shown, recorded) == told
-
-
-def crossing(power=1.0, **changes):
-    return [
-        cost_row(attention=a, implementation=i, seq_len=n, samples=(ms, ms * 1.01), **changes)
-        for n in (64, 256, 1024)
-        for a, i, ms in (("softmax", "fused", n**2), ("linear", "torch", 100 * n**power))
-    ]
-
-
-def test_the_crossover_chart_is_titled_with_what_was_measured():
-    chart = controls.session_crossover_chart(crossing())
-    title = title_of(chart)
-    assert title == "Linear (torch) is faster from N = 100 against softmax (fused)"
-    always = controls.session_crossover_chart(crossing(0.2))
-    assert "from below N = 64 against" in title_of(always)
-    never = controls.session_crossover_chart(crossing(2.0))
-    assert "faster never against" in title_of(never)
-    short = controls.session_crossover_chart(crossing()[:2]).to_dict()
-    assert "Two lengths or more are needed" in str(short["title"])
-    for rows in ([], [cost_row("out_of_memory", ())]):
-        title = controls.session_crossover_chart(rows).to_dict()["title"]
-        assert "faster" not in str(title)
-
-
-def test_the_crossings_chart_says_whether_the_implementation_matters():
-    rows = crossing()
-    title = str(controls.crossings_chart(rows).to_dict()["title"]["text"])
-    assert "Where linear attention" in title
-    rows += [cost_row(implementation="plain", seq_len=n, samples=(n**3,) * 2) for n in (64, 1024)]
-    title = str(controls.crossings_chart(rows).to_dict()["title"]["text"])
-    assert "moves to shorter" in title
-    assert "no data yet" in str(controls.crossings_chart([]).to_dict())
-
-
-def test_a_session_without_crossings_has_no_chart_of_them(page):
-    assert controls.session_crossings([]).text == mo.md("").text
-    assert controls.session_crossings(crossing()[:2]).text == mo.md("").text
-    assert "vega" in controls.session_crossings(crossing()).text
-
-
-def test_recorded_crossovers_have_a_tab_for_each_work_and_batch_and_device():
-    shown = controls.crossover_tabs(crossing(batch_size=8)).text
-    for tab in ("Forward and backward, batch 8", "Forward and backward, batch 1", "Forward, batch"):
-        assert tab in html.unescape(shown)
-    two = crossing(batch_size=8, device="A") + crossing(batch_size=8, device="B")
-    shown = html.unescape(controls.crossover_tabs(two).text)
-    assert "Forward, batch 1, A" in shown and "Forward, batch 1, B" in shown
-    assert "No measurements yet" in html.unescape(controls.crossover_tabs([]).text)
-
-
-def test_exponents_are_a_table_of_what_has_two_lengths():
-    shown = controls.exponents(crossing(1.5), "forward_backward").text
-    assert "softmax fused" in shown and "1.50" in shown and "2.00" in shown
-    assert "linear" not in controls.exponents(crossing()[:2], "forward_backward").text
-    assert "exponent" not in controls.exponents([], "forward_backward").text
-
-
-# --- copies
-
-
-@pytest.fixture(scope="module")
-def copier():
-    """A model that has learned to copy, and one that has not."""
-    trained = Training(laptop_copy("linear", 16, 250), seed=0, device="cpu")
-    *_, last = trained.metrics()
-    assert last.accuracy > 0.9
-    raw = Training(laptop_copy("softmax", 16, 250), seed=0, device="cpu")
-    jobs = [TrainingJob(config=t.config, seed=0) for t in (trained, raw)]
-    models = dict(zip(jobs, (trained, raw), strict=True))
-    return SimpleNamespace(model=lambda job, device: models.get(job)), jobs
-
-
-def copies(copier, text, n_shuffles=0):
-    return markup(controls.copies(copier[0], copier[1], text, n_shuffles, "cpu"))
-
-
-def test_a_trained_model_is_seen_to_copy_and_an_untrained_one_not(copier):
-    shown = copies(copier, "badce")
-    assert shown.count("<tr>") == 3
-    rows = {re.search(">([a-z]+)</th>", row)[1]: row for row in shown.split("<tr>")[1:]}
-    given, trained, raw = (rows[name] for name in ("given", "linear", "softmax"))
-    assert "5 of 5 right" in given and "5 of 5 right" in trained and "underline" not in trained
-    assert "5 of 5 right" not in raw and "underline" in raw  # a sign besides the colour
-    assert letters_of(given) == list("badce")
-
-
-def letters_of(row):
-    return [span.split(">")[1][0] for span in row.split("<span")[1:]]
-
-
-def test_capitals_and_spaces_around_are_forgiven(copier):
-    assert copies(copier, " BADCE ") == copies(copier, "badce")
-
-
-def test_shuffling_keeps_the_letters_and_changes_their_order(copier):
-    def given(n_shuffles):
-        row = copies(copier, "abcde", n_shuffles).split("<tr>")[1]
-        return letters_of(row)
-
-    assert given(0) == list("abcde")
-    orders = {tuple(given(n)) for n in range(6)}
-    assert len(orders) > 3 and all(sorted(order) == list("abcde") for order in orders)
-
-
-def test_without_letters_a_sequence_of_a_trained_length_is_drawn(copier):
-    drawn = [copies(copier, " ", n_shuffles).split("<tr>")[1] for n_shuffles in range(6)]
-    assert len(set(drawn)) > 3
-    for given in drawn:
-        assert len(letters_of(given)) in controls.trained_lengths(copier[1][0].config.task)
-
-
-def test_a_length_that_the_models_were_not_trained_on_is_said(copier):
-    assert "1 symbol: the models were trained on 4 to 6" in copies(copier, "a")
-    assert "trained on" not in copies(copier, "badce")
-
-
-@pytest.mark.parametrize(
-    "text, told",
-    [
-        ("abk", "type letters from a to j only"),
-        ("a b", "type letters from a to j only"),
-        ("é😀", "type letters from a to j only"),
-        ("<b>", "&lt;b&gt;"),
-        ("abcdefg", "7 symbols: a model of length 16 copies 1 to 6"),
-    ],
-)
-def test_what_cannot_be_copied_is_explained(copier, text, told):
-    shown = copies(copier, text)
-    assert told in shown and "<table" not in shown
-
-
-def test_without_a_trained_model_the_reader_is_told_to_run_first(live):
-    assert "run them first" in controls.copies(live, [job()], "abc", 0, "cpu").text
-    assert "run them first" in controls.copies(live, [], "abc", 0, "cpu").text
 
 
 def test_durations_are_rounded_for_reading():

@@ -1,0 +1,104 @@
+"""The parts of notebooks 2 and 3: crossovers and exponents of measured costs."""
+
+import math
+from collections.abc import Sequence
+
+import altair as alt
+import marimo as mo
+
+from replib import charts, claims, frames
+from replib.controls import WORK_LABELS, has_own_run, in_static_page
+from replib.statistics import Crossover, Exponent
+from replib.store import Row
+from replib.tables import LEFT, markdown_table
+from replib.verdicts import (
+    ARTICLE_CROSSOVER,
+    PAPER_CROSSOVER,
+    SUPPORTED,
+)
+
+
+def crossover_chart(rows: Sequence[Row], work: str, batch_size: int) -> alt.LayerChart:
+    """Speed of linear attention against each softmax, with the crossovers, for rows of one work
+    and batch size."""
+    rows = [
+        row
+        for row in rows
+        if row["config"]["work"] == work and row["config"]["batch_size"] == batch_size
+    ]
+    found, judged = claims.crossings(rows, work), claims.judged_linear(rows)
+    where = ", ".join(
+        f"{_rounded(one.found)} against softmax ({one.baseline})"
+        for one in found
+        if one.implementation == judged
+    )
+    title = "Two lengths or more are needed" if rows else "No measurements yet"
+    title = f"Linear ({judged or 'fastest'}) is faster {where}" if where else title
+    crossings = frames.crossings(found)
+    return charts.ratio_chart(frames.costs(rows), crossings=crossings, title=title)
+
+
+def _rounded(found: Crossover) -> str:
+    if not math.isfinite(found.length):
+        return "never"
+    if found.extrapolated and found.length <= found.shortest:
+        return f"from below N = {found.shortest:g}"
+    return f"from N = {found.length:.0f}{' (extrapolated)' if found.extrapolated else ''}"
+
+
+def crossover_tabs(rows: Sequence[Row]) -> mo.Html:
+    """`crossover_chart` of each device, work and batch size of recorded rows."""
+    devices = claims.by_device(rows) or {"": []}
+    return mo.ui.tabs(
+        {
+            f"{text.capitalize()}, batch {batch_size}{f', {device}' if len(devices) > 1 else ''}": (
+                crossover_chart(some, work, batch_size)
+            )
+            for device, some in devices.items()
+            for work, text in reversed(WORK_LABELS.items())
+            for batch_size in (8, 1)
+        }
+    )
+
+
+def session_crossover_chart(rows: Sequence[Row]) -> alt.LayerChart:
+    """`crossover_chart` of the rows of one setting."""
+    config = rows[0]["config"] if rows else {"work": "forward", "batch_size": 1}
+    return crossover_chart(rows, config["work"], config["batch_size"])
+
+
+def crossings_chart(rows: Sequence[Row], work: str = "forward_backward") -> alt.LayerChart:
+    """The crossover of each implementation, beside those of the paper and the 2022 article."""
+    moves = claims.implementations(rows, work=work).status == SUPPORTED
+    title = "The crossover moves to shorter N as linear attention's implementation improves"
+    return charts.crossings_chart(
+        frames.crossings(claims.crossings(rows, work)),
+        references={"2022 article": ARTICLE_CROSSOVER, "paper": PAPER_CROSSOVER},
+        title=title if moves else "Where linear attention overtakes softmax, by implementation",
+    )
+
+
+def session_crossings(rows: Sequence[Row]) -> mo.Html:
+    """`crossings_chart` of the rows of one setting, where there is a crossover to show."""
+    nothing = in_static_page() and not has_own_run()
+    if nothing or not rows or not claims.crossings(rows, rows[0]["config"]["work"]):
+        return mo.md("")
+    return mo.as_html(crossings_chart(rows, rows[0]["config"]["work"]))
+
+
+def exponents(rows: Sequence[Row], work: str) -> mo.Html:
+    """The growth exponent of each mechanism's time and memory, with its interval, as a table."""
+    if not rows:
+        return mo.md("")
+    lines = (
+        [" ".join(filter(None, variant)), what, f"{exponent.value:.2f}", _interval(exponent)]
+        for variant, what, exponent in claims.exponents(rows, work)
+    )
+    head = "attention", "of", "exponent of N", "95 % interval"
+    return mo.md(markdown_table(head, lines, LEFT))
+
+
+def _interval(exponent: Exponent) -> str:
+    if math.isinf(exponent.low) or math.isinf(exponent.high):
+        return "unbounded: two lengths tell nothing of scatter"
+    return f"{exponent.low:.2f} to {exponent.high:.2f}"
