@@ -297,40 +297,28 @@ def _series_labels(
     height: float,
     top: float = 0,
     words: Sequence[str] = ("attention", "implementation"),
-) -> alt.LayerChart:
-    """The name of each series, a line each of `words`, or all in one where there are many names:
-    beside its end, or above it where others go on to longer N."""
+) -> alt.Chart:
+    """The name of each series beside its end, a line each of `words`, or all in one where there
+    are many names or the series ends before others do."""
     ends = frame.sort("seq_len").group_by("series", maintain_order=True).last()
-    beside, above = (
-        ends.filter(at_end := pl.col("seq_len") == ends["seq_len"].max()),
-        ends.filter(~at_end),
+    at_end = pl.col("seq_len") == ends["seq_len"].max()
+    n_lines = len(words) if len(words) * ends.filter(at_end).height <= MOST_LABEL_LINES else 1
+    ends = style.spread_labels(ends, domain, height, n_lines).with_columns(
+        pl.col("label_px") + top,
+        label=pl.when(at_end)
+        .then(pl.concat_str(words, separator="\n" if n_lines > 1 else " ", ignore_nulls=True))
+        .otherwise(pl.concat_str(words, separator=" ", ignore_nulls=True)),
     )
-    n_lines = len(words) if len(words) * beside.height <= MOST_LABEL_LINES else 1
-    beside = style.spread_labels(beside, domain, height, n_lines).with_columns(
-        label=pl.concat_str(words, separator="\n" if n_lines > 1 else " ", ignore_nulls=True)
+    text = alt.Chart(style.records_of(ends)).mark_text(
+        lineBreak="\n", lineHeight=style.LABEL_PX, baseline="middle", align="left", dx=8
     )
-    above = style.spread_labels(above, domain, height, 1).with_columns(
-        label=pl.concat_str(words, separator=" ", ignore_nulls=True)
+    return text.encode(
+        alt.X("seq_len:Q"),
+        alt.Y("label_px:Q", scale=None, axis=None),
+        encodings["color"],
+        text="label:N",
+        opacity=style.faded(legend),
     )
-    layers = []
-    for part, place in (
-        (beside, {"align": "left", "dx": 8}),
-        (above, {"align": "right", "dx": -8, "dy": -7}),
-    ):
-        part = part.with_columns(pl.col("label_px") + top)
-        text = alt.Chart(style.records_of(part)).mark_text(
-            lineBreak="\n", lineHeight=style.LABEL_PX, baseline="middle", **place
-        )
-        layers.append(
-            text.encode(
-                alt.X("seq_len:Q"),
-                alt.Y("label_px:Q", scale=None, axis=None),
-                encodings["color"],
-                text="label:N",
-                opacity=style.faded(legend),
-            )
-        )
-    return alt.layer(*layers)
 
 
 def _guides(frame: pl.DataFrame, x_domain: list[float], y_domain: list[float]) -> list[alt.Chart]:
