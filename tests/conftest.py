@@ -67,3 +67,13 @@ def live():
     yield live
     live.stop()
     live.join(60)
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Set which packages of the compiled kernels are installed."""
+
+    def set_installed(*names):
+        monkeypatch.setattr("replib.kernels.installed", lambda package: package in names)
+
+    return set_installed

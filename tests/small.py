@@ -1,0 +1,36 @@
+"""Jobs small enough to run in a test."""
+
+from replib.benchmark import CostConfig
+from replib.experiments import Experiment, laptop_copy
+from replib.jobs import (
+    CostJob,
+    TrainingJob,
+)
+
+
+def tiny(seed=0, n_steps=20, attention="linear", **changes):
+    options = {"eval_every": 5, "eval_batches": 1, "batch_size": 4}
+    return TrainingJob(config=laptop_copy(attention, 16, n_steps, **options | changes), seed=seed)
+
+
+def experiment_of(*jobs):
+    return Experiment(name="tiny", title="for tests", jobs=lambda scale: list(jobs))
+
+
+EVERYWHERE = (("softmax", "textbook"), ("softmax", "fused"), ("linear", "torch"))
+
+
+def cost_job(n=16, variants=EVERYWHERE):
+    configs = [
+        CostConfig(attention=a, implementation=i, seq_len=n, n_heads=1, head_dim=4)
+        for a, i in variants
+    ]
+    return CostJob(configs=tuple(configs), n_repeats=2)
+
+
+def is_whole(job):
+    return getattr(job.configs[0], "span", None) == "sequence"
+
+
+def variants_of(job):
+    return [(config.attention, config.implementation) for config in job.configs]
