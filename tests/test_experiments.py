@@ -1,6 +1,7 @@
 """The named experiments: what they are made of."""
 
 from dataclasses import asdict, replace
+from itertools import pairwise
 
 import pytest
 from small import experiment_of, is_whole, tiny
@@ -86,7 +87,13 @@ def test_lsh_has_the_settings_of_what_it_stands_beside():
         for config in job.configs:
             point = config.seq_len, config.batch_size, config.work
             points.setdefault(config.attention, set()).add(point)
-    assert points["lsh"] == points["linear"]
+    assert points["lsh"] == {point for point in points["linear"] if point[0].bit_count() == 1}
+
+
+def test_scaling_has_two_lengths_an_octave_for_its_exponents_on_a_laptop():
+    lengths = sorted({job.configs[0].seq_len for job in EXPERIMENTS["scaling"].jobs("laptop")})
+    steps = [longer / n for n, longer in pairwise(lengths)]
+    assert max(steps) == 1.5 and min(steps) == pytest.approx(4 / 3)
 
 
 def memory_jobs(name, scale="laptop"):
