@@ -60,7 +60,7 @@ def _(get_changes, jobs, live, recorded_columns, settings):
     )
     controls.verdict_card(
         "Linear attention learns to copy, to the loss of softmax within 0.05 nats a token.",
-        [*recorded_columns, ("This machine, settings below", _session)],
+        [*recorded_columns, (controls.THIS_MACHINE, _session)],
     )
     return
 

@@ -58,7 +58,7 @@ def _(get_changes, jobs, live, recorded_columns, settings):
     _session = claims.of_session(lambda rows: claims.scaling(rows, settings["work"]), _rows)
     controls.verdict_card(
         "Linear attention costs O(N), softmax attention O(N²).",
-        [*recorded_columns, ("This machine, settings below", _session)],
+        [*recorded_columns, (controls.THIS_MACHINE, _session)],
     )
     return
 

@@ -64,7 +64,7 @@ def _(get_changes, jobs, live, recorded_columns, settings):
     )
     controls.verdict_card(
         "Linear attention is faster from N = 512 on.",
-        [*recorded_columns, ("This machine, settings below", _session)],
+        [*recorded_columns, (controls.THIS_MACHINE, _session)],
     )
     return
 
@@ -108,7 +108,7 @@ def _(get_changes, jobs, live, recorded, settings):
         "The crossover moves to shorter N as the implementation of linear attention improves.",
         [
             (f"Recorded here, {controls.device_names(recorded)}", claims.implementations(recorded)),
-            ("This machine, settings below", _session),
+            (controls.THIS_MACHINE, _session),
         ],
     )
     return

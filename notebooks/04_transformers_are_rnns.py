@@ -81,7 +81,7 @@ def _(beside, get_changes, jobs, live, recorded, recorded_here, settings):
         [
             *beside,
             (recorded_here, claims_generation.constant_cost(recorded)),
-            ("This machine, settings below", _session),
+            (controls.THIS_MACHINE, _session),
         ],
     )
     return
@@ -97,7 +97,7 @@ def _(get_changes, jobs, live, recorded, recorded_here, settings):
         "Linear attention generates faster than softmax, even where softmax has a cache.",
         [
             (recorded_here, claims_generation.faster_generation(recorded)),
-            ("This machine, settings below", _session),
+            (controls.THIS_MACHINE, _session),
         ],
     )
     return

@@ -149,7 +149,7 @@ def verdict_cards(
                     ("Paper", claims.PAPER_SAYS[PAPER_CLAIMS[name]]),
                     ("2022 replication", said[name]),
                     (f"Recorded here, {device}", recorded[name]),
-                    ("This machine, settings below", session[name]),
+                    (controls.THIS_MACHINE, session[name]),
                 ],
             )
             for name in autopsy.CONCLUSIONS

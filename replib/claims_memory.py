@@ -6,8 +6,8 @@ Rows are those of the experiments `capacity` (setting 1 of Schlag et al. 2021, e
 `published()["fastweights_logs"]`, of which there is one run a figure. S is the number of keys. A
 run's loss is its best, 0.5·Σ squared error, and is compared with the best of the published run,
 not with the last that the published figures show. Runs with other settings than the published ones
-are not judged. Rows of `evaluation` tell what the published mean of losses does to three figures,
-and nothing else.
+are not judged. Rows of `evaluation` tell what the published mean of losses does to some figures,
+those of `favor_eps` what the published ε does to FAVOR+, and nothing else.
 """
 
 import json
@@ -32,7 +32,9 @@ LOSS_TOLERANCE = 0.15  # of a published best loss
 LEAST_COMPARED = 0.01  # published losses below it are compared as solved or not
 COMPARED = (100, 200, 400, 600)
 MIN_SEEDS = 3  # that an interval is computed from
+NOTHING_READ = 0.49  # losses above it are those of a memory that reads nothing, which has 0.5
 MEANS = "evaluation"  # the experiment whose rows have several means of the same losses
+WITHOUT_EPS = "favor_eps"  # the experiment whose rows are of FAVOR+ without the published ε
 MEMORIES = {m.published_name: m for m in (*CAPACITY_MEMORIES, *UPDATE_RULE_MEMORIES)}
 # Left out: the published log stops at 300 steps, where the run had not ended.
 TRUNCATED = {("setting2", "dpfp2_ours", 100)}
@@ -55,7 +57,7 @@ PAPER_SAYS = {
     "as_published": "The last S that each memory solves, and its best losses, are in the logs of "
     "the paper's authors: one run each, at S = 20, 60, 100, 200, ... 600.",
     "update_rules": "Where keys come back with new values, the delta rule replaces the old value; "
-    "a sum cannot (section 6.1.2).",
+    "a sum cannot, and the earlier rule of fast weight memories (fwm) does worse (section 6.1.2).",
 }
 
 Losses = dict[int, dict[int, float]]
@@ -87,7 +89,7 @@ def best_losses(rows: Iterable[Row], *, half_length: bool = False) -> dict[str, 
     """The best loss of every run that has ended, by memory, S and seed; see `memory_of`."""
     found: dict[str, Losses] = {}
     for row in rows:
-        if row["experiment"] == MEANS:
+        if row["experiment"] in (MEANS, WITHOUT_EPS):
             continue
         name = memory_of(row["config"], half_length=half_length)
         if name is None or row["outcome"] not in ("ok", "diverged"):
@@ -114,29 +116,43 @@ def published_losses(published: Mapping[str, Any], setting: str) -> dict[str, di
 
 @dataclass(frozen=True)
 class Solved:
-    """The last S that a memory solves, 0 where it solves none, and the next S that it does not;
-    `failed` is None where nothing longer was run."""
+    """The last S up to which a memory solves every S that was run, 0 where it solves none; the next
+    one, which it does not, None where nothing longer was run; and the longest beyond that it solves
+    again, None where there is none."""
 
     last: int
     failed: int | None
+    again: int | None = None
 
     @property
     def text(self) -> str:
         if self.failed is None:
             return f"{self.last} or more"
         gap = self.failed - self.last > GRID_STEP and self.last
-        return f"{self.last or 'none'}{f', not {self.failed}' if gap else ''}"
+        beside = [f"not {self.failed}"] * bool(gap or self.again)
+        beside += [f"but {self.again}"] * bool(self.again)
+        aside = f" ({', '.join(beside)})" if beside else ""
+        return f"{self.last or 'none'}{aside}"
 
 
-def last_solved(losses: Mapping[int, float], *, consecutive: bool = True) -> Solved:
-    """The last S whose loss is at most SOLVED_LOSS; with `consecutive`, before the first that is
-    above it."""
+def last_solved(losses: Mapping[int, float]) -> Solved:
+    """The last S whose loss is at most SOLVED_LOSS before the first whose is above it."""
     solved = {n: loss <= SOLVED_LOSS for n, loss in sorted(losses.items())}
-    if consecutive:
-        failed = next((n for n, is_solved in solved.items() if not is_solved), None)
-        return Solved(max((n for n in solved if n < (failed or math.inf)), default=0), failed)
-    last = max((n for n, is_solved in solved.items() if is_solved), default=0)
-    return Solved(last, next((n for n in solved if n > last), None))
+    failed = next((n for n, is_solved in solved.items() if not is_solved), None)
+    before = [n for n in solved if n < (failed or math.inf)]
+    beyond = [n for n, is_solved in solved.items() if is_solved and n not in before]
+    return Solved(max(before, default=0), failed, max(beyond, default=None))
+
+
+def impossible_losses(published: Mapping[str, Any]) -> list[tuple[str, int, float, float]]:
+    """The published losses of setting 1 that are below `least_loss`: name, S, loss, least loss."""
+    return [
+        (name, n, loss, least)
+        for name, runs in _ordered(published_losses(published, "setting1"))
+        if (r := MEMORIES[name].n_features)
+        for n, loss in sorted(runs.items())
+        if loss < (least := least_loss(r, n))
+    ]
 
 
 def typical(losses: Losses) -> dict[int, float]:
@@ -153,18 +169,60 @@ def least_loss(n_features: int, n_keys: int) -> float:
 
 @each_device
 def capacity(rows: Sequence[Row]) -> Verdict:
-    """Memories remember as many keys as the paper orders them.
+    """Memories remember as many keys as the paper orders them, and none more than it has features.
 
     A criterion a pair: the first solves more keys, by its last consecutive S solved, and its mean
     loss is lower, by Welch's interval over seeds; where neither solves any S the loss alone
-    decides.
+    decides. A criterion of all: the last S solved is at most R.
     """
     found = _of_setting(rows, with_replacement=False)
     told = [f"{label(MEMORIES[name])} {_here(found[name])}" for name in _order(found)]
     return Verdict(
         f"last S solved: {', '.join(told)}" if told else NO_RUNS,
-        tuple(_above(found, *pair) for pair in ABOVE),
+        (_at_most_features(found), *(_above(found, *pair) for pair in ABOVE)),
+        tuple(_without_eps(rows, found)),
     )
+
+
+def _at_most_features(found: Mapping[str, Losses]) -> Criterion:
+    """Whether no memory solves more keys than it has features."""
+    told, met = [], []
+    for name, losses in _ordered(found):
+        if r := MEMORIES[name].n_features:
+            solved = last_solved(typical(losses))
+            told.append(f"{label(MEMORIES[name])} {solved.text} of {r}")
+            most = max(solved.last, solved.again or 0)
+            met.append(False if most > r else None if solved.failed is None else True)
+    return Criterion(
+        "no memory solves more keys than its number of features R",
+        False if False in met else True if met and all(met) else None,
+        "; ".join(told) or "no runs yet",
+    )
+
+
+def _without_eps(rows: Sequence[Row], found: Mapping[str, Losses]) -> Iterator[str]:
+    """What becomes of FAVOR+ without the ε that the published code adds to its normalisers."""
+    runs: dict[str, Losses] = {}
+    diverged: dict[str, int] = {}
+    for row in rows:
+        if row["experiment"] != WITHOUT_EPS or row["outcome"] not in ("ok", "diverged"):
+            continue
+        name = MemoryConfig(**row["config"]["model"]).published_name
+        best, n = row["summary"].get("best_loss"), row["config"]["task"]["n_keys"]
+        seeds = runs.setdefault(name, {}).setdefault(n, {})
+        seeds[row["seed"]] = math.inf if best is None else best
+        diverged[name] = diverged.get(name, 0) + (row["outcome"] == "diverged")
+    for name, losses in _ordered(runs):
+        beside = typical(found.get(name, {}))
+        told = [
+            f"S = {n}: {_loss(loss)} for {_loss(beside[n]) if n in beside else 'nothing run'}"
+            for n, loss in sorted(typical(losses).items())
+        ]
+        n_runs = sum(map(len, losses.values()))
+        yield (
+            f"{label(MEMORIES[name])} without the published ε, median best loss for that with it: "
+            f"{', '.join(told)}; {diverged[name]} of {n_runs} runs diverge"
+        )
 
 
 NO_RUNS = "no runs with the published settings yet"
@@ -175,59 +233,92 @@ _SAID = {True: "yes", False: "no", None: "cannot be told"}
 def as_published(rows: Sequence[Row], published: Mapping[str, Any]) -> Verdict:
     """The recorded figures are the published ones.
 
-    Two criteria a memory of setting 1: its last consecutive S solved is within GRID_STEP of the
-    published one, which is known to lie between two published S; and its best losses at the S of
-    COMPARED, where the published one is above LEAST_COMPARED, are within LOSS_TOLERANCE, by the
-    interval of the mean over seeds. One a memory of setting 2 with the rules sum and delta: the
-    last S solved, evaluated as published where it was run so. As a published run of setting 2 may
-    fail at an S and solve a longer one, the last there counts, consecutive or not.
+    Two criteria a memory of setting 1 that ran: its last consecutive S solved is within GRID_STEP
+    of the published one, which is known to lie between two published S; and its best losses at the
+    S of COMPARED, where the published one is above LEAST_COMPARED, are within LOSS_TOLERANCE, by
+    the interval of the mean over seeds. One a memory of setting 2 with the rules sum and delta: the
+    last S solved, evaluated as published where it was run so. The headline says how many of those
+    that agree do so because nothing is remembered on either side.
     """
     found = _of_setting(rows, with_replacement=False)
-    criteria, evidence = [], []
-    for name, runs in _ordered(published_losses(published, "setting1")):
-        here = found.get(name, {})
-        criteria.append(_near_last(label(MEMORIES[name]), here, runs))
-        criteria.append(_near_losses(label(MEMORIES[name]), here, runs))
     second, alike = _of_setting(rows, with_replacement=True), best_losses(rows, half_length=True)
-    for name, runs in _ordered(published_losses(published, "setting2")):
-        here, told = alike.get(name) or second.get(name, {}), label(MEMORIES[name], rule=True)
-        if name in alike:
-            told += ", evaluated as published"
-        near = _near_last(told, here, runs, consecutive=False)
-        if name in DELTA_AND_SUM:
-            criteria.append(near)
-        else:
-            evidence.append(f"{near.text}: {_SAID[near.met]}; {near.figure}")
-    criteria = [one for one in criteria if one]
+    criteria, nothing, evidence = [], [], []
+    for name, theirs in _ordered(published_losses(published, "setting1")):
+        if here := found.get(name):
+            told = label(MEMORIES[name])
+            solved, losses = _near_last(told, here, theirs), _near_losses(told, here, theirs)
+            criteria += [one for one in (solved, losses) if one]
+            nothing += [solved] * _solves_nothing(here, theirs)
+            nothing += [losses] * (bool(losses) and _reads_nothing(here, theirs))
+    for name, theirs in _ordered(published_losses(published, "setting2")):
+        if here := alike.get(name) or second.get(name):
+            told = label(MEMORIES[name], rule=True)
+            told += ", evaluated as published" if name in alike else ""
+            near = _near_last(told, here, theirs)
+            if name in DELTA_AND_SUM:
+                criteria.append(near)
+                nothing += [near] * _solves_nothing(here, theirs)
+            else:
+                evidence.append(f"{near.text}: {_SAID[near.met]}; {near.figure}")
     met = [one.met for one in criteria]
-    return Verdict(
-        f"{met.count(True)} of {len(met)} comparisons agree with the published runs, "
+    n_nothing = sum(one.met is True for one in nothing)
+    aside = f" ({n_nothing} of them in that nothing is remembered)" if n_nothing else ""
+    headline = (
+        f"{met.count(True)} of {len(met)} comparisons agree with the published runs{aside}, "
         f"{met.count(False)} do not, {met.count(None)} cannot be told"
-        if found or second
-        else NO_RUNS,
-        tuple(criteria),
+    )
+    return Verdict(
+        headline if criteria else NO_RUNS,
+        tuple(criteria) or (Criterion("a memory that was published ran", None, "none yet"),),
         (*evidence, *_below_least(rows, published)),
     )
 
 
+def _solves_nothing(here: Losses, theirs: Mapping[int, float]) -> bool:
+    return last_solved(typical(here)).last == last_solved(theirs).last == 0
+
+
+def _reads_nothing(here: Losses, theirs: Mapping[int, float]) -> bool:
+    """Whether the losses compared are, on both sides, that of reading nothing, or near it."""
+    compared = [losses.get(n, math.inf) for losses in (typical(here), theirs) for n in COMPARED]
+    return min(compared) > NOTHING_READ
+
+
 def _below_least(rows: Sequence[Row], published: Mapping[str, Any]) -> Iterator[str]:
-    """The published losses that no mean over all keys can have, and whether the way that they were
-    averaged explains them."""
-    for name, runs in _ordered(published_losses(published, "setting1")):
-        r = MEMORIES[name].n_features
-        for n in COMPARED if r else ():
-            least = least_loss(r, n)
-            if runs.get(n, math.inf) < least:
-                yield (
-                    f"{label(MEMORIES[name])}, S = {n}: the published {runs[n]:.3g} is below "
-                    f"{least:.3g}, the least mean over all keys with R = {r}; "
-                    f"{_of_means(rows, name, n, runs[n])}"
-                )
+    """The published losses that no mean over all keys can have, whether the way that they were
+    averaged explains them, and how many of those here are below it as well."""
+    if not any(row["experiment"] == MEANS for row in rows):
+        return
+    unmeasured = []
+    for name, n, loss, least in impossible_losses(published):
+        told = f"{label(MEMORIES[name])}, S = {n}: the published {loss:.3g} is below {least:.3g}"
+        if explained := _of_means(rows, name, n, loss):
+            r = MEMORIES[name].n_features
+            yield f"{told}, the least mean over all keys with R = {r}; {explained}"
+        else:
+            unmeasured.append(told)
+    if unmeasured:
+        yield f"as well, with what explains it not measured: {'; '.join(unmeasured)}"
+    below = [
+        n
+        for name, losses in _ordered(_of_setting(rows, with_replacement=False))
+        if (r := MEMORIES[name].n_features)
+        for n, loss in typical(losses).items()
+        if loss < least_loss(r, n)
+    ]
+    if below:
+        n_asked = RetrievalConfig.eval_queries
+        told = f"{len(below)} medians here are below that least mean as well"
+        told += f", all at S = {min(below)} or more"
+        if min(below) > n_asked:
+            told += f": above S = {n_asked} the first {n_asked} keys alone are asked for, as in the"
+            told += " published code"
+        yield told
 
 
 def _of_means(rows: Sequence[Row], name: str, n_keys: int, theirs: float) -> str:
     """Whether a published loss is one that a run here may have, averaged as published: within the
-    95 % interval of one run more, from those that were measured so."""
+    95 % interval of one run more, from those that were measured so; "" where too few were."""
     found = [
         (row["summary"]["best_all_keys_loss"], row["summary"]["best_batches_loss"])
         for row in rows
@@ -240,7 +331,7 @@ def _of_means(rows: Sequence[Row], name: str, n_keys: int, theirs: float) -> str
     if n_keys > RetrievalConfig.eval_queries:
         how += f", and of the first {RetrievalConfig.eval_queries} keys"
     if len(found) < MIN_SEEDS:
-        return f"{how}: what that does is not measured yet, and the difference unexplained"
+        return ""
     whole, batches = zip(*found, strict=True)
     half = t_quantile((1 + CONFIDENCE) / 2, len(found) - 1) * math.sqrt(1 + 1 / len(found))
     half *= statistics.stdev(batches)
@@ -255,19 +346,22 @@ def _of_means(rows: Sequence[Row], name: str, n_keys: int, theirs: float) -> str
 
 @each_device
 def update_rules(rows: Sequence[Row]) -> Verdict:
-    """The delta rule solves what a sum does not, where keys come back with new values: with the
-    features of DPFP-1 it solves a longer S, and has a lower mean loss."""
+    """Where keys come back with new values the delta rule solves what neither a sum nor the earlier
+    rule fwm does: with the features of DPFP-1 it solves a longer S, and has a lower mean loss."""
     found = _of_setting(rows, with_replacement=True)
     told = [
-        f"{label(MEMORIES[name], rule=True)} {_here(found[name], consecutive=False)}"
+        f"{label(MEMORIES[name], rule=True)} {_here(found[name])}"
         for name in _order(found)
-        if name in DELTA_AND_SUM
+        if name in (*DELTA_AND_SUM, "dpfp1_fwm")
     ]
+    between = _above(found, "dpfp1_fwm", "dpfp1_sum", rule=True)
     note = "evaluated on 2·S writes, as trained; published runs are evaluated on S, which is easier"
     return Verdict(
         f"last S solved: {', '.join(told)}" if told else NO_RUNS,
-        (_above(found, "dpfp1_ours", "dpfp1_sum", consecutive=False),),
-        (note,),
+        tuple(
+            _above(found, "dpfp1_ours", worse, rule=True) for worse in ("dpfp1_sum", "dpfp1_fwm")
+        ),
+        (note, f"not part of the claim: {between.text}: {_SAID[between.met]}; {between.figure}"),
     )
 
 
@@ -308,24 +402,24 @@ def _ordered(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(name, found[name]) for name in _order(found)]
 
 
-def _here(losses: Losses, *, consecutive: bool = True) -> str:
-    return last_solved(typical(losses), consecutive=consecutive).text
+def _here(losses: Losses) -> str:
+    return last_solved(typical(losses)).text
 
 
 def _above(
-    found: Mapping[str, Losses], better: str, worse: str, *, consecutive: bool = True
+    found: Mapping[str, Losses], better: str, worse: str, *, rule: bool = False
 ) -> Criterion:
     """Whether a memory solves more keys than another, and with a lower loss."""
-    rule = not consecutive
     names = [label(MEMORIES[name], rule=rule) for name in (better, worse)]
     text = f"{names[0]} remembers more keys than {names[1]}"
     missing = [told for told, name in zip(names, (better, worse), strict=True) if name not in found]
     if missing:
         return Criterion(text, None, f"no runs of {' and '.join(missing)} yet")
     sides = found[better], found[worse]
-    a, b = (last_solved(typical(side), consecutive=consecutive) for side in sides)
+    a, b = (last_solved(typical(side)) for side in sides)
     by_loss, told = _lower_loss(*sides)
-    parts = [by_loss] if a == b and a.failed else [_longer(a, b), by_loss]
+    alike = (a.last, a.failed) == (b.last, b.failed) and a.failed
+    parts = [by_loss] if alike else [_longer(a, b), by_loss]
     met = False if False in parts else True if all(parts) else None
     return Criterion(text, met, f"last S solved {a.text} against {b.text}; {told}")
 
@@ -360,30 +454,29 @@ def _lower_loss(better: Losses, worse: Losses) -> tuple[bool | None, str]:
     low, high = difference_interval(*means)
     value = statistics.fmean(means[0]) - statistics.fmean(means[1])
     keys = ", ".join(map(str, sorted(common)))
-    told = f"mean loss at S = {keys} lower by {value:.3g} ({low:.3g} to {high:.3g})"
+    told = f"mean loss at S = {keys} "
+    if value < 0:
+        told += f"higher by {-value:.3g} ({-high:.3g} to {-low:.3g})"
+    else:
+        told += f"lower by {value:.3g} ({low:.3g} to {high:.3g})"
     return (True if low > 0 else False if high < 0 else None), told
 
 
-def _near_last(
-    name: str, here: Losses, theirs: Mapping[int, float], *, consecutive: bool = True
-) -> Criterion:
+def _near_last(name: str, here: Losses, theirs: Mapping[int, float]) -> Criterion:
     """Whether the last S solved is within a step of the published one, whatever S between those
     that were published it is. The published is of one run: where most runs here are not near it,
     but some are, it cannot be told."""
-    text = f"{name}: last S solved within {GRID_STEP} of the published"
-    published = last_solved(theirs, consecutive=consecutive)
-    if not here:
-        return Criterion(text, None, f"no runs yet; published {published.text}")
+    published = last_solved(theirs)
     most, *others = (
-        last_solved({n: of(seeds.values()) for n, seeds in here.items()}, consecutive=consecutive)
+        last_solved({n: of(seeds.values()) for n, seeds in here.items()})
         for of in (statistics.median, min, max)
     )
-    figure = f"{most.text}; published {published.text}"
+    figure = f"{most.text} here, {published.text} published"
     near = _is_near(most, published)
     unlike = [one for one in others if one != most and _is_near(one, published)]
     if unlike and not near:
         near, figure = None, f"{figure}; some runs here {unlike[0].text}"
-    return Criterion(text, near, figure)
+    return Criterion(f"{name}: last S solved within {GRID_STEP} of the published", near, figure)
 
 
 def _is_near(found: Solved, published: Solved) -> bool | None:
@@ -416,7 +509,7 @@ def _near_losses(name: str, here: Losses, theirs: Mapping[int, float]) -> Criter
         if len(losses) >= 2:
             apart += f", {low:+.0%} to {high:+.0%}"
         told.append(
-            f"S = {n}: {statistics.fmean(losses):.3g} of {seeds}, published {theirs[n]:.3g} "
+            f"S = {n}: mean {statistics.fmean(losses):.3g} of {seeds}, published {theirs[n]:.3g} "
             f"({apart})"
         )
     return Criterion(
@@ -462,9 +555,7 @@ def _table(
         if second:
             sides.insert(1, typical(alike.get(name, {})))
         memory = MEMORIES[name]
-        last = [
-            last_solved(losses, consecutive=not second).text if losses else "–" for losses in sides
-        ]
+        last = [last_solved(losses).text if losses else "–" for losses in sides]
         cells = [str(memory.n_features or "–"), " / ".join(last)]
         for n in keys:
             losses = [side.get(n) for side in sides]
@@ -473,7 +564,7 @@ def _table(
         lines.append([told, *cells])
     columns = ["R", "last S solved", *(f"S = {n}" for n in keys)]
     first = "here / as published / published" if second else "here / published"
-    told = "Medians over the seeds that were run; – is not run, or not among the published figures."
+    told = "Medians over the seeds that were run; – is not run, or not among the authors' logs."
     return f"{markdown_table([first, *columns], lines)}\n\n{told}"
 
 

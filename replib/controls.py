@@ -36,6 +36,7 @@ from replib.verdicts import (
     Verdict,
 )
 
+THIS_MACHINE = "This machine, settings below"  # the column of a card for runs of this session
 STATIC_RUN_BELOW_S = 600.0  # a report with parameters waits so long for its run
 AUTO_RUN_BELOW_S = 5.0  # a reader who moves a slider waits so long without having asked
 REDRAW_EVERY_S = 0.25
@@ -465,21 +466,28 @@ _STATUS = {
     NOT_SUPPORTED: ("✗", "#b34a00"),
     INCONCLUSIVE: ("?", "#666"),
 }
-_MET = {True: "✓", False: "✗", None: "?"}
 
 
 def verdict_card(claim: str, columns: Sequence[tuple[str, Verdict | str]]) -> mo.Html:
-    """A claim, and side by side what each source says of it: a text, or a verdict with its
-    criteria. A static page, on which nothing will run, leaves out that nothing has."""
+    """A claim, and side by side what each source says of it: a text, or a verdict, whose criteria
+    can be opened below. A static page says of THIS_MACHINE what it ran for that page alone, and not
+    what is in the cache."""
     if in_static_page():
-        columns = [column for column in columns if column[1] != claims.NOTHING_RUN]
+        columns = [
+            (title, said)
+            for title, said in columns
+            if title != THIS_MACHINE or (has_own_run() and said != claims.NOTHING_RUN)
+        ]
     cells = "".join(_column(title, said) for title, said in columns)
+    below = "".join(
+        criteria_html(said, f": {title}") for title, said in columns if isinstance(said, Verdict)
+    )
     return mo.Html(
         f'<section role="group" aria-label="Verdict: {html.escape(claim)}">'
         f'<p style="margin:0 0 .6rem">{html.escape(claim)}</p>'
         '<div style="display:grid; gap:.75rem; '
         f'grid-template-columns:repeat(auto-fit, minmax(min(100%, 11.5rem), 1fr))">{cells}</div>'
-        "</section>"
+        f'<div style="font-size:.9rem; margin-top:.5rem">{below}</div></section>'
     )
 
 
@@ -495,19 +503,22 @@ def _column(title: str, said: Verdict | str) -> str:
 
 
 def verdict_html(said: Verdict) -> str:
-    """A verdict with its criteria and evidence."""
+    """A verdict's status and headline."""
     sign, colour = _STATUS[said.status]
-    criteria = "".join(
-        f"<li>{_MET[one.met]} {html.escape(one.text)}: <b>{html.escape(one.figure)}</b></li>"
-        for one in said.criteria
-    )
-    criteria += "".join(f"<li>· {html.escape(line)}</li>" for line in said.evidence)
     return (
         f'<p style="margin:.4rem 0"><span style="background:{colour}; color:#fff; '
         f'padding:.1rem .55rem; border-radius:1rem; font-weight:600">{sign} {said.status}'
         f"</span></p><p style='margin:.4rem 0'>{html.escape(said.headline)}</p>"
-        "<details><summary>criteria and evidence</summary><ul style='padding-left:1rem; "
-        f"margin:.3rem 0; list-style:none'>{criteria}</ul></details>"
+    )
+
+
+def criteria_html(said: Verdict, of: str = "") -> str:
+    """A verdict's criteria, each with whether it is met, and its evidence, to be opened."""
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in said.lines)
+    return (
+        f"<details><summary>criteria and evidence{html.escape(of)}</summary>"
+        "<ul style='padding-left:1.2rem; text-indent:-1.2rem; margin:.3rem 0; list-style:none'>"
+        f"{lines}</ul></details>"
     )
 
 

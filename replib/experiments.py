@@ -504,6 +504,9 @@ WATCHED = (
     (MemoryConfig(attention="linear"), 100),
     (MemoryConfig(attention="dpfp", implementation="nu1"), 200),
     (MemoryConfig(attention="dpfp", implementation="nu2"), 400),
+    (MemoryConfig(attention="linear"), 500),
+    (MemoryConfig(attention="dpfp", implementation="nu1"), 300),
+    (MemoryConfig(attention="dpfp", implementation="nu2"), 300),
 )
 
 
@@ -514,13 +517,30 @@ def _evaluation(scale: str) -> list[Job]:
     if scale == "smoke":
         seeds, changes = (0, 1), {"n_steps": 20, "eval_every": 10, "eval_sequences": 2}
     jobs = []
-    for memory, n_keys in WATCHED:
+    for memory, n_keys in WATCHED[:3] if scale == "smoke" else WATCHED:
         if scale == "smoke":
             memory, n_keys = replace(memory, head_dim=16), 40
         config = retrieval_config(n_keys, memory, **changes)
         values = {one.name: getattr(config, one.name) for one in fields(RetrievalConfig)}
         jobs.append(RetrievalJob(config=MeansConfig(**values), seeds=seeds))
     return jobs
+
+
+NO_EPS = 1e-37  # beside the normalisers of FAVOR+ nothing, and above 0 in float32
+
+
+def _favor_eps(scale: str) -> list[Job]:
+    """FAVOR+ in setting 1 without the ε that the published code adds to its normalisers."""
+    memories = [replace(m, eps=NO_EPS) for m in CAPACITY_MEMORIES if m.attention == "performer"]
+    keys, seeds, changes = (20, 60, 100, 200), (0, 1, 2), {}
+    if scale == "smoke":
+        keys, seeds, changes = (8,), (0, 1), {"n_steps": 20, "eval_every": 10, "eval_sequences": 2}
+        memories = [replace(memory, head_dim=16) for memory in memories]
+    return [
+        RetrievalJob(config=retrieval_config(n, memory, **changes), seeds=seeds)
+        for memory in memories
+        for n in keys
+    ]
 
 
 def _is_slow(model: MemoryConfig) -> bool:
@@ -627,6 +647,11 @@ EXPERIMENTS = {
             name="evaluation",
             title="Associative retrieval: the published mean of losses beside that of all keys",
             jobs=_evaluation,
+        ),
+        Experiment(
+            name="favor_eps",
+            title="Associative retrieval: FAVOR+ without the published ε of its normalisers",
+            jobs=_favor_eps,
         ),
     )
 }

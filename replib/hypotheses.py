@@ -30,12 +30,11 @@ from replib.published import published
 from replib.statistics import Ratio, Total, ratio
 from replib.store import Row
 from replib.tables import LEFT, markdown_table
-from replib.verdicts import LOSS_MARGIN, ratio_text
+from replib.verdicts import LOSS_MARGIN, MARKS, ratio_text
 
 RIGHT, WRONG, UNDECIDED = "right", "wrong", "cannot be told"
 PARTLY = "wrong at some lengths"
 FACTOR_TOLERANCE = 0.15  # of a predicted factor of time or memory
-MARKS = {True: "✓", False: "✗", None: "?"}
 ZERO_AT = (8, 32)  # where the article's linear runs end at 0
 SLOWER_STEPS = 1.1  # times as many steps to 99 % count as slower convergence
 

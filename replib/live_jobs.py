@@ -12,6 +12,7 @@ from replib.autopsy import article_defects
 from replib.benchmark import CostConfig, tokens_batch
 from replib.device import resolve_device
 from replib.experiments import (
+    NO_EPS,
     laptop_copy,
     laptop_model,
     replication_model,
@@ -143,7 +144,6 @@ def live_autopsy_jobs(values: Mapping[str, Any]) -> list[TrainingJob | CostJob]:
 RETRIEVAL_SETTINGS = {"every key once": False, "keys come back": True}
 """Whether keys are drawn with replacement: settings 1 and 2 of the paper."""
 MIN_EVALUATIONS = 10  # of a live run; from 1000 steps on they are 100 steps apart, as published
-NO_EPS = 1e-37  # beside the normalisers of FAVOR+ nothing, and above 0 in float32
 
 
 def live_retrieval_jobs(values: Mapping[str, Any]) -> list[RetrievalJob]:

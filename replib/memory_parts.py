@@ -28,8 +28,8 @@ CLAIMS = {
     "most, then DPFP-2, DPFP-1, linear attention and FAVOR+.",
     "as_published": "The runs here solve as many keys as the published ones, to a step of the "
     "grid, and end at the same losses, to 15 %.",
-    "update_rules": "Where keys come back with new values, the delta rule solves what a sum does "
-    "not.",
+    "update_rules": "Where keys come back with new values, the delta rule solves what neither a "
+    "sum nor the earlier rule of fast weight memories (fwm) does.",
 }
 FEATURE_LABELS = {
     "linear": "linear (elu + 1)",
@@ -37,9 +37,13 @@ FEATURE_LABELS = {
     "performer": "performer (FAVOR+)",
 }
 TITLES = {"capacity": "Every key once", "update_rules": "Keys come back"}
-RECORDED = (*TITLES, claims_memory.MEANS)  # the experiments whose rows the page shows
+# The experiments whose rows the page shows.
+RECORDED = (*TITLES, claims_memory.MEANS, claims_memory.WITHOUT_EPS)
 JUDGES = {  # what judges a claim, on rows of which experiments
-    "capacity": (lambda rows, _: claims_memory.capacity(rows), ("capacity",)),
+    "capacity": (
+        lambda rows, _: claims_memory.capacity(rows),
+        ("capacity", claims_memory.WITHOUT_EPS),
+    ),
     "as_published": (claims_memory.as_published, RECORDED),
     "update_rules": (lambda rows, _: claims_memory.update_rules(rows), ("update_rules",)),
 }
@@ -49,6 +53,8 @@ MAX_FRAMES = 40  # of them: a browser needs some 0.2 s for each
 N_RANKS = 24  # numbers of keys whose rank is computed
 MAX_RANKED = 256  # keys; more take longer than a slider may
 ROUNDING = 1e-12  # losses below it are 0, in float64
+MAX_LENGTH = 1e6  # of W, above which it has diverged
+NO_SETTINGS = "*Nothing to show with these settings: see the note above.*"
 MAX_HEATMAP_PX, CELL_PX = 420, 9
 
 
@@ -75,14 +81,14 @@ def filling_controls() -> list[Control]:
     return [
         Control("fill_keys", "Keys S", (2, 4, 8, 12, 16, 24, 32, 40, 48, 64), 24),
         Control("fill_dim", "Key size D", (2, 4, 8, 16, 32, 64), 16),
-        Control("fill_again", "Keys given a new value", again, 1),
+        Control("fill_again", "Keys given a new value", again, 4),
         Control("fill_nu", "ν of DPFP", (1, 2, 3), 1),
         Control("fill_directions", "Directions of FAVOR+", PERFORMER_SIZES, 64),
         Control("fill_strength", "β of delta and fwm", strengths, 1.0),
         Control("fill_features", "Features", fast_weights.MEMORIES, "dpfp", labels=FEATURE_LABELS),
         Control("fill_rule", "Update rule", UPDATE_RULES, "sum"),
         Control("fill_values", "Values", fast_weights.VALUES, "one-hot"),
-        Control("fill_scale", "Scale of features", fast_weights.SCALES, "length 1"),
+        Control("fill_scale", "Scale of features (delta, fwm)", fast_weights.SCALES, "length 1"),
         Control("fill_seed", "Seed", tuple(range(10)), 0),
     ]
 
@@ -100,8 +106,8 @@ DEFECTS = {
     ),
     "published_eps": (
         "published ε of FAVOR+",
-        "10⁻⁶ is added to normalisers. Those of FAVOR+, whose keys are not scaled, become "
-        "far smaller as S grows: what is read is 0, and the loss 0.5.",
+        "10⁻⁶ is added to normalisers, and those of FAVOR+ become far smaller as S grows. The "
+        "first card tells in its evidence whether FAVOR+ remembers more without.",
     ),
 }
 
@@ -183,7 +189,7 @@ def _card(
             ("Paper", claims_memory.PAPER_SAYS[claim]),
             ("2022 replication", "Fast weights were not part of it."),
             (f"Recorded here, {controls.device_names(rows)}", judge(rows, published)),
-            ("This machine, settings below", judge(mine, published) if mine else here),
+            (controls.THIS_MACHINE, judge(mine, published) if mine else here),
         ],
     )
 
@@ -336,13 +342,32 @@ def memory_view(
     """W after some writes as a picture, what a key (from 1) reads of it, and the loss along the
     writes; `slowly` shows them on the way, and ends with all writes."""
     if config is None:
-        return mo.md("")
+        return mo.md(NO_SETTINGS)
+    if length := _diverging(config).get(rule):
+        return controls.callout(
+            f"With the rule {rule} and these features W diverges: its length is {length:.0e} after "
+            f"{config.n_writes} writes. Scale features to length 1, or lower β."
+        )
     if slowly:
         n_writes = config.n_writes
         for arrived in range(0, n_writes, math.ceil(n_writes / MAX_FRAMES)):
             mo.output.replace(_memory_charts(config, rule, arrived, key))
             sleep(PAUSE_S)
     return _memory_charts(config, rule, n_writes, key)
+
+
+def _diverging(config: FillConfig) -> dict[str, float]:
+    """The length of W by the rules that make it too large for charts to say anything. A sum is
+    read over its normaliser, and may be large."""
+    rules = [rule for rule in UPDATE_RULES if rule != "sum"]
+    lengths = {rule: _filled(config, rule).memory(config.n_writes).norm().item() for rule in rules}
+    return {rule: length for rule, length in lengths.items() if not length < MAX_LENGTH}
+
+
+def _left_out(config: FillConfig) -> str:
+    """Which rules a chart is without, for its subtitle."""
+    found = ", ".join(_diverging(config))
+    return f"; not shown, as it diverges: {found}" if found else ""
 
 
 def _memory_charts(config: FillConfig, rule: str, n_writes: int, key: int) -> mo.Html:
@@ -425,25 +450,26 @@ def _read(
 
 def writes_chart(config: FillConfig, rule: str, n_writes: int) -> alt.LayerChart:
     """The loss of all keys along the writes, of every rule."""
-    frame = _losses(config)
+    frame = _losses(config).filter(~pl.col("rule").is_in(list(_diverging(config))))
     marks = {f"R = {config.n_features}": config.n_features}
     if config.n_again:
         marks["keys come back"] = config.n_keys
     end = frame.filter(pl.col("n_writes") == config.n_writes).sort("loss")
     best = end.row(0, named=True)
+    lowest = f"lowest at the end: {best['rule']}, {_loss_text(best['loss'])}"
     return charts.writes_chart(
         frame,
         marks=marks,
         n_writes=n_writes,
         title="All keys written so far",
-        subtitle=f"lowest at the end: {best['rule']}, {_loss_text(best['loss'])}",
+        subtitle=lowest + _left_out(config),
     )
 
 
 def overwrite_view(config: FillConfig | None, key: int) -> mo.Html:
     """What a key that was given two values reads by each rule, after all writes."""
     if config is None:
-        return mo.md("")
+        return mo.md(NO_SETTINGS)
     if key > config.n_again:
         return mo.md(
             f"*Key {key} was given one value. Ask for a key up to {config.n_again}, which was "
@@ -456,12 +482,13 @@ def overwrite_view(config: FillConfig | None, key: int) -> mo.Html:
 
 def overwrite_chart(config: FillConfig, key: int) -> alt.LayerChart:
     """How much of its new and of its old value a key reads, by rule."""
-    lines = [line for rule in UPDATE_RULES for line in overwritten(config, rule, key)]
+    rules = [rule for rule in UPDATE_RULES if rule not in _diverging(config)]
+    lines = [line for rule in rules for line in overwritten(config, rule, key)]
     frame = pl.DataFrame(lines)
     return charts.overwrite_chart(
         frame,
         title=f"Key {key + 1} was given a new value",
-        subtitle="after all writes; others: the length of what is neither",
+        subtitle=f"after all writes; others: the length of what is neither{_left_out(config)}",
     )
 
 
@@ -481,7 +508,7 @@ def overwritten(config: FillConfig, rule: str, key: int) -> list[dict[str, Any]]
 def crosstalk_view(config: FillConfig | None) -> mo.Html:
     """Cosines between keys, and how many dimensions they fill."""
     if config is None:
-        return mo.md("")
+        return mo.md(NO_SETTINGS)
     return side_by_side(*_alone(_crosstalk_charts, config), least="19rem")
 
 

@@ -320,7 +320,9 @@ CLAIMS = (
         notebook="06_fast_weights",
         experiment="capacity",
         article=lambda article: "Not studied.",
-        judge=claims_memory.capacity,
+        judge=lambda rows: claims_memory.capacity(
+            [*rows, *recorded_rows(claims_memory.WITHOUT_EPS)]
+        ),
         figures=lambda: _memory_figures("capacity", charts.capacity_chart),
         shown="capacity",
     ),
@@ -482,10 +484,9 @@ def readme_table() -> str:
 
 
 def _readme_verdict(verdict: Verdict, devices: str) -> str:
-    details = [f"{one.text}: {one.figure}" for one in verdict.criteria] + list(verdict.evidence)
     return (
         f"**{verdict.status}** on {devices}: {verdict.headline}"
-        f"<details><summary>criteria and evidence</summary>{'<br>'.join(details)}</details>"
+        f"<details><summary>criteria and evidence</summary>{'<br>'.join(verdict.lines)}</details>"
     )
 
 

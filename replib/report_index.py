@@ -108,7 +108,7 @@ def _row(section: Mapping[str, Any]) -> str:
     title = html.escape(section["title"])
     if section["page"]:
         title = f'<a href="{section["page"]}">{title}</a>'
-    here = controls.verdict_html(section["verdict"])
+    here = controls.verdict_html(section["verdict"]) + controls.criteria_html(section["verdict"])
     return (
         f'<tr><th scope="row">{title}</th>'
         f'<td data-from="paper">{html.escape(section["paper"])}</td>'

@@ -22,6 +22,7 @@ from replib.statistics import (
 )
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
+MARKS = {True: "✓", False: "✗", None: "?"}  # of what is met, violated, or cannot be told
 
 # Convergence: the paper's fig. 2 shows one run a mechanism. Five seeds are the fewest whose Wilson
 # interval, with room to spare, can put a share above one half (5 of 5: 57 to 100 %).
@@ -68,6 +69,12 @@ class Verdict:
         if any(one is False for one in met):
             return NOT_SUPPORTED
         return SUPPORTED if met and all(met) else INCONCLUSIVE
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The criteria, each with its mark, and the evidence."""
+        marked = (f"{MARKS[one.met]} {one.text}: {one.figure}" for one in self.criteria)
+        return (*marked, *(f"· {line}" for line in self.evidence))
 
 
 @dataclass(frozen=True)

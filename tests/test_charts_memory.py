@@ -91,10 +91,10 @@ def test_every_memory_is_named_with_its_loss_at_the_slider(frame):
 def test_the_numbers_at_the_right_say_which_s_they_are_for_and_a_missing_one_is_a_dash(frame):
     some = frame.filter((frame["series"] != "linear") | (frame["n_keys"] != 400))
     drawing = svg(charts.capacity_chart(some, s=400)).replace("  ", " ")
-    assert ">values at S = 400<" in drawing and ">linear –<" in drawing
-    assert ">values at S = 100<" in svg(charts.capacity_chart(some, s=100))
+    assert ">loss at S = 400:<" in drawing and ">linear –<" in drawing
+    assert ">loss at S = 100:<" in svg(charts.capacity_chart(some, s=100))
     published = svg(charts.capacity_chart(frames_memory.retrieval_frame([], THEIRS)))
-    assert "values at" not in published and "–<" not in published
+    assert "loss at S" not in published and "–<" not in published
 
 
 @pytest.mark.parametrize(("s", "shown"), [(None, 200), (100, 100), (95, 100), (10_000, 600)])
@@ -116,7 +116,7 @@ def test_a_click_in_the_legend_singles_out_a_memory(frame, name):
 
 def test_the_title_says_what_each_memory_solves(frame):
     title = title_of(charts.capacity_chart(frame))
-    assert "softmax 600 or more, DPFP-3 360, not 400, DPFP-2 240, not 280, DPFP-1 120" in title
+    assert "softmax 600 or more, DPFP-3 360 (not 400), DPFP-2 240 (not 280), DPFP-1 120" in title
     title = title_of(charts.update_rules_chart(frame))
     assert "DPFP-1 (delta) 120" in title and "(sum)" not in title
 

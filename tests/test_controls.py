@@ -421,7 +421,14 @@ def test_devices_have_a_tab_each_where_there_are_several():
 
 
 def test_a_static_page_leaves_out_that_nothing_has_run(monkeypatch):
-    columns = [("Paper", "says"), ("This machine", claims.NOTHING_RUN)]
-    assert "This machine" in controls.verdict_card("claim", columns).text
+    nothing, ran = (
+        [("Paper", "says"), (controls.THIS_MACHINE, said)]
+        for said in (claims.NOTHING_RUN, verdict(True))
+    )
+    assert controls.THIS_MACHINE in controls.verdict_card("claim", nothing).text
     monkeypatch.setattr(controls, "in_static_page", lambda: True)
-    assert "This machine" not in controls.verdict_card("claim", columns).text
+    for columns in (nothing, ran):  # of what is in the cache
+        assert controls.THIS_MACHINE not in controls.verdict_card("claim", columns).text
+    monkeypatch.setattr(controls, "has_own_run", lambda: True)
+    assert controls.THIS_MACHINE not in controls.verdict_card("claim", nothing).text
+    assert controls.THIS_MACHINE in controls.verdict_card("claim", ran).text

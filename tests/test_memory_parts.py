@@ -9,6 +9,7 @@ import marimo as mo
 import polars as pl
 import pytest
 import torch
+from shown import markup
 
 from replib import controls, fast_weights, store
 from replib import memory_parts as parts
@@ -24,7 +25,8 @@ MENDED = {"eval_half_length": False, "report": "best", "published_eps": False}
 
 
 def config(**changes):
-    filled, _ = parts.fill_config(SETTINGS | {"fill_keys": 8, "fill_dim": 4} | changes)
+    sizes = {"fill_keys": 8, "fill_dim": 4, "fill_again": 1}
+    filled, _ = parts.fill_config(SETTINGS | sizes | changes)
     return filled
 
 
@@ -141,6 +143,25 @@ def test_what_a_key_reads_is_the_sum_of_its_parts():
         rest = read - part["right value"] * values[10] - part["old value"] * values[2]
         assert rest.norm().item() == pytest.approx(part["other values"], abs=1e-9)
         assert (rest @ values[10]).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_a_rule_that_diverges_is_told_with_what_to_do_and_left_out_of_charts():
+    wild = config(fill_keys=64, fill_features="linear", fill_dim=16, fill_scale="none")
+    told = markup(parts.memory_view(wild, "delta", wild.n_writes, 1))
+    assert "With the rule delta" in told and "Scale features to length 1, or lower β" in told
+    for chart in (parts.writes_chart(wild, "sum", 3), parts.overwrite_chart(wild, 0)):
+        assert set(with_column(chart, "rule")["rule"]) == {"sum", "fwm"}
+        assert "as it diverges: delta" in str(chart.to_dict()["title"]["subtitle"])
+    assert "vega" in parts.memory_view(wild, "sum", wild.n_writes, 1).text
+    tame = parts.overwrite_chart(config(), 0)
+    assert set(with_column(tame, "rule")["rule"]) == set(UPDATE_RULES)
+    assert "diverges" not in str(tame.to_dict()["title"])
+
+
+def test_settings_that_nothing_can_be_shown_of_are_said_so():
+    views = parts.memory_view(None, "sum", 1, 1), parts.overwrite_view(None, 1)
+    for view in (*views, parts.crosstalk_view(None)):
+        assert "Nothing to show with these settings" in view.text
 
 
 def test_a_key_with_one_value_is_told_from_those_with_two():

@@ -213,7 +213,7 @@ def overwrite_chart(frame: pl.DataFrame, *, title: str, subtitle: str) -> alt.La
     """How much of the new and of the old value a key reads that was written twice, by rule.
 
     Args:
-        frame: rule, part (a key of ROLE_COLOURS), share.
+        frame: rule, part (a key of ROLE_COLOURS), share: of that value, as a component.
     """
     parts = frame["part"].unique(maintain_order=True).to_list()
     scale = alt.Scale(domain=parts, range=[ROLE_COLOURS[part] for part in parts])
@@ -223,7 +223,7 @@ def overwrite_chart(frame: pl.DataFrame, *, title: str, subtitle: str) -> alt.La
         alt.X("rule:N", title=None, sort=rules, axis=alt.Axis(labelAngle=0)),
         alt.Y(
             "share:Q",
-            title="share of what is read",
+            title="part of it that is read",
             scale=alt.Scale(domain=extent, nice=False),
             axis=alt.Axis(tickCount=5),
         ),

@@ -8,6 +8,7 @@ import polars as pl
 
 from replib.charts import style
 from replib.claims_memory import GRID_STEP, SOLVED_LOSS, last_solved, least_loss
+from replib.retrieval import RetrievalConfig
 
 # Where a run that has solved its task happened to end says little: drawn at the bottom edge.
 LOSS_FLOOR = 1e-4
@@ -15,6 +16,7 @@ CHANCE = 0.5  # the loss of reading nothing
 HEADROOM = 4.0  # free space above the largest loss, as a factor
 FIRST_SHOWN = {1: 200, 2: 100}  # the S that the slider starts at, of a setting
 OURS = ("live", "recorded")
+N_ASKED = RetrievalConfig.eval_queries
 # Dash and shape of features that no implementation tells apart.
 LOOKS = {
     "linear": ([10, 3], "triangle-right"),
@@ -82,12 +84,11 @@ def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.L
         *_marks(base, dash, shape, shown),
         *_most_keys(series, last, colour, shown),
         *([_least_losses(series, last, y, colour, shown)] if setting == 1 else []),
-        _labels(drawn, y_domain, colour, shown),
-        *([] if _ours(drawn).is_empty() else [_labels_caption()]),
+        *_labels(drawn, y_domain, colour, shown),
     ]
     return style.finished(
         alt.layer(*layers).add_params(slider),
-        _finding(drawn, setting, what),
+        _finding(drawn, what),
         _subtitle(drawn, setting),
         f"{what}: loss against the number of keys S, a line a memory, log axis of losses, with a "
         f"line at {SOLVED_LOSS}, at and below which the task counts as solved; published runs as "
@@ -311,9 +312,9 @@ def _least_losses(
 
 def _labels(
     drawn: pl.DataFrame, y_domain: list[float], colour: alt.Color, shown: alt.Parameter
-) -> alt.Chart:
+) -> list[alt.Chart]:
     """The name of each series at its right end, with its loss at the slider's S: of this session
-    where there is one, else recorded."""
+    where there is one, else recorded; and above them which S that is."""
     ends = (
         drawn.filter(pl.col("drawn").is_not_null())
         .sort(pl.col("source") == "published", "n_keys", descending=[True, False])
@@ -330,7 +331,7 @@ def _labels(
         {**end, "losses": losses.get(end["series"], {})}
         for end in ends.select("series", "label_px").to_dicts()
     ]
-    return (
+    names = (
         alt.Chart(alt.Data(values=records))
         .transform_calculate(
             text=f"datum.series + '  ' + (datum.losses[shown_keys] || '{missing}')"
@@ -344,16 +345,16 @@ def _labels(
             text="text:N",
         )
     )
-
-
-def _labels_caption() -> alt.Chart:
-    """Which S the numbers of `_labels` are for, above them."""
-    text = alt.Chart(alt.Data(values=[{}])).transform_calculate(
-        text="'values at S = ' + shown_keys"
+    if ours.is_empty():
+        return [names]
+    above = max(0.0, min(ends["label_px"]) - 2 * style.LABEL_PX)
+    caption = (
+        alt.Chart(alt.Data(values=[{}]))
+        .transform_calculate(text="'loss at S = ' + shown_keys + ':'")
+        .mark_text(align="left", baseline="top", dx=8, fontWeight="bold", color=style.NEUTRAL)
+        .encode(x=alt.value("width"), y=alt.value(above), text="text:N")
     )
-    return text.mark_text(align="left", baseline="top", dx=8, color=style.NEUTRAL).encode(
-        x=alt.value("width"), y=alt.value(0), text="text:N"
-    )
+    return [names, caption]
 
 
 def _ours(drawn: pl.DataFrame) -> pl.DataFrame:
@@ -365,7 +366,7 @@ def _loss(loss: float) -> str:
     return f"{loss:.2f}" if loss >= 0.01 else f"{loss:.4f}" if loss >= LOSS_FLOOR else "<0.0001"
 
 
-def _finding(drawn: pl.DataFrame, setting: int, what: str) -> str:
+def _finding(drawn: pl.DataFrame, what: str) -> str:
     """What was recorded, or else ran in this session, as a title."""
     for source in ("recorded", "live"):
         some = drawn.filter((pl.col("source") == source) & pl.col("value").is_not_null())
@@ -375,7 +376,7 @@ def _finding(drawn: pl.DataFrame, setting: int, what: str) -> str:
         for name in some["series"].unique(maintain_order=True):
             one = some.filter(pl.col("series") == name)
             losses = dict(zip(one["n_keys"], one["value"], strict=True))
-            found[name] = last_solved(losses, consecutive=setting == 1)
+            found[name] = last_solved(losses)
         solving = sorted(((x.last, name, x) for name, x in found.items() if x.last), reverse=True)
         told = ", ".join(f"{name} {x.text}" for _, name, x in solving)
         return f"{what}; last S solved: {told or 'none'}"
@@ -392,6 +393,10 @@ def _subtitle(drawn: pl.DataFrame, setting: int) -> str:
         ("hollow: published", "published" in sources),
         ("crosses: diverged", drawn["value"].null_count() > 0),
         (ticks, True),
-        ("dotted: the least loss with R, 0.5\u00b7(1\u00a0-\u00a0R/S)", setting == 1),
+        (
+            "dotted: the least mean over all keys with R, 0.5\u00b7(1\u00a0-\u00a0R/S); above S = "
+            f"{N_ASKED} the first {N_ASKED} keys are asked for",
+            setting == 1,
+        ),
     ]
     return "; ".join(text for text, is_shown in parts if text and is_shown)
