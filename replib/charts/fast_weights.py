@@ -223,7 +223,7 @@ def overwrite_chart(frame: pl.DataFrame, *, title: str, subtitle: str) -> alt.La
         alt.X("rule:N", title=None, sort=rules, axis=alt.Axis(labelAngle=0)),
         alt.Y(
             "share:Q",
-            title="part of it that is read",
+            title="how much of it is read",
             scale=alt.Scale(domain=extent, nice=False),
             axis=alt.Axis(tickCount=5),
         ),
