@@ -216,7 +216,8 @@ def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str,
 
 
 def _table(table, rows: Sequence[Row], published: Mapping[str, Any]) -> mo.Html:
-    return mo.Html(f'<div style="overflow-x:auto">{mo.md(table(rows, published)).text}</div>')
+    shown = mo.md(table(rows, published)).text
+    return mo.Html(f'<div style="overflow-x:auto"><div style="min-width:50rem">{shown}</div></div>')
 
 
 def recorded_chart(rows: Sequence[Row], published: Mapping[str, Any], name: str) -> alt.LayerChart:
