@@ -525,7 +525,9 @@ def test_the_model_of_the_extrapolation_moves_its_prediction(notebook):
 
 def test_a_memory_fills_as_its_slider_moves_and_a_short_training_runs_by_itself(notebook):
     stem = "06_fast_weights"
-    query_text = "fill_keys=8&fill_dim=8&n_keys=5&head_dim=8&n_steps=50&attention=relu,linear"
+    query_text = (
+        "fill_keys=8&fill_dim=8&fill_again=1&n_keys=5&head_dim=8&n_steps=50&attention=relu,linear"
+    )
     page = notebook(stem, query_text)
 
     def shows(text):

@@ -54,7 +54,7 @@ def test_list_names_every_experiment_and_counts_its_rows(capsys):
     assert "smoke: 0 rows" in told
 
 
-MEMORIES = ("capacity", "update_rules", "evaluation")
+MEMORIES = ("capacity", "update_rules", "evaluation", "favor_eps")
 TRAININGS = ("convergence", "sequence_copy", "autopsy", "images", *MEMORIES)
 
 

@@ -449,7 +449,7 @@ def test_a_memory_in_training_shows_its_curves_and_resumes_after_a_stop():
     job = retrieval_job(seeds=(0, 1), **endless)
     live = LiveRuns("capacity")
     live.start([job], "cpu")
-    wait_until(lambda: live.poll().rows, live)
+    wait_until(lambda: len(live.poll().rows) == 2, live)
     rows = live.showing([job], "cpu")
     assert [(row["seed"], row["outcome"]) for row in rows] == [
         (0, "interrupted"),
