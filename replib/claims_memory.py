@@ -24,7 +24,7 @@ from replib.retrieval import MemoryConfig, RetrievalConfig
 from replib.statistics import CONFIDENCE, difference_interval, t_quantile
 from replib.store import Row
 from replib.tables import markdown_table
-from replib.verdicts import Criterion, Verdict
+from replib.verdicts import Criterion, Verdict, three_digits
 
 SOLVED_LOSS = RetrievalConfig().solved_loss
 GRID_STEP = 20  # keys, the least step from one recorded S to the next
@@ -171,9 +171,9 @@ def least_loss(n_features: int, n_keys: int) -> float:
 def capacity(rows: Sequence[Row]) -> Verdict:
     """Memories remember as many keys as the paper orders them, and none more than it has features.
 
-    A criterion a pair: the first solves more keys, by its last consecutive S solved, and its mean
-    loss is lower, by Welch's interval over seeds; where neither solves any S the loss alone
-    decides. A criterion of all: the last S solved is at most R.
+    A criterion a pair: the first solves more keys, by its last consecutive S solved, and its losses
+    are lower, by Welch's interval of their logarithms over seeds; where neither solves any S the
+    loss alone decides. A criterion of all: the last S solved is at most R.
     """
     found = _of_setting(rows, with_replacement=False)
     told = [f"{label(MEMORIES[name])} {_here(found[name])}" for name in _order(found)]
@@ -347,7 +347,7 @@ def _of_means(rows: Sequence[Row], name: str, n_keys: int, theirs: float) -> str
 @each_device
 def update_rules(rows: Sequence[Row]) -> Verdict:
     """Where keys come back with new values the delta rule solves what neither a sum nor the earlier
-    rule fwm does: with the features of DPFP-1 it solves a longer S, and has a lower mean loss."""
+    rule fwm does: with the features of DPFP-1 it solves a longer S, and has lower losses."""
     found = _of_setting(rows, with_replacement=True)
     told = [
         f"{label(MEMORIES[name], rule=True)} {_here(found[name])}"
@@ -432,8 +432,9 @@ def _longer(a: Solved, b: Solved) -> bool | None:
 
 
 def _lower_loss(better: Losses, worse: Losses) -> tuple[bool | None, str]:
-    """Whether the mean loss is lower, over the S that both have MIN_SEEDS seeds of and that one of
-    them does not solve: below SOLVED_LOSS a run ends, at a loss that chance decides."""
+    """Whether losses are lower, by the interval of their ratio (geometric means) over the S that
+    both have MIN_SEEDS seeds of and that one of them does not solve. Below SOLVED_LOSS a run ends,
+    at a loss that chance decides: it counts as SOLVED_LOSS."""
     common = [
         n
         for n in better.keys() & worse.keys()
@@ -444,7 +445,7 @@ def _lower_loss(better: Losses, worse: Losses) -> tuple[bool | None, str]:
         return None, f"no S yet with {MIN_SEEDS} seeds of both that one of them does not solve"
     means = [
         [
-            statistics.fmean(side[n][seed] for n in common)
+            statistics.fmean(math.log(max(side[n][seed], SOLVED_LOSS)) for n in common)
             for seed in sorted(set.intersection(*(set(side[n]) for n in common)))
         ]
         for side in (worse, better)
@@ -453,12 +454,10 @@ def _lower_loss(better: Losses, worse: Losses) -> tuple[bool | None, str]:
         return None, "a seed has no loss"
     low, high = difference_interval(*means)
     value = statistics.fmean(means[0]) - statistics.fmean(means[1])
+    way, ends = ("lower", (value, low, high)) if value >= 0 else ("higher", (-value, -high, -low))
+    factor, least, most = (three_digits(math.exp(x)) for x in ends)
     keys = ", ".join(map(str, sorted(common)))
-    told = f"mean loss at S = {keys} "
-    if value < 0:
-        told += f"higher by {-value:.3g} ({-high:.3g} to {-low:.3g})"
-    else:
-        told += f"lower by {value:.3g} ({low:.3g} to {high:.3g})"
+    told = f"losses at S = {keys} are {factor}× {way} ({least} to {most})"
     return (True if low > 0 else False if high < 0 else None), told
 
 
