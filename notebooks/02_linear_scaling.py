@@ -208,6 +208,9 @@ def _():
       does without, to show that the equation alone does not make it linear.
     - **Time.** All mechanisms of a length are timed together, in a new random order each round;
       the line is the median, the band the quartiles.
+    - **Batch.** A batch has at least one sequence: where N is more than *tokens a batch* (4096 in
+      the recorded runs) it holds more tokens than at shorter N, and what outgrows the caches then
+      takes longer a token. The fastest kernel shows it: its exponent over these N is above 1.
     - **Memory.** The most that one call holds beyond its inputs, from the allocation trace of
       torch's profiler (CPU) or its allocator (CUDA). Scratch memory of MKL is not seen.
     - **Out of memory** is a point at the top of the chart; what would not fit is not tried,
