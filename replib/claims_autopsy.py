@@ -24,24 +24,13 @@ from replib.article_losses import (
     unigram_entropy,
 )
 from replib.autopsy import DEFECTS, article_defects, loss_defects
-from replib.claims import (
-    article_convergence,
-    each_device,
-)
+from replib.claims import article_convergence, each_device
 from replib.experiments import BOTH, SOLVED_ACCURACY, replication_model
-from replib.statistics import (
-    difference_interval,
-    wilson_interval,
-)
+from replib.statistics import difference_interval, wilson_interval
 from replib.store import Row
 from replib.tables import LEFT, RIGHT, markdown_table
 from replib.tasks import SequenceCopy
-from replib.verdicts import (
-    MOST,
-    Criterion,
-    Verdict,
-    spikes_text,
-)
+from replib.verdicts import MOST, Criterion, Verdict, spikes_text
 
 MENDED, BROKEN, ALONE_ON, ALONE_OFF = "mended", "broken", "alone on", "alone off"
 ROLES = (MENDED, BROKEN, ALONE_ON, ALONE_OFF)

@@ -13,6 +13,7 @@ those of `favor_eps` what the published ε does to FAVOR+, and nothing else.
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -32,6 +33,7 @@ LOSS_TOLERANCE = 0.15  # of a published best loss
 LEAST_COMPARED = 0.01  # published losses below it are compared as solved or not
 COMPARED = (100, 200, 400, 600)
 MIN_SEEDS = 3  # that an interval is computed from
+ENDED = ("ok", "diverged")  # outcomes of runs that count
 NOTHING_READ = 0.49  # losses above it are those of a memory that reads nothing, which has 0.5
 MEANS = "evaluation"  # the experiment whose rows have several means of the same losses
 WITHOUT_EPS = "favor_eps"  # the experiment whose rows are of FAVOR+ without the published ε
@@ -87,12 +89,18 @@ def memory_of(config: Mapping[str, Any], *, half_length: bool = False) -> str | 
 
 def best_losses(rows: Iterable[Row], *, half_length: bool = False) -> dict[str, Losses]:
     """The best loss of every run that has ended, by memory, S and seed; see `memory_of`."""
+    return _best_losses(
+        (memory_of(row["config"], half_length=half_length), row)
+        for row in rows
+        if row["experiment"] not in (MEANS, WITHOUT_EPS)
+    )
+
+
+def _best_losses(named: Iterable[tuple[str | None, Row]]) -> dict[str, Losses]:
+    """The best losses of rows, each beside the name of its memory; None is left out."""
     found: dict[str, Losses] = {}
-    for row in rows:
-        if row["experiment"] in (MEANS, WITHOUT_EPS):
-            continue
-        name = memory_of(row["config"], half_length=half_length)
-        if name is None or row["outcome"] not in ("ok", "diverged"):
+    for name, row in named:
+        if name is None or row["outcome"] not in ENDED:
             continue
         best = row["summary"].get("best_loss")
         by_keys = found.setdefault(name, {})
@@ -202,21 +210,17 @@ def _at_most_features(found: Mapping[str, Losses]) -> Criterion:
 
 def _without_eps(rows: Sequence[Row], found: Mapping[str, Losses]) -> Iterator[str]:
     """What becomes of FAVOR+ without the ε that the published code adds to its normalisers."""
-    runs: dict[str, Losses] = {}
-    diverged: dict[str, int] = {}
-    for row in rows:
-        if row["experiment"] != WITHOUT_EPS or row["outcome"] not in ("ok", "diverged"):
-            continue
-        name = MemoryConfig(**row["config"]["model"]).published_name
-        best, n = row["summary"].get("best_loss"), row["config"]["task"]["n_keys"]
-        seeds = runs.setdefault(name, {}).setdefault(n, {})
-        seeds[row["seed"]] = math.inf if best is None else best
-        diverged[name] = diverged.get(name, 0) + (row["outcome"] == "diverged")
-    for name, losses in _ordered(runs):
+    named = [
+        (MemoryConfig(**row["config"]["model"]).published_name, row)
+        for row in rows
+        if row["experiment"] == WITHOUT_EPS
+    ]
+    diverged = Counter(name for name, row in named if row["outcome"] == "diverged")
+    for name, losses in _ordered(_best_losses(named)):
         beside = typical(found.get(name, {}))
         told = [
             f"S = {n}: {_loss(loss)} for {_loss(beside[n]) if n in beside else 'nothing run'}"
-            for n, loss in sorted(typical(losses).items())
+            for n, loss in typical(losses).items()
         ]
         n_runs = sum(map(len, losses.values()))
         yield (

@@ -29,12 +29,7 @@ from replib.live import (
 from replib.live_jobs import ALL_VARIANTS, refused_variants
 from replib.store import Row
 from replib.tables import LEFT, markdown_table
-from replib.verdicts import (
-    INCONCLUSIVE,
-    NOT_SUPPORTED,
-    SUPPORTED,
-    Verdict,
-)
+from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Verdict
 
 THIS_MACHINE = "This machine, settings below"  # the column of a card for runs of this session
 STATIC_RUN_BELOW_S = 600.0  # a report with parameters waits so long for its run

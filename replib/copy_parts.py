@@ -10,10 +10,7 @@ import torch
 from replib.controls import callout, plain, sizes_text
 from replib.generation import copy_with
 from replib.jobs import TrainingJob
-from replib.live import (
-    LiveRuns,
-    in_passing_thread,
-)
+from replib.live import LiveRuns, in_passing_thread
 from replib.tasks import CausalCopy, Task
 from replib.training import Training
 

@@ -11,11 +11,7 @@ from replib.controls import WORK_LABELS, has_own_run, in_static_page
 from replib.statistics import Crossover, Exponent
 from replib.store import Row
 from replib.tables import LEFT, markdown_table
-from replib.verdicts import (
-    ARTICLE_CROSSOVER,
-    PAPER_CROSSOVER,
-    SUPPORTED,
-)
+from replib.verdicts import ARTICLE_CROSSOVER, PAPER_CROSSOVER, SUPPORTED
 
 
 def crossover_chart(rows: Sequence[Row], work: str, batch_size: int) -> alt.LayerChart:

@@ -16,11 +16,7 @@ from replib.jobs import CostJob, Job, RetrievalJob, TrainingJob
 from replib.models import TransformerConfig
 from replib.pixels import Pixels
 from replib.retrieval import MemoryConfig, RetrievalConfig
-from replib.streams import (
-    WAYS,
-    GenerationConfig,
-    geometric_positions,
-)
+from replib.streams import WAYS, GenerationConfig, geometric_positions
 from replib.tasks import AssociativeRetrieval, CausalCopy, SequenceCopy
 from replib.training import TrainingConfig
 

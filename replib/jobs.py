@@ -11,9 +11,7 @@ from replib.autopsy import AutopsyConfig
 from replib.benchmark import DTYPES, CostConfig
 from replib.evaluation import MeansConfig
 from replib.retrieval import RetrievalConfig
-from replib.streams import (
-    GenerationConfig,
-)
+from replib.streams import GenerationConfig
 from replib.training import TrainingConfig
 
 # What computes a row, besides mechanism and task: an edit there gives a run a new identity.

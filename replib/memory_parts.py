@@ -344,7 +344,7 @@ def memory_view(
     writes; `slowly` shows them on the way, and ends with all writes."""
     if config is None:
         return mo.md(NO_SETTINGS)
-    if length := _diverging(config).get(rule):
+    if length := _alone(_diverging, config).get(rule):
         return controls.callout(
             f"With the rule {rule} and these features W diverges: its length is {length:.0e} after "
             f"{config.n_writes} writes. Scale features to length 1, or lower β."
@@ -357,6 +357,7 @@ def memory_view(
     return _memory_charts(config, rule, n_writes, key)
 
 
+@lru_cache(maxsize=4)
 def _diverging(config: FillConfig) -> dict[str, float]:
     """The length of W by the rules that make it too large for charts to say anything. A sum is
     read over its normaliser, and may be large."""

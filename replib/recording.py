@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -31,9 +32,7 @@ from replib.memory import is_out_of_memory, release_memory
 from replib.pixels import Pixels, bits, histogram_bits
 from replib.retrieval import RetrievalMetrics, RetrievalTraining
 from replib.statistics import count_spikes
-from replib.streams import (
-    measure_generation,
-)
+from replib.streams import measure_generation
 from replib.training import Metrics, Training
 
 CHECKPOINT_EVERY_S = 30.0  # what a killed run loses at most
@@ -162,6 +161,34 @@ def missing_images(config: Config) -> str | None:
     return None
 
 
+def _train(
+    training: Training | RetrievalTraining,
+    checkpoint: Path,
+    stop: Callable[[], bool],
+    on_metrics: Callable[[Metrics | RetrievalMetrics], None],
+    on_start: Callable[[Training | RetrievalTraining], None],
+    remedy: str,
+) -> tuple[Metrics | RetrievalMetrics | None, str | None]:
+    """Train from a checkpoint where there is one, and keep it up to date. The last metrics, if any,
+    and where memory ran out that it did, with what to lower."""
+    if checkpoint.exists():
+        training.load(checkpoint)
+    on_start(training)
+    last, saved = None, perf_counter()
+    try:
+        for last in training.metrics(stop):
+            on_metrics(last)
+            if perf_counter() - saved > CHECKPOINT_EVERY_S or last.outcome == "interrupted":
+                _save_checkpoint(training, checkpoint)
+                saved = perf_counter()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        release_memory(training.device)
+        return last, f"{str(error).splitlines()[0]}: lower {remedy}"
+    return last, None
+
+
 def run_training(
     name: str,
     scale: str,
@@ -175,23 +202,15 @@ def run_training(
     started = datetime.now(UTC)
     training = job.config.training(seed=job.seed, device=device)
     checkpoint = checkpoint_path(identity(job.config, job.seed, cost=False), training.device.type)
-    if checkpoint.exists():
-        training.load(checkpoint)
-    on_start(training)
-    outcome, detail, saved = "interrupted", None, perf_counter()
-    try:
-        for metrics in training.metrics(stop):
-            on_metrics(job, metrics)
-            outcome = metrics.outcome or "interrupted"
-            if perf_counter() - saved > CHECKPOINT_EVERY_S or metrics.outcome == "interrupted":
-                _save_checkpoint(training, checkpoint)
-                saved = perf_counter()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        release_memory(training.device)
-        outcome = "out_of_memory"
-        detail = f"{str(error).splitlines()[0]}: lower batch_size, seq_len or d_model"
+    last, detail = _train(
+        training,
+        checkpoint,
+        stop,
+        partial(on_metrics, job),
+        on_start,
+        "batch_size, seq_len or d_model",
+    )
+    outcome = "out_of_memory" if detail else (last and last.outcome) or "interrupted"
     row = training_row(name, scale, job, training, outcome, detail=detail, started=started)
     if job.keep and outcome == "ok":
         drawing.keep_model(training, row)
@@ -245,24 +264,11 @@ def run_retrieval(
     source, device_type = source_of(job.config, cost=False), training.device.type
     batch = store.run_id({"config": job.config, "seeds": list(job.seeds)}, 0, source)
     checkpoint = checkpoint_path(batch, device_type)
-    if checkpoint.exists():
-        training.load(checkpoint)
-    on_start(training)
-    outcomes, details, saved = ["interrupted"] * len(job.seeds), None, perf_counter()
-    try:
-        for metrics in training.metrics(stop):
-            on_metrics(job, metrics)
-            outcomes = [outcome or "interrupted" for outcome in metrics.outcomes]
-            interrupted = metrics.outcome == "interrupted"
-            if perf_counter() - saved > CHECKPOINT_EVERY_S or interrupted:
-                _save_checkpoint(training, checkpoint)
-                saved = perf_counter()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        release_memory(training.device)
-        outcomes = ["out_of_memory"] * len(job.seeds)
-        details = f"{str(error).splitlines()[0]}: lower batch_size or n_keys"
+    last, detail = _train(
+        training, checkpoint, stop, partial(on_metrics, job), on_start, "batch_size or n_keys"
+    )
+    unfinished = last.outcomes if last else [None] * len(job.seeds)
+    outcomes = ["out_of_memory" if detail else one or "interrupted" for one in unfinished]
     for seed, outcome in zip(training.seeds, outcomes, strict=True):
         yield retrieval_row(
             name,
@@ -271,7 +277,7 @@ def run_retrieval(
             training,
             seed.seed,
             outcome,
-            detail=details,
+            detail=detail,
             seconds=perf_counter() - began,
             started=started,
         )

@@ -2,10 +2,7 @@
 
 from replib.benchmark import CostConfig
 from replib.experiments import Experiment, laptop_copy
-from replib.jobs import (
-    CostJob,
-    TrainingJob,
-)
+from replib.jobs import CostJob, TrainingJob
 
 
 def tiny(seed=0, n_steps=20, attention="linear", **changes):

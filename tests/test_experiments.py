@@ -9,10 +9,7 @@ from small import experiment_of, is_whole, tiny
 from replib import experiments
 from replib.autopsy import article_defects, loss_defects
 from replib.experiments import EXPERIMENTS, SCALES, VARIANTS
-from replib.jobs import (
-    configs_of,
-    run_ids,
-)
+from replib.jobs import configs_of, run_ids
 from replib.recording import record
 from replib.streams import SPANS, WAYS
 from replib.tasks import CausalCopy

@@ -10,12 +10,7 @@ from replib import experiments, store
 from replib.attention import ATTENTION
 from replib.benchmark import CostConfig
 from replib.experiments import VARIANTS
-from replib.jobs import (
-    identity,
-    on_device,
-    source_of,
-    uses_compiled,
-)
+from replib.jobs import identity, on_device, source_of, uses_compiled
 from replib.retrieval import MemoryConfig, RetrievalConfig
 from replib.tasks import SequenceCopy
 

@@ -9,9 +9,7 @@ from small import EVERYWHERE, cost_job, experiment_of, is_whole, tiny, variants_
 
 from replib import store
 from replib.experiments import EXPERIMENTS
-from replib.jobs import (
-    run_ids,
-)
+from replib.jobs import run_ids
 from replib.recording import checkpoint_path, record, recorded_rows, training_summary
 from replib.training import Metrics, Training
 
