@@ -48,6 +48,12 @@ class Experiment:
     jobs: Callable[[str], list[Job]]
 
 
+def paper_model(attention: str, **changes) -> TransformerConfig:
+    """The model of Katharopoulos et al. 2020, section 4.1, and of their code, which has no dropout
+    at the embedding."""
+    return TransformerConfig(attention=attention, embedding_dropout=0.0, **changes)
+
+
 def laptop_model(attention: str, implementation: str | None = None) -> TransformerConfig:
     """A model that learns to copy in seconds on a CPU.
 
@@ -87,8 +93,8 @@ def _convergence(scale: str) -> list[Job]:
     """Katharopoulos et al. 2020, Fig. 2; LSH attention after those that are judged."""
     attention, rounds = LSH_COPY
     if scale == "paper":
-        configs = [TrainingConfig(model=TransformerConfig(attention=a)) for a in BOTH]
-        lsh = TrainingConfig(model=TransformerConfig(attention=attention, implementation=rounds))
+        configs = [TrainingConfig(model=paper_model(a)) for a in BOTH]
+        lsh = TrainingConfig(model=paper_model(attention, implementation=rounds))
         return seed_jobs(configs, 5) + seed_jobs([lsh], 3)
     if scale == "smoke":
         return seed_jobs([laptop_copy(a, 16, 60) for a in BOTH], 1)
@@ -238,7 +244,7 @@ def paper_images(attention: str, images: str) -> TrainingConfig:
     n_layers, batch_size, n_steps = {"mnist": (8, 16, 937_500), "cifar10": (16, 4, 500_000)}[images]
     return TrainingConfig(
         task=Pixels(images=images),
-        model=TransformerConfig(attention=attention, n_layers=n_layers),
+        model=paper_model(attention, n_layers=n_layers),
         batch_size=batch_size,
         n_steps=n_steps,
         lr=1e-4,

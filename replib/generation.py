@@ -1,6 +1,7 @@
 """Token-by-token decoding from a trained model.
 
-B batch, N sequence length, E model size, H heads, D size per head, V vocabulary.
+B batch, N sequence length, E model size, H heads, G heads of keys and values, D size per head,
+V vocabulary.
 
 A `Decoder` computes what `model.step` does and is limited by its matrix products rather than by
 Python: weights are at hand as plain tensors, results go to buffers that are allocated once, states
@@ -8,29 +9,54 @@ advance in place, and on CUDA a step is one launch of a recorded graph.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
+from torch.nn.functional import layer_norm, linear
 
 from replib.memory import available_memory_bytes
-from replib.models import Block, CausalTransformer, EncoderDecoder, MultiHeadAttention
+from replib.models import (
+    Block,
+    CausalTransformer,
+    EncoderDecoder,
+    MultiHeadAttention,
+    check_padding,
+    embed_padded,
+    positions_without,
+)
 from replib.tasks import CausalCopy, Task
 
 MAX_BATCH = 65_536  # more is taken for a slip
 MAX_POSITIONS = 2**24  # float32, in which sinusoids are computed, counts no further
 PACKED_FROM = 4  # rows for which products with packed weights are faster
+PREFILL_LEN = 4096  # positions of a prompt taken at once: what bounds the memory of a longer one
+
+
+def _in_own_dtype(method):
+    """A method of a decoder in the dtype of the weights, under autocast too: casts of the weights
+    for every token would take longer than its products."""
+
+    @wraps(method)
+    @torch.inference_mode()
+    def wrapped(decoder, *arguments, **options):
+        if not torch.is_autocast_enabled(decoder.device.type):
+            return method(decoder, *arguments, **options)
+        with torch.autocast(decoder.device.type, enabled=False):
+            return method(decoder, *arguments, **options)
+
+    return wrapped
 
 
 class Decoder:
-    """A model that is given one token of each sequence at a time.
+    """A model that is given one token of each sequence at a time, or a prompt at once.
 
     It follows a change of the model's weights in place, but no move to another device or dtype.
-    Dropout takes no part.
+    Dropout takes no part, nor does autocast.
 
     Args:
         batch_size: B.
@@ -38,23 +64,23 @@ class Decoder:
             Without it a cache grows by doubling, and there is no end: sinusoids go on beyond the
             positions that the model was built for.
         memory: what `EncoderDecoder.encode` gave, (B, N', E).
+        source_padding_mask: (B, N') bool, True where that is of padding.
         graph: on CUDA, record a step as a CUDA graph. Its shapes are fixed: softmax attends to all
             of `max_len` under a mask, and has no graph without it.
 
     Attributes:
-        position: of the next token.
+        position: of the next token, where padding counts.
         states: of the blocks, before that token.
 
     Example:
         >>> decoder = Decoder(model, batch_size=1)
-        >>> for token in prompt.unbind(1):
-        ...     logits = decoder.step(token)
+        >>> logits = decoder.prefill(prompt)
+        >>> logits = decoder.step(logits.argmax(-1))
 
     Raises:
         ValueError: a size is out of range or too large for the memory, or the memory is missing.
     """
 
-    @torch.inference_mode()
     def __init__(
         self,
         model: CausalTransformer | EncoderDecoder,
@@ -62,6 +88,7 @@ class Decoder:
         *,
         max_len: int | None = None,
         memory: Tensor | None = None,
+        source_padding_mask: Tensor | None = None,
         graph: bool = True,
     ):
         _check_size("batch_size", batch_size, MAX_BATCH)
@@ -70,18 +97,29 @@ class Decoder:
         if isinstance(model, EncoderDecoder) != (memory is not None):
             raise ValueError("an EncoderDecoder, and no other model, needs the memory it encoded")
         self.model, self.batch_size, self.max_len = model, batch_size, max_len
-        self.position = 0
-        blocks = model.blocks if memory is None else model.decoder
-        _check_memory(blocks, batch_size, max_len or 1)
-        self._layers = [_Layer(block, batch_size, memory) for block in blocks]
-        self._norm, self._head = _norm(model.norm), _product(model.head, batch_size)
-        self.states = model.init_state(batch_size, max_len)
+        self.device = model.head.weight.device
+        self._memory, self._source_padding_mask = memory, source_padding_mask
         self._graph: torch.cuda.CUDAGraph | None = None
-        fixed = max_len is not None or _shapes_are_fixed(self.states)
-        if graph and fixed and model.head.weight.is_cuda:
+        self._prepare(graph)
+
+    @_in_own_dtype
+    def _prepare(self, graph: bool) -> None:
+        model, batch_size, memory = self.model, self.batch_size, self._memory
+        self.position = 0
+        self._padding: Tensor | None = None  # (B,) of each row so far
+        blocks = model.decoding_blocks()
+        _check_memory(blocks, batch_size, self.max_len or 1)
+        memory = None if memory is None else memory.to(model.head.weight.dtype)
+        self._layers = [
+            _Layer(block, batch_size, memory, self._source_padding_mask) for block in blocks
+        ]
+        self._norm, self._head = _norm(model.norm), _product(model.head, batch_size)
+        self.states = self._fresh_states()
+        fixed = self.max_len is not None or _shapes_are_fixed(self.states)
+        if graph and fixed and self.device.type == "cuda":
             self._try_to_record()
 
-    @torch.inference_mode()
+    @_in_own_dtype
     def step(self, token: Tensor) -> Tensor:
         """The next token (B,) of each sequence -> logits (B, V) for the one after it.
 
@@ -90,11 +128,10 @@ class Decoder:
         """
         if token.shape != (self.batch_size,):
             raise ValueError(f"token has shape {tuple(token.shape)}: use ({self.batch_size},)")
-        n_positions = self.max_len or MAX_POSITIONS
-        if self.position >= n_positions:
-            raise ValueError(f"all {n_positions} positions are taken: use a larger max_len")
+        self._check_room(1)
         if self._graph is None:
-            logits = self._advance(token, self.position)
+            position = self.position if self._padding is None else self.position - self._padding
+            logits = self._advance(token, position, self.position + 1)
         else:
             self._token.copy_(token)
             self._graph.replay()
@@ -102,12 +139,112 @@ class Decoder:
         self.position += 1
         return logits.clone()
 
+    @_in_own_dtype
+    def prefill(self, tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """The next tokens (B, N) of each sequence, N >= 1, at once -> logits (B, V) for the one
+        after the last of each.
+
+        Args:
+            padding_mask: (B, N) bool, True at padding, on either side.
+
+        Raises:
+            ValueError: tokens or mask have another shape, a sequence is empty, or there are no
+                positions left for them.
+        """
+        if tokens.dim() != 2 or len(tokens) != self.batch_size:
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}: use ({self.batch_size}, N)")
+        if padding_mask is not None:
+            check_padding(padding_mask, tokens)
+        if tokens.shape[1] == 0 or (padding_mask is not None and padding_mask.all(1).any()):
+            raise ValueError("a prompt is empty: give at least one token")
+        self._check_room(tokens.shape[1])
+        states, last = [_counted(state) for state in self.states], None
+        masks = [None] if padding_mask is None else padding_mask.split(PREFILL_LEN, dim=1)
+        parts = tokens.split(PREFILL_LEN, dim=1)
+        for part, mask in zip(parts, masks if len(masks) > 1 else masks * len(parts), strict=True):
+            x = self._embedded(part, mask)
+            for i, layer in enumerate(self._layers):
+                x, states[i] = layer.prefill(states[i], x, mask)
+            last = _last(x, mask, last)
+            self.position += part.shape[1]
+            if mask is not None:
+                more = mask.sum(1)
+                self._padding = more if self._padding is None else self._padding + more
+        self._go_on_from(states)
+        return self._head(self._norm(last)).clone()
+
+    @_in_own_dtype
+    def fork(self, rows: Tensor | None = None) -> "Decoder":
+        """Another decoder that goes on from here, and leaves this one as it is.
+
+        Args:
+            rows: (B',) which sequences it continues, each as often as it is named: samples of one
+                prompt, or the beams that are kept. Without them it is all.
+
+        Example:
+            >>> samples = decoder.fork(torch.zeros(8, dtype=torch.long))
+        """
+        if rows is None:
+            rows = torch.arange(self.batch_size, device=self.device)
+
+        def picked(x: Tensor | None) -> Tensor | None:
+            return x if x is None else x[rows] if x.dim() else x.clone()
+
+        other = Decoder(
+            self.model,
+            len(rows),
+            max_len=self.max_len,
+            memory=picked(self._memory),
+            source_padding_mask=picked(self._source_padding_mask),
+            graph=self._graph is not None,
+        )
+        other.position, other._padding = self.position, picked(self._padding)
+        other._go_on_from([_mapped(picked, state) for state in self.states])
+        return other
+
+    def _check_room(self, n: int) -> None:
+        n_positions = self.max_len or MAX_POSITIONS
+        if self.position + n > n_positions:
+            taken = "all" if self.position == n_positions else f"{self.position} of"
+            raise ValueError(f"{taken} {n_positions} positions are taken: use a larger max_len")
+
+    def _embedded(self, tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """The next tokens (B, N) -> (B, N, E)."""
+        below, first = self.position + tokens.shape[1], self.position
+        if self._padding is not None:
+            first = (first - self._padding).unsqueeze(-1)  # (B, 1)
+        if padding_mask is not None:
+            first = first.squeeze(-1) if isinstance(first, Tensor) else first
+            positions = positions_without(padding_mask, first)
+
+            def embed(tokens: Tensor) -> Tensor:
+                return self.model.embedding.step(tokens, positions, below)
+
+            return embed_padded(embed, tokens, padding_mask)
+        positions = first + torch.arange(tokens.shape[1], device=self.device)
+        return self.model.embedding.step(tokens, positions, below)
+
+    def _fresh_states(self) -> list[Any]:
+        return list(self.model.init_state(self.batch_size, self.max_len).blocks)
+
+    def _go_on_from(self, states: list[Any]) -> None:
+        """Take states for one's own; those of a graph take what they hold."""
+        if self._graph is None:
+            self.states = states
+            return
+        for mine, given in zip(self.states, states, strict=True):
+            for x, y in zip(mine, given, strict=True):
+                x.copy_(torch.as_tensor(y))
+        self._position.fill_(self.position)
+        if self._padding is not None:
+            self._position.sub_(self._padding)
+
     @property
     def state_bytes(self) -> int:
         """What is kept between two tokens: the tensors of all states, as allocated."""
         return sum(x.nbytes for state in self.states for x in state if isinstance(x, Tensor))
 
-    @torch.inference_mode()
+    @_in_own_dtype
     def jump(self, position: int, generator: torch.Generator | None = None) -> None:
         """Stand before a position as if random tokens had led there; 0 starts afresh.
 
@@ -125,12 +262,12 @@ class Decoder:
                 self.states[i] = state._replace(length=_filled(state.length, position))
             for x in kept:
                 x.zero_() if generator is None else x.normal_(generator=generator).abs_()
-        self.position = position
+        self.position, self._padding = position, None
         if self._graph is not None:
             self._position.fill_(position)
 
-    def _advance(self, token: Tensor, position: int | Tensor) -> Tensor:
-        x = self.model.embedding.step(token, position)
+    def _advance(self, token: Tensor, position: int | Tensor, below: int | None) -> Tensor:
+        x = self.model.embedding.step(token, position, below)
         for i, layer in enumerate(self._layers):
             x, self.states[i] = layer.step(self.states[i], x)
         return self._head(self._norm(x))
@@ -141,10 +278,10 @@ class Decoder:
         except RuntimeError as error:
             warnings.warn(f"decoding without a CUDA graph, slower: {error}", stacklevel=3)
             self._graph = None
-            self.states = self.model.init_state(self.batch_size, self.max_len)
+            self.states = self._fresh_states()
 
     def _record(self) -> None:
-        device = self.model.head.weight.device
+        device = self.device
         # Kernels are compiled and libraries allocate at a first call, which no graph may hold.
         self._start_in_fixed_shapes()
         side = torch.cuda.Stream(device)
@@ -161,19 +298,18 @@ class Decoder:
 
     def _start_in_fixed_shapes(self) -> None:
         """Fresh states, token and position, where all that changes is the contents of tensors."""
-        device = self.model.head.weight.device
-        self._token = torch.zeros(self.batch_size, dtype=torch.int64, device=device)
-        self._position = torch.zeros((), dtype=torch.int64, device=device)
+        self._token = torch.zeros(self.batch_size, dtype=torch.int64, device=self.device)
+        self._position = torch.zeros_like(self._token)
         self.states = []  # their memory is free before the fresh ones are allocated
         self.states = [
-            type(state)(*(torch.as_tensor(x, device=device) for x in state))
-            for state in self.model.init_state(self.batch_size, self.max_len)
+            type(state)(*(torch.as_tensor(x, device=self.device) for x in state))
+            for state in self._fresh_states()
         ]
 
     def _advance_in_fixed_shapes(self) -> None:
         """From `_token` and `_position` to `_logits`."""
         states = list(self.states)
-        self._logits = self._advance(self._token, self._position)
+        self._logits = self._advance(self._token, self._position, self.max_len)
         self._position.add_(1)
         for before, after in zip(states, self.states, strict=True):
             for old, new in zip(before, after, strict=True):
@@ -198,11 +334,9 @@ def _filled(length: int | Tensor, value: int) -> int | Tensor:
 
 def _check_memory(blocks: nn.ModuleList, batch_size: int, max_len: int) -> None:
     attend = blocks[0].self_attention
-    weight = attend.to_qkv.weight
-    sizes = (batch_size, attend.n_heads, weight.shape[1] // attend.n_heads)
-    state = attend.attention.init_state(*sizes, dtype=weight.dtype, device="meta", max_len=max_len)
+    state = attend.init_state(batch_size, max_len, device="meta")
     needed = len(blocks) * sum(x.nbytes for x in state if isinstance(x, Tensor))
-    free = available_memory_bytes(weight.device)
+    free = available_memory_bytes(attend.to_qkv.weight.device)
     if needed > free:
         raise ValueError(
             f"the states of {batch_size} sequences of {max_len} positions take "
@@ -214,27 +348,71 @@ def _shapes_are_fixed(states: list[Any]) -> bool:
     return all(isinstance(x, Tensor) for state in states for x in state)
 
 
-class _Layer:
-    """A `Block` for one position."""
+def _mapped(function: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """A state with its tensors passed through a function."""
+    return type(state)(*(function(x) if isinstance(x, Tensor) else x for x in state))
 
-    def __init__(self, block: Block, batch_size: int, memory: Tensor | None):
+
+def _counted(state: Any) -> Any:
+    """A state whose length is a number, as it must be where shapes are to change."""
+    if isinstance(getattr(state, "length", None), Tensor) and state.length.dim() == 0:
+        return state._replace(length=int(state.length))
+    return state
+
+
+def _last(x: Tensor, padding_mask: Tensor | None, before: Tensor | None) -> Tensor:
+    """x (B, N, E) at the last position of each row that is no padding; `before` without any."""
+    if padding_mask is None:
+        return x[:, -1]
+    along = torch.arange(x.shape[1], device=x.device)
+    last = along.expand_as(padding_mask).masked_fill(padding_mask, -1).amax(1)  # (B,)
+    found = x[torch.arange(len(x), device=x.device), last]
+    return found if before is None else torch.where((last >= 0).unsqueeze(-1), found, before)
+
+
+class _Layer:
+    """A `Block` without dropout, for one position or for several."""
+
+    def __init__(
+        self,
+        block: Block,
+        batch_size: int,
+        memory: Tensor | None,
+        memory_mask: Tensor | None,
+    ):
         attend, cross = block.self_attention, block.cross_attention
         first, _, _, last = block.feedforward
-        self.pre, self.attention = block.pre, attend.attention
+        self.pre, self.attend, self.attention = block.pre, attend, attend.attention
         self.qkv, self.out = _product(attend.to_qkv, batch_size), _product(attend.out, batch_size)
-        self.by_head = (batch_size, 3, attend.n_heads, -1)
-        self.cross = None if cross is None else _Cross(cross, batch_size, memory)
+        self.grouped = attend.n_kv_heads < attend.n_heads
+        self.by_head = (batch_size, 3, attend.n_heads, attend.head_dim)
+        self.cross = None if cross is None else _Cross(cross, batch_size, memory, memory_mask)
         self.first, self.last = _product(first, batch_size), _product(last, batch_size)
         self.norms = [_norm(norm) for norm in block.norms]
 
     def step(self, state: Any, x: Tensor) -> tuple[Tensor, Any]:
-        """(B, E) -> (B, E) and the next state."""
-        qkv = self.qkv(self._before(0, x)).view(self.by_head)
-        y, state = self.attention.step(state, *qkv.unbind(1))  # each (B, H, D)
+        """(B, E) -> (B, E) and the next state, which may be the given one."""
+        qkv = self.qkv(self._before(0, x))
+        if self.grouped:
+            q, k, v = (x[:, :, 0] for x in self.attend.by_head(qkv.unsqueeze(1)))
+        else:
+            q, k, v = qkv.view(self.by_head).unbind(1)  # each (B, H, D)
+        y, state = self.attention.step_(state, q, k, v)
         x = self._after(0, x, self.out(y.flatten(1)))
         if self.cross is not None:
             x = self._after(1, x, self.cross(self._before(1, x)))
         h = self.last(self.first(self._before(-1, x)).relu_())
+        return self._after(-1, x, h), state
+
+    def prefill(self, state: Any, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Any]:
+        """(B, N, E) -> (B, N, E) and the state after these positions."""
+        q, k, v = self.attend.by_head(self.qkv.of_many(self._before(0, x)))
+        masking = {} if padding_mask is None else {"key_padding_mask": padding_mask}
+        y, state = self.attention.prefill(state, q, k, v, **masking)
+        x = self._after(0, x, self.out.of_many(y.transpose(1, 2).flatten(2)))
+        if self.cross is not None:
+            x = self._after(1, x, self.cross.of_many(self._before(1, x)))
+        h = self.last.of_many(self.first.of_many(self._before(-1, x)).relu_())
         return self._after(-1, x, h), state
 
     def _before(self, i: int, x: Tensor) -> Tensor:
@@ -245,17 +423,34 @@ class _Layer:
 
 
 class _Cross:
-    """Attention of one position to a memory, whose keys and values are computed once."""
+    """Attention of positions to a memory, whose keys and values are computed once."""
 
-    def __init__(self, cross: MultiHeadAttention, batch_size: int, memory: Tensor):
+    def __init__(
+        self,
+        cross: MultiHeadAttention,
+        batch_size: int,
+        memory: Tensor,
+        memory_mask: Tensor | None,
+    ):
         e = memory.shape[-1]
         self.attention, (self.k, self.v) = cross.attention, cross.keys_values(memory)
+        self.masking = {} if memory_mask is None else {"key_padding_mask": memory_mask}
+        self.by_head = (cross.n_heads, cross.head_dim)
         self.q = _Product(cross.to_qkv.weight[:e], cross.to_qkv.bias[:e], batch_size)
         self.out = _product(cross.out, batch_size)
 
     def __call__(self, x: Tensor) -> Tensor:
-        q = self.q(x).view(len(x), self.k.shape[1], 1, -1)  # (B, H, 1, D)
-        return self.out(self.attention(q, self.k, self.v, causal=False).flatten(1))
+        """(B, E) -> (B, E)."""
+        q = self.q(x).view(len(x), *self.by_head).unsqueeze(2)  # (B, H, 1, D)
+        return self.out(self._attend(q).flatten(1))
+
+    def of_many(self, x: Tensor) -> Tensor:
+        """(B, N, E) -> (B, N, E)."""
+        q = self.q.of_many(x).unflatten(-1, self.by_head).transpose(1, 2)
+        return self.out.of_many(self._attend(q).transpose(1, 2).flatten(2))
+
+    def _attend(self, q: Tensor) -> Tensor:
+        return self.attention(q, self.k, self.v, causal=False, **self.masking)
 
 
 class _Product:
@@ -282,6 +477,10 @@ class _Product:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._compute(x)
+
+    def of_many(self, x: Tensor) -> Tensor:
+        """x Wᵀ + b of several positions, (B, N, K) -> a new (B, N, N')."""
+        return linear(x, self.weight, self.bias)
 
     def _direct(self, x: Tensor) -> Tensor:
         return torch.addmm(self.bias, x, self.weight.t(), out=self.y)
@@ -327,8 +526,8 @@ def _norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
 class Recompute:
     """A model that begins with the first token again for every new one, and keeps the tokens alone.
 
-    This is the softmax baseline of Katharopoulos et al. 2020, tables 1 and 2. `step`, `jump` and
-    `state_bytes` are as in a `Decoder`.
+    This is the softmax baseline of Katharopoulos et al. 2020, tables 1 and 2. `step`, `prefill`,
+    `jump` and `state_bytes` are as in a `Decoder`.
 
     Raises:
         ValueError: a size is out of range.
@@ -346,11 +545,17 @@ class Recompute:
     @torch.inference_mode()
     def step(self, token: Tensor) -> Tensor:
         """The next token (B,) of each sequence -> logits (B, V) for the one after it."""
-        if self.position >= self.max_len:
+        return self.prefill(token.unsqueeze(1))
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Tensor) -> Tensor:
+        """The next tokens (B, N) of each sequence -> logits (B, V) for the one after them."""
+        following = self.position + tokens.shape[1]
+        if following > self.max_len:
             raise ValueError(f"all {self.max_len} positions are taken: use a larger max_len")
-        self.tokens[:, self.position] = token
-        self.position += 1
-        return self.model(self.tokens[:, : self.position])[:, -1]
+        self.tokens[:, self.position : following] = tokens
+        self.position = following
+        return self.model(self.tokens[:, :following])[:, -1]
 
     @property
     def state_bytes(self) -> int:
@@ -387,9 +592,11 @@ def step_difference(model: CausalTransformer, tokens: Tensor) -> Difference:
 
 
 class Stepper(Protocol):
-    """What turns the next token (B,) into logits (B, V), such as a `Decoder`."""
+    """What turns the next tokens into logits (B, V), such as a `Decoder`."""
 
     def step(self, token: Tensor) -> Tensor: ...
+
+    def prefill(self, tokens: Tensor) -> Tensor: ...
 
 
 Choose = Callable[[Tensor], Tensor]
@@ -401,16 +608,34 @@ def most_likely(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
-def stream(decoder: Stepper, prompt: Tensor, choose: Choose = most_likely) -> Iterator[Tensor]:
+def padded(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Sequences of several lengths as one batch: tokens (B, N) and a mask (B, N), True at padding,
+    which stands on the left."""
+    tokens = nn.utils.rnn.pad_sequence(list(sequences), batch_first=True, padding_side="left")
+    lengths = torch.tensor([len(x) for x in sequences], device=tokens.device)
+    along = torch.arange(tokens.shape[1], 0, -1, device=tokens.device)
+    return tokens, along > lengths.unsqueeze(1)
+
+
+def stream(
+    decoder: Stepper,
+    prompt: Tensor,
+    choose: Choose = most_likely,
+    padding_mask: Tensor | None = None,
+) -> Iterator[Tensor]:
     """Continue a prompt (B, N), N >= 1, without end, a token (B,) of each sequence at a time.
 
+    Args:
+        padding_mask: (B, N) bool, True at padding, where a `Decoder` continues prompts of several
+            lengths; see `padded`.
+
     Raises:
-        ValueError: the prompt is empty.
+        ValueError: a prompt is empty.
     """
     if prompt.shape[1] == 0:
         raise ValueError("the prompt is empty: give at least one token")
-    for token in prompt.unbind(1):
-        logits = decoder.step(token)
+    masking = {} if padding_mask is None else {"padding_mask": padding_mask}
+    logits = decoder.prefill(prompt, **masking)
     while True:
         token = choose(logits)
         yield token
@@ -418,30 +643,47 @@ def stream(decoder: Stepper, prompt: Tensor, choose: Choose = most_likely) -> It
 
 
 @torch.inference_mode()
-def continue_greedily(model: CausalTransformer, prompt: Tensor, n_tokens: int) -> Tensor:
+def continue_greedily(
+    model: CausalTransformer,
+    prompt: Tensor,
+    n_tokens: int,
+    padding_mask: Tensor | None = None,
+) -> Tensor:
     """Continue a prompt (B, N), N >= 1, by the n most likely tokens (B, n).
 
+    Args:
+        padding_mask: (B, N) bool, True at padding, on either side; see `padded`.
+
     Raises:
-        ValueError: the prompt is empty, or too long with what follows.
+        ValueError: a prompt is empty, or too long with what follows.
     """
     decoder = Decoder(model, len(prompt), max_len=prompt.shape[1] + n_tokens)
-    produced = list(islice(stream(decoder, prompt), n_tokens))
+    produced = list(islice(stream(decoder, prompt, padding_mask=padding_mask), n_tokens))
     return torch.stack(produced, dim=1) if produced else prompt[:, :0]
 
 
 @torch.inference_mode()
 def translate_greedily(
-    model: EncoderDecoder, source: Tensor, start: int, end: int, max_len: int
+    model: EncoderDecoder,
+    source: Tensor,
+    start: int,
+    end: int,
+    max_len: int,
+    source_padding_mask: Tensor | None = None,
 ) -> Tensor:
     """Decode from a source (B, N') until every row has ended or `max_len` tokens.
+
+    Args:
+        source_padding_mask: (B, N') bool, True at padding.
 
     Returns:
         (B, at most max_len) tokens without the start; rows that ended earlier repeat `end`.
     """
     was_training = model.training
-    memory = model.eval().encode(source)
+    memory = model.eval().encode(source, source_padding_mask)
     model.train(was_training)
-    decoder = Decoder(model, len(source), max_len=max_len, memory=memory)
+    masking = {"source_padding_mask": source_padding_mask}
+    decoder = Decoder(model, len(source), max_len=max_len, memory=memory, **masking)
     start_token = source.new_full((len(source), 1), start)
     ended, produced = torch.zeros_like(source[:, 0], dtype=torch.bool), []
 

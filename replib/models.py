@@ -1,18 +1,25 @@
 """Transformers that take their attention by its registry name.
 
-B batch, N sequence length, E model size (`d_model`), H heads, D = E / H size per head,
-V vocabulary. Hidden states are (B, N, E), tokens (B, N), logits (B, N, V).
+B batch, N sequence length, E model size (`d_model`), H heads, G heads of keys and values,
+D = E / H size per head, V vocabulary. Hidden states are (B, N, E), tokens (B, N), logits (B, N, V).
+
+Sequences of different lengths are padded on any side: a mask (B, N) is True at padding, whose
+tokens are not looked at, and positions count the others, so that a row gives what it gives alone.
+What is put out at padding means nothing.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from replib.attention import ATTENTION
+from replib.attention.base import Packing
 
 MAX_LAYERS, MAX_D_MODEL, MAX_HEADS = 64, 8192, 128  # beyond them a size is taken for a slip
 
@@ -27,7 +34,11 @@ class TransformerConfig:
         d_model: E, shared among `n_heads` heads.
         d_feedforward: hidden size of the position-wise network.
         norm: "post" (as in the paper) or "pre" normalisation.
+        dropout: of the blocks, and of the embedding where `embedding_dropout` is None; the original
+            code has none at the embedding.
         positions: sinusoids "concatenated" to (the original code) or "added" to the embedding.
+        n_kv_heads: G, each shared by H / G queries' heads (grouped-query attention, Ainslie et al.
+            2023); None for H.
     """
 
     attention: str = "linear"
@@ -39,6 +50,10 @@ class TransformerConfig:
     norm: str = "post"
     dropout: float = 0.1
     positions: str = "concatenated"
+    # Rows that were recorded before a field was added have not got it, and nor have those since in
+    # which it has its default.
+    n_kv_heads: int | None = field(default=None, metadata={"added": True})
+    embedding_dropout: float | None = field(default=None, metadata={"added": True})
 
     def __post_init__(self):
         if self.attention not in ATTENTION:
@@ -64,12 +79,27 @@ class TransformerConfig:
             raise ValueError(f"norm {self.norm!r}: use 'post' or 'pre'")
         if self.positions not in ("concatenated", "added"):
             raise ValueError(f"positions {self.positions!r}: use 'concatenated' or 'added'")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout {self.dropout}: use 0 to below 1")
+        for name in ("dropout", "embedding_dropout"):
+            p = getattr(self, name)
+            if p is not None and not 0 <= p < 1:
+                raise ValueError(f"{name} {p}: use 0 to below 1")
+        if self.kv_heads < 1 or self.n_heads % self.kv_heads:
+            raise ValueError(
+                f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}: "
+                "use a divisor of it"
+            )
+        if self.kv_heads < self.n_heads and not ATTENTION[self.attention].grouped:
+            raise ValueError(
+                f"{self.attention} attention has a key for each query: leave out n_kv_heads"
+            )
 
     @property
     def head_dim(self) -> int:
         return self.d_model // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
 
 class Dropout(nn.Module):
@@ -102,39 +132,102 @@ def set_dropout_generator(model: nn.Module, generator: torch.Generator) -> None:
 
 
 class Embedding(nn.Module):
-    """Token embedding with sinusoidal positions (Vaswani et al. 2017, section 3.5)."""
+    """Token embedding with sinusoidal positions (Vaswani et al. 2017, section 3.5).
+
+    The sinusoids are a buffer that no checkpoint holds: they are computed, on the CPU for a model
+    that is built on the meta device, and again when they are moved to another device or dtype (as
+    `to_empty` forgets what they were).
+    """
 
     def __init__(self, config: TransformerConfig, vocab_size: int, max_len: int):
         super().__init__()
         self.concatenated = config.positions == "concatenated"
         size = config.d_model // 2 if self.concatenated else config.d_model
         self.tokens = nn.Embedding(vocab_size, size)
-        self.dropout = Dropout(config.dropout)
-        self.register_buffer("sinusoids", _sinusoids(torch.arange(max_len), size), persistent=False)
+        dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
+        self.dropout = Dropout(dropout)
+        device = torch.get_default_device()
+        device = torch.device("cpu") if device.type == "meta" else device
+        sinusoids = _sinusoids(torch.arange(max_len, device=device), size)
+        self.register_buffer("sinusoids", sinusoids, persistent=False)
 
-    def forward(self, tokens: Tensor, first: int = 0) -> Tensor:
-        """(B, N) -> (B, N, E), where the first token stands at position `first`."""
+    def _apply(self, fn, recurse=True):
+        before = self._buffers.get("sinusoids")
+        super()._apply(fn, recurse)
+        now = self._buffers.get("sinusoids")
+        if now is not before and not now.is_meta:
+            positions = torch.arange(len(now), device="cpu")
+            self._buffers["sinusoids"] = _sinusoids(positions, now.shape[1]).to(now)
+        return self
+
+    def forward(self, tokens: Tensor, first: int = 0, positions: Tensor | None = None) -> Tensor:
+        """(B, N) -> (B, N, E), where the first token stands at position `first`, or each at its own
+        of (B, N) `positions`.
+
+        Raises:
+            ValueError: the model was built for fewer positions.
+        """
+        if positions is not None:
+            if positions.numel() and not torch.compiler.is_compiling():  # it would be a graph break
+                self._check_last(positions.max().item())
+            return self.dropout(self._at(tokens, self.sinusoids[positions]))
         last = first + tokens.shape[1]
-        if last > len(self.sinusoids):
-            raise ValueError(
-                f"position {last - 1} is beyond the model's {len(self.sinusoids)} positions: "
-                "build it for a longer sequence"
-            )
+        self._check_last(last - 1)
         return self.dropout(self._at(tokens, self.sinusoids[first:last]))
 
-    def step(self, token: Tensor, position: int | Tensor) -> Tensor:
-        """(B,) -> (B, E) at one position, which may be beyond those of `forward` or a tensor ();
-        without dropout."""
-        if isinstance(position, int) and position < len(self.sinusoids):
+    def step(self, token: Tensor, position: int | Tensor, below: int | None = None) -> Tensor:
+        """(B,) -> (B, E) at one position, which may be beyond those of `forward`, or a tensor () or
+        (B,); without dropout. So too (B, N) -> (B, N, E) at positions (N,) or (B, N).
+
+        Args:
+            below: what all positions of a tensor are known to be below: those of the model need not
+                be computed.
+        """
+        if isinstance(position, int):
+            below = position + 1
+        if below is not None and below <= len(self.sinusoids):
             return self._at(token, self.sinusoids[position])
         position = torch.as_tensor(position, device=token.device)
         return self._at(token, _sinusoids(position, self.sinusoids.shape[1]))
+
+    def _check_last(self, last: int) -> None:
+        if last >= len(self.sinusoids):
+            raise ValueError(
+                f"position {last} is beyond the model's {len(self.sinusoids)} positions: "
+                "build it for a longer sequence"
+            )
 
     def _at(self, tokens: Tensor, positions: Tensor) -> Tensor:
         x = self.tokens(tokens)
         if self.concatenated:
             return torch.cat([x, positions.expand_as(x).to(x.dtype)], dim=-1)
         return x * math.sqrt(x.shape[-1]) + positions.to(x.dtype)
+
+
+def embed_padded(embed: Callable[..., Tensor], tokens: Tensor, padding_mask: Tensor) -> Tensor:
+    """What `embed` makes of tokens (B, N), (B, N, E), and 0 at padding, whose tokens and embedding
+    are not looked at."""
+    x = embed(tokens.masked_fill(padding_mask, 0))
+    return x.masked_fill(padding_mask.unsqueeze(-1), 0)
+
+
+def positions_without(padding_mask: Tensor, first: int | Tensor = 0) -> Tensor:
+    """The position of each token (B, N) among those that are not padding, from `first` on, a number
+    or (B,); at padding that of the token before, and 0 where there is none."""
+    first = first.unsqueeze(-1) if isinstance(first, Tensor) else first
+    return (first + (~padding_mask).cumsum(1) - 1).clamp(min=0)
+
+
+def check_padding(padding_mask: Tensor, tokens: Tensor) -> None:
+    """
+    Raises:
+        ValueError: the mask is not one of the tokens.
+    """
+    if padding_mask.dtype != torch.bool or padding_mask.shape != tokens.shape:
+        raise ValueError(
+            f"the padding mask is {padding_mask.dtype} {tuple(padding_mask.shape)}: use bool "
+            f"{tuple(tokens.shape)}, True where a token is padding"
+        )
 
 
 def _sinusoids(positions: Tensor, size: int) -> Tensor:
@@ -149,55 +242,97 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, config: TransformerConfig, max_len: int):
         super().__init__()
-        self.n_heads = config.n_heads
-        self.to_qkv = nn.Linear(config.d_model, 3 * config.d_model)
+        self.n_heads, self.n_kv_heads = config.n_heads, config.kv_heads
+        self.head_dim = config.head_dim
+        of_keys = self.n_kv_heads * self.head_dim
+        self.sizes = (config.d_model, of_keys, of_keys)
+        self.to_qkv = nn.Linear(config.d_model, sum(self.sizes))
         self.attention = ATTENTION[config.attention].for_model(
-            n_heads=config.n_heads,
+            n_heads=self.n_kv_heads,
             head_dim=config.head_dim,
             max_len=max_len,
             implementation=config.implementation,
         )
         self.out = nn.Linear(config.d_model, config.d_model)
 
-    def forward(self, x: Tensor, *, causal: bool) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        causal: bool,
+        padding_mask: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
         """Self-attention, (B, N, E) -> (B, N, E)."""
-        q, k, v = self._split(self.to_qkv(x), 3)
-        return self._merge(self.attention(q, k, v, causal=causal))
+        q, k, v = self.queries_keys_values(x)
+        if packing is not None:
+            attend = partial(self.attention, causal=causal)
+            return self.merge(packing.attend(attend, q, k, v, causal=causal))
+        return self.merge(self.attention(q, k, v, causal=causal, **_masking(padding_mask)))
 
-    def cross(self, x: Tensor, context: Tensor) -> Tensor:
-        """Attention of x (B, N, E) to a context (B, N', E)."""
+    def cross(self, x: Tensor, context: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Attention of x (B, N, E) to a context (B, N', E), but for its padding (B, N')."""
         e = x.shape[-1]
-        (q,) = self._split(linear(x, self.to_qkv.weight[:e], self.to_qkv.bias[:e]), 1)
-        return self._merge(self.attention(q, *self.keys_values(context), causal=False))
+        q = self._heads(linear(x, self.to_qkv.weight[:e], self.to_qkv.bias[:e]))
+        k, v = self.keys_values(context)
+        return self.merge(self.attention(q, k, v, causal=False, **_masking(padding_mask)))
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, N, E) -> (B, H, N, D), and twice (B, G, N, D)."""
+        return self.by_head(self.to_qkv(x))
+
+    def by_head(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """What `to_qkv` puts out, (B, N, (H + 2 G) D), as queries, keys and values by head."""
+        return tuple(self._heads(part) for part in qkv.split(self.sizes, dim=-1))
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, ...]:
-        """The keys and values of a context (B, N', E), both (B, H, N', D)."""
+        """The keys and values of a context (B, N', E), both (B, G, N', D)."""
         e = context.shape[-1]
-        return self._split(linear(context, self.to_qkv.weight[e:], self.to_qkv.bias[e:]), 2)
+        kv = linear(context, self.to_qkv.weight[e:], self.to_qkv.bias[e:])
+        return tuple(self._heads(part) for part in kv.split(self.sizes[1:], dim=-1))
 
-    def init_state(self, batch_size: int, max_len: int | None = None) -> Any:
+    def init_state(self, batch_size: int, max_len: int | None = None, **options) -> Any:
+        """The state of the mechanism for this model; options such as another device."""
         weight = self.to_qkv.weight
         return self.attention.init_state(
             batch_size,
-            self.n_heads,
-            weight.shape[1] // self.n_heads,
-            dtype=weight.dtype,
-            device=weight.device,
+            self.n_kv_heads,
+            self.head_dim,
             max_len=max_len,
+            **{"dtype": weight.dtype, "device": weight.device} | options,
         )
 
     def step(self, state: Any, x: Tensor) -> tuple[Tensor, Any]:
         """Causal self-attention of one position, (B, 1, E) -> (B, 1, E)."""
-        q, k, v = self._split(self.to_qkv(x), 3)
-        y, state = self.attention.step(state, q[:, :, 0], k[:, :, 0], v[:, :, 0])
-        return self._merge(y.unsqueeze(2)), state
+        return self._one(self.attention.step, state, x)
 
-    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        x = x.unflatten(-1, (parts, self.n_heads, -1))  # (B, N, parts, H, D)
-        return x.permute(2, 0, 3, 1, 4).unbind(0)  # parts of (B, H, N, D)
+    def step_(self, state: Any, x: Tensor) -> tuple[Tensor, Any]:
+        """`step` that may reuse the memory of the given state."""
+        return self._one(self.attention.step_, state, x)
 
-    def _merge(self, y: Tensor) -> Tensor:
-        return self.out(y.transpose(1, 2).flatten(2))  # (B, H, N, D) -> (B, N, E)
+    def prefill(
+        self, state: Any, x: Tensor, padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Causal self-attention of the next N positions, (B, N, E) -> (B, N, E)."""
+        q, k, v = self.queries_keys_values(x)
+        y, state = self.attention.prefill(state, q, k, v, **_masking(padding_mask))
+        return self.merge(y), state
+
+    def _one(self, step: Callable, state: Any, x: Tensor) -> tuple[Tensor, Any]:
+        q, k, v = (x[:, :, 0] for x in self.queries_keys_values(x))
+        y, state = step(state, q, k, v)
+        return self.merge(y.unsqueeze(2)), state
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (x.shape[-1] // self.head_dim, self.head_dim)).transpose(1, 2)
+
+    def merge(self, y: Tensor) -> Tensor:
+        """(B, H, N, D) -> (B, N, E), projected."""
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def _masking(padding_mask: Tensor | None) -> dict[str, Tensor]:
+    return {} if padding_mask is None else {"key_padding_mask": padding_mask}
 
 
 class Block(nn.Module):
@@ -219,34 +354,123 @@ class Block(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(e) for _ in range(3 if cross else 2))
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
-        """(B, N, E), memory (B, N', E) -> (B, N, E)."""
-        x = self._residual(0, x, lambda h: self.self_attention(h, causal=self.causal))
-        return self._rest(x, memory)
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """(B, N, E), memory (B, N', E) with its padding (B, N') -> (B, N, E); options such as a
+        mask of x are those of `MultiHeadAttention`."""
+        x = self._residual(0, x, partial(self.self_attention, causal=self.causal, **options))
+        return self._rest(x, memory, memory_mask)
 
-    def step(self, state: Any, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Any]:
-        """`forward` of one position, (B, 1, E) -> (B, 1, E)."""
+    def advance(
+        self,
+        attend: Callable[[Any, Tensor], tuple[Tensor, Any]],
+        state: Any,
+        x: Tensor,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
+        """`forward` of the next positions, (B, N, E) -> (B, N, E) and the state after them, where
+        `attend` is a way of `self_attention` to take them."""
 
-        def attend(h):
+        def attended(h: Tensor) -> Tensor:
             nonlocal state
-            y, state = self.self_attention.step(state, h)
+            y, state = attend(state, h)
             return y
 
-        x = self._residual(0, x, attend)
-        return self._rest(x, memory), state
+        x = self._residual(0, x, attended)
+        return self._rest(x, memory, memory_mask), state
 
-    def _rest(self, x: Tensor, memory: Tensor | None) -> Tensor:
+    def _rest(self, x: Tensor, memory: Tensor | None, memory_mask: Tensor | None) -> Tensor:
         if self.cross_attention is not None:
-            x = self._residual(1, x, lambda h: self.cross_attention.cross(h, memory))
+            cross = partial(self.cross_attention.cross, context=memory, padding_mask=memory_mask)
+            x = self._residual(1, x, cross)
         return self._residual(-1, x, self.feedforward)
 
-    def _residual(self, i: int, x: Tensor, sublayer) -> Tensor:
+    def _residual(self, i: int, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         if self.pre:
             return x + self.dropout(sublayer(self.norms[i](x)))
         return self.norms[i](x + self.dropout(sublayer(x)))
 
 
-class CausalTransformer(nn.Module):
+class ModelState(NamedTuple):
+    """What a model has seen; a value, as the states of its blocks are.
+
+    Attributes:
+        blocks: the states of its blocks.
+        position: of the next token; (B,) where rows had padding.
+    """
+
+    blocks: tuple[Any, ...]
+    position: int | Tensor
+
+
+class _Decoding(nn.Module):
+    """What models share that predict the next token: an embedding, blocks that are causal, a last
+    norm and a head."""
+
+    def decoding_blocks(self) -> nn.ModuleList:
+        raise NotImplementedError
+
+    def init_state(self, batch_size: int, max_len: int | None = None) -> ModelState:
+        """The state before the first token; what grows with the length has room for `max_len`
+        positions from the start."""
+        blocks = self.decoding_blocks()
+        return ModelState(
+            tuple(b.self_attention.init_state(batch_size, max_len) for b in blocks), 0
+        )
+
+    def _embedded(
+        self, tokens: Tensor, padding_mask: Tensor | None, position: int | Tensor = 0
+    ) -> Tensor:
+        """(B, N) -> (B, N, E), the first at a position that may be (B,)."""
+        if padding_mask is not None:
+            check_padding(padding_mask, tokens)
+            positions = positions_without(padding_mask, position)
+            return embed_padded(partial(self.embedding, positions=positions), tokens, padding_mask)
+        if isinstance(position, Tensor):
+            along = torch.arange(tokens.shape[1], device=tokens.device)
+            return self.embedding(tokens, positions=position.unsqueeze(-1) + along)
+        return self.embedding(tokens, first=position) if position else self.embedding(tokens)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x))
+
+    def _step(
+        self, state: ModelState, token: Tensor, position: int | Tensor | None, way: str, *memory
+    ) -> tuple[Tensor, ModelState]:
+        position = state.position if position is None else position
+        if isinstance(position, Tensor) and position.dim() == 0:
+            position = position.expand(len(token))
+        x = self._embedded(token[:, None], None, position)
+        x, blocks = self._advance(state.blocks, x, way, *memory)
+        return self._logits(x)[:, 0], ModelState(blocks, position + 1)
+
+    def _prefill(
+        self, state: ModelState, tokens: Tensor, padding_mask: Tensor | None, *memory
+    ) -> tuple[Tensor, ModelState]:
+        x = self._embedded(tokens, padding_mask, state.position)
+        options = {} if padding_mask is None else {"padding_mask": padding_mask}
+        x, blocks = self._advance(state.blocks, x, "prefill", *memory, **options)
+        n = tokens.shape[1] if padding_mask is None else (~padding_mask).sum(1)
+        return self._logits(x), ModelState(blocks, state.position + n)
+
+    def _advance(
+        self, states: Iterable[Any], x: Tensor, way: str, *memory, **options
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        after = []
+        for block, state in zip(self.decoding_blocks(), states, strict=True):
+            attend = partial(getattr(block.self_attention, way), **options)
+            x, state = block.advance(attend, state, x, *memory)
+            after.append(state)
+        return x, tuple(after)
+
+
+class CausalTransformer(_Decoding):
     """A decoder-only language model: tokens (B, N) -> logits (B, N, V)."""
 
     def __init__(self, config: TransformerConfig, *, vocab_size: int, max_len: int):
@@ -259,27 +483,74 @@ class CausalTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, vocab_size)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embedding(tokens)
+    def forward(
+        self,
+        tokens: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens (B, N) -> logits (B, N, V).
+
+        Args:
+            padding_mask: (B, N) bool, True at padding, on either side.
+            cu_seqlens: (S + 1,), boundaries of S sequences that lie one after the other in tokens
+                (1, N), each to be taken alone; see `replib.attention.base.Packing`.
+
+        Raises:
+            ValueError: the sequence is longer than the model, a mask or boundaries are not those of
+                the tokens, or both are given.
+        """
+        if cu_seqlens is None:
+            x = self._embedded(tokens, padding_mask)
+            options = {} if padding_mask is None else {"padding_mask": padding_mask}
+        elif padding_mask is None:
+            packing = Packing(cu_seqlens, tokens.shape, tokens.device)
+            x, options = self.embedding(tokens, positions=packing.positions), {"packing": packing}
+        else:
+            raise ValueError("packed sequences have no padding: give a mask or cu_seqlens")
         for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))
+            x = block(x, **options)
+        return self._logits(x)
 
-    def init_state(self, batch_size: int, max_len: int | None = None) -> list[Any]:
-        """The states of all blocks before the first token; one that grows with the length has
-        room for `max_len` positions from the start."""
-        return [block.self_attention.init_state(batch_size, max_len) for block in self.blocks]
+    def decoding_blocks(self) -> nn.ModuleList:
+        return self.blocks
 
-    def step(self, states: list[Any], token: Tensor, position: int) -> tuple[Tensor, list[Any]]:
-        """One token (B,) at a position -> logits (B, V) for the next, and the next states."""
-        x = self.embedding(token[:, None], first=position)
-        states = list(states)
-        for i, block in enumerate(self.blocks):
-            x, states[i] = block.step(states[i], x)
-        return self.head(self.norm(x))[:, 0], states
+    def step(
+        self, state: ModelState, token: Tensor, position: int | Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """One token (B,) -> logits (B, V) for the next, and the next state; the given one stays as
+        it was, and gradients flow through it.
+
+        Args:
+            position: of the token, a number or (B,), where it is not that of the state.
+        """
+        return self._step(state, token, position, "step")
+
+    @torch.no_grad()
+    def step_(
+        self, state: ModelState, token: Tensor, position: int | Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """`step` without gradients, which may reuse the memory of the given state: that must not be
+        used again."""
+        return self._step(state, token, position, "step_")
+
+    def prefill(
+        self, state: ModelState, tokens: Tensor, padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """`step` for tokens (B, N) at once -> logits (B, N, V) and the state after them.
+
+        Args:
+            padding_mask: (B, N) bool, True at padding, of which nothing enters the state.
+
+        Example:
+            >>> logits, state = model.prefill(model.init_state(len(prompt)), prompt)
+            >>> logits, state = model.step(state, logits[:, -1].argmax(-1))
+        """
+        return self._prefill(state, tokens, padding_mask)
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(_Decoding):
     """An encoder and a causal decoder that attends to it: source (B, N'), tokens (B, N) ->
     logits (B, N, V). The embedding is shared."""
 
@@ -297,30 +568,58 @@ class EncoderDecoder(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, vocab_size)
 
-    def forward(self, source: Tensor, tokens: Tensor) -> Tensor:
-        memory = self.encode(source)
-        x = self.embedding(tokens)
-        for block in self.decoder:
-            x = block(x, memory)
-        return self.head(self.norm(x))
+    def forward(
+        self,
+        source: Tensor,
+        tokens: Tensor,
+        source_padding_mask: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Source (B, N'), tokens (B, N) -> logits (B, N, V).
 
-    def encode(self, source: Tensor) -> Tensor:
+        Args:
+            source_padding_mask: (B, N') bool, and padding_mask: (B, N) bool, True at padding.
+
+        Raises:
+            ValueError: a sequence is longer than the model, or a mask is not that of its tokens.
+        """
+        memory = self.encode(source, source_padding_mask)
+        x = self._embedded(tokens, padding_mask)
+        options = {} if padding_mask is None else {"padding_mask": padding_mask}
+        for block in self.decoder:
+            x = block(x, memory, source_padding_mask, **options)
+        return self._logits(x)
+
+    def encode(self, source: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The memory (B, N', E) that the decoder attends to."""
-        x = self.embedding(source)
+        x = self._embedded(source, padding_mask)
+        options = {} if padding_mask is None else {"padding_mask": padding_mask}
         for block in self.encoder:
-            x = block(x)
+            x = block(x, **options)
         return self.encoder_norm(x)
 
-    def init_state(self, batch_size: int, max_len: int | None = None) -> list[Any]:
-        """The states of the decoder's blocks before the first token, with room for `max_len`."""
-        return [block.self_attention.init_state(batch_size, max_len) for block in self.decoder]
+    def decoding_blocks(self) -> nn.ModuleList:
+        return self.decoder
 
     def step(
-        self, states: list[Any], token: Tensor, position: int, memory: Tensor
-    ) -> tuple[Tensor, list[Any]]:
-        """One decoder token (B,) at a position -> logits (B, V) for the next, and the states."""
-        x = self.embedding(token[:, None], first=position)
-        states = list(states)
-        for i, block in enumerate(self.decoder):
-            x, states[i] = block.step(states[i], x, memory)
-        return self.head(self.norm(x))[:, 0], states
+        self,
+        state: ModelState,
+        token: Tensor,
+        position: int | Tensor | None,
+        memory: Tensor,
+        source_padding_mask: Tensor | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """One decoder token (B,) -> logits (B, V) for the next, and the next state, as in
+        `CausalTransformer.step`."""
+        return self._step(state, token, position, "step", memory, source_padding_mask)
+
+    def prefill(
+        self,
+        state: ModelState,
+        tokens: Tensor,
+        memory: Tensor,
+        source_padding_mask: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """`step` for decoder tokens (B, N) at once, as in `CausalTransformer.prefill`."""
+        return self._prefill(state, tokens, padding_mask, memory, source_padding_mask)

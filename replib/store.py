@@ -511,11 +511,21 @@ def _walk(value: Any, number: Callable[[float], Any], *, with_class: bool = Fals
     if isinstance(value, list | tuple):
         return [walk(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: walk(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {
+            f.name: walk(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not _is_added_default(f, value)
+        }
         return {"__class__": type(value).__name__} | fields if with_class else fields
     if hasattr(value, "tolist"):  # numpy and torch
         return walk(value.tolist())
     raise ValueError(f"{value!r} has no JSON form: use numbers, text, lists, dicts or dataclasses")
+
+
+def _is_added_default(field: dataclasses.Field, value: Any) -> bool:
+    """Whether a field that was added after rows had been recorded (`metadata={"added": True}`) has
+    its default: rows leave it out, so that those of before and after are rows of one config."""
+    return "added" in field.metadata and getattr(value, field.name) == field.default
 
 
 def _finite_or_none(number: float) -> float | None:

@@ -4,7 +4,8 @@ B batch, H heads, N sequence length, D query/key size per head, M value size per
 Queries and keys are (B, H, N, D), values and outputs (B, H, N, M).
 """
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,18 @@ from torch import Tensor, nn
 class Attention(nn.Module):
     """A mechanism that mixes values by the similarity of queries and keys.
 
-    A subclass defines `forward`; one with a recurrent form sets `recurrent = True` and defines
-    `init_state` and `step`, and `forward` of a whole causal sequence then equals `step` repeated.
-    A state is a value: `step` and `prefill` leave the given one as it was, so that several
-    continuations may start from one state, and gradients flow through it. `step_` may reuse the
-    memory of the state it is given.
-    A new mechanism is one file and one line in `replib.attention.ATTENTION`.
+    A new one is a file and a line in `replib.attention.ATTENTION`. It defines `label`,
+    `implementations` and `forward`, and `for_model` where its parameters depend on a model's sizes.
+    One with a recurrent form sets `recurrent = True` and defines `init_state` and `step`; `step`
+    repeated is then `forward` of a causal sequence. From them it has `step_` and `prefill`, which
+    it overrides where it can be faster. `peak_bytes` and `operations` let the pages say what a run
+    will cost.
+
+    A state is a NamedTuple, whose tensors have the batch first or are of shape (). It is a value:
+    `step` and `prefill` leave the given one as it was, so that several continuations may start from
+    one state, and gradients flow through it.
+
+    A buffer that is computed and not learned is filled by `reset_buffers`.
     """
 
     label: ClassVar[str]
@@ -27,6 +34,8 @@ class Attention(nn.Module):
     """Ways to compute the same function; without a name it is the first, or the fastest for the
     tensors. One compiled for a kind of device is named after it ("cpu", "cuda")."""
     recurrent: ClassVar[bool] = False
+    grouped: ClassVar[bool] = True
+    """Whether queries may have more heads than keys and values."""
     sources: ClassVar[tuple[str, ...]] = ()
     """Modules besides its own that compute it: an edit there gives its runs a new identity."""
 
@@ -63,8 +72,24 @@ class Attention(nn.Module):
     def for_model(
         cls, *, n_heads: int, head_dim: int, max_len: int, implementation: str | None = None
     ) -> "Attention":
-        """Build the mechanism for a model's sizes, which those with parameters depend on."""
+        """Build the mechanism for a model's sizes, which those with parameters depend on.
+
+        Args:
+            n_heads: those of keys and values.
+            max_len: positions of the longest sequence.
+        """
         return cls(implementation=implementation)
+
+    def reset_buffers(self) -> None:
+        """Fill the buffers anew, which a model built on the meta device has not filled."""
+
+    def _apply(self, fn, recurse=True):
+        unfilled = any(buffer.is_meta for buffer in self.buffers(recurse=False))
+        super()._apply(fn, recurse)
+        if unfilled and not any(buffer.is_meta for buffer in self.buffers(recurse=False)):
+            with torch.no_grad():
+                self.reset_buffers()
+        return self
 
     def forward(
         self,
@@ -126,13 +151,28 @@ class Attention(nn.Module):
         key_padding_mask: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
         """`step` for N positions at once: q, k (B, H, N, D), v (B, H, N, M) -> (B, H, N, M) and the
-        state after them.
+        state after them. Here it is `step` repeated.
 
         Args:
             key_padding_mask: (B, N) bool, True at positions that are padding: nothing of them
                 enters the state.
+
+        Raises:
+            NotImplementedError: there is a mask, and the state is no NamedTuple of tensors (B, ...)
+                of fixed shapes: define `prefill`.
         """
-        raise NotImplementedError(f"{self.label} attention has no recurrent form")
+        y = [v.new_zeros(*q.shape[:2], 0, v.shape[-1])]
+        if key_padding_mask is not None:
+            q, k, v = (x.masked_fill(key_padding_mask[:, None, :, None], 0) for x in (q, k, v))
+        for i in range(k.shape[2]):
+            read, following = self.step(state, q[:, :, i], k[:, :, i], v[:, :, i])
+            if key_padding_mask is not None:
+                padding = key_padding_mask[:, i]
+                following = _kept_at(padding, state, following)
+                read = read.masked_fill(padding[:, None, None], 0)
+            y.append(read.unsqueeze(2))
+            state = following
+        return torch.cat(y, dim=2), state
 
     @classmethod
     def peak_bytes(
@@ -157,6 +197,19 @@ class Attention(nn.Module):
         share of a matrix product's rate that they reach: what a run's predicted time is made of.
         """
         raise NotImplementedError
+
+
+def _kept_at(padding: Tensor, before: Any, after: Any) -> Any:
+    """A state after a step, but for the rows of padding (B,), which keep that before it."""
+    fields = [*zip(before, after, strict=True)]
+    if not all(isinstance(y, Tensor) and y.dim() and x.shape == y.shape for x, y in fields):
+        raise NotImplementedError(
+            f"{type(after).__name__} holds more than tensors (B, ...) of fixed shapes: "
+            "define prefill for it"
+        )
+    return type(after)(
+        *(torch.where(padding.view(-1, *[1] * (y.dim() - 1)), x, y) for x, y in fields)
+    )
 
 
 def repeat_heads(x: Tensor, n_heads: int) -> Tensor:
@@ -195,10 +248,115 @@ def check_qkv(
             "use causal=False for cross-attention"
         )
     if key_padding_mask is not None and (
-        key_padding_mask.dtype != torch.bool
-        or key_padding_mask.shape != (k.shape[0], k.shape[2])
+        key_padding_mask.dtype != torch.bool or key_padding_mask.shape != (k.shape[0], k.shape[2])
     ):
         raise ValueError(
             f"key_padding_mask is {key_padding_mask.dtype} {tuple(key_padding_mask.shape)}: "
             f"use bool {(k.shape[0], k.shape[2])}, True where a key is padding"
         )
+
+
+class _Group(NamedTuple):
+    """Packed sequences of about one length: where their positions stand in the pack (S, L), and
+    which of these are padding (None without any)."""
+
+    index: Tensor
+    padding: Tensor | None
+
+
+class Packing:
+    """S sequences of T positions in all, one after the other: the first lies at positions
+    cu_seqlens[0] to cu_seqlens[1] - 1, and so on (flash-attention's convention).
+
+    Args:
+        cu_seqlens: (S + 1,) integers, 0 at first and T at last. A sequence may be empty.
+        shape: of a tensor (1, ..., T) whose last size is T.
+
+    Attributes:
+        positions: (1, T) of each position in its own sequence.
+
+    Raises:
+        ValueError: the boundaries are not those of the tensor, or its batch is not 1.
+    """
+
+    def __init__(self, cu_seqlens: Tensor, shape: tuple[int, ...], device: torch.device):
+        batch, total = shape[0], shape[-1]
+        whole = cu_seqlens.dtype in (torch.int32, torch.int64)
+        if not whole or cu_seqlens.dim() != 1 or len(cu_seqlens) == 0:
+            raise ValueError(
+                f"cu_seqlens is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}: use integers (S + 1,)"
+            )
+        if batch != 1:
+            raise ValueError(
+                f"a batch of {batch} with cu_seqlens: pack all sequences into a batch of 1"
+            )
+        first, *ends = cu_seqlens.tolist()
+        starts = [first, *ends][: len(ends)]
+        if first != 0:
+            raise ValueError(f"cu_seqlens begins with {first}: use 0")
+        if any(end < start for start, end in zip(starts, ends, strict=True)):
+            raise ValueError(
+                f"cu_seqlens {[first, *ends]} falls: each sequence ends after it begins"
+            )
+        if (ends or [0])[-1] != total:
+            raise ValueError(f"cu_seqlens ends with {(ends or [0])[-1]}: use the {total} positions")
+        # Lengths of one group differ by less than a factor of 2, and so at most half is padding.
+        groups: dict[int, list[tuple[int, int]]] = {}
+        for start, end in zip(starts, ends, strict=True):
+            if end > start:
+                groups.setdefault((end - start - 1).bit_length(), []).append((start, end))
+        self.groups = [_group(spans, device) for spans in groups.values()]
+        boundaries = cu_seqlens.to(device, torch.int64)
+        begins = boundaries[:-1].repeat_interleave(boundaries.diff())
+        self.positions = (torch.arange(total, device=device) - begins).unsqueeze(0)
+
+    def attend(self, attention: Callable[..., Tensor], *inputs: Tensor, causal: bool) -> Tensor:
+        """`attention` of inputs (1, H, T, ...), such as queries, keys and values, each sequence for
+        itself: (1, H, T, M)."""
+        if not self.groups:
+            return attention(*inputs)
+        found, order = [], []
+        for index, padding in self.groups:
+            options, parts = {}, [x[0, :, index].transpose(0, 1) for x in inputs]  # (S, H, L, ...)
+            real = torch.ones_like(index, dtype=torch.bool) if padding is None else ~padding
+            if padding is not None:
+                # Causal, what follows a sequence reaches none of it.
+                options = {} if causal else {"key_padding_mask": padding}
+                parts = [_filled(x, padding) for x in parts]
+            found.append(attention(*parts, **options).transpose(1, 2)[real])  # (positions, H, M)
+            order.append(index[real])
+        return torch.cat(found)[torch.cat(order).argsort()].transpose(0, 1).unsqueeze(0)
+
+
+def _group(spans: list[tuple[int, int]], device: torch.device) -> _Group:
+    starts, ends = torch.tensor(spans, device=device).T.unsqueeze(-1)  # (S, 1)
+    longest = max(end - start for start, end in spans)
+    index = starts + torch.arange(longest, device=device)
+    padding = index >= ends
+    return _Group(index.minimum(ends - 1), padding if padding.any() else None)
+
+
+def _filled(x: Tensor, padding: Tensor) -> Tensor:
+    """x (S, H, L, ...) with 0 at padding (S, L)."""
+    return x.masked_fill(padding.view(len(padding), 1, -1, *[1] * (x.dim() - 3)), 0)
+
+
+def packed(
+    attention: Callable[..., Tensor], cu_seqlens: Tensor, *inputs: Tensor, causal: bool = True
+) -> Tensor:
+    """`attention` within each of several sequences that are packed one after the other.
+
+    Args:
+        attention: of tensors (S, H, L, ...) to (S, H, L, M); not causal it is also given a
+            `key_padding_mask` (S, L).
+        cu_seqlens: (S + 1,), see `Packing`.
+        inputs: (1, H, T, ...).
+
+    Raises:
+        ValueError: the boundaries are not those of the tensors, or the batch is not 1.
+    """
+    lengths = {x.shape[2] for x in inputs}
+    if len(lengths) != 1:
+        raise ValueError(f"packed inputs have the lengths {sorted(lengths)}: give all the same")
+    packing = Packing(cu_seqlens, inputs[0].shape[:3], inputs[0].device)
+    return packing.attend(attention, *inputs, causal=causal)
