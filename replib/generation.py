@@ -158,7 +158,7 @@ class Decoder:
         if tokens.shape[1] == 0 or (padding_mask is not None and padding_mask.all(1).any()):
             raise ValueError("a prompt is empty: give at least one token")
         self._check_room(tokens.shape[1])
-        states, last = [_counted(state) for state in self.states], None
+        states, last = list(self.states), None
         masks = [None] if padding_mask is None else padding_mask.split(PREFILL_LEN, dim=1)
         parts = tokens.split(PREFILL_LEN, dim=1)
         for part, mask in zip(parts, masks if len(masks) > 1 else masks * len(parts), strict=True):
@@ -232,9 +232,15 @@ class Decoder:
         if self._graph is None:
             self.states = states
             return
+        if any(
+            x.shape != y.shape
+            for mine, given in zip(self.states, states, strict=True)
+            for x, y in zip(mine, given, strict=True)
+        ):  # a cache of prompts with padding says where it is
+            self._record(like=states)
         for mine, given in zip(self.states, states, strict=True):
             for x, y in zip(mine, given, strict=True):
-                x.copy_(torch.as_tensor(y))
+                x.copy_(y)
         self._position.fill_(self.position)
         if self._padding is not None:
             self._position.sub_(self._padding)
@@ -256,10 +262,14 @@ class Decoder:
         """
         _check_position(position, self.max_len or MAX_POSITIONS)
         for i, state in enumerate(self.states):
-            kept = [x for x in state if isinstance(x, Tensor) and x.is_floating_point()]
+            tensors = [x for x in state if isinstance(x, Tensor)]
+            kept = [x for x in tensors if x.is_floating_point()]
             if hasattr(state, "length"):
                 _check_position(position, kept[0].shape[2])
                 self.states[i] = state._replace(length=_filled(state.length, position))
+            for x in tensors:
+                if x.dtype == torch.bool:  # padding
+                    x.zero_()
             for x in kept:
                 x.zero_() if generator is None else x.normal_(generator=generator).abs_()
         self.position, self._padding = position, None
@@ -280,27 +290,31 @@ class Decoder:
             self._graph = None
             self.states = self._fresh_states()
 
-    def _record(self) -> None:
+    def _record(self, like: list[Any] | None = None) -> None:
+        """Record a step from states of the shapes of fresh ones, or of others."""
         device = self.device
         # Kernels are compiled and libraries allocate at a first call, which no graph may hold.
-        self._start_in_fixed_shapes()
+        self._start_in_fixed_shapes(like)
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             self._advance_in_fixed_shapes()
         torch.cuda.current_stream(device).wait_stream(side)
-        self._start_in_fixed_shapes()
+        self._start_in_fixed_shapes(like)
         graph = torch.cuda.CUDAGraph()
         # Other threads may go on using the device meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._advance_in_fixed_shapes()
         self._graph = graph
 
-    def _start_in_fixed_shapes(self) -> None:
+    def _start_in_fixed_shapes(self, like: list[Any] | None = None) -> None:
         """Fresh states, token and position, where all that changes is the contents of tensors."""
         self._token = torch.zeros(self.batch_size, dtype=torch.int64, device=self.device)
         self._position = torch.zeros_like(self._token)
         self.states = []  # their memory is free before the fresh ones are allocated
+        if like is not None:
+            self.states = [_mapped(torch.zeros_like, state) for state in like]
+            return
         self.states = [
             type(state)(*(torch.as_tensor(x, device=self.device) for x in state))
             for state in self._fresh_states()
@@ -351,13 +365,6 @@ def _shapes_are_fixed(states: list[Any]) -> bool:
 def _mapped(function: Callable[[Tensor], Tensor], state: Any) -> Any:
     """A state with its tensors passed through a function."""
     return type(state)(*(function(x) if isinstance(x, Tensor) else x for x in state))
-
-
-def _counted(state: Any) -> Any:
-    """A state whose length is a number, as it must be where shapes are to change."""
-    if isinstance(getattr(state, "length", None), Tensor) and state.length.dim() == 0:
-        return state._replace(length=int(state.length))
-    return state
 
 
 def _last(x: Tensor, padding_mask: Tensor | None, before: Tensor | None) -> Tensor:

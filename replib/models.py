@@ -117,8 +117,12 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.dropped_of_256 == 0:
             return x
-        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
-        words.random_(torch.iinfo(torch.int64).min, None, generator=self.generator)
+        n, least = -(-x.numel() // 8), torch.iinfo(torch.int64).min
+        if self.generator is None and torch.compiler.is_compiling():  # which knows no random_
+            words = torch.randint(least, -(least + 1), (n,), dtype=torch.int64, device=x.device)
+        else:
+            words = torch.empty(n, dtype=torch.int64, device=x.device)
+            words.random_(least, None, generator=self.generator)
         bytes_ = words.view(torch.uint8)[: x.numel()].view(x.shape)
         keep = (bytes_ >= self.dropped_of_256).to(x.dtype)
         return x * keep.mul_(256 / (256 - self.dropped_of_256))
