@@ -1,5 +1,6 @@
 """A decoder gives a token at a time what the model gives for the whole sequence."""
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -14,6 +15,7 @@ from replib.generation import (
     Decoder,
     continue_greedily,
     most_likely,
+    padded,
     stream,
     translate_greedily,
 )
@@ -113,7 +115,7 @@ def test_the_form_for_a_cuda_graph_gives_the_parallel_logits_in_place(config):
         steps.append(decoder._logits.clone())
     close(torch.stack(steps, dim=1), model(tokens))
     assert [x.data_ptr() for state in decoder.states for x in state] == memory
-    assert decoder._position == N
+    assert decoder._position.eq(N).all()
 
 
 def test_without_a_graph_a_decoder_says_so_and_starts_afresh(monkeypatch):
@@ -140,6 +142,144 @@ def test_a_cuda_graph_gives_the_parallel_logits(config):
     assert decoder._graph is not None
     with torch.no_grad():
         close(logits_of(decoder, tokens), model(tokens))
+
+
+@every_config
+@pytest.mark.parametrize("batch_size", [1, 3, PACKED_FROM + 1])
+@pytest.mark.parametrize("max_len", [None, N])
+def test_a_prompt_at_once_is_its_tokens_one_after_the_other(config, batch_size, max_len):
+    model, tokens = build(CausalTransformer, config), random_tokens(N, b=batch_size)
+    model.train()  # dropout takes no part
+    decoder = Decoder(model, batch_size, max_len=max_len)
+    found = [decoder.prefill(tokens[:, :33]), decoder.prefill(tokens[:, 33:40])]
+    assert decoder.position == 40
+    found += decoder.step(tokens[:, 40]), decoder.prefill(tokens[:, 41:])
+    with torch.no_grad():
+        expected = model.eval()(tokens)
+    close(torch.stack(found), expected[:, [32, 39, 40, N - 1]].transpose(0, 1))
+
+
+def test_a_long_prompt_is_taken_in_parts(monkeypatch):
+    model, tokens = build(CausalTransformer, SOFTMAX), random_tokens(N)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    mask[0, :20], mask[1, 30:] = True, True
+    expected = Decoder(model, 3).prefill(tokens), Decoder(model, 3).prefill(tokens, mask)
+    monkeypatch.setattr("replib.generation.PREFILL_LEN", 7)
+    close(Decoder(model, 3).prefill(tokens), expected[0])
+    close(Decoder(model, 3).prefill(tokens, mask), expected[1])
+
+
+def prompts(*lengths):
+    return [random_tokens(n, seed=n, b=1)[0] for n in lengths]
+
+
+@every_config
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prompts_of_several_lengths_are_continued_as_each_alone(config, side):
+    model, given = build(CausalTransformer, config), prompts(5, 40, 1)
+    tokens, mask = padded(given)
+    if side == "right":
+        tokens, mask = (
+            torch.stack([r.roll(-int(m.sum())) for r, m in zip(x, mask, strict=True)])
+            for x in (tokens, mask)
+        )
+    alone = torch.cat([continue_greedily(model, x[None], 8) for x in given])
+    assert torch.equal(continue_greedily(model, tokens, 8, mask), alone)
+    decoder = Decoder(model, 3)  # and after them more prompts of several lengths
+    decoder.prefill(tokens, mask)
+    more = prompts(3, 7, 2)
+    logits = decoder.prefill(*padded(more))
+    for row, (x, y) in enumerate(zip(given, more, strict=True)):
+        with torch.no_grad():
+            close(logits[row], model(torch.cat([x, y])[None])[0, -1])
+
+
+@every_config
+def test_sources_of_several_lengths_are_translated_as_each_alone(config):
+    model, given = build(EncoderDecoder, config), prompts(5, 13, 1)
+    source, mask = padded(given)
+    alone = [translate_greedily(model, x[None], 1, end=VOCAB, max_len=6) for x in given]
+    found = translate_greedily(model, source, 1, VOCAB, 6, source_padding_mask=mask)
+    assert torch.equal(found, torch.cat(alone))
+
+
+@every_config
+@pytest.mark.parametrize("cls", [CausalTransformer, EncoderDecoder])
+def test_forks_go_on_from_a_common_prompt_each_by_itself(config, cls):
+    model, (tokens, mask) = build(cls, config), padded(prompts(9, 4))
+    encoded = {}
+    if cls is EncoderDecoder:
+        source, of_source = padded(prompts(6, 11))
+        with torch.no_grad():
+            encoded["memory"] = model.encode(source, of_source)
+        encoded["source_padding_mask"] = of_source
+    rows = torch.tensor([1, 1, 0, 1, 0])
+    more = random_tokens(4, b=len(rows))
+
+    def alone(row, after):
+        whole = torch.cat([tokens[row, ~mask[row]], after])[None]
+        given = (source[row : row + 1, ~of_source[row]], whole) if encoded else (whole,)
+        with torch.no_grad():
+            return model(*given)[0, -len(after) :]
+
+    decoder = Decoder(model, 2, **encoded)
+    decoder.prefill(tokens, mask)
+    forked, whole = decoder.fork(rows), decoder.fork()
+    found = logits_of(forked, more)
+    for i, row in enumerate(rows):
+        close(found[i], alone(row, more[i]))
+    for other in (whole, decoder):  # neither has moved meanwhile
+        found = logits_of(other, more[:2])
+        for row in range(2):
+            close(found[row], alone(row, more[row]))
+
+
+@every_config
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_decoder_under_autocast_keeps_the_dtype_of_its_weights(config, dtype):
+    model, tokens = build(CausalTransformer, config, torch.float32), random_tokens(20)
+    with torch.no_grad():
+        expected = model(tokens)
+    with torch.autocast("cpu", dtype=dtype):
+        decoder = Decoder(model, 3)
+        first = decoder.prefill(tokens[:, :9])
+        found = torch.cat([first[:, None], logits_of(decoder.fork(), tokens[:, 9:])], 1)
+    close(found, expected[:, 8:], torch.float32, config.attention)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, PACKED_FROM + 1])
+@pytest.mark.parametrize("name", [a for a in RECURRENT if ATTENTION[a].grouped])
+def test_a_decoder_with_fewer_heads_of_keys_gives_the_parallel_logits(name, batch_size):
+    config = replace(LINEAR, attention=name, n_heads=4, n_kv_heads=2, d_model=32)
+    model, tokens = build(CausalTransformer, config), random_tokens(N, b=batch_size)
+    with torch.no_grad():
+        expected = model(tokens)
+    decoder = Decoder(model, batch_size)
+    close(decoder.prefill(tokens[:, :30]), expected[:, 29])
+    close(logits_of(decoder, tokens[:, 30:]), expected[:, 30:])
+    translator, source = build(EncoderDecoder, config), random_tokens(9, 1, b=batch_size)
+    with torch.no_grad():
+        expected, memory = translator(source, tokens), translator.encode(source)
+    close(logits_of(Decoder(translator, batch_size, memory=memory), tokens), expected)
+
+
+@pytest.mark.parametrize(
+    "tokens, mask, message",
+    [
+        (random_tokens(4, b=2), None, r"use \(3, N\)"),
+        (random_tokens(0), None, "at least one token"),
+        (random_tokens(4), torch.zeros(3, 3, dtype=torch.bool), r"use bool \(3, 4\)"),
+        (
+            random_tokens(2),
+            torch.tensor([[False] * 2, [True] * 2, [False] * 2]),
+            "a prompt is empty",
+        ),
+        (random_tokens(9), None, "use a larger max_len"),
+    ],
+)
+def test_prompts_that_a_decoder_cannot_take_are_refused(tokens, mask, message):
+    with pytest.raises(ValueError, match=message):
+        Decoder(build(CausalTransformer, LINEAR), 3, max_len=8).prefill(tokens, mask)
 
 
 def test_a_cache_grows_by_doubling_or_is_allocated_once():
