@@ -54,6 +54,7 @@ LOG2_E, LN2 = 1.44269504088896341, 0.693147180559945309
 EXP = (1.38436444e-3, 8.37416388e-3, 4.16680016e-2, 0.166664317, 0.49999994, 1.0)
 SMALLEST = -80.0  # where exp is 2e-35, which is as good as 0 here; less would leave float32's range
 TO_WHOLE = 1.5 * 2.0**23  # x + TO_WHOLE has the whole number nearest to x in its low bits
+KEEPS_Y = False  # for the backward pass
 PADDED = -1e4  # a query or key whose feature is as good as 0
 
 COMPILE_S = 15  # about, on two cores

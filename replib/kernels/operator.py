@@ -9,6 +9,8 @@ A kernel's module computes y and what its backward pass needs, with no notion of
     gradients(q, k, v) -> (dq, dk, dv), still empty
     backward(dy, q, k, v, *kept, eps, elu1, causal) -> (dq, dk, dv), and the same of them
 
+where y is among what is kept if the module says KEEPS_Y.
+
 Here are the rules around it: derivatives of any order, forward mode, vmap, and what of a sequence
 is right if a number of it is not finite. Derivatives of a gradient are those of `written_out`,
 which autograd knows. torch.compile and torch.export see the operators `replib::linear_attention`
@@ -80,6 +82,10 @@ def without_what_is_not_finite(
     return q.masked_fill(bad_q, 0), k.masked_fill(bad_k, 0), finite, seen
 
 
+def _kept(kernel: str, results) -> list[Tensor]:
+    return list(results if _module(kernel).KEEPS_Y else results[1:])
+
+
 def _forward(q, k, v, kernel: str, eps: float, elu1: bool, causal: bool) -> tuple[Tensor, ...]:
     """y and what is kept."""
     module, options = _module(kernel), {"eps": eps, "elu1": elu1, "causal": causal}
@@ -106,9 +112,9 @@ def _backward(dy, q, k, v, kept, kernel: str, eps: float, elu1: bool, causal: bo
             return gradients
         # What is not finite and has no gradient itself leaves those of all others as they are.
         q, k, v, _ = without_what_is_not_finite(q, k, v, elu1)
-        _, *kept = results = module.results(q, k, v, elu1, causal)
+        results = module.results(q, k, v, elu1, causal)
         module.forward(q, k, v, *results, **options)
-        return module.backward(dy, q, k, v, *kept, **options)[0]
+        return module.backward(dy, q, k, v, *_kept(kernel, results), **options)[0]
 
 
 class _LinearAttention(Function):
@@ -137,11 +143,10 @@ class _TransformedLinearAttention(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         q, k, v, *ctx.options = inputs
-        _, *kept = output
-        ctx.save_for_backward(q, k, v, *kept)
+        ctx.n_outputs = len(output)
+        ctx.save_for_backward(q, k, v, *_kept(ctx.options[0], output))
         ctx.save_for_forward(q, k, v)
-        ctx.n_kept = len(kept)
-        ctx.mark_non_differentiable(*kept)
+        ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -158,14 +163,20 @@ class _TransformedLinearAttention(Function):
     @staticmethod
     def vmap(info, in_dims, q, k, v, *options):
         n = info.batch_size
-        q, k, v = _folded(n, in_dims, q, k, v)
+        q, k, v = _folded(n, in_dims[:3], q, k, v)
         outputs = _TransformedLinearAttention.apply(q, k, v, *options)
         return _unfolded(n, outputs), (0,) * len(outputs)
 
     @staticmethod
     def jvp(ctx, dq, dk, dv, *_):
-        q, k, v = ctx.saved_tensors[:3]
-        return _tangent(q, k, v, dq, dk, dv, *ctx.options[1:]), *[None] * ctx.n_kept
+        q, k, v = inputs = ctx.saved_tensors[:3]
+        dy = q.new_zeros((*q.shape[:3], v.shape[-1]), dtype=v.dtype)
+        (tangent,) = _tangents(
+            lambda dy: _gradients_written_out(dy, q, k, v, *ctx.options[1:]),
+            (dy,),
+            _or_zeros((dq, dk, dv), inputs),
+        )
+        return tangent, *[None] * (ctx.n_outputs - 1)
 
 
 class _Gradient(Function):
@@ -180,12 +191,22 @@ class _Gradient(Function):
         dy, q, k, v, _, *ctx.options = inputs[:8]
         ctx.n_inputs = len(inputs)
         ctx.save_for_backward(dy, q, k, v)
+        ctx.save_for_forward(dy, q, k, v)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, *given):
         gradients = _gradient_of_gradient(given, *ctx.saved_tensors, *ctx.options)
         return (*gradients, *[None] * (ctx.n_inputs - 4))
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        inputs = ctx.saved_tensors
+        return _tangents(
+            lambda *given: _gradient_of_gradient(given, *inputs, *ctx.options),
+            tuple(torch.zeros_like(x) for x in inputs[1:]),
+            _or_zeros(tangents[:4], inputs),
+        )
 
     @staticmethod
     def vmap(info, in_dims, dy, q, k, v, kernel, eps, elu1, causal, *kept):
@@ -203,24 +224,20 @@ def _gradients_written_out(dy, q, k, v, eps, elu1, causal):
 
 def _gradient_of_gradient(given, dy, q, k, v, eps, elu1, causal):
     """Of dy, q, k and v, where `given` are the gradients of dq, dk and dv."""
-    given = tuple(
-        torch.zeros_like(x) if g is None else g for g, x in zip(given, (q, k, v), strict=True)
-    )
     _, pull = torch.func.vjp(
         lambda *x: _gradients_written_out(*x, eps, elu1, causal), dy, q, k, v
     )
-    return pull(given)
+    return pull(_or_zeros(given, (q, k, v)))
 
 
-def _tangent(q, k, v, dq, dk, dv, eps, elu1, causal):
-    """J·(dq, dk, dv): the gradient with respect to dy of what is linear in it, Jᵀ dy."""
-    tangents = tuple(
-        torch.zeros_like(x) if t is None else t
-        for t, x in zip((dq, dk, dv), (q, k, v), strict=True)
-    )
-    dy = q.new_zeros((*q.shape[:3], v.shape[-1]), dtype=v.dtype)
-    _, pull = torch.func.vjp(lambda dy: _gradients_written_out(dy, q, k, v, eps, elu1, causal), dy)
-    return pull(tangents)[0]
+def _tangents(pull, zeros, tangents):
+    """J·tangents, where pull(x) is Jᵀ x: what is linear has its transpose as its gradient."""
+    return torch.func.vjp(pull, *zeros)[1](tangents)
+
+
+def _or_zeros(gradients, like) -> tuple[Tensor, ...]:
+    pairs = zip(gradients, like, strict=True)
+    return tuple(torch.zeros_like(x) if g is None else g for g, x in pairs)
 
 
 def _folded(n: int, dims, *tensors: Tensor) -> list[Tensor]:
@@ -285,7 +302,7 @@ def _(info, in_dims, dy, q, k, v, kept, *options):
 
 def _keep(ctx, inputs, output):
     q, k, v, *ctx.options = inputs
-    ctx.save_for_backward(q, k, v, *output[1:])
+    ctx.save_for_backward(q, k, v, *_kept(ctx.options[0], output))
     ctx.set_materialize_grads(False)
 
 

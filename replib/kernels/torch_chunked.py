@@ -29,6 +29,7 @@ from replib.kernels import operator
 # more in a batch, a call is long enough for the short chunk.
 SHORT_CHUNK_LEN, LONG_CHUNK_LEN = 32, 64
 MANY_HEADS = 32
+KEEPS_Y = False  # for the backward pass
 STATE_BYTES = 4  # of a number of a state, or a denominator
 
 
@@ -45,9 +46,8 @@ def results(q: Tensor, k: Tensor, v: Tensor, elu1: bool, causal: bool) -> tuple[
     (b, h, n, d), m, options = q.shape, v.shape[-1], _options(q)
     y = torch.empty((b, h, n, m), dtype=v.dtype, device=v.device)
     den = torch.empty((b, h, n, 1), **options)
-    n_kept = -(-n // _block_len(m)) if causal else 1
-    kept_s = torch.empty((b, h, n_kept, d, m), **options)
-    kept_z = torch.empty((b, h, n_kept, 1, d), **options)
+    rows = -(-n // _block_len(m)) * d if causal else d
+    kept_s, kept_z = torch.empty((b, h, rows, m), **options), torch.empty((b, h, rows), **options)
     if causal or not (elu1 or q.dtype != den.dtype or k.dtype != den.dtype):
         return y, den, kept_s, kept_z
     return y, den, kept_s, kept_z, *(torch.empty(x.shape, **options) for x in (q, k))
@@ -76,7 +76,7 @@ def _not_causal(q, k, v, y, den, kept_s, kept_z, *features, eps, elu1):
         else:
             phi.copy_(x)
     q, k = features or (q, k)
-    s, z = kept_s[:, :, 0], kept_z[:, :, 0]  # (B, H, R, M), (B, H, 1, R)
+    s, z = kept_s, kept_z.unsqueeze(2)  # (B, H, R, M), (B, H, 1, R)
     torch.matmul(k.mT, v.to(k.dtype), out=s)
     torch.sum(k, 2, keepdim=True, out=z)
     torch.matmul(q, z.mT, out=den).add_(eps)
@@ -89,7 +89,7 @@ def _not_causal(q, k, v, y, den, kept_s, kept_z, *features, eps, elu1):
 
 def _not_causal_backward(dy, q, k, v, den, kept_s, kept_z, *features, elu1):
     phi_q, phi_k = features or (q, k)
-    s, z = kept_s[:, :, 0], kept_z[:, :, 0]
+    s, z = kept_s, kept_z.unsqueeze(2)
     g = dy / den  # (B, H, N, M)
     d_phi_q = g @ s.mT
     g_z = (phi_q * d_phi_q).sum(-1, keepdim=True).div_(den).neg_()  # (B, H, N, 1)
@@ -175,7 +175,7 @@ def _causal(q, k, v, y, denominator, kept_s, kept_z, *, eps, elu1):
     (b, h, _, d), m, c, options = q.shape, v.shape[-1], _chunk_len(q), _options(q)
     buffers = _Buffers(q, v, c, backward=False)
     s, z = torch.zeros(b * h, d, m, **options), torch.zeros(b * h, 1, d, **options)
-    by_block = _by_block(kept_s, kept_z)
+    by_block = _by_block(kept_s, kept_z, q.shape[-1])
     for i, (q_c, k_c, v_c, y_c, den_c) in enumerate(_chunks(c, q, k, v, y, denominator)):
         if q_c.shape[2] < c:
             buffers = _Buffers(q, v, q_c.shape[2], backward=False)
@@ -196,9 +196,10 @@ def _causal(q, k, v, y, denominator, kept_s, kept_z, *, eps, elu1):
     return _finite(s, z, denominator)
 
 
-def _by_block(kept_s: Tensor, kept_z: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _by_block(kept_s: Tensor, kept_z: Tensor, d: int) -> list[tuple[Tensor, Tensor]]:
     """S (B·H, D, M) and z (B·H, 1, D) at the start of each block."""
-    return [*zip(kept_s.flatten(0, 1).unbind(1), kept_z.flatten(0, 1).unbind(1), strict=True)]
+    s, z = kept_s.flatten(0, 1).split(d, 1), kept_z.flatten(0, 1).unsqueeze(1).split(d, 2)
+    return [*zip(s, z, strict=True)]
 
 
 def _finite(*sums: Tensor) -> bool:
@@ -212,7 +213,7 @@ def _causal_backward(dy, q, k, v, denominator, kept_s, kept_z, *, elu1):
     whole = buffers = _Buffers(q, v, c, backward=True)
     if chunks[-1][0].shape[2] < c:
         buffers = _Buffers(q, v, chunks[-1][0].shape[2], backward=True)
-    by_block = _by_block(kept_s, kept_z)
+    by_block = _by_block(kept_s, kept_z, q.shape[-1])
     # Of the chunks of a block but the last: S and z after them.
     after_s, after_z = (x.new_empty(block - 1, *x.shape) for x in by_block[0])
     r_s, r_z = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in by_block[0])
