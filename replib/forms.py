@@ -26,7 +26,7 @@ from replib.streams import VOCAB_SIZE, GenerationConfig, build_model, geometric_
 # models of 1 to 16 layers came to 2e-15, 7e-7 and 2e-2; an error in a formula is nearer to 1.
 TOLERANCES = {"float64": 1e-13, "float32": 1e-5, "bfloat16": 5e-2}
 STEPS = {"linear": "recurrent state", "softmax": "cache"}
-AT_ONCE, RECOMPUTED = "all at once", "recomputed"
+AT_ONCE, PROMPT, RECOMPUTED = "all at once", "prompt at once, then tokens", "recomputed"
 N_TOKENS = 100
 N_DRAWN = 6  # images
 
@@ -62,6 +62,11 @@ def agreements(model: CausalTransformer, tokens: Tensor, dtype: str) -> Iterator
     for kernel in _kernels(model) if mechanism == "linear" else [None]:
         name = f"{AT_ONCE}, {kernel} kernel" if kernel else AT_ONCE
         yield Agreement(way, name, dtype, _difference(steps, _whole(model, tokens, kernel)))
+    half, decoder = -(-n // 2), Decoder(model, len(tokens), max_len=n)
+    after = [decoder.prefill(tokens[:, :half])]
+    after += [decoder.step(token) for token in tokens[:, half:].unbind(1)]
+    there = torch.stack(after, dim=1)
+    yield Agreement(way, PROMPT, dtype, _difference(steps[:, half - 1 :], there))
     recompute, at = Recompute(model, len(tokens), max_len=n), geometric_positions(n)
     recompute.tokens.copy_(tokens)
     again = []

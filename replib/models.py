@@ -117,6 +117,11 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.dropped_of_256 == 0:
             return x
+        if self.generator is not None and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "a checkpointed forward pass is computed again, and a generator of its own would "
+                "draw other dropout: use set_dropout_generator(model, None)"
+            )
         n, least = -(-x.numel() // 8), torch.iinfo(torch.int64).min
         if self.generator is None and torch.compiler.is_compiling():  # which knows no random_
             words = torch.randint(least, -(least + 1), (n,), dtype=torch.int64, device=x.device)
@@ -128,8 +133,8 @@ class Dropout(nn.Module):
         return x * keep.mul_(256 / (256 - self.dropped_of_256))
 
 
-def set_dropout_generator(model: nn.Module, generator: torch.Generator) -> None:
-    """Let all dropout of a model draw from one generator."""
+def set_dropout_generator(model: nn.Module, generator: torch.Generator | None) -> None:
+    """Let all dropout of a model draw from one generator; None is torch's own."""
     for module in model.modules():
         if isinstance(module, Dropout):
             module.generator = generator

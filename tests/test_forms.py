@@ -13,8 +13,8 @@ from replib.streams import GenerationConfig, build_model
 SIZES = {"n_layers": 2, "n_heads": 2, "head_dim": 8}
 TOKENS = torch.randint(256, (2, 33), generator=torch.Generator().manual_seed(1))
 COMPARED = {
-    "recurrent": {"all at once, torch kernel", "recomputed"},
-    "cache": {"all at once", "recomputed"},
+    "recurrent": {"all at once, torch kernel", forms.PROMPT, "recomputed"},
+    "cache": {"all at once", forms.PROMPT, "recomputed"},
 }
 
 

@@ -456,6 +456,23 @@ def test_checkpointed_blocks_have_the_same_gradients(name):
     assert torch.equal(gradient(model.head(model.norm(x)), model), expected)
 
 
+def test_checkpointed_dropout_is_drawn_again_or_refused():
+    model, tokens = build(CausalTransformer, small(dropout=0.5)).train(), random_tokens(35)
+
+    def found(run):
+        torch.manual_seed(0)
+        x = model.embedding(tokens)
+        return gradient(run(model.blocks[0], x), model.blocks[0])
+
+    def checkpointed(block, x):
+        return checkpoint(block, x, use_reentrant=False)
+
+    assert torch.equal(found(checkpointed), found(lambda block, x: block(x)))
+    set_dropout_generator(model, torch.Generator())
+    with pytest.raises(RuntimeError, match=r"use set_dropout_generator\(model, None\)"):
+        found(checkpointed)
+
+
 def test_of_no_tokens_come_no_logits():
     model, translator = (build(cls, small()) for cls in (CausalTransformer, EncoderDecoder))
     for b, n in ((0, 5), (3, 0)):
