@@ -88,10 +88,6 @@ class TransformerConfig:
                 f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}: "
                 "use a divisor of it"
             )
-        if self.kv_heads < self.n_heads and not ATTENTION[self.attention].grouped:
-            raise ValueError(
-                f"{self.attention} attention has a key for each query: leave out n_kv_heads"
-            )
 
     @property
     def head_dim(self) -> int:

@@ -18,7 +18,6 @@ from replib.models import CausalTransformer, TransformerConfig
 B, H, G, D, N = 2, 4, 2, 8, 37  # LSH attention has two chunks there
 MECHANISMS = [name for name, cls in ATTENTION.items() if cls.recurrent]
 every_mechanism = pytest.mark.parametrize("name", MECHANISMS)
-every_grouped = pytest.mark.parametrize("name", [m for m in MECHANISMS if ATTENTION[m].grouped])
 
 
 def build(name, n_heads=H, dtype=torch.float64):
@@ -52,7 +51,8 @@ def fresh(attention, n_heads=H, dtype=torch.float64, **options):
 
 def gradients(y, inputs):
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = torch.autograd.grad(y, inputs, dy.to(y.dtype), allow_unused=True)
+    options = {"allow_unused": True, "retain_graph": True}
+    found = torch.autograd.grad(y, inputs, dy.to(y.dtype), **options)
     return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
 
 
@@ -197,7 +197,7 @@ def test_of_nothing_comes_nothing(name):
 # Grouped heads
 
 
-@every_grouped
+@every_mechanism
 @pytest.mark.parametrize("causal", [True, False])
 def test_grouped_heads_are_heads_that_are_repeated(name, causal):
     grouped, repeated = build(name, n_heads=G), build(name, n_heads=H)

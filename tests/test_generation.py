@@ -248,7 +248,7 @@ def test_a_decoder_under_autocast_keeps_the_dtype_of_its_weights(config, dtype):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, PACKED_FROM + 1])
-@pytest.mark.parametrize("name", [a for a in RECURRENT if ATTENTION[a].grouped])
+@pytest.mark.parametrize("name", RECURRENT)
 def test_a_decoder_with_fewer_heads_of_keys_gives_the_parallel_logits(name, batch_size):
     config = replace(LINEAR, attention=name, n_heads=4, n_kv_heads=2, d_model=32)
     model, tokens = build(CausalTransformer, config), random_tokens(N, b=batch_size)

@@ -34,8 +34,6 @@ class Attention(nn.Module):
     """Ways to compute the same function; without a name it is the first, or the fastest for the
     tensors. One compiled for a kind of device is named after it ("cpu", "cuda")."""
     recurrent: ClassVar[bool] = False
-    grouped: ClassVar[bool] = True
-    """Whether queries may have more heads than keys and values."""
     sources: ClassVar[tuple[str, ...]] = ()
     """Modules besides its own that compute it: an edit there gives its runs a new identity."""
 
