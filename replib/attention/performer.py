@@ -168,8 +168,7 @@ class PerformerAttention(FeatureAttention):
     def step_(self, state: PerformerState, q, k, v):
         (s, z, before), dtype = state, v.dtype
         with exactly(q):
-            if dtype != s.dtype:
-                q, k, v = (x.to(s.dtype) for x in (q, k, v))
+            q, k, v = q.to(s.dtype), k.to(s.dtype), v.to(s.dtype)
             q, exponents = self._features(q, k)
             largest = torch.maximum(before, exponents.amax(-1))
             decay = (before - largest).exp_().unsqueeze(-1)
