@@ -27,9 +27,9 @@ Pᵀ [dY, g]) over each segment, and a program begins with the sum over the segm
 its own. Only y, 1 / den (B, H, N) and the states of segments are kept for the backward pass. No
 result depends on the order in which programs run.
 
-In dφ(Q) nearly all of dY Sᵀ and g zᵀ cancels where values have a mean. For bfloat16 and float16, g is
-therefore of a float32 Y that is kept beside the rounded one, S enters this product with twice the
-digits of an operand, and z sums the keys that S does, rounded.
+In dφ(Q) nearly all of dY Sᵀ and g zᵀ cancels where values have a mean. For bfloat16 and float16, g
+is therefore of a float32 Y that is kept beside the rounded one, S enters this product with twice
+the digits of an operand, and z sums the keys that S does, rounded.
 
 A value that is not finite would reach earlier rows of its chunk, as 0·NaN is NaN: the product with
 the triangle has 0 in its place, and the row sums of A a NaN where it is seen.
@@ -151,7 +151,7 @@ def _times_state(a, s, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """a s with more digits of s than an operand holds."""
     if PRECISION == "tf32x3":  # which takes them itself
         return tl.dot(a, s, input_precision=PRECISION)
-    if DOT == tl.float32:
+    if tl.float32 == DOT:
         return tl.dot(a, s, input_precision="tf32x3")
     high = s.to(DOT)
     low = (s - high.to(tl.float32)).to(DOT)
@@ -481,7 +481,7 @@ def _plan(
         n_segments=n_segments,
         n_states=n_states,
         n_summed=n_states if n_states <= FEW_STATES else 1,
-        keeps_y=dtypes[2] != torch.float32,
+        keeps_y=dtypes[-1] != torch.float32,
         constants=sizes | {"ELU1": elu1, "CAUSAL": causal, "DOT": operand, "PRECISION": precision},
     )
 
@@ -529,9 +529,9 @@ def forward(q, k, v, y, y_kept, inverse, states, *, eps: float, elu1: bool, caus
             KEEP=plan.keeps_y,
         )
     return True
-def backward(
-    dy, q, k, v, y, y_kept, inverse, states, *, eps: float, elu1: bool, causal: bool
-):
+
+
+def backward(dy, q, k, v, y, y_kept, inverse, states, *, eps: float, elu1: bool, causal: bool):
     """dq, dk and dv."""
     plan, heads, n_q, n_k = _plan_of(q, k, v, elu1, causal), q.shape[1], q.shape[2], k.shape[2]
     found, g = gradients(q, k, v), torch.empty_like(inverse)
@@ -584,8 +584,10 @@ def bytes_per_token(
     short segment is in the L2 cache by then. The states of a segment are 4·D·(M + 1) bytes, moved
     two to four times, and are not counted.
     """
+    wider = max(4 - itemsize, 0) * m  # y is read in float32
     if backward:  # q, k, v, y, dy and 1 / den in, dq and g out; q, k, v, dy, both in, dk, dv out
-        again = (d + 2 * m) * itemsize + 4 if segmented else 0  # q, y, dy and 1 / den
-        return 6 * (d + m) * itemsize + 16 + again
+        again = (d + 2 * m) * itemsize + 4 + wider if segmented else 0  # q, y, dy and 1 / den
+        return 6 * (d + m) * itemsize + 16 + wider + again
     again = (d + m) * itemsize if segmented else 0  # k and v
-    return 2 * (d + m) * itemsize + 4 + again
+    kept = 4 * m if itemsize < 4 else 0  # y in float32
+    return 2 * (d + m) * itemsize + 4 + kept + again
