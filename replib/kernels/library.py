@@ -153,18 +153,19 @@ def once(name: str, backward: Callable[..., tuple[Tensor | None, ...]]) -> Calla
     connected to by other ways.
 
     Args:
-        backward: (*tensors) -> gradients; it changes none of the tensors.
+        backward: (*arguments) -> gradients; it changes none of the tensors, and is given all that
+            the kernel was.
     """
 
     class Backward(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, *tensors):
-            return backward(*tensors)
+        def forward(ctx, *arguments):
+            return backward(*arguments)
 
         @staticmethod
         def backward(ctx, *directions):
             raise NotImplementedError(
-                f"{name} is differentiable once: use float64, or another kernel, for more"
+                f"{name} is differentiable once: write it out in operations of torch for more"
             )
 
     return Backward.apply
