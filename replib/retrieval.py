@@ -248,7 +248,10 @@ class AssociativeMemory(nn.Module):
 
     def strengths(self, batch: Associations) -> Tensor:
         """β of each write (P, B, N)."""
-        beta = _looked_up(self.embedding @ self.beta_of_embedding, batch.keys)
+        # A column more, of zeros: a product with one is computed otherwise where there is one seed,
+        # and a seed would round otherwise alone than among others.
+        columns = nn.functional.pad(self.beta_of_embedding, (0, 1))
+        beta = _looked_up((self.embedding @ columns)[..., :1], batch.keys)
         beta = beta + _looked_up(self.beta_of_value, batch.values)
         return torch.sigmoid(beta + self.beta_bias[:, None, None]).squeeze(-1)
 

@@ -23,7 +23,7 @@ MAX_BUCKETS, CHUNK_LEN = 64, 32
 OWN_POSITION = -1e5  # the score of a position with itself: chosen only where there is no other
 SEED = 0
 ROUNDS = ("1 round", "4 rounds", "8 rounds")
-ORIGINAL = "original, "  # before the rounds of an implementation
+ORIGINAL = "original "  # before the rounds of an implementation
 
 # A guess: the share of a matrix product's rate, and what a score costs besides its products.
 EFFICIENCY, OPERATIONS_PER_SCORE = 0.2, 100
@@ -66,7 +66,7 @@ class Places(NamedTuple):
 
 class LSHAttention(Attention):
     """Reformer attention; the implementation is the number of rounds, "1 round" to "8 rounds", or
-    that of fast-transformers with as many ("original, 4 rounds").
+    that of fast-transformers with as many ("original 4 rounds").
 
     Causal, queries and keys are shared: position i is compared by q_i, and with the unit vector
     of q_j; k is not looked at (Reformer, section 2). In each round positions are hashed by
@@ -78,7 +78,7 @@ class LSHAttention(Attention):
     length, and chunks are cut from one sorted sequence, so that a position attends across buckets,
     and to itself, and which earlier positions it sees depends on the hashes of *later* ones: what
     stands at a position changes with what follows, and there is no recurrent form. Its rounds are
-    averaged. The implementations "original, ..." do all that.
+    averaged. The implementations "original ..." do all that.
     Deviation: a pair that meets in several rounds counts in each; the paper's eq. 4 counts it once.
     Deviation: not causal (an encoder, or attention to one), every query is compared with the unit
     vectors of all keys, without hashing: queries and keys come from different sequences there, and
