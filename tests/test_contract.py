@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import elu
 
-from replib.attention import ATTENTION, Attention
+from replib.attention import ATTENTION, Attention, linear_attention, softmax_attention
 from replib.attention.base import Packing, packed
+from replib.attention.delta import delta_rule
 from replib.generation import Decoder
 from replib.models import CausalTransformer, TransformerConfig
 
@@ -261,6 +262,22 @@ def test_packed_sequences_are_the_sequences_alone(name, causal):
     y = packed(attend, BOUNDARIES, *qkv, causal=causal)
     close(y, expected)
     close(gradients(y, qkv), gradients(expected, qkv))
+
+
+@pytest.mark.parametrize("function", [linear_attention, softmax_attention, delta_rule])
+def test_functions_take_packed_sequences(function):
+    inputs = random_qkv(b=1, heads=(H, G, G))
+    if function is delta_rule:
+        inputs = [*(x.softmax(-1) for x in inputs[:2]), inputs[2], inputs[2].sigmoid().amax(-1)]
+    spans = [(a, b) for a, b in BOUNDARIES.unfold(0, 2, 1).tolist() if b > a]
+    expected = torch.cat([function(*(x[:, :, a:b] for x in inputs)) for a, b in spans], dim=2)
+    close(function(*inputs, cu_seqlens=BOUNDARIES), expected)
+    with pytest.raises(ValueError, match="use the 37 positions"):
+        function(*inputs, cu_seqlens=BOUNDARIES[:-1])
+    if function is not delta_rule:
+        mask = torch.zeros(1, N, dtype=torch.bool)
+        with pytest.raises(ValueError, match="packed sequences have no padding"):
+            function(*inputs, cu_seqlens=BOUNDARIES, key_padding_mask=mask)
 
 
 def test_packs_are_padded_by_less_than_they_hold():

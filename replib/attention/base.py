@@ -340,7 +340,11 @@ def _filled(x: Tensor, padding: Tensor) -> Tensor:
 
 
 def packed(
-    attention: Callable[..., Tensor], cu_seqlens: Tensor, *inputs: Tensor, causal: bool = True
+    attention: Callable[..., Tensor],
+    cu_seqlens: Tensor,
+    *inputs: Tensor,
+    causal: bool = True,
+    padding_mask: Tensor | None = None,
 ) -> Tensor:
     """`attention` within each of several sequences that are packed one after the other.
 
@@ -351,8 +355,11 @@ def packed(
         inputs: (1, H, T, ...).
 
     Raises:
-        ValueError: the boundaries are not those of the tensors, or the batch is not 1.
+        ValueError: the boundaries are not those of the tensors, or the batch is not 1, or there is
+            a mask of padding besides.
     """
+    if padding_mask is not None:
+        raise ValueError("packed sequences have no padding: give a mask or cu_seqlens")
     lengths = {x.shape[2] for x in inputs}
     if len(lengths) != 1:
         raise ValueError(f"packed inputs have the lengths {sorted(lengths)}: give all the same")

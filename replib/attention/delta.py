@@ -6,12 +6,13 @@ Queries and keys are features already, φ(q) and φ(k) in the paper; β (`beta`)
 strengths. The paper's W (M, R) is kept transposed: `DeltaState.s` is Wᵀ (R, M).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from replib.attention.base import Attention, check_qkv, repeat_heads
+from replib.attention.base import Attention, check_qkv, packed, repeat_heads
 from replib.attention.feature_maps import DPFP_NU, dpfp
 from replib.attention.padding import without_padding
 from replib.kernels import delta, installed, refusal, why_not
@@ -28,7 +29,13 @@ EFFICIENCY = {"torch": 0.1, "cpu": 0.3, "plain": 0.01}
 
 
 def delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *, kernel: str | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    *,
+    kernel: str | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """W_i = W_{i-1} + β_i (v_i - v̄_i) k_iᵀ with v̄_i = W_{i-1} k_i, and y_i = W_i q_i; W_0 = 0.
 
@@ -42,6 +49,8 @@ def delta_rule(
             and beta may be a divisor of those of q.
         kernel: "plain" is the loop over positions; "torch" takes a chunk of positions at a time,
             and "cpu" too, compiled; None takes the fastest for the device, dtypes and sizes.
+        cu_seqlens: (S + 1,), boundaries of S sequences that lie one after the other in a batch of 1,
+            each to be read and written alone; see `replib.attention.base.Packing`.
 
     Returns:
         (B, H, N, M), in the dtype of v.
@@ -49,6 +58,8 @@ def delta_rule(
     Raises:
         ValueError: shapes disagree, or the kernel is unknown or cannot take these tensors.
     """
+    if cu_seqlens is not None:
+        return packed(partial(delta_rule, kernel=kernel), cu_seqlens, q, k, v, beta)
     _check(q, k, v, beta)
     if q.shape[2] != k.shape[2]:
         raise ValueError(

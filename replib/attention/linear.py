@@ -5,12 +5,13 @@ R feature size: φ maps D to R. The paper's s_i is `LinearState.s`, its z_i `Lin
 """
 
 from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from replib.attention.base import Attention, check_qkv, repeat_heads
+from replib.attention.base import Attention, check_qkv, packed, repeat_heads
 from replib.attention.feature_maps import feature_map_named
 from replib.kernels import KERNELS, fastest_kernel, installed, refusal, why_not
 from replib.kernels.operator import without_what_is_not_finite
@@ -36,6 +37,7 @@ def linear_attention(
     eps: float = EPS,
     kernel: str | None = None,
     key_padding_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """φ(q_i)ᵀ Σ_j φ(k_j) v_jᵀ / (φ(q_i)ᵀ Σ_j φ(k_j) + eps), over j <= i when causal.
 
@@ -51,6 +53,8 @@ def linear_attention(
             kernel; None takes the fastest for the device, dtypes and sizes.
         key_padding_mask: (B, N) bool, True where a key is padding and takes no part, whatever it
             and its value hold.
+        cu_seqlens: (S + 1,), boundaries of S sequences that lie one after the other in a batch of 1,
+            each to be attended over alone; see `replib.attention.base.Packing`.
 
     Returns:
         (B, H, N, M). A query that sees no key gets 0.
@@ -59,6 +63,10 @@ def linear_attention(
         ValueError: shapes disagree, or the feature map or kernel is unknown, or the kernel cannot
             take these tensors.
     """
+    if cu_seqlens is not None:
+        options = {"causal": causal, "feature_map": feature_map, "eps": eps, "kernel": kernel}
+        attend = partial(linear_attention, **options)
+        return packed(attend, cu_seqlens, q, k, v, causal=causal, padding_mask=key_padding_mask)
     check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
     phi = feature_map_named(feature_map)
     elu1 = feature_map == "elu1" and kernel != "plain"  # is left to the kernel

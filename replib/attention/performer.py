@@ -72,7 +72,12 @@ class PerformerAttention(FeatureAttention):
         if redraw_every is not None:
             self.register_buffer("n_calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("directions", torch.empty(head_dim, n_directions))
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
         self.resample(torch.Generator().manual_seed(SEED))
+        if self.redraw_every is not None:
+            self.n_calls.zero_()
 
     @classmethod
     def for_model(cls, *, n_heads, head_dim, max_len, implementation=None) -> Attention:

@@ -4,13 +4,14 @@ B batch, H heads, N sequence length, D query/key size per head, M value size per
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from replib.attention.base import Attention, check_qkv, repeat_heads
+from replib.attention.base import Attention, check_qkv, packed, repeat_heads
 from replib.attention.padding import (
     can_be_asked,
     finite_so_far,
@@ -36,6 +37,7 @@ def softmax_attention(
     causal: bool = True,
     implementation: str = "fused",
     key_padding_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """softmax(Q Kᵀ / sqrt(D)) V (Vaswani et al. 2017, eq. 1).
 
@@ -46,6 +48,8 @@ def softmax_attention(
         implementation: "fused" calls torch's scaled_dot_product_attention; "textbook" forms the
             (N, N) weights, as the 2022 replication did, of float32 or wider.
         key_padding_mask: (B, N) bool, True where a key is padding. A query that sees no key gets 0.
+        cu_seqlens: (S + 1,), boundaries of S sequences that lie one after the other in a batch of 1,
+            each to be attended over alone; see `replib.attention.base.Packing`.
 
     Returns:
         (B, H, N, M).
@@ -53,6 +57,9 @@ def softmax_attention(
     Raises:
         ValueError: shapes disagree, or the implementation is unknown.
     """
+    if cu_seqlens is not None:
+        attend = partial(softmax_attention, causal=causal, implementation=implementation)
+        return packed(attend, cu_seqlens, q, k, v, causal=causal, padding_mask=key_padding_mask)
     check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
     implementation = SoftmaxAttention.resolve(implementation)
     attend = _fused if implementation == "fused" else _textbook
