@@ -49,7 +49,7 @@ def delta_rule(
             and beta may be a divisor of those of q.
         kernel: "plain" is the loop over positions; "torch" takes a chunk of positions at a time,
             and "cpu" too, compiled; None takes the fastest for the device, dtypes and sizes.
-        cu_seqlens: (S + 1,), boundaries of S sequences that lie one after the other in a batch of 1,
+        cu_seqlens: (S + 1,), boundaries of S sequences one after the other in a batch of 1,
             each to be read and written alone; see `replib.attention.base.Packing`.
 
     Returns:

@@ -53,7 +53,7 @@ def linear_attention(
             kernel; None takes the fastest for the device, dtypes and sizes.
         key_padding_mask: (B, N) bool, True where a key is padding and takes no part, whatever it
             and its value hold.
-        cu_seqlens: (S + 1,), boundaries of S sequences that lie one after the other in a batch of 1,
+        cu_seqlens: (S + 1,), boundaries of S sequences one after the other in a batch of 1,
             each to be attended over alone; see `replib.attention.base.Packing`.
 
     Returns:

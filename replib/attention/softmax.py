@@ -48,7 +48,7 @@ def softmax_attention(
         implementation: "fused" calls torch's scaled_dot_product_attention; "textbook" forms the
             (N, N) weights, as the 2022 replication did, of float32 or wider.
         key_padding_mask: (B, N) bool, True where a key is padding. A query that sees no key gets 0.
-        cu_seqlens: (S + 1,), boundaries of S sequences that lie one after the other in a batch of 1,
+        cu_seqlens: (S + 1,), boundaries of S sequences one after the other in a batch of 1,
             each to be attended over alone; see `replib.attention.base.Packing`.
 
     Returns:
