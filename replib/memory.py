@@ -25,10 +25,12 @@ process. It is not reentrant: do not hold it when calling a function of this mod
 # Assumed free where the system tells nothing (not Linux, no sysconf).
 UNKNOWN_MEMORY_BYTES = 4 * 10**9
 # Parameters of glibc's mallopt, by malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-# By itself glibc maps every block above 32 MB at most anew and unmaps it when it is freed, so that
-# each call pays a page fault for every 4 kB of its temporaries. Blocks below the first of these are
-# kept when they are freed, up to the second in all; what is larger goes back to the system.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+# By itself glibc maps every block above 32 MB (at most) anew and unmaps it when it is freed, so
+# that each call pays a page fault for every 4 kB of its temporaries. Blocks below the first of
+# these are kept when they are freed, up to the second at the end of the heap. Larger ones would
+# save more time, but as blocks do not fit into each other's places the heap of a call may take 2.6
+# times the memory of its tensors, which of larger blocks is too much.
 KEPT_BLOCK_BYTES = 256 * 2**20
 KEPT_BYTES = 512 * 2**20
 KEEP_VARIABLE = "REPLIB_KEEP_MEMORY"  # "0" leaves malloc as it is
@@ -192,10 +194,11 @@ def release_memory(device: torch.device) -> None:
 
 
 def keep_freed_memory() -> str:
-    """Let malloc keep what tensors free for the next ones, up to KEPT_BYTES, and say so.
+    """Let malloc keep what tensors free for the next ones, and say what it does.
 
-    Of glibc alone, for the whole process; REPLIB_KEEP_MEMORY=0 leaves it as it is. What is
-    allocated, and so `peak_memory_bytes`, is the same either way.
+    Of glibc alone, for the whole process; REPLIB_KEEP_MEMORY=0 leaves it as it is. All threads
+    share one heap then, as those of a thread are 64 MB at most. What is allocated, and so
+    `peak_memory_bytes`, is the same either way.
     """
     if os.environ.get(KEEP_VARIABLE) == "0":
         return f"as it is, by {KEEP_VARIABLE}=0"
@@ -205,14 +208,14 @@ def keep_freed_memory() -> str:
         libc = ctypes.CDLL(None)
         _ = libc.gnu_get_libc_version  # mallopt of another C library means something else
         kept = libc.mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
-        kept &= libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        kept &= libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES) & libc.mallopt(M_ARENA_MAX, 1)
     except (AttributeError, OSError, TypeError):  # another C library, or none to be had
         return "as it is, not being glibc's"
     if not kept:
         return "as it is, refusing other thresholds"
     return (
-        f"keeps up to {KEPT_BYTES >> 20} MB of what is freed, in blocks below "
-        f"{KEPT_BLOCK_BYTES >> 20} MB ({KEEP_VARIABLE}=0 to leave it as it is)"
+        f"keeps what is freed in blocks below {KEPT_BLOCK_BYTES >> 20} MB, so that calls do not "
+        f"wait for pages ({KEEP_VARIABLE}=0 leaves it as it is)"
     )
 
 

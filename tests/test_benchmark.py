@@ -2,6 +2,9 @@ import functools
 import itertools
 import mmap
 import os
+import platform
+import subprocess
+import sys
 import threading
 from collections import Counter
 
@@ -426,6 +429,66 @@ def test_a_control_group_of_version_1_counts_even_at_the_mount_alone(tmp_path):
     membership.write_text("5:devices:/x\n4:memory:/not/visible/here\n0::/\n")
     assert memory._cgroup_free_bytes(membership, tmp_path / "mount") == [720]
     assert memory._cgroup_free_bytes(tmp_path / "absent", tmp_path) == []
+
+
+KEEPS = """
+import ctypes, torch
+from replib import memory
+
+def faults_of_a_second_call():
+    for _ in range(2):
+        before = memory.page_faults()
+        torch.ones(16 * 2**20)  # 64 MB, which malloc gives back by itself
+        found = memory.page_faults() - before
+    return found
+
+x = torch.ones(4 * 2**20, requires_grad=True)
+peak = lambda: memory.peak_memory_bytes(lambda: torch.autograd.grad(x.exp().exp().sum(), x))
+before, peak_before = faults_of_a_second_call(), peak()
+told = memory.keep_freed_memory()
+print(before, faults_of_a_second_call(), peak_before, peak(), told)
+"""
+
+
+def kept_by_a_process(**environment):
+    own = (*memory.MALLOC_VARIABLES, memory.KEEP_VARIABLE)
+    inherited = {name: value for name, value in os.environ.items() if name not in own}
+    command = [sys.executable, "-c", KEEPS]
+    done = subprocess.run(
+        command, env=inherited | environment, capture_output=True, text=True, check=True
+    )
+    *counts, told = done.stdout.strip().split(maxsplit=4)
+    return [int(count) for count in counts], told
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+def test_freed_memory_is_kept_and_the_peak_of_a_call_is_the_same():
+    (before, after, peak_before, peak_after), told = kept_by_a_process()
+    assert told.startswith("keeps what is freed")
+    assert after < before / 10 and before > 500  # with large pages there are 1 in 512
+    assert peak_before == peak_after > 0
+
+
+def test_malloc_is_left_as_it_is_where_asked_for_or_already_tuned(monkeypatch):
+    for name in memory.MALLOC_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("malloc was changed"))
+    monkeypatch.setenv(memory.MALLOC_VARIABLES[0], "1000")
+    assert memory.keep_freed_memory() == "as MALLOC_MMAP_THRESHOLD_ says"
+    monkeypatch.setenv(memory.KEEP_VARIABLE, "0")
+    assert memory.keep_freed_memory() == "as it is, by REPLIB_KEEP_MEMORY=0"
+
+
+@pytest.mark.parametrize("trouble", [AttributeError, OSError, TypeError])
+def test_another_c_library_is_left_as_it_is(monkeypatch, trouble):
+    def none(name):
+        raise trouble
+
+    for name in (*memory.MALLOC_VARIABLES, memory.KEEP_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(memory.ctypes, "CDLL", none)
+    assert memory.keep_freed_memory() == "as it is, not being glibc's"
+    memory.trim_memory()
 
 
 # Costs
