@@ -15,6 +15,9 @@ class Attention(nn.Module):
 
     A subclass defines `forward`; one with a recurrent form sets `recurrent = True` and defines
     `init_state` and `step`, and `forward` of a whole causal sequence then equals `step` repeated.
+    A state is a value: `step` and `prefill` leave the given one as it was, so that several
+    continuations may start from one state, and gradients flow through it. `step_` may reuse the
+    memory of the state it is given.
     A new mechanism is one file and one line in `replib.attention.ATTENTION`.
     """
 
@@ -75,7 +78,10 @@ class Attention(nn.Module):
         """Attend over a whole sequence: (B, H, N, D), (B, H, N, D), (B, H, N, M) -> (B, H, N, M).
 
         Args:
-            key_padding_mask: (B, N) bool, True where a key is padding and takes no part.
+            q: its heads may be a multiple of those of k and v, which queries then share in
+                groups (grouped-query attention).
+            key_padding_mask: (B, N) bool, True where a key is padding and takes no part, whatever
+                it holds. A query that sees no key gets 0.
         """
         raise NotImplementedError
 
@@ -88,14 +94,43 @@ class Attention(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        max_len: int | None = None,
     ) -> Any:
-        """The state before the first token."""
+        """The state before the first token.
+
+        Args:
+            n_heads: those of keys and values.
+            max_len: positions that a state which grows has room for from the start.
+        """
         raise NotImplementedError(f"{self.label} attention has no recurrent form")
 
     def step(self, state: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Any]:
         """One causal position: q, k (B, H, D), v (B, H, M) -> y (B, H, M) and the next state.
 
-        The given state's memory may be reused: go on with the returned one alone.
+        The given state stays as it was. Under autocast as exact as `forward`.
+        """
+        raise NotImplementedError(f"{self.label} attention has no recurrent form")
+
+    def step_(self, state: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Any]:
+        """`step` without gradients that may reuse the memory of the given state, which must not be
+        used again: what a decoder calls at every token."""
+        return self.step(state, q, k, v)
+
+    def prefill(
+        self,
+        state: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        key_padding_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
+        """`step` for N positions at once: q, k (B, H, N, D), v (B, H, N, M) -> (B, H, N, M) and the
+        state after them.
+
+        Args:
+            key_padding_mask: (B, N) bool, True at positions that are padding: nothing of them
+                enters the state.
         """
         raise NotImplementedError(f"{self.label} attention has no recurrent form")
 
@@ -124,22 +159,30 @@ class Attention(nn.Module):
         raise NotImplementedError
 
 
+def repeat_heads(x: Tensor, n_heads: int) -> Tensor:
+    """Keys or values (B, G, N, D) -> (B, H, N, D), each of G heads for H / G queries' heads."""
+    return x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], dim=1)
+
+
 def check_qkv(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool, key_padding_mask: Tensor | None
 ) -> None:
     """Refuse shapes that no mechanism can attend over.
 
     Raises:
-        ValueError: a tensor is not (B, H, N, D), sizes disagree, or causal meets a mask or
-            queries and keys of different lengths.
+        ValueError: a tensor is not (B, H, N, D), sizes disagree, or causal meets queries and keys
+            of different lengths.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4:
             raise ValueError(f"{name} has shape {tuple(x.shape)}: use (batch, heads, length, size)")
-    if q.shape[:2] != k.shape[:2] or q.shape[-1] != k.shape[-1]:
+    if q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1]:
         raise ValueError(
-            f"q {tuple(q.shape)} and k {tuple(k.shape)} differ in batch, heads or size: "
-            "give both the same"
+            f"q {tuple(q.shape)} and k {tuple(k.shape)} differ in batch or size: give both the same"
+        )
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"q has {q.shape[1]} heads and k {k.shape[1]}: give q as many, or a multiple"
         )
     if k.shape[:3] != v.shape[:3]:
         raise ValueError(
@@ -151,17 +194,11 @@ def check_qkv(
             f"causal attention of {q.shape[2]} queries over {k.shape[2]} keys is not defined: "
             "use causal=False for cross-attention"
         )
-    if key_padding_mask is not None:
-        if causal:
-            raise ValueError(
-                "a key_padding_mask with causal=True: pad at the end instead, where no earlier "
-                "query looks, and drop the mask"
-            )
-        if key_padding_mask.dtype != torch.bool or key_padding_mask.shape != (
-            k.shape[0],
-            k.shape[2],
-        ):
-            raise ValueError(
-                f"key_padding_mask is {key_padding_mask.dtype} {tuple(key_padding_mask.shape)}: "
-                f"use bool {(k.shape[0], k.shape[2])}, True where a key is padding"
-            )
+    if key_padding_mask is not None and (
+        key_padding_mask.dtype != torch.bool
+        or key_padding_mask.shape != (k.shape[0], k.shape[2])
+    ):
+        raise ValueError(
+            f"key_padding_mask is {key_padding_mask.dtype} {tuple(key_padding_mask.shape)}: "
+            f"use bool {(k.shape[0], k.shape[2])}, True where a key is padding"
+        )

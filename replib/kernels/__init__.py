@@ -1,6 +1,6 @@
 """Linear attention as kernels of the same equations, and the choice among them.
 
-A kernel is a function (q, k, v, eps, elu1, causal) -> y, differentiable once, where q, k are
+A kernel is a function (q, k, v, eps, elu1, causal) -> y, differentiable, where q, k are
 (B, H, N, D), v and y are (B, H, N, M), and `elu1` says whether φ = elu + 1 is still to be applied
 to q and k or they are features already; not causal, q may have a length of its own. Sums are in
 float32 or wider and y has the dtype of v. B batch, H heads, N sequence length, D key size, M value

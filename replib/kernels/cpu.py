@@ -8,20 +8,25 @@ are rows; S = Σ φ(k_j) v_jᵀ (D, M) and z = Σ φ(k_j) (D) are the sums over 
     A = tril(φ(Q) φ(K)ᵀ),   den = A·1 + φ(Q) z + eps,   Y = (A V + φ(Q) S) / den,
     S += φ(K)ᵀ V,   z += φ(K)ᵀ 1.
 
-Backward, with G = dY / den, g = -rowsum(G ∘ Y), first chunk to last (S and z again, from nothing):
+Backward, with G = dY / den, first chunk to last (S and z again, from nothing):
 
-    W = tril(G Vᵀ + g 1ᵀ),   dφ(Q) = W φ(K) + G Sᵀ + g zᵀ,
+    U = tril(G Vᵀ) φ(K) + G Sᵀ,   g = -rowsum(φ(Q) ∘ U) / den,
+    dφ(Q) = U + diag(g) (1 zᵀ + tril(1 1ᵀ) φ(K)),
 
-then last chunk to first, with R = Σ φ(q_i) G_iᵀ and r = Σ g_i φ(q_i) over all later chunks:
+then last chunk to first, with W = tril(G Vᵀ + g 1ᵀ) with R = Σ φ(q_i) G_iᵀ and r = Σ g_i φ(q_i) over all later chunks:
 
     dV = Aᵀ G + φ(K) R,   dφ(K) = Wᵀ φ(Q) + V Rᵀ + 1 rᵀ,   R += φ(Q)ᵀ G,   r += φ(Q)ᵀ g,
 
 and dQ = dφ(Q) ∘ min(φ(Q), 1), as φ' = min(φ, 1); dK likewise. Not causal, A and W are absent and
 S, z (R, r) are sums over all keys (queries).
 
-Only y and den (B, H, N) are kept for the backward pass, and a thread's scratch memory is a few
-(C, D) tiles: memory beyond the inputs is that of y, dq, dk and dv. Arithmetic is float32; inputs
-and outputs are float32 or bfloat16.
+g is -rowsum(G ∘ Y) too, but Y may be rounded to bfloat16, and nearly all of dφ(Q) cancels where
+values have a mean: what is left would be that rounding. Only den (B, H, N) is kept for the backward
+pass, and a thread's scratch memory is a few (C, D) tiles: memory beyond the inputs is that of y,
+dq, dk and dv. Arithmetic is float32; inputs and outputs are float32 or bfloat16.
+
+In a product with a triangle a value that is not finite would reach the rows before it, as 0·NaN is
+NaN. A pass therefore says whether all that it wrote is finite.
 """
 
 import ctypes
@@ -36,7 +41,7 @@ from numba import cfunc, config, njit, types
 from torch import Tensor
 from torch.nn.functional import pad
 
-from replib.kernels import CPU_DTYPES
+from replib.kernels import CPU_DTYPES, operator
 from replib.kernels import vectors as vec
 from replib.kernels.rows import empty_like_rows, rows_together
 
@@ -49,6 +54,7 @@ LOG2_E, LN2 = 1.44269504088896341, 0.693147180559945309
 EXP = (1.38436444e-3, 8.37416388e-3, 4.16680016e-2, 0.166664317, 0.49999994, 1.0)
 SMALLEST = -80.0  # where exp is 2e-35, which is as good as 0 here; less would leave float32's range
 TO_WHOLE = 1.5 * 2.0**23  # x + TO_WHOLE has the whole number nearest to x in its low bits
+KEEPS_Y = False  # for the backward pass
 PADDED = -1e4  # a query or key whose feature is as good as 0
 
 COMPILE_S = 15  # about, on two cores
@@ -56,9 +62,9 @@ COMPILE_S = 15  # about, on two cores
 # What a call hands its threads: 64-bit words at these places. A tensor takes five of them: its
 # address, the strides of batch, head and position in bytes, and whether it is bfloat16.
 NEXT_HEAD, NEXT_SLOT, SCRATCH, SCRATCH_BYTES, BATCH_HEADS, HEADS = range(6)
-N_QUERIES, N_KEYS, HEAD_DIM, VALUE_DIM, CAUSAL, ELU1, EPS = range(6, 13)
-Q, K, V, Y, DEN, DY, DQ, DK, DV = range(13, 58, 5)
-N_WORDS = 58
+N_QUERIES, N_KEYS, HEAD_DIM, VALUE_DIM, CAUSAL, ELU1, EPS, NOT_FINITE = range(6, 14)
+Q, K, V, Y, DEN, DY, G, DQ, DK, DV = range(14, 64, 5)
+N_WORDS = 64
 
 
 @njit
@@ -245,19 +251,62 @@ def _add_row_sums(den, weights, n):
 
 
 @njit
-def _gradient_of_sums(grad, grad_den, dy, y, den, t, n, size):
-    """grad (C, M) = dy / den and grad_den (C) = -rowsum(grad ∘ y); rows from n on are 0."""
+def _gradient_of_sums(grad, dy, den, t, n, size):
+    """grad (C, M) = dy / den; rows from n on are 0."""
     for i in range(n):
         factor = vec.divide(vec.splat(1.0), vec.broadcast(den + (t + i) * FLOAT))
-        dot = vec.splat(0.0)
         for j in range(0, size, vec.WIDTH):
-            row = vec.multiply(_load(dy, t + i, j), factor)
-            vec.store(grad + (i * size + j) * FLOAT, row)
-            dot = vec.fma(row, _load(y, t + i, j), dot)
-        vec.store_one(grad_den + i * FLOAT, -vec.total(dot))
+            vec.store(grad + (i * size + j) * FLOAT, vec.multiply(_load(dy, t + i, j), factor))
     _fill(grad + n * size * FLOAT, (C - n) * size, 0.0)
+
+
+@njit
+def _gradient_of_den(grad_den, d_phi, queries, den, n, size):
+    """grad_den_i = -φ(q_i)·u_i / den_i, where d_phi (C, D) is U."""
+    for i in range(n):
+        dot = vec.splat(0.0)
+        for j in range(0, size * FLOAT, vec.WIDTH * FLOAT):
+            at = i * size * FLOAT + j
+            dot = vec.fma(vec.load(queries + at), vec.load(d_phi + at), dot)
+        vec.store_one(grad_den + i * FLOAT, -vec.total(dot) / vec.load_one(den + i * FLOAT))
+
+
+@njit
+def _add_through_den(d_phi, grad_den, z, keys, n, size, causal):
+    """d_phi_i += grad_den_i (z + Σ φ(k_j) over j <= i of the chunk, where causal)."""
+    for j in range(0, size * FLOAT, vec.WIDTH * FLOAT):
+        before, here = vec.load(z + j), vec.splat(0.0)
+        for i in range(n):
+            at = i * size * FLOAT + j
+            if causal:
+                here = vec.add(here, vec.load(keys + at))
+            weight = vec.broadcast(grad_den + i * FLOAT)
+            row = vec.fma(weight, vec.add(before, here), vec.load(d_phi + at))
+            vec.store(d_phi + at, row)
+
+
+@njit
+def _copy_numbers(target, source, n):
+    """The first n of C numbers; the rest is 0."""
+    for i in range(n):
+        vec.store_one(target + i * FLOAT, vec.load_one(source + i * FLOAT))
     for i in range(n, C):
-        vec.store_one(grad_den + i * FLOAT, 0.0)
+        vec.store_one(target + i * FLOAT, 0.0)
+
+
+@njit
+def _not_finite(tile, n, size):
+    """A number that is 0 where the first n rows of a tile are finite, and else NaN."""
+    x = vec.splat(0.0)
+    for i in range(0, n * size * FLOAT, vec.WIDTH * FLOAT):
+        x = vec.fma(vec.load(tile + i), vec.splat(0.0), x)
+    return vec.total(x)
+
+
+@njit
+def _say(words, not_finite):
+    if not_finite != 0.0:  # which a NaN is
+        vec.fetch_and_add(words + 8 * NOT_FINITE)
 
 
 @njit
@@ -298,6 +347,7 @@ def _forward(words, i, s):
     zeros, s = s, s + C * FLOAT
     state, s = s, s + d * m * FLOAT
     z = s
+    not_finite = 0.0
     _fill(zeros, C, 0.0)
     _fill(state, d * m, 0.0)
     _fill(z, d, 0.0)
@@ -327,6 +377,8 @@ def _forward(words, i, s):
                 _add_rows(z, keys, d)
         _normalise(out, m, den_t, n)
         _write(y, t, n, m, out)
+        not_finite += _not_finite(out, n, m)
+    _say(words, not_finite)
 
 
 @njit
@@ -335,7 +387,7 @@ def _backward(words, i, s):
     n_q, n_k, d, m, elu1 = _sizes(words)
     causal = vec.word(words, CAUSAL)
     q, k, v = _head(words, Q, i), _head(words, K, i), _head(words, V, i)
-    y, (den, _, _), dy = _head(words, Y, i), _head(words, DEN, i), _head(words, DY, i)
+    (den, _, _), dy, (g, _, _) = _head(words, DEN, i), _head(words, DY, i), _head(words, G, i)
     dq, dk, dv = _head(words, DQ, i), _head(words, DK, i), _head(words, DV, i)
 
     queries, s = s, s + C * d * FLOAT
@@ -353,6 +405,7 @@ def _backward(words, i, s):
     state_t, s = s, s + d * m * FLOAT  # Sᵀ
     z, s = s, s + d * FLOAT
     r = s
+    not_finite = 0.0
     _fill(zeros, C, 0.0)
     _fill(state, d * m, 0.0)
     _fill(state_t, d * m, 0.0)
@@ -367,26 +420,30 @@ def _backward(words, i, s):
             _add_rows(z, keys, d)
     for t in range(0, n_q, C):
         n = min(C, n_q - t)
-        _gradient_of_sums(grad, grad_den, dy, y, den, t, n, m)
-        _outer(out, grad_den, z, d)
+        _gradient_of_sums(grad, dy, den, t, n, m)
+        _fill(out, C * d, 0.0)
         if t > 0 or not causal:
             _add_product(out, C, d, grad, m * FLOAT, FLOAT, state_t, m)
         if causal:
             _read(keys, k, t, n, d, elu1)
             _read(values, v, t, n, m, False)
             _transpose(values_t, values, C, m)
-            _lower_product(weights, grad, m, values_t, grad_den)
+            _lower_product(weights, grad, m, values_t, zeros)
             _add_lower_product(out, d, weights, keys)
-            if t + C < n_q:
-                _add_product(state_t, m, d, values, FLOAT, m * FLOAT, keys, C)
-                _add_rows(z, keys, d)
         _read(queries, q, t, n, d, elu1)
+        _gradient_of_den(g + t * FLOAT, out, queries, den + t * FLOAT, n, d)
+        _add_through_den(out, g + t * FLOAT, z, keys, n, d, causal)
+        if causal and t + C < n_q:
+            _add_product(state_t, m, d, values, FLOAT, m * FLOAT, keys, C)
+            _add_rows(z, keys, d)
         if not causal:
+            _copy_numbers(grad_den, g + t * FLOAT, n)
             _add_product(state, d, m, queries, FLOAT, d * FLOAT, grad, C)
             _add_weighted_rows(r, queries, grad_den, d)
         if elu1:
             _through_feature_map(out, queries, d)
         _write(dq, t, n, d, out)
+        not_finite += _not_finite(out, n, d)
 
     for t in range((n_k - 1) // C * C, -1, -C):
         n = min(C, n_k - t)
@@ -401,10 +458,12 @@ def _backward(words, i, s):
             _add_product(out, C, m, keys, d * FLOAT, FLOAT, state, d)
         if causal:
             _read(queries, q, t, n, d, elu1)
-            _gradient_of_sums(grad, grad_den, dy, y, den, t, n, m)
+            _gradient_of_sums(grad, dy, den, t, n, m)
+            _copy_numbers(grad_den, g + t * FLOAT, n)
             _lower_product(weights, queries, d, keys_t, zeros)
             _add_upper_product(out, m, weights, grad)
         _write(dv, t, n, m, out)
+        not_finite += _not_finite(out, n, m)
 
         _fill_rows(out_t, r, d)  # V Rᵀ + 1 rᵀ, as the transpose of R Vᵀ + r 1ᵀ
         if any_later:
@@ -419,6 +478,8 @@ def _backward(words, i, s):
         if elu1:
             _through_feature_map(out, keys, d)
         _write(dk, t, n, d, out)
+        not_finite += _not_finite(out, n, d)
+    _say(words, not_finite)
 
 
 def _scratch_bytes(d: int, m: int) -> int:
@@ -493,8 +554,8 @@ def compile_now() -> None:
             _compile(thread)
 
 
-def _run(thread, tensors: dict[int, Tensor], eps: float, elu1: bool, causal: bool) -> None:
-    """Fill in the words and let the threads work."""
+def _run(thread, tensors: dict[int, Tensor], eps: float, elu1: bool, causal: bool) -> bool:
+    """Fill in the words and let the threads work; whether all that they wrote is finite."""
     q, v = tensors[Q], tensors[V]
     b, h, n_q, d = q.shape
     n_k, m = v.shape[2:]
@@ -507,6 +568,7 @@ def _run(thread, tensors: dict[int, Tensor], eps: float, elu1: bool, causal: boo
     ctypes.c_double.from_buffer(words, 8 * EPS).value = eps
     _write_places(words, tensors)
     _in_parallel(_thread(thread), ctypes.addressof(words), n_threads)
+    return words[NOT_FINITE] == 0
 
 
 def _write_places(words, tensors: dict[int, Tensor]) -> None:
@@ -554,29 +616,30 @@ def _openmp():
     return start
 
 
-class _LinearAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, eps, elu1, causal):
-        y = empty_like_rows(v) if q.shape[2] == v.shape[2] else v.new_empty(_y_shape(q, v))
-        den = torch.empty(q.shape[:3], dtype=torch.float32)
-        _run(_forward_thread, {Q: q, K: k, V: v, Y: y, DEN: den}, eps, elu1, causal)
-        ctx.save_for_backward(q, k, v, y, den)
-        ctx.options = eps, elu1, causal
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
-        q, k, v, y, den = ctx.saved_tensors
-        dq, dk, dv = (empty_like_rows(x) for x in (q, k, v))
-        tensors = {Q: q, K: k, V: v, Y: y, DEN: den, DY: rows_together(dy)}
-        tensors |= {DQ: dq, DK: dk, DV: dv}
-        _run(_backward_thread, tensors, *ctx.options)
-        return dq, dk, dv, None, None, None
+def results(q: Tensor, k: Tensor, v: Tensor, elu1: bool, causal: bool) -> tuple[Tensor, Tensor]:
+    """Room for y and den."""
+    den = q.new_empty(q.shape[:3], dtype=torch.float32)
+    if q.shape[2] == v.shape[2]:
+        return empty_like_rows(v), den
+    return v.new_empty((*q.shape[:3], v.shape[-1])), den
 
 
-def _y_shape(q: Tensor, v: Tensor) -> tuple[int, ...]:
-    return (*q.shape[:3], v.shape[-1])
+def gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for dq, dk and dv."""
+    return empty_like_rows(q), empty_like_rows(k), empty_like_rows(v)
+
+
+def forward(q, k, v, y, den, *, eps: float, elu1: bool, causal: bool) -> bool:
+    """Write y and den; whether y is finite."""
+    return _run(_forward_thread, {Q: q, K: k, V: v, Y: y, DEN: den}, eps, elu1, causal)
+
+
+def backward(dy, q, k, v, den, *, eps: float, elu1: bool, causal: bool):
+    """dq, dk and dv, and whether they are finite."""
+    found = dq, dk, dv = gradients(q, k, v)
+    tensors = {Q: q, K: k, V: v, DEN: den, DY: rows_together(dy), G: torch.empty_like(den)}
+    tensors |= {DQ: dq, DK: dk, DV: dv}
+    return found, _run(_backward_thread, tensors, eps, elu1, causal)
 
 
 def _widen(x: Tensor, value: float) -> Tensor:
@@ -585,19 +648,16 @@ def _widen(x: Tensor, value: float) -> Tensor:
     return pad(x, (0, missing), value=value) if missing else rows_together(x)
 
 
-@torch.compiler.disable
 def linear_attention(
     q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool, causal: bool
 ) -> Tensor:
-    """Normalised linear attention, differentiable once, of float32 and bfloat16 tensors.
+    """Normalised linear attention of float32 and bfloat16 tensors.
 
     Sizes per head that are no multiple of 16 are padded, which copies the tensors.
     """
-    if 0 in (*q.shape, *v.shape):
-        return v.new_zeros(_y_shape(q, v)) + 0 * (q.sum() + k.sum() + v.sum())
     nothing = PADDED if elu1 else 0.0
     wide = _widen(q, nothing), _widen(k, nothing), _widen(v, 0.0)
-    return _LinearAttention.apply(*wide, eps, elu1, causal)[..., : v.shape[-1]]
+    return operator.attend("cpu", *wide, eps, elu1, causal)[..., : v.shape[-1]]
 
 
 def operations_per_token(d: int, m: int, c: int, backward: bool) -> float:
@@ -614,6 +674,6 @@ def operations_per_token(d: int, m: int, c: int, backward: bool) -> float:
 
 def bytes_per_token(d: int, m: int, itemsize: int, backward: bool) -> float:
     """Bytes that a token and head move to and from memory, each tensor once, in one pass."""
-    if backward:  # q, k, v, y, dy and den in, dq, dk and dv out
-        return (4 * d + 4 * m) * itemsize + FLOAT
+    if backward:  # q, k, v, dy and den in, dq, dk and dv out
+        return (4 * d + 3 * m) * itemsize + FLOAT
     return (2 * d + 2 * m) * itemsize + FLOAT  # q, k and v in, y and den out

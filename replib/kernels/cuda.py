@@ -27,6 +27,13 @@ Pᵀ [dY, g]) over each segment, and a program begins with the sum over the segm
 its own. Only y, 1 / den (B, H, N) and the states of segments are kept for the backward pass. No
 result depends on the order in which programs run.
 
+In dφ(Q) nearly all of dY Sᵀ and g zᵀ cancels where values have a mean. For bfloat16 and float16, g is
+therefore of a float32 Y that is kept beside the rounded one, S enters this product with twice the
+digits of an operand, and z sums the keys that S does, rounded.
+
+A value that is not finite would reach earlier rows of its chunk, as 0·NaN is NaN: the product with
+the triangle has 0 in its place, and the row sums of A a NaN where it is seen.
+
 Products take bfloat16 operands for bfloat16 inputs; TF32 for float16, which has its digits and the
 range that φ(Q) φ(K)ᵀ needs; and for float32 three TF32 products each, exact to some units of
 float32's last place and, by the compiled instructions, cheaper than float32's own. The widest dtype
@@ -48,6 +55,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from replib.kernels import operator
 from replib.kernels.rows import empty_like_rows, rows_together
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -60,6 +68,7 @@ FEW_STATES = 8  # as many a program adds up itself; of more, a kernel makes pref
 PREFIX_ROWS, PREFIX_COLUMNS = 64, 64  # states, and numbers of each, that `_add_up` takes at once
 MIN_SIZE = 16  # the least D, M and C of a product
 
+KEEPS_Y = True  # for the backward pass
 # For each dtype of the inputs: that of operands, and their precision where it is float32.
 OPERANDS = {
     torch.bfloat16: (tl.bfloat16, "tf32"),
@@ -138,6 +147,18 @@ def _sum_of_states(states, last, n_summed, PD: tl.constexpr, PM: tl.constexpr):
 
 
 @triton.jit
+def _times_state(a, s, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """a s with more digits of s than an operand holds."""
+    if PRECISION == "tf32x3":  # which takes them itself
+        return tl.dot(a, s, input_precision=PRECISION)
+    if DOT == tl.float32:
+        return tl.dot(a, s, input_precision="tf32x3")
+    high = s.to(DOT)
+    low = (s - high.to(tl.float32)).to(DOT)
+    return tl.dot(a, high, tl.dot(a, low))
+
+
+@triton.jit
 def _times_vector(a, z, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """a z as a product, since a sum over the rows of an operand would compute φ again."""
     column = tl.arange(0, 16)[None, :]  # the fewest of a product
@@ -178,7 +199,7 @@ def _sum_segments(
             g = -tl.sum(weights.to(tl.float32) * outputs, 1)
             z += tl.sum(g[:, None] * phi, 0)
         else:
-            z += tl.sum(phi, 0)
+            z += tl.sum(phi.to(DOT).to(tl.float32), 0)
         s = tl.dot(tl.trans(weights.to(DOT)), phi.to(DOT), s, input_precision=PRECISION)
     d = tl.arange(0, PD)
     m = tl.arange(0, PM)
@@ -205,9 +226,9 @@ def _add_up(states, n_states, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: t
 
 @triton.jit(do_not_specialize=["H", "n_q", "n_k", "segment_len", "n_states", "n_summed"])
 def _forward(
-    q, k, v, y, inverse, states, H, n_q, n_k, segment_len, n_states, n_summed, eps,
+    q, k, v, y, y_kept, inverse, states, H, n_q, n_k, segment_len, n_states, n_summed, eps,
     D: tl.constexpr, M: tl.constexpr, PD: tl.constexpr, PM: tl.constexpr, ELU1: tl.constexpr,
-    CAUSAL: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr,
     C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
@@ -216,6 +237,7 @@ def _forward(
     k = _head(k, head, H)
     v = _head(v, head, H)
     y = _head(y, head, H)
+    y_kept = _head(y_kept, head, H)
     inverse += tl.cast(head, tl.int64) * n_q
     states += tl.cast(head, tl.int64) * n_states * (PD * PM + PD)
     s, z = _sum_of_states(states, segment if CAUSAL else n_states, n_summed, PD, PM)
@@ -229,15 +251,20 @@ def _forward(
         if CAUSAL:
             phi = _features(k, start, n_k, C, D, PD, ELU1, D != PD)
             keys = phi.to(DOT)
-            values = _rows(v, start, n_k, C, M, PM).to(DOT)
+            values = _rows(v, start, n_k, C, M, PM)
+            nothing = values.to(tl.float32) * 0.0  # or NaN
             a = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
             a = tl.where(lower, a, 0.0)
-            den += tl.sum(a, 1)
-            out = tl.dot(a.to(DOT), values, out, input_precision=PRECISION)
-            s = tl.dot(tl.trans(values), keys, s, input_precision=PRECISION)
-            z += tl.sum(phi, 0)
+            den += tl.sum(tl.where(lower, a + tl.sum(nothing, 1)[None, :], 0.0), 1)
+            finite = tl.where(nothing == 0.0, values, 0.0).to(DOT)
+            out = tl.dot(a.to(DOT), finite, out, input_precision=PRECISION)
+            s = tl.dot(tl.trans(values.to(DOT)), keys, s, input_precision=PRECISION)
+            z += tl.sum(keys.to(tl.float32), 0)
         scale = 1.0 / den
-        _write(y, out * scale[:, None], start, n_q, C, M, PM)
+        out *= scale[:, None]
+        _write(y, out, start, n_q, C, M, PM)
+        if KEEP:
+            _write(y_kept, out, start, n_q, C, M, PM)
         tl.store(inverse + start + i, scale, mask=start + i < n_q)
 
 
@@ -273,7 +300,7 @@ def _backward(
         outputs = _rows(y, start, n_q, C, M, PM).to(tl.float32)
         grad_den = -tl.sum(grad.to(tl.float32) * outputs, 1)
         grad = grad.to(DOT)
-        d_phi = tl.dot(grad, s.to(DOT), input_precision=PRECISION)
+        d_phi = _times_state(grad, s, DOT, PRECISION)
         d_phi += grad_den[:, None] * z[None, :]
         if CAUSAL:
             tl.store(g + start + i, grad_den, mask=start + i < n_q)
@@ -284,7 +311,7 @@ def _backward(
             w = tl.where(lower, w, 0.0).to(DOT)
             d_phi = tl.dot(w, keys, d_phi, input_precision=PRECISION)
             s = tl.dot(tl.trans(values), keys, s, input_precision=PRECISION)
-            z += tl.sum(phi, 0)
+            z += tl.sum(keys.to(tl.float32), 0)
         d_phi *= _numbers(inverse, start, n_q, C)[:, None]
         if ELU1:
             d_phi *= tl.minimum(_features(q, start, n_q, C, D, PD, ELU1, False), 1.0)
@@ -377,6 +404,7 @@ class _Plan:
     n_segments: int
     n_states: int  # that are stored for a head
     n_summed: int  # of them, at most, a program adds up
+    keeps_y: bool  # in float32, as it is rounded
     constants: dict
     options: dict = field(default_factory=dict)  # of each kernel: constants, chunk, warps
 
@@ -392,13 +420,15 @@ class _Plan:
             self.options[name] = constants | _fastest[key]
         kernel[grid](*arguments, **self.options[name])
 
-    def states(self, x, w, y, inverse, heads: int, n: int, *, gradient: bool) -> Tensor:
-        """(B·H, n_states, PD·PM + PD): Sᵀ and z (Rᵀ and r) of segments, or their prefix sums."""
-        size = self.constants["PD"] * (self.constants["PM"] + 1)
-        shape = (self.n_heads, self.n_states, size)
-        states = torch.empty(shape, dtype=torch.float32, device=inverse.device)
+    @property
+    def state_size(self) -> int:
+        """Numbers of Sᵀ and z (Rᵀ and r)."""
+        return self.constants["PD"] * (self.constants["PM"] + 1)
+
+    def fill(self, states, x, w, y, inverse, heads: int, n: int, *, gradient: bool) -> None:
+        """Write the states of segments, or their prefix sums, to (B, H, n_states, state_size)."""
         if self.n_states == 0:
-            return states
+            return
         self.launch(
             _sum_segments,
             self.n_states,
@@ -407,9 +437,8 @@ class _Plan:
             GRADIENT=gradient,
         )
         if self.n_summed < self.n_states:
-            grid = (self.n_heads, _ceil_div(size, PREFIX_COLUMNS))
-            _add_up[grid](states, self.n_states, size, PREFIX_ROWS, PREFIX_COLUMNS)
-        return states
+            grid = (self.n_heads, _ceil_div(self.state_size, PREFIX_COLUMNS))
+            _add_up[grid](states, self.n_states, self.state_size, PREFIX_ROWS, PREFIX_COLUMNS)
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -452,6 +481,7 @@ def _plan(
         n_segments=n_segments,
         n_states=n_states,
         n_summed=n_states if n_states <= FEW_STATES else 1,
+        keeps_y=dtypes[2] != torch.float32,
         constants=sizes | {"ELU1": elu1, "CAUSAL": causal, "DOT": operand, "PRECISION": precision},
     )
 
@@ -461,55 +491,68 @@ def _strided(x: Tensor) -> tuple[Tensor, int, int, int]:
     return x, *x.stride()[:3]
 
 
-class _LinearAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, eps, elu1, causal):
-        batch, heads, n_q, d = q.shape
-        n_k, m = v.shape[2:]
-        dtypes = q.dtype, k.dtype, v.dtype
-        processors = _processors(q.device)
-        plan = _plan(batch * heads, max(n_q, n_k), d, m, dtypes, processors, elu1, causal)
-        # Where it can, y has v's order of strides: merging the heads then needs no copy.
-        y = empty_like_rows(v) if n_q == n_k else v.new_empty((batch, heads, n_q, m))
-        inverse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-        q_, k_, v_, y_ = (_strided(x) for x in (q, k, v, y))
-        with torch.cuda.device_of(q):
-            states = plan.states(k_, v_, v_, inverse, heads, n_k, gradient=False)
-            plan.launch(
-                _forward,
-                plan.n_segments,
-                *(q_, k_, v_, y_, inverse, states, heads, n_q, n_k),
-                *(plan.segment_len, plan.n_states, plan.n_summed, eps),
-            )
-        ctx.save_for_backward(q, k, v, y, inverse, states)
-        ctx.plan = plan
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
-        q, k, v, y, inverse, states = ctx.saved_tensors
-        plan = ctx.plan
-        heads, n_q, n_k = q.shape[1], q.shape[2], k.shape[2]
-        dq, dk, dv, g = (empty_like_rows(x) for x in (q, k, v, inverse))
-        tensors = (q, k, v, y, rows_together(dy), dq, dk, dv)
-        q_, k_, v_, y_, dy_, dq_, dk_, dv_ = (_strided(x) for x in tensors)
-        with torch.cuda.device_of(q):
-            r_states = plan.states(q_, dy_, y_, inverse, heads, n_q, gradient=True)
-            plan.launch(
-                _backward,
-                plan.n_segments,
-                *(q_, k_, v_, y_, dy_, dq_, dk_, dv_, inverse, g, states, r_states),
-                *(heads, n_q, n_k, plan.segment_len, plan.n_states, plan.n_summed),
-            )
-        return dq, dk, dv, None, None, None
+def _plan_of(q: Tensor, k: Tensor, v: Tensor, elu1: bool, causal: bool) -> _Plan:
+    n_heads, n = q.shape[0] * q.shape[1], max(q.shape[2], k.shape[2])
+    sizes = (int(size) for size in (n_heads, n, q.shape[3], v.shape[3]))  # of a trace, symbols
+    dtypes = q.dtype, k.dtype, v.dtype
+    return _plan(*sizes, dtypes, _processors(q.device), elu1, causal)
 
 
-@torch.compiler.disable
+def results(q: Tensor, k: Tensor, v: Tensor, elu1: bool, causal: bool) -> tuple[Tensor, ...]:
+    """Room for y, y in float32 where it is not, 1 / den and the states of segments."""
+    (batch, heads, n_q, _), m = q.shape, v.shape[3]
+    plan = _plan_of(q, k, v, elu1, causal)
+    # Where it can, y has v's order of strides: merging the heads then needs no copy.
+    y = empty_like_rows(v) if n_q == k.shape[2] else v.new_empty((batch, heads, n_q, m))
+    kept = y.new_empty(y.shape if plan.keeps_y else (batch, 0, 0, 0), dtype=torch.float32)
+    inverse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    states = q.new_empty((batch, heads, plan.n_states, plan.state_size), dtype=torch.float32)
+    return y, kept, inverse, states
+
+
+def gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for dq, dk and dv."""
+    return empty_like_rows(q), empty_like_rows(k), empty_like_rows(v)
+
+
+def forward(q, k, v, y, y_kept, inverse, states, *, eps: float, elu1: bool, causal: bool) -> bool:
+    """Write the results. What is not finite is dealt with by the kernel."""
+    plan, heads, n_q, n_k = _plan_of(q, k, v, elu1, causal), q.shape[1], q.shape[2], k.shape[2]
+    q_, k_, v_, y_, kept_ = (_strided(x) for x in (q, k, v, y, y_kept))
+    with torch.cuda.device_of(q):
+        plan.fill(states, k_, v_, v_, inverse, heads, n_k, gradient=False)
+        plan.launch(
+            _forward,
+            plan.n_segments,
+            *(q_, k_, v_, y_, kept_, inverse, states, heads, n_q, n_k),
+            *(plan.segment_len, plan.n_states, plan.n_summed, eps),
+            KEEP=plan.keeps_y,
+        )
+    return True
+def backward(
+    dy, q, k, v, y, y_kept, inverse, states, *, eps: float, elu1: bool, causal: bool
+):
+    """dq, dk and dv."""
+    plan, heads, n_q, n_k = _plan_of(q, k, v, elu1, causal), q.shape[1], q.shape[2], k.shape[2]
+    found, g = gradients(q, k, v), torch.empty_like(inverse)
+    tensors = (q, k, v, y_kept if plan.keeps_y else y, rows_together(dy), *found)
+    q_, k_, v_, y_, dy_, dq_, dk_, dv_ = (_strided(x) for x in tensors)
+    r_states = torch.empty_like(states)
+    with torch.cuda.device_of(q):
+        plan.fill(r_states, q_, dy_, y_, inverse, heads, n_q, gradient=True)
+        plan.launch(
+            _backward,
+            plan.n_segments,
+            *(q_, k_, v_, y_, dy_, dq_, dk_, dv_, inverse, g, states, r_states),
+            *(heads, n_q, n_k, plan.segment_len, plan.n_states, plan.n_summed),
+        )
+    return found, True
+
+
 def linear_attention(
     q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool, causal: bool
 ) -> Tensor:
-    """Normalised linear attention, differentiable once, of float32, bfloat16 or float16 tensors.
+    """Normalised linear attention of float32, bfloat16 or float16 tensors.
 
     Raises:
         ValueError: a tensor has another dtype.
@@ -517,11 +560,8 @@ def linear_attention(
     for x in (q, k, v):
         if x.dtype not in OPERANDS:
             raise ValueError(f"a tensor of {x.dtype}: use float32, bfloat16 or float16")
-    if 0 in (*q.shape, *v.shape):
-        y = v.new_zeros((*q.shape[:3], v.shape[3]))
-        return y + 0 * (q.sum() + k.sum() + v.sum())
     q, k, v = (rows_together(x) for x in (q, k, v))
-    return _LinearAttention.apply(q, k, v, eps, elu1, causal)
+    return operator.attend("cuda", q, k, v, eps, elu1, causal)
 
 
 def operations_per_token(d: int, m: int, c: int, backward: bool, segmented: bool = False) -> float:
