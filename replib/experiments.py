@@ -43,11 +43,13 @@ LSH_VARIANTS = (("lsh", "1 round"), LSH_COPY, ("lsh", "8 rounds"))
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A named grid of jobs a scale, the same for every device; see `on_device`."""
+    """A named grid of jobs a scale, the same for every device; see `on_device`. Where it is
+    `repeated` its recordings at different times are judged together."""
 
     name: str
     title: str
     jobs: Callable[[str], list[Job]]
+    repeated: bool = False
 
 
 def laptop_model(attention: str, implementation: str | None = None) -> TransformerConfig:
@@ -608,6 +610,7 @@ EXPERIMENTS = {
             name="scaling",
             title="Time and memory of attention against N, batch scaled inversely",
             jobs=_scaling,
+            repeated=True,
         ),
         Experiment(
             name="crossover",

@@ -14,7 +14,7 @@ from replib import drawing, store
 from replib.benchmark import Cost, measure_cost
 from replib.device import resolve_device
 from replib.evaluation import MeansConfig, MeansTraining
-from replib.experiments import SCALES, SOLVED_ACCURACY, Experiment
+from replib.experiments import EXPERIMENTS, SCALES, SOLVED_ACCURACY, Experiment
 from replib.images import load_images
 from replib.jobs import (
     Config,
@@ -79,13 +79,16 @@ def record(
             process of its own at another time, tell what varies between them.
 
     Raises:
-        ValueError: unknown scale, no such device, or a negative number of a recording.
+        ValueError: unknown scale, no such device, or a recording above 0 of what is not repeated.
         StoreError: a row cannot be written; what was recorded before stays.
     """
     if scale not in SCALES:
         raise ValueError(f"unknown scale {scale!r}: use {', '.join(SCALES)}")
-    if recording < 0:
-        raise ValueError(f"recording {recording}: number recordings from 0")
+    if recording and not (experiment.repeated and recording > 0):
+        raise ValueError(
+            f"recording {recording} of {experiment.name}: use 0, or a higher number for "
+            f"{', '.join(one.name for one in EXPERIMENTS.values() if one.repeated)}"
+        )
     device_type = resolve_device(device).type
     if why_not := store.writable(store.data_folder()):
         raise store.StoreError(why_not)
