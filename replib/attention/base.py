@@ -195,8 +195,7 @@ def check_qkv(
             "use causal=False for cross-attention"
         )
     if key_padding_mask is not None and (
-        key_padding_mask.dtype != torch.bool
-        or key_padding_mask.shape != (k.shape[0], k.shape[2])
+        key_padding_mask.dtype != torch.bool or key_padding_mask.shape != (k.shape[0], k.shape[2])
     ):
         raise ValueError(
             f"key_padding_mask is {key_padding_mask.dtype} {tuple(key_padding_mask.shape)}: "

@@ -18,10 +18,10 @@ MAX_EXPONENT = 60.0
 def elu1(x: Tensor) -> Tensor:
     """elu(x) + 1 of Katharopoulos et al. 2020, eq. 7; positive, R = D.
 
-    Deviation: computed as exp(min(x, 0)) + max(x, 0). Written as `elu(x) + 1` it rounds
-    exp(x) - 1 + 1 and loses all digits of φ below x = -16 in float32.
+    Deviation: computed as exp(x) where x <= 0. Written as `elu(x) + 1` it rounds exp(x) - 1 + 1 and
+    loses all digits of φ below x = -16 in float32. The slope at 0 is 1.
     """
-    return torch.exp(x.clamp(max=0)) + x.clamp(min=0)
+    return torch.where(x > 0, x + 1, torch.exp(x.clamp(max=0)))
 
 
 def dpfp(x: Tensor, nu: int) -> Tensor:
@@ -65,7 +65,7 @@ def orthogonal_directions(
     return (directions * lengths).to(dtype)
 
 
-def _exponents(x: Tensor, directions: Tensor) -> Tensor:
+def favor_exponents(x: Tensor, directions: Tensor) -> Tensor:
     """[ωᵀx, -ωᵀx] - |x|²/2, (..., D) -> (..., 2m)."""
     u = x @ directions
     return torch.cat([u, -u], dim=-1) - x.square().sum(-1, keepdim=True) / 2
@@ -77,17 +77,14 @@ def favor_keys(x: Tensor, directions: Tensor) -> Tensor:
     exp([ωᵀx, -ωᵀx] - |x|²/2) / sqrt(2m), so that φ(x)·φ(y) has the expectation exp(x·y).
     An exponent is at most |ω|²/2; beyond MAX_EXPONENT, met where D is above about 100, it is cut.
     """
-    exponents = _exponents(x, directions).clamp(max=MAX_EXPONENT)
+    exponents = favor_exponents(x, directions).clamp(max=MAX_EXPONENT)
     return exponents.exp() / math.sqrt(2 * directions.shape[-1])
 
 
 def favor_queries(x: Tensor, directions: Tensor) -> Tensor:
     """`favor_keys` of queries, each stabilised: divided by its largest feature, which the
-    normaliser of attention cancels.
-
-    Keys cannot be, in causal attention: a maximum over the keys would show the future.
-    """
-    exponents = _exponents(x, directions)
+    normaliser of attention cancels."""
+    exponents = favor_exponents(x, directions)
     return (exponents - exponents.amax(-1, keepdim=True).detach()).exp()
 
 

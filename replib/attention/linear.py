@@ -4,14 +4,16 @@ B batch, H heads, N sequence length, D query/key size per head, M value size per
 R feature size: φ maps D to R. The paper's s_i is `LinearState.s`, its z_i `LinearState.z`.
 """
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from replib.attention.base import Attention, check_qkv
+from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.feature_maps import feature_map_named
 from replib.kernels import KERNELS, fastest_kernel, installed, refusal, why_not
+from replib.kernels.operator import without_what_is_not_finite
 
 # From timings at D = 32 and 64, N = 64 to 65536, on a 2-core AMD EPYC: a kernel's share of a matrix
 # product's rate and its chunk, and what storing one (N, N) weight costs besides products. That of
@@ -20,6 +22,7 @@ EFFICIENCY = {"torch": 0.2, "cpu": 0.4, "cuda": 0.4}
 CHUNK_LEN = {"torch": 64, "cpu": 16, "cuda": 64}
 OPERATIONS_PER_STORED_WEIGHT = 600
 
+LARGEST = 1e15  # a larger query's square leaves float32's range
 EPS = 1e-6  # of the original code; biases denominators that are as small (φ(q)·φ(k) near 1e-6)
 
 
@@ -40,15 +43,17 @@ def linear_attention(
     or wider; the result has the dtype of v. Memory grows as N·D.
 
     Args:
-        q, k: (B, H, N, D); v: (B, H, N, M). Not causal, q may have a length of its own.
+        q, k: (B, H, N, D); v: (B, H, N, M). Not causal, q may have a length of its own. k and v may
+            have fewer heads, which queries then share in groups.
         feature_map: φ, a name of `replib.attention.feature_maps.FEATURE_MAPS`.
         eps: added to the denominator, which is therefore never below it.
         kernel: "plain" forms the (N, N) weights; a name of `replib.kernels.KERNELS` forces that
             kernel; None takes the fastest for the device, dtypes and sizes.
-        key_padding_mask: (B, N) bool, True where a key is padding; not causal only.
+        key_padding_mask: (B, N) bool, True where a key is padding and takes no part, whatever it
+            and its value hold.
 
     Returns:
-        (B, H, N, M). A query whose keys are all padding gets 0.
+        (B, H, N, M). A query that sees no key gets 0.
 
     Raises:
         ValueError: shapes disagree, or the feature map or kernel is unknown, or the kernel cannot
@@ -56,13 +61,18 @@ def linear_attention(
     """
     check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
     phi = feature_map_named(feature_map)
-    elu1 = feature_map == "elu1" and key_padding_mask is None and kernel != "plain"
+    elu1 = feature_map == "elu1" and kernel != "plain"  # is left to the kernel
+    mask = None if key_padding_mask is None else key_padding_mask[:, None, :, None]
+    if mask is not None:
+        # -∞ is a key whose feature is 0.
+        q, k, v = without_padding(q, k, v, mask, causal, key=-torch.inf if elu1 else 0)
     if not elu1:
         wide = torch.promote_types(q.dtype, torch.float32)
-        with torch.autocast(q.device.type, enabled=False):
+        with exactly(q):
             q, k = phi(q.to(wide)), phi(k.to(wide))
-        if key_padding_mask is not None:
-            k = k.masked_fill(key_padding_mask[:, None, :, None], 0)
+        if mask is not None:
+            k = k.masked_fill(mask, 0)
+    k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if kernel == "plain":
         return _plain(q, k, v, causal, eps)
     if kernel is None:
@@ -73,16 +83,37 @@ def linear_attention(
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool, eps: float) -> Tensor:
-    with torch.autocast(q.device.type, enabled=False):
+    dtype, seen = v.dtype, 0
+    with exactly(q):
+        v = v.to(q.dtype)
+        if causal:
+            q, k, v, seen = without_what_is_not_finite(q, k, v, elu1=False)
         weights = q @ k.transpose(-1, -2)  # (B, H, N, N)
         if causal:
             weights = weights.tril()
-        y = weights @ v.to(q.dtype) / (weights.sum(-1, keepdim=True) + eps)
-    return y.to(v.dtype)
+        y = weights @ v / (weights.sum(-1, keepdim=True) + eps) + seen
+    return y.to(dtype)
+
+
+def without_padding(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, *, key: float = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys that are padding filled with `key` and their values with 0, whatever they hold; mask is
+    (B, 1, N, 1). Causal, queries lie at the same positions: those that have no finite feature are
+    filled with 0, as they would pass NaN on to the gradient of every key."""
+    if causal:
+        q = q.masked_fill(mask & ~(q.abs() <= LARGEST), 0)
+    return q, k.masked_fill(mask, key), v.masked_fill(mask, 0)
+
+
+def exactly(x: Tensor):
+    """Where autocast rounds no product of x; entering torch.autocast takes microseconds."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 class LinearState(NamedTuple):
-    """s = Σ φ(k_j) v_jᵀ (B, H, R, M) and z = Σ φ(k_j) (B, H, R)."""
+    """s = Σ φ(k_j) v_jᵀ (B, G, R, M) and z = Σ φ(k_j) (B, G, R), of G heads of keys."""
 
     s: Tensor
     z: Tensor
@@ -128,24 +159,65 @@ class LinearAttention(Attention):
         s = torch.zeros(shape, dtype=wide, device=device)
         return LinearState(s, s.new_zeros(shape[:3]))
 
-    def step(self, state: LinearState, q, k, v):
-        """Katharopoulos et al. 2020, eq. 18-20: add one key and value, read with one query.
-
-        The state is advanced in place.
-        """
-        (s, z), dtype = state, v.dtype
-        if dtype != s.dtype:
-            q, k, v = (x.to(s.dtype) for x in (q, k, v))
+    def features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """φ of queries and of keys (..., D) -> (..., R); they are float32 or wider."""
         phi = feature_map_named(self.feature_map)
-        q, k = phi(q), phi(k)  # (B, H, R)
-        s.addcmul_(k.unsqueeze(-1), v.unsqueeze(-2))
-        z.add_(k)
-        if len(q) == 1:  # a sum this small needs one thread; the product would wait for all
-            numerator = (q.unsqueeze(-1) * s).sum(-2)  # (B, H, M)
-        else:
-            numerator = (q.unsqueeze(-2) @ s).squeeze(-2)
-        denominator = (q * z).sum(-1, keepdim=True) + self.eps
-        return (numerator / denominator).to(dtype), state
+        return phi(q), phi(k)
+
+    def step(self, state: LinearState, q, k, v):
+        """Katharopoulos et al. 2020, eq. 18-20: add one key and value, read with one query."""
+        (s, z), dtype = state, v.dtype
+        with exactly(q):
+            q, k, v = (x.to(s.dtype) for x in (q, k, v))
+            q, k = self.features(q, k)  # (B, H, R), (B, G, R)
+            state = LinearState(torch.addcmul(s, k.unsqueeze(-1), v.unsqueeze(-2)), z + k)
+            return self._read(state, q).to(dtype), state
+
+    @torch.no_grad()
+    def step_(self, state: LinearState, q, k, v):
+        (s, z), dtype = state, v.dtype
+        with exactly(q):
+            if dtype != s.dtype:
+                q, k, v = (x.to(s.dtype) for x in (q, k, v))
+            q, k = self.features(q, k)
+            s.addcmul_(k.unsqueeze(-1), v.unsqueeze(-2))
+            z.add_(k)
+            return self._read(state, q).to(dtype), state
+
+    def _read(self, state: LinearState, q: Tensor) -> Tensor:
+        """Features of queries (B, H, R), in groups that share a state -> (B, H, M)."""
+        s, z = state[:2]
+        grouped = q.unflatten(1, (z.shape[1], -1))  # (B, G, H / G, R)
+        # A sum as small as that of one sample needs one thread; the product would wait for all.
+        alone = len(q) == 1
+        numerator = (grouped.unsqueeze(-1) * s.unsqueeze(2)).sum(-2) if alone else grouped @ s
+        denominator = (grouped * z.unsqueeze(2)).sum(-1, keepdim=True) + self.eps
+        return (numerator / denominator).flatten(1, 2)
+
+    def prefill(self, state: LinearState, q, k, v, *, key_padding_mask=None):
+        """A kernel's y times its denominator is its numerator, to which the state's is added."""
+        check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
+        (s, z), dtype = state, v.dtype
+        with exactly(q):
+            q, k, v = (x.to(s.dtype) for x in (q, k, v))
+            if key_padding_mask is not None:
+                mask = key_padding_mask[:, None, :, None]
+                q, k, v = without_padding(q, k, v, mask, causal=True)
+            q, k = self.features(q, k)
+            if key_padding_mask is not None:
+                k = k.masked_fill(mask, 0)
+            y = self._read_all(LinearState(s, z), q, k, v)
+            return y.to(dtype), LinearState(s + k.mT @ v, z + k.sum(2))
+
+    def _read_all(self, state: LinearState, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal, after a state: features (B, H, N, R) and (B, G, N, R), values (B, G, N, M)."""
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        kernel = self.implementation if self.implementation in (*KERNELS, "plain") else None
+        options = {"feature_map": "identity", "eps": self.eps, "kernel": kernel}
+        denominator = (q * k.cumsum(2)).sum(-1, keepdim=True) + self.eps
+        numerator = linear_attention(q, k, v, **options) * denominator
+        s, z = (repeat_heads(x, q.shape[1]) for x in state)
+        return (numerator + q @ s) / (denominator + (q * z.unsqueeze(2)).sum(-1, keepdim=True))
 
     @classmethod
     def unavailable(cls, implementation, *, device_type, dtype, head_dim):
@@ -192,14 +264,16 @@ class FeatureAttention(LinearAttention):
         """R, for keys of size D."""
         raise NotImplementedError
 
-    def features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """φ of queries and of keys (..., D) -> (..., R); they are float32 or wider."""
+    def features(self, q, k):
         raise NotImplementedError
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
-        with torch.autocast(q.device.type, enabled=False):
-            q, k = self._wide_features(q, k)
+        if key_padding_mask is not None:
+            q, k, v = without_padding(q, k, v, key_padding_mask[:, None, :, None], causal)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        with exactly(q):
+            q, k = self.features(q.to(wide), k.to(wide))
         return linear_attention(
             q,
             k,
@@ -213,14 +287,6 @@ class FeatureAttention(LinearAttention):
     def init_state(self, batch_size, n_heads, head_dim, value_dim=None, **options) -> LinearState:
         n_features = self.n_features(head_dim, self.implementation)
         return super().init_state(batch_size, n_heads, n_features, value_dim or head_dim, **options)
-
-    def step(self, state: LinearState, q, k, v):
-        y, state = super().step(state, *self._wide_features(q, k), v.to(state.s.dtype))
-        return y.to(v.dtype), state
-
-    def _wide_features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        wide = torch.promote_types(q.dtype, torch.float32)
-        return self.features(q.to(wide), k.to(wide))
 
     @classmethod
     def unavailable(cls, implementation, *, device_type, dtype, head_dim):

@@ -13,7 +13,8 @@ Backward, with G = dY / den, first chunk to last (S and z again, from nothing):
     U = tril(G Vᵀ) φ(K) + G Sᵀ,   g = -rowsum(φ(Q) ∘ U) / den,
     dφ(Q) = U + diag(g) (1 zᵀ + tril(1 1ᵀ) φ(K)),
 
-then last chunk to first, with W = tril(G Vᵀ + g 1ᵀ) with R = Σ φ(q_i) G_iᵀ and r = Σ g_i φ(q_i) over all later chunks:
+then last chunk to first, with W = tril(G Vᵀ + g 1ᵀ), and R = Σ φ(q_i) G_iᵀ and r = Σ g_i φ(q_i)
+over all later chunks:
 
     dV = Aᵀ G + φ(K) R,   dφ(K) = Wᵀ φ(Q) + V Rᵀ + 1 rᵀ,   R += φ(Q)ᵀ G,   r += φ(Q)ᵀ g,
 

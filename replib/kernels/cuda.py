@@ -27,9 +27,9 @@ Pᵀ [dY, g]) over each segment, and a program begins with the sum over the segm
 its own. Only y, 1 / den (B, H, N) and the states of segments are kept for the backward pass. No
 result depends on the order in which programs run.
 
-In dφ(Q) nearly all of dY Sᵀ and g zᵀ cancels where values have a mean. For bfloat16 and float16, g is
-therefore of a float32 Y that is kept beside the rounded one, S enters this product with twice the
-digits of an operand, and z sums the keys that S does, rounded.
+In dφ(Q) nearly all of dY Sᵀ and g zᵀ cancels where values have a mean. For bfloat16 and float16, g
+is therefore of a float32 Y that is kept beside the rounded one, S enters this product with twice
+the digits of an operand, and z sums the keys that S does, rounded.
 
 A value that is not finite would reach earlier rows of its chunk, as 0·NaN is NaN: the product with
 the triangle has 0 in its place, and the row sums of A a NaN where it is seen.
@@ -151,7 +151,7 @@ def _times_state(a, s, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """a s with more digits of s than an operand holds."""
     if PRECISION == "tf32x3":  # which takes them itself
         return tl.dot(a, s, input_precision=PRECISION)
-    if DOT == tl.float32:
+    if tl.float32 == DOT:
         return tl.dot(a, s, input_precision="tf32x3")
     high = s.to(DOT)
     low = (s - high.to(tl.float32)).to(DOT)
@@ -529,9 +529,9 @@ def forward(q, k, v, y, y_kept, inverse, states, *, eps: float, elu1: bool, caus
             KEEP=plan.keeps_y,
         )
     return True
-def backward(
-    dy, q, k, v, y, y_kept, inverse, states, *, eps: float, elu1: bool, causal: bool
-):
+
+
+def backward(dy, q, k, v, y, y_kept, inverse, states, *, eps: float, elu1: bool, causal: bool):
     """dq, dk and dv."""
     plan, heads, n_q, n_k = _plan_of(q, k, v, elu1, causal), q.shape[1], q.shape[2], k.shape[2]
     found, g = gradients(q, k, v), torch.empty_like(inverse)

@@ -50,7 +50,7 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool, causal:
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = (x.to(wide) for x in (q, k, v))
         if elu1:
-            q, k = (torch.where(x > 0, x + 1, x.clamp(max=0).exp()) for x in (q, k))
+            q, k = (torch.where(x > 0, x + 1, torch.exp(x.clamp(max=0))) for x in (q, k))
         if not causal:
             den = (q * k.sum(2, keepdim=True)).sum(-1, keepdim=True)
             return (q @ (k.mT @ v) / (den + eps)).to(dtype)
@@ -224,9 +224,7 @@ def _gradients_written_out(dy, q, k, v, eps, elu1, causal):
 
 def _gradient_of_gradient(given, dy, q, k, v, eps, elu1, causal):
     """Of dy, q, k and v, where `given` are the gradients of dq, dk and dv."""
-    _, pull = torch.func.vjp(
-        lambda *x: _gradients_written_out(*x, eps, elu1, causal), dy, q, k, v
-    )
+    _, pull = torch.func.vjp(lambda *x: _gradients_written_out(*x, eps, elu1, causal), dy, q, k, v)
     return pull(_or_zeros(given, (q, k, v)))
 
 
