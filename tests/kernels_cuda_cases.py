@@ -265,6 +265,41 @@ def test_no_output_depends_on_a_later_token(processors):
     assert (before[:, :, at:] != after[:, :, at:]).any(-1).all()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
+@pytest.mark.parametrize("place", range(3))
+def test_what_is_not_finite_reaches_no_earlier_output(processors, place, bad):
+    processors(100)
+    n, at = 2 * cuda.SEGMENT_STEP + 9, cuda.SEGMENT_STEP + 37
+    inputs = [x.float() for x in random_inputs(n)[:3]]
+    before = linear_attention(*inputs, kernel="cuda")
+    inputs[place][:, :, at] = bad
+    after = linear_attention(*inputs, kernel="cuda")
+    assert torch.equal(before[:, :, :at], after[:, :, :at])
+    if bad != 1e30:
+        assert not after[:, :, at : at + 1 if place == 0 else None].isfinite().any()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_gradient_of_q_keeps_its_digits_where_values_have_a_mean(dtype, causal):
+    q, k, v, dy = random_inputs(1024, h=1, dtype=dtype)
+    inputs = q, k, (v + 6).to(dtype).double(), dy
+    assert error(inputs, dtype, causal=causal) < TOLERANCE[dtype]
+
+
+def test_second_derivatives_are_those_of_the_plain_form():
+    inputs = [x.requires_grad_() for x in random_inputs(C + 1)[:3]]
+
+    def of_gradients(dtype, kernel):
+        y = linear_attention(*(x.to(dtype) for x in inputs), kernel=kernel).square().sum()
+        gradients = torch.autograd.grad(y, inputs, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in gradients), inputs)
+
+    expected = of_gradients(torch.float64, "plain")
+    assert largest_error(of_gradients(torch.float32, "cuda"), expected) < 1e-5
+
+
 def test_autocast_does_not_lower_the_accuracy():
     inputs = random_inputs(C + 1)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
@@ -368,4 +403,4 @@ def test_memory_is_that_of_y_and_the_gradients():
     torch.cuda.reset_peak_memory_stats()
     results(q, k, v, dy)
     peak = torch.cuda.max_memory_allocated() - before
-    assert peak < 4.3 * q.numel() * q.element_size()
+    assert peak < 6.3 * q.numel() * q.element_size()

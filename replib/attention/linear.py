@@ -177,8 +177,7 @@ class LinearAttention(Attention):
     def step_(self, state: LinearState, q, k, v):
         (s, z), dtype = state, v.dtype
         with exactly(q):
-            if dtype != s.dtype:
-                q, k, v = (x.to(s.dtype) for x in (q, k, v))
+            q, k, v = q.to(s.dtype), k.to(s.dtype), v.to(s.dtype)
             q, k = self.features(q, k)
             s.addcmul_(k.unsqueeze(-1), v.unsqueeze(-2))
             z.add_(k)
@@ -187,7 +186,7 @@ class LinearAttention(Attention):
     def _read(self, state: LinearState, q: Tensor) -> Tensor:
         """Features of queries (B, H, R), in groups that share a state -> (B, H, M)."""
         s, z = state[:2]
-        grouped = q.unflatten(1, (z.shape[1], -1))  # (B, G, H / G, R)
+        grouped = q.unflatten(1, (z.shape[1], q.shape[1] // z.shape[1]))  # (B, G, H / G, R)
         # A sum as small as that of one sample needs one thread; the product would wait for all.
         alone = len(q) == 1
         numerator = (grouped.unsqueeze(-1) * s.unsqueeze(2)).sum(-2) if alone else grouped @ s

@@ -481,7 +481,7 @@ def _plan(
         n_segments=n_segments,
         n_states=n_states,
         n_summed=n_states if n_states <= FEW_STATES else 1,
-        keeps_y=dtypes[2] != torch.float32,
+        keeps_y=dtypes[-1] != torch.float32,
         constants=sizes | {"ELU1": elu1, "CAUSAL": causal, "DOT": operand, "PRECISION": precision},
     )
 
@@ -584,8 +584,10 @@ def bytes_per_token(
     short segment is in the L2 cache by then. The states of a segment are 4·D·(M + 1) bytes, moved
     two to four times, and are not counted.
     """
+    wider = max(4 - itemsize, 0) * m  # y is read in float32
     if backward:  # q, k, v, y, dy and 1 / den in, dq and g out; q, k, v, dy, both in, dk, dv out
-        again = (d + 2 * m) * itemsize + 4 if segmented else 0  # q, y, dy and 1 / den
-        return 6 * (d + m) * itemsize + 16 + again
+        again = (d + 2 * m) * itemsize + 4 + wider if segmented else 0  # q, y, dy and 1 / den
+        return 6 * (d + m) * itemsize + 16 + wider + again
     again = (d + m) * itemsize if segmented else 0  # k and v
-    return 2 * (d + m) * itemsize + 4 + again
+    kept = 4 * m if itemsize < 4 else 0  # y in float32
+    return 2 * (d + m) * itemsize + 4 + kept + again
