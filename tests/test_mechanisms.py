@@ -6,6 +6,7 @@ B batch, H heads, N sequence length, D query/key size, M value size, m random di
 
 import math
 from copy import deepcopy
+from itertools import product
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from replib.attention.feature_maps import (
     orthogonal_directions,
 )
 from replib.attention.fwm import FWMAttention
-from replib.attention.lsh import LSHAttention, buckets, places
+from replib.attention.lsh import ROUNDS, LSHAttention, buckets, places
 from replib.attention.performer import PerformerAttention
 from replib.attention.relu import ReluAttention
 from replib.kernels import KERNELS, fwm, why_not
@@ -186,10 +187,18 @@ def test_dpfp_features_of_orthogonal_orthants_share_nothing():
     assert one @ other == 0 and one @ one > 0
 
 
-@pytest.mark.parametrize("nu", [0, 2 * D])
-def test_a_nu_that_repeats_features_is_refused(nu):
-    with pytest.raises(ValueError, match=f"nu {nu}: use nu 1 to {2 * D - 1}"):
+@pytest.mark.parametrize("nu", [0, D, D + 1])
+def test_a_nu_whose_features_are_0_or_repeat_is_refused(nu):
+    with pytest.raises(ValueError, match=f"nu {nu}: use nu 1 to {D - 1}"):
         dpfp(torch.zeros(D), nu)
+
+
+def test_dpfp_features_would_be_0_at_nu_d_and_repeat_beyond():
+    x = random_qkv(6)[0]
+    r = torch.cat([x, -x], dim=-1).relu()
+    features = [(r * r.roll(j, dims=-1)).sort(-1).values for j in range(2 * D)]
+    assert features[D].eq(0).all() and all(features[j].any() for j in range(1, D))
+    assert all(torch.equal(features[D + i], features[D - i]) for i in range(1, D))
 
 
 # relu
@@ -373,7 +382,7 @@ def shared_softmax(q, v):
 
 
 @pytest.mark.parametrize("n", [1, 2, 31, 64])
-@pytest.mark.parametrize("rounds", LSHAttention.implementations)
+@pytest.mark.parametrize("rounds", ROUNDS)
 def test_lsh_is_softmax_when_one_bucket_holds_all(rounds, n):
     q, k, v = (x.requires_grad_() for x in random_qkv(n))
     attention = LSHAttention(head_dim=D, implementation=rounds, n_buckets=1).double()
@@ -444,13 +453,69 @@ def test_rotations_and_buckets_stay_as_they_were_in_a_checkpoint():
     assert short.n_buckets == 64 and torch.equal(short.rotations, long.rotations)
 
 
+def original_rounds(q, v, rotations, n_buckets, c, padding=()):
+    """fast-transformers' Reformer: one sequence, sorted by bucket, in chunks that attend to
+    themselves and the chunk before; a position to none later; the mean of the rounds."""
+    unit, y = q / q.norm(dim=-1, keepdim=True), torch.zeros_like(v)
+    kept = [i for i in range(q.shape[2]) if i not in padding]
+    for rotation, b, h in product(rotations, range(B), range(H)):
+        bucket = buckets(q, rotation, n_buckets)[b, h].tolist()
+        order = sorted(kept, key=lambda i: (bucket[i], i))
+        for place, i in enumerate(order):
+            near = order[max(0, place // c - 1) * c : (place // c + 1) * c]
+            seen = [j for j in near if j <= i]
+            weights = (unit[b, h, seen] @ q[b, h, i] / math.sqrt(D)).softmax(0)
+            y[b, h, i] += weights @ v[b, h, seen] / len(rotations)
+    return y
+
+
+def original(rounds, **options):
+    options = {"chunk_len": 4, "n_buckets": 6} | options
+    return LSHAttention(head_dim=D, implementation=f"original {rounds}", **options).double()
+
+
+@pytest.mark.parametrize("n", [3, 4, 30])
+@pytest.mark.parametrize("rounds", ["1 round", "4 rounds"])
+def test_the_original_cuts_chunks_from_one_sorted_sequence_and_averages_rounds(rounds, n):
+    q, k, v = random_qkv(n)
+    attention = original(rounds)
+    expected = original_rounds(q, v, attention.rotations, 6, 4)
+    torch.testing.assert_close(attention(q, k, v), expected, rtol=1e-9, atol=1e-11)
+    padding = torch.zeros(B, n, dtype=torch.bool)
+    padding[:, :2] = True
+    q[:, :, :2] = v[:, :, :2] = math.nan
+    y = attention(q, k, v, key_padding_mask=padding)
+    expected = original_rounds(q.nan_to_num(1), v.nan_to_num(1), attention.rotations, 6, 4, (0, 1))
+    torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_the_original_has_64_buckets_at_any_length_and_no_recurrent_form():
+    for max_len in (16, 128, 4096):
+        attention = ATTENTION["lsh"].for_model(
+            n_heads=H, head_dim=D, max_len=max_len, implementation="original 4 rounds"
+        )
+        assert attention.n_buckets == 64 and len(attention.rotations) == 4
+    with pytest.raises(ValueError, match="depends on later positions: use '4 rounds'"):
+        attention.init_state(B, H, D)
+
+
+def test_what_the_original_gives_at_a_position_changes_with_later_ones():
+    """And so its causal form is not that of a decoder, which has not seen them."""
+    q, k, v = random_qkv(60)
+    whole = original("4 rounds")(q, k, v)[:, :, :40]
+    alone = original("4 rounds")(*(x[:, :, :40] for x in (q, k, v)))
+    assert ((whole - alone).abs().amax(-1) > 1e-3).double().mean() > 0.1
+    ours = LSHAttention(head_dim=D, chunk_len=4, n_buckets=6).double()
+    torch.testing.assert_close(ours(q, k, v)[:, :, :40], ours(*(x[:, :, :40] for x in (q, k, v))))
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"chunk_len": 0}, "chunk_len 0: use at least 1"),
         ({"n_buckets": 3}, "n_buckets 3: use 1, or an even number to 64"),
         ({"n_buckets": 66}, "n_buckets 66"),
-        ({"implementation": "2 rounds"}, "use 1 round, 4 rounds, 8 rounds"),
+        ({"implementation": "2 rounds"}, "use 1 round, 4 rounds, 8 rounds, original 1 round"),
     ],
 )
 def test_sizes_that_lsh_has_not_are_refused(options, message):

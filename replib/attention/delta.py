@@ -6,14 +6,14 @@ Queries and keys are features already, φ(q) and φ(k) in the paper; β (`beta`)
 strengths. The paper's W (M, R) is kept transposed: `DeltaState.s` is Wᵀ (R, M).
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from replib.attention.base import Attention, check_qkv
+from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.feature_maps import DPFP_NU, dpfp
+from replib.attention.padding import without_padding
 from replib.kernels import delta, installed, refusal, why_not
 
 # Ways to compute the same function, all positions and after the last write.
@@ -38,7 +38,8 @@ def delta_rule(
     or wider. Memory grows as N·(R + M).
 
     Args:
-        q, k: (B, H, N, R), features already; v: (B, H, N, M); beta: (B, H, N).
+        q, k: (B, H, N, R), features already; v: (B, H, N, M); beta: (B, H, N). The heads of k, v
+            and beta may be a divisor of those of q.
         kernel: "plain" is the loop over positions; "torch" takes a chunk of positions at a time,
             and "cpu" too, compiled; None takes the fastest for the device, dtypes and sizes.
 
@@ -56,13 +57,16 @@ def delta_rule(
         )
     refused = refusal("cpu", q, k, v, beta)
     kernel = _resolve(kernel or ("torch" if refused else "cpu"), KERNELS)
+    if kernel == "cpu" and refused:
+        raise ValueError(refused)
+    k, v, beta = (repeat_heads(x, q.shape[1]) for x in (k, v, beta))
+    if 0 in (*q.shape, *v.shape):
+        return _nothing(q, k, v, beta)
     if kernel == "cpu":
-        if refused:
-            raise ValueError(refused)
         from replib.kernels import delta_cpu
 
         return delta_cpu.delta_rule(q, k, v, beta)
-    return (_plain if kernel == "plain" else delta.delta_rule)(q, k, v, beta)
+    return (delta.recurrent if kernel == "plain" else delta.delta_rule)(q, k, v, beta)
 
 
 def delta_retrieve(
@@ -72,6 +76,7 @@ def delta_retrieve(
 
     Args:
         q: (B, H, L, R) and k: (B, H, N, R), features already; v: (B, H, N, M); beta: (B, H, N).
+            The heads of k, v and beta may be a divisor of those of q.
         kernel: "plain" is the loop over writes; "torch" never forms W unless L exceeds R; None
             takes the fastest.
 
@@ -83,7 +88,11 @@ def delta_retrieve(
     """
     _check(q, k, v, beta)
     kernel = _resolve(kernel or "torch", RETRIEVAL_KERNELS)
-    return (_plain_retrieve if kernel == "plain" else delta.retrieve)(q, k, v, beta)
+    retrieve = _plain_retrieve if kernel == "plain" else delta.retrieve
+    retrieve = _nothing if 0 in (*q.shape, *k.shape, *v.shape) else retrieve
+    grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, G, H/G · L, R)
+    y = retrieve(grouped, k, v, beta)
+    return y.unflatten(2, (q.shape[1] // k.shape[1], q.shape[2])).flatten(1, 2)
 
 
 class DeltaState(NamedTuple):
@@ -110,49 +119,63 @@ def init_state(
 def step(
     state: DeltaState, q: Tensor, k: Tensor, v: Tensor, beta: Tensor
 ) -> tuple[Tensor, DeltaState]:
-    """One write, then one read: q, k (B, H, R), v (B, H, M), beta (B, H) -> y (B, H, M)."""
+    """One write, then one read: q (B, H, R), k (B, G, R), v (B, G, M), beta (B, G) -> y (B, H, M),
+    of a state of G heads, which H is a multiple of."""
     s = state.s.flatten(0, 1)
     with torch.autocast(s.device.type, enabled=False):
-        query, key, value = (x.flatten(0, 1).unsqueeze(1).to(s.dtype) for x in (q, k, v))
-        s = _write(s, key, value, beta.reshape(-1, 1, 1).to(s.dtype))
-        y = torch.bmm(query, s)
-    return y.view(v.shape).to(v.dtype), DeltaState(s.view(state.s.shape))
+        key, value = (x.flatten(0, 1).unsqueeze(1).to(s.dtype) for x in (k, v))
+        _, s = delta.write(s, key, value, beta.reshape(-1, 1, 1).to(s.dtype))
+        y = read(s, q, k.shape[1])
+    return y.to(v.dtype), DeltaState(s.view(state.s.shape))
 
 
-def _write(s: Tensor, key: Tensor, value: Tensor, beta: Tensor) -> Tensor:
-    """s (B·H, R, M), key (B·H, 1, R), value (B·H, 1, M), beta (B·H, 1, 1)."""
-    error = torch.baddbmm(value, key, s, alpha=-1)
-    return torch.baddbmm(s, key.mT, beta * error)
+def read(s: Tensor, q: Tensor, n_groups: int) -> Tensor:
+    """y = W q of one position: s (B·G, R, M), q (B, H, R) -> (B, H, M)."""
+    b, h, r = q.shape
+    query = q.reshape(b * n_groups, h // n_groups, r).to(s.dtype)
+    return torch.bmm(query, s).view(b, h, s.shape[-1])
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-    with torch.autocast(q.device.type, enabled=False):
-        s, y = _empty(k, v), []
-        for query, *write in _rows(s.dtype, q, k, v, beta.unsqueeze(-1)):
-            s = _write(s, *write)
-            y.append(torch.bmm(query, s))
-    return torch.cat(y, dim=1).view(v.shape).to(v.dtype)
+def prefill(
+    state: DeltaState,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    *,
+    kernel: str | None = None,
+) -> tuple[Tensor, DeltaState]:
+    """`step` for N positions at once, in parallel: what has been in the memory before is a part of
+    all that is read, so that the writes are those of v - W_0 k to an empty one."""
+    s, dtype = state.s, v.dtype
+    with torch.autocast(s.device.type, enabled=False):
+        q, k, v, beta = (x.to(s.dtype) for x in (q, k, v, beta))
+        v = v - k @ s
+        y = delta_rule(q, k, v, beta, kernel=kernel) + q @ repeat_heads(s, q.shape[1])
+        units = torch.eye(k.shape[-1], dtype=s.dtype, device=s.device)
+        written = delta_retrieve(units.expand(*k.shape[:2], -1, -1), k, v, beta)
+    return y.to(dtype), DeltaState(s + written)
 
 
 def _plain_retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    """Writes, one after the other, as in `delta.recurrent`."""
+    (b, h, _, r), m = k.shape, v.shape[-1]
     with torch.autocast(q.device.type, enabled=False):
-        s = _empty(k, v)
-        for write in _rows(s.dtype, k, v, beta.unsqueeze(-1)):
-            s = _write(s, *write)
+        s = init_state(b, h, r, m, dtype=torch.promote_types(k.dtype, v.dtype), device=k.device).s
+        s = s.flatten(0, 1)
+        tensors = (k, v, beta.unsqueeze(-1))
+        rows = (x.to(s.dtype).flatten(0, 1).unsqueeze(2).unbind(1) for x in tensors)
+        for row in zip(*rows, strict=True):
+            _, s = delta.write(s, *row)
         y = torch.bmm(q.flatten(0, 1).to(s.dtype), s)
     return y.unflatten(0, q.shape[:2]).to(v.dtype)
 
 
-def _empty(k: Tensor, v: Tensor) -> Tensor:
-    sizes = (*k.shape[:2], k.shape[-1], v.shape[-1])
-    dtype = torch.promote_types(k.dtype, v.dtype)
-    return init_state(*sizes, dtype=dtype, device=k.device).s.flatten(0, 1)
-
-
-def _rows(dtype: torch.dtype, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """A (B·H, 1, size) of each tensor a position. A slice at each position would cost O(N²) in the
-    backward pass, `unbind` costs it once."""
-    return zip(*(x.to(dtype).flatten(0, 1).unsqueeze(2).unbind(1) for x in tensors), strict=True)
+def _nothing(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    """What is read where a size is 0: 0, as products without a term are."""
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, beta = (x.to(v.dtype) for x in (q, k, beta))
+        return (q @ k.mT) @ (v * beta.unsqueeze(-1))
 
 
 def _resolve(kernel: str, known: tuple[str, ...]) -> str:
@@ -175,6 +198,7 @@ class DeltaAttention(Attention):
 
     Deviation: the paper's β is a projection of the layer's input, here it is one of the head's key,
     which is a projection of that input: σ(w·k + b), w and b learned for each head and 0 at first.
+    `n_heads` are those of keys; given more, a key's head takes the first of its share.
 
     The implementation is a kernel, with ν = 1, or "nu2" or "nu3" with the fastest kernel. Features
     of both signs, such as tanh, are not offered: their sum normalises nothing, and without it the
@@ -186,7 +210,7 @@ class DeltaAttention(Attention):
     label = "delta rule"
     implementations = (*KERNELS, *(f"nu{nu}" for nu in DPFP_NU if nu != NU))
     recurrent = True
-    sources = ("replib.attention.feature_maps", "replib.kernels")
+    sources = ("replib.attention.feature_maps", "replib.attention.padding", "replib.kernels")
 
     def __init__(self, *, n_heads: int, head_dim: int, implementation: str | None = None):
         super().__init__(implementation=implementation)
@@ -210,16 +234,28 @@ class DeltaAttention(Attention):
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
-        with torch.autocast(q.device.type, enabled=False):
-            beta, nu = self._beta(k, "bhnd,hd->bhn"), self.nu(self.implementation)
-            q, k = _normalised(q, nu), _normalised(k, nu)
+        q, k, v, beta = self._writes(q, k, v, key_padding_mask, causal=causal)
         if causal:
-            kernel = self.implementation if self.implementation in KERNELS else None
-            return delta_rule(q, k, v, beta, kernel=kernel)
-        if key_padding_mask is not None:
-            beta = beta.masked_fill(key_padding_mask[:, None], 0)
-        kernel = self.implementation if self.implementation in RETRIEVAL_KERNELS else None
-        return delta_retrieve(q, k, v, beta, kernel=kernel)
+            return delta_rule(q, k, v, beta, kernel=self._kernel(KERNELS))
+        return delta_retrieve(q, k, v, beta, kernel=self._kernel(RETRIEVAL_KERNELS))
+
+    def _writes(
+        self, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, *, causal: bool
+    ) -> tuple[Tensor, ...]:
+        """Features of queries and keys, values, and β; 0 at padding (B, N)."""
+        q, k, v = without_padding(q, k, v, padding, causal=causal)
+        with torch.autocast(q.device.type, enabled=False):
+            beta = self._beta(k, "bhnd,hd->bhn")
+            if padding is not None:
+                beta = beta.masked_fill(padding[:, None], 0)
+            return self._features(q), self._features(k), v, beta
+
+    def _features(self, x: Tensor) -> Tensor:
+        """φ(x), (..., D) -> (..., R), float32 or wider."""
+        return _normalised(x, self.nu(self.implementation))
+
+    def _kernel(self, kernels: tuple[str, ...]) -> str | None:
+        return self.implementation if self.implementation in kernels else None
 
     def init_state(
         self,
@@ -237,12 +273,19 @@ class DeltaAttention(Attention):
         return init_state(*sizes, dtype=dtype, device=device)
 
     def step(self, state: DeltaState, q, k, v):
-        beta, nu = self._beta(k, "bhd,hd->bh"), self.nu(self.implementation)
-        return step(state, _normalised(q, nu), _normalised(k, nu), v, beta)
+        with torch.autocast(q.device.type, enabled=False):
+            beta = self._beta(k, "bhd,hd->bh")
+            return step(state, self._features(q), self._features(k), v, beta)
+
+    def prefill(self, state: DeltaState, q, k, v, *, key_padding_mask=None):
+        check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
+        writes = self._writes(q, k, v, key_padding_mask, causal=True)
+        return prefill(state, *writes, kernel=self._kernel(KERNELS))
 
     def _beta(self, k: Tensor, sizes: str) -> Tensor:
         k = _wide(k)
-        w, b = self.to_beta.to(k.dtype), self.beta_bias.to(k.dtype)
+        share = max(1, len(self.to_beta) // k.shape[1])
+        w, b = self.to_beta[::share].to(k.dtype), self.beta_bias[::share].to(k.dtype)
         b = b.unsqueeze(-1) if k.dim() == 4 else b
         return torch.sigmoid(torch.einsum(sizes, k, w) + b)
 

@@ -32,9 +32,10 @@ def dpfp(x: Tensor, nu: int) -> Tensor:
     published code, all i of j = 1 first.
 
     Raises:
-        ValueError: ν is not between 1 and 2·D - 1, from where on features would repeat.
+        ValueError: ν is not between 1 and D - 1. At D, where x_i meets -x_i, features are 0, and
+            from D + 1 on they repeat.
     """
-    most = 2 * x.shape[-1] - 1
+    most = x.shape[-1] - 1
     if not 1 <= nu <= most:
         raise ValueError(f"DPFP of {x.shape[-1]} numbers with nu {nu}: use nu 1 to {most}")
     r = torch.cat([x, -x], dim=-1).relu()

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from replib.attention import delta
 from replib.attention.base import check_qkv
-from replib.attention.delta import DeltaAttention, DeltaState
+from replib.attention.delta import DeltaAttention, DeltaState, read
 from replib.attention.feature_maps import feature_map_named
+from replib.kernels import delta
 
 FEATURES = ("tanh", "dpfp1")  # with which it was published; "tanh" is that of the paper's own
 NORM_EPS = 1e-5  # of the layer normalisation of what is read
@@ -47,32 +47,54 @@ class FWMAttention(DeltaAttention):
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
-        with torch.autocast(q.device.type, enabled=False):
-            beta = self._beta(k, "bhnd,hd->bhn")
-            if key_padding_mask is not None:
-                beta = beta.masked_fill(key_padding_mask[:, None], 0)
-            q, k = self._features(q), self._features(k)
-            s, reads = delta._empty(k, v), []
-            rows = (k, v, beta.unsqueeze(-1), *[q] * causal)
-            for key, value, rate, *query in delta._rows(s.dtype, *rows):
-                s = _write(s, key, value, rate)
-                reads += [torch.bmm(one, s) for one in query]
-            y = torch.cat(reads, dim=1) if causal else torch.bmm(q.flatten(0, 1).to(s.dtype), s)
-            y = layer_norm(y, y.shape[-1:], eps=NORM_EPS)
-        return y.unflatten(0, q.shape[:2]).to(v.dtype)
+        wide = torch.promote_types(k.dtype, v.dtype)
+        state = self.init_state(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=wide, device=k.device)
+        return self._all(state, q, k, v, key_padding_mask, causal=causal)[0]
 
     def step(self, state: DeltaState, q, k, v):
         s = state.s.flatten(0, 1)
         with torch.autocast(s.device.type, enabled=False):
-            beta = self._beta(k, "bhd,hd->bh")
-            rows = (self._features(q), self._features(k), v)
-            query, key, value = (x.flatten(0, 1).unsqueeze(1).to(s.dtype) for x in rows)
-            s = _write(s, key, value, beta.reshape(-1, 1, 1).to(s.dtype))
-            y = layer_norm(torch.bmm(query, s), v.shape[-1:], eps=NORM_EPS)
-        return y.view(v.shape).to(v.dtype), DeltaState(s.view(state.s.shape))
+            beta = self._beta(k, "bhd,hd->bh").reshape(-1, 1, 1).to(s.dtype)
+            key, value = (x.flatten(0, 1).unsqueeze(1).to(s.dtype) for x in (self._features(k), v))
+            s = _write(s, key, value, beta)
+            y = read(s, self._features(q), k.shape[1])
+            y = layer_norm(y, y.shape[-1:], eps=NORM_EPS)
+        return y.to(v.dtype), DeltaState(s.view(state.s.shape))
+
+    def prefill(self, state: DeltaState, q, k, v, *, key_padding_mask=None):
+        check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
+        return self._all(state, q, k, v, key_padding_mask, causal=True)
+
+    def _all(
+        self,
+        state: DeltaState,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        padding: Tensor | None,
+        *,
+        causal: bool,
+    ) -> tuple[Tensor, DeltaState]:
+        """Write all positions, one after the other, and read after each, or after the last."""
+        q, k, v, beta = self._writes(q, k, v, padding, causal=causal)
+        s, heads = state.s.flatten(0, 1), k.shape[:2]
+        with torch.autocast(q.device.type, enabled=False):
+            # The queries of the heads of a group, at each position: (B·G, L, H/G, R).
+            query = q.unflatten(1, (heads[1], -1)).flatten(0, 1).transpose(1, 2).to(s.dtype)
+            n_queries, n_heads = query.shape[1:3]
+            tensors = [x.flatten(0, 1).unsqueeze(2) for x in (k, v, beta.unsqueeze(-1))]
+            # A slice at each position would cost O(N²) in the backward pass.
+            rows = (x.to(s.dtype).unbind(1) for x in (*tensors, *[query] * causal))
+            reads = [torch.bmm(query.flatten(1, 2)[:, :0], s)]
+            for key, value, rate, *one in zip(*rows, strict=True):
+                s = _write(s, key, value, rate)
+                reads += [torch.bmm(x, s) for x in one]
+            y = torch.cat(reads, dim=1) if causal else torch.bmm(query.flatten(1, 2), s)
+            y = layer_norm(y, y.shape[-1:], eps=NORM_EPS) if 0 not in y.shape else y
+            y = y.view(*heads, n_queries, n_heads, v.shape[-1]).transpose(2, 3).flatten(1, 2)
+        return y.to(v.dtype), DeltaState(s.view(state.s.shape))
 
     def _features(self, x: Tensor) -> Tensor:
-        """φ(x), (..., D) -> (..., R), float32 or wider."""
         phi = feature_map_named(self.resolve(self.implementation))
         return phi(x.to(torch.promote_types(x.dtype, torch.float32)))
 
@@ -106,5 +128,5 @@ class FWMAttention(DeltaAttention):
 
 def _write(s: Tensor, key: Tensor, value: Tensor, beta: Tensor) -> Tensor:
     """s (B·H, R, M), key (B·H, 1, R), value (B·H, 1, M), beta (B·H, 1, 1)."""
-    s = delta._write(s, key, value, beta)
+    _, s = delta.write(s, key, value, beta)
     return s / torch.linalg.vector_norm(s, dim=(1, 2), keepdim=True).clamp(min=1)

@@ -10,16 +10,20 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
-from replib.attention.base import Attention, check_qkv
+from replib.attention.base import Attention, check_qkv, repeat_heads
+from replib.attention.padding import can_be_asked, without_padding
 from replib.attention.softmax import softmax_attention
+from replib.kernels.library import all_finite
 
 # 64 buckets and chunks of 32 are what Katharopoulos et al. 2020 (section 4) compare with. A shorter
 # sequence has no more buckets than chunks.
 MAX_BUCKETS, CHUNK_LEN = 64, 32
 OWN_POSITION = -1e5  # the score of a position with itself: chosen only where there is no other
 SEED = 0
+ROUNDS = ("1 round", "4 rounds", "8 rounds")
+ORIGINAL = "original "  # before the rounds of an implementation
 
 # A guess: the share of a matrix product's rate, and what a score costs besides its products.
 EFFICIENCY, OPERATIONS_PER_SCORE = 0.2, 100
@@ -33,9 +37,9 @@ class HashedCache(NamedTuple):
     """What has been seen, its first `length` positions valid (of a capacity P).
 
     Attributes:
-        keys: unit vectors (B, H, P, D); values: (B, H, P, M).
+        keys: unit vectors (B, H, P, D), of the heads of queries; values: (B, G, P, M).
         bucket, rank: (B, H, P, T) of each round: the bucket of a position, and how many positions
-            of this bucket were before it.
+            of this bucket were before it. Padding has a bucket of its own, beyond the last.
         length: a number, or a tensor () that keeps all shapes fixed, as in `softmax.KVCache`.
     """
 
@@ -52,7 +56,7 @@ class Places(NamedTuple):
     Attributes:
         place: (B, H, N) the place of each position, of S.
         position: (B, H, S) the position at each place; N where it is empty.
-        first: (B, H, G) whether a chunk is the first of its bucket.
+        first: (B, H, G) whether a chunk has none before it to attend to.
     """
 
     place: Tensor
@@ -61,28 +65,38 @@ class Places(NamedTuple):
 
 
 class LSHAttention(Attention):
-    """Reformer attention; the implementation is the number of rounds, "1 round" to "8 rounds".
+    """Reformer attention; the implementation is the number of rounds, "1 round" to "8 rounds", or
+    that of fast-transformers with as many ("original 4 rounds").
 
     Causal, queries and keys are shared: position i is compared by q_i, and with the unit vector
     of q_j; k is not looked at (Reformer, section 2). In each round positions are hashed by
     argmax [x R, -x R] with a random R, and each attends to those before it in its own chunk of its
     bucket and in the chunk before. Rounds are weighted by their normalisers.
 
-    Deviation: a chunk begins anew at each bucket. In the original, chunks are cut from one sorted
-    sequence, so that which earlier positions one sees depends on the hashes of later ones.
+    Deviation: a chunk begins anew at each bucket, and a short sequence has few buckets, one a chunk
+    (`for_model`). In the original, what Katharopoulos et al. 2020 compare with, there are 64 at any
+    length, and chunks are cut from one sorted sequence, so that a position attends across buckets,
+    and to itself, and which earlier positions it sees depends on the hashes of *later* ones: what
+    stands at a position changes with what follows, and there is no recurrent form. Its rounds are
+    averaged. The implementations "original ..." do all that.
     Deviation: a pair that meets in several rounds counts in each; the paper's eq. 4 counts it once.
     Deviation: not causal (an encoder, or attention to one), every query is compared with the unit
     vectors of all keys, without hashing: queries and keys come from different sequences there, and
     the contract does not tell. That costs what softmax attention does.
+    Deviation: there is no dropout of weights; the original has 0.1.
 
     Resampling: R is drawn once, when it is built, from a generator of the seed `SEED`, and kept in
     a buffer; the original draws anew at each step.
     """
 
     label = "LSH"
-    implementations = ("1 round", "4 rounds", "8 rounds")
+    implementations = (*ROUNDS, *(f"{ORIGINAL}{rounds}" for rounds in ROUNDS))
     recurrent = True
-    sources = ("replib.attention.softmax",)
+    sources = (
+        "replib.attention.softmax",
+        "replib.attention.padding",
+        "replib.kernels.library",
+    )
 
     def __init__(
         self,
@@ -105,15 +119,29 @@ class LSHAttention(Attention):
         if n_buckets != 1 and (n_buckets % 2 or not 2 <= n_buckets <= MAX_BUCKETS):
             raise ValueError(f"n_buckets {n_buckets}: use 1, or an even number to {MAX_BUCKETS}")
         self.chunk_len, self.n_buckets = chunk_len, n_buckets
-        n_rounds = int(self.resolve(implementation).split()[0])
-        generator = torch.Generator().manual_seed(SEED)
-        rotations = torch.randn(n_rounds, head_dim, MAX_BUCKETS // 2, generator=generator)
-        self.register_buffer("rotations", rotations)
+        self.original = self.resolve(implementation).startswith(ORIGINAL)
+        self.register_buffer(
+            "rotations", torch.empty(self.n_rounds(implementation), head_dim, MAX_BUCKETS // 2)
+        )
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Draw the random R of each round."""
+        if not self.rotations.is_meta:
+            generator = torch.Generator().manual_seed(SEED)
+            self.rotations.copy_(torch.randn(self.rotations.shape, generator=generator))
+
+    @classmethod
+    def n_rounds(cls, implementation: str | None) -> int:
+        """T of an implementation."""
+        return int(cls.resolve(implementation).removeprefix(ORIGINAL).split()[0])
 
     @classmethod
     def for_model(cls, *, n_heads, head_dim, max_len, implementation=None) -> Attention:
         n_chunks = max_len // CHUNK_LEN
         n_buckets = 1 if n_chunks < 2 else min(MAX_BUCKETS, n_chunks // 2 * 2)
+        if cls.resolve(implementation).startswith(ORIGINAL):
+            n_buckets = MAX_BUCKETS
         return cls(head_dim=head_dim, implementation=implementation, n_buckets=n_buckets)
 
     def get_extra_state(self) -> int:
@@ -125,37 +153,94 @@ class LSHAttention(Attention):
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
         if not causal:
+            q, k, v = without_padding(q, k, v, key_padding_mask, causal=False)
             unit = normalize(k, dim=-1)
             return softmax_attention(q, unit, v, causal=False, key_padding_mask=key_padding_mask)
         with torch.autocast(q.device.type, enabled=False):
             wide = torch.promote_types(q.dtype, torch.float32)
-            return self._hashed(q.to(wide), v.to(wide)).to(v.dtype)
+            q, wide_v, bucket = self._hashed(q.to(wide), v.to(wide), key_padding_mask)
+            unit, padded = normalize(q, dim=-1), key_padding_mask is not None
+            return self._attend(q, unit, wide_v, bucket, padded).to(v.dtype)
 
-    def _hashed(self, q: Tensor, v: Tensor) -> Tensor:
-        rounds = [self._round(q, v, rotation) for rotation in self.rotations.to(q.dtype)]
-        y, log_sum = (torch.stack(x) for x in zip(*rounds, strict=True))  # (T, B, H, N, M or 1)
-        return (y * log_sum.softmax(0)).sum(0)
-
-    def _round(self, q: Tensor, v: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs of a round (B, H, N, M), and the logarithms of their normalisers."""
-        c, n = self.chunk_len, q.shape[2]
+    def _hashed(
+        self, q: Tensor, v: Tensor, padding: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q and v, 0 at padding (B, N), and the bucket of each position and round (B, H, N, T)."""
+        if padding is not None:
+            q, v = (x.masked_fill(padding[:, None, :, None], 0) for x in (q, v))
         with torch.no_grad():
-            placed = places(buckets(q, rotation, self.n_buckets), self.n_buckets, c)
+            rounds = [buckets(q, r, self.n_buckets) for r in self.rotations.to(q.dtype)]
+            bucket = torch.stack(rounds, dim=-1)
+            if padding is not None:
+                bucket = bucket.masked_fill(padding[:, None, :, None], self.n_buckets)
+        return q, v, bucket
 
-        def chunks(x: Tensor) -> Tensor:
-            """(B, H, N, D) -> (B, H, G, C, D), 0 at empty places."""
-            x = torch.cat([x, x.new_zeros(*x.shape[:2], 1, x.shape[-1])], dim=2)
-            return _rows(x, placed.position).unflatten(2, (-1, c))
+    def _attend(self, q: Tensor, unit: Tensor, v: Tensor, bucket: Tensor, padded: bool) -> Tensor:
+        """Causal: q and unit vectors (B, H, N, D), v (B, G, N, M), and the bucket of each round
+        (B, H, N, T), beyond the last at padding -> (B, H, N, M)."""
+        v = repeat_heads(v, q.shape[1])
+        if 0 in v.shape:
+            return (q @ unit.mT) @ v
+        with torch.no_grad():
+            placed = [self._places(x, padded) for x in bucket.unbind(-1)]
+        y = None
+        if can_be_asked(v):
+            y = self._average([self._round(q, unit, v, x) for x in placed])
+        if y is None or not all_finite(y):  # 0·NaN is NaN
+            bad = ~v.isfinite()
+            finite = v.masked_fill(bad, 0)
+            y = self._average([self._round(q, unit, finite, x) for x in placed])
+            with torch.no_grad():
+                bad = torch.stack([self._seen(bad.to(v.dtype), x) for x in placed]).sum(0) > 0
+            y = y.masked_fill(bad, torch.nan)
+        if not padded:
+            return y
+        return y.masked_fill((bucket[..., :1] == self.n_buckets), 0)
 
-        queries, keys, values = chunks(q), chunks(normalize(q, dim=-1)), chunks(v)
-        here = placed.position.unflatten(2, (-1, c))  # (B, H, G, C)
+    def _average(self, rounds: list[tuple[Tensor, Tensor]]) -> Tensor:
+        y, log_sum = (torch.stack(x) for x in zip(*rounds, strict=True))  # (T, B, H, N, M or 1)
+        return y.mean(0) if self.original else (y * log_sum.softmax(0)).sum(0)
+
+    def _places(self, bucket: Tensor, padded: bool) -> Places:
+        if self.original:
+            placed = sorted_places(bucket, self.chunk_len)
+        else:
+            placed = places(bucket, self.n_buckets + padded, self.chunk_len)
+        if not padded:
+            return placed
+        # Padding leaves its places empty.
+        last = bucket.shape[-1]
+        at = torch.cat([bucket, bucket.new_zeros(*bucket.shape[:-1], 1)], dim=-1)
+        hidden = at.gather(-1, placed.position) == self.n_buckets
+        return placed._replace(position=placed.position.masked_fill(hidden, last))
+
+    def _chunks(self, x: Tensor, placed: Places) -> Tensor:
+        """(B, H, N, D) -> (B, H, G, C, D), 0 at empty places."""
+        x = torch.cat([x, x.new_zeros(*x.shape[:2], 1, x.shape[-1])], dim=2)
+        return _rows(x, placed.position).unflatten(2, (-1, self.chunk_len))
+
+    def _positions(self, placed: Places, n: int) -> tuple[Tensor, Tensor]:
+        """Those of the queries (B, H, G, C, 1) and of the keys (B, H, G, 1, 2C) of each chunk."""
+        here = placed.position.unflatten(2, (-1, self.chunk_len))  # (B, H, G, C)
         before = torch.where(placed.first.unsqueeze(-1), n, _previous(here))
-        there = torch.cat([before, here], dim=-1).unsqueeze(-2)  # (B, H, G, 1, 2C)
+        return here.unsqueeze(-1), torch.cat([before, here], dim=-1).unsqueeze(-2)
+
+    def _seen(self, x: Tensor, placed: Places) -> Tensor:
+        """The sum of x (B, H, N, M) over what each position sees in a round."""
+        here, there = self._positions(placed, x.shape[2])
+        x = self._chunks(x, placed)
+        total = (there <= here).to(x.dtype) @ torch.cat([_previous(x), x], dim=3)
+        return _rows(total.flatten(2, 3), placed.place)
+
+    def _round(self, q: Tensor, unit: Tensor, v: Tensor, placed: Places) -> tuple[Tensor, Tensor]:
+        """The outputs of a round (B, H, N, M), and the logarithms of their normalisers."""
+        queries, keys, values = (self._chunks(x, placed) for x in (q, unit, v))
+        here, there = self._positions(placed, q.shape[2])
         keys, values = (torch.cat([_previous(x), x], dim=3) for x in (keys, values))
         scores = queries @ keys.mT / math.sqrt(q.shape[-1])  # (B, H, G, C, 2C)
-        here = here.unsqueeze(-1)
         scores = scores.masked_fill(there > here, -torch.inf)  # later, or empty
-        scores = scores.masked_fill(there == here, OWN_POSITION)
+        if not self.original:
+            scores = scores.masked_fill(there == here, OWN_POSITION)
         log_sum = scores.logsumexp(-1, keepdim=True)
         y = (scores - log_sum).exp() @ values
         return tuple(_rows(x.flatten(2, 3), placed.place) for x in (y, log_sum))
@@ -171,6 +256,16 @@ class LSHAttention(Attention):
         device="cpu",
         max_len=None,
     ) -> HashedCache:
+        """
+        Raises:
+            ValueError: it is the original's, which has no recurrent form.
+        """
+        if self.original:
+            ours = self.implementation.removeprefix(ORIGINAL)
+            raise ValueError(
+                f"LSH attention as {self.implementation!r} has no recurrent form, as an output "
+                f"depends on later positions: use {ours!r}"
+            )
         shape = (batch_size, n_heads, max_len or FIRST_CACHE_LEN)
         wide = torch.promote_types(dtype, torch.float32)
         keys = torch.zeros(*shape, head_dim, dtype=wide, device=device)
@@ -179,31 +274,76 @@ class LSHAttention(Attention):
         return HashedCache(keys, values, bucket, torch.zeros_like(bucket), 0)
 
     def step(self, state: HashedCache, q, k, v):
-        """Add one position and attend with it; the cache is written in place, and copied to one of
-        twice its capacity where it is full."""
-        *caches, length = state
+        """Add one position and attend with it."""
+        y, caches, at = self._step(state, q, v, Tensor.index_copy)
+        return y, HashedCache(*caches, at + 1)
+
+    @torch.no_grad()
+    def step_(self, state: HashedCache, q, k, v):
+        """`step` that writes into the cache; a full one is copied to one of twice its capacity."""
+        y, caches, at = self._step(state, q, v, Tensor.index_copy_)
+        following = at.add_(1) if isinstance(at, Tensor) else at + 1
+        return y, HashedCache(*caches, following)
+
+    def _step(self, state: HashedCache, q: Tensor, v: Tensor, write):
+        """What a position reads, the caches with it, and their length before."""
+        *caches, length = _for_heads(state, q.shape[1])
         if not isinstance(length, Tensor) and length == caches[0].shape[2]:
             caches = [torch.cat([x, torch.zeros_like(x)], dim=2) for x in caches]
-        keys, values, bucket, rank = caches
-        q, at = q.to(keys.dtype), torch.as_tensor(length, device=q.device).view(1)
-        rotations = self.rotations.to(q.dtype)
-        rounds = [buckets(q, rotation, self.n_buckets) for rotation in rotations]
-        own = torch.stack(rounds, dim=-1).unsqueeze(2)  # (B, H, 1, T)
-        position = torch.arange(keys.shape[2], device=q.device).view(-1, 1)  # (P, 1)
-        own_rank = ((bucket == own) & (position < at)).sum(2, keepdim=True)
-        added = (normalize(q, dim=-1)[:, :, None], v[:, :, None].to(values.dtype), own, own_rank)
-        for cache, x in zip(caches, added, strict=True):
-            cache.index_copy_(2, at, x)
-        chunks_before = own_rank // self.chunk_len - rank // self.chunk_len
-        seen = (bucket == own) & (chunks_before <= 1) & (position <= at)  # (B, H, P, T)
-        scores = torch.einsum("bhd,bhpd->bhp", q, keys) / math.sqrt(q.shape[-1])
-        scores = scores.masked_fill((position == at).squeeze(-1), OWN_POSITION).unsqueeze(-1)
-        scores = scores.masked_fill(~seen, -torch.inf)
-        log_sum = scores.logsumexp(2, keepdim=True)
-        weights = ((scores - log_sum).exp() * log_sum.softmax(-1)).sum(-1)
-        y = torch.einsum("bhp,bhpm->bhm", weights, values).to(v.dtype)
-        following = length.add_(1) if isinstance(length, Tensor) else length + 1
-        return y, HashedCache(*caches, following)
+        with torch.autocast(q.device.type, enabled=False):
+            keys, values, bucket, rank = caches
+            at = torch.as_tensor(length, device=q.device).view(1)
+            # (B, H, 1, D), (B, G, 1, M), (B, H, 1, T)
+            query, value, own = self._hashed(
+                q.unsqueeze(2).to(keys.dtype), v.unsqueeze(2).to(values.dtype), None
+            )
+            position = torch.arange(keys.shape[2], device=q.device).view(-1, 1)  # (P, 1)
+            own_rank = ((bucket == own) & (position < at)).sum(2, keepdim=True)
+            added = (normalize(query, dim=-1), value, own, own_rank)
+            keys, values, bucket, rank = caches = [
+                write(cache, 2, at, x) for cache, x in zip(caches, added, strict=True)
+            ]
+            chunks_before = own_rank // self.chunk_len - rank // self.chunk_len
+            seen = (bucket == own) & (chunks_before <= 1) & (position <= at)  # (B, H, P, T)
+            scores = (keys @ query.mT / math.sqrt(q.shape[-1])).squeeze(-1)  # (B, H, P)
+            scores = scores.masked_fill((position == at).squeeze(-1), OWN_POSITION).unsqueeze(-1)
+            scores = scores.masked_fill(~seen, -torch.inf)
+            log_sum = scores.logsumexp(2, keepdim=True)
+            weights = ((scores - log_sum).exp() * log_sum.softmax(-1)).sum(-1)
+            by_group = weights.unflatten(1, (values.shape[1], -1))  # (B, G, H/G, P)
+            y = (by_group @ values).flatten(1, 2)
+            if can_be_asked(y) and not all_finite(y):  # 0·NaN is NaN
+                bad = ~values.isfinite()
+                y = (by_group @ values.masked_fill(bad, 0)).flatten(1, 2)
+                seen = seen.any(-1).unflatten(1, by_group.shape[1:3]).to(y.dtype)
+                y = y.masked_fill((seen @ bad.to(y.dtype)).flatten(1, 2) > 0, torch.nan)
+        return y.to(v.dtype), caches, length
+
+    def prefill(self, state: HashedCache, q, k, v, *, key_padding_mask=None):
+        check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
+        *caches, length = _for_heads(state, q.shape[1])
+        first, capacity = int(length), caches[0].shape[2]
+        n = first + q.shape[2]
+        if n > capacity and isinstance(length, Tensor):
+            raise ValueError(f"{n} positions in a cache of {capacity}: use a larger max_len")
+        with torch.autocast(q.device.type, enabled=False):
+            dtype = caches[0].dtype
+            query, value, bucket = self._hashed(q.to(dtype), v.to(dtype), key_padding_mask)
+            keys, values, buckets = (
+                torch.cat([cache[:, :, :first], x], dim=2)
+                for cache, x in zip(
+                    caches[:3], (normalize(query, dim=-1), value, bucket), strict=True
+                )
+            )
+            # Those before are attended to, and need no queries of their own.
+            queries = torch.cat([caches[0][:, :, :first], query], dim=2)
+            padded = first > 0 or key_padding_mask is not None
+            y = self._attend(queries, keys, values, buckets, padded)[:, :, first:]
+        rank = torch.stack([ranks(x, self.n_buckets + 1) for x in buckets.unbind(-1)], dim=-1)
+        room = (0, 0, 0, max(capacity, n) - n)
+        caches = [pad(x, room) for x in (keys, values, buckets, rank)]
+        length = torch.full_like(length, n) if isinstance(length, Tensor) else n
+        return y.to(v.dtype), HashedCache(*caches, length)
 
     @classmethod
     def peak_bytes(
@@ -217,8 +357,10 @@ class LSHAttention(Attention):
         backward,
         implementation=None,
     ):
-        rounds = int(cls.resolve(implementation).split()[0])
-        places = 2 * batch_size * n_heads * seq_len * max(itemsize, 4)  # half of them empty
+        rounds = cls.n_rounds(implementation)
+        original = cls.resolve(implementation).startswith(ORIGINAL)
+        # Half of the places are empty where a chunk begins anew at each bucket.
+        places = (1 if original else 2) * batch_size * n_heads * seq_len * max(itemsize, 4)
         a_round = places * (2 * CHUNK_LEN * 3 + 8 * head_dim)
         return a_round * (rounds + 2 if backward else 1) + places * head_dim * rounds
 
@@ -226,8 +368,9 @@ class LSHAttention(Attention):
     def operations(cls, *, seq_len, head_dim, causal, implementation=None):
         if not causal:
             return seq_len**2 * 4.0 * head_dim / EFFICIENCY
-        rounds = int(cls.resolve(implementation).split()[0])
-        scores = rounds * 2 * seq_len * 2 * CHUNK_LEN
+        rounds = cls.n_rounds(implementation)
+        original = cls.resolve(implementation).startswith(ORIGINAL)
+        scores = rounds * (1 if original else 2) * seq_len * 2 * CHUNK_LEN
         return scores * (4.0 * head_dim / EFFICIENCY + OPERATIONS_PER_SCORE)
 
 
@@ -237,6 +380,27 @@ def buckets(x: Tensor, rotation: Tensor, n_buckets: int) -> Tensor:
     if n_buckets == 1:
         return x.new_zeros(x.shape[:-1], dtype=torch.int64)
     return torch.cat([rotated, -rotated], dim=-1).argmax(-1)
+
+
+def ranks(bucket: Tensor, n_buckets: int) -> Tensor:
+    """How many positions of the same bucket are before each: (B, H, N)."""
+    order = bucket.argsort(dim=-1, stable=True)
+    counts = bucket.new_zeros(*bucket.shape[:-1], n_buckets)
+    counts.scatter_add_(-1, bucket, torch.ones_like(bucket))
+    first_rank = (counts.cumsum(-1) - counts).gather(-1, bucket.gather(-1, order))
+    rank = torch.arange(bucket.shape[-1], device=bucket.device) - first_rank
+    return torch.empty_like(bucket).scatter_(-1, order, rank)
+
+
+def sorted_places(bucket: Tensor, chunk_len: int) -> Places:
+    """Put positions, sorted by bucket, into chunks whatever bucket they are of: (B, H, N)."""
+    n = bucket.shape[-1]
+    order = bucket.argsort(dim=-1, stable=True)
+    at = torch.arange(n, device=bucket.device).expand_as(order)
+    place = torch.empty_like(order).scatter_(-1, order, at)
+    position = pad(order, (0, -n % chunk_len), value=n)
+    first = torch.arange(position.shape[-1] // chunk_len, device=bucket.device) == 0
+    return Places(place, position, first.expand(*bucket.shape[:-1], -1))
 
 
 def places(bucket: Tensor, n_buckets: int, chunk_len: int) -> Places:
@@ -267,3 +431,9 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
 def _previous(x: Tensor) -> Tensor:
     """The chunk before each, (B, H, G, ...); the first has the last, which its mask hides."""
     return x.roll(1, dims=2)
+
+
+def _for_heads(state: HashedCache, n_heads: int) -> HashedCache:
+    """The state for n heads of queries, of which it has fewer until the first position."""
+    keys, bucket, rank = (repeat_heads(x, n_heads) for x in (state.keys, state.bucket, state.rank))
+    return state._replace(keys=keys, bucket=bucket, rank=rank)

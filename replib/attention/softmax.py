@@ -8,9 +8,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
-from replib.attention.base import Attention, check_qkv
+from replib.attention.base import Attention, check_qkv, repeat_heads
+from replib.attention.padding import (
+    can_be_asked,
+    finite_so_far,
+    nothing_seen,
+    without_padding,
+)
+from replib.kernels.library import all_finite
 
 # The cache starts at this many positions and doubles, so that N steps copy it O(log N) times.
 FIRST_CACHE_LEN = 64
@@ -33,12 +40,12 @@ def softmax_attention(
     """softmax(Q Kᵀ / sqrt(D)) V (Vaswani et al. 2017, eq. 1).
 
     Args:
-        q, k: (B, H, N, D); v: (B, H, N, M). Not causal, q may have a length of its own.
+        q, k: (B, H, N, D); v: (B, H, N, M). Not causal, q may have a length of its own. The heads
+            of k and v may be a divisor of those of q.
         causal: position i attends to j <= i only.
         implementation: "fused" calls torch's scaled_dot_product_attention; "textbook" forms the
-            (N, N) weights, as the 2022 replication did.
-        key_padding_mask: (B, N) bool, True where a key is padding; not causal only. A query
-            whose keys are all padding gets 0.
+            (N, N) weights, as the 2022 replication did, of float32 or wider.
+        key_padding_mask: (B, N) bool, True where a key is padding. A query that sees no key gets 0.
 
     Returns:
         (B, H, N, M).
@@ -48,37 +55,70 @@ def softmax_attention(
     """
     check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
     implementation = SoftmaxAttention.resolve(implementation)
-    visible = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
-    if implementation == "fused":
-        y = scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal)
-    else:
-        y = _textbook(q, k, v, causal, visible)
-    if visible is None:
-        return y
-    return torch.where(visible.any(-1, keepdim=True), y, 0)
-
-
-def _textbook(q: Tensor, k: Tensor, v: Tensor, causal: bool, visible: Tensor | None) -> Tensor:
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (B, H, N, N)
+    attend = _fused if implementation == "fused" else _textbook
+    q, k, v = without_padding(q, k, v, key_padding_mask, causal=causal)
     if causal:
-        n = q.shape[2]
-        future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(future, -torch.inf)
-    elif visible is not None:
-        scores = scores.masked_fill(~visible, -torch.inf)
-    return torch.softmax(scores, dim=-1) @ v
+        return _causal(q, k, v, key_padding_mask, attend)
+    if key_padding_mask is None:
+        return attend(q, k, v, None)
+    # Where nothing is to be seen all is, and then not taken: a softmax of nothing is NaN.
+    nothing = key_padding_mask.all(1)[:, None, None, None]
+    return attend(q, k, v, ~key_padding_mask[:, None, None] | nothing).masked_fill(nothing, 0)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, attend) -> Tensor:
+    """What the last queries (B, H, L, D) read of keys (B, G, N, D) up to their own positions."""
+    first, visible, nothing = k.shape[2] - q.shape[2], None, None
+    if first or padding is not None or attend is _textbook:
+        key = torch.arange(k.shape[2], device=q.device)
+        query = key[first:].unsqueeze(-1)
+        visible = key <= query  # (L, N)
+    if padding is not None:
+        nothing = nothing_seen(padding)[:, :, first:]
+        # A softmax of nothing is NaN: it is of itself, and then not taken.
+        visible = (visible & ~padding[:, None, None]) | (nothing & (key == query))
+    y = None
+    if can_be_asked(q):
+        y = attend(q, k, v, visible, causal=True)
+    if y is None or not all_finite(y):
+        k, v, spoiled = finite_so_far(k, v)
+        spoiled = repeat_heads(spoiled[:, :, first:], q.shape[1])
+        y = attend(q, k, v, visible, causal=True) + spoiled
+    return y if nothing is None else y.masked_fill(nothing, 0)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, causal=False) -> Tensor:
+    grouped = q.shape[1] != k.shape[1]
+    return scaled_dot_product_attention(
+        q, k, v, attn_mask=visible, is_causal=causal and visible is None, enable_gqa=grouped
+    )
+
+
+def _textbook(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, causal=False) -> Tensor:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    k, v = (repeat_heads(x, q.shape[1]) for x in (k, v))
+    # Scores of bfloat16 lose what values have in common from the gradients.
+    with torch.autocast(q.device.type, enabled=False):
+        scores = q.to(wide) @ k.to(wide).mT / math.sqrt(q.shape[-1])  # (B, H, N, N)
+        if visible is not None:
+            scores = scores.masked_fill(~visible, -torch.inf)
+        return (torch.softmax(scores, dim=-1) @ v.to(wide)).to(v.dtype)
 
 
 class KVCache(NamedTuple):
-    """Keys (B, H, capacity, D) and values (B, H, capacity, M), the first `length` of them valid.
+    """Keys (B, G, capacity, D) and values (B, G, capacity, M), the first `length` of them valid.
 
     A length that is a tensor () keeps all shapes fixed, as a CUDA graph needs them: a step then
     attends to the whole capacity under a mask, and the cache never grows.
+
+    Attributes:
+        padding: (B, capacity) whether a position is padding; (B, 0) where none is.
     """
 
     keys: Tensor
     values: Tensor
     length: int | Tensor
+    padding: Tensor
 
 
 class SoftmaxAttention(Attention):
@@ -87,6 +127,7 @@ class SoftmaxAttention(Attention):
     label = "softmax"
     implementations = ("fused", "textbook")
     recurrent = True
+    sources = ("replib.attention.padding", "replib.kernels.library")
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         return softmax_attention(
@@ -111,33 +152,88 @@ class SoftmaxAttention(Attention):
     ) -> KVCache:
         shape = (batch_size, n_heads, max_len or FIRST_CACHE_LEN)
         keys = torch.zeros(*shape, head_dim, dtype=dtype, device=device)
-        return KVCache(keys, keys.new_zeros(*shape, value_dim or head_dim), 0)
+        padding = keys.new_zeros(batch_size, 0, dtype=torch.bool)
+        return KVCache(keys, keys.new_zeros(*shape, value_dim or head_dim), 0, padding)
 
     def step(self, state: KVCache, q, k, v):
-        """Add one key and value, attend with one query to all so far.
+        """Add one key and value, attend with one query to all so far."""
+        keys, values, length, padding = state
+        added = [x.unsqueeze(2).to(cache.dtype) for cache, x in ((keys, k), (values, v))]
+        if isinstance(length, Tensor):
+            keys, values = (
+                cache.index_copy(2, length.view(1), x)
+                for cache, x in zip((keys, values), added, strict=True)
+            )
+        else:
+            keys, values = (
+                torch.cat([cache[:, :, :length], x], dim=2)
+                for cache, x in zip((keys, values), added, strict=True)
+            )
+            padding = pad(padding[:, :length], (0, 1)) if padding.shape[1] else padding
+        following = KVCache(keys, values, length + 1, padding)
+        return self._read(following, q, length).to(v.dtype), following
 
-        The cache is written in place; a full one is copied to one of twice its capacity.
-        """
-        keys, values, length = state
+    @torch.no_grad()
+    def step_(self, state: KVCache, q, k, v):
+        """`step` that writes into the cache; a full one is copied to one of twice its capacity."""
+        keys, values, length, padding = state
         if isinstance(length, Tensor):
             for cache, x in ((keys, k), (values, v)):
-                cache.index_copy_(2, length.view(1), x[:, :, None])
-            seen, padding = slice(None), torch.arange(keys.shape[2], device=k.device) > length
-            padding, following = padding.expand(len(k), -1), length.add_(1)
+                cache.index_copy_(2, length.view(1), x.unsqueeze(2).to(cache.dtype))
+            y = self._read(state, q, length)
+            length.add_(1)
+            return y.to(v.dtype), state
+        if length == keys.shape[2]:
+            keys, values = (torch.cat([x, torch.zeros_like(x)], dim=2) for x in (keys, values))
+            padding = pad(padding, (0, length)) if padding.shape[1] else padding
+        keys[:, :, length], values[:, :, length] = k, v
+        following = KVCache(keys, values, length + 1, padding)
+        return self._read(following, q, length).to(v.dtype), following
+
+    def _read(self, cache: KVCache, q: Tensor, position: int | Tensor) -> Tensor:
+        """What the query (B, H, D) of a position reads of those up to it: (B, H, M)."""
+        keys, values, _, padding = cache
+        hidden = padding[:, None, None] if padding.shape[1] else None
+        if isinstance(position, Tensor):
+            later = (torch.arange(keys.shape[2], device=keys.device) > position)[None, None, None]
+            hidden = later if hidden is None else hidden | later
         else:
-            if length == keys.shape[2]:
-                keys, values = (torch.cat([x, torch.zeros_like(x)], dim=2) for x in (keys, values))
-            keys[:, :, length], values[:, :, length] = k, v
-            seen, padding, following = slice(length + 1), None, length + 1
-        y = softmax_attention(
-            q[:, :, None],
-            keys[:, :, seen],
-            values[:, :, seen],
-            causal=False,
-            implementation=self.implementation,
-            key_padding_mask=padding,
+            keys, values = (x[:, :, : position + 1] for x in (keys, values))
+            hidden = None if hidden is None else hidden[..., : position + 1]
+        with torch.autocast(q.device.type, enabled=False):
+            query = q.unsqueeze(2).to(keys.dtype)
+            visible = None if hidden is None else ~hidden
+            return self._attend(query, keys, values, visible).squeeze(2)
+
+    def prefill(self, state: KVCache, q, k, v, *, key_padding_mask=None):
+        check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
+        keys, values, length, padding = state
+        first, dtype = int(length), v.dtype
+        n, capacity = first + k.shape[2], keys.shape[2]
+        if n > capacity and isinstance(length, Tensor):
+            raise ValueError(f"{n} positions in a cache of {capacity}: use a larger max_len")
+        q, k, v = without_padding(q, k, v, key_padding_mask, causal=True)
+        keys, values = (
+            torch.cat([cache[:, :, :first], x.to(cache.dtype)], dim=2)
+            for cache, x in ((keys, k), (values, v))
         )
-        return y[:, :, 0], KVCache(keys, values, following)
+        hidden = None
+        if padding.shape[1] or key_padding_mask is not None:
+            hidden = padding.new_zeros(len(k), n)
+            hidden[:, : min(first, padding.shape[1])] = padding[:, :first]
+            if key_padding_mask is not None:
+                hidden[:, first:] = key_padding_mask
+        with torch.autocast(q.device.type, enabled=False):
+            y = _causal(q.to(keys.dtype), keys, values, hidden, self._attend)
+        room = max(capacity, n) - n
+        keys, values = (pad(x, (0, 0, 0, room)) for x in (keys, values))
+        padding = padding if hidden is None else pad(hidden, (0, room))
+        length = torch.full_like(length, n) if isinstance(length, Tensor) else n
+        return y.to(dtype), KVCache(keys, values, length, padding)
+
+    @property
+    def _attend(self):
+        return _fused if self.resolve(self.implementation) == "fused" else _textbook
 
     @classmethod
     def peak_bytes(
@@ -154,6 +250,7 @@ class SoftmaxAttention(Attention):
         rows = batch_size * n_heads * seq_len * itemsize
         if cls.resolve(implementation) == "fused":
             return rows * head_dim * (5 if backward else 1)
+        rows = batch_size * n_heads * seq_len * max(itemsize, 4)
         return rows * seq_len * (4 if backward else 3) + rows * head_dim
 
     @classmethod

@@ -43,23 +43,29 @@ import math
 import torch
 from torch import Tensor
 
+from replib.kernels.library import all_finite, operator
+
 # Short chunks spend least on (C, C) products, long ones on calls.
 CHUNK_LEN = 32
 # A block has the chunks that give a call this many matrix products; more would leave the cache.
 PRODUCTS_PER_CALL = 64
 
 
-@torch.compiler.disable  # its buffers and `out=` are what torch.compile cannot trace
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-    """y_i = W_i q_i after each write, differentiable once; sums in float32 or wider.
+    """y_i = W_i q_i after each write; sums in float32 or wider. No size is 0.
 
     q, k (B, H, N, R), v (B, H, N, M), beta (B, H, N) -> (B, H, N, M) in the dtype of v.
     """
-    return _ChunkedDeltaRule.apply(q, k, v, beta.unsqueeze(-1))
+    return _chunked(q, k, v, beta)
+
+
+def recurrent(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    """`delta_rule` as the loop over positions, in operations that torch can differentiate."""
+    return _recurrent(q, k, v, beta)[0]
 
 
 def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-    """y = W_N q after the last write, differentiable once; sums in float32 or wider.
+    """y = W_N q after the last write; sums in float32 or wider. No size is 0.
 
     q (B, H, L, R), k (B, H, N, R), v (B, H, N, M), beta (B, H, N) -> (B, H, L, M) in v's dtype.
     """
@@ -73,10 +79,12 @@ def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
 
 
 def read_weights(q: Tensor, k: Tensor, beta: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-    """How much of each value a query reads after the last write, y = p V; differentiable once.
+    """How much of each value a query reads after the last write, y = p V.
 
     q (B, H, L, R), k (B, H, N, R), beta (B, H, N) -> p (B, H, L, N), float32 or wider.
     """
+    if 0 in (*q.shape, *k.shape):
+        return q @ (k * beta.unsqueeze(-1)).mT
     wide, n, shape = dtype or _wide(q, k), k.shape[2], q.shape[:2]
     # A divisor of N saves a copy of k.
     c = next((c for c in range(CHUNK_LEN, 3 * CHUNK_LEN // 2) if n % c == 0), CHUNK_LEN)
@@ -85,7 +93,7 @@ def read_weights(q: Tensor, k: Tensor, beta: Tensor, *, dtype: torch.dtype | Non
         if n % c:
             k = torch.nn.functional.pad(k, (0, 0, 0, -n % c))
             beta = torch.nn.functional.pad(beta, (0, -n % c))
-        p = _ReadWeights.apply(q, k.unflatten(1, (-1, c)), beta.unflatten(1, (-1, c)))
+        p = _swept(q, k.unflatten(1, (-1, c)), beta.unflatten(1, (-1, c)))
     return p[..., :n].unflatten(0, shape)
 
 
@@ -115,11 +123,9 @@ def bytes_per_token(r: int, m: int, *, itemsize: int = 4, backward: bool) -> flo
     return itemsize * (2 * r + 2 * m + 1) + errors  # q, k, v and beta in, y and the errors out
 
 
-class _ReadWeights(torch.autograd.Function):
-    """q (B·H, L, R), k (B·H, G, C, R), beta (B·H, G, C) -> p (B·H, L, G·C)."""
-
-    @staticmethod
-    def forward(ctx, q, k, beta):
+def _sweep(q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
+    """q (B·H, L, R), k (B·H, G, C, R), beta (B·H, G, C) -> p (B·H, L, G·C), and what is kept."""
+    with torch.autocast(q.device.type, enabled=False):
         rows = beta.unsqueeze(-1)  # (B·H, G, C, 1)
         similarity = (k @ k.mT).tril_(-1)
         identity = torch.eye(k.shape[2], dtype=k.dtype, device=k.device)
@@ -134,14 +140,16 @@ class _ReadWeights(torch.autograd.Function):
             x[:, c] = torch.bmm(torch.bmm(q, k[:, c].mT), transforms[:, c])
             if c:
                 q = torch.baddbmm(q, x[:, c] * beta[:, c].unsqueeze(1), k[:, c], alpha=-1)
-        ctx.save_for_backward(queries, x, k, beta, similarity, transforms)
-        return (x * beta.unsqueeze(2)).transpose(1, 2).flatten(2)
+        p = (x * beta.unsqueeze(2)).transpose(1, 2).flatten(2)
+    # `solve_triangular` gives columns that lie together, which `_empty_sweep` could not know.
+    return p, queries, x, similarity, transforms.contiguous()
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dp):
-        queries, x, k, beta, similarity, transforms = ctx.saved_tensors
-        dp = dp.unflatten(2, beta.shape[1:]).transpose(1, 2).contiguous()  # (B·H, G, L, C)
+
+def _sweep_backward(dp, q, k, beta, queries, x, similarity, transforms):
+    with torch.autocast(dp.device.type, enabled=False):
+        # A copy, as it is changed below: with one query, the transpose needs none.
+        dp = dp.unflatten(2, beta.shape[1:]).transpose(1, 2)  # (B·H, G, L, C)
+        dp = dp.clone(memory_format=torch.contiguous_format)
         columns, dr = beta.unsqueeze(2), torch.empty_like(dp)
         after, dq = torch.empty_like(queries), torch.zeros_like(queries[:, 0])
         for c in range(k.shape[1]):
@@ -159,20 +167,42 @@ class _ReadWeights(torch.autograd.Function):
         return dq, d_k.view(k.shape), d_beta
 
 
-class _ChunkedDeltaRule(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, beta):
-        # Autocast would turn the float32 products of the memory into bfloat16 ones.
-        with torch.autocast(q.device.type, enabled=False):
-            y, errors, memories = _forward(q, k, v, beta)
-        ctx.save_for_backward(q, k, v, beta, errors, memories)
-        return y
+def _plain_sweep(q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
+    """The query passes the writes from the last to the first, one at a time."""
+    with torch.autocast(q.device.type, enabled=False):
+        p, k, beta = [], k.flatten(1, 2), beta.flatten(1, 2)
+        for key, rate in zip(k.unbind(1)[::-1], beta.unbind(1)[::-1], strict=True):
+            weight = torch.bmm(q, key.unsqueeze(-1)) * rate.view(-1, 1, 1)  # (B·H, L, 1)
+            q = q - weight * key.unsqueeze(1)
+            p.append(weight)
+        return torch.cat(p[::-1], dim=-1)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
-        with torch.autocast(dy.device.type, enabled=False):
-            return _backward(dy, *ctx.saved_tensors)
+
+def _empty_sweep(q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
+    (heads, n_queries, r), (n_chunks, c) = q.shape, k.shape[1:3]
+    shapes = (
+        (heads, n_queries, n_chunks * c),
+        (heads, n_chunks, n_queries, r),
+        (heads, n_chunks, n_queries, c),
+        (heads, n_chunks, c, c),
+        (heads, n_chunks, c, c),
+    )
+    return tuple(q.new_empty(shape) for shape in shapes)
+
+
+def _empty_like_inputs(dy: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in tensors)
+
+
+_swept = operator(
+    "delta_read_weights",
+    _sweep,
+    _sweep_backward,
+    plain=_plain_sweep,
+    empty=_empty_sweep,
+    empty_gradients=lambda *x: _empty_like_inputs(*x[:4]),
+    n_kept=4,
+)
 
 
 class _Blocks:
@@ -182,18 +212,25 @@ class _Blocks:
     last block leaves over is zero: a write of strength zero, which changes nothing.
     """
 
-    def __init__(self, q: Tensor, v: Tensor):
+    def __init__(self, q: Tensor, v: Tensor, n_blocks: int):
         b, h, n, r = q.shape
         m, self.c = v.shape[-1], CHUNK_LEN
-        # A memory is kept for each block: no more of them than k and v are large.
-        for_memory = math.ceil(r * m / ((r + m) * self.c))
-        self.g = max(1, min(max(PRODUCTS_PER_CALL // (b * h), for_memory), math.ceil(n / self.c)))
+        self.g = math.ceil(math.ceil(n / self.c) / n_blocks)
         self.shape = (self.g, b, h, self.c)
         length = self.g * self.c
         self.spans = [slice(i, min(i + length, n)) for i in range(0, n, length)]
         self.options = {"dtype": _wide(q, v), "device": q.device}
         self.identity = torch.eye(self.c, **self.options)
         self.memory_shape = (b * h, r, m)
+
+    @staticmethod
+    def count(q: Tensor, v: Tensor) -> int:
+        """How many blocks a sequence has."""
+        (b, h, n, r), m = q.shape, v.shape[-1]
+        # A memory is kept for each block: no more of them than k and v are large.
+        for_memory = math.ceil(r * m / ((r + m) * CHUNK_LEN))
+        n_chunks = math.ceil(n / CHUNK_LEN)
+        return math.ceil(n_chunks / max(1, PRODUCTS_PER_CALL // (b * h), for_memory))
 
     def new(self, size: int) -> Tensor:
         return torch.zeros(math.prod(self.shape[:3]), self.c, size, **self.options)
@@ -228,23 +265,65 @@ class _Blocks:
         )
 
 
-def _forward(q, k, v, beta):
-    blocks = _Blocks(q, v)
+def _forward(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
+    """y, the errors (B, H, N, M), and the memory at the start of each block."""
+    n_blocks = _Blocks.count(q, v)
+    # Autocast would turn the float32 products of the memory into bfloat16 ones.
+    with torch.autocast(q.device.type, enabled=False):
+        found = _in_chunks(q, k, v, beta.unsqueeze(-1), n_blocks)
+        if all_finite(found[0]):
+            return found
+        # A product with a triangle of zeros spreads a NaN to earlier positions, the loop does not.
+        every = math.ceil(math.ceil(q.shape[2] / CHUNK_LEN) / n_blocks) * CHUNK_LEN
+        return _recurrent(q, k, v, beta, every)
+
+
+def _recurrent(q, k, v, beta, every: int | None = None) -> tuple[Tensor, ...]:
+    """A position at a time: y, and where `every` is given the errors (B, H, N, M), and the memory
+    before each so many positions (B, H, count, R, M)."""
+    wide, heads = _wide(q, v), q.shape[:2]
+    y, errors, memories = [], [], []
+    with torch.autocast(q.device.type, enabled=False):
+        s = torch.zeros(heads.numel(), q.shape[-1], v.shape[-1], dtype=wide, device=q.device)
+        # (B·H, 1, size) of each position. A slice at each would cost O(N²) in the backward pass,
+        # `unbind` costs it once.
+        tensors = (q, k, v, beta.unsqueeze(-1))
+        rows = (x.to(wide).flatten(0, 1).unsqueeze(2).unbind(1) for x in tensors)
+        for i, (query, key, value, strength) in enumerate(zip(*rows, strict=True)):
+            if every and i % every == 0:
+                memories.append(s.unflatten(0, heads))
+            error, s = write(s, key, value, strength)
+            y.append(torch.bmm(query, s))
+            if every:
+                errors.append(error)
+    y = torch.cat(y, dim=1).unflatten(0, heads).to(v.dtype)
+    if not every:
+        return (y,)
+    return y, torch.cat(errors, dim=1).unflatten(0, heads), torch.stack(memories, dim=2)
+
+
+def write(s: Tensor, key: Tensor, value: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+    """The error of a write and the memory after it: s (B·H, R, M), key (B·H, 1, R), value
+    (B·H, 1, M), strength (B·H, 1, 1)."""
+    error = torch.baddbmm(value, key, s, alpha=-1)
+    return error, torch.baddbmm(s, key.mT, strength * error)
+
+
+def _in_chunks(q, k, v, beta, n_blocks):
+    blocks = _Blocks(q, v, n_blocks)
     queries, keys, weighted_keys = (blocks.new(q.shape[-1]) for _ in range(3))
     values, errors, out = (blocks.new(v.shape[-1]) for _ in range(3))
     strengths, lower, reads = blocks.new(1), blocks.new(blocks.c), blocks.new(blocks.c)
     memories = blocks.memories(blocks.g + 1)  # before each chunk, and after the last
-    y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    all_errors = torch.empty(v.shape, **blocks.options)
-    kept_memories = blocks.memories(len(blocks.spans))
-    for span, kept in zip(blocks.spans, kept_memories, strict=True):
+    y, all_errors, kept_memories = _empty(q, k, v, beta)
+    for span, kept in zip(blocks.spans, kept_memories.unbind(2), strict=True):
         for x, buffer in ((q, queries), (k, keys), (v, values), (beta, strengths)):
             blocks.load(x, span, buffer)
         torch.mul(keys, strengths, out=weighted_keys)  # β K
         torch.bmm(keys, weighted_keys.mT, out=lower)
         torch.bmm(queries, weighted_keys.mT, out=reads).tril_()
         chunks = blocks.chunks(blocks.inverse(lower), keys, weighted_keys, values, errors)
-        kept.copy_(memories[0])
+        kept.copy_(memories[0].view(kept.shape))
         for i, (transform, k_c, weighted_c, v_c, e_c) in enumerate(chunks):
             v_c.baddbmm_(k_c, memories[i], alpha=-1)
             torch.bmm(transform, v_c, out=e_c)
@@ -257,8 +336,31 @@ def _forward(q, k, v, beta):
     return y, all_errors, kept_memories
 
 
-def _backward(dy, q, k, v, beta, all_errors, kept_memories):
-    blocks = _Blocks(q, v)
+def _empty(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
+    wide, memories = _wide(q, v), (*q.shape[:2], _Blocks.count(q, v), q.shape[-1], v.shape[-1])
+    y, errors = v.new_empty(v.shape), v.new_empty(v.shape, dtype=wide)
+    return y, errors, v.new_empty(memories, dtype=wide)
+
+
+def _backward(dy, q, k, v, beta, errors, memories):
+    with torch.autocast(dy.device.type, enabled=False):
+        *found, d_beta = _backward_in_chunks(dy, q, k, v, beta.unsqueeze(-1), errors, memories)
+    return *found, d_beta.squeeze(-1)
+
+
+_chunked = operator(
+    "delta_rule",
+    _forward,
+    _backward,
+    plain=recurrent,
+    empty=_empty,
+    empty_gradients=lambda *x: _empty_like_inputs(*x[:5]),
+    n_kept=2,
+)
+
+
+def _backward_in_chunks(dy, q, k, v, beta, all_errors, kept_memories):
+    blocks = _Blocks(q, v, kept_memories.shape[2])
     queries, keys, weighted_keys, d_queries, d_keys = (blocks.new(q.shape[-1]) for _ in range(5))
     d_out, errors, writes, d_writes, d_errors = (blocks.new(v.shape[-1]) for _ in range(5))
     lower, reads, symmetric = (blocks.new(blocks.c) for _ in range(3))
@@ -266,7 +368,7 @@ def _backward(dy, q, k, v, beta, all_errors, kept_memories):
     memories = blocks.memories(blocks.g)  # before each chunk
     d_memories = blocks.memories(blocks.g + 1)  # by the memory before each, and after the last
     gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, beta)]
-    for span, kept in reversed([*zip(blocks.spans, kept_memories, strict=True)]):
+    for span, kept in reversed([*zip(blocks.spans, kept_memories.unbind(2), strict=True)]):
         loads = ((q, queries), (k, keys), (beta, strengths), (all_errors, errors), (dy, d_out))
         for x, buffer in loads:
             blocks.load(x, span, buffer)
@@ -277,7 +379,7 @@ def _backward(dy, q, k, v, beta, all_errors, kept_memories):
         torch.bmm(reads.mT, d_out, out=d_writes)
         transforms = blocks.inverse(lower)
 
-        memories[0].copy_(kept)
+        memories[0].copy_(kept.flatten(0, 1))
         for i, (k_c, u_c) in enumerate(blocks.chunks(keys, writes)[:-1]):
             torch.baddbmm(memories[i], k_c.mT, u_c, out=memories[i + 1])
         chunks = blocks.chunks(transforms, queries, keys, weighted_keys, d_out, d_writes, d_errors)

@@ -24,10 +24,12 @@ from functools import cache
 import torch
 from numba import njit
 from torch import Tensor
+from torch.nn.functional import pad
 
-from replib.kernels import cpu
+from replib.kernels import cpu, delta
 from replib.kernels import vectors as vec
 from replib.kernels.cpu import BATCH_HEADS, FLOAT, NEXT_HEAD, NEXT_SLOT, SCRATCH, SCRATCH_BYTES, C
+from replib.kernels.library import all_finite, operator
 from replib.kernels.rows import empty_like_rows, rows_together
 
 # The memories of a block should stay in the second-level cache; the longer it is, the fewer are
@@ -342,39 +344,82 @@ def _run(thread, tensors: dict[int, Tensor]) -> None:
     cpu._in_parallel(_code(thread), ctypes.addressof(words), n_threads)
 
 
-class _DeltaRule(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, beta):
-        b, h, n, r = k.shape
-        m, n_blocks = v.shape[-1], math.ceil(n / (BLOCK_CHUNKS * C))
-        y, errors = empty_like_rows(v), torch.empty(b, h, n, m, dtype=torch.float32)
-        memories = torch.empty(b, h, n_blocks, r * m, dtype=torch.float32)
-        tensors = {Q: q, K: k, V: v, BETA: beta, Y: y, ERRORS: errors, MEMORIES: memories}
-        _run(_delta_forward_thread, tensors)
-        ctx.save_for_backward(q, k, beta, errors, memories)
-        ctx.value_dtype = v.dtype
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
-        q, k, beta, errors, memories = ctx.saved_tensors
-        dq, dk, dbeta = empty_like_rows(q), empty_like_rows(k), torch.empty_like(beta)
-        dv = torch.empty_like(errors, dtype=ctx.value_dtype)
-        tensors = {Q: q, K: k, BETA: beta, ERRORS: errors, MEMORIES: memories}
-        tensors |= {DY: rows_together(dy), DQ: dq, DK: dk, DV: dv, DBETA: dbeta}
-        _run(_delta_backward_thread, tensors)
-        return dq, dk, dv, dbeta
-
-
-@torch.compiler.disable
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-    """y_i = W_i q_i after each write, differentiable once, of float32 and bfloat16 tensors.
+    """y_i = W_i q_i after each write, of float32 and bfloat16 tensors; no size is 0.
 
     Sizes per head that are no multiple of 16 are padded, which copies the tensors.
+
+    Raises:
+        ValueError: a tensor has another dtype.
     """
-    wide = (cpu._widen(x, 0.0) for x in (q, k, v))
-    return _DeltaRule.apply(*wide, beta.float())[..., : v.shape[-1]]
+    return _fused(q, k, v, beta.float())
+
+
+def _forward_pass(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
+    y, errors, memories = _empty(q, k, v, beta)
+    wide = [cpu._widen(x, 0.0) for x in (q, k, v)]
+    y_wide = y if y.shape == wide[2].shape else wide[2].new_empty(wide[2].shape)
+    tensors = dict(zip((Q, K, V), wide, strict=True))
+    _run(
+        _delta_forward_thread,
+        tensors | {BETA: beta, Y: y_wide, ERRORS: errors, MEMORIES: memories},
+    )
+    if y_wide is not y:
+        y.copy_(y_wide[..., : v.shape[-1]])
+    if all_finite(y):
+        return y, errors, memories
+    # A product with a triangle of zeros spreads a NaN to positions before it, the loop does not.
+    y, *found = delta._recurrent(q, k, v, beta, BLOCK_CHUNKS * C)
+    r, m = -k.shape[-1] % vec.WIDTH, -v.shape[-1] % vec.WIDTH
+    errors.copy_(pad(found[0], (0, m)).neg())
+    memories.copy_(pad(found[1], (0, m, 0, r)).mT.flatten(3))
+    return y, errors, memories
+
+
+def _backward_pass(dy, q, k, v, beta, errors, memories) -> tuple[Tensor, ...]:
+    wide = [cpu._widen(x, 0.0) for x in (q, k)]
+    found = [empty_like_rows(x) for x in wide]
+    dv = torch.empty_like(errors, dtype=v.dtype)
+    d_beta = torch.empty_like(beta, memory_format=torch.contiguous_format)
+    tensors = {Q: wide[0], K: wide[1], BETA: beta, ERRORS: errors, MEMORIES: memories}
+    tensors |= {DY: cpu._widen(dy, 0.0), DQ: found[0], DK: found[1], DV: dv, DBETA: d_beta}
+    _run(_delta_backward_thread, tensors)
+    gradients = (
+        x if x.shape == like.shape else x[..., : like.shape[-1]].contiguous()
+        for x, like in zip((*found, dv), (q, k, v), strict=True)
+    )
+    return *gradients, d_beta
+
+
+def _padded(size: int) -> int:
+    return size + -size % vec.WIDTH
+
+
+def _empty(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
+    (b, h, n, r), m = k.shape, v.shape[-1]
+    y = empty_like_rows(rows_together(v)) if m == _padded(m) else v.new_empty(v.shape)
+    errors = v.new_empty(b, h, n, _padded(m), dtype=torch.float32)
+    n_blocks, size = math.ceil(n / (BLOCK_CHUNKS * C)), _padded(r) * _padded(m)
+    return y, errors, v.new_empty(b, h, n_blocks, size, dtype=torch.float32)
+
+
+def _empty_gradients(dy, q, k, v, beta, errors, memories) -> tuple[Tensor, ...]:
+    def of(x: Tensor) -> Tensor:
+        whole = x.shape[-1] == _padded(x.shape[-1])
+        return empty_like_rows(rows_together(x)) if whole else x.new_empty(x.shape)
+
+    return of(q), of(k), v.new_empty(v.shape), beta.new_empty(beta.shape)
+
+
+_fused = operator(
+    "delta_rule_cpu",
+    _forward_pass,
+    _backward_pass,
+    plain=delta.recurrent,
+    empty=_empty,
+    empty_gradients=_empty_gradients,
+    n_kept=2,
+)
 
 
 def operations_per_token(r: int, m: int, *, backward: bool) -> float:

@@ -28,10 +28,11 @@ import torch
 from torch import Tensor
 
 from replib.kernels import installed
+from replib.kernels.library import once
 
 
 def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-    """What queries read after the last write, differentiable once.
+    """What queries read after the last write, differentiable once: more raises.
 
     q (P, L, R), k (P, N, R), features already, v (P, N, M), beta (P, N) -> (P, L, M).
     """
@@ -73,53 +74,60 @@ class _Writes(torch.autograd.Function):
             norm = square.clamp(max=1)
         decay = (log_scale[:, -1:] - log_scale[:, :-1]).exp()
         weights = reads * (beta * decay).unsqueeze(1)  # (P, L, N)
-        ctx.save_for_backward(similarity, reads, beta, errors, recalled, log_scale, squares)
+        # The values too, so that a second derivative by them meets the node that raises.
+        kept = similarity, reads, v, beta, errors, recalled, log_scale, squares
+        ctx.save_for_backward(*kept)
         return weights @ errors
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        similarity, reads, beta, errors, recalled, log_scale, squares = ctx.saved_tensors
-        n = beta.shape[1]
-        at_end = (log_scale[:, -1:] - log_scale[:, :-1]).exp()
-        scaled = beta * at_end
-        d_weights = dy @ errors.mT  # (P, L, N)
-        d_reads = d_weights * scaled.unsqueeze(1)
-        d_scaled = (d_weights * reads).sum(1)
-        d_beta = d_scaled * at_end
-        d_errors = (reads * scaled.unsqueeze(1)).mT @ dy
-        d_log = torch.zeros_like(log_scale)  # l̄
-        d_log[:, -1] = (d_scaled * scaled).sum(-1)
-        d_log[:, :-1] -= d_scaled * scaled
-        d_recalled, d_similarity = torch.zeros_like(recalled), torch.zeros_like(similarity)
-        d_norm = beta.new_zeros(len(beta))  # of |W_i|²
-        for i in reversed(range(n)):
-            error, old, b = errors[:, i], recalled[:, i], beta[:, i]
-            if i + 1 < n:  # e_i in the rows of later writes
-                decay = (log_scale[:, i + 1 : -1] - log_scale[:, i : i + 1]).exp()
-                column = similarity[:, i + 1 :, i] * b.unsqueeze(1) * decay
-                later = torch.bmm(column.unsqueeze(1), d_recalled[:, i + 1 :]).squeeze(1)
-                d_errors[:, i] += later
-            d_square = d_norm
-            if i:
-                square, carried = squares[:, i], d_log[:, i + 1]
-                d_square = torch.where(square > 1, -carried / (2 * square.clamp(min=1)), d_norm)
-                d_log[:, i] += carried
-            d_norm, size = d_square, similarity[:, i, i]
-            b_square = (d_square * b).unsqueeze(1)
-            error_square = error.square().sum(-1)
-            d_errors[:, i] += 2 * b_square * (old + (b * size).unsqueeze(1) * error)
-            d_beta[:, i] += 2 * d_square * ((error * old).sum(-1) + b * error_square * size)
-            d_similarity[:, i, i] += d_square * b.square() * error_square
-            d_recalled[:, i] = 2 * b_square * error - d_errors[:, i]
-            if i == 0:
-                continue
-            decay = (log_scale[:, i : i + 1] - log_scale[:, :i]).exp()
-            d_row = torch.bmm(d_recalled[:, i : i + 1], errors[:, :i].mT).squeeze(1) * decay
-            d_similarity[:, i, :i] = d_row * beta[:, :i]
-            d_row = d_row * similarity[:, i, :i]
-            d_beta[:, :i] += d_row
-            d_row = d_row * beta[:, :i]
-            d_log[:, i] += d_row.sum(-1)
-            d_log[:, :i] -= d_row
-        return d_similarity, d_reads, d_errors, d_beta
+        return _backward(dy, *ctx.saved_tensors)
+
+
+def _gradients(dy, similarity, reads, v, beta, errors, recalled, log_scale, squares):
+    n = beta.shape[1]
+    at_end = (log_scale[:, -1:] - log_scale[:, :-1]).exp()
+    scaled = beta * at_end
+    d_weights = dy @ errors.mT  # (P, L, N)
+    d_reads = d_weights * scaled.unsqueeze(1)
+    d_scaled = (d_weights * reads).sum(1)
+    d_beta = d_scaled * at_end
+    d_errors = (reads * scaled.unsqueeze(1)).mT @ dy
+    d_log = torch.zeros_like(log_scale)  # l̄
+    d_log[:, -1] = (d_scaled * scaled).sum(-1)
+    d_log[:, :-1] -= d_scaled * scaled
+    d_recalled, d_similarity = torch.zeros_like(recalled), torch.zeros_like(similarity)
+    d_norm = beta.new_zeros(len(beta))  # of |W_i|²
+    for i in reversed(range(n)):
+        error, old, b = errors[:, i], recalled[:, i], beta[:, i]
+        if i + 1 < n:  # e_i in the rows of later writes
+            decay = (log_scale[:, i + 1 : -1] - log_scale[:, i : i + 1]).exp()
+            column = similarity[:, i + 1 :, i] * b.unsqueeze(1) * decay
+            later = torch.bmm(column.unsqueeze(1), d_recalled[:, i + 1 :]).squeeze(1)
+            d_errors[:, i] += later
+        d_square = d_norm
+        if i:
+            square, carried = squares[:, i], d_log[:, i + 1]
+            d_square = torch.where(square > 1, -carried / (2 * square.clamp(min=1)), d_norm)
+            d_log[:, i] += carried
+        d_norm, size = d_square, similarity[:, i, i]
+        b_square = (d_square * b).unsqueeze(1)
+        error_square = error.square().sum(-1)
+        d_errors[:, i] += 2 * b_square * (old + (b * size).unsqueeze(1) * error)
+        d_beta[:, i] += 2 * d_square * ((error * old).sum(-1) + b * error_square * size)
+        d_similarity[:, i, i] += d_square * b.square() * error_square
+        d_recalled[:, i] = 2 * b_square * error - d_errors[:, i]
+        if i == 0:
+            continue
+        decay = (log_scale[:, i : i + 1] - log_scale[:, :i]).exp()
+        d_row = torch.bmm(d_recalled[:, i : i + 1], errors[:, :i].mT).squeeze(1) * decay
+        d_similarity[:, i, :i] = d_row * beta[:, :i]
+        d_row = d_row * similarity[:, i, :i]
+        d_beta[:, :i] += d_row
+        d_row = d_row * beta[:, :i]
+        d_log[:, i] += d_row.sum(-1)
+        d_log[:, :i] -= d_row
+    return d_similarity, d_reads, d_errors, d_beta
+
+
+_backward = once("The rule fwm", _gradients)

@@ -35,6 +35,7 @@ from torch.nn.functional import pad
 from replib.kernels import cpu
 from replib.kernels import vectors as vec
 from replib.kernels.cpu import FLOAT, NEXT_HEAD, NEXT_SLOT, SCRATCH, SCRATCH_BYTES
+from replib.kernels.library import once
 
 B = vec.WIDTH
 STEP = vec.WIDTH * FLOAT  # bytes of a vector
@@ -50,18 +51,19 @@ N_WORDS = 20
 
 
 def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-    """What queries read after the last write, differentiable once; all float32 on the CPU.
+    """What queries read after the last write, differentiable once: more raises. All float32 on the
+    CPU.
 
     q (P, L, R), k (P, N, R), v (P, N, M), beta (P, N) -> (P, L, M); no size is 0.
     """
-    return _Writes.apply(q, k, v, beta)
+    return _Writes.apply(q, k, v.contiguous(), beta.contiguous())
 
 
 class _Writes(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, beta):
         p, n, m = v.shape
-        v, beta, wide = v.contiguous(), beta.contiguous(), _padded(n)
+        wide = _padded(n)
         similarity, reads = k @ k.mT, pad(q @ k.mT, (0, wide - n))
         errors, squares = v.new_empty(p, wide, _padded(m)), v.new_empty(p, n)
         at_end = v.new_empty(p, wide)
@@ -73,23 +75,28 @@ class _Writes(torch.autograd.Function):
         return weights @ errors[:, :n, :m]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        q, k, reads, *kept = ctx.saved_tensors
-        kept = dict(zip(range(SIMILARITY, AT_END + 1), kept, strict=True))
-        v, beta, errors, at_end = (kept[place] for place in (V, BETA, ERRORS, AT_END))
-        (p, n, m), wide = v.shape, reads.shape[-1]
-        d_reads = (dy @ errors[:, :n, :m].mT) * (beta * at_end[:, :n]).unsqueeze(1)
-        d_end = (d_reads * reads[..., :n]).sum((1, 2))  # by the last l
-        d_similarity = v.new_empty(p, wide, wide)
-        d_beta, dv = torch.empty_like(beta), None
-        given = {READS: reads, DY: cpu._widen(dy, 0.0).contiguous(), D_END: d_end}
-        found = {D_SIMILARITY: d_similarity, D_BETA: d_beta}
-        if ctx.needs_input_grad[2]:  # values to be learned are rare
-            dv = found[DV] = torch.empty_like(v)
-        _run(_fwm_backward_thread, kept | given | found, q.shape[1])
-        dk = torch.baddbmm(d_similarity[:, :n, :n] @ k, d_reads.mT, q)
-        return d_reads @ k, dk, dv, d_beta
+        return _backward_once(ctx.needs_input_grad[2], dy, *ctx.saved_tensors)
+
+
+def _gradients(of_values: bool, dy, q, k, reads, *kept):
+    kept = dict(zip(range(SIMILARITY, AT_END + 1), kept, strict=True))
+    v, beta, errors, at_end = (kept[place] for place in (V, BETA, ERRORS, AT_END))
+    (p, n, m), wide = v.shape, reads.shape[-1]
+    d_reads = (dy @ errors[:, :n, :m].mT) * (beta * at_end[:, :n]).unsqueeze(1)
+    d_end = (d_reads * reads[..., :n]).sum((1, 2))  # by the last l
+    d_similarity = v.new_empty(p, wide, wide)
+    d_beta, dv = torch.empty_like(beta), None
+    given = {READS: reads, DY: cpu._widen(dy, 0.0).contiguous(), D_END: d_end}
+    found = {D_SIMILARITY: d_similarity, D_BETA: d_beta}
+    if of_values:  # values to be learned are rare
+        dv = found[DV] = torch.empty_like(v)
+    _run(_fwm_backward_thread, kept | given | found, q.shape[1])
+    dk = torch.baddbmm(d_similarity[:, :n, :n] @ k, d_reads.mT, q)
+    return d_reads @ k, dk, dv, d_beta
+
+
+_backward_once = once("The rule fwm", _gradients)
 
 
 def _padded(n: int) -> int:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from replib.kernels import cpu
 from replib.kernels import vectors as vec
+from replib.kernels.library import once
 
 # What a call hands its threads: 64-bit words at these places, sizes and then addresses.
 NEXT, B, N, D, R, NU, HAS_RATES, Q, K, RATES, P, DQ, DK, D_RATES = range(14)
@@ -41,18 +42,18 @@ def read_weights(q: Tensor, k: Tensor, beta: Tensor | None, nu: int) -> Tensor:
 
     q (..., 1, R), features already; k (..., N, D), with nu = 0 features already, with nu = ELU1 a
     multiple of `vec.WIDTH` in size; beta (..., N);
-    all float32 -> (..., 1, N), differentiable once.
+    all float32 -> (..., 1, N), differentiable once: more raises.
     """
     shape = k.shape[:-2]
     q, k = q.reshape(-1, q.shape[-1]), k.reshape(-1, *k.shape[-2:])
     rates = k.new_empty(len(k), 0) if beta is None else beta.reshape(k.shape[:2])
-    return _ReadWeights.apply(q, k, rates, nu).unflatten(0, shape).unsqueeze(-2)
+    tensors = (x.contiguous() for x in (q, k, rates))
+    return _ReadWeights.apply(*tensors, nu).unflatten(0, shape).unsqueeze(-2)
 
 
 class _ReadWeights(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, rates, nu):
-        q, k, rates = (x.contiguous() for x in (q, k, rates))
         p = torch.empty(k.shape[:2])
         _run(_memory_forward_thread, (q, k, rates, p), nu)
         ctx.save_for_backward(q, k, rates)
@@ -60,12 +61,17 @@ class _ReadWeights(torch.autograd.Function):
         return p
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dp):
-        saved = ctx.saved_tensors
-        gradients = [torch.empty_like(x) for x in saved]
-        _run(_memory_backward_thread, (*saved, dp.contiguous(), *gradients), ctx.nu)
-        return *gradients, None
+        return *_backward_once(ctx.nu, dp, *ctx.saved_tensors), None
+
+
+def _gradients(nu: int, dp: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
+    gradients = tuple(torch.empty_like(x) for x in saved)
+    _run(_memory_backward_thread, (*saved, dp.contiguous(), *gradients), nu)
+    return gradients
+
+
+_backward_once = once("The fused memory", _gradients)
 
 
 # Loops run over slices from 0 on: an index that could be negative is not vectorised.
