@@ -152,17 +152,17 @@ def scaling_verdict(
     """
     criteria, reasons, as_claimed = [], [], []
     for name, (fit, claimed) in claims.items():
-        text = f"{name} grows as N^{claimed:g} (exponent within ± {tolerance:g})"
+        text = f"{name} grows as N^{claimed:zg} (exponent within ± {tolerance:zg})"
         met = _within(fit.low, fit.high, claimed - tolerance, claimed + tolerance)
         criteria.append(Criterion(text, met, exponent_text(fit)))
-        grows = f"{name} grows as N^{fit.value:.2f}"
+        grows = f"{name} grows as N^{fit.value:z.2f}"
         if met:
-            as_claimed.append(f"{grows}, claimed {claimed:g}")
+            as_claimed.append(f"{grows}, claimed {claimed:zg}")
         else:
             place = "is outside" if met is False else "passes"
             reasons.append(
-                f"{grows} ({fit.low:.2f} to {fit.high:.2f}): the interval {place} claimed "
-                f"{claimed:g} ± {tolerance:g}"
+                f"{grows} ({fit.low:z.2f} to {fit.high:z.2f}): the interval {place} claimed "
+                f"{claimed:zg} ± {tolerance:zg}"
             )
     return Verdict("; ".join(reasons + as_claimed) or "nothing measured", tuple(criteria))
 
