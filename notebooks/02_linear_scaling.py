@@ -12,7 +12,7 @@ app = marimo.App(width="medium", app_title="Linear scaling")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib import charts, claims, controls, cost_parts, frames
+    from replib import charts, claims, claims_scaling, controls, cost_parts, frames
     from replib.controls import Control
     from replib.live import LiveRuns
     from replib.live_jobs import live_cost_jobs
@@ -46,7 +46,7 @@ def _(recorded):
     recorded_columns = [
         ("Paper", claims.PAPER_SAYS["scaling"]),
         ("2022 replication", claims.article_scaling(published()["dm2022"])),
-        (f"Recorded here, {controls.device_names(recorded)}", claims.scaling(recorded)),
+        (f"Recorded here, {controls.device_names(recorded)}", claims_scaling.scaling(recorded)),
     ]
     return (recorded_columns,)
 
@@ -55,7 +55,7 @@ def _(recorded):
 def _(get_changes, jobs, live, recorded_columns, settings):
     get_changes()
     _rows = live.rows(jobs, settings["device"])
-    _session = claims.of_session(lambda rows: claims.scaling(rows, settings["work"]), _rows)
+    _session = claims.of_session(lambda rows: claims_scaling.scaling(rows, settings["work"]), _rows)
     controls.verdict_card(
         "Linear attention costs O(N), softmax attention O(N²).",
         [*recorded_columns, (controls.THIS_MACHINE, _session)],
@@ -65,27 +65,18 @@ def _(get_changes, jobs, live, recorded_columns, settings):
 
 @app.cell(hide_code=True)
 def _(recorded):
-    def recorded_charts(work):
-        """Time and memory of one work, one above the other."""
-        _costs = claims.of_work(frames.costs(recorded), work)
-        return mo.vstack(
-            [
-                charts.cost_chart(_costs, title="Time per sequence"),
-                charts.cost_chart(_costs, y="memory_bytes_per_sample", title="Memory per sequence"),
-            ]
-        )
-
-    return (recorded_charts,)
+    mo.ui.tabs(
+        {
+            "Forward and backward": cost_parts.scaling_charts(recorded, "forward_backward"),
+            "Forward": cost_parts.scaling_charts(recorded, "forward"),
+        }
+    )
+    return
 
 
 @app.cell(hide_code=True)
-def _(recorded_charts):
-    mo.ui.tabs(
-        {
-            "Forward and backward": recorded_charts("forward_backward"),
-            "Forward": recorded_charts("forward"),
-        }
-    )
+def _(recorded):
+    mo.md(cost_parts.first_figure(recorded))
     return
 
 
@@ -207,17 +198,25 @@ def _():
       the exponents of the others are evidence. *plain* forms the N² weights that linear attention
       does without, to show that the equation alone does not make it linear.
     - **Time.** All mechanisms of a length are timed together, in a new random order each round;
-      the line is the median, the band the quartiles.
-    - **Batch.** A batch has at least one sequence: where N is more than *tokens a batch* (4096 in
-      the recorded runs) it holds more tokens than at shorter N, and what outgrows the caches then
-      takes longer a token. The fastest kernel shows it: its exponent over these N is above 1.
+      those that take seconds a call have rounds of their own after the others'. A call is repeated
+      untimed until its page faults and its time settle, and the faults of each timed one are kept:
+      a sample with others than its own is counted on the card. The line is the median, the band
+      the quartiles.
+    - **Batch.** Every batch has the same number of tokens, as in the paper: at the longest N it is
+      one sequence (here, where *tokens a batch* is less than the longest N, that many). A batch of
+      one at every N is the other curve; where it is short, a call does too little to fill the
+      machine.
+    - **Recordings.** Each point was recorded several times, by processes of their own at different
+      times (`record scaling --recording 0`, `1`, ...); the line is of all samples together.
     - **Memory.** The most that one call holds beyond its inputs, from the allocation trace of
       torch's profiler (CPU) or its allocator (CUDA). Scratch memory of MKL is not seen.
     - **Out of memory** is a point at the top of the chart; what would not fit is not tried,
       since Linux would end the process.
-    - **Exponent.** The log-log slope over the longer half of the lengths with a 95 % interval
-      from resampled repeats and the residual scatter; the criterion is claim ± 0.15. Fused
-      softmax needs no N² memory: the paper's claim is about the textbook form.
+    - **Exponent.** The log-log slope over the longer half of the lengths, the mean of that of each
+      recording. Its 95 % interval holds what varies between recordings (Student's t of their
+      slopes) and how far their mean departs from a line; of a single recording, such as one made
+      here, it is from resampled repeats and the scatter about the line. The criterion is claim ±
+      0.15. Fused softmax needs no N² memory: the paper's claim is about the textbook form.
     """)
     mo.accordion({"Method and limits": _text})
     return

@@ -16,7 +16,7 @@ import torch
 from replib import __version__, store
 from replib.device import resolve_device
 from replib.experiments import EXPERIMENTS, SCALES, experiment_named
-from replib.memory import peak_memory_bytes
+from replib.memory import keep_freed_memory, peak_memory_bytes
 from replib.peers import PEERS
 from replib.recording import core_seconds, record
 from replib.training import Metrics
@@ -62,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--threads", type=int, default=None, help="CPU threads (default: all)")
     text = "time again what has fewer than N samples, where there is time for so many"
     sub.add_argument("--retime-below", type=int, default=0, metavar="N", help=text)
+    text = "number of a recording of scaling (default: 0); make the next at another time"
+    sub.add_argument("--recording", type=int, default=0, metavar="K", help=text)
     sub = command("bench", _bench, "measure what is here against its peers, interleaved")
     sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
     sub.add_argument("--quick", action="store_true", help="small sizes: about a minute")
@@ -100,6 +102,7 @@ def _record(arguments) -> int:
         if arguments.threads < 1:
             raise ValueError(f"--threads {arguments.threads}: use at least 1")
         torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     stop, n_rows = _stop_on_interrupt(), 0
     for experiment in experiments:
         for row in record(
@@ -109,6 +112,7 @@ def _record(arguments) -> int:
             stop=stop.is_set,
             on_metrics=_print_metrics,
             retime_below=arguments.retime_below,
+            recording=arguments.recording,
         ):
             print(_line(row), flush=True)
             n_rows += 1
@@ -167,6 +171,7 @@ def _bench(arguments) -> int:
     from replib.bench import QUICK, bench_table, run_bench
     from replib.races import EXPERIMENT
 
+    keep_freed_memory()
     device, stop = resolve_device(arguments.device), _stop_on_interrupt()
     measured = run_bench(
         arguments.only,
@@ -192,6 +197,7 @@ def _bench(arguments) -> int:
 
 def _serve(arguments) -> int:
     port = _free_port(arguments.port)
+    keep_freed_memory()
     # marimo runs notebooks as threads of its server: what is imported here is not waited for
     # when the first page opens.
     import altair  # noqa: F401
@@ -265,6 +271,7 @@ def _doctor(arguments) -> int:
     for name, peer in PEERS.items():
         found = find_spec(peer.package) is not None
         print(f"{name}: {'found' if found else 'missing, for bench only: see README, Bench'}")
+    print(f"malloc: {keep_freed_memory()}")
     for folder in (store.data_folder(), store.cache_folder()):
         print(f"{folder}: {store.writable(folder) or 'writable'}")
     for name in EXPERIMENTS:

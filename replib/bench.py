@@ -634,7 +634,7 @@ def _bfloat16_slowdown(device: torch.device) -> float:
         x = torch.ones(CHECKED_SIZE, CHECKED_SIZE, dtype=dtype, device=device)
         products[dtype] = partial(torch.matmul, x, x)
     times = interleave(products, n_repeats=3, device=device)
-    return median(times[torch.bfloat16]) / median(times[torch.float32])
+    return median(times[torch.bfloat16].time_ms) / median(times[torch.float32].time_ms)
 
 
 GROUPS: dict[str, Callable[[Run, Scale], Iterator[store.Row]]] = {

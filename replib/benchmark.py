@@ -3,14 +3,17 @@
 B batch, H heads, N sequence length, D query/key (and here also value) size per head.
 
 What is compared is timed together: after a warm-up, each round calls every candidate once, in a
-new random order, so that a slow spell of the machine falls on all of them alike.
+new random order, so that a slow spell of the machine falls on all of them alike. What takes seconds
+a call has rounds of its own after the others', for the memory that it takes and frees would be paid
+for by whatever is called next. Page faults are counted, so that a sample that paid for another's is
+told from one that did not.
 """
 
 import math
 import random
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from time import perf_counter
 from typing import Literal, Protocol, TypeVar
 
@@ -24,6 +27,7 @@ from replib.memory import (
     TIMING_LOCK,
     available_memory_bytes,
     is_out_of_memory,
+    page_faults,
     peak_memory_bytes,
     release_memory,
     trim_memory,
@@ -38,13 +42,18 @@ MAX_SEQ_LEN = 2**20
 
 # A sample lasts at least this long: perf_counter and the call itself cost about 1 us, 0.05 %.
 MIN_SAMPLE_MS = 2.0
-# A call shorter than this may have been mostly lazy set-up: its length is taken from more calls.
-LAZY_SETUP_MS = 100.0
-N_EXTRA_WARMUPS = 2
-# A call shorter than this is made once untimed before each of its samples: another one's call left
-# the caches cold, as they never are in a loop. A longer one heats them itself; but it may free
-# gigabytes, which glibc keeps and gives back at a later call's expense (0.6 s after a loop of 3 s).
+# A call shorter than this is made untimed before each of its samples: another one's call left the
+# caches cold, as they never are in a loop. A longer one heats them itself, but may take and free
+# gigabytes: those are timed after the others.
 LONG_CALL_MS = 1500.0
+# Untimed calls go on until one takes as long as the best before it, within this factor, and as many
+# page faults; they end after so many, as on a busy machine times never settle.
+SETTLED_TIME = 1.25
+MAX_WARMUPS = 8
+# What a page fault takes, counted high (on a virtual machine 3 us, else a tenth of that), and which
+# share of a sample's time its faults may take above those of the best call before it is marked.
+FAULT_MS = 0.004
+FAULT_SHARE = 0.05
 # How often a wait for the lock looks whether it should stop.
 LOCK_POLL_S = 0.1
 
@@ -119,12 +128,24 @@ def _check_at_least_one(name: str, value: int) -> None:
         raise ValueError(f"{name} is {value!r}: use a whole number of at least 1")
 
 
+@dataclass
+class Samples:
+    """What `interleave` measured of a callable: milliseconds and page faults a call, an entry a
+    sample, and the fewest page faults of any call, untimed ones included: those that are its own.
+    """
+
+    time_ms: list[float] = field(default_factory=list)
+    page_faults: list[float] = field(default_factory=list)
+    own_page_faults: float = math.inf
+
+
 @dataclass(frozen=True)
 class Cost:
     """What one point took: a call of attention, or one training step.
 
     `time_ms` is a sample a repeat, and empty when nothing was timed; `memory_bytes` is the peak
-    beyond the inputs (see `peak_memory_bytes`).
+    beyond the inputs (see `peak_memory_bytes`); `page_faults` and `own_page_faults` are those of
+    `Samples`.
     """
 
     config: CostConfig | TrainingConfig
@@ -132,26 +153,38 @@ class Cost:
     detail: str | None
     time_ms: tuple[float, ...]
     memory_bytes: int | None
+    page_faults: tuple[float, ...] = ()
+    own_page_faults: float = math.inf
 
     def summary(self) -> dict:
         """The figures of a stored row: median and quartiles of the time, and the memory.
 
         Figures per sample are divided by the batch size, as in Katharopoulos et al. 2020, Fig. 1.
+        `n_disturbed` samples had page faults beyond the call's own, and are not to be trusted.
         """
         quartiles = (None, None, None)
         if self.time_ms:
             quartiles = tuple(float(x) for x in np.quantile(self.time_ms, [0.25, 0.5, 0.75]))
         q25, median, q75 = quartiles
+        faults = zip(self.time_ms, self.page_faults, strict=False)  # faults are not always counted
         return {
             "time_ms": median,
             "time_ms_q25": q25,
             "time_ms_q75": q75,
             "time_ms_samples": list(self.time_ms),
+            "page_faults_samples": [round(x, 1) for x in self.page_faults],
+            "page_faults_own": round(self.own_page_faults, 1) if self.page_faults else None,
+            "n_disturbed": sum(_disturbed(*one, self.own_page_faults) for one in faults),
             "time_ms_per_sample": _divide(median, self.config.batch_size),
             "memory_bytes": self.memory_bytes,
             "memory_bytes_per_sample": _divide(self.memory_bytes, self.config.batch_size),
             "n_repeats": len(self.time_ms),
         }
+
+
+def _disturbed(time_ms: float, faults: float, own: float) -> bool:
+    """Whether page faults beyond a call's own may have taken a share of its time that matters."""
+    return (faults - own) * FAULT_MS > FAULT_SHARE * time_ms
 
 
 def _divide(value: float | None, by: int) -> float | None:
@@ -184,26 +217,27 @@ def interleave(
     device: str | torch.device = "cpu",
     stop: Stop = None,
     max_seconds: float | None = None,
-) -> dict[Key, list[float]]:
+) -> dict[Key, Samples]:
     """Time callables against each other, in milliseconds a call.
 
-    Each round calls every callable once, in a new random order. A sample of a callable shorter
-    than MIN_SAMPLE_MS is the mean of as many calls as last that long. One shorter than
-    LONG_CALL_MS is called once untimed before each sample, and a longer one's freed memory goes
-    back to the system after it. Time is `perf_counter` on the CPU and CUDA events on a GPU.
-    TIMING_LOCK is held throughout.
+    Each round calls every callable once, in a new random order; those of LONG_CALL_MS and more have
+    rounds of their own after the others', and what they freed then goes back to the system. A
+    sample of a callable shorter than MIN_SAMPLE_MS is the mean of as many calls as last that long.
+    One shorter than LONG_CALL_MS is called untimed before each sample until its page faults are its
+    own alone. Time is `perf_counter` on the CPU and CUDA events on a GPU. TIMING_LOCK is held
+    throughout.
 
     Args:
         n_repeats: rounds, and so samples of each callable.
-        n_warmup: untimed calls of each at first; those that then seem
-            shorter than LAZY_SETUP_MS get N_EXTRA_WARMUPS more.
+        n_warmup: untimed calls of each at first; what then seems shorter than LONG_CALL_MS is
+            called on until time and page faults settle.
         seed: of the order.
         stop: looked at before every sample; once it is set, what was sampled is returned.
-        max_seconds: bounds warm-up and rounds together. A round that would not fit is left out,
-            but the first one never is.
+        max_seconds: bounds warm-up and rounds together, of which each kind of round has the share
+            of its callables. A round that would not fit is left out, but the first never is.
 
     Returns:
-        The samples of each callable; as many of each unless it was stopped.
+        The samples of each callable; of those with the same rounds as many, unless it was stopped.
 
     Raises:
         ValueError: n_repeats, n_warmup or the device is out of range.
@@ -211,49 +245,92 @@ def interleave(
     _check_at_least_one("n_repeats", n_repeats)
     _check_at_least_one("n_warmup", n_warmup)
     device = resolve_device(device)
-    order = list(callables)
     rng = random.Random(seed)
-    samples: dict[Key, list[float]] = {key: [] for key in callables}
-    n_calls: dict[Key, int] = {}
-    long: set[Key] = set()
+    meters = {key: _Meter(function, device) for key, function in callables.items()}
     with _timing_lock(stop) as held:
-        if not held:
-            return samples
-        started = perf_counter()
-        for key in order:
+        if held:
+            _time_all(list(meters.values()), n_repeats, n_warmup, rng, stop, max_seconds)
+    return {key: meter.samples for key, meter in meters.items()}
+
+
+def _time_all(
+    meters: list["_Meter"],
+    n_repeats: int,
+    n_warmup: int,
+    rng: random.Random,
+    stop: Stop,
+    max_seconds: float | None,
+) -> None:
+    started, short, long = perf_counter(), [], []
+    for meter in meters:
+        if _stopped(stop):
+            return
+        (short if meter.warm_up(n_warmup) < LONG_CALL_MS else long).append(meter)
+    n_done = 0
+    for some in filter(None, (short, long)):
+        n_done += len(some)
+        ends = math.inf if max_seconds is None else started + max_seconds * n_done / len(meters)
+        _rounds(some, n_repeats, rng, stop, ends)
+    if long:
+        trim_memory()
+
+
+def _rounds(
+    meters: list["_Meter"], n_repeats: int, rng: random.Random, stop: Stop, ends: float
+) -> None:
+    """Sample each once a round, for as many rounds as end in time, but one at least."""
+    n_calls, round_s = {meter: _calls_per_sample(meter.shortest_ms) for meter in meters}, 0.0
+    for i_round in range(n_repeats):
+        round_started = perf_counter()
+        if i_round > 0 and round_started + round_s > ends:
+            return
+        rng.shuffle(meters)
+        for meter in meters:
             if _stopped(stop):
-                return samples
-            call_ms = _warm_up(callables[key], n_warmup, device)
-            n_calls[key] = _calls_per_sample(call_ms)
-            if call_ms >= LONG_CALL_MS:
-                long.add(key)
-                trim_memory()
-        round_s = 0.0
-        for i_round in range(n_repeats):
-            round_started = perf_counter()
-            too_late = max_seconds is not None and (round_started - started + round_s > max_seconds)
-            if i_round > 0 and too_late:
+                return
+            if meter.shortest_ms < LONG_CALL_MS:
+                meter.warm_caches()
+            time_ms, faults = meter.call(n_calls[meter])
+            meter.samples.time_ms.append(time_ms)
+            meter.samples.page_faults.append(faults)
+        round_s = perf_counter() - round_started
+
+
+class _Meter:
+    """A callable on its way through `interleave`, with the best that was seen of it."""
+
+    def __init__(self, function: Callable[[], object], device: torch.device):
+        self.function, self.device = function, device
+        self.samples, self.shortest_ms = Samples(), math.inf
+
+    def call(self, n_calls: int = 1) -> tuple[float, float]:
+        """Milliseconds and page faults a call."""
+        before = page_faults()
+        time_ms = _elapsed_ms(self.function, n_calls, self.device) / n_calls
+        faults = (page_faults() - before) / n_calls
+        self.shortest_ms = min(self.shortest_ms, time_ms)
+        self.samples.own_page_faults = min(self.samples.own_page_faults, faults)
+        return time_ms, faults
+
+    def warm_up(self, n_warmup: int) -> float:
+        """Call untimed, what is not long until it settles; the shortest time of a call."""
+        for _ in range(n_warmup):
+            self.call()
+        for _ in range(MAX_WARMUPS):
+            shortest_ms, fewest = self.shortest_ms, self.samples.own_page_faults
+            if shortest_ms >= LONG_CALL_MS:
                 break
-            rng.shuffle(order)
-            for key in order:
-                if _stopped(stop):
-                    return samples
-                if key not in long:
-                    callables[key]()
-                elapsed_ms = _elapsed_ms(callables[key], n_calls[key], device)
-                samples[key].append(elapsed_ms / n_calls[key])
-                if key in long:
-                    trim_memory()
-            round_s = perf_counter() - round_started
-    return samples
+            time_ms, faults = self.call()
+            alike = max(time_ms, shortest_ms) <= SETTLED_TIME * min(time_ms, shortest_ms)
+            if alike and not _disturbed(time_ms, abs(faults - fewest), 0):
+                break
+        return self.shortest_ms
 
-
-def _warm_up(function: Callable[[], object], n_warmup: int, device: torch.device) -> float:
-    """Call a function untimed, and return the shortest of its calls in milliseconds."""
-    shortest = min(_elapsed_ms(function, 1, device) for _ in range(n_warmup))
-    if shortest > LAZY_SETUP_MS:
-        return shortest
-    return min(shortest, *(_elapsed_ms(function, 1, device) for _ in range(N_EXTRA_WARMUPS)))
+    def warm_caches(self) -> None:
+        """Call untimed until a call takes no page faults but its own."""
+        for _ in range(MAX_WARMUPS):
+            if not _disturbed(*self.call(), self.samples.own_page_faults):
+                return
 
 
 def _calls_per_sample(call_ms: float) -> int:
@@ -360,7 +437,7 @@ def _measure_group(
         if not _stopped(stop):
             candidate.prepare()
     runnable = {i: c for i, c in enumerate(candidates) if c.work is not None}
-    samples: dict[int, list[float]] = {}
+    samples: dict[int, Samples] = {}
     if runnable:
         samples = interleave(
             runnable,
@@ -372,7 +449,7 @@ def _measure_group(
         )
     interrupted = _stopped(stop)
     return [
-        candidate.cost(samples.get(i, []), n_repeats, interrupted)
+        candidate.cost(samples.get(i, Samples()), n_repeats, interrupted)
         for i, candidate in enumerate(candidates)
     ]
 
@@ -413,14 +490,22 @@ class _Candidate:
         if self.shortage is not None:
             release_memory(self.device)
 
-    def cost(self, samples: list[float], n_repeats: int, interrupted: bool) -> Cost:
+    def cost(self, samples: Samples, n_repeats: int, interrupted: bool) -> Cost:
         """The Cost, once the samples are in."""
         if self.shortage is not None:
             return Cost(self.config, "out_of_memory", self.shortage, (), self.memory_bytes)
-        if not samples or (interrupted and len(samples) < n_repeats):
-            detail = f"stopped after {len(samples)} of {n_repeats} repeats"
-            return Cost(self.config, "interrupted", detail, tuple(samples), self.memory_bytes)
-        return Cost(self.config, "ok", None, tuple(samples), self.memory_bytes)
+        outcome, detail, n_samples = "ok", None, len(samples.time_ms)
+        if not n_samples or (interrupted and n_samples < n_repeats):
+            outcome, detail = "interrupted", f"stopped after {n_samples} of {n_repeats} repeats"
+        return Cost(
+            self.config,
+            outcome,
+            detail,
+            tuple(samples.time_ms),
+            self.memory_bytes,
+            tuple(samples.page_faults),
+            samples.own_page_faults,
+        )
 
 
 def _build_work(
@@ -584,7 +669,7 @@ def operations_per_s(device: torch.device) -> float:
 def _calibrate(device: torch.device) -> float:
     """The fastest of several samples: what else runs on the machine can only slow a sample."""
     x = torch.ones(CALIBRATION_SIZE, CALIBRATION_SIZE, device=device)
-    call_ms = _warm_up(lambda: x @ x, 1, device)
+    call_ms = _Meter(lambda: x @ x, device).warm_up(1)
     n_calls = _calls_per_sample(call_ms)
     n_samples = max(3, round(CALIBRATION_MS / max(n_calls * call_ms, 1e-3)))
     fastest_ms = min(_elapsed_ms(lambda: x @ x, n_calls, device) for _ in range(n_samples))

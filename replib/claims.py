@@ -16,11 +16,9 @@ from replib.experiments import BOTH, SOLVED_ACCURACY, VARIANTS
 from replib.statistics import (
     SOFTMAX_MODELS,
     Crossover,
-    Exponent,
     Regression,
     article_regression,
     crossover,
-    scaling_exponent,
 )
 from replib.store import Row
 from replib.tables import LEFT, markdown_table
@@ -33,10 +31,8 @@ from replib.verdicts import (
     Verdict,
     convergence_verdict,
     crossover_verdict,
-    exponent_text,
     images_verdict,
     implementations_verdict,
-    scaling_verdict,
 )
 
 if TYPE_CHECKING:
@@ -266,65 +262,6 @@ def _point(row: Row) -> Hashable:
     return config.get("task", config)["seq_len"], config["batch_size"], config.get("work")
 
 
-# What is claimed to grow how (paper, section 3.2 and fig. 1): exponents of N, of attention alone.
-SCALING_CLAIMS = {"linear": 1.0, "softmax": 2.0}
-FIGURES = {"time": "time_ms_per_sample", "memory": "memory_bytes_per_sample"}
-
-
-@each_device
-def scaling(rows: Sequence[Row], work: str = "forward_backward") -> Verdict:
-    """Time and memory of linear attention grow as N, those of softmax as N².
-
-    Judged are the textbook softmax, which the paper had, and `judged_linear`; what else was
-    measured is evidence.
-    """
-    rows = [row for row in rows if row["config"]["work"] == work]
-    judged = [("linear", judged_linear(rows)), ("softmax", "textbook")]
-    claims = {}
-    for variant in judged:
-        for what, figure in FIGURES.items():
-            points = _points(rows, variant, work, figure)
-            if len(points) >= 2:
-                lengths, values = zip(*points, strict=True)
-                claims[f"{_name(variant)}, {what}"] = lengths, values, SCALING_CLAIMS[variant[0]]
-    if not claims:
-        return Verdict("no measurements yet", (Criterion("two lengths or more", None, "0"),))
-    evidence = tuple(
-        f"{_name(variant)}, {what} grows as N^{exponent_text(found)}"
-        for variant, what, found in exponents(rows, work)
-        if variant not in judged
-    )
-    return replace(scaling_verdict(claims), evidence=evidence)
-
-
-def exponents(rows: Sequence[Row], work: str) -> list[tuple[Variant, str, Exponent]]:
-    """The growth exponent of time and memory a sequence of each mechanism: mechanism, what,
-    exponent. One needs two lengths."""
-    found = []
-    for variant in sorted({variant_of(row) for row in rows}, key=_order):
-        for what, figure in FIGURES.items():
-            points = _points(rows, variant, work, figure)
-            if len(points) >= 2:
-                found.append((variant, what, scaling_exponent(*zip(*points, strict=True))))
-    return found
-
-
-def _points(
-    rows: Sequence[Row], variant: Variant, work: str, figure: str
-) -> list[tuple[int, float]]:
-    """Length and figure of the points that a mechanism finished, shortest first; of several of
-    one length, such as two scales, the last."""
-    points = {
-        row["config"]["seq_len"]: row["summary"][figure]
-        for row in rows
-        if variant_of(row) == variant
-        and row["config"]["work"] == work
-        and row["outcome"] == "ok"
-        and row["summary"].get(figure)
-    }
-    return sorted(points.items())
-
-
 @dataclass(frozen=True, kw_only=True)
 class Crossing:
     """The N from which linear attention in one implementation is faster than softmax in another
@@ -362,7 +299,7 @@ def _crossings(timed: dict[Variant, dict[int, Row]], batch_size: int) -> list[Cr
     found = []
     for baseline in ("textbook", "fused"):
         softmax = timed.get(("softmax", baseline), {})
-        for variant in sorted((one for one in timed if one[0] == "linear"), key=_order):
+        for variant in sorted((one for one in timed if one[0] == "linear"), key=order_of):
             linear = timed[variant]
             lengths = sorted(softmax.keys() & linear.keys())
             if len(lengths) < 2:
@@ -405,7 +342,7 @@ def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> V
     if not found:
         return verdict
     beside = [f"{name}: {one.status}; {one.headline}" for name, one in verdicts["fused"].items()]
-    headline = f"{verdict.headline}, judged by {_name(('linear', judged))}"
+    headline = f"{verdict.headline}, judged by {name_of(('linear', judged))}"
     if len({one.implementation for one in found}) > 1:
         moved = implementations(rows, work=work)
         headline += f"; the crossover by implementation: {moved.headline}"
@@ -429,15 +366,15 @@ def variant_of(row: Row) -> Variant:
     return config["attention"], config["implementation"]
 
 
-def _name(variant: Variant) -> str:
+def name_of(variant: Variant) -> str:
     """Such as "linear torch"."""
     return " ".join(filter(None, variant))
 
 
-def _order(variant: Variant) -> tuple:
+def order_of(variant: Variant) -> tuple:
     """In the order of VARIANTS, others after them by name."""
     known = VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
-    return known, _name(variant)
+    return known, name_of(variant)
 
 
 def together(verdicts: dict[str, Verdict], nothing: str) -> Verdict:
@@ -534,7 +471,7 @@ def table_1(article: Mapping[str, Any], steps: Sequence[Row]) -> str:
         [f"2022 article, {name}", *(f"{seconds}" for seconds in article[f"{name}_s"])]
         for name in BOTH
     ]
-    for variant in sorted({variant for variant, _ in times}, key=_order):
+    for variant in sorted({variant for variant, _ in times}, key=order_of):
         cells = [_seconds(times.get((variant, n)), article["steps"]) for n in article["N"]]
         lines.append([f"here, {variant[0]} ({variant[1]})", *cells])
     table = markdown_table(["seconds", *(f"N = {n}" for n in article["N"])], lines, LEFT)
@@ -550,7 +487,7 @@ def step_ratios(article: Mapping[str, Any], steps: Sequence[Row]) -> tuple[str, 
     article, and in the rows recorded here at its lengths, `judged_linear` first."""
     there = article["ratio_linear_softmax"]
     times = _step_times(steps)
-    variants = sorted({variant for variant, _ in times if variant[0] == "linear"}, key=_order)
+    variants = sorted({variant for variant, _ in times if variant[0] == "linear"}, key=order_of)
     variants.sort(key=lambda variant: variant[1] != judged_linear(steps))
     here = []
     for variant in variants:
@@ -565,7 +502,7 @@ def step_ratios(article: Mapping[str, Any], steps: Sequence[Row]) -> tuple[str, 
                 parts.append(
                     f"{min(ratios):.2f} to {max(ratios):.2f} times softmax {baseline}'s time"
                 )
-        here += [f"{_name(variant)} takes {' and '.join(parts)}"] if parts else []
+        here += [f"{name_of(variant)} takes {' and '.join(parts)}"] if parts else []
     lengths = f"at N = {article['N'][0]} to {article['N'][-1]}"
     return (
         f"Linear takes {min(there):.1f} to {max(there):.1f} times softmax's time {lengths}.",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 
 from replib.autopsy import AutopsyConfig, article_defects, loss_defects
-from replib.benchmark import CostConfig, tokens_batch
+from replib.benchmark import WORKS, CostConfig, tokens_batch
 from replib.evaluation import MeansConfig
 from replib.images import dataset_named
 from replib.jobs import CostJob, Job, RetrievalJob, TrainingJob
@@ -33,6 +33,8 @@ VARIANTS = (
     ("linear", "cpu"),
     ("linear", "cuda"),
 )
+# Those whose memory and time grow as N².
+WEIGHTS_FORMED = (("softmax", "textbook"), ("linear", "plain"))
 # The paper's figures have LSH attention beside the two that are judged: figure 2 of 4 rounds,
 # figure 1 of each of these. At the paper scale it is as in the original's code.
 LSH_COPY = ("lsh", "4 rounds")
@@ -42,11 +44,13 @@ ORIGINAL_LSH = tuple((attention, f"original {rounds}") for attention, rounds in 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A named grid of jobs a scale, the same for every device; see `on_device`."""
+    """A named grid of jobs a scale, the same for every device; see `on_device`. Where it is
+    `repeated` its recordings at different times are judged together."""
 
     name: str
     title: str
     jobs: Callable[[str], list[Job]]
+    repeated: bool = False
 
 
 def paper_model(attention: str, **changes) -> TransformerConfig:
@@ -148,36 +152,43 @@ def replication_model(attention: str, implementation: str | None = None) -> Tran
 
 
 def _scaling(scale: str) -> list[Job]:
-    """Katharopoulos et al. 2020, Fig. 1: the batch shrinks as N grows. At "laptop" what is judged
-    is timed between the powers of two as well, with which alone the intervals of the exponents were
-    too wide for a verdict. LSH attention is timed by itself, after that."""
-    first, last, tokens, n_repeats = {
-        "smoke": (6, 8, 2**8, 3),
-        "laptop": (6, 14, 2**12, 15),
-        "paper": (9, 16, 2**16, 11),
+    """Katharopoulos et al. 2020, Fig. 1: the batch shrinks as N grows, so that a batch has as many
+    tokens at every N, one sequence at the longest. Beside it a batch of one at every N. What forms
+    the N² weights takes seconds a call where it is long, and is timed by itself; LSH attention
+    after all that."""
+    first, last, n_repeats, n_slow = {
+        "smoke": (6, 8, 3, 3),
+        "laptop": (6, 14, 9, 3),
+        "paper": (9, 16, 11, 11),
     }[scale]
     lengths = [2**e for e in range(first, last + 1)]
-    between = [3 * n // 2 for n in lengths[:-1]] if scale == "laptop" else []
+    same_tokens = [(n, tokens_batch(2**last, n)) for n in lengths]
+    one_sequence = [(n, 1) for n in lengths[:-1]]  # the longest is among the others
+
+    def jobs(variants, points, work: str, n_repeats: int) -> list[Job]:
+        return [
+            CostJob(
+                configs=tuple(
+                    CostConfig(attention=a, implementation=i, seq_len=n, batch_size=b, work=work)
+                    for a, i in variants
+                ),
+                n_repeats=n_repeats,
+            )
+            for n, b in points
+        ]
+
+    found, others = [], [one for one in VARIANTS if one not in WEIGHTS_FORMED]
+    for work, points in (
+        ("forward_backward", same_tokens),
+        ("forward_backward", one_sequence),
+        ("forward", same_tokens),
+    ):
+        found += jobs(others, points, work, n_repeats)
+        found += jobs(WEIGHTS_FORMED, points, work, n_slow)
+    if scale == "smoke":
+        return found
     lsh = ORIGINAL_LSH if scale == "paper" else LSH_VARIANTS
-    groups = [(VARIANTS, sorted(lengths + between)), (lsh, lengths)]
-    return [
-        CostJob(
-            configs=tuple(
-                CostConfig(
-                    attention=a,
-                    implementation=i,
-                    seq_len=n,
-                    batch_size=tokens_batch(tokens, n),
-                    work=work,
-                )
-                for a, i in variants
-            ),
-            n_repeats=n_repeats,
-        )
-        for variants, timed in groups[: 1 if scale == "smoke" else 2]
-        for work in ("forward", "forward_backward")
-        for n in timed
-    ]
+    return found + [job for work in WORKS for job in jobs(lsh, same_tokens, work, n_repeats)]
 
 
 def _crossover(scale: str) -> list[Job]:
@@ -607,6 +618,7 @@ EXPERIMENTS = {
             name="scaling",
             title="Time and memory of attention against N, batch scaled inversely",
             jobs=_scaling,
+            repeated=True,
         ),
         Experiment(
             name="crossover",

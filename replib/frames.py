@@ -219,6 +219,26 @@ def costs(rows: Iterable[Row]) -> pl.DataFrame:
     return _frame([_cost(row) for row in rows], COST_COLUMNS)
 
 
+def pooled(costs: pl.DataFrame) -> pl.DataFrame:
+    """The recordings of each point of `costs` as one line: median and quartiles of the samples of
+    all, the rest as in the last."""
+    point = ["series", "seq_len", "batch_size", "work", "device", "source"]
+    samples = pl.col("time_ms_samples").explode()
+    found = costs.group_by(point, maintain_order=True).agg(
+        pl.exclude(*point, "time_ms_samples").last(),
+        time_ms_samples=samples.drop_nulls(),
+        median=samples.median(),
+        low=samples.quantile(0.25, "linear"),
+        high=samples.quantile(0.75, "linear"),
+    )
+    return found.with_columns(
+        time_ms="median",
+        q25="low",
+        q75="high",
+        time_ms_per_sample=pl.col("median") / pl.col("batch_size"),
+    ).select(list(COST_COLUMNS))
+
+
 def crossings(found: Iterable[Crossing]) -> pl.DataFrame:
     """One line a crossover: CROSSING_COLUMNS. A length or bound that is infinite is null."""
     return _frame(

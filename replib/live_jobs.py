@@ -67,12 +67,14 @@ ALL_VARIANTS = {
 def live_cost_jobs(values: Mapping[str, Any]) -> list[CostJob]:
     """The points that a cost notebook's controls ask for; a job a length, shortest first.
 
-    `tokens` scales the batch inversely with N; without it the batch is `batch_size`.
+    `tokens` scales the batch inversely with N, and is the longest N at least, so that every batch
+    has as many; without it the batch is `batch_size`.
 
     Raises:
         ValueError: an implementation cannot run on the device.
     """
     first, last = (round(math.log2(values[name])) for name in ("shortest", "seq_len"))
+    tokens = max(values["tokens"], 2**last) if "tokens" in values else None
     jobs = [
         CostJob(
             configs=tuple(
@@ -80,11 +82,7 @@ def live_cost_jobs(values: Mapping[str, Any]) -> list[CostJob]:
                     attention=attention,
                     implementation=implementation,
                     seq_len=2**e,
-                    batch_size=(
-                        tokens_batch(values["tokens"], 2**e)
-                        if "tokens" in values
-                        else values["batch_size"]
-                    ),
+                    batch_size=tokens_batch(tokens, 2**e) if tokens else values["batch_size"],
                     n_heads=values["n_heads"],
                     head_dim=values["head_dim"],
                     work=values["work"],

@@ -8,6 +8,11 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 import torch
 from torch.autograd import profiler
 
@@ -19,6 +24,18 @@ process. It is not reentrant: do not hold it when calling a function of this mod
 
 # Assumed free where the system tells nothing (not Linux, no sysconf).
 UNKNOWN_MEMORY_BYTES = 4 * 10**9
+# Parameters of glibc's mallopt, by malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+# By itself glibc maps every block above 32 MB (at most) anew and unmaps it when it is freed, so
+# that each call pays a page fault for every 4 kB of its temporaries. Blocks below the first of
+# these are kept when they are freed, up to the second at the end of the heap. Larger ones would
+# save more time, but as blocks do not fit into each other's places the heap of a call may take 2.6
+# times the memory of its tensors, which of larger blocks is too much.
+KEPT_BLOCK_BYTES = 256 * 2**20
+KEPT_BYTES = 512 * 2**20
+KEEP_VARIABLE = "REPLIB_KEEP_MEMORY"  # "0" leaves malloc as it is
+# Where one of these is set somebody has tuned malloc already.
+MALLOC_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 # torch raises plain RuntimeErrors for these; the last is a size beyond 2^63 bytes.
 OUT_OF_MEMORY_TEXTS = (
     "can't allocate memory",
@@ -176,7 +193,39 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def keep_freed_memory() -> str:
+    """Let malloc keep what tensors free for the next ones, and say what it does.
+
+    Of glibc alone, for the whole process; REPLIB_KEEP_MEMORY=0 leaves it as it is. All threads
+    share one heap then, as those of a thread are 64 MB at most. What is allocated, and so
+    `peak_memory_bytes`, is the same either way.
+    """
+    if os.environ.get(KEEP_VARIABLE) == "0":
+        return f"as it is, by {KEEP_VARIABLE}=0"
+    if tuned := [name for name in MALLOC_VARIABLES if name in os.environ]:
+        return f"as {tuned[0]} says"
+    try:
+        libc = ctypes.CDLL(None)
+        _ = libc.gnu_get_libc_version  # mallopt of another C library means something else
+        kept = libc.mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
+        kept &= libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES) & libc.mallopt(M_ARENA_MAX, 1)
+    except (AttributeError, OSError, TypeError):  # another C library, or none to be had
+        return "as it is, not being glibc's"
+    if not kept:
+        return "as it is, refusing other thresholds"
+    return (
+        f"keeps what is freed in blocks below {KEPT_BLOCK_BYTES >> 20} MB, so that calls do not "
+        f"wait for pages ({KEEP_VARIABLE}=0 leaves it as it is)"
+    )
+
+
 def trim_memory() -> None:
     """Give freed memory back to the system at once, where the C library (glibc) would keep it."""
     with suppress(AttributeError, OSError, TypeError):  # another C library, or none to be had
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def page_faults() -> int:
+    """Pages that the system has given this process so far: memory touched for the first time since
+    it was mapped. 0 where they are not counted (Windows)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource else 0

@@ -1,8 +1,9 @@
 """Races: contenders timed against each other, and what is stored and shown of them.
 
 The contenders of a race are called a round at a time (see `replib.benchmark.interleave`). A ratio
-is of two times of the same round, and is told as the median of the rounds with their quartiles. A
-contender that is not installed, fails or runs out of memory is told so, and stops nobody else.
+is of two times of the same round, or of the i-th rounds of each where one takes seconds and has
+rounds of its own, and is told as the median of the rounds with their quartiles. A contender that is
+not installed, fails or runs out of memory is told so, and stops nobody else.
 """
 
 import json
@@ -19,7 +20,7 @@ import torch
 from torch import profiler
 
 from replib import store
-from replib.benchmark import MEMORY_SHARE, Stop, interleave
+from replib.benchmark import MEMORY_SHARE, Samples, Stop, interleave
 from replib.memory import available_memory_bytes, is_out_of_memory, release_memory
 from replib.peers import PEERS, Unavailable
 
@@ -137,7 +138,7 @@ class Race:
         """How many times faster ours was, round by round; none where it cannot be told."""
         if self.why_not(ours, against):
             return []
-        pairs = zip(self.time_ms[against], self.time_ms[ours], strict=True)
+        pairs = zip(self.time_ms[against], self.time_ms[ours], strict=False)  # rounds may differ
         return [theirs / mine for theirs, mine in pairs]
 
 
@@ -207,7 +208,7 @@ class Run:
         self.check_stop()
         contenders = {name: Contender(build, self.device) for name, build in builds.items()}
         fit = {name: one for name, one in contenders.items() if one.function is not None}
-        samples: dict[str, list[float]] = {}
+        samples: dict[str, Samples] = {}
         if fit:
             samples = interleave(
                 fit,
@@ -218,7 +219,9 @@ class Run:
             )
         self.check_stop()
         trouble = {name: one.trouble for name, one in contenders.items() if one.trouble}
-        race = Race({name: samples[name] for name in fit if name not in trouble}, trouble, builds)
+        race = Race(
+            {name: samples[name].time_ms for name in fit if name not in trouble}, trouble, builds
+        )
         self.tell(setting, {n: f"{np.median(x):.3g} ms" for n, x in race.time_ms.items()} | trouble)
         return race
 

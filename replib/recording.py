@@ -14,7 +14,7 @@ from replib import drawing, store
 from replib.benchmark import Cost, measure_cost
 from replib.device import resolve_device
 from replib.evaluation import MeansConfig, MeansTraining
-from replib.experiments import SCALES, SOLVED_ACCURACY, Experiment
+from replib.experiments import EXPERIMENTS, SCALES, SOLVED_ACCURACY, Experiment
 from replib.images import load_images
 from replib.jobs import (
     Config,
@@ -64,6 +64,7 @@ def record(
     stop: Callable[[], bool] = lambda: False,
     on_metrics: Callable[[Job, Metrics | RetrievalMetrics], None] = lambda job, metrics: None,
     retime_below: int = 0,
+    recording: int = 0,
 ) -> Iterator[store.Row]:
     """Run the jobs that have no finished row on this kind of device yet, append each row to
     `data/` and yield it. A stopped or killed training resumes at its last checkpoint; one that
@@ -74,13 +75,20 @@ def record(
     Args:
         retime_below: time again what has fewer samples than this and than its job asks for, where
             so many fit MAX_SECONDS_PER_POINT by the times that are recorded.
+        recording: the number of a recording of costs, the `seed` of its rows. Several, each in a
+            process of its own at another time, tell what varies between them.
 
     Raises:
-        ValueError: unknown scale, or no such device.
+        ValueError: unknown scale, no such device, or a recording above 0 of what is not repeated.
         StoreError: a row cannot be written; what was recorded before stays.
     """
     if scale not in SCALES:
         raise ValueError(f"unknown scale {scale!r}: use {', '.join(SCALES)}")
+    if recording and not (experiment.repeated and recording > 0):
+        raise ValueError(
+            f"recording {recording} of {experiment.name}: use 0, or a higher number for "
+            f"{', '.join(one.name for one in EXPERIMENTS.values() if one.repeated)}"
+        )
     device_type = resolve_device(device).type
     if why_not := store.writable(store.data_folder()):
         raise store.StoreError(why_not)
@@ -101,10 +109,11 @@ def record(
             return
         if isinstance(job, CostJob):
             rows = finished()
-            runs = [rows.get(identity(config, cost=True)) for config in job.configs]
+            runs = [rows.get(identity(config, recording, cost=True)) for config in job.configs]
             if all(runs) and not _too_few_samples(runs, min(retime_below, job.n_repeats)):
                 continue
-            yield from _stored(run_cost(experiment.name, scale, job, device, stop))
+            some = run_cost(experiment.name, scale, job, device, stop, recording=recording)
+            yield from _stored(some)
             continue
         if not _to_run(job, done()):
             continue
@@ -354,10 +363,12 @@ def run_cost(
     stop: Callable[[], bool],
     max_seconds_per_point: float = MAX_SECONDS_PER_POINT,
     on_partial: Callable[[store.Row], None] = lambda row: None,
+    recording: int = 0,
 ) -> Iterator[store.Row]:
     """Measure the points of a job together and make their rows; nothing is appended.
 
-    `on_partial` is told of a stream on its way, as if it were stopped now.
+    `on_partial` is told of a stream on its way, as if it were stopped now; `recording` is the seed
+    of what is computed with, and of the rows.
     """
     started = datetime.now(UTC)
 
@@ -366,7 +377,7 @@ def run_cost(
             name,
             scale,
             cost.config,
-            0,
+            recording,
             cost.outcome,
             cost.summary(),
             curve=getattr(cost, "curve", None),
@@ -384,6 +395,7 @@ def run_cost(
         job.configs,
         n_repeats=job.n_repeats,
         device=device,
+        seed=recording,
         stop=stop,
         max_seconds_per_point=max_seconds_per_point,
         **options,

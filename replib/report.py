@@ -30,6 +30,7 @@ from replib import (
     claims_autopsy_time,
     claims_generation,
     claims_memory,
+    claims_scaling,
     controls,
     cost_parts,
     drawing_parts,
@@ -128,7 +129,8 @@ def _convergence_figures() -> Iterator[tuple[str, Figure]]:
 
 def _scaling_figures() -> Iterator[tuple[str, Figure]]:
     rows = [row for row in recorded_rows("scaling") if row["config"]["work"] == BOTH]
-    costs = frames.costs(rows)
+    rows = claims_scaling.judged_rows(rows)
+    costs = frames.pooled(frames.costs(rows))
     for name, y, title in (
         ("scaling_time", "time_ms_per_sample", "Time of attention, per sequence"),
         ("scaling_memory", "memory_bytes_per_sample", "Memory of attention, per sequence"),
@@ -252,7 +254,7 @@ CLAIMS = (
         notebook="02_linear_scaling",
         experiment="scaling",
         article=claims.article_scaling,
-        judge=claims.scaling,
+        judge=claims_scaling.scaling,
         figures=_scaling_figures,
         shown="scaling_time",
     ),

@@ -37,13 +37,15 @@ SOFTMAX_MODELS = (*SOFTMAX_POWERS, "power_law")
 
 @dataclass(frozen=True)
 class Exponent:
-    """A growth exponent p of `value ~ N^p`, its 95 % interval, and the range of N fitted."""
+    """A growth exponent p of `value ~ N^p`, its 95 % interval, the range of N fitted, and from how
+    many recordings it is; of one, the interval does not hold what varies between recordings."""
 
     value: float
     low: float
     high: float
     from_length: float | None = None
     to_length: float | None = None
+    n_recordings: int = 1
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,72 @@ def scaling_exponent(
         low, high = _percentiles(_line(x, draws + noise)[0])
     value = float(_line(x, y)[0])
     return Exponent(value, min(low, value), max(high, value), float(lengths[0]), float(lengths[-1]))
+
+
+def exponent_of_recordings(lengths: Sequence[float], recordings: Sequence[Sequence]) -> Exponent:
+    """Return the slope of `scaling_exponent` of R recordings made at different times, with a 95 %
+    interval that holds what varies between them.
+
+    p is the mean of the slopes p_r that each recording has alone, and
+
+        Var p = s_p² / R + d² / Σ (log N - mean log N)²
+
+    s_p² is the variance of the p_r: of the slope between recordings, and of the noise within them,
+    with R - 1 degrees of freedom. d² is what all recordings together depart from a line (a curve
+    that still bends): the variance of the residuals of their mean, with n_lengths - 2 degrees,
+    less that of its noise, s_e² / R, where s_e² is that of each recording's residuals from the mean
+    curve and a slope of its own; 0 at least. The interval is p ± t(0.975, ν) √Var p, where ν is
+    Satterthwaite's of such a sum (Satterthwaite 1946, Biometrics Bulletin 2, 110-114).
+
+    One recording has the interval of `scaling_exponent`, and two lengths have none.
+
+    Args:
+        recordings: the `values` of each, of the same lengths.
+
+    Raises:
+        ValueError: as `scaling_exponent`; or no recording.
+    """
+    if len(recordings) == 0:
+        raise ValueError("no recording: give the values of one at least")
+    if len(recordings) == 1:
+        return scaling_exponent(lengths, recordings[0])
+    n_used, curves = _n_fitted(len(lengths)), []
+    if n_used < 2:
+        raise ValueError(f"{n_used} length(s), a slope needs 2: measure more lengths")
+    for values in recordings:
+        measured, samples = _measurements(lengths, values, "recordings")
+        curves.append(_log_medians(samples[-n_used:]))
+    measured = measured[-n_used:]
+    x, y = np.log(measured), np.stack(curves)  # (n), (R, n)
+    n_recordings, freedom = len(y), n_used - 2
+    slopes, _ = _line(x, y)
+    value, low, high = float(slopes.mean()), -math.inf, math.inf
+    if n_used >= MIN_FIT_LENGTHS:
+        between = float(slopes.var(ddof=1)) / n_recordings
+        noise = _residuals(x, y - y.mean(axis=0))
+        noise = (noise**2).sum() / ((n_recordings - 1) * freedom)
+        bend = (_residuals(x, y.mean(axis=0)) ** 2).sum() / freedom - noise / n_recordings
+        bend = max(float(bend), 0.0) / float(((x - x.mean()) ** 2).sum())
+        half = _satterthwaite_half((between, n_recordings - 1), (bend, freedom))
+        low, high = value - half, value + half
+    return Exponent(value, low, high, float(measured[0]), float(measured[-1]), n_recordings)
+
+
+def _residuals(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return y (..., n) less its line."""
+    slope, intercept = _line(x, y)
+    return y - np.multiply.outer(slope, x) - np.asarray(intercept)[..., None]
+
+
+def _satterthwaite_half(*parts: tuple[float, float]) -> float:
+    """Return half the 95 % interval of what has the sum of some variances, each with its degrees
+    of freedom."""
+    total = sum(variance for variance, _ in parts)
+    if total == 0:
+        return 0.0
+    # Shares of the sum, so that tiny variances do not underflow when squared.
+    freedom = 1 / sum((variance / total) ** 2 / one for variance, one in parts)
+    return t_quantile((1 + CONFIDENCE) / 2, freedom) * math.sqrt(total)
 
 
 @dataclass(frozen=True)

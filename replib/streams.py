@@ -26,6 +26,7 @@ from replib.benchmark import (
     MEMORY_SHARE,
     MIN_SAMPLE_MS,
     Cost,
+    Samples,
     Stop,
     interleave,
     operations_per_s,
@@ -251,7 +252,7 @@ def measure_generation(
     samples = interleave(runnable, n_repeats=n_repeats, seed=seed, device=device, **limits)
     interrupted = benchmark._stopped(stop)
     for i, candidate in enumerate(candidates):
-        yield candidate.cost(samples.get(i, []), n_repeats, interrupted)
+        yield candidate.cost(samples.get(i, Samples()), n_repeats, interrupted)
     for config in configs:
         if config.span == "stream" and not benchmark._stopped(stop):
             yield _measure_stream(config, device, seed, stop, on_partial)
@@ -278,8 +279,13 @@ class _Candidate(benchmark._Candidate):
             wanted = math.ceil(TOKEN_SAMPLE_MS / token_ms)
             self.work.n_tokens = self.tokens_per_sample = min(wanted, MAX_TOKENS_PER_SAMPLE)
 
-    def cost(self, samples: list[float], n_repeats: int, interrupted: bool) -> GenerationCost:
-        samples = [time_ms / self.tokens_per_sample for time_ms in samples]
+    def cost(self, samples: Samples, n_repeats: int, interrupted: bool) -> GenerationCost:
+        n = self.tokens_per_sample
+        samples = Samples(
+            [time_ms / n for time_ms in samples.time_ms],
+            [faults / n for faults in samples.page_faults],
+            samples.own_page_faults / n,
+        )
         cost = super().cost(samples, n_repeats, interrupted)
         return GenerationCost(**vars(cost), state_bytes=self.state_bytes)
 
@@ -384,7 +390,7 @@ def _stream_cost(config, outcome, total_ms, curve, detail=None) -> GenerationCos
     if outcome == "interrupted":
         detail = f"stopped after {curve['position'][-1] if curve else 0} tokens"
     kept = curve["state_bytes"][-1] if curve else None
-    return GenerationCost(config, outcome, detail, (total_ms,), None, kept, curve)
+    return GenerationCost(config, outcome, detail, (total_ms,), None, state_bytes=kept, curve=curve)
 
 
 def stream_points(

@@ -17,7 +17,6 @@ from replib.statistics import (
     Exponent,
     Ratio,
     difference_interval,
-    scaling_exponent,
     wilson_interval,
 )
 
@@ -143,40 +142,27 @@ def convergence_verdict(
 
 
 def scaling_verdict(
-    claims: Mapping[str, tuple[Sequence[float], Sequence, float]],
-    *,
-    tolerance: float = EXPONENT_TOLERANCE,
-    n_bootstrap: int = 2000,
-    seed: int = 0,
+    claims: Mapping[str, tuple[Exponent, float]], *, tolerance: float = EXPONENT_TOLERANCE
 ) -> Verdict:
-    """Judge growth exponents: `{"linear time": (lengths, values, 1.0), "softmax time": (...,
-    2.0)}`.
+    """Judge growth exponents: `{"linear time": (exponent, 1.0), "softmax time": (..., 2.0)}`.
 
-    A claim is met where the 95 % interval of `scaling_exponent` lies within the claimed exponent ±
-    `tolerance`, violated where it lies wholly outside, and cannot be told otherwise. The headline
-    has those that are not met first, with the reason.
-
-    Raises:
-        ValueError: as `scaling_exponent`, save for fewer than 2 lengths, which cannot be told.
+    A claim is met where the 95 % interval lies within the claimed exponent ± `tolerance`, violated
+    where it lies wholly outside, and cannot be told otherwise. The headline has those that are not
+    met first, with the reason.
     """
     criteria, reasons, as_claimed = [], [], []
-    for name, (lengths, values, claimed) in claims.items():
-        text = f"{name} grows as N^{claimed:g} (exponent within ± {tolerance:g})"
-        if len(lengths) < 2:
-            criteria.append(Criterion(text, None, f"{len(lengths)} length(s) measured, 2 needed"))
-            reasons.append(f"{name}: too few lengths")
-            continue
-        fit = scaling_exponent(lengths, values, n_bootstrap=n_bootstrap, seed=seed)
+    for name, (fit, claimed) in claims.items():
+        text = f"{name} grows as N^{claimed:zg} (exponent within ± {tolerance:zg})"
         met = _within(fit.low, fit.high, claimed - tolerance, claimed + tolerance)
         criteria.append(Criterion(text, met, exponent_text(fit)))
-        grows = f"{name} grows as N^{fit.value:.2f}"
+        grows = f"{name} grows as N^{fit.value:z.2f}"
         if met:
-            as_claimed.append(f"{grows}, claimed {claimed:g}")
+            as_claimed.append(f"{grows}, claimed {claimed:zg}")
         else:
             place = "is outside" if met is False else "passes"
             reasons.append(
-                f"{grows} ({fit.low:.2f} to {fit.high:.2f}): the interval {place} claimed "
-                f"{claimed:g} ± {tolerance:g}"
+                f"{grows} ({fit.low:z.2f} to {fit.high:z.2f}): the interval {place} claimed "
+                f"{claimed:zg} ± {tolerance:zg}"
             )
     return Verdict("; ".join(reasons + as_claimed) or "nothing measured", tuple(criteria))
 

@@ -1,6 +1,10 @@
 import functools
 import itertools
+import mmap
 import os
+import platform
+import subprocess
+import sys
 import threading
 from collections import Counter
 
@@ -13,6 +17,7 @@ from replib.benchmark import (
     TIMING_LOCK,
     Cost,
     CostConfig,
+    Samples,
     available_memory_bytes,
     interleave,
     measure_cost,
@@ -78,6 +83,10 @@ def small(attention="linear", **changes):
 # Interleaving
 
 
+def times_of(callables, **options):
+    return {key: found.time_ms for key, found in interleave(callables, **options).items()}
+
+
 def rounds_of(clock, seed, n_repeats=20):
     calls = []
 
@@ -88,9 +97,7 @@ def rounds_of(clock, seed, n_repeats=20):
 
         return function
 
-    samples = interleave(
-        {name: candidate(name) for name in "abcd"}, n_repeats=n_repeats, n_warmup=1, seed=seed
-    )
+    samples = times_of({name: candidate(name) for name in "abcd"}, n_repeats=n_repeats, seed=seed)
     timed = calls[4:]
     return samples, [tuple(timed[i : i + 4]) for i in range(0, len(timed), 4)]
 
@@ -120,7 +127,7 @@ def candidate_of(clock, calls, name, lengths_ms):
 def test_a_sample_is_the_time_of_one_call_without_its_warm_up(clock):
     calls = Counter()
     long = candidate_of(clock, calls, "long", itertools.chain([9000], itertools.repeat(2000)))
-    assert interleave({"long": long}, n_repeats=5) == {"long": pytest.approx([2000] * 5)}
+    assert times_of({"long": long}, n_repeats=5) == {"long": pytest.approx([2000] * 5)}
     assert calls["long"] == 1 + 5
 
 
@@ -134,24 +141,99 @@ def test_caches_are_warm_at_each_sample_of_a_short_call(clock):
 
         return function
 
-    samples = interleave({name: candidate(name) for name in names}, n_repeats=4)
+    samples = times_of({name: candidate(name) for name in names}, n_repeats=4)
     assert samples == {name: pytest.approx([ms] * 4) for name, ms in names.items()}
 
 
-def test_memory_is_given_back_after_each_long_call_alone(clock, monkeypatch):
-    events = []
-    monkeypatch.setattr(benchmark, "trim_memory", lambda: events.append("trimmed"))
+class FakeFaults:
+    """A process whose freed memory stays in it until it is given back: what is called then pays
+    for what it touches, as the first call does."""
 
-    def candidate(name, ms):
+    def __init__(self, clock, monkeypatch):
+        self.clock, self.count, self.held, self.calls = clock, 0, 0, []
+        monkeypatch.setattr(benchmark, "page_faults", lambda: self.count)
+        monkeypatch.setattr(benchmark, "trim_memory", self.trim)
+
+    def trim(self):
+        self.held = 0
+        self.calls.append("trimmed")
+
+    def candidate(self, name, ms, pages, own=0, trims=False):
+        """Takes `own` faults at each call, and one for each of `pages` that is not held."""
+
         def function():
-            events.append(name)
-            clock.work(ms)
+            self.calls.append(name)
+            faults = own + max(0, pages - self.held)
+            self.held = max(self.held, pages)
+            self.count += faults
+            self.clock.work(ms + faults * benchmark.FAULT_MS)
+            if trims:
+                self.held = 0
 
         return function
 
-    interleave({"long": candidate("long", 2000), "short": candidate("short", 900)}, n_repeats=5)
-    assert events.count("trimmed") == events.count("long") == 6
-    assert all(a == "long" for a, b in itertools.pairwise(events) if b == "trimmed")
+
+@pytest.fixture
+def faults(clock, monkeypatch):
+    return FakeFaults(clock, monkeypatch)
+
+
+def test_a_long_call_that_gives_memory_back_costs_the_others_nothing(faults):
+    candidates = {
+        "long": faults.candidate("long", 2000, 10**6, trims=True),
+        "short": faults.candidate("short", 20, 8000),
+        "other": faults.candidate("other", 900, 0, own=500),
+    }
+    found = interleave(candidates, n_repeats=5)
+    assert found["short"].time_ms == pytest.approx([20] * 5)
+    assert found["short"].page_faults == [0] * 5
+    assert found["other"].page_faults == [500] * 5 and found["other"].own_page_faults == 500
+    assert found["long"].page_faults[1:] == [10**6] * 4
+    last_short = max(i for i, name in enumerate(faults.calls) if name in ("short", "other"))
+    assert faults.calls[last_short + 1 :] == ["long"] * 5 + ["trimmed"]
+
+
+def test_a_call_is_warmed_up_until_its_faults_are_its_own(faults):
+    """Each call finds what the other one left: nothing. A second call of it is settled."""
+    candidates = {
+        name: faults.candidate(name, 20, 8000 * i, own=10) for i, name in enumerate("abc")
+    }
+    taking = candidates["b"]
+
+    def b_after_another_gave_back():
+        if faults.calls[-1] != "b":
+            faults.held = 0
+        taking()
+
+    found = interleave(candidates | {"b": b_after_another_gave_back}, n_repeats=4)
+    assert {key: one.page_faults for key, one in found.items()} == dict.fromkeys("abc", [10] * 4)
+    for one in found.values():
+        assert Cost(small(), "ok", None, tuple(one.time_ms), 0).summary()["n_disturbed"] == 0
+
+
+def test_samples_with_faults_that_are_not_the_calls_own_are_marked():
+    """8192 faults beside a call of 20 ms made it 1.5 times slower; beside 2 s they are nothing."""
+    for time_ms, n_disturbed in ((20.0, 2), (2000.0, 0)):
+        faults = (32.0, 8224.0, 32.0, 40.0, 8224.0)
+        cost = Cost(small(), "ok", None, (time_ms,) * 5, 1000, faults, 32.0)
+        assert cost.summary()["n_disturbed"] == n_disturbed
+        assert cost.summary()["page_faults_samples"] == list(faults)
+        assert cost.summary()["page_faults_own"] == 32.0
+
+
+def test_measured_costs_count_the_page_faults_of_each_sample():
+    (cost,) = measure_cost([small()], n_repeats=3)
+    assert len(cost.page_faults) == len(cost.time_ms) == 3
+    assert cost.own_page_faults <= min(cost.page_faults)
+
+
+@pytest.mark.skipif(memory.resource is None, reason="page faults are not counted here")
+def test_touching_fresh_memory_is_counted_as_page_faults():
+    before, n_bytes = memory.page_faults(), 64 * 2**20
+    pages = mmap.mmap(-1, n_bytes)
+    pages[:: mmap.PAGESIZE] = b"1" * (n_bytes // mmap.PAGESIZE)
+    assert memory.page_faults() > before
+    pages.close()
 
 
 def test_a_callable_shorter_than_a_sample_is_repeated_within_it(clock):
@@ -161,7 +243,7 @@ def test_a_callable_shorter_than_a_sample_is_repeated_within_it(clock):
         "short": candidate_of(clock, calls, "short", itertools.chain([90], itertools.repeat(0.1))),
         "long": candidate_of(clock, calls, "long", itertools.repeat(200)),
     }
-    samples = interleave(candidates, n_repeats=3)
+    samples = times_of(candidates, n_repeats=3)
     per_sample = benchmark.MIN_SAMPLE_MS / 0.1
     assert 3 * (per_sample + 1) <= calls["short"] < 3 * (per_sample + 1) + 10
     assert samples["short"] == pytest.approx([0.1] * 3)
@@ -171,11 +253,12 @@ def test_a_callable_shorter_than_a_sample_is_repeated_within_it(clock):
 def test_max_seconds_ends_after_a_whole_round_and_keeps_the_first(clock):
     def run(max_seconds):
         candidates = {"a": lambda: clock.work(1000), "b": lambda: clock.work(3000)}
-        samples = interleave(candidates, n_repeats=50, max_seconds=max_seconds)
+        samples = times_of(candidates, n_repeats=50, max_seconds=max_seconds)
         return [len(values) for values in samples.values()]
 
     assert run(0.001) == [1, 1]
-    assert run(15) == [2, 2]  # 4 s of warm-up, and 5 s a round, in which "a" is called twice
+    # 5 s of warm-up; of 18 s rounds of "a", which is called twice in each, may last until 9 s.
+    assert run(18) == [2, 3]
 
 
 def test_stop_keeps_the_samples_taken_so_far(clock):
@@ -188,12 +271,12 @@ def test_stop_keeps_the_samples_taken_so_far(clock):
         if calls["n"] == 1 + 3:
             stop.set()
 
-    assert interleave({"a": function}, n_repeats=10, stop=stop) == {"a": pytest.approx([2000] * 3)}
+    assert times_of({"a": function}, n_repeats=10, stop=stop) == {"a": pytest.approx([2000] * 3)}
     assert calls["n"] == 4
 
 
 def test_stop_may_be_a_function(clock):
-    assert interleave({"a": lambda: clock.work(1)}, stop=lambda: True) == {"a": []}
+    assert times_of({"a": lambda: clock.work(1)}, stop=lambda: True) == {"a": []}
 
 
 def test_timing_holds_the_lock_and_releases_it_after_an_error(clock):
@@ -213,7 +296,7 @@ def test_stop_ends_a_wait_for_the_lock_that_another_timing_holds():
     told_once = iter([True, *[False] * 100])
     with TIMING_LOCK:
         stop = functools.partial(next, told_once)
-        assert interleave({"a": lambda: pytest.fail("called")}, stop=stop) == {"a": []}
+        assert times_of({"a": lambda: pytest.fail("called")}, stop=stop) == {"a": []}
         assert TIMING_LOCK.locked()
 
 
@@ -348,6 +431,66 @@ def test_a_control_group_of_version_1_counts_even_at_the_mount_alone(tmp_path):
     assert memory._cgroup_free_bytes(tmp_path / "absent", tmp_path) == []
 
 
+KEEPS = """
+import ctypes, torch
+from replib import memory
+
+def faults_of_a_second_call():
+    for _ in range(2):
+        before = memory.page_faults()
+        torch.ones(16 * 2**20)  # 64 MB, which malloc gives back by itself
+        found = memory.page_faults() - before
+    return found
+
+x = torch.ones(4 * 2**20, requires_grad=True)
+peak = lambda: memory.peak_memory_bytes(lambda: torch.autograd.grad(x.exp().exp().sum(), x))
+before, peak_before = faults_of_a_second_call(), peak()
+told = memory.keep_freed_memory()
+print(before, faults_of_a_second_call(), peak_before, peak(), told)
+"""
+
+
+def kept_by_a_process(**environment):
+    own = (*memory.MALLOC_VARIABLES, memory.KEEP_VARIABLE)
+    inherited = {name: value for name, value in os.environ.items() if name not in own}
+    command = [sys.executable, "-c", KEEPS]
+    done = subprocess.run(
+        command, env=inherited | environment, capture_output=True, text=True, check=True
+    )
+    *counts, told = done.stdout.strip().split(maxsplit=4)
+    return [int(count) for count in counts], told
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+def test_freed_memory_is_kept_and_the_peak_of_a_call_is_the_same():
+    (before, after, peak_before, peak_after), told = kept_by_a_process()
+    assert told.startswith("keeps what is freed")
+    assert after < before / 10 and before > 500  # with large pages there are 1 in 512
+    assert peak_before == peak_after > 0
+
+
+def test_malloc_is_left_as_it_is_where_asked_for_or_already_tuned(monkeypatch):
+    for name in memory.MALLOC_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("malloc was changed"))
+    monkeypatch.setenv(memory.MALLOC_VARIABLES[0], "1000")
+    assert memory.keep_freed_memory() == "as MALLOC_MMAP_THRESHOLD_ says"
+    monkeypatch.setenv(memory.KEEP_VARIABLE, "0")
+    assert memory.keep_freed_memory() == "as it is, by REPLIB_KEEP_MEMORY=0"
+
+
+@pytest.mark.parametrize("trouble", [AttributeError, OSError, TypeError])
+def test_another_c_library_is_left_as_it_is(monkeypatch, trouble):
+    def none(name):
+        raise trouble
+
+    for name in (*memory.MALLOC_VARIABLES, memory.KEEP_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(memory.ctypes, "CDLL", none)
+    assert memory.keep_freed_memory() == "as it is, not being glibc's"
+    memory.trim_memory()
+
+
 # Costs
 
 
@@ -399,7 +542,7 @@ def test_points_of_the_same_shape_are_timed_together(monkeypatch):
 
     def record(callables, **options):
         groups.append([candidate.config for candidate in callables.values()])
-        return {key: [1.0] for key in callables}
+        return {key: Samples([1.0], [0]) for key in callables}
 
     monkeypatch.setattr(benchmark, "interleave", record)
     configs = [small(name, seq_len=n) for name in ("softmax", "linear") for n in (4, 8)]
@@ -415,6 +558,9 @@ def test_a_summary_has_the_quartiles_and_the_figures_per_sample():
         "time_ms_q25": 2.0,
         "time_ms_q75": 4.0,
         "time_ms_samples": [1.0, 2.0, 3.0, 4.0, 10.0],
+        "page_faults_samples": [],
+        "page_faults_own": None,
+        "n_disturbed": 0,
         "time_ms_per_sample": 0.75,
         "memory_bytes": 1000,
         "memory_bytes_per_sample": 250,
@@ -504,12 +650,12 @@ def test_a_stopped_measurement_keeps_what_it_has_and_says_so(monkeypatch):
     def stop_in_the_second_round(function, n_calls, device):
         nonlocal n_timed
         n_timed += 1
-        if n_timed == 2 * 3 + 3:  # two warm-ups of three calls, then the third sample
+        if n_timed == 2 + 3:  # two warm-ups, then the third sample
             stop.set()
         return elapsed_ms(function, n_calls, device)
 
     monkeypatch.setattr(benchmark, "_elapsed_ms", stop_in_the_second_round)
-    monkeypatch.setattr(benchmark, "LAZY_SETUP_MS", float("inf"))
+    monkeypatch.setattr(benchmark, "MAX_WARMUPS", 0)
     costs = list(measure_cost([*first, small(seq_len=64)], n_repeats=50, stop=stop))
     assert [cost.config for cost in costs] == first
     assert {cost.outcome for cost in costs} == {"interrupted"}

@@ -102,75 +102,14 @@ def test_convergence_is_judged_length_by_length():
     assert "supported in 1" in verdict.headline and "of 2 settings" in verdict.headline
 
 
-@pytest.mark.parametrize(
-    "power, status", [(1.0, SUPPORTED), (1.5, NOT_SUPPORTED), (2.0, NOT_SUPPORTED)]
-)
-def test_scaling_follows_the_growth_of_the_times(power, status):
-    assert claims.scaling(cost_rows(power)).status == status
-
-
-def test_the_headline_of_scaling_says_why_it_is_not_supported():
-    assert claims.scaling(cost_rows(1.5)).headline.startswith(
-        "linear torch, time grows as N^1.50 (1.50 to 1.50): the interval is outside claimed 1 ± "
-        "0.15; linear torch, memory grows as N^1.50"
-    )
-    assert "interval" not in claims.scaling(cost_rows()).headline
-    rows = cost_rows()
-    for row in rows[2::6]:  # linear attention's time at every other length
-        row["summary"] = dict(row["summary"])
-        row["summary"]["time_ms_per_sample"] *= 3
-    verdict = claims.scaling(rows)
-    assert verdict.status == INCONCLUSIVE
-    reason, *others = verdict.headline.split("; ")
-    assert reason.startswith("linear torch, time grows as N^")
-    assert reason.endswith("): the interval passes claimed 1 ± 0.15")
-    assert others[0] == "linear torch, memory grows as N^1.00, claimed 1" and len(others) == 3
-
-
-@pytest.mark.parametrize("rows", [[], cost_rows(lengths=(64,)), cost_rows(work="forward")])
-def test_scaling_without_enough_lengths_is_inconclusive(rows):
-    assert claims.scaling(rows).status == INCONCLUSIVE
-
-
-def test_exponents_are_those_of_the_times_and_memories():
-    found = {
-        (variant, what): e.value
-        for variant, what, e in claims.exponents(cost_rows(1.25), "forward_backward")
-    }
-    assert found[("linear", "torch"), "time"] == pytest.approx(1.25, abs=1e-6)
-    assert found[("softmax", "fused"), "time"] == pytest.approx(2.0, abs=1e-6)
-    assert found[("softmax", "textbook"), "memory"] == pytest.approx(2.0, abs=1e-3)
-    assert len(found) == 6
-    assert claims.exponents(cost_rows(), "forward") == []
-
-
 def test_lsh_takes_no_part_in_the_verdicts_that_it_is_drawn_beside():
     lsh = [run_row("lsh", seed, loss=2.0, accuracy=0.2) for seed in range(3)]
     assert claims.convergence([*runs(), *lsh]) == claims.convergence(runs())
     assert claims.convergence(lsh).status == INCONCLUSIVE
     alone = [row | {"config": row["config"] | {"n_steps": 77}} for row in lsh]
     assert claims.convergence([*runs(), *alone]) == claims.convergence(runs())
-    timed = [cost_row("lsh", f"{r} rounds", n, 9.0 * r * n) for r in (4, 8) for n in LENGTHS]
-    verdict, expected = claims.scaling([*cost_rows(), *timed]), claims.scaling(cost_rows())
-    assert (verdict.status, verdict.headline) == (expected.status, expected.headline)
-    assert verdict.criteria == expected.criteria
-    beside = [line for line in verdict.evidence if line not in expected.evidence]
-    assert [line.split(", ")[0] for line in beside] == ["lsh 4 rounds", "lsh 8 rounds"]
     faster = [cost_row("lsh", "1 round", n, 1e-3) for n in LENGTHS]
     assert claims.speed_crossover([*cost_rows(), *faster]) == claims.speed_crossover(cost_rows())
-
-
-def test_points_without_a_figure_are_left_out():
-    expected = claims.exponents(cost_rows(), "forward_backward")
-    holes = [
-        cost_row("linear", "torch", 2**14, None, outcome="out_of_memory"),
-        cost_row("linear", "torch", 2**15, 1.0, outcome="interrupted"),
-        cost_row("softmax", "textbook", 2**16, None, outcome="ok"),
-    ]
-    assert claims.exponents([*cost_rows(), *holes], "forward_backward") == expected
-    assert claims.scaling([*cost_rows(), *holes]).criteria == claims.scaling(cost_rows()).criteria
-    without = dict(cost_rows()[0], summary={})
-    assert claims.scaling([without]).status == INCONCLUSIVE
 
 
 def crossovers(rows, **options):
@@ -308,20 +247,6 @@ def test_the_crossover_moves_with_the_implementation():
     assert claims.implementations(kernel_rows(), work="forward").status == INCONCLUSIVE
 
 
-def test_scaling_is_judged_by_the_fastest_with_the_others_as_evidence():
-    verdict = claims.scaling(kernel_rows())
-    assert verdict.status == SUPPORTED
-    assert [one.text.split(" grows")[0] for one in verdict.criteria] == [
-        "linear cpu, time",
-        "linear cpu, memory",
-        "softmax textbook, time",
-        "softmax textbook, memory",
-    ]
-    told = [line.split(" (")[0] for line in verdict.evidence]
-    assert "linear plain, time grows as N^2.00" in told
-    assert "linear torch, memory grows as N^1.00" in told
-
-
 def test_speed_crossover_is_judged_for_each_batch_with_the_fused_softmax_as_evidence():
     verdict = claims.speed_crossover([*cost_rows(), *cost_rows(1.5, batch_size=1)])
     assert [one.text for one in verdict.criteria] == [
@@ -355,7 +280,6 @@ def test_step_ratios_are_those_of_the_times():
     "judge, well, ill",
     [
         (claims.convergence, runs, lambda **o: runs(linear_loss=1.5, **o)),
-        (claims.scaling, cost_rows, lambda **o: cost_rows(2.0, **o)),
         (claims.speed_crossover, cost_rows, lambda **o: cost_rows(1.5, **o)),
     ],
 )
@@ -364,11 +288,6 @@ def test_devices_are_judged_by_themselves(judge, well, ill):
     assert [one.text for one in verdict.criteria] == ["slow: supported", "fast: not supported"]
     assert verdict.status == NOT_SUPPORTED
     assert judge([*well(device="slow"), *well(device="fast")]).status == SUPPORTED
-
-
-def test_a_length_of_two_scales_counts_once_and_the_last_wins():
-    again = [*cost_rows(2.0, batch_size=4), *cost_rows()]
-    assert claims.scaling(again) == claims.scaling(cost_rows())
 
 
 def test_a_verdict_of_this_session_waits_for_rows():

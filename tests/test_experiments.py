@@ -1,7 +1,6 @@
 """The named experiments: what they are made of."""
 
 from dataclasses import asdict, replace
-from itertools import pairwise
 
 import pytest
 from small import experiment_of, is_whole, tiny
@@ -88,18 +87,30 @@ def test_lsh_has_the_settings_of_what_it_stands_beside():
         setting = replace(job.config, model=model)
         settings.setdefault(job.config.model.attention, set()).add(setting)
     assert settings["lsh"] == settings["linear"]
-    points = {"lsh": set(), "linear": set()}
+    points = {}
     for job in EXPERIMENTS["scaling"].jobs("laptop"):
         for config in job.configs:
             point = config.seq_len, config.batch_size, config.work
             points.setdefault(config.attention, set()).add(point)
-    assert points["lsh"] == {point for point in points["linear"] if point[0].bit_count() == 1}
+    tokens = max(n for n, _, _ in points["linear"])
+    assert points["lsh"] == {point for point in points["linear"] if point[0] * point[1] == tokens}
 
 
-def test_scaling_has_two_lengths_an_octave_for_its_exponents_on_a_laptop():
-    lengths = sorted({job.configs[0].seq_len for job in EXPERIMENTS["scaling"].jobs("laptop")})
-    steps = [longer / n for n, longer in pairwise(lengths)]
-    assert max(steps) == 1.5 and min(steps) == pytest.approx(4 / 3)
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+def test_scaling_has_as_many_tokens_at_every_length_and_beside_that_one_sequence(scale):
+    configs = [config for job in EXPERIMENTS["scaling"].jobs(scale) for config in job.configs]
+    lengths = sorted({config.seq_len for config in configs})
+    for work in ("forward", "forward_backward"):
+        for variant in (("softmax", "textbook"), ("linear", "torch"), ("linear", "cpu")):
+            points = sorted(
+                (config.seq_len, config.batch_size)
+                for config in configs
+                if (config.attention, config.implementation, config.work) == (*variant, work)
+            )
+            expected = {(n, lengths[-1] // n) for n in lengths}
+            if work == "forward_backward":
+                expected |= {(n, 1) for n in lengths}
+            assert points == sorted(expected)  # each once
 
 
 def memory_jobs(name, scale="laptop"):

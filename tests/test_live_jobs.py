@@ -72,6 +72,12 @@ def test_sizes_that_no_model_can_have_are_refused():
         live_copy_jobs(COPY | {"n_heads": 1, "head_dim": 1})
 
 
+def test_every_batch_has_as_many_tokens_also_where_a_sequence_is_longer_than_asked():
+    for tokens, expected in ((256, 256), (16, 64)):
+        jobs = live_cost_jobs(COST | {"tokens": tokens})
+        assert {c.seq_len * c.batch_size for job in jobs for c in job.configs} == {expected}
+
+
 def test_controls_become_a_job_a_length():
     jobs = live_cost_jobs(COST)
     assert [[c.seq_len for c in job.configs] for job in jobs] == [[16, 16], [32, 32], [64, 64]]

@@ -30,6 +30,19 @@ def test_too_few_samples_are_timed_again_only_if_asked_and_where_there_is_time(d
     assert not list(record(now, "smoke", device="cpu", retime_below=3))
 
 
+def test_a_further_recording_has_rows_of_its_own_once(data):
+    experiment = replace(experiment_of(cost_job()), repeated=True)
+    first, second = (list(record(experiment, "smoke", device="cpu", recording=i)) for i in (0, 1))
+    assert [row["config"] for row in first] == [row["config"] for row in second]
+    assert {row["seed"] for row in first} == {0} and {row["seed"] for row in second} == {1}
+    assert not {row["run_id"] for row in first} & {row["run_id"] for row in second}
+    assert recorded_rows("tiny") == [*first, *second]
+    assert not list(record(experiment, "smoke", device="cpu", recording=1))
+    for refused in (experiment_of(cost_job()), 1), (experiment, -1):
+        with pytest.raises(ValueError, match="use 0, or a higher number for scaling"):
+            list(record(refused[0], "smoke", device="cpu", recording=refused[1]))
+
+
 def test_recording_without_a_compiled_kernel_goes_on_and_measures_the_group_again_with_it(
     data, packages
 ):

@@ -11,6 +11,7 @@ from replib.statistics import (
     count_spikes,
     crossover,
     difference_interval,
+    exponent_of_recordings,
     integrated_total,
     measured_total,
     prediction_interval,
@@ -81,6 +82,51 @@ def test_exponent_interval_covers_the_truth_about_95_times_in_100(
         one = scaling_exponent(lengths, values, n_bootstrap=400, seed=trial)
         hits += one.low <= 1.3 <= one.high
     assert LEAST_HITS <= hits <= MOST_HITS
+
+
+@pytest.mark.parametrize("n_recordings", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("between", "noise", "lack_of_fit"),
+    [(0.03, 0.0, 0.0), (0.0, 0.05, 0.0), (0.03, 0.05, 0.02), (0.0, 0.01, 0.05)],
+    ids=["between", "within", "all", "bent"],
+)
+def test_the_interval_of_recordings_covers_the_truth_about_95_times_in_100(
+    n_recordings, between, noise, lack_of_fit
+):
+    """Slopes differ by `between`, medians of a recording by `noise`, and the curve that all share
+    departs from a line by `lack_of_fit`."""
+    rng = np.random.default_rng(2)
+    lengths, hits = LENGTHS[-5:], 0
+    x = np.log(lengths / lengths[0])
+    for _ in range(N_SIMULATED):
+        shared = rng.normal(0, lack_of_fit, 5)
+        slopes = 1.3 + rng.normal(0, between, (n_recordings, 1))
+        y = slopes * x + shared + rng.normal(0, noise, (n_recordings, 5))
+        one = exponent_of_recordings(lengths[2:], np.exp(y)[:, 2:])
+        hits += one.low <= 1.3 <= one.high
+    assert LEAST_HITS <= hits <= N_SIMULATED
+
+
+def test_recordings_that_agree_have_the_interval_of_their_scatter_about_the_line():
+    bent = LENGTHS[-5:] * np.array([1.0, 1.3, 1.0, 1.3, 1.0])
+    three, one = (
+        exponent_of_recordings(LENGTHS[-5:], [bent] * 3),
+        exponent_of_recordings(LENGTHS[-5:], [bent]),
+    )
+    assert three.value == pytest.approx(one.value)
+    assert three.high - three.low == pytest.approx(one.high - one.low, rel=0.15)
+    assert (three.n_recordings, one.n_recordings) == (3, 1)
+    straight = exponent_of_recordings(LENGTHS, [LENGTHS, LENGTHS])
+    assert straight.low == pytest.approx(1) and straight.high == pytest.approx(1)
+
+
+def test_recordings_that_cannot_be_fitted_are_refused():
+    with pytest.raises(ValueError, match="no recording: give"):
+        exponent_of_recordings(LENGTHS, [])
+    with pytest.raises(ValueError, match="1 length.* measure more"):
+        exponent_of_recordings([64], [[1.0], [1.0]])
+    two = exponent_of_recordings([64, 128], [[1.0, 4.0], [1.0, 4.0]])
+    assert two.value == pytest.approx(2) and (two.low, two.high) == (-math.inf, math.inf)
 
 
 def test_exact_repeats_of_a_bent_curve_do_not_give_a_narrow_interval():
