@@ -173,11 +173,14 @@ class LinearAttention(Attention):
             state = LinearState(torch.addcmul(s, k.unsqueeze(-1), v.unsqueeze(-2)), z + k)
             return self._read(state, q).to(dtype), state
 
-    @torch.no_grad()
     def step_(self, state: LinearState, q, k, v):
+        if torch.is_grad_enabled():
+            with torch.no_grad():  # which takes as long as two operations
+                return self.step_(state, q, k, v)
         (s, z), dtype = state, v.dtype
         with exactly(q):
-            q, k, v = q.to(s.dtype), k.to(s.dtype), v.to(s.dtype)
+            if not q.dtype == k.dtype == dtype == s.dtype:
+                q, k, v = (x.to(s.dtype) for x in (q, k, v))
             q, k = self.features(q, k)
             s.addcmul_(k.unsqueeze(-1), v.unsqueeze(-2))
             z.add_(k)
@@ -186,12 +189,14 @@ class LinearAttention(Attention):
     def _read(self, state: LinearState, q: Tensor) -> Tensor:
         """Features of queries (B, H, R), in groups that share a state -> (B, H, M)."""
         s, z = state[:2]
-        grouped = q.unflatten(1, (z.shape[1], q.shape[1] // z.shape[1]))  # (B, G, H / G, R)
+        if q.shape[1] != z.shape[1]:
+            q = q.unflatten(1, (z.shape[1], q.shape[1] // z.shape[1]))  # (B, G, H / G, R)
+            denominator = (q * z.unsqueeze(2)).sum(-1, keepdim=True) + self.eps
+            return (q @ s / denominator).flatten(1, 2)
         # A sum as small as that of one sample needs one thread; the product would wait for all.
         alone = len(q) == 1
-        numerator = (grouped.unsqueeze(-1) * s.unsqueeze(2)).sum(-2) if alone else grouped @ s
-        denominator = (grouped * z.unsqueeze(2)).sum(-1, keepdim=True) + self.eps
-        return (numerator / denominator).flatten(1, 2)
+        numerator = (q.unsqueeze(-1) * s).sum(-2) if alone else (q.unsqueeze(-2) @ s).squeeze(-2)
+        return numerator / ((q * z).sum(-1, keepdim=True) + self.eps)
 
     def prefill(self, state: LinearState, q, k, v, *, key_padding_mask=None):
         """A kernel's y times its denominator is its numerator, to which the state's is added."""

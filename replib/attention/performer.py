@@ -165,8 +165,10 @@ class PerformerAttention(FeatureAttention):
             q = _stabilised(q + repeat_heads(largest, q.shape[1]))
             return self._read(state, q).to(dtype), state
 
-    @torch.no_grad()
     def step_(self, state: PerformerState, q, k, v):
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.step_(state, q, k, v)
         (s, z, before), dtype = state, v.dtype
         with exactly(q):
             q, k, v = q.to(s.dtype), k.to(s.dtype), v.to(s.dtype)
