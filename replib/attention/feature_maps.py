@@ -19,8 +19,8 @@ def elu1(x: Tensor) -> Tensor:
     """elu(x) + 1 of Katharopoulos et al. 2020, eq. 7; positive, R = D.
 
     Deviation: computed as exp(min(x, 0)) + max(x, 0). Written as `elu(x) + 1` it rounds
-    exp(x) - 1 + 1 and loses all digits of φ below x = -16 in float32. At 0 torch has the slope 1 for
-    this minimum and 0 for relu: theirs is 1.
+    exp(x) - 1 + 1 and loses all digits of φ below x = -16 in float32. The slopes that torch has at
+    0, 1 for this minimum and 0 for relu, add up to 1.
     """
     return torch.exp(x.clamp(max=0)) + torch.relu(x)
 

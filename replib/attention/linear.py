@@ -4,7 +4,6 @@ B batch, H heads, N sequence length, D query/key size per head, M value size per
 R feature size: φ maps D to R. The paper's s_i is `LinearState.s`, its z_i `LinearState.z`.
 """
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.feature_maps import feature_map_named
 from replib.kernels import KERNELS, fastest_kernel, installed, refusal, why_not
-from replib.kernels.operator import without_what_is_not_finite
+from replib.kernels.operator import exactly, without_what_is_not_finite
 
 # From timings at D = 32 and 64, N = 64 to 65536, on a 2-core AMD EPYC: a kernel's share of a matrix
 # product's rate and its chunk, and what storing one (N, N) weight costs besides products. That of
@@ -104,12 +103,6 @@ def without_padding(
     if causal:
         q = q.masked_fill(mask & ~(q.abs() <= LARGEST), 0)
     return q, k.masked_fill(mask, key), v.masked_fill(mask, 0)
-
-
-def exactly(x: Tensor):
-    """Where autocast rounds no product of x; entering torch.autocast takes microseconds."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 class LinearState(NamedTuple):
