@@ -63,7 +63,7 @@ def article_convergence(article: Mapping[str, Any]) -> str:
     the batch that we infer (softmax 8, linear 32) it is in nats a token."""
     losses = article["loss_scale"]["nats_per_token"]
     told = {
-        name: ", ".join(f"{loss:.2f} at N = {n}" for n, loss in by_length.items())
+        name: ", ".join(f"{loss:z.2f} at N = {n}" for n, loss in by_length.items())
         for name, by_length in losses.items()
     }
     return (
@@ -78,8 +78,8 @@ def article_scaling(article: Mapping[str, Any]) -> str:
     fits = {fit.softmax_model: fit for fit in article_fits(article)}
     square, line = fits["quadratic"], fits["linear"]
     return (
-        f"Linear: time grows as N (R² {square.r2_linear:.4f}). Softmax: fitted with N² (R² "
-        f"{square.r2_softmax:.4f}), but a straight line fits as well (R² {line.r2_softmax:.4f}). "
+        f"Linear: time grows as N (R² {square.r2_linear:z.4f}). Softmax: fitted with N² (R² "
+        f"{square.r2_softmax:z.4f}), but a straight line fits as well (R² {line.r2_softmax:z.4f}). "
         f"N = {article['N'][0]} to {article['N'][-1]}; no memory was measured."
     )
 
@@ -94,9 +94,9 @@ def article_crossover(article: Mapping[str, Any]) -> str:
     """What the article extrapolated."""
     ratios = article["ratio_linear_softmax"]
     return (
-        f"Linear is {ratios[0]:.0f} to {ratios[-1]:.0f} times slower at N = {article['N'][0]} to "
+        f"Linear is {ratios[0]:z.0f} to {ratios[-1]:z.0f} times slower at N = {article['N'][0]} to "
         f"{article['N'][-1]}; a fit puts the crossover at N = {article['fit']['ceil']}, "
-        f"{article['fit']['ceil'] / article['N'][-1]:.0f} times beyond the data."
+        f"{article['fit']['ceil'] / article['N'][-1]:z.0f} times beyond the data."
     )
 
 
@@ -207,8 +207,8 @@ def paper_images(paper: Mapping[str, Any]) -> str:
     for name, table, title, digits in (("mnist", 1, "MNIST", 3), ("cifar10", 2, "CIFAR-10", 2)):
         rows = paper[f"table{table}_{name}"]["rows"]
         told.append(
-            f"{title}: linear {rows['linear'][0]:.{digits}f}, softmax "
-            f"{rows['softmax'][0]:.{digits}f} (table {table})"
+            f"{title}: linear {rows['linear'][0]:z.{digits}f}, softmax "
+            f"{rows['softmax'][0]:z.{digits}f} (table {table})"
         )
     return f"Bits per dimension on images that are not those here. {'. '.join(told)}."
 
@@ -473,7 +473,7 @@ def sequence_copy_table(article: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """Final losses on the article's task, its own beside those recorded here, as Markdown."""
     lines, losses = [], article["loss_scale"]["nats_per_token"]
     for name in BOTH:
-        cells = [f"{losses[name][str(n)]:.2f}" for n in article["N"]]
+        cells = [f"{losses[name][str(n)]:z.2f}" for n in article["N"]]
         lines.append([f"2022 article, {name}", *cells])
     for name in BOTH:
         lines.append([f"here, {name}", *(_median_loss(rows, name, n) for n in article["N"])])
@@ -496,7 +496,7 @@ def _median_loss(rows: Sequence[Row], attention: str, seq_len: int) -> str:
         and row["config"]["task"]["seq_len"] == seq_len
         and row["summary"].get("final_loss") is not None
     ]
-    return f"{statistics.median(losses):.4f} ({len(losses)} seeds)" if losses else "–"
+    return f"{statistics.median(losses):z.4f} ({len(losses)} seeds)" if losses else "–"
 
 
 MODEL_NAMES = {
@@ -510,7 +510,7 @@ MODEL_NAMES = {
 def extrapolation_text(fits: Sequence[Regression]) -> str:
     """What the article's four points give under each model of softmax, as Markdown."""
     lines = [
-        [MODEL_NAMES[fit.softmax_model], f"{fit.r2_softmax:.4f}", _crossing(fit.crossover)]
+        [MODEL_NAMES[fit.softmax_model], f"{fit.r2_softmax:z.4f}", _crossing(fit.crossover)]
         for fit in fits
     ]
     table = markdown_table(["model of softmax", "R²", "crossover N"], lines, LEFT)
@@ -523,7 +523,7 @@ def extrapolation_text(fits: Sequence[Regression]) -> str:
 
 
 def _crossing(length: float) -> str:
-    return f"{length:.0f}" if math.isfinite(length) else "never"
+    return f"{length:z.0f}" if math.isfinite(length) else "never"
 
 
 def table_1(article: Mapping[str, Any], steps: Sequence[Row]) -> str:
@@ -563,12 +563,12 @@ def step_ratios(article: Mapping[str, Any], steps: Sequence[Row]) -> tuple[str, 
             ]
             if ratios:
                 parts.append(
-                    f"{min(ratios):.2f} to {max(ratios):.2f} times softmax {baseline}'s time"
+                    f"{min(ratios):z.2f} to {max(ratios):z.2f} times softmax {baseline}'s time"
                 )
         here += [f"{_name(variant)} takes {' and '.join(parts)}"] if parts else []
     lengths = f"at N = {article['N'][0]} to {article['N'][-1]}"
     return (
-        f"Linear takes {min(there):.1f} to {max(there):.1f} times softmax's time {lengths}.",
+        f"Linear takes {min(there):z.1f} to {max(there):z.1f} times softmax's time {lengths}.",
         f"{'; '.join(here).capitalize()} {lengths}." if here else "nothing yet",
     )
 
@@ -583,7 +583,7 @@ def _step_times(steps: Sequence[Row]) -> dict[tuple, float]:
 
 
 def _seconds(time_ms: float | None, n_steps: int) -> str:
-    return "–" if time_ms is None else f"{time_ms * n_steps / 1000:.0f}"
+    return "–" if time_ms is None else f"{time_ms * n_steps / 1000:z.0f}"
 
 
 def of_work(costs: "polars.DataFrame", work: str) -> "polars.DataFrame":

@@ -189,7 +189,7 @@ def _stream_text(row: Row) -> str:
     config, curve = row["config"], row["curve"]
     text = (
         f"{config['way']}, {config['n_layers']} layers of {config['n_heads']} heads of "
-        f"{config['head_dim']}: {config['seq_len']:,} tokens in {_samples(row)[0] / 1000:.0f} s, "
+        f"{config['head_dim']}: {config['seq_len']:,} tokens in {_samples(row)[0] / 1000:z.0f} s, "
         f"{three_digits(curve['state_bytes'][0] / 1e3)} kB kept at first, "
         f"{three_digits(curve['state_bytes'][-1] / 1e3)} kB at the end"
     )
@@ -197,7 +197,7 @@ def _stream_text(row: Row) -> str:
         return text
     half = len(curve["process_bytes"]) // 2
     grown = curve["process_bytes"][-1] - curve["process_bytes"][half]
-    return f"{text}; the process grew by {grown / 1e6:.1f} MB over the second half"
+    return f"{text}; the process grew by {grown / 1e6:z.1f} MB over the second half"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +267,7 @@ def faster_generation(rows: Sequence[Row]) -> Verdict:
                 text = f"{size.text}, {way}: {n} whole run{'s' * (n != 1)}"
                 if one.integrated:
                     share = one.integrated.value / statistics.median(one.runs)
-                    text += f", tokens sum to {share:.2f} of {'it' if n == 1 else 'their median'}"
+                    text += f", tokens sum to {share:z.2f} of {'it' if n == 1 else 'their median'}"
                 beside.append(text)
     verdict = together(verdicts, "no measurements yet")
     return replace(verdict, evidence=(*verdict.evidence, *beside))

@@ -295,7 +295,7 @@ def _below_least(rows: Sequence[Row], published: Mapping[str, Any]) -> Iterator[
         return
     unmeasured = []
     for name, n, loss, least in impossible_losses(published):
-        told = f"{label(MEMORIES[name])}, S = {n}: the published {loss:.3g} is below {least:.3g}"
+        told = f"{label(MEMORIES[name])}, S = {n}: the published {loss:z.3g} is below {least:z.3g}"
         if explained := _of_means(rows, name, n, loss):
             r = MEMORIES[name].n_features
             yield f"{told}, the least mean over all keys with R = {r}; {explained}"
@@ -343,8 +343,8 @@ def _of_means(rows: Sequence[Row], name: str, n_keys: int, theirs: float) -> str
     explains = "explains it" if low <= theirs <= high else "does not explain it"
     return (
         f"{how}, which {explains}: so averaged, {len(found)} runs here have "
-        f"{min(batches):.3g} to {max(batches):.3g}, and one more would have {low:.3g} to "
-        f"{high:.3g}; over all keys the same runs have {min(whole):.3g} to {max(whole):.3g}"
+        f"{min(batches):z.3g} to {max(batches):z.3g}, and one more would have {low:z.3g} to "
+        f"{high:z.3g}; over all keys the same runs have {min(whole):z.3g} to {max(whole):z.3g}"
     )
 
 
@@ -375,7 +375,7 @@ def recording(rows: Sequence[Row]) -> str:
         return "nothing is recorded yet"
     hours = sum(map(core_seconds, rows)) / 3600
     devices = ", ".join(sorted({row["provenance"]["device_name"] for row in rows}))
-    took = f"{hours:.1f}" if hours >= 0.1 else "less than 0.1"
+    took = f"{hours:z.1f}" if hours >= 0.1 else "less than 0.1"
     told = f"{len(rows)} runs in {took} core-hours on {devices}"
     of_memories = [
         {n: len(seeds) for n, seeds in losses.items()} for losses in best_losses(rows).values()
@@ -500,7 +500,7 @@ def _near_losses(name: str, here: Losses, theirs: Mapping[int, float]) -> Criter
         losses = list(here.get(n, {}).values())
         if not losses or not all(map(math.isfinite, losses)):
             met.append(None)
-            told.append(f"S = {n}: no loss here, published {theirs[n]:.3g}")
+            told.append(f"S = {n}: no loss here, published {theirs[n]:z.3g}")
             continue
         ratios = [loss / theirs[n] - 1 for loss in losses]
         low, high = _mean_interval(ratios)
@@ -508,15 +508,15 @@ def _near_losses(name: str, here: Losses, theirs: Mapping[int, float]) -> Criter
         outside = high < -LOSS_TOLERANCE or low > LOSS_TOLERANCE
         met.append(True if inside else False if outside else None)
         seeds = f"{len(losses)} seed{'s' * (len(losses) > 1)}"
-        apart = f"{statistics.fmean(ratios):+.0%}"
+        apart = f"{statistics.fmean(ratios):+z.0%}"
         if len(losses) >= 2:
-            apart += f", {low:+.0%} to {high:+.0%}"
+            apart += f", {low:+z.0%} to {high:+z.0%}"
         told.append(
-            f"S = {n}: mean {statistics.fmean(losses):.3g} of {seeds}, published {theirs[n]:.3g} "
+            f"S = {n}: mean {statistics.fmean(losses):z.3g} of {seeds}, published {theirs[n]:z.3g} "
             f"({apart})"
         )
     return Criterion(
-        f"{name}: best loss within {LOSS_TOLERANCE:.0%} of the published",
+        f"{name}: best loss within {LOSS_TOLERANCE:z.0%} of the published",
         False if False in met else True if all(met) else None,
         "; ".join(told),
     )
@@ -573,5 +573,5 @@ def _table(
 
 def _loss(loss: float) -> str:
     return (
-        "diverged" if math.isinf(loss) else f"{loss:.2g}" if loss < SOLVED_LOSS else f"{loss:.3g}"
+        "diverged" if math.isinf(loss) else f"{loss:z.2g}" if loss < SOLVED_LOSS else f"{loss:z.3g}"
     )

@@ -38,8 +38,8 @@ def _rounded(found: Crossover) -> str:
     if not math.isfinite(found.length):
         return "never"
     if found.extrapolated and found.length <= found.shortest:
-        return f"from below N = {found.shortest:g}"
-    return f"from N = {found.length:.0f}{' (extrapolated)' if found.extrapolated else ''}"
+        return f"from below N = {found.shortest:zg}"
+    return f"from N = {found.length:z.0f}{' (extrapolated)' if found.extrapolated else ''}"
 
 
 def crossover_tabs(rows: Sequence[Row]) -> mo.Html:
@@ -87,7 +87,7 @@ def exponents(rows: Sequence[Row], work: str) -> mo.Html:
     if not rows:
         return mo.md("")
     lines = (
-        [" ".join(filter(None, variant)), what, f"{exponent.value:.2f}", _interval(exponent)]
+        [" ".join(filter(None, variant)), what, f"{exponent.value:z.2f}", _interval(exponent)]
         for variant, what, exponent in claims.exponents(rows, work)
     )
     head = "attention", "of", "exponent of N", "95 % interval"
@@ -97,4 +97,4 @@ def exponents(rows: Sequence[Row], work: str) -> mo.Html:
 def _interval(exponent: Exponent) -> str:
     if math.isinf(exponent.low) or math.isinf(exponent.high):
         return "unbounded: two lengths tell nothing of scatter"
-    return f"{exponent.low:.2f} to {exponent.high:.2f}"
+    return f"{exponent.low:z.2f} to {exponent.high:z.2f}"

@@ -346,8 +346,8 @@ def memory_view(
         return mo.md(NO_SETTINGS)
     if length := _alone(_diverging, config).get(rule):
         return controls.callout(
-            f"With the rule {rule} and these features W diverges: its length is {length:.0e} after "
-            f"{config.n_writes} writes. Scale features to length 1, or lower β."
+            f"With the rule {rule} and these features W diverges: its length is {length:z.0e} "
+            f"after {config.n_writes} writes. Scale features to length 1, or lower β."
         )
     if slowly:
         n_writes = config.n_writes
@@ -436,7 +436,7 @@ def reads_chart(config: FillConfig, rule: str, n_writes: int, key: int) -> alt.L
 
 def _loss_text(loss: float) -> str:
     """A loss to three digits; 0 where it is rounding."""
-    return f"{loss:.3g}" if loss > ROUNDING else "0"
+    return f"{loss:z.3g}" if loss > ROUNDING else "0"
 
 
 def _read(
@@ -529,14 +529,14 @@ def _crosstalk_charts(config: FillConfig) -> list[alt.LayerChart]:
             x="key",
             y="key",
             title="Crosstalk: cosines between keys",
-            subtitle=f"between different keys {mean:.2g} on average, {worst:.2g} at most",
+            subtitle=f"between different keys {mean:z.2g} on average, {worst:z.2g} at most",
             height=charts.SHORT,
         ),
         charts.rank_chart(
             _ranks(config),
             n_features=config.n_features,
             n_keys=n,
-            title=f"{n} keys fill {effective:.1f} dimensions of {config.n_features}",
+            title=f"{n} keys fill {effective:z.1f} dimensions of {config.n_features}",
             subtitle=f"D = {config.head_dim}, dashed line: {n} keys",
         ),
         charts.eigenvalues_chart(

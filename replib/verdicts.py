@@ -135,7 +135,7 @@ def convergence_verdict(
         for name, runs in (("linear", linear), ("softmax", softmax))
     )
     return Verdict(
-        headline=f"{reached} reach {accuracy_threshold:.0%} accuracy; "
+        headline=f"{reached} reach {accuracy_threshold:z.0%} accuracy; "
         f"final loss, linear - softmax: {criteria[2].figure}",
         criteria=criteria,
         evidence=(_run_line("linear", linear), _run_line("softmax", softmax)),
@@ -161,7 +161,7 @@ def scaling_verdict(
     """
     criteria, reasons, as_claimed = [], [], []
     for name, (lengths, values, claimed) in claims.items():
-        text = f"{name} grows as N^{claimed:g} (exponent within ± {tolerance:g})"
+        text = f"{name} grows as N^{claimed:zg} (exponent within ± {tolerance:zg})"
         if len(lengths) < 2:
             criteria.append(Criterion(text, None, f"{len(lengths)} length(s) measured, 2 needed"))
             reasons.append(f"{name}: too few lengths")
@@ -169,14 +169,14 @@ def scaling_verdict(
         fit = scaling_exponent(lengths, values, n_bootstrap=n_bootstrap, seed=seed)
         met = _within(fit.low, fit.high, claimed - tolerance, claimed + tolerance)
         criteria.append(Criterion(text, met, exponent_text(fit)))
-        grows = f"{name} grows as N^{fit.value:.2f}"
+        grows = f"{name} grows as N^{fit.value:z.2f}"
         if met:
-            as_claimed.append(f"{grows}, claimed {claimed:g}")
+            as_claimed.append(f"{grows}, claimed {claimed:zg}")
         else:
             place = "is outside" if met is False else "passes"
             reasons.append(
-                f"{grows} ({fit.low:.2f} to {fit.high:.2f}): the interval {place} claimed "
-                f"{claimed:g} ± {tolerance:g}"
+                f"{grows} ({fit.low:z.2f} to {fit.high:z.2f}): the interval {place} claimed "
+                f"{claimed:zg} ± {tolerance:zg}"
             )
     return Verdict("; ".join(reasons + as_claimed) or "nothing measured", tuple(criteria))
 
@@ -184,8 +184,8 @@ def scaling_verdict(
 def exponent_text(found: Exponent) -> str:
     """Such as "1.05 (0.87 to 1.26) over N = 64 to 4096"."""
     return (
-        f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f}) "
-        f"over N = {found.from_length:g} to {found.to_length:g}"
+        f"{found.value:z.2f} ({found.low:z.2f} to {found.high:z.2f}) "
+        f"over N = {found.from_length:zg} to {found.to_length:zg}"
     )
 
 
@@ -206,20 +206,22 @@ def crossover_verdict(
     measured = (
         "range not given"
         if crossover.shortest is None
-        else f"measured N = {crossover.shortest:g} to {crossover.longest:g}"
+        else f"measured N = {crossover.shortest:zg} to {crossover.longest:zg}"
     )
     place = crossover_place(crossover)
     headline = f"linear is faster from {place}"
     if math.isinf(crossover.length):
         headline = f"linear never stays faster {place.removeprefix('no N ')}"
     return Verdict(
-        headline=f"{headline}; claimed from N = {claimed:g} on",
+        headline=f"{headline}; claimed from N = {claimed:zg} on",
         criteria=(
             Criterion(
-                f"linear is faster at every N from {claimed:g} on", met, f"crossover {place}"
+                f"linear is faster at every N from {claimed:zg} on", met, f"crossover {place}"
             ),
             Criterion(
-                f"N = {claimed:g} is within the measured range", True if covered else None, measured
+                f"N = {claimed:zg} is within the measured range",
+                True if covered else None,
+                measured,
             ),
         ),
         evidence=(_article_line(crossover, article),),
@@ -286,16 +288,16 @@ def images_verdict(
     if min(len(linear), len(softmax)) >= 2:
         low, high = difference_interval(linear, softmax)
         means = float(np.mean(linear)), float(np.mean(softmax))
-        difference = f"{means[0] - means[1]:+.3f} ({low:+.3f} to {high:+.3f})"
-        text = f"linear is at most {margin:g} bits per dimension above softmax"
+        difference = f"{means[0] - means[1]:+z.3f} ({low:+z.3f} to {high:+z.3f})"
+        text = f"linear is at most {margin:zg} bits per dimension above softmax"
         criteria.append(Criterion(text, _within(low, high, -math.inf, margin), difference))
         headline = (
-            f"linear {means[0]:.3f}, softmax {means[1]:.3f} bits per dimension, means of "
+            f"linear {means[0]:z.3f}, softmax {means[1]:z.3f} bits per dimension, means of "
             f"{len(linear)} and {len(softmax)} seeds; linear - softmax: {difference}"
         )
     if linear:
-        text = f"every linear seed is below the histogram of each position, {histogram:.3f}"
-        criteria.append(Criterion(text, max(linear) < histogram, f"at most {max(linear):.3f}"))
+        text = f"every linear seed is below the histogram of each position, {histogram:z.3f}"
+        criteria.append(Criterion(text, max(linear) < histogram, f"at most {max(linear):z.3f}"))
     criteria.append(Criterion("no linear run diverges", n_diverged == 0, f"{n_diverged} diverged"))
     if not enough:
         criteria = [Criterion(one.text, None, one.figure) for one in criteria]
@@ -318,7 +320,7 @@ def constant_cost_verdict(
     everything before it, and the bytes of a cache, above `tolerance`. What was not measured cannot
     be told.
     """
-    still, growing = f"(exponent within ± {tolerance:g})", f"(exponent above {tolerance:g})"
+    still, growing = f"(exponent within ± {tolerance:zg})", f"(exponent above {tolerance:zg})"
     steady, rising = (-tolerance, tolerance), (tolerance, math.inf)
     criteria = (
         _growth_criterion(f"recurrent: a token's time does not grow {still}", recurrent, steady),
@@ -327,7 +329,7 @@ def constant_cost_verdict(
         _growth_criterion(f"cache: its bytes grow {growing}", cache, rising),
     )
     told = ", ".join(
-        f"as N^{found.value:.2f} ({name})"
+        f"as N^{found.value:z.2f} ({name})"
         for name, found in (("recurrent", recurrent), ("recompute", recompute))
         if found is not None
     )
@@ -362,23 +364,23 @@ def ratio_text(found: Ratio) -> str:
     for digits in range(4, 10):
         if low != high:
             break
-        value, low, high = (f"{x:.{digits}g}" for x in (found.value, found.low, found.high))
+        value, low, high = (f"{x:z.{digits}g}" for x in (found.value, found.low, found.high))
     return f"{value}× ({low} to {high})"
 
 
 def three_digits(value: float) -> str:
     """A number for reading: 0.0123, 1.23, 12.3, 1234."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:z.0f}" if value >= 100 else f"{value:z.3g}"
 
 
 def crossover_text(crossover: Crossover) -> str:
     """Where a crossover was measured, with its interval, or on which side of all lengths it is."""
     if not crossover.extrapolated:
         bounds = f"{bound_text(crossover.low)} to {bound_text(crossover.high)}"
-        return f"N = {crossover.length:.0f} ({bounds})"
+        return f"N = {crossover.length:z.0f} ({bounds})"
     if crossover.length <= crossover.shortest:
-        return f"below N = {crossover.shortest:g}"
-    return f"not up to N = {crossover.longest:g}"
+        return f"below N = {crossover.shortest:zg}"
+    return f"not up to N = {crossover.longest:zg}"
 
 
 def crossover_place(crossover: Crossover) -> str:
@@ -387,12 +389,12 @@ def crossover_place(crossover: Crossover) -> str:
     if not math.isinf(crossover.low):
         told = [f"95 % interval {bound_text(crossover.low)} to {bound_text(crossover.high)}"]
     if crossover.extrapolated and crossover.shortest and crossover.length <= crossover.shortest:
-        return f"below N = {crossover.shortest:g}, the shortest measured ({told[0]})"
+        return f"below N = {crossover.shortest:zg}, the shortest measured ({told[0]})"
     never = math.isinf(crossover.length)
     beyond = crossover.extrapolated and not never
     how, beside = ("extrapolated", "beyond") if beyond else ("measured", "up to")
     if crossover.longest is not None:
-        how += f" {beside} N = {crossover.longest:g}"
+        how += f" {beside} N = {crossover.longest:zg}"
     where = "no N" if never else f"N = {bound_text(crossover.length)}"
     return f"{where} ({'; '.join([how, *told])})"
 
@@ -410,7 +412,9 @@ def crossovers_span(found: Sequence[Crossover]) -> str:
 
 def bound_text(length: float) -> str:
     """An end of an interval of N."""
-    return "no end" if math.isinf(length) else f"{length:.0f}" if length < 1e6 else f"{length:.0e}"
+    return (
+        "no end" if math.isinf(length) else f"{length:z.0f}" if length < 1e6 else f"{length:z.0e}"
+    )
 
 
 def _within(low: float, high: float, least: float, most: float) -> bool | None:
@@ -425,19 +429,19 @@ def _n_reached(runs: Sequence[SeedResult], threshold: float) -> int:
 
 
 def _accuracy_criterion(linear: Sequence[SeedResult], threshold: float) -> Criterion:
-    text = f"most linear seeds reach {threshold:.0%} accuracy"
+    text = f"most linear seeds reach {threshold:z.0%} accuracy"
     if not linear:
         return Criterion(text, None, "no runs")
     reached = _n_reached(linear, threshold)
     low, high = wilson_interval(reached, len(linear))
     met = True if low > MOST else False if high < MOST else None
-    return Criterion(text, met, f"{reached} of {len(linear)} ({low:.0%} to {high:.0%})")
+    return Criterion(text, met, f"{reached} of {len(linear)} ({low:z.0%} to {high:z.0%})")
 
 
 def _loss_criterion(
     linear: Sequence[SeedResult], softmax: Sequence[SeedResult], margin: float
 ) -> Criterion:
-    text = f"final loss equals softmax's within ± {margin:g} nats a token"
+    text = f"final loss equals softmax's within ± {margin:zg} nats a token"
     losses = [
         [run.final_loss for run in runs if not run.diverged and math.isfinite(run.final_loss)]
         for runs in (linear, softmax)
@@ -448,24 +452,24 @@ def _loss_criterion(
         return Criterion(text, None, f"fewer than 2 runs with a final loss{note}")
     low, high = difference_interval(*losses)
     difference = float(np.mean(losses[0]) - np.mean(losses[1]))
-    figure = f"{difference:+.2g} nats a token ({low:+.2g} to {high:+.2g}{note})"
+    figure = f"{difference:+z.2g} nats a token ({low:+z.2g} to {high:+z.2g}{note})"
     return Criterion(text, _within(low, high, -margin, margin), figure)
 
 
 def _spike_criterion(linear: Sequence[SeedResult], max_share: float) -> Criterion:
-    text = f"at most {max_share:.0%} of linear runs have a loss spike"
+    text = f"at most {max_share:z.0%} of linear runs have a loss spike"
     if not linear:
         return Criterion(text, None, "no runs")
     spiked = sum(run.n_spikes > 0 for run in linear)
     low, high = wilson_interval(spiked, len(linear))
-    figure = f"{spiked} of {len(linear)} ({low:.0%} to {high:.0%})"
+    figure = f"{spiked} of {len(linear)} ({low:z.0%} to {high:z.0%})"
     return Criterion(text, _within(low, high, 0.0, max_share), figure)
 
 
 def _run_line(name: str, runs: Sequence[SeedResult]) -> str:
     """Return one line on a mechanism's runs: spikes, divergence, steps to the accuracy."""
     steps = [run.steps_to_threshold for run in runs if run.steps_to_threshold is not None]
-    speed = f"median {np.median(steps):g} steps to accuracy" if steps else "accuracy not reached"
+    speed = f"median {np.median(steps):zg} steps to accuracy" if steps else "accuracy not reached"
     return (
         f"{name}: {len(runs)} seeds, {spikes_text(sum(run.n_spikes for run in runs))}, "
         f"{sum(run.diverged for run in runs)} diverged, {speed}"
@@ -482,4 +486,4 @@ def _article_line(crossover: Crossover, article: float) -> str:
         place = "inside the 95 % interval"
     else:
         place = "above the 95 % interval" if met else "below the 95 % interval"
-    return f"the 2022 article extrapolated N = {article:g}: {place} here"
+    return f"the 2022 article extrapolated N = {article:zg}: {place} here"

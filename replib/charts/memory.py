@@ -363,7 +363,7 @@ def _ours(drawn: pl.DataFrame) -> pl.DataFrame:
 
 
 def _loss(loss: float) -> str:
-    return f"{loss:.2f}" if loss >= 0.01 else f"{loss:.4f}" if loss >= LOSS_FLOOR else "<0.0001"
+    return f"{loss:z.2f}" if loss >= 0.01 else f"{loss:z.4f}" if loss >= LOSS_FLOOR else "<0.0001"
 
 
 def _finding(drawn: pl.DataFrame, what: str) -> str:
