@@ -196,7 +196,7 @@ def _card(
 
 def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str, Any]) -> mo.Html:
     """The recorded curves of both settings, how long they took and of how many seeds they are, with
-    tables, and the last S solved of the first."""
+    tables, and how many keys those of the first solve."""
     tables = {
         "capacity": claims_memory.capacity_table,
         "update_rules": claims_memory.update_rules_table,
@@ -212,7 +212,7 @@ def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str,
         for name, title in TITLES.items()
     }
     frame = frames_memory.retrieval_frame(recorded["capacity"], published)
-    return mo.ui.tabs(tabs | {"Last S solved": solved_chart(frame)})
+    return mo.ui.tabs(tabs | {"Keys solved": solved_chart(frame)})
 
 
 def _table(table, rows: Sequence[Row], published: Mapping[str, Any]) -> mo.Html:

@@ -30,6 +30,15 @@ SPIKE_WINDOW = 20  # recorded points
 SPIKE_FACTOR = 3.0
 MIN_SPIKE_NATS = 0.05  # nats a token
 
+# Of the size that half of the runs solve. A run in twenty may end on the wrong side however easy or
+# hard its task is, so that one of them does not decide; the widths are those of a logistic curve in
+# log size, from one that is as good as a step to one that takes a factor of 4 to fall from 9 in 10
+# to 1 in 10.
+LAPSES = 0.05
+LOGISTIC_WIDTHS = (0.01, 0.03, 0.1, 0.3)
+HALF_CHI_SQUARE_95 = Z_95**2 / 2  # of one degree of freedom
+FLAT = 0.01  # differences of a log likelihood below it are none
+
 # Powers of N in each model of the softmax time; "quadratic" is the 2022 article's.
 SOFTMAX_POWERS = {"quadratic": (0, 2), "linear": (0, 1), "full_quadratic": (0, 1, 2)}
 SOFTMAX_MODELS = (*SOFTMAX_POWERS, "power_law")
@@ -327,8 +336,63 @@ def prediction_interval(
     return _percentiles(np.where(softmax_faster.any(axis=1), crossings, SHORTEST_LENGTH))
 
 
-def difference_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of mean(a) - mean(b) by Welch's t.
+@dataclass(frozen=True)
+class Threshold:
+    """The size (of a task) that half of the runs solve, and its 95 % interval. A `value` of 0 says
+    that no size is solved, `inf` that every one is; likewise the ends of the interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def solved_threshold(
+    sizes: Sequence[float], n_solved: Sequence[int], n_runs: Sequence[int]
+) -> Threshold:
+    """Return the size up to which most runs solve a task, from how many did at each size.
+
+    A logistic curve in log size, P(solved) = λ + (1 - 2λ) σ((log T - log size) / w), with λ =
+    LAPSES and w one of LOGISTIC_WIDTHS; the interval holds every T whose likelihood, at its best w,
+    is within half the 95 % quantile of χ² of the largest (profile likelihood). Where several T are
+    as likely, as between the last size solved and the first that is not, `value` is their middle.
+
+    Raises:
+        ValueError: no sizes, repeated or not positive ones, entries that differ in number, counts
+            that are not 0 to `n_runs`.
+    """
+    sizes, solved, runs = (np.asarray(x, dtype=float) for x in (sizes, n_solved, n_runs))
+    if not len(sizes) or not len(sizes) == len(solved) == len(runs):
+        raise ValueError(
+            f"{len(sizes)} sizes, {len(solved)} and {len(runs)} counts: give one of each a size"
+        )
+    if len(set(sizes)) < len(sizes) or not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise ValueError(f"sizes {sizes.tolist()}: give each once, positive and finite")
+    if not ((runs >= 1) & (solved >= 0) & (solved <= runs)).all():
+        raise ValueError(f"{solved.tolist()} of {runs.tolist()} solved: give 0 to n_runs of n >= 1")
+    x = np.log(sizes)
+    grid = np.arange(x.min() - 2.0, x.max() + 2.0, 0.002)  # log T, in steps of 0.2 %
+    widths = np.array(LOGISTIC_WIDTHS)[:, None, None]
+    z = ((grid[:, None] - x) / widths).clip(-40, 40)  # (n_widths, n_grid, n_sizes)
+    p = LAPSES + (1 - 2 * LAPSES) / (1 + np.exp(-z))
+    fit = (np.log(p) * solved + np.log1p(-p) * (runs - solved)).sum(-1).max(0)
+    best = grid[fit > fit.max() - FLAT]
+    inside = grid[fit > fit.max() - HALF_CHI_SQUARE_95]
+    ends = [_end(t, grid) for t in (best[0], best[-1], inside[0], inside[-1])]
+    value = 0.0 if ends[0] == 0 else math.sqrt(ends[0] * ends[1])
+    return Threshold(value, *ends[2:])
+
+
+def _end(log_size: float, grid: np.ndarray) -> float:
+    """A size of the grid; beyond what was run, 0 or infinite."""
+    if log_size == grid[0]:
+        return 0.0
+    return math.inf if log_size == grid[-1] else math.exp(log_size)
+
+
+def difference_interval(
+    a: Sequence[float], b: Sequence[float], *, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Return the interval of mean(a) - mean(b) by Welch's t; a 95 % one unless said.
 
     d ± t(0.975, ν) s with s² = s_a²/n_a + s_b²/n_b and ν = s⁴ / Σ (s_i²/n_i)² / (n_i - 1) (Welch
     1947). With 5 seeds a percentile bootstrap covers about 85 % instead of 95 %, because it
@@ -347,7 +411,7 @@ def difference_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, 
     freedom = 1 / sum(
         (s / variance) ** 2 / (len(side) - 1) for s, side in zip(shares, (a, b), strict=True)
     )
-    half = t_quantile((1 + CONFIDENCE) / 2, freedom) * math.sqrt(variance)
+    half = t_quantile((1 + confidence) / 2, freedom) * math.sqrt(variance)
     return difference - half, difference + half
 
 

@@ -167,7 +167,7 @@ def scaling_verdict(
             reasons.append(f"{name}: too few lengths")
             continue
         fit = scaling_exponent(lengths, values, n_bootstrap=n_bootstrap, seed=seed)
-        met = _within(fit.low, fit.high, claimed - tolerance, claimed + tolerance)
+        met = within(fit.low, fit.high, claimed - tolerance, claimed + tolerance)
         criteria.append(Criterion(text, met, exponent_text(fit)))
         grows = f"{name} grows as N^{fit.value:z.2f}"
         if met:
@@ -200,7 +200,7 @@ def crossover_verdict(
     evidence.
     """
     covered = crossover.shortest is None or crossover.shortest <= claimed <= crossover.longest
-    met = _within(crossover.low, crossover.high, 0.0, claimed)
+    met = within(crossover.low, crossover.high, 0.0, claimed)
     if crossover.extrapolated and (crossover.shortest is None or not covered):
         met = None
     measured = (
@@ -290,7 +290,7 @@ def images_verdict(
         means = float(np.mean(linear)), float(np.mean(softmax))
         difference = f"{means[0] - means[1]:+z.3f} ({low:+z.3f} to {high:+z.3f})"
         text = f"linear is at most {margin:zg} bits per dimension above softmax"
-        criteria.append(Criterion(text, _within(low, high, -math.inf, margin), difference))
+        criteria.append(Criterion(text, within(low, high, -math.inf, margin), difference))
         headline = (
             f"linear {means[0]:z.3f}, softmax {means[1]:z.3f} bits per dimension, means of "
             f"{len(linear)} and {len(softmax)} seeds; linear - softmax: {difference}"
@@ -339,7 +339,7 @@ def constant_cost_verdict(
 def _growth_criterion(text: str, found: Exponent | None, bounds: tuple[float, float]) -> Criterion:
     if found is None:
         return Criterion(text, None, "fewer than 2 positions")
-    return Criterion(text, _within(found.low, found.high, *bounds), exponent_text(found))
+    return Criterion(text, within(found.low, found.high, *bounds), exponent_text(found))
 
 
 def faster_generation_verdict(speedup: Ratio, *, beside: str = "") -> Verdict:
@@ -349,7 +349,7 @@ def faster_generation_verdict(speedup: Ratio, *, beside: str = "") -> Verdict:
     it lies below. `beside` is told beside it.
     """
     text = ratio_text(speedup)
-    met = _within(speedup.low, speedup.high, 1.0, math.inf)
+    met = within(speedup.low, speedup.high, 1.0, math.inf)
     criterion = Criterion("linear takes less time a sequence than cached softmax", met, text)
     beside = f", {beside}" if beside else ""
     return Verdict(f"linear is {text} as fast as cached softmax{beside}", (criterion,))
@@ -417,7 +417,7 @@ def bound_text(length: float) -> str:
     )
 
 
-def _within(low: float, high: float, least: float, most: float) -> bool | None:
+def within(low: float, high: float, least: float, most: float) -> bool | None:
     """Return whether an interval lies inside least..most: False wholly outside, None straddling."""
     if least <= low and high <= most:
         return True
@@ -453,7 +453,7 @@ def _loss_criterion(
     low, high = difference_interval(*losses)
     difference = float(np.mean(losses[0]) - np.mean(losses[1]))
     figure = f"{difference:+z.2g} nats a token ({low:+z.2g} to {high:+z.2g}{note})"
-    return Criterion(text, _within(low, high, -margin, margin), figure)
+    return Criterion(text, within(low, high, -margin, margin), figure)
 
 
 def _spike_criterion(linear: Sequence[SeedResult], max_share: float) -> Criterion:
@@ -463,7 +463,7 @@ def _spike_criterion(linear: Sequence[SeedResult], max_share: float) -> Criterio
     spiked = sum(run.n_spikes > 0 for run in linear)
     low, high = wilson_interval(spiked, len(linear))
     figure = f"{spiked} of {len(linear)} ({low:z.0%} to {high:z.0%})"
-    return Criterion(text, _within(low, high, 0.0, max_share), figure)
+    return Criterion(text, within(low, high, 0.0, max_share), figure)
 
 
 def _run_line(name: str, runs: Sequence[SeedResult]) -> str:
@@ -481,7 +481,7 @@ def spikes_text(n_spikes: int) -> str:
 
 
 def _article_line(crossover: Crossover, article: float) -> str:
-    met = _within(crossover.low, crossover.high, 0.0, article)
+    met = within(crossover.low, crossover.high, 0.0, article)
     if crossover.low <= article <= crossover.high:
         place = "inside the 95 % interval"
     else:
