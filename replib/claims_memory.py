@@ -26,9 +26,11 @@ from replib.recording import core_seconds
 from replib.retrieval import MemoryConfig, RetrievalConfig
 from replib.statistics import (
     CONFIDENCE,
+    SolvedCounts,
     Threshold,
     difference_interval,
     solved_threshold,
+    solves_more,
     t_quantile,
     wilson_interval,
 )
@@ -132,12 +134,14 @@ def published_losses(published: Mapping[str, Any], setting: str) -> dict[str, di
 
 
 def solved_keys(losses: Losses) -> Threshold:
-    """The S that half of the runs solve: end with a loss of at most SOLVED_LOSS."""
-    return solved_threshold(
-        list(losses),
-        [sum(loss <= SOLVED_LOSS for loss in seeds.values()) for seeds in losses.values()],
-        [len(seeds) for seeds in losses.values()],
-    )
+    """The S that half of the runs solve."""
+    return solved_threshold(_counts(losses))
+
+
+def _counts(losses: Losses) -> SolvedCounts:
+    """How many runs solve each S: end with a loss of at most SOLVED_LOSS."""
+    n_solved = [sum(loss <= SOLVED_LOSS for loss in seeds.values()) for seeds in losses.values()]
+    return list(losses), n_solved, list(map(len, losses.values()))
 
 
 def keys_text(found: Threshold, *, interval: bool = True) -> str:
@@ -177,9 +181,9 @@ def least_loss(n_features: int, n_keys: int) -> float:
 def capacity(rows: Sequence[Row]) -> Verdict:
     """Memories remember as many keys as the paper orders them, and none more than it has features.
 
-    A criterion a pair: the first solves more keys (the intervals of `solved_keys` do not meet), and
-    its losses are lower, by Welch's interval of their logarithms over seeds; where neither solves
-    any S the loss alone decides. A criterion of all: none solves more than R keys.
+    A criterion a pair: the first solves more keys (`statistics.solves_more`), and its losses are
+    lower, by Welch's interval of their logarithms over seeds; where neither solves any S the loss
+    alone decides. A criterion of all: none solves more than R keys.
     """
     found = _of_setting(rows, with_replacement=False)
     return Verdict(
@@ -435,7 +439,7 @@ def _above(
     sides = found[better], found[worse]
     a, b = map(solved_keys, sides)
     by_loss, told = _lower_loss(*sides)
-    more = True if a.low >= b.high else False if a.high <= b.low else None
+    more = solves_more(*map(_counts, sides))
     parts = [by_loss] if a.value == b.value == 0 else [more, by_loss]
     met = False if False in parts else True if all(parts) else None
     return Criterion(text, met, f"solves {keys_text(a)} against {keys_text(b)} keys; {told}")

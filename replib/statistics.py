@@ -38,6 +38,8 @@ LAPSES = 0.05
 LOGISTIC_WIDTHS = (0.01, 0.03, 0.1, 0.3)
 HALF_CHI_SQUARE_95 = Z_95**2 / 2  # of one degree of freedom
 FLAT = 0.01  # differences of a log likelihood below it are none
+LARGEST_SIZE = 1e5
+LOG_SIZES = np.arange(math.log(0.5), math.log(10 * LARGEST_SIZE), 0.004)  # thresholds, to 0.4 %
 
 # Powers of N in each model of the softmax time; "quadratic" is the 2022 article's.
 SOFTMAX_POWERS = {"quadratic": (0, 2), "linear": (0, 1), "full_quadratic": (0, 1, 2)}
@@ -346,10 +348,12 @@ class Threshold:
     high: float
 
 
-def solved_threshold(
-    sizes: Sequence[float], n_solved: Sequence[int], n_runs: Sequence[int]
-) -> Threshold:
-    """Return the size up to which most runs solve a task, from how many did at each size.
+SolvedCounts = tuple[Sequence[float], Sequence[int], Sequence[int]]
+"""Sizes of a task, and of how many runs (third) how many solved it (second) at each."""
+
+
+def solved_threshold(counts: SolvedCounts) -> Threshold:
+    """Return the size up to which most runs solve a task.
 
     A logistic curve in log size, P(solved) = λ + (1 - 2λ) σ((log T - log size) / w), with λ =
     LAPSES and w one of LOGISTIC_WIDTHS; the interval holds every T whose likelihood, at its best w,
@@ -357,36 +361,51 @@ def solved_threshold(
     as likely, as between the last size solved and the first that is not, `value` is their middle.
 
     Raises:
-        ValueError: no sizes, repeated or not positive ones, entries that differ in number, counts
-            that are not 0 to `n_runs`.
+        ValueError: no sizes, repeated ones or some outside 1 to LARGEST_SIZE, entries that differ
+            in number, counts that are not 0 to the number of runs.
     """
-    sizes, solved, runs = (np.asarray(x, dtype=float) for x in (sizes, n_solved, n_runs))
+    fit = _profile(counts)
+    best, inside = (LOG_SIZES[fit > -less] for less in (FLAT, HALF_CHI_SQUARE_95))
+    ends = [_end(log_size) for log_size in (best[0], best[-1], inside[0], inside[-1])]
+    return Threshold(0.0 if ends[0] == 0 else math.sqrt(ends[0] * ends[1]), *ends[2:])
+
+
+def solves_more(a: SolvedCounts, b: SolvedCounts) -> bool | None:
+    """Return whether the threshold of a is above that of b (False: below), None where one T for
+    both is as likely, by the likelihood ratio at 95 %.
+
+    Raises:
+        ValueError: as `solved_threshold`.
+    """
+    fits = _profile(a), _profile(b)
+    if sum(fits).max() > -HALF_CHI_SQUARE_95:
+        return None
+    return bool(fits[0].argmax() > fits[1].argmax())
+
+
+def _profile(counts: SolvedCounts) -> np.ndarray:
+    """The log likelihood of each threshold of LOG_SIZES at its best width, less the largest."""
+    sizes, solved, runs = (np.asarray(x, dtype=float) for x in counts)
     if not len(sizes) or not len(sizes) == len(solved) == len(runs):
         raise ValueError(
             f"{len(sizes)} sizes, {len(solved)} and {len(runs)} counts: give one of each a size"
         )
-    if len(set(sizes)) < len(sizes) or not (np.isfinite(sizes) & (sizes > 0)).all():
-        raise ValueError(f"sizes {sizes.tolist()}: give each once, positive and finite")
+    if len(set(sizes)) < len(sizes) or not ((sizes >= 1) & (sizes <= LARGEST_SIZE)).all():
+        raise ValueError(f"sizes {sizes.tolist()}: give each once, from 1 to {LARGEST_SIZE:g}")
     if not ((runs >= 1) & (solved >= 0) & (solved <= runs)).all():
-        raise ValueError(f"{solved.tolist()} of {runs.tolist()} solved: give 0 to n_runs of n >= 1")
-    x = np.log(sizes)
-    grid = np.arange(x.min() - 2.0, x.max() + 2.0, 0.002)  # log T, in steps of 0.2 %
+        raise ValueError(f"{solved.tolist()} of {runs.tolist()} solved: give 0 to n of n >= 1 runs")
     widths = np.array(LOGISTIC_WIDTHS)[:, None, None]
-    z = ((grid[:, None] - x) / widths).clip(-40, 40)  # (n_widths, n_grid, n_sizes)
-    p = LAPSES + (1 - 2 * LAPSES) / (1 + np.exp(-z))
+    z = (LOG_SIZES[:, None] - np.log(sizes)) / widths  # (n_widths, n_thresholds, n_sizes)
+    p = LAPSES + (1 - 2 * LAPSES) / (1 + np.exp(-z.clip(-40, 40)))
     fit = (np.log(p) * solved + np.log1p(-p) * (runs - solved)).sum(-1).max(0)
-    best = grid[fit > fit.max() - FLAT]
-    inside = grid[fit > fit.max() - HALF_CHI_SQUARE_95]
-    ends = [_end(t, grid) for t in (best[0], best[-1], inside[0], inside[-1])]
-    value = 0.0 if ends[0] == 0 else math.sqrt(ends[0] * ends[1])
-    return Threshold(value, *ends[2:])
+    return fit - fit.max()
 
 
-def _end(log_size: float, grid: np.ndarray) -> float:
-    """A size of the grid; beyond what was run, 0 or infinite."""
-    if log_size == grid[0]:
+def _end(log_size: float) -> float:
+    """A threshold of LOG_SIZES; at its ends, 0 or infinite."""
+    if log_size == LOG_SIZES[0]:
         return 0.0
-    return math.inf if log_size == grid[-1] else math.exp(log_size)
+    return math.inf if log_size == LOG_SIZES[-1] else math.exp(log_size)
 
 
 def difference_interval(

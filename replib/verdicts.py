@@ -1,9 +1,9 @@
 """Verdicts on the claims: written criteria, each decided by a 95 % interval, never typed.
 
 A criterion is met (True), violated (False), or cannot be told (None: the interval straddles the
-limit, or there are too few data). All met: supported. Any violated: not supported. Else:
-inconclusive. The texts are composed from the numbers; the caller adds the device they were measured
-on.
+limit, or there are too few data). All met: supported. Any violated: not supported, or, of a smaller
+setting than the claim is about, not tested there. Else: inconclusive. The texts are composed from
+the numbers; the caller adds the device they were measured on.
 """
 
 import math
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from replib.statistics import (
+    CONFIDENCE,
     Crossover,
     Exponent,
     Ratio,
@@ -22,6 +23,7 @@ from replib.statistics import (
 )
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
+NOT_TESTED = "not tested at the paper's size"
 MARKS = {True: "✓", False: "✗", None: "?"}  # of what is met, violated, or cannot be told
 
 # Convergence: the paper's fig. 2 shows one run a mechanism. Five seeds are the fewest whose Wilson
@@ -31,6 +33,12 @@ MIN_SEEDS = 5
 MOST = 0.5
 # A fiftieth of the 2.3 nats that guessing one of 10 symbols costs.
 LOSS_MARGIN = 0.05  # nats a token
+# Where both have learned, losses are a thousandth of that margin, and it says nothing of which is
+# lower: their ratio does. This limit was written after the first rows had been seen.
+MAX_LOSS_RATIO = 2.0
+LEAST_LOSS = 1e-6  # nats a token; float32 tells no smaller ones apart
+LARGEST_LOG = 700.0  # whose exponential is finite
+MIN_COMPARED_SEEDS = 3  # of another mechanism, that an interval is computed from
 MAX_SPIKE_SHARE = 0.5  # "smooth" holds when most runs have no spike
 
 # Scaling: far from the next whole exponent, wide enough for cache effects and lower-order terms.
@@ -56,19 +64,26 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the data say about a claim. `status` follows from the criteria and cannot be set."""
+    """What the data say about a claim. `status` follows from the criteria and cannot be set.
+
+    `untested` says that the data are of a smaller setting than the claim is about, and do not
+    support it: such data cannot refute it either.
+    """
 
     headline: str
     criteria: tuple[Criterion, ...]
     evidence: tuple[str, ...] = ()
+    untested: bool = False
 
     @property
     def status(self) -> str:
-        """The status: supported, not supported or inconclusive."""
+        """The status: supported, not supported, not tested at the paper's size or inconclusive."""
         met = [criterion.met for criterion in self.criteria]
-        if any(one is False for one in met):
-            return NOT_SUPPORTED
-        return SUPPORTED if met and all(met) else INCONCLUSIVE
+        if met and all(met):
+            return SUPPORTED
+        if self.untested:
+            return NOT_TESTED
+        return NOT_SUPPORTED if any(one is False for one in met) else INCONCLUSIVE
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -99,15 +114,20 @@ def convergence_verdict(
     accuracy_threshold: float = ACCURACY_THRESHOLD,
     min_seeds: int = MIN_SEEDS,
     loss_margin: float = LOSS_MARGIN,
+    max_loss_ratio: float = MAX_LOSS_RATIO,
     max_spike_share: float = MAX_SPIKE_SHARE,
+    n_comparisons: int = 1,
 ) -> Verdict:
     """Judge: linear attention learns smoothly and to the same final loss as softmax (paper, fig.
     2).
 
     Criteria: at least `min_seeds` seeds each; most linear seeds reach `accuracy_threshold` (Wilson
     interval); the difference of mean final losses, linear - softmax, lies within ± `loss_margin`
-    nats a token (Welch interval); no linear run diverges; at most `max_spike_share` of the linear
-    runs have a loss spike (Wilson interval). With too few seeds nothing is decided.
+    nats a token (Welch interval); their ratio, of geometric means, is at most `max_loss_ratio`
+    (Welch interval of logarithms; violated where it passes that and lies above 1); no linear run
+    diverges; at most `max_spike_share` of the linear runs have a loss spike (Wilson interval). With
+    too few seeds nothing is decided. The intervals of losses are of 1 - 0.05 / `n_comparisons`
+    (Bonferroni): of several lengths one must not look worse by chance.
 
     Diverged runs count as not reaching the accuracy; they have no final loss and are left out of
     the difference, which says so.
@@ -119,8 +139,9 @@ def convergence_verdict(
             True if enough else None,
             f"linear {len(linear)}, softmax {len(softmax)}",
         ),
-        _accuracy_criterion(linear, accuracy_threshold),
-        _loss_criterion(linear, softmax, loss_margin),
+        accuracy_criterion(linear, accuracy_threshold),
+        _loss_criterion(linear, softmax, loss_margin, n_comparisons),
+        ratio_criterion(linear, softmax, max_loss_ratio, n_comparisons),
         Criterion(
             "no linear run diverges",
             not any(run.diverged for run in linear),
@@ -130,13 +151,14 @@ def convergence_verdict(
     )
     if not enough:
         criteria = tuple(Criterion(one.text, None, one.figure) for one in criteria)
+    ratio, _ = loss_ratio(linear, softmax, n_comparisons)
     reached = " and ".join(
         f"{_n_reached(runs, accuracy_threshold)} of {len(runs)} {name} seeds"
         for name, runs in (("linear", linear), ("softmax", softmax))
     )
     return Verdict(
         headline=f"{reached} reach {accuracy_threshold:z.0%} accuracy; "
-        f"final loss, linear - softmax: {criteria[2].figure}",
+        f"final loss {'not known' if ratio is None else ratio_text(ratio)} softmax's",
         criteria=criteria,
         evidence=(_run_line("linear", linear), _run_line("softmax", softmax)),
     )
@@ -370,7 +392,7 @@ def ratio_text(found: Ratio) -> str:
 
 def three_digits(value: float) -> str:
     """A number for reading: 0.0123, 1.23, 12.3, 1234."""
-    return f"{value:z.0f}" if value >= 100 else f"{value:z.3g}"
+    return f"{value:z.0f}" if 100 <= value < 1e6 else f"{value:z.3g}"
 
 
 def crossover_text(crossover: Crossover) -> str:
@@ -428,7 +450,8 @@ def _n_reached(runs: Sequence[SeedResult], threshold: float) -> int:
     return sum(not run.diverged and run.final_accuracy >= threshold for run in runs)
 
 
-def _accuracy_criterion(linear: Sequence[SeedResult], threshold: float) -> Criterion:
+def accuracy_criterion(linear: Sequence[SeedResult], threshold: float) -> Criterion:
+    """Whether most runs reach an accuracy."""
     text = f"most linear seeds reach {threshold:z.0%} accuracy"
     if not linear:
         return Criterion(text, None, "no runs")
@@ -439,21 +462,64 @@ def _accuracy_criterion(linear: Sequence[SeedResult], threshold: float) -> Crite
 
 
 def _loss_criterion(
-    linear: Sequence[SeedResult], softmax: Sequence[SeedResult], margin: float
+    linear: Sequence[SeedResult], softmax: Sequence[SeedResult], margin: float, n: int
 ) -> Criterion:
     text = f"final loss equals softmax's within ± {margin:zg} nats a token"
-    losses = [
-        [run.final_loss for run in runs if not run.diverged and math.isfinite(run.final_loss)]
-        for runs in (linear, softmax)
-    ]
-    n_left_out = len(linear) + len(softmax) - sum(map(len, losses))
-    note = f", {n_left_out} diverged run(s) left out" if n_left_out else ""
+    losses, note = _losses(linear, softmax)
     if min(map(len, losses)) < 2:
         return Criterion(text, None, f"fewer than 2 runs with a final loss{note}")
-    low, high = difference_interval(*losses)
+    low, high = difference_interval(*losses, confidence=_corrected(n))
     difference = float(np.mean(losses[0]) - np.mean(losses[1]))
-    figure = f"{difference:+z.2g} nats a token ({low:+z.2g} to {high:+z.2g}{note})"
+    figure = f"{difference:+z.4f} nats a token ({low:+z.4f} to {high:+z.4f}{note}{_note(n)})"
     return Criterion(text, within(low, high, -margin, margin), figure)
+
+
+def ratio_criterion(
+    linear: Sequence[SeedResult], other: Sequence[SeedResult], most: float, n: int
+) -> Criterion:
+    """Whether linear attention's final loss is as low as another's, to a factor of `most`."""
+    found, note = loss_ratio(linear, other, n)
+    text = f"final loss is at most {most:zg}× softmax's"
+    if found is None:
+        return Criterion(text, None, f"fewer than 2 runs with a final loss{note}")
+    met = True if found.high <= most else False if found.low > 1 else None
+    return Criterion(text, met, f"{ratio_text(found)}{note}{_note(n)}")
+
+
+def loss_ratio(
+    linear: Sequence[SeedResult], other: Sequence[SeedResult], n_comparisons: int = 1
+) -> tuple[Ratio | None, str]:
+    """The ratio of final losses (geometric means) with its interval, and which runs it leaves out;
+    None where a side has fewer than 2 losses."""
+    losses, note = _losses(linear, other)
+    if min(map(len, losses)) < 2:
+        return None, note
+    logs = [np.log(np.maximum(side, LEAST_LOSS)) for side in losses]
+    value = math.exp(logs[0].mean() - logs[1].mean())
+    ends = difference_interval(*logs, confidence=_corrected(n_comparisons))
+    low, high = (math.exp(min(end, LARGEST_LOG)) for end in ends)
+    return Ratio(value, min(low, value), max(high, value)), note
+
+
+def _losses(*sides: Sequence[SeedResult]) -> tuple[list[list[float]], str]:
+    """The final losses of runs that did not diverge, and how many were left out."""
+    losses = [
+        [run.final_loss for run in runs if not run.diverged and math.isfinite(run.final_loss)]
+        for runs in sides
+    ]
+    n_left_out = sum(map(len, sides)) - sum(map(len, losses))
+    return losses, f", {n_left_out} diverged run(s) left out" if n_left_out else ""
+
+
+def _corrected(n_comparisons: int) -> float:
+    return 1 - (1 - CONFIDENCE) / n_comparisons
+
+
+def _note(n_comparisons: int) -> str:
+    """What an interval is of, where it is not a 95 % one."""
+    if n_comparisons == 1:
+        return ""
+    return f", interval of {_corrected(n_comparisons):z.2%}, for {n_comparisons} lengths"
 
 
 def _spike_criterion(linear: Sequence[SeedResult], max_share: float) -> Criterion:

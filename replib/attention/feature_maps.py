@@ -32,7 +32,8 @@ def dpfp(x: Tensor, nu: int) -> Tensor:
     published code, all i of j = 1 first.
 
     Raises:
-        ValueError: ν is not between 1 and 2·D - 1, from where on features would repeat.
+        ValueError: ν is not between 1 and 2·D - 1, as in the paper. At j = D, where a number meets
+            its own opposite, φ is 0, and from j = D + 1 on products come again, in another order.
     """
     most = 2 * x.shape[-1] - 1
     if not 1 <= nu <= most:

@@ -167,7 +167,7 @@ def solved_chart(frame: pl.DataFrame) -> alt.LayerChart:
 
 def _solved(of_series: pl.DataFrame) -> Threshold:
     """The S that half of the runs of a series solve."""
-    return solved_threshold(*(of_series[name] for name in ("n_keys", "n_solved", "n_seeds")))
+    return solved_threshold([of_series[x] for x in ("n_keys", "n_solved", "n_seeds")])
 
 
 def _solving(drawn: pl.DataFrame) -> str:
