@@ -569,6 +569,9 @@ def together(verdicts: dict[str, Verdict], nothing: str) -> Verdict:
     if len(verdicts) == 1:
         (name,) = verdicts
         return replace(verdicts[name], headline=f"{name}: {verdicts[name].headline}")
+    judged_by = {tuple(one.text for one in verdict.criteria) for verdict in verdicts.values()}
+    if len(judged_by) == 1:  # else each has its own, and says so
+        evidence = (f"judged each by: {'; '.join(*judged_by)}", *evidence)
     counts = [f"{status} in {n}" for status in _MET if (n := _count(verdicts, status))]
     return Verdict(
         f"{', '.join(counts)} of {len(verdicts)} settings",
