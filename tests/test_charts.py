@@ -615,7 +615,7 @@ def heights_of_text(element, above=0.0):
 
 
 def test_a_long_title_has_fewer_lines_on_a_wider_page_and_is_not_cut_off():
-    title = "Every key written once; keys solved: softmax 440 or more, DPFP-3 360, linear 40"
+    title = "Every key written once; last S solved: softmax 440, not 480, DPFP-3 360, linear 40"
     chart = charts.cost_chart(linear_costs(), title=title)
     lines = [json.loads(some) for some in re.findall(r"\[\"[^\]]*\]", chart.title.text.expr)]
     assert [len(some) for some in lines] == [3, 2, 1]  # from narrow to wide
