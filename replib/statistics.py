@@ -367,7 +367,9 @@ def solved_threshold(counts: SolvedCounts) -> Threshold:
     fit = _profile(counts)
     best, inside = (LOG_SIZES[fit > -less] for less in (FLAT, HALF_CHI_SQUARE_95))
     ends = [_end(log_size) for log_size in (best[0], best[-1], inside[0], inside[-1])]
-    return Threshold(0.0 if ends[0] == 0 else math.sqrt(ends[0] * ends[1]), *ends[2:])
+    value = 0.0 if ends[0] == 0 else math.sqrt(ends[0] * ends[1])
+    # Of sizes longer than all, or shorter, nothing is known.
+    return Threshold(value, min(ends[2], max(counts[0])), max(ends[3], min(counts[0])))
 
 
 def solves_more(a: SolvedCounts, b: SolvedCounts) -> bool | None:
