@@ -11,15 +11,9 @@ import threading
 from contextlib import suppress
 from functools import partial
 
-import torch
-
 from replib import __version__, store
-from replib.device import resolve_device
-from replib.experiments import EXPERIMENTS, SCALES, experiment_named
-from replib.memory import peak_memory_bytes
-from replib.peers import PEERS
-from replib.recording import core_seconds, record
-from replib.training import Metrics
+
+# A command imports what it needs: torch takes seconds, which --help does not wait for.
 
 FIRST_PORT = 2718
 # Of a row, what a line of the terminal has room for.
@@ -56,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command("list", _list, "list the experiments, their scales and what is recorded of each")
     sub = command("record", _record, "run an experiment and append its rows to data/")
-    sub.add_argument("experiment", help=", ".join([*EXPERIMENTS, "all"]))
-    sub.add_argument("--scale", default="smoke", help=f"{', '.join(SCALES)} (default: smoke)")
+    sub.add_argument("experiment", help="one that `list` names, or all")
+    sub.add_argument("--scale", default="smoke", help="smoke, laptop or paper (default: smoke)")
     sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
     sub.add_argument("--threads", type=int, default=None, help="CPU threads (default: all)")
     text = "time again what has fewer than N samples, where there is time for so many"
@@ -82,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(arguments) -> int:
+    from replib.experiments import EXPERIMENTS, SCALES
+    from replib.recording import core_seconds
+
     for experiment in EXPERIMENTS.values():
         rows = store.read_rows(experiment.name)
         counts = [f"{s}: {sum(row['scale'] == s for row in rows)} rows" for s in SCALES]
@@ -94,6 +91,11 @@ def _list(arguments) -> int:
 
 
 def _record(arguments) -> int:
+    import torch
+
+    from replib.experiments import EXPERIMENTS, experiment_named
+    from replib.recording import record
+
     names = list(EXPERIMENTS) if arguments.experiment == "all" else [arguments.experiment]
     experiments = [experiment_named(name) for name in names]
     if arguments.threads is not None:
@@ -133,7 +135,7 @@ def _stop_on_interrupt() -> threading.Event:
     return stop
 
 
-def _print_metrics(job, metrics: Metrics) -> None:
+def _print_metrics(job, metrics) -> None:
     if sys.stderr.isatty():
         seeds = ", ".join(map(str, getattr(job, "seeds", None) or [job.seed]))
         print(
@@ -165,6 +167,7 @@ def _line(row: store.Row) -> str:
 
 def _bench(arguments) -> int:
     from replib.bench import QUICK, bench_table, run_bench
+    from replib.device import resolve_device
     from replib.races import EXPERIMENT
 
     device, stop = resolve_device(arguments.device), _stop_on_interrupt()
@@ -196,6 +199,8 @@ def _serve(arguments) -> int:
     # when the first page opens.
     import altair  # noqa: F401
     import polars  # noqa: F401
+
+    from replib.memory import peak_memory_bytes
 
     # The profiler complains in a thread unless the main one has used it first.
     peak_memory_bytes(lambda: None)
@@ -254,6 +259,11 @@ def _parameters(words: list[str]) -> dict[str, str]:
 
 def _doctor(arguments) -> int:
     from importlib.util import find_spec
+
+    import torch
+
+    from replib.experiments import EXPERIMENTS
+    from replib.peers import PEERS
 
     print(f"replib {__version__}, Python {platform.python_version()}, torch {torch.__version__}")
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
