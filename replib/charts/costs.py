@@ -263,7 +263,8 @@ def _series_encodings(frame: pl.DataFrame) -> dict[str, Any]:
     def scale(values: Iterable[Any]) -> alt.Scale:
         return alt.Scale(domain=names, range=list(values))
 
-    legend = alt.Legend(symbolStrokeWidth=0)  # a dashed outline would fray the small shapes
+    # A dashed outline would fray the small shapes.
+    legend = style.legend(names, symbolStrokeWidth=0)
     return {
         "color": alt.Color(
             "series:N",
