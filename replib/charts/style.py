@@ -143,7 +143,9 @@ def printable(
 def attention_colour(frame: pl.DataFrame, **options: Any) -> alt.Color:
     names = ordered_attention(frame["attention"])
     scale = alt.Scale(domain=names, range=[colour(name) for name in names])
-    return alt.Color("attention:N", title=None, scale=scale, **{"legend": legend(names), **options})
+    return alt.Color(
+        "attention:N", title=None, scale=scale, **{"legend": legend(names, 3), **options}
+    )
 
 
 def by_source(channel: type, live: Any, recorded: Any) -> Any:
