@@ -11,15 +11,9 @@ import threading
 from contextlib import suppress
 from functools import partial
 
-import torch
-
 from replib import __version__, store
-from replib.device import resolve_device
-from replib.experiments import EXPERIMENTS, SCALES, experiment_named
-from replib.memory import keep_freed_memory, peak_memory_bytes
-from replib.peers import PEERS
-from replib.recording import core_seconds, record
-from replib.training import Metrics
+
+# A command imports what it needs: torch takes seconds, which --help does not wait for.
 
 FIRST_PORT = 2718
 # Of a row, what a line of the terminal has room for.
@@ -56,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command("list", _list, "list the experiments, their scales and what is recorded of each")
     sub = command("record", _record, "run an experiment and append its rows to data/")
-    sub.add_argument("experiment", help=", ".join([*EXPERIMENTS, "all"]))
-    sub.add_argument("--scale", default="smoke", help=f"{', '.join(SCALES)} (default: smoke)")
+    sub.add_argument("experiment", help="one that `list` names, or all")
+    sub.add_argument("--scale", default="smoke", help="smoke, laptop or paper (default: smoke)")
     sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
     sub.add_argument("--threads", type=int, default=None, help="CPU threads (default: all)")
     text = "time again what has fewer than N samples, where there is time for so many"
@@ -84,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(arguments) -> int:
+    from replib.experiments import EXPERIMENTS, SCALES
+    from replib.recording import core_seconds
+
     for experiment in EXPERIMENTS.values():
         rows = store.read_rows(experiment.name)
         counts = [f"{s}: {sum(row['scale'] == s for row in rows)} rows" for s in SCALES]
@@ -96,6 +93,12 @@ def _list(arguments) -> int:
 
 
 def _record(arguments) -> int:
+    import torch
+
+    from replib.experiments import EXPERIMENTS, experiment_named
+    from replib.memory import keep_freed_memory
+    from replib.recording import record
+
     names = list(EXPERIMENTS) if arguments.experiment == "all" else [arguments.experiment]
     experiments = [experiment_named(name) for name in names]
     if arguments.threads is not None:
@@ -137,7 +140,7 @@ def _stop_on_interrupt() -> threading.Event:
     return stop
 
 
-def _print_metrics(job, metrics: Metrics) -> None:
+def _print_metrics(job, metrics) -> None:
     if sys.stderr.isatty():
         seeds = ", ".join(map(str, getattr(job, "seeds", None) or [job.seed]))
         print(
@@ -169,6 +172,8 @@ def _line(row: store.Row) -> str:
 
 def _bench(arguments) -> int:
     from replib.bench import QUICK, bench_table, run_bench
+    from replib.device import resolve_device
+    from replib.memory import keep_freed_memory
     from replib.races import EXPERIMENT
 
     keep_freed_memory()
@@ -196,6 +201,8 @@ def _bench(arguments) -> int:
 
 
 def _serve(arguments) -> int:
+    from replib.memory import keep_freed_memory, peak_memory_bytes
+
     port = _free_port(arguments.port)
     keep_freed_memory()
     # marimo runs notebooks as threads of its server: what is imported here is not waited for
@@ -260,6 +267,12 @@ def _parameters(words: list[str]) -> dict[str, str]:
 
 def _doctor(arguments) -> int:
     from importlib.util import find_spec
+
+    import torch
+
+    from replib.experiments import EXPERIMENTS
+    from replib.memory import keep_freed_memory
+    from replib.peers import PEERS
 
     print(f"replib {__version__}, Python {platform.python_version()}, torch {torch.__version__}")
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():

@@ -308,6 +308,31 @@ def test_a_page_400_pixels_wide_does_not_scroll_sideways(resting):
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"] for box in boxes if box)
 
 
+@pytest.mark.parametrize("width", [360, 412])
+def test_no_chart_of_a_phone_has_text_cut_off_at_its_edges(resting, width):
+    resting.set_viewport_size(PHONE | {"width": width})
+    canvases = resting.locator("canvas.marks")
+    widths = "all => all.map(c => c.getBoundingClientRect().width)"
+    wait_for(lambda: max(canvases.evaluate_all(widths)) < width)
+    with suppress(AssertionError):  # titles and legends follow the width
+        wait_for(lambda: not canvases.evaluate_all(CUT_OFF))
+    cut_off = canvases.evaluate_all(CUT_OFF)
+    resting.set_viewport_size(DESK)
+    assert not cut_off
+
+
+# The descriptions of charts that have something opaque in their outermost pixels.
+CUT_OFF = """(canvases) => canvases.filter((canvas) => {
+    const {width, height} = canvas, context = canvas.getContext("2d");
+    const edges = [[0, 0, 2, height], [width - 2, 0, 2, height], [0, 0, width, 2],
+        [0, height - 2, width, 2]];
+    return width && edges.some((edge) => {
+        const alphas = context.getImageData(...edge).data.filter((_, i) => i % 4 == 3);
+        return alphas.filter((alpha) => alpha > 150).length > 3;
+    });
+}).map((canvas) => canvas.closest("[role=graphics-document]").getAttribute("aria-label"))"""
+
+
 def test_a_dark_page_has_light_text_in_its_charts(notebook):
     page = notebook("03_speed_crossover", RESTING["03_speed_crossover"], color_scheme="dark")
     assert max(page.evaluate(BACKGROUND)) < 80

@@ -261,6 +261,21 @@ def test_chart_is_drawn_without_warnings_with_description_and_units(name, capfd)
     assert chart.to_dict()["width"] == "container"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_axes_of_N_have_powers_of_two_and_no_label_is_a_negative_zero(name):
+    axes = re.findall(r"axis titled '([^']*)'.*?role-axis-label(.*?)role-axis-", drawn(name), re.S)
+    assert axes or name in ("crossings", "seeds")
+    for title, group in axes:
+        labels = re.findall(r"<text[^>]*>([^<]*)</text>", group)
+        if title in (charts.style.N_AXIS, charts.generation.N_AXIS):
+            lengths = [float(n.replace("k", "")) * (1024 if "k" in n else 1) for n in labels]
+            assert all(math.log2(n).is_integer() for n in lengths)
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawn(name))
+    assert texts and not [
+        text for text in texts if re.search(r"(?<![\w.])[-−]0(?![.\d]*[1-9])", text)
+    ]
+
+
 @pytest.mark.parametrize("attention", ["softmax", "linear"])
 @pytest.mark.parametrize("name", NAMES)
 def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
@@ -408,7 +423,7 @@ def test_ratio_is_time_of_softmax_over_time_of_each_implementation_of_linear():
     assert len(names) == 3 * 2  # a line an implementation in a pane for each softmax
     drawing = drawn("ratio")
     assert "speed-up over softmax (textbook)" in drawing
-    assert "N ≈ 100" in drawing and "N ≈ 20" in drawing
+    assert "N ≈ 100" in drawing and "N ≈ 20" not in drawing  # of lengths that are not drawn
     assert "N ≈ 5<" not in drawing  # it was not measured
 
 
@@ -618,10 +633,26 @@ def test_a_long_title_has_fewer_lines_on_a_wider_page_and_is_not_cut_off():
     title = "Every key written once; last S solved: softmax 440, not 480, DPFP-3 360, linear 40"
     chart = charts.cost_chart(linear_costs(), title=title)
     lines = [json.loads(some) for some in re.findall(r"\[\"[^\]]*\]", chart.title.text.expr)]
-    assert [len(some) for some in lines] == [3, 2, 1]  # from narrow to wide
+    counts = [len(some) for some in lines]  # from narrow to wide
+    assert counts == sorted(counts, reverse=True) and counts[0] > 2 and counts[-1] == 1
     assert all(" ".join(some) == title for some in lines)
-    assert all(f">{line}</" in svg(chart) for line in lines[1])
+    assert all(f">{line}</" in svg(chart) for line in lines[counts.index(2)])
     for width in (660, 720):  # the plot is narrower, by its axis and labels
         drawing = vl_convert.vegalite_to_svg(charts.printable(chart, width).to_json())
         assert min(heights_of_text(ElementTree.fromstring(drawing))) >= 15  # a title's font size
     assert isinstance(charts.cost_chart(linear_costs(), title="Short").title.text, list)
+
+
+def test_a_long_subtitle_follows_the_width_of_the_page_too():
+    subtitle = (
+        "An Unusually Long Name Of A Processor @ 2.45 GHz, 2 threads; Quadro P4000 8GB (article)"
+    )
+    spec = charts.style.finished(charts.cost_chart(linear_costs(), title="T"), "T", subtitle, "")
+    spec = charts.printable(spec).to_dict()
+    (patch,) = spec["usermeta"]["embedOptions"]["patch"]
+    compiled = vl_convert.vegalite_to_vega(spec)
+    for part in patch["path"].split("/")[1:]:  # it is where the page replaces it
+        compiled = compiled[part]
+    lines = [json.loads(some) for some in re.findall(r"\[\"[^\]]*\]", patch["value"]["signal"])]
+    assert [len(some) for some in lines] == [3, 2, 1] and len(compiled) == 2
+    assert all(" ".join(some) == subtitle for some in [*lines, compiled])

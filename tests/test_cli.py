@@ -12,10 +12,9 @@ import pytest
 import torch
 from test_bench import TINY
 
-from replib import __main__ as cli
-from replib import bench, store
+from replib import bench, recording, store
 from replib.__main__ import main
-from replib.experiments import EXPERIMENTS, Experiment, laptop_copy
+from replib.experiments import EXPERIMENTS, SCALES, Experiment, laptop_copy
 from replib.jobs import TrainingJob, configs_of, on_device
 from replib.races import Setting
 from replib.recording import core_seconds, recorded_rows
@@ -52,6 +51,12 @@ def test_list_names_every_experiment_and_counts_its_rows(capsys):
     told = capsys.readouterr().out
     assert all(name in told and e.title in told for name, e in EXPERIMENTS.items())
     assert "smoke: 0 rows" in told
+
+
+def test_help_names_the_scales(capsys):
+    with pytest.raises(SystemExit):
+        main(["record", "--help"])
+    assert f"{', '.join(SCALES[:-1])} or {SCALES[-1]}" in " ".join(capsys.readouterr().out.split())
 
 
 MEMORIES = ("capacity", "update_rules", "evaluation", "favor_eps")
@@ -199,7 +204,7 @@ def test_a_second_interrupt_ends_at_once_and_says_so(monkeypatch, capsys):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "record", interrupted)
+    monkeypatch.setattr(recording, "record", interrupted)
     assert main(["record", "convergence"]) == 130
     assert "what was recorded is kept" in capsys.readouterr().err
 
@@ -270,9 +275,9 @@ def test_importing_the_bench_imports_no_peer_and_no_compiler():
     assert out == "[]\n", told
 
 
-def test_importing_the_package_imports_nothing_heavy():
+def test_importing_the_package_or_its_command_line_imports_nothing_heavy():
     program = (
-        "import sys, replib\n"
+        "import sys, replib.__main__\n"
         "print(sorted({'torch', 'numpy', 'marimo', 'altair', 'polars'} & set(sys.modules)))"
     )
     out, told = python(program).communicate(timeout=PATIENCE_S)

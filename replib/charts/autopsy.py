@@ -193,11 +193,9 @@ def scale_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
         "what:N",
         title=None,
         scale=alt.Scale(domain=list(marks), range=list(marks.values())),
-        legend=alt.Legend(
+        legend=style.legend(
+            [name if "here" in name else f"article, {name}" for name in marks],
             orient="bottom",
-            columns=2,
-            labelLimit=0,
-            columnPadding=6,
             labelExpr="(indexof(datum.label, 'here') < 0 ? 'article, ' : '') + datum.label",
         ),
     )
@@ -259,7 +257,7 @@ def loss_curves_chart(frame: pl.DataFrame, levels: pl.DataFrame, *, title: str) 
     )
     kinds = [name for name in CURVE_LOOKS if name in frame["kind"].to_list()]
     dashes, widths = zip(*(CURVE_LOOKS[name] for name in kinds), strict=True)
-    legend = alt.Legend(symbolType="stroke", orient="bottom", labelLimit=0)
+    legend = style.legend(kinds, symbolType="stroke", orient="bottom")
     kind = {"title": None, "legend": legend}
     line = (
         alt.Chart(style.records_of(frame))
@@ -418,11 +416,12 @@ def switches_curves(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
     )
     domain = style.log_domain([*drawn["value"].drop_nulls(), NEAR_ZERO, GUESSING], 1.2)
     y = style.log_axis("value", "loss (nats a token)", domain)
+    kinds = ["with switches", "mended"]
     dash = alt.StrokeDash(
         "switches:N",
         title=None,
-        scale=alt.Scale(domain=["with switches", "mended"], range=[[1, 0], [5, 4]]),
-        legend=alt.Legend(symbolType="stroke"),
+        scale=alt.Scale(domain=kinds, range=[[1, 0], [5, 4]]),
+        legend=style.legend(kinds, symbolType="stroke", orient="bottom"),
     )
     line = (
         alt.Chart(style.records_of(drawn))

@@ -263,7 +263,8 @@ def _series_encodings(frame: pl.DataFrame) -> dict[str, Any]:
     def scale(values: Iterable[Any]) -> alt.Scale:
         return alt.Scale(domain=names, range=list(values))
 
-    legend = alt.Legend(symbolStrokeWidth=0)  # a dashed outline would fray the small shapes
+    # A dashed outline would fray the small shapes.
+    legend = style.legend(names, symbolStrokeWidth=0)
     return {
         "color": alt.Color(
             "series:N",
@@ -366,8 +367,9 @@ def _ratios(frame: pl.DataFrame, mechanism: str, baseline: str) -> pl.DataFrame:
 
 def _crossing_layers(crossings: pl.DataFrame, x_domain: list[float]) -> list[alt.Chart]:
     """The interval as a thick bar on the break-even line, the crossover on it, and its label; of
-    the crossovers that were measured alone."""
-    measured = crossings.filter(~pl.col("extrapolated")).sort("length")
+    the crossovers that were measured alone, and lie among the lengths that are drawn."""
+    among = pl.col("length").is_between(*x_domain)
+    measured = crossings.filter(~pl.col("extrapolated") & among).sort("length")
     if measured.is_empty():
         return []
     drawn = measured.with_columns(
@@ -375,7 +377,11 @@ def _crossing_layers(crossings: pl.DataFrame, x_domain: list[float]) -> list[alt
         pl.col("high").fill_null(x_domain[1]).clip(*x_domain),
         y=pl.lit(1.0),
         label="N ≈ " + pl.col("length").round().cast(pl.Int64).cast(pl.String),
-        lift=pl.int_range(pl.len()) % 2,
+        look=pl.when(pl.int_range(pl.len()) % 2 == 1)
+        .then(pl.lit("below"))
+        .when(pl.col("length") < x_domain[0] * (x_domain[1] / x_domain[0]) ** 0.25)
+        .then(pl.lit("above, after"))  # before it, there is the axis
+        .otherwise(pl.lit("above")),
     )
     base = alt.Chart(style.records_of(drawn)).encode(
         style.length_axis(x_domain, "length"), alt.Y("y:Q")
@@ -388,9 +394,16 @@ def _crossing_layers(crossings: pl.DataFrame, x_domain: list[float]) -> list[alt
             tooltip=style.tooltips_of(drawn)
         ),
         *(
-            base.mark_text(dy=dy, align=align, dx=dx, color=style.NEUTRAL)
+            base.mark_text(color=style.NEUTRAL, **place)
             .encode(text="label:N")
-            .transform_filter(f"datum.lift == {lift}")
-            for lift, dy, align, dx in ((0, -13, "right", -2), (1, 14, "left", 2))
+            .transform_filter(f"datum.look == '{look}'")
+            for look, place in CROSSING_LABELS.items()
         ),
     ]
+
+
+CROSSING_LABELS = {
+    "above": {"dy": -13, "align": "right", "dx": -2},
+    "above, after": {"dy": -13, "align": "left", "dx": 2},
+    "below": {"dy": 14, "align": "left", "dx": 2},
+}

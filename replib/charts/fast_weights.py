@@ -25,7 +25,6 @@ ROLE_COLOURS = {
 }
 SHORT = 220  # pixels
 WORTH_A_LABEL = 0.02  # of a share; smaller ones would stand in each other's way
-IN_A_ROW = alt.Legend(columns=3)
 LOSS_FLOOR = 1e-4  # lower losses are drawn here
 SOLVED_LOSS = 1e-3  # where the retrieval task ends
 CHANCE = 0.5
@@ -139,7 +138,7 @@ def reads_chart(frame: pl.DataFrame, *, x: str, title: str, subtitle: str) -> al
         *place,
         y,
         alt.Y2("zero:Q"),
-        alt.Color("role:N", title=None, scale=scale, legend=IN_A_ROW),
+        alt.Color("role:N", title=None, scale=scale, legend=style.legend(roles, 3)),
         tooltip=tooltip,
     )
     ticks = base.mark_rule(strokeWidth=2.5, color=style.NEUTRAL).encode(
@@ -178,11 +177,12 @@ def writes_chart(
     )
     scale = alt.Scale(domain=[0, most * 1.25], nice=False)
     y = alt.Y("loss:Q", title="loss, 0.5·Σ squared error", scale=scale)
+    legend = style.legend(rules, 3)
     lines = alt.Chart(style.records_of(frame)).encode(
         x,
         y,
-        alt.Color("rule:N", title=None, scale=colour, legend=IN_A_ROW),
-        alt.StrokeDash("rule:N", title=None, scale=dash, legend=IN_A_ROW),
+        alt.Color("rule:N", title=None, scale=colour, legend=legend),
+        alt.StrokeDash("rule:N", title=None, scale=dash, legend=legend),
     )
     tooltip = ["rule:N", alt.Tooltip("n_writes:Q", title="writes"), alt.Tooltip("loss:Q")]
     now = alt.Chart(pl.DataFrame({"n_writes": [n_writes]}))
@@ -228,7 +228,7 @@ def overwrite_chart(frame: pl.DataFrame, *, title: str, subtitle: str) -> alt.La
             axis=alt.Axis(tickCount=5),
         ),
         xOffset=alt.XOffset("part:N", sort=parts),
-        color=alt.Color("part:N", title=None, scale=scale, legend=IN_A_ROW),
+        color=alt.Color("part:N", title=None, scale=scale, legend=style.legend(parts, 3)),
     )
     text = base.mark_text(dy=-3, baseline="bottom", fontSize=10).encode(
         text=alt.Text("share:Q", format=".2f"), color=alt.value(style.NEUTRAL)
@@ -264,6 +264,8 @@ def rank_chart(
     long = long.with_columns(what=pl.col("what").replace_strict(names))
     order = list(names.values())
     colours = [style.NEUTRAL, style.PALETTE["dpfp"], style.PALETTE["softmax"]]
+    dashes = [[2, 3], [7, 4], [1, 0]]
+    legend = {"title": None, "legend": style.legend(order)}
     x = alt.X(
         "n_keys:Q",
         title="number of keys",
@@ -275,10 +277,8 @@ def rank_chart(
     lines = alt.Chart(style.records_of(long)).encode(
         x,
         y,
-        alt.Color("what:N", title=None, scale=alt.Scale(domain=order, range=colours)),
-        alt.StrokeDash(
-            "what:N", title=None, scale=alt.Scale(domain=order, range=[[2, 3], [7, 4], [1, 0]])
-        ),
+        alt.Color("what:N", scale=alt.Scale(domain=order, range=colours), **legend),
+        alt.StrokeDash("what:N", scale=alt.Scale(domain=order, range=dashes), **legend),
     )
     limit = alt.Chart(pl.DataFrame({"n_keys": [0], "value": [n_features]}))
     shown = alt.Chart(pl.DataFrame({"n_keys": [n_keys]}))
@@ -343,14 +343,13 @@ def memory_curves(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
     names = drawn.select("attention", "series").unique(maintain_order=True)
     order = style.ordered_attention(names["attention"])
     names = sorted(names.rows(), key=lambda row: order.index(row[0]))
-    scale = alt.Scale(
-        domain=[series for _, series in names], range=[style.colour(name) for name, _ in names]
-    )
+    shown = [series for _, series in names]
+    scale = alt.Scale(domain=shown, range=[style.colour(name) for name, _ in names])
     domain = style.log_domain([LOSS_FLOOR, CHANCE, *drawn["value"]], 1.3)
     lines = alt.Chart(style.records_of(drawn)).encode(
         style.step_axis(),
         style.log_axis("value", "loss, 0.5·Σ squared error", domain),
-        alt.Color("series:N", title=None, scale=scale, legend=IN_A_ROW),
+        alt.Color("series:N", title=None, scale=scale, legend=style.legend(shown, 3)),
         alt.Detail("seed:N"),
     )
     tooltip = ["series:N", "seed:Q", "step:Q", alt.Tooltip("loss:Q", format=".4~g")]

@@ -69,7 +69,7 @@ def stream_chart(
         "series:N",
         title=None,
         scale=alt.Scale(domain=names, range=colours),
-        legend=alt.Legend(columns=1, symbolStrokeWidth=3),
+        legend=style.legend(names, 1, symbolStrokeWidth=3),
     )
     dash = alt.StrokeDash(
         "series:N",

@@ -215,7 +215,7 @@ def _look_channels(series: pl.DataFrame) -> list[Any]:
     def scale(column: str) -> alt.Scale:
         return alt.Scale(domain=names, range=series[column].to_list())
 
-    legend = alt.Legend(columns=2, symbolStrokeWidth=0)  # else its outline would be dashed
+    legend = style.legend(names, symbolStrokeWidth=0)  # else its outline would be dashed
     return [
         alt.Color("series:N", title=None, scale=scale("colour"), legend=legend),
         alt.StrokeDash("series:N", title=None, scale=scale("dash"), legend=legend),

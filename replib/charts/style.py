@@ -5,7 +5,6 @@ A function that draws takes or returns Altair objects; none holds state.
 
 import json
 import math
-import textwrap
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -84,12 +83,28 @@ NEUTRAL = "#808080"  # annotations; contrast 3.9 on white, 4.4 on marimo's dark 
 SOLVED_ACCURACY = 0.99  # the line that a copy task has to reach
 HEIGHT, TALL = 300, 340  # pixels
 LABEL_PX = 14  # height of a line of text
-WRAP, SUBTITLE_WRAP = 40, 58  # characters that fit beside the menu, 400 pixels wide
-WIDER = {600: 66, 880: 100}  # characters of a title that fit from so many pixels of a page on
 FILE_PX = 720  # width of a chart in a file
+# Widths of a chart from which on its title has lines of up to so many pixels: a phone's, each a
+# little wider than the last, up to a desk's, where longer lines would read badly.
+ROOMS = (*range(260, 480, 20), 480, 540, 600, 740, 880)
 # Not of `width` alone, which shrinks to the plot's after the title has been given its room; but to
 # be looked at again when the page, and with it `width`, changes.
 ROOM = f"(isFinite(containerSize()[0]) ? containerSize()[0] : {FILE_PX}) + 0 * width"
+SUBTITLE_PX = 330  # of a line of a subtitle in a file
+TITLE_FONT, SUBTITLE_FONT, LABEL_FONT = 15, 12, 12
+BOLD = 1.08  # a bold letter is wider by so much
+# Widths of letters in Arial, in em, with a little more as other pages have other fonts.
+LETTERS = {
+    0.29: "ijlIftr.,:;!'|()[]/ \u00a0-",
+    0.53: "Jcksvxyz",
+    0.62: "FTZ+=<>×~",
+    0.7: "BEKPSVXYACDHNRUw&",
+    0.8: "GOQ",
+    0.9: "mMW%@—",
+}
+LETTER_EM = {letter: em for em, letters in LETTERS.items() for letter in letters}
+OTHER_EM = 0.59  # digits, most small letters
+LEGEND_PX = (10, 16, 10)  # beside a legend's columns; of a symbol; between two columns
 CROSS = {"shape": "cross", "angle": 45, "filled": True, "size": 80, "opacity": 1}
 TOP_PX = 7  # where points without a value are marked
 
@@ -105,20 +120,20 @@ def colour(attention: str) -> str:
 
 def theme() -> dict[str, Any]:
     """The configuration of every chart, as keywords of `alt.Chart.configure`."""
-    text = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
+    text = {"labelFontSize": LABEL_FONT, "titleFontSize": 12, "titleFontWeight": "normal"}
     lines = {"gridColor": NEUTRAL, "gridOpacity": 0.2, "domainColor": NEUTRAL, "tickColor": NEUTRAL}
     keys = {
         "symbolBaseFillColor": NEUTRAL,
         "symbolBaseStrokeColor": NEUTRAL,
         "symbolStrokeWidth": 2,
     }
-    title = {"fontSize": 15, "subtitleFontSize": 12, "subtitlePadding": 5, "offset": 10}
+    title = {"fontSize": TITLE_FONT, "subtitleFontSize": SUBTITLE_FONT, "subtitlePadding": 5}
     return {
         "background": "transparent",
         "view": {"stroke": None},
         "axis": text | lines,
         "legend": text | keys | {"orient": "top", "columns": 2, "labelLimit": 0},
-        "title": title | {"anchor": "start", "frame": "bounds"},
+        "title": title | {"offset": 10, "anchor": "start", "frame": "bounds"},
         "text": {"fontSize": 12},
     }
 
@@ -134,12 +149,16 @@ def printable(
 def attention_colour(frame: pl.DataFrame, **options: Any) -> alt.Color:
     names = ordered_attention(frame["attention"])
     scale = alt.Scale(domain=names, range=[colour(name) for name in names])
-    return alt.Color("attention:N", title=None, scale=scale, **options)
+    return alt.Color(
+        "attention:N", title=None, scale=scale, **{"legend": legend(names, 3), **options}
+    )
 
 
 def by_source(channel: type, live: Any, recorded: Any) -> Any:
-    scale = alt.Scale(domain=["live", "recorded"], range=[live, recorded])
-    return channel("source:N", scale=scale, title=None)
+    """Below the chart, as two legends side by side are too wide for a phone."""
+    names = ["live", "recorded"]
+    scale = alt.Scale(domain=names, range=[live, recorded])
+    return channel("source:N", scale=scale, title=None, legend=legend(names, orient="bottom"))
 
 
 def is_from(source: str) -> str:
@@ -303,31 +322,72 @@ def finished(
     chart: alt.LayerChart, title: str, subtitle: str, description: str, height: int = HEIGHT
 ) -> alt.LayerChart:
     """Title, size, description for screen readers and the theme."""
+    text = _lines_by_room(title, BOLD * TITLE_FONT)
     heading = alt.TitleParams(
-        text=_title_lines(title), subtitle=wrapped_lines(subtitle, SUBTITLE_WRAP)
+        text=alt.ExprRef(text) if isinstance(text, str) else text,
+        subtitle=wrapped_lines(subtitle, SUBTITLE_PX, SUBTITLE_FONT),
     )
-    return chart.properties(
+    chart = chart.properties(
         width="container", height=height, title=heading, description=f"{title}. {description}"
     ).configure(**theme())
+    below = _lines_by_room(subtitle, SUBTITLE_FONT)
+    if not isinstance(below, str):
+        return chart
+    # Vega-Lite takes no expression for a subtitle, but Vega, to which a page compiles it, does.
+    patch = [{"op": "replace", "path": "/title/subtitle", "value": {"signal": below}}]
+    return chart.properties(usermeta={"embedOptions": {"patch": patch}})
 
 
-def _title_lines(title: str) -> list[str] | alt.ExprRef:
-    """The lines of a title; of one with several, an expression that has fewer on a wider page."""
-    narrow = lines = wrapped_lines(title, WRAP) or [""]
+def _lines_by_room(text: str, font_px: float) -> list[str] | str:
+    """The lines of a heading; of one with several, an expression that has fewer on a wider page."""
+    lines = narrowest = wrapped_lines(text, ROOMS[0] - 30, font_px) or [""]
     expression = json.dumps(lines)
-    for pixels, characters in WIDER.items():
-        if len(wider := wrapped_lines(title, characters)) < len(lines):
-            expression = f"{ROOM} < {pixels} ? {expression} : {json.dumps(wider)}"
-            lines = wider
-    return narrow if lines is narrow else alt.ExprRef(expression)
+    for room in ROOMS:
+        wider = wrapped_lines(text, room - 10, font_px) or [""]
+        if len(wider) < len(lines):
+            expression, lines = f"{ROOM} < {room} ? {expression} : {json.dumps(wider)}", wider
+    return narrowest if lines is narrowest else expression
 
 
-def wrapped_lines(text: str, width: int) -> list[str]:
-    """Lines of about equal length, as few as `width` characters allow; "N = 64" stays whole."""
-    text = text.replace(" = ", "\u00a0=\u00a0")
-    fewest = len(textwrap.wrap(text, width))
-    widths = range(max(1, len(text) // max(1, fewest)), width + 1)
-    return next((w for w in (textwrap.wrap(text, n) for n in widths) if len(w) <= fewest), [text])
+def wrapped_lines(text: str, pixels: float, font_px: float) -> list[str]:
+    """Lines of about equal length, as few as fit into `pixels`; "N = 64" stays whole."""
+    words = text.replace(" = ", "\u00a0=\u00a0").split(" ")
+
+    def wrapped(limit: float) -> list[str]:
+        lines = words[:1]
+        for word in words[1:]:
+            longer = f"{lines[-1]} {word}"
+            lines[-1:] = [longer] if text_px(longer, font_px) <= limit else [lines[-1], word]
+        return lines
+
+    fewest = len(wrapped(pixels)) if text else 0
+    limits = (pixels * share / 20 for share in range(21))
+    return next((lines for lines in map(wrapped, limits) if len(lines) <= fewest), [])
+
+
+def text_px(text: str, font_px: float) -> float:
+    """About how wide a text is: a little more than in most fonts."""
+    return font_px * sum(LETTER_EM.get(letter, OTHER_EM) for letter in text)
+
+
+def legend(labels: Iterable[str], most: int = 2, beside: float = 60, **options: Any) -> alt.Legend:
+    """A legend of as many columns as there is room for beside the axis, up to `most`; a label that
+    is too long for a phone has several lines there."""
+    margin, symbol, gap = LEGEND_PX
+    labels, columns = list(labels), "1"
+    widths = [symbol + gap + text_px(label, LABEL_FONT) for label in labels]
+    for n in range(2, most + 1):
+        need = beside + margin - gap + sum(max(widths[i::n], default=0) for i in range(n))
+        columns = f"{ROOM} < {need:.0f} ? {columns} : {n}"
+    narrow, shown = ROOMS[0] - beside - margin - symbol, "datum.label"
+    for label, width in zip(labels, widths, strict=True):
+        if width > narrow + symbol + gap:
+            lines = json.dumps(wrapped_lines(label, narrow, LABEL_FONT))
+            is_narrow = f"{ROOM} < {beside + margin + width - gap:.0f}"
+            shown = f"datum.label == {json.dumps(label)} && {is_narrow} ? {lines} : {shown}"
+    if shown != "datum.label":
+        options = {"labelExpr": shown} | options
+    return alt.Legend(columns=alt.ExprRef(columns), **options)
 
 
 def no_data(title: str) -> alt.LayerChart:
