@@ -103,7 +103,10 @@ RECORDED_IN = {
     "02_linear_scaling": ("scaling",),
     "03_speed_crossover": ("crossover", "step_time"),
     "04_transformers_are_rnns": ("generation",),
-    "05_replication_autopsy": ("autopsy", "autopsy_time", "autopsy_longer", "step_time"),
+    "05_replication_autopsy": (
+        *("autopsy", "autopsy_full"),
+        *("autopsy_time", "autopsy_longer", "step_time"),
+    ),
     "06_fast_weights": ("capacity", "update_rules"),
 }
 NOT_YET_RECORDED = ("04", "05", "06")
