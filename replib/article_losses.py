@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from replib.tasks import SequenceCopy
@@ -51,8 +52,13 @@ class Read:
     def nats(self) -> float:
         return self.printed / self.batch
 
+    @property
+    def text(self) -> str:
+        """Nats a token; a reading is a decimal number, and half a digit goes to the even one."""
+        return f"{Decimal(str(self.printed)) / self.batch:.2f}"
 
-PLATEAU, FINAL = "first plateau", "final"
+
+PLATEAU, BEFORE, FINAL = "first plateau", "before a jump", "final"
 
 
 def article_losses(article: Mapping[str, Any]) -> list[Read]:
@@ -63,12 +69,40 @@ def article_losses(article: Mapping[str, Any]) -> list[Read]:
     found = []
     for attention, by_length in article["plots_final_loss"].items():
         for n, text in by_length.items():
-            # Such as "16.7 then jump to 17.8": the first number is the loss that is compared.
-            printed = float(str(text).split()[0])
+            _, printed = _points(str(text), article["steps"])[-1]
             found.append(Read(attention, int(n), FINAL, printed, batches[attention]))
     for n, (softmax, linear) in _plateaus(article).items():
         for attention, printed in (("softmax", softmax), ("linear", linear)):
             found.append(Read(attention, n, PLATEAU, printed, batches[attention]))
+    return found
+
+
+@dataclass(frozen=True)
+class Jump:
+    """A jump of one of the article's curves, after which it ends: the loss before it, and when."""
+
+    before: Read
+    after: Read
+    step: int
+
+    @property
+    def text(self) -> str:
+        """Such as "softmax at N = 32 stands at 2.09 until it jumps at step 2580, to 2.22"."""
+        return (
+            f"{self.after.attention} at N = {self.after.seq_len} stands at {self.before.text} "
+            f"until it jumps at step {self.step}, to {self.after.text}"
+        )
+
+
+def article_jumps(article: Mapping[str, Any]) -> list[Jump]:
+    """The jumps that the article's curves end with."""
+    found = []
+    for after in (one for one in article_losses(article) if one.what == FINAL):
+        reading = str(article["plots_final_loss"][after.attention][str(after.seq_len)])
+        parts = READING.fullmatch(reading)
+        if parts and parts["jump"]:
+            before = Read(after.attention, after.seq_len, BEFORE, float(parts["loss"]), after.batch)
+            found.append(Jump(before, after, int(parts["jump"])))
     return found
 
 

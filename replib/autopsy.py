@@ -16,13 +16,18 @@ from torch.nn.functional import elu, layer_norm, linear
 from torch.overrides import TorchFunctionMode
 
 from replib.attention.linear import EPS
-from replib.models import EncoderDecoder
+from replib.models import (
+    Dropout,
+    EncoderDecoder,
+    TransformerConfig,
+    set_dropout_generator,
+)
 from replib.tasks import SequenceCopy
 from replib.training import Training, TrainingConfig
 
 ARTICLE_LR = 1e-4
 BATCH_FACTOR = 4  # the linear runs seem to have had batch 32, the softmax runs 8
-# Evaluations of the loss after each step, and one more every so many steps: 1.125 a step.
+# The loss is evaluated again after each update, and before every eighth: 1.125 times a step.
 EXTRA_EVERY = 8
 
 
@@ -33,17 +38,21 @@ class Defect:
     Attributes:
         what: a sentence on it.
         where: file and line in the replication.
-        expected: what it should do, by reading; whether it does is for the ablation to say.
+        expected: what it should do, by reading; whether it does is for the ablation to say. Empty
+            where what it does was known first.
         linear_only: its softmax runs did not have it, as far as their code and loss scale tell.
         slow: a run takes far longer and has the same losses, but for rounding.
+        full_size: found later, and recorded at the article's own size alone (`autopsy_full`); the
+            ablation of a small model (`autopsy`) has no run with it.
     """
 
     title: str
     what: str
     where: str
-    expected: str
+    expected: str = ""
     linear_only: bool = False
     slow: bool = False
+    full_size: bool = False
 
 
 DEFECTS = {
@@ -79,8 +88,9 @@ DEFECTS = {
     ),
     "adam": Defect(
         title="Adam at 1e-4",
-        what="Adam with a constant learning rate of 1e-4, where the article says RAdam at 1e-3.",
-        where="LinTrans.jl:115",
+        what="Adam with a constant learning rate of 1e-4, under a comment that says RAdam. The "
+        "article gives 1e-3 and names no optimiser; mended is RAdam at 1e-3, the paper's.",
+        where="LinTrans.jl:114-115",
         expected="slower convergence",
     ),
     "batch_32": Defect(
@@ -92,8 +102,8 @@ DEFECTS = {
     ),
     "extra_losses": Defect(
         title="extra evaluations",
-        what="The loss is computed again 1.125 times a step, after the update and on the same "
-        "batch.",
+        what="The loss is computed again, on the same batch: after each update, which is what the "
+        "curves show, and before every eighth, to print it. 1.125 times a step.",
         where="LinTrans.jl:582-587",
         expected="a third more time a step; the losses do not change",
     ),
@@ -112,17 +122,50 @@ DEFECTS = {
         linear_only=True,
         slow=True,
     ),
+    "embedding_scale": Defect(
+        title="embedding divided by √E",
+        what="The embedding of a token is multiplied by 1/√E before sinusoids are added to it, "
+        "E = 512; Vaswani et al. 2017 (section 3.4) multiply by √E. Symbols are then 1/16 of "
+        "positions in size.",
+        where="LinTrans.jl:84",
+        full_size=True,
+    ),
+    "trained_positions": Defect(
+        title="trained positions",
+        what="The sinusoids are among the parameters that the optimiser changes.",
+        where="LinTrans.jl:568",
+        full_size=True,
+    ),
+    "details": Defect(
+        title="other details",
+        what="Dense layers start from Glorot's uniform with biases of 0. No gradient is clipped. "
+        "There is no norm after the last layer, no dropout of the embedding or within the "
+        "feed-forward network, but of softmax's weights. The decoder is given the end token too.",
+        where="LinTrans.jl:83-87, 525-533, 559, 581-586; Flux 0.12.9",
+        full_size=True,
+    ),
 }
 
 
-def article_defects(attention: str) -> tuple[str, ...]:
-    """The defects that the article's runs of a mechanism had."""
+def all_defects(attention: str) -> tuple[str, ...]:
+    """Every defect of the article's runs of a mechanism, those found later included."""
     return tuple(n for n, one in DEFECTS.items() if attention == "linear" or not one.linear_only)
+
+
+def article_defects(attention: str) -> tuple[str, ...]:
+    """The defects of the article's runs of a mechanism that the ablation of a small model has."""
+    return tuple(n for n in all_defects(attention) if not DEFECTS[n].full_size)
 
 
 def loss_defects(attention: str) -> tuple[str, ...]:
     """The article's defects of a mechanism but for those that are merely slow."""
     return tuple(one for one in article_defects(attention) if not DEFECTS[one].slow)
+
+
+def full_size_defects(attention: str) -> tuple[str, ...]:
+    """Every defect of the article's runs of a mechanism that can change a loss."""
+    changing = (one for one in all_defects(attention) if not DEFECTS[one].slow)
+    return tuple(one for one in changing if one != "extra_losses")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +206,8 @@ class AutopsyConfig(TrainingConfig):
             )
         if "batch_32" in self.defects:
             config = replace(config, batch_size=BATCH_FACTOR * self.batch_size)
+        if "details" in self.defects:
+            config = replace(config, clip="none")
         return config
 
     def training(self, *, seed: int = 0, device: str | None = None) -> Training:
@@ -176,31 +221,47 @@ class Autopsy(Training):
         super().__init__(config.with_defects(), seed=seed, device=device)
         self.defects = config.defects
         break_model(self.model, config.defects)
+        if "details" in self.defects:
+            initialise_as_flux(self.model, torch.Generator().manual_seed(seed))
+        set_dropout_generator(self.model, self.dropout)
+        self.model.to(self.device)
+        if "trained_positions" in self.defects:  # the optimiser was made without them
+            self.optimizer.add_param_group({"params": [self.model.embedding.sinusoids]})
         if "batch_32" in self.defects:  # the gradients are those of the summed loss
             for parameter in self.model.parameters():
                 parameter.register_hook(lambda gradient: gradient * self.config.batch_size)
 
     def train_step(self) -> Tensor:
-        before = self.data.clone_state() if "extra_losses" in self.defects else None
+        if "extra_losses" not in self.defects:
+            return super().train_step()
+        if (self.step + 1) % EXTRA_EVERY == 0:
+            self._evaluate_again(self.data.clone_state())
+        drawn = self.data.clone_state()
         loss = super().train_step()
-        if before is not None:
-            self._evaluate_again(before)
+        self._evaluate_again(drawn)
         return loss
 
     @torch.no_grad()
     def _evaluate_again(self, generator: torch.Generator) -> None:
-        """The loss of the step's batch once more, or twice, as the replication did."""
+        """The loss of the batch that a generator draws next, in evaluation mode.
+
+        Deviation: of an eighth step the replication's two evaluations stand on both sides of the
+        update, the first after the gradients are computed; here it comes before them, which changes
+        neither its value nor its cost.
+        """
         self.model.eval()
         batch = self.config.task.sample(self.config.batch_size, generator)
-        for _ in range(2 if self.step % EXTRA_EVERY == 0 else 1):
-            self.config.task.loss(self.model(*batch.inputs), batch).item()
+        self.config.task.loss(self.model(*batch.inputs), batch).item()
 
 
 def break_model(model: EncoderDecoder, defects: Sequence[str]) -> None:
-    """Apply to a model those defects that are in its parts; its parameters stay the same."""
+    """Apply to a model those defects that are in its parts; its parameters stay the same, and
+    trained positions become one more."""
     alter: list[Callable[[nn.Module], nn.Module]] = []
     if "unfused" in defects:
         alter.append(lambda attention: _Unfused(model.config.attention))
+    elif "details" in defects and model.config.attention == "softmax":
+        alter.append(lambda attention: _DroppedSoftmax(model.config.dropout))
     if "split_heads" in defects:
         alter.append(lambda attention: _SplitHeads(attention, _parts(model.config)))
     if "float64" in defects:
@@ -219,6 +280,42 @@ def break_model(model: EncoderDecoder, defects: Sequence[str]) -> None:
         kept = max(1, len(model.encoder) // 2)
         *first, last = model.encoder[:kept]
         model.encoder = nn.ModuleList([*first, _Reused(last, len(model.encoder) - kept)])
+    if "embedding_scale" in defects:
+        model.embedding.tokens = _Divided(model.embedding.tokens, model.config)
+    if "trained_positions" in defects:
+        sinusoids = model.embedding.sinusoids
+        del model.embedding.sinusoids
+        model.embedding.sinusoids = nn.Parameter(sinusoids.clone())
+    if "details" in defects:
+        _apply_details(model)
+
+
+def _apply_details(model: EncoderDecoder) -> None:
+    model.encoder_norm, model.norm = nn.Identity(), nn.Identity()
+    model.embedding.dropout = nn.Identity()
+    for block in (*model.encoder, *model.decoder):
+        block = block.block if isinstance(block, _Reused) else block
+        block.feedforward[2] = nn.Identity()
+    forward = model.forward
+
+    def with_end(source: Tensor, tokens: Tensor) -> Tensor:
+        return forward(source, torch.cat([tokens, source[:, -1:]], dim=1))[:, :-1]
+
+    model.forward = with_end
+
+
+@torch.no_grad()
+def initialise_as_flux(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw every dense layer by Glorot & Bengio 2010, eq. 16, U(±sqrt(6 / (in + out))), with biases
+    of 0, as Flux does; queries, keys and values are three layers."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            n_in = module.in_features
+            fused = module.out_features == 3 * n_in  # to_qkv
+            for weight in module.weight.chunk(3) if fused else (module.weight,):
+                bound = (6 / (n_in + len(weight))) ** 0.5
+                weight.copy_(2 * bound * torch.rand(weight.shape, generator=generator) - bound)
+            module.bias.zero_()
 
 
 def _parts(config) -> int:
@@ -227,6 +324,35 @@ def _parts(config) -> int:
     while config.head_dim % parts:
         parts -= 1
     return parts
+
+
+class _Divided(nn.Module):
+    """A token embedding whose model multiplies it by sqrt(E), or by 1 where positions are
+    concatenated: 1/sqrt(E) times the table in the end."""
+
+    def __init__(self, table: nn.Embedding, config: TransformerConfig):
+        super().__init__()
+        self.table = table
+        multiplied = table.embedding_dim**0.5 if config.positions == "added" else 1.0
+        self.factor = config.d_model**-0.5 / multiplied
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.table(tokens) * self.factor
+
+
+class _DroppedSoftmax(nn.Module):
+    """Softmax attention with dropout of its weights; without a recurrent form."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.dropout = Dropout(p)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+        weights = q @ k.mT / q.shape[-1] ** 0.5  # (B, H, N, N')
+        if causal:
+            future = torch.ones(weights.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+            weights = weights.masked_fill(future, float("-inf"))
+        return self.dropout(weights.softmax(-1)) @ v
 
 
 class _EluPlusOne(nn.Module):

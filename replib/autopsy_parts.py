@@ -9,15 +9,18 @@ from typing import Any
 
 import altair as alt
 import marimo as mo
+import polars as pl
 import torch
 
 from replib import claims, controls, earlier_defects, frames_autopsy, hypotheses
 from replib import claims_autopsy as autopsy
+from replib import claims_autopsy_full as full
 from replib import claims_autopsy_time as timing
 from replib.article_losses import article_batches
 from replib.attention.softmax import softmax_attention
-from replib.autopsy import DEFECTS
+from replib.autopsy import DEFECTS, article_defects
 from replib.charts import autopsy as charts
+from replib.charts import style
 from replib.controls import Control
 from replib.jobs import CostJob, Job
 from replib.live import in_passing_thread, one_thread_spared
@@ -29,11 +32,12 @@ from replib.tables import markdown_table
 from replib.verdicts import LOSS_MARGIN, Verdict, ratio_text, three_digits
 
 NONE = "none"  # in the URL, where no switch is on
-SWITCHES = Control("defects", "Defects", (*DEFECTS, NONE), tuple(DEFECTS))
+SWITCHES = Control("defects", "Defects", (*DEFECTS, NONE), article_defects("linear"))
 
 
 def chosen_at_first() -> tuple[str, ...]:
-    """The defects that the URL or the command line asks for; all of them without one."""
+    """The defects that the URL or the command line asks for; without one, those that the recorded
+    ablation has."""
     sources = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
     values, notes = controls.initial_values([SWITCHES], *sources)
     if controls.in_static_page():
@@ -97,13 +101,16 @@ def show_switches(
     return mo.vstack([rows, mo.hstack(list(buttons), justify="start", gap=0.5)])
 
 
+FOUND_LATER = "<br>Found later, when its effect was known; see the article's own size, above."
+
+
 def _switch_row(elements: mo.ui.dictionary, name: str, measured: str) -> str:
     one = DEFECTS[name]
     label = f"<b>{html.escape(one.title)}</b>" if controls.in_static_page() else elements[name]
     return (
         f"<div>{label}<div style='font-size:.9rem'>{html.escape(one.what)}"
         f"{' <i>Linear runs only.</i>' * one.linear_only}<br><code>{html.escape(one.where)}</code>"
-        f"<br>Expected: {html.escape(one.expected)}."
+        f"{f'<br>Expected: {html.escape(one.expected)}.' if one.expected else FOUND_LATER}"
         f"{f'<br>Measured: {html.escape(measured)}.' if measured else ''}</div></div>"
     )
 
@@ -181,7 +188,7 @@ def slowdown_chart(rows: Sequence[Row], article: Mapping[str, Any], n: int) -> a
     return charts.stages_chart(
         frames_autopsy.stages(found),
         title=title,
-        subtitle=f"N = {n}, linear over softmax, {controls.device_names(rows)}",
+        subtitle=f"N = {n}, linear over softmax, {controls.device_names(rows)}; {timing.NOT_THERE}",
     )
 
 
@@ -250,6 +257,42 @@ def loss_curves_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.La
         "known but not their order"
     )
     curves, levels = frames_autopsy.loss_curves(article, rows), frames_autopsy.levels(article)
+    return charts.loss_curves_chart(curves, levels, title=title)
+
+
+def full_size(rows: Sequence[Row], article: Mapping[str, Any]) -> mo.Html:
+    """The runs of the article's size: whether its softmax comes back, their curves, where they end,
+    and what that explains."""
+    says = f"{full.CLAIM} Does it come back at the article's own size?"
+    end = autopsy.article_ends(article)["softmax", full.SEQ_LEN]
+    told = f"{end.printed:zg} at N = {end.seq_len}, a sum over a batch of {end.batch}: {end.text} "
+    columns = [
+        ("2022 replication", f"{told}nats a token (our reading of its figure, batch inferred)."),
+        (f"Recorded here, {controls.device_names(rows)}", full.softmax_returns(rows, article)),
+    ]
+    return mo.vstack(
+        [
+            controls.verdict_card(says, columns),
+            full_size_chart(rows, article),
+            mo.md(full.full_size_text(rows, article)),
+        ],
+        gap=1.5,
+    )
+
+
+def full_size_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
+    """`charts.loss_curves_chart` of the runs of the article's size, titled with where softmax ends
+    as written."""
+    found = full.written(rows, "softmax")
+    if found is None:
+        return style.no_data("No run of the article's size is recorded yet")
+    end = autopsy.article_ends(article)["softmax", full.SEQ_LEN]
+    title = (
+        f"As written, softmax ends at {full.printed(found.ends)} here, as printed; "
+        f"the article's at {end.printed:zg}"
+    )
+    levels = frames_autopsy.levels(article).filter(pl.col("seq_len") == full.SEQ_LEN)
+    curves = frames_autopsy.full_size_curves(article, rows)
     return charts.loss_curves_chart(curves, levels, title=title)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any
 
+from replib.article_losses import article_jumps
 from replib.experiments import BOTH, LSH_COPY, SOLVED_ACCURACY, VARIANTS
 from replib.statistics import (
     SOFTMAX_MODELS,
@@ -69,14 +70,15 @@ def article_convergence(article: Mapping[str, Any]) -> str:
     """What Do & Bergner 2022 found. Their figures show the loss summed over a batch; divided by
     the batch that we infer (softmax 8, linear 32) it is in nats a token."""
     losses = article["loss_scale"]["nats_per_token"]
+    jumps = "".join(f" Among these {one.text}." for one in article_jumps(article))
     told = {
         name: ", ".join(f"{loss:z.2f} at N = {n}" for n, loss in by_length.items())
         for name, by_length in losses.items()
     }
     return (
         "No stable convergence. Final loss in nats a token (our reading of their figures, batch "
-        f"inferred), linear: {told['linear']}; softmax: {told['softmax']}. Guessing costs ln 10 = "
-        "2.30. By its code the decoder could see its target, which would explain the zeros."
+        f"inferred), linear: {told['linear']}; softmax: {told['softmax']}.{jumps} Guessing costs "
+        "ln 10 = 2.30. By its code the decoder could see its target, which would explain the zeros."
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from replib.autopsy import DEFECTS, article_defects
+from replib.autopsy import DEFECTS, all_defects
 from replib.claims import MODEL_NAMES, each_device, judged_linear, variant_of
 from replib.claims_autopsy import (
     ALONE_OFF,
@@ -56,6 +56,14 @@ from replib.verdicts import (
 # Of the slowdown, each by itself; what remains is the rest.
 CAUSES = ("float64", "batch_32", "unfused", "extra_losses")
 MIN_SAMPLES = 3  # of a step; resampling fewer says nothing of how they vary
+NO_TRANSFER = (
+    "**These factors are of the device named here and do not transfer to the article's Quadro "
+    "P4000.** That GPU computes in float64 at 1/32 of its rate in float32, where a CPU has a half, "
+    "so that float64 may have cost it far more; and a batch of 32 need not take it four times as "
+    "long as one of 8, which may leave it idle. What made the article's runs slow there was not "
+    "measured."
+)
+NOT_THERE = "not of the article's Quadro P4000, whose float64 runs at 1/32"  # in a subtitle
 IN_TURNS = "timed in turns with defects"  # the steps of `autopsy_time`
 
 # --- the time of a step ---------------------------------------------------------------------------
@@ -98,7 +106,7 @@ def time_effects(rows: Sequence[Row], attention: str, seq_len: int) -> list[Effe
             compared((ALONE_ON, defect), (MENDED, None)),
             compared((BROKEN, None), (ALONE_OFF, defect)),
         )
-        for defect in article_defects(attention)
+        for defect in all_defects(attention)
     )
     return [one for one in effects if one.alone_on or one.alone_off]
 
@@ -232,7 +240,8 @@ def attribution_text(found: Attribution | None) -> str:
         f"{ratio_text(found.unexplained)} between broken and the article stays **unexplained** "
         "(another machine, other libraries, and what no switch re-enacts). The defects make a "
         f"linear step {ratio_text(found.whole)} as long, a softmax step "
-        f"{ratio_text(found.softmax_whole)}.\n\n{markdown_table(head, lines)}\n\n{differ}"
+        f"{ratio_text(found.softmax_whole)}.\n\n{markdown_table(head, lines)}\n\n{differ}\n\n"
+        f"{NO_TRANSFER}"
     )
 
 
@@ -286,6 +295,7 @@ def slowdown(rows: Sequence[Row], article: Mapping[str, Any]) -> Verdict:
         for n in ratios
         if (found := attribution(rows, article, n))
     ]
+    beside += [NO_TRANSFER.replace("**", "")] * bool(beside)
     return Verdict(headline, tuple(criteria), tuple(beside))
 
 

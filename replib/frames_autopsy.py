@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from replib import frames
+from replib import claims_autopsy_full, frames
 from replib.article_losses import (
     FINAL,
     article_curves,
@@ -88,6 +88,8 @@ ARTICLE_LINE = "2022 article"
 EXPECTED, HERE = "entropy of single tokens", "broken here, final"
 BAG, PLATEAU_HERE = "symbols known, order not", f"broken here, steps {EARLY[0]}–{EARLY[1]}"
 READ, BETWEEN, OURS = "article, as read", "not known", "here, broken"
+WRITTEN, USUAL_SCALE, ALL_MENDED = "here, as written", "here, embedding × √E", "here, mended"
+FULL_SIZE_KINDS = {(): WRITTEN, ("embedding_scale",): USUAL_SCALE, None: ALL_MENDED}
 STAGE, STEP, LEFT = "stage", "step", "unexplained"
 
 
@@ -231,6 +233,21 @@ def loss_curves(article: Mapping[str, Any], rows: Sequence[Row] = ()) -> pl.Data
     return pl.DataFrame(found, schema=CURVE_COLUMNS)
 
 
+def full_size_curves(article: Mapping[str, Any], rows: Sequence[Row]) -> pl.DataFrame:
+    """The article's curves at N = 8, and those of runs of its size: as written, with one thing
+    mended that changes where they end, and mended: CURVE_COLUMNS."""
+    found = loss_curves(article).filter(pl.col("seq_len") == claims_autopsy_full.SEQ_LEN).to_dicts()
+    for one in claims_autopsy_full.variants(rows):
+        kind = FULL_SIZE_KINDS.get(one.mended if one.name != claims_autopsy_full.MENDED else None)
+        for row in one.rows if kind and one.batch == claims_autopsy_full.BATCH else ():
+            named = {"attention": one.attention, "seq_len": claims_autopsy_full.SEQ_LEN}
+            named |= {"kind": kind, "line": row["run_id"], "seed": row["seed"]}
+            named["device"] = row["provenance"]["device_name"]
+            curve = zip(row["curve"]["step"], row["curve"]["loss"], strict=True)
+            found += [named | {"step": step, "nats": loss} for step, loss in curve]
+    return pl.DataFrame(found, schema=CURVE_COLUMNS)
+
+
 def curves(rows: Sequence[Row]) -> pl.DataFrame:
     """`frames.training_curves` with `switches`: "mended" or "with switches"."""
     parts = [
@@ -254,6 +271,7 @@ __all__ = [
     "GUESSING",
     "curves",
     "effects",
+    "full_size_curves",
     "levels",
     "loss_curves",
     "loss_lines",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from replib.attention import ATTENTION
-from replib.autopsy import article_defects
+from replib.autopsy import all_defects
 from replib.benchmark import CostConfig, tokens_batch
 from replib.device import resolve_device
 from replib.experiments import (
@@ -125,7 +125,7 @@ def live_autopsy_jobs(values: Mapping[str, Any]) -> list[TrainingJob | CostJob]:
     n = values["seq_len"]
     configs = []
     for attention in values["attention"]:
-        chosen = tuple(one for one in article_defects(attention) if one in values["defects"])
+        chosen = tuple(one for one in all_defects(attention) if one in values["defects"])
         options = {"task": SequenceCopy(seq_len=n), "batch_size": 8, "lr": 2e-3}
         if values["model"] != AUTOPSY_MODELS[0]:
             options |= {"model": replication_model(attention), "lr": 1e-3}

@@ -394,7 +394,7 @@ def write_report(
         setting = ", ".join(f"{name} {value}" for name, value in parameters.items())
         say(
             f"running {', '.join(notebooks)} with {setting}, at most "
-            f"{controls.STATIC_RUN_BELOW_S / 60:.0f} minutes each"
+            f"{controls.STATIC_RUN_BELOW_S / 60:z.0f} minutes each"
         )
     # Runs of their own are timed: one after the other.
     with ThreadPoolExecutor(1 if parameters else min(len(chosen), os.cpu_count() or 1)) as pool:

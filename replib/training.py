@@ -51,7 +51,7 @@ class TrainingConfig:
         schedule: "drop" multiplies the rate by 0.1 after `lr_drop_step` steps; "cosine" warms up
             over `warmup_steps` and decays to 0 at `n_steps`.
         clip: largest gradient norm is 1, of each parameter "tensor" (as in the original code) or
-            "global"ly.
+            "global"ly, or of "none".
         precision: "float32"; "tf32" lets CUDA round matrix products to TF32; "bf16" is autocast.
         compile: pass the model through torch.compile.
         eval_every: steps from one evaluation (one yielded `Metrics`) to the next.
@@ -88,7 +88,7 @@ class TrainingConfig:
         for name, known in (
             ("optimizer", ("radam", "adamw")),
             ("schedule", ("drop", "cosine")),
-            ("clip", ("tensor", "global")),
+            ("clip", ("tensor", "global", "none")),
             ("precision", ("float32", "tf32", "bf16")),
         ):
             if getattr(self, name) not in known:
@@ -294,6 +294,8 @@ def _optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimize
 
 
 def _clip(model: nn.Module, kind: str) -> None:
+    if kind == "none":
+        return
     parameters = [p for p in model.parameters() if p.grad is not None]
     if kind == "global":
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

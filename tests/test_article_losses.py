@@ -12,10 +12,12 @@ from replib.article_losses import (
     PLATEAU,
     article_batches,
     article_curves,
+    article_jumps,
     article_losses,
     bag_entropy,
     unigram_entropy,
 )
+from replib.claims import article_convergence
 from replib.published import published
 from replib.tasks import SequenceCopy
 
@@ -34,6 +36,17 @@ def test_the_articles_plateaus_betray_its_batches_and_agree_in_nats():
     assert len(finals) == 8
     for one in finals:
         assert one.nats == pytest.approx(nats[one.attention][str(one.seq_len)], abs=0.006)
+
+
+def test_a_run_that_jumps_ends_after_its_jump_and_that_is_said():
+    (jump,) = article_jumps(ARTICLE)
+    assert (jump.before.printed, jump.after.printed, jump.step) == (16.7, 17.8, 2580)
+    assert jump.text == "softmax at N = 32 stands at 2.09 until it jumps at step 2580, to 2.22"
+    (final,) = (r for r in article_losses(ARTICLE) if (r.attention, r.seq_len) == ("softmax", 32))
+    assert (final.what, final.text) == (FINAL, "2.22")
+    assert f"2.22 at N = 32, 2.24 at N = 64. Among these {jump.text}." in article_convergence(
+        ARTICLE
+    )
 
 
 @pytest.mark.parametrize("n", [8, 64])

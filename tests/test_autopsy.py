@@ -13,6 +13,7 @@ from replib.autopsy import (
     DEFECTS,
     AutopsyConfig,
     _Altered,
+    all_defects,
     article_defects,
     break_model,
 )
@@ -193,6 +194,109 @@ def test_extra_evaluations_change_no_parameter_and_are_one_and_an_eighth_a_step(
     assert calls.count(True) == 16 and calls.count(False) == 18
 
 
+def test_of_an_eighth_step_one_evaluation_stands_before_the_update_and_one_after():
+    run = config_of("extra_losses").training(seed=0, device="cpu")
+    for _ in range(7):
+        run.train_step()
+    weight = run.model.head.weight
+    before, seen = weight.detach().clone(), []
+    run.model.head.register_forward_hook(
+        lambda *_: seen.append((run.model.training, torch.equal(weight, before)))
+    )
+    run.train_step()
+    assert seen == [(False, True), (True, True), (False, False)]
+    before.copy_(weight.detach())
+    run.train_step()
+    assert seen[3:] == [(True, True), (False, False)]
+
+
+@pytest.mark.parametrize("positions", ["added", "concatenated"])
+def test_the_embedding_is_divided_by_the_root_of_its_size_and_positions_are_not(positions):
+    (source, _), e = tokens(), MODEL.d_model
+    broken, real = (
+        model_with(*defects, positions=positions).double().embedding
+        for defects in (("embedding_scale",), ())
+    )
+    table, sinusoids = real.tokens.weight[source], real.sinusoids.double()[: source.shape[1]]
+    usual, small = (table * e**0.5, table / e**0.5)
+    if positions == "added":
+        torch.testing.assert_close(real(source), usual + sinusoids)
+        torch.testing.assert_close(broken(source), small + sinusoids)
+        norms = (broken(source) - sinusoids).norm(dim=-1) / (real(source) - sinusoids).norm(dim=-1)
+        torch.testing.assert_close(norms, torch.full_like(norms, 1 / e))
+    else:
+        torch.testing.assert_close(broken(source)[..., : e // 2], small)
+        assert torch.equal(broken(source)[..., e // 2 :], real(source)[..., e // 2 :])
+
+
+@pytest.mark.parametrize("positions", ["added", "concatenated"])
+def test_trained_positions_start_as_sinusoids_get_gradients_and_change(positions, tmp_path):
+    model = replace(MODEL, attention="softmax", positions=positions)
+    config = AutopsyConfig(model=model, defects=("trained_positions", "adam"), **COMMON)
+    run = config.training(seed=0, device="cpu")
+    start = run.model.embedding.sinusoids.detach().clone()
+    real = replace(config, defects=()).training(seed=0, device="cpu").model.embedding
+    assert torch.equal(start, real.sinusoids) and not list(real.parameters())[1:]
+    run.train_step()
+    assert run.model.embedding.sinusoids.grad[:11].abs().sum(1).gt(0).all()
+    moved = (run.model.embedding.sinusoids.detach() - start)[:11].abs().max().item()
+    assert moved == pytest.approx(ARTICLE_LR, rel=0.02)  # Adam's first step, without decay
+    run.save(tmp_path / "checkpoint")
+    again = config.training(seed=0, device="cpu")
+    again.load(tmp_path / "checkpoint")
+    for one in (run, again):
+        one.train_step()
+    assert all(map(torch.equal, run.model.parameters(), again.model.parameters()))
+
+
+def test_other_details_are_fluxs_initialisation_and_no_clip_norm_or_dropout_besides():
+    run = config_of("details").training(seed=0, device="cpu")
+    model = run.model
+    weights = {name: one for name, one in model.named_modules() if type(one) is torch.nn.Linear}
+    for module in weights.values():
+        assert not module.bias.any()
+        parts = module.weight.chunk(3) if module.out_features == 192 else [module.weight]
+        for part in parts:
+            bound = (6 / sum(part.shape)) ** 0.5
+            assert 0.9 * bound < part.abs().max() <= bound
+    assert type(model.norm) is type(model.encoder_norm) is torch.nn.Identity
+    x = torch.ones(64, 64)
+    for dropped, module in (
+        (False, model.embedding.dropout),
+        (False, model.decoder[0].feedforward[2]),
+        (True, model.decoder[0].dropout),
+    ):
+        assert torch.equal(module.train()(x), x) != dropped
+    run.train_step()
+    plain = config_of().training(seed=0, device="cpu")
+    plain.train_step()
+    for one, above in ((run, True), (plain, False)):
+        norms = [p.grad.norm().item() for p in one.model.parameters() if p.grad is not None]
+        assert (max(norms) > 1.0001) == above
+
+
+def test_with_other_details_the_decoder_is_given_the_end_token():
+    seen = {}
+    for defects in ((), ("details",)):
+        model = model_with(*defects)
+        model.decoder[0].register_forward_hook(lambda _, args, y: seen.update(n=args[0].shape[1]))
+        assert model(*tokens()).shape[1] == TASK.seq_len - 1
+        assert seen["n"] == TASK.seq_len - 1 + bool(defects)
+
+
+def test_softmaxs_weights_are_dropped_with_other_details_in_training_alone():
+    whole = model_with(attention="softmax").decoder[0].self_attention.attention
+    torch.manual_seed(0)
+    model = EncoderDecoder(replace(MODEL, attention="softmax"), vocab_size=13, max_len=12)
+    break_model(model, ("details",))
+    dropped = model.decoder[0].self_attention.attention
+    q, k, v = (torch.randn(2, 4, 9, 16, dtype=torch.float64) for _ in range(3))
+    for causal in (True, False):
+        expected = whole(q, k, v, causal=causal)
+        torch.testing.assert_close(dropped.eval()(q, k, v, causal=causal), expected)
+        assert not torch.allclose(dropped.train()(q, k, v, causal=causal), expected)
+
+
 def test_the_decoders_activation_alone_becomes_elu_plus_one():
     model = model_with("elu_feedforward")
     x = torch.linspace(-3, 3, 7)
@@ -219,8 +323,16 @@ def test_unfused_attention_computes_the_same_function(attention, causal):
 
 
 def test_the_articles_softmax_runs_had_fewer_defects_than_its_linear_runs():
-    assert article_defects("linear") == tuple(DEFECTS)
-    assert set(article_defects("softmax")) < set(DEFECTS)
+    assert all_defects("linear") == tuple(DEFECTS)
+    assert set(all_defects("softmax")) < set(DEFECTS)
+
+
+def test_the_ablation_of_a_small_model_has_the_defects_it_was_recorded_with():
+    assert article_defects("linear") == (
+        *("float64", "split_heads", "leak", "reused_encoder", "adam"),
+        *("batch_32", "extra_losses", "elu_feedforward", "unfused"),
+    )
+    assert article_defects("softmax") == ("leak", "reused_encoder", "adam", "extra_losses")
 
 
 def test_defects_are_one_run_in_whatever_order_they_are_named():

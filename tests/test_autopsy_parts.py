@@ -7,7 +7,7 @@ from drawn import title_of
 
 from replib import autopsy_parts as parts
 from replib import charts, store
-from replib.autopsy import DEFECTS, article_defects
+from replib.autopsy import DEFECTS, all_defects, article_defects
 from replib.jobs import CostJob
 from replib.live_jobs import AUTOPSY_MODELS, live_autopsy_jobs
 from replib.published import published
@@ -36,7 +36,7 @@ def test_each_defect_alone_is_timed_beside_mended_steps_whatever_the_switches_ar
     assert isinstance(job, CostJob) and job.n_repeats == 3
     for attention in ("softmax", "linear"):
         sets = [one.defects for one in job.configs if one.model.attention == attention]
-        assert sets == [(), *((name,) for name in article_defects(attention))]
+        assert sets == [(), *((name,) for name in all_defects(attention))]
     assert parts.live_jobs(values | {"attention": ()}) == []
 
 
@@ -49,7 +49,7 @@ def test_steps_with_each_defect_alone_are_drawn_as_its_effect(tmp_path):
         "\\n", " "
     )
     drawing = vl_convert.vegalite_to_svg(charts.printable(parts.effects_chart(alone)).to_json())
-    assert all(f">{one.title}<" in drawing for one in DEFECTS.values())
+    assert all(f">{DEFECTS[name].title}<" in drawing for name in article_defects("linear"))
     for row in alone:
         row["summary"]["time_ms_samples"] = row["summary"]["time_ms_samples"][:1]
     assert "repeated fewer than 3 times, too seldom to compare" in parts.session_charts(alone).text

@@ -10,7 +10,7 @@ import synthetic
 from replib import article_losses, hypotheses, store
 from replib import claims_autopsy as autopsy
 from replib import claims_autopsy_time as timing
-from replib.autopsy import DEFECTS, article_defects, break_model, loss_defects
+from replib.autopsy import article_defects, break_model, loss_defects
 from replib.experiments import ablation, replication_model
 from replib.models import EncoderDecoder, TransformerConfig
 from replib.published import published
@@ -82,6 +82,9 @@ def test_the_slowdown_is_attributed_to_what_makes_it(times):
     assert sum(part.share.value for part in found.parts) == pytest.approx(1)
     assert found.mended.value == pytest.approx(72 / 84)
     assert found.broken.value * found.unexplained.value == pytest.approx(found.article)
+    said = timing.NO_TRANSFER
+    assert "1/32" in said and said in timing.attribution_text(found)
+    assert timing.slowdown(times, ARTICLE).evidence[-1] == said.replace("**", "")
     assert found.article == ARTICLE["ratio_linear_softmax"][-1]
     product = found.mended.value * math.prod(factors.values()) / found.softmax_whole.value
     assert product == pytest.approx(found.broken.value)
@@ -128,7 +131,7 @@ def test_without_a_run_nothing_is_attributed(times):
 
 def test_each_defect_has_its_factor_alone_and_among_the_others(times):
     found = {one.defect: one for one in timing.time_effects(times, "linear", 16)}
-    assert set(found) == set(DEFECTS)
+    assert set(found) == set(article_defects("linear"))
     for name, one in found.items():
         assert one.alone_on.value == pytest.approx(synthetic.FACTORS[name])
         assert one.alone_off.value == pytest.approx(synthetic.FACTORS[name])
@@ -168,13 +171,14 @@ def test_the_articles_unsolved_runs_end_where_symbols_are_known_and_their_order_
     assert len(autopsy.article_ends(ARTICLE)) == 8
     above = autopsy.above_level(ARTICLE)
     assert set(above) == {("linear", 16), ("linear", 64), *(("softmax", n) for n in ARTICLE["N"])}
-    assert all(abs(gap) <= autopsy.LEVEL_MARGIN for gap in above.values())
+    near = {key for key, gap in above.items() if abs(gap) <= autopsy.LEVEL_MARGIN}
+    assert near == above.keys() - {("softmax", 32)}
     text = autopsy.level_text(ARTICLE, losses)
-    assert "Of the article's 8 runs 2 end at 0. Of the other 6, 6 end within 0.05 nats" in text
-    assert "Softmax at N = 32 was read before a jump to 2.23 at step 2580." in text
+    assert "Of the article's 8 runs 2 end at 0. Of the other 6, 5 end within 0.05 nats" in text
+    assert "softmax at N = 32 stands at 2.09 until it jumps at step 2580, to 2.22." in text
     moved = copy.deepcopy(ARTICLE)
     moved["plots_final_loss"]["linear"]["16"] = 70.0
-    assert "Of the other 6, 5 end within 0.05 nats" in autopsy.level_text(moved, losses)
+    assert "Of the other 6, 4 end within 0.05 nats" in autopsy.level_text(moved, losses)
 
 
 def test_a_run_leaves_a_level_where_it_stays_below_it(losses):
@@ -194,7 +198,7 @@ def test_what_our_broken_runs_differ_in_is_read_from_their_configs(losses):
     text = autopsy.level_text(ARTICLE, losses)
     assert "layers 2 for 4; model size 64 for 512" in text
     assert "heads, split twice: 16 of 4 for 64 of 8" in text
-    assert "no broken run of the article's size is among them" in text
+    assert "those of the article's size, below, do at N = 8" in text
     alike = copy.deepcopy(losses)
     for row in alike:
         row["config"]["model"] |= asdict(replication_model(row["config"]["model"]["attention"]))
@@ -214,7 +218,7 @@ def test_heads_are_split_again_as_the_defect_splits_them(n_heads, head_dim):
 def test_no_stable_convergence_falls_where_mended_runs_learn_and_stands_where_they_do_not(losses):
     verdict = autopsy.convergence(losses)
     assert verdict.status == NOT_SUPPORTED
-    assert "12 of 12 mended linear runs" in verdict.headline
+    assert verdict.headline.startswith("refuted, it does learn: 12 of 12 mended linear runs")
     assert verdict.evidence[-3:] == (
         "N = 64, mended: one defect keeps it from 99%: heads split twice, Adam at 1e-4",
         "N = 64, broken: mending one defect lets it reach 99%: none",
@@ -222,6 +226,7 @@ def test_no_stable_convergence_falls_where_mended_runs_learn_and_stands_where_th
     )
     failed = changed(losses, lambda s: s.update(final_accuracy=0.2), attention="linear", defects=())
     assert autopsy.convergence(failed).status == SUPPORTED
+    assert autopsy.convergence(failed).headline.startswith("it stands: 0 of 12")
     assert autopsy.convergence(failed[:1]).status == INCONCLUSIVE
 
 
@@ -332,7 +337,7 @@ def test_the_tables_hold_the_articles_figures_and_ours(losses, times):
 
 STATUS = {  # what the synthetic rows make of each hypothesis
     ("float64", "a step takes longer"): hypotheses.RIGHT,
-    ("float64", "the main cause of the slowdown"): hypotheses.WRONG,
+    ("float64", "the main cause of the slowdown on this device"): hypotheses.WRONG,
     ("float64", "twice the memory"): hypotheses.RIGHT,
     ("split_heads", "less is copied"): hypotheses.RIGHT,
     ("leak", "a loss near 0 in broken runs, as in the article"): hypotheses.RIGHT,
@@ -349,16 +354,16 @@ def test_hypotheses_are_right_or_wrong_by_the_rows(losses, times):
     found = hypotheses.findings(losses, times)
     status = {(one.hypothesis.defect, one.hypothesis.text): one.status for one in found}
     assert STATUS.items() <= status.items()
-    assert {one.hypothesis.defect for one in found} == set(DEFECTS)
+    assert {one.hypothesis.defect for one in found} == set(article_defects("linear"))
     told = hypotheses.headline(found).splitlines()[0]
     assert told == (
-        "**Wrong:** float64 after attention: the main cause of the slowdown; batch 32, loss "
-        "summed: four times the time of a step; elu + 1 in the decoder: slower convergence; "
-        "unfused attention: a step takes longer."
+        "**Wrong:** float64 after attention: the main cause of the slowdown on this "
+        "device; batch 32, loss summed: four times the time of a step; elu + 1 in the decoder: "
+        "slower convergence; unfused attention: a step takes longer."
     )
     assert hypotheses.measured(found, "float64") == (
-        "✓ a step takes longer; ✗ the main cause of the slowdown; ✓ twice the memory; "
-        "✓ the losses hardly change"
+        "✓ a step takes longer; ✗ the main cause of the slowdown on this device; "
+        "✓ twice the memory; ✓ the losses hardly change"
     )
     assert hypotheses.measured(hypotheses.findings([], []), "float64") == ""
 
@@ -379,9 +384,9 @@ def test_the_main_cause_is_the_one_with_the_largest_factor(times):
         rows = changed(rows, slower(4), attention="linear", defects=defects)
     off = tuple(one for one in article_defects("linear") if one != "batch_32")
     rows = changed(rows, slower(4), attention="linear", defects=off)
-    found = finding(([], rows), "float64", "the main cause of the slowdown")
+    found = finding(([], rows), "float64", "the main cause of the slowdown on this device")
     assert found.status == hypotheses.RIGHT and "✓ N = 64: 8×" in found.figures[-1]
-    found = finding(([], times), "float64", "the main cause of the slowdown")
+    found = finding(([], times), "float64", "the main cause of the slowdown on this device")
     assert found.wrong_at == (8, 16, 32, 64) and "batch 32, loss summed: 3×" in found.figures[0]
 
 

@@ -60,7 +60,7 @@ def test_help_names_the_scales(capsys):
 
 
 MEMORIES = ("capacity", "update_rules", "evaluation", "favor_eps")
-TRAININGS = ("convergence", "sequence_copy", "autopsy", "images", *MEMORIES)
+TRAININGS = ("convergence", "sequence_copy", "autopsy", "autopsy_full", "images", *MEMORIES)
 
 
 def test_the_time_of_a_training_counts_seeds_together_once_and_every_thread():

@@ -27,6 +27,7 @@ def test_no_run_of_a_grid_occurs_twice(name, scale):
 OF_THEIR_OWN = {
     "generation",
     "autopsy",
+    "autopsy_full",
     "autopsy_time",
     "autopsy_longer",
     "evaluation",

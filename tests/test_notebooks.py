@@ -18,7 +18,7 @@ import torch
 
 from replib import autopsy_parts, controls, store
 from replib.attention import linear
-from replib.autopsy import DEFECTS
+from replib.autopsy import DEFECTS, article_defects
 from replib.experiments import EXPERIMENTS
 from replib.forms import TOLERANCES
 from replib.jobs import run_ids
@@ -103,7 +103,10 @@ RECORDED_IN = {
     "02_linear_scaling": ("scaling",),
     "03_speed_crossover": ("crossover", "step_time"),
     "04_transformers_are_rnns": ("generation",),
-    "05_replication_autopsy": ("autopsy", "autopsy_time", "autopsy_longer", "step_time"),
+    "05_replication_autopsy": (
+        *("autopsy", "autopsy_full"),
+        *("autopsy_time", "autopsy_longer", "step_time"),
+    ),
     "06_fast_weights": ("capacity", "update_rules"),
 }
 NOT_YET_RECORDED = ("04", "05", "06")
@@ -416,7 +419,8 @@ def test_every_switch_is_there_with_its_sentence_and_its_place():
 
 def test_switches_of_the_address_bar_are_on(monkeypatch):
     monkeypatch.setattr(mo, "cli_args", lambda: SimpleNamespace(to_dict=dict))
-    for text, on in (("leak,adam", {"leak", "adam"}), ("none", set()), ("nonsense", set(DEFECTS))):
+    recorded = article_defects("linear")
+    for text, on in (("leak,adam", {"leak", "adam"}), ("none", set()), ("nonsense", set(recorded))):
         query = SimpleNamespace(to_dict=lambda text=text: {"defects": text})
         monkeypatch.setattr(mo, "query_params", lambda query=query: query)
         assert set(autopsy_parts.chosen_at_first()) == on

@@ -11,8 +11,9 @@ from replib.charts import style
 from replib.charts.curves import LOSS_FLOOR
 from replib.charts.extrapolation import MODELS, fitted_curves, measured_range
 from replib.claims_autopsy import ALONE_OFF, ALONE_ON, GUESSING, NEAR_ZERO
-from replib.claims_autopsy_time import Prediction
+from replib.claims_autopsy_time import NOT_THERE, Prediction
 from replib.frames_autopsy import (
+    ALL_MENDED,
     ARTICLE_LINE,
     BAG,
     BETWEEN,
@@ -23,6 +24,8 @@ from replib.frames_autopsy import (
     PLATEAU_HERE,
     READ,
     STAGE,
+    USUAL_SCALE,
+    WRITTEN,
     loss_lines,
 )
 
@@ -62,7 +65,7 @@ def effects_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
     return style.finished(
         alt.layer(*(_only(layer, shown) for layer in layers)).add_params(*params),
         title,
-        style.devices_of(frame),
+        "; ".join(filter(None, [style.devices_of(frame), NOT_THERE])),
         "The factor by which each defect lengthens a training step, alone on and alone off.",
         LINE_PX * len(lines),
     )
@@ -239,11 +242,11 @@ APART = 1.03  # factor of N by which marks of the same N stand side by side
 
 
 def loss_curves_chart(frame: pl.DataFrame, levels: pl.DataFrame, *, title: str) -> alt.LayerChart:
-    """The article's curves as far as they were read, in nats a token, over those of our broken
-    runs, a radio button a length; lines are the levels on which a plateau may lie.
+    """The article's curves as far as they were read, in nats a token, over those of our runs, a
+    radio button a length; lines are the levels on which a plateau may lie.
 
     Args:
-        frame: of `frames_autopsy.loss_curves`.
+        frame: of `frames_autopsy.loss_curves` or `full_size_curves`.
         levels: of `frames_autopsy.levels`.
     """
     lengths, shown = sorted(frame["seq_len"].unique()), "datum.seq_len == shown_length"
@@ -272,6 +275,7 @@ def loss_curves_chart(frame: pl.DataFrame, levels: pl.DataFrame, *, title: str) 
         )
     )
     read = line.transform_filter(f"datum.kind == '{READ}'")
+    ours = f"!({_one_of('kind', (READ, BETWEEN))})"
     tooltip = ["attention:N", "kind:N", "seq_len:Q", "seed:Q", "step:Q", "nats:Q"]
     points = alt.Chart(style.records_of(frame)).encode(
         x, y, style.attention_colour(frame), tooltip=tooltip
@@ -286,15 +290,15 @@ def loss_curves_chart(frame: pl.DataFrame, levels: pl.DataFrame, *, title: str) 
     layers = [
         rule.mark_rule(color=style.NEUTRAL, strokeDash=[4, 3]),
         *names,
-        line.mark_line(clip=True, opacity=0.75).transform_filter(f"datum.kind == '{OURS}'"),
+        line.mark_line(clip=True, opacity=0.75).transform_filter(ours),
         line.mark_line(clip=True, opacity=0.7).transform_filter(f"datum.kind == '{BETWEEN}'"),
         read,
         points.mark_point(filled=True, size=70, opacity=1).transform_filter(
             f"datum.kind == '{READ}'"
         ),
-        points.mark_point(size=50, opacity=0).transform_filter(f"datum.kind == '{OURS}'"),
+        points.mark_point(size=50, opacity=0).transform_filter(ours),
     ]
-    device = style.devices_of(frame.filter(pl.col("kind") == OURS))
+    device = style.devices_of(frame.filter(~pl.col("kind").is_in([READ, BETWEEN])))
     return style.finished(
         alt.layer(*(_only(layer, shown) for layer in layers)).add_params(length),
         title,
@@ -306,7 +310,14 @@ def loss_curves_chart(frame: pl.DataFrame, levels: pl.DataFrame, *, title: str) 
 
 
 READ_OFF = "thick: the article's, read off its figures, where its first plateau is at step 0"
-CURVE_LOOKS = {READ: ([1, 0], 4), BETWEEN: ([2, 4], 2), OURS: ([1, 0], 1)}
+CURVE_LOOKS = {
+    READ: ([1, 0], 4),
+    BETWEEN: ([2, 4], 2),
+    OURS: ([1, 0], 1),
+    WRITTEN: ([1, 0], 1),
+    USUAL_SCALE: ([8, 3], 1.5),
+    ALL_MENDED: ([2, 2], 1.5),
+}
 """Dash and width of each kind of curve."""
 
 

@@ -378,12 +378,12 @@ def legend(labels: Iterable[str], most: int = 2, beside: float = 60, **options: 
     widths = [symbol + gap + text_px(label, LABEL_FONT) for label in labels]
     for n in range(2, most + 1):
         need = beside + margin - gap + sum(max(widths[i::n], default=0) for i in range(n))
-        columns = f"{ROOM} < {need:.0f} ? {columns} : {n}"
+        columns = f"{ROOM} < {need:z.0f} ? {columns} : {n}"
     narrow, shown = ROOMS[0] - beside - margin - symbol, "datum.label"
     for label, width in zip(labels, widths, strict=True):
         if width > narrow + symbol + gap:
             lines = json.dumps(wrapped_lines(label, narrow, LABEL_FONT))
-            is_narrow = f"{ROOM} < {beside + margin + width - gap:.0f}"
+            is_narrow = f"{ROOM} < {beside + margin + width - gap:z.0f}"
             shown = f"datum.label == {json.dumps(label)} && {is_narrow} ? {lines} : {shown}"
     if shown != "datum.label":
         options = {"labelExpr": shown} | options

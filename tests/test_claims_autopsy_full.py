@@ -1,0 +1,99 @@
+"""What runs of the 2022 article's own size say follows the rows."""
+
+import copy
+
+import pytest
+import synthetic
+
+from replib import autopsy_parts as parts
+from replib import claims_autopsy_full as full
+from replib import frames_autopsy, store
+from replib.autopsy import full_size_defects
+from replib.experiments import EXPERIMENTS, replication_model
+from replib.published import published
+from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
+
+ARTICLE = published()["dm2022"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """As written softmax stands at 10.3 as printed, with the usual scale at 6; linear ends at 0."""
+    folder = synthetic.write_recorded(tmp_path_factory.mktemp("rows"), "autopsy_full")
+    return with_ends(
+        store.read_rows("autopsy_full", folder),
+        lambda attention, off: 0.0 if attention == "linear" else 6.0 if off else 10.3,
+    )
+
+
+def with_ends(rows, end):
+    """The rows with printed losses and accuracies that a function of mechanism and what is mended
+    gives."""
+    rows = copy.deepcopy(rows)
+    for row in rows:
+        attention, defects = row["config"]["model"]["attention"], row["config"]["defects"]
+        off = {*full_size_defects(attention)} - {*defects, "batch_32"}
+        loss = end(attention, off) / full.BATCH
+        row["curve"]["loss"] = [loss] * len(row["curve"]["step"])
+        row["summary"] |= {"final_loss": loss, "final_accuracy": 0.3 if loss else 1.0}
+    return rows
+
+
+def test_the_jobs_are_the_articles_model_as_written_and_with_one_thing_mended():
+    jobs = EXPERIMENTS["autopsy_full"].jobs("laptop")
+    sets = {}
+    for job in jobs:
+        config, attention = job.config, job.config.model.attention
+        assert config.model == replication_model(attention)
+        assert (config.task.seq_len, config.batch_size, config.n_steps) == (8, 8, 3000)
+        off = {*full_size_defects(attention)} - {*config.defects}
+        sets.setdefault((attention, frozenset(off)), []).append(job.seed)
+        trained = config.with_defects()
+        as_written = {"adam", "details"} <= {*config.defects}
+        assert not as_written or (trained.lr, trained.clip) == (1e-4, "none")
+    assert sets["softmax", frozenset()] == sets["linear", frozenset({"batch_32"})] == [0, 1, 2]
+    assert sets["linear", frozenset()] == [0]
+    for off in full_size_defects("softmax"):
+        assert ("softmax", frozenset({off})) in sets or off == "reused_encoder"
+
+
+def test_softmax_comes_back_where_all_runs_as_written_end_where_the_articles_does(rows):
+    verdict = full.softmax_returns(rows, ARTICLE)
+    assert verdict.status == SUPPORTED
+    assert "3 runs, and at 30% accuracy; the article's ends at 10.3" in verdict.headline
+    text = full.full_size_text(rows, ARTICLE)
+    assert "**Explained: that softmax does not learn at N = 8.**" in text
+    assert "(10.1 as printed, computed from the task)" in text
+    assert "the embedding times √E: it ends elsewhere, 6.0 (6.0 to 6.0) (3 runs)" in text
+    assert "| softmax, as written | 3 | 10.3 (10.3 to 10.3) | 1.29 | 30% |" in text
+    assert "Its linear run, which ends at 0, comes back as well (3 runs, batch 8)" in text
+    assert "| linear, as written, batch 32 | 1 | 0.0 | 0.00 | 100% |" in text
+
+
+@pytest.mark.parametrize("end", [8.0, 0.0])
+def test_softmax_does_not_come_back_where_it_ends_elsewhere_or_learns(rows, end):
+    moved = with_ends(rows, lambda attention, off: end)
+    assert full.softmax_returns(moved, ARTICLE).status == NOT_SUPPORTED
+    text = full.full_size_text(moved, ARTICLE)
+    assert "does not end where the article's does" in text and "Explained:" not in text
+    learns = "3 of 3 reach 99%, which may be the leak" in text
+    assert learns == (end == 0) and ("its linear run, which ends at 0: here" in text) == (end > 0)
+
+
+def test_one_run_apart_decides_nothing_and_without_runs_nothing_is_said(rows):
+    moved = copy.deepcopy(rows)
+    moved[0]["curve"]["loss"] = [0.9] * len(moved[0]["curve"]["loss"])
+    assert full.softmax_returns(moved, ARTICLE).status == INCONCLUSIVE
+    assert full.softmax_returns([], ARTICLE).status == INCONCLUSIVE
+    assert full.full_size_text([], ARTICLE) == "No run of the article's size is recorded yet."
+
+
+def test_the_page_shows_verdict_curves_and_table(rows):
+    page = parts.full_size(rows, ARTICLE).text
+    assert "converges to a loss that range 10 to 18" in page
+    frame = frames_autopsy.full_size_curves(ARTICLE, rows)
+    ours = {frames_autopsy.WRITTEN, frames_autopsy.USUAL_SCALE, frames_autopsy.ALL_MENDED}
+    assert ours < set(frame["kind"]) and set(frame["seq_len"]) == {8}
+    written = frame.filter(frame["kind"] == frames_autopsy.WRITTEN)
+    assert written["line"].n_unique() == 6
+    assert "No run of the article" in parts.full_size([], ARTICLE).text
