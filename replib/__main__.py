@@ -2,24 +2,18 @@
 
 import argparse
 import itertools
+import os
 import platform
 import runpy
-import signal
 import socket
 import sys
-import threading
+import warnings
 from contextlib import suppress
 from functools import partial
 
-import torch
+from replib import __version__, interrupts, store
 
-from replib import __version__, store
-from replib.device import resolve_device
-from replib.experiments import EXPERIMENTS, SCALES, experiment_named
-from replib.memory import peak_memory_bytes
-from replib.peers import PEERS
-from replib.recording import core_seconds, record
-from replib.training import Metrics
+# A command imports what it needs: torch takes seconds, which --help does not wait for.
 
 FIRST_PORT = 2718
 # Of a row, what a line of the terminal has room for.
@@ -28,20 +22,26 @@ FIGURES += ("time_ms", "memory_bytes")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 1 for a stopped run, 2 for a caller's mistake, 130 for
-    one that Ctrl-C ended at once."""
+    """Run a command; the exit status is 0, 2 for a caller's mistake, and as a shell tells of
+    signals: 130 for a run that Ctrl-C has stopped, 143 for SIGTERM, 141 where nobody reads on."""
+    warnings.formatwarning = lambda message, *_, **__: f"replib: {message}\n"
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.run is not _report:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     try:
-        return arguments.run(arguments)
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        interrupts.to_nobody()
+        return interrupts.BROKEN_PIPE
     except (ValueError, store.StoreError) as error:
         print(f"replib: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("replib: ended; what was recorded is kept", file=sys.stderr)
+        print(f"replib: {interrupts.ENDED}", file=sys.stderr)
         return 130
 
 
@@ -56,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command("list", _list, "list the experiments, their scales and what is recorded of each")
     sub = command("record", _record, "run an experiment and append its rows to data/")
-    sub.add_argument("experiment", help=", ".join([*EXPERIMENTS, "all"]))
-    sub.add_argument("--scale", default="smoke", help=f"{', '.join(SCALES)} (default: smoke)")
+    sub.add_argument("experiment", help="one that `list` names, or all")
+    sub.add_argument("--scale", default="smoke", help="smoke, laptop or paper (default: smoke)")
     sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
     sub.add_argument("--threads", type=int, default=None, help="CPU threads (default: all)")
     text = "time again what has fewer than N samples, where there is time for so many"
@@ -82,58 +82,65 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(arguments) -> int:
+    from replib.experiments import EXPERIMENTS, SCALES
+    from replib.recording import core_seconds
+
     for experiment in EXPERIMENTS.values():
-        rows = store.read_rows(experiment.name)
+        print(f"{experiment.name:14} {experiment.title}")
+        try:
+            rows = store.read_rows(experiment.name)
+        except store.StoreError as error:
+            print(f"{'':14} {error}")
+            continue
         counts = [f"{s}: {sum(row['scale'] == s for row in rows)} rows" for s in SCALES]
         hours = sum(map(core_seconds, rows)) / 3600
         span = f"{hours:.1f} core-hours" if hours >= 1 else f"{60 * hours:.0f} core-minutes"
         took = f"; trained for {span}" if hours else ""
-        print(f"{experiment.name:14} {experiment.title}")
         print(f"{'':14} recorded: {', '.join(counts)}{took}")
     return 0
 
 
 def _record(arguments) -> int:
+    import torch
+
+    from replib.experiments import EXPERIMENTS, experiment_named
+    from replib.recording import record
+
     names = list(EXPERIMENTS) if arguments.experiment == "all" else [arguments.experiment]
     experiments = [experiment_named(name) for name in names]
     if arguments.threads is not None:
         if arguments.threads < 1:
             raise ValueError(f"--threads {arguments.threads}: use at least 1")
         torch.set_num_threads(arguments.threads)
-    stop, n_rows = _stop_on_interrupt(), 0
-    for experiment in experiments:
-        for row in record(
-            experiment,
-            arguments.scale,
-            device=arguments.device,
-            stop=stop.is_set,
-            on_metrics=_print_metrics,
-            retime_below=arguments.retime_below,
-        ):
-            print(_line(row), flush=True)
-            n_rows += 1
-    if not n_rows and not stop.is_set():
-        print("nothing to do: what can run here of this scale is recorded for the present code")
+    n_rows = 0
+    with interrupts.stopping() as stop:
+        for experiment in experiments:
+            for row in record(
+                experiment,
+                arguments.scale,
+                device=arguments.device,
+                stop=stop.is_set,
+                on_metrics=_print_metrics,
+                retime_below=arguments.retime_below,
+            ):
+                print(_line(row), flush=True)
+                n_rows += 1
     if stop.is_set():
-        print("stopped: what was recorded is kept; the same command continues", file=sys.stderr)
-        return 1
+        return _stopped(stop, interrupts.CONTINUES)
+    if not n_rows:
+        print(
+            "nothing to do: what can run here of this scale is recorded for the present code, or "
+            "another process is at it"
+        )
     return 0
 
 
-def _stop_on_interrupt() -> threading.Event:
-    """An event that Ctrl-C sets; a second Ctrl-C ends the process at once."""
-    stop = threading.Event()
-
-    def handle(number, frame):
-        stop.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nstopping after this step (Ctrl-C again to end at once)", file=sys.stderr)
-
-    signal.signal(signal.SIGINT, handle)
-    return stop
+def _stopped(stop: interrupts.Stop, text: str) -> int:
+    print(f"\nreplib: {text}", file=sys.stderr)
+    return interrupts.status(stop.number)
 
 
-def _print_metrics(job, metrics: Metrics) -> None:
+def _print_metrics(job, metrics) -> None:
     if sys.stderr.isatty():
         seeds = ", ".join(map(str, getattr(job, "seeds", None) or [job.seed]))
         print(
@@ -165,29 +172,28 @@ def _line(row: store.Row) -> str:
 
 def _bench(arguments) -> int:
     from replib.bench import QUICK, bench_table, run_bench
+    from replib.device import resolve_device
     from replib.races import EXPERIMENT
 
-    device, stop = resolve_device(arguments.device), _stop_on_interrupt()
-    measured = run_bench(
-        arguments.only,
-        device=device,
-        scale=QUICK if arguments.quick else None,
-        stop=stop,
-        say=partial(print, flush=True),
-    )
-    if not arguments.no_save and (why_not := store.writable(store.data_folder())):
-        raise store.StoreError(why_not)
-    facts = store.provenance(str(device))
-    print(f"{facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}")
-    rows = []
-    for row in measured:
-        rows.append(row)
-        if not arguments.no_save:
-            store.append(EXPERIMENT, row)
+    device, rows = resolve_device(arguments.device), []
+    with interrupts.stopping() as stop:
+        measured = run_bench(
+            arguments.only,
+            device=device,
+            scale=QUICK if arguments.quick else None,
+            stop=stop,
+            say=partial(print, flush=True),
+        )
+        if not arguments.no_save and (why_not := store.writable(store.data_folder())):
+            raise store.StoreError(why_not)
+        facts = store.provenance(str(device))
+        print(f"{facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}")
+        for row in measured:
+            rows.append(row)
+            if not arguments.no_save:
+                store.append(EXPERIMENT, row)
     print(f"\n{bench_table(rows)}")
-    if stop.is_set():
-        print("stopped: what was measured is kept", file=sys.stderr)
-    return int(stop.is_set())
+    return _stopped(stop, "stopped: what was measured is kept") if stop.is_set() else 0
 
 
 def _serve(arguments) -> int:
@@ -196,6 +202,8 @@ def _serve(arguments) -> int:
     # when the first page opens.
     import altair  # noqa: F401
     import polars  # noqa: F401
+
+    from replib.memory import peak_memory_bytes
 
     # The profiler complains in a thread unless the main one has used it first.
     peak_memory_bytes(lambda: None)
@@ -255,6 +263,11 @@ def _parameters(words: list[str]) -> dict[str, str]:
 def _doctor(arguments) -> int:
     from importlib.util import find_spec
 
+    import torch
+
+    from replib.experiments import EXPERIMENTS
+    from replib.peers import PEERS
+
     print(f"replib {__version__}, Python {platform.python_version()}, torch {torch.__version__}")
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         facts = store.provenance(device)
@@ -268,9 +281,21 @@ def _doctor(arguments) -> int:
     for folder in (store.data_folder(), store.cache_folder()):
         print(f"{folder}: {store.writable(folder) or 'writable'}")
     for name in EXPERIMENTS:
-        print(f"{name}: {len(store.read_rows(name))} rows recorded")
+        try:
+            n_rows, n_without = len(store.read_rows(name)), store.n_without_digest(name)
+        except store.StoreError as error:
+            print(f"{name}: {error}")
+            continue
+        bare = f", {n_without} of them without a digest (recorded before there were any)"
+        print(f"{name}: {n_rows} rows recorded{bare * bool(n_without)}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interrupts.end_at_once()  # while torch is imported, too
+    code = main()
+    if code > 128:  # a signal: torch takes a while to be taken down
+        with suppress(OSError):
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
