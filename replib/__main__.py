@@ -126,18 +126,14 @@ def _record(arguments) -> int:
                 print(_line(row), flush=True)
                 n_rows += 1
     if stop.is_set():
-        return _stopped(stop, interrupts.CONTINUES)
+        interrupts.say(interrupts.CONTINUES)
+        return interrupts.status(stop.number)
     if not n_rows:
         print(
             "nothing to do: what can run here of this scale is recorded for the present code, or "
             "another process is at it"
         )
     return 0
-
-
-def _stopped(stop: interrupts.Stop, text: str) -> int:
-    print(f"\nreplib: {text}", file=sys.stderr)
-    return interrupts.status(stop.number)
 
 
 def _print_metrics(job, metrics) -> None:
@@ -193,7 +189,9 @@ def _bench(arguments) -> int:
             if not arguments.no_save:
                 store.append(EXPERIMENT, row)
     print(f"\n{bench_table(rows)}")
-    return _stopped(stop, "stopped: what was measured is kept") if stop.is_set() else 0
+    if stop.is_set():
+        print("stopped: what was measured is kept", file=sys.stderr)
+    return interrupts.status(stop.number) if stop.is_set() else 0
 
 
 def _serve(arguments) -> int:

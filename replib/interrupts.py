@@ -29,9 +29,14 @@ def end_at_once() -> None:
 
 
 def _end(number: int, text: str) -> None:
-    with suppress(OSError):  # nobody may be reading
-        os.write(2, f"\nreplib: {text}\n".encode())
+    say(text)
     os._exit(status(number))
+
+
+def say(text: str) -> None:
+    """A line on stderr; on a terminal below the "^C" and what stands there of a run's progress."""
+    with suppress(OSError):  # nobody may be reading
+        os.write(2, f"{chr(10) * os.isatty(2)}replib: {text}\n".encode())
 
 
 class Stop(threading.Event):

@@ -40,10 +40,9 @@ def checker(experiment: str) -> Check:
     kinds = _kinds(EXPERIMENTS[experiment])
 
     def check(row: store.Row) -> store.Row:
-        _check_origin(row)
         kind, config = _first_that_fits(kinds, row["config"])
         kind.check(row)
-        return row | {"config": config}
+        return row | {"config": config, "provenance": _origin(row)}
 
     return check
 
@@ -296,8 +295,8 @@ def _check_retrieval(row: store.Row) -> None:
     _check_curve(row, {"step": _is_count, "loss": _is_amount})
 
 
-def _check_origin(row: store.Row) -> None:
-    """Scale, seed and provenance."""
+def _origin(row: store.Row) -> dict[str, Any]:
+    """The provenance of a row, whose scale and seed are checked as well."""
     origin = row["provenance"]
     if not LABEL.fullmatch(row["scale"]):
         raise ValueError(f"scale is {_short(row['scale'])}")
@@ -307,7 +306,7 @@ def _check_origin(row: store.Row) -> None:
     if not isinstance(device, str) or device.split(":")[0] not in ("cpu", "cuda"):
         raise ValueError(f"its device is {_short(device)}")
     name = origin.get("device_name")
-    if not isinstance(name, str) or not 0 < len(name.strip()) <= MAX_NAME:
+    if not isinstance(name, str) or not 0 < len(store.clean_name(name)) <= MAX_NAME:
         raise ValueError(f"its device_name is {_short(name)}")
     threads = origin.get("threads")
     if not _is_count(threads) or not 1 <= threads <= MAX_THREADS:
@@ -318,13 +317,18 @@ def _check_origin(row: store.Row) -> None:
             datetime.fromisoformat(started)
     except (TypeError, ValueError) as error:
         raise ValueError(f"started is {_short(started)}") from error
+    return origin | {"device_name": store.clean_name(name)}
+
+
+def _is_plain_text(value: Any) -> bool:
+    return _is_text(value) and value == store.clean_name(value)
 
 
 FIGURE = {
-    "ours": _is_text,
-    "against": _is_text,
-    "unit": _is_text,
-    "detail": _is_text,
+    "ours": _is_plain_text,
+    "against": _is_plain_text,
+    "unit": _is_plain_text,
+    "detail": _is_plain_text,
     "value": _is_number,
     "low": _is_number,
     "high": _is_number,
@@ -334,7 +338,6 @@ FIGURE = {
 
 
 def _check_bench(row: store.Row) -> store.Row:
-    _check_origin(row)
     config = store.plain(config_from(Setting, row["config"]))
     figures = row["summary"].get("figures")
     if not isinstance(figures, list):
@@ -353,7 +356,7 @@ def _check_bench(row: store.Row) -> store.Row:
         for shares in operators.values()
     ):
         raise ValueError("its operators are no shares")
-    return row | {"config": config}
+    return row | {"config": config, "provenance": _origin(row)}
 
 
 def _short(value: Any) -> str:

@@ -380,12 +380,13 @@ def _lock_byte(descriptor: int, number: int) -> bool:
 
 def _remedy(path: Path, error: OSError) -> str:
     """What went wrong with a file, and what to do about it."""
-    cached = path.is_relative_to(cache_folder().absolute())
-    variable = "REPLIB_CACHE" if cached else "REPLIB_DATA"
+    folders = {"REPLIB_CACHE": cache_folder(), "REPLIB_DATA": data_folder()}
+    variables = [v for v, folder in folders.items() if path.is_relative_to(folder.absolute())]
+    elsewhere = "".join(f" or set {v} to another folder" for v in variables[:1])
     if error.errno in FULL_DISK:
-        return f"disk full: free space or set {variable} to another folder; {path} is unchanged"
+        return f"disk full: free space{elsewhere}; {path} is unchanged"
     reason = error.strerror or error
-    return f"no access to {path} ({reason}): allow it or set {variable} to another folder"
+    return f"no access to {path} ({reason}): allow it{elsewhere}"
 
 
 def _check_regular(descriptor: int) -> None:
@@ -775,12 +776,17 @@ def provenance(
         "torch": str(torch.__version__),
         "numpy": numpy.__version__,
         "device": str(device),
-        "device_name": _device_name(str(device)),
+        "device_name": clean_name(_device_name(str(device))),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # "AVX2", "AVX512", ...
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "started": (started or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
     }
+
+
+def clean_name(name: str) -> str:
+    """A device's name without what Markdown or HTML would take for markup."""
+    return " ".join(re.sub(r"[<>&|*`\[\]\\\s]", " ", name).split())
 
 
 def _device_name(device: str) -> str:
