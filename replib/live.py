@@ -464,8 +464,9 @@ def refusal(jobs: Sequence[Job], device: str | None = None) -> str | None:
     free = available_memory_bytes(resolve_device(device))
     if needed > MEMORY_SHARE * free:
         return (
-            f"This needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
-            "lower the sequence length, the number of keys or the batch size."
+            f"This needs about {needed / 1e9:.1f} GB, more than {MEMORY_SHARE:.0%} of the "
+            f"{free / 1e9:.1f} GB free: lower the sequence length, the number of keys or the batch "
+            "size."
         )
     seconds = predicted_seconds(jobs, device)
     if seconds > MAX_PREDICTED_S:

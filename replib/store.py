@@ -380,9 +380,11 @@ def _lock_byte(descriptor: int, number: int) -> bool:
 
 def _remedy(path: Path, error: OSError) -> str:
     """What went wrong with a file, and what to do about it."""
-    folders = {"REPLIB_CACHE": cache_folder(), "REPLIB_DATA": data_folder()}
-    variables = [v for v, folder in folders.items() if path.is_relative_to(folder.absolute())]
-    elsewhere = "".join(f" or set {v} to another folder" for v in variables[:1])
+    elsewhere = ""
+    if path.is_relative_to(cache_folder().absolute()):
+        elsewhere = " or set REPLIB_CACHE to another folder"
+    elif path.suffix == ".jsonl" or path.is_relative_to(data_folder().absolute()):
+        elsewhere = " or set REPLIB_DATA to another folder"
     if error.errno in FULL_DISK:
         return f"disk full: free space{elsewhere}; {path} is unchanged"
     reason = error.strerror or error
