@@ -5,6 +5,7 @@ the cell.
 """
 
 import html
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,15 +24,20 @@ def show_on_pages() -> None:
         return
 
     def broadcast_error(data, clear_console, cell_id, *others, **options) -> None:
-        known(data, clear_console, cell_id, *others, **options)
-        if get_mode() == "run" and (line := failure_html(data)):
-            CellNotificationUtils.broadcast_output(
-                channel=CellChannel.OUTPUT,
-                mimetype="text/html",
-                data=line,
-                cell_id=cell_id,
-                status=None,
-            )
+        line = failure_html(data) if get_mode() == "run" else ""
+        if not line:
+            known(data, clear_console, cell_id, *others, **options)
+            return
+        told = "; ".join(error.describe() for error in data)
+        print(f"replib: a part of a page failed: {told}", file=sys.__stderr__, flush=True)
+        # Not as an error: of a cell that has one the page shows nothing.
+        CellNotificationUtils.broadcast_output(
+            channel=CellChannel.OUTPUT,
+            mimetype="text/html",
+            data=line,
+            cell_id=cell_id,
+            status=None,
+        )
 
     broadcast_error.shows_failures = True
     CellNotificationUtils.broadcast_error = staticmethod(broadcast_error)
