@@ -1,5 +1,10 @@
 """The command line: `python -m replib list | record | bench | serve | report | doctor`."""
 
+from replib import interrupts
+
+if __name__ == "__main__":  # before all that takes a while to import
+    interrupts.end_at_once()
+
 import argparse
 import itertools
 import os
@@ -11,7 +16,7 @@ import warnings
 from contextlib import suppress
 from functools import partial
 
-from replib import __version__, interrupts, store
+from replib import __version__, store
 
 # A command imports what it needs: torch takes seconds, which --help does not wait for.
 
@@ -195,6 +200,7 @@ def _bench(arguments) -> int:
 
 
 def _serve(arguments) -> int:
+    interrupts.end_at_once_always()
     port = _free_port(arguments.port)
     # marimo runs notebooks as threads of its server: what is imported here is not waited for
     # when the first page opens.
@@ -290,7 +296,6 @@ def _doctor(arguments) -> int:
 
 
 if __name__ == "__main__":
-    interrupts.end_at_once()  # while torch is imported, too
     code = main()
     if code > 128:  # a signal: torch takes a while to be taken down
         with suppress(OSError):

@@ -28,6 +28,17 @@ def end_at_once() -> None:
         signal.signal(number, lambda number, frame: _end(number, ENDED))
 
 
+def end_at_once_always() -> None:
+    """As `end_at_once`, whatever handlers are set later, as a server's: it would wait for its
+    pages, and show traces. Runs of pages are kept as they end."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return
+    # Blocked in this thread and all that it starts, the signals are left to the one that waits: to
+    # be called before libraries start threads.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=lambda: _end(signal.sigwait(SIGNALS), ENDED), daemon=True).start()
+
+
 def _end(number: int, text: str) -> None:
     say(text)
     os._exit(status(number))
