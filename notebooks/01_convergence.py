@@ -39,6 +39,7 @@ def _():
 def _():
     recorded = recorded_rows("convergence")
     recorded_seq2seq = recorded_rows("sequence_copy")
+    controls.unread("convergence", "sequence_copy")
     return recorded, recorded_seq2seq
 
 

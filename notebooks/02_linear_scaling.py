@@ -38,6 +38,7 @@ def _():
     recorded = recorded_rows("scaling")
     live = LiveRuns("scaling")
     get_changes, set_changes = mo.state(0)
+    controls.unread("scaling")
     return get_changes, live, recorded, set_changes
 
 

@@ -42,6 +42,7 @@ def _():
     article = published()["dm2022"]
     live = LiveRuns("crossover")
     get_changes, set_changes = mo.state(0)
+    controls.unread("crossover", "step_time")
     return article, get_changes, live, recorded, set_changes, steps
 
 

@@ -49,6 +49,7 @@ def _():
     live, streams = LiveRuns("generation"), LiveRuns("generation")
     get_changes, set_changes = mo.state(0)
     get_streamed, set_streamed = mo.state(0)
+    controls.unread("generation", "images")
     return (
         article,
         get_changes,

@@ -46,6 +46,7 @@ def _():
     steps = [*recorded_rows("step_time"), *recorded_rows("autopsy_longer")]
     live = LiveRuns("autopsy_time")
     get_changes, set_changes = mo.state(0)
+    controls.unread("autopsy", "autopsy_full", "autopsy_time", "step_time", "autopsy_longer")
     return article, full_size, get_changes, live, losses, set_changes, steps, times
 
 

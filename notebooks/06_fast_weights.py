@@ -45,6 +45,7 @@ def _():
     recorded = {_name: recorded_rows(_name) for _name in parts.RECORDED}
     live = LiveRuns("capacity")
     get_changes, set_changes = mo.state(0)
+    controls.unread(*parts.RECORDED)
     return get_changes, live, logs, recorded, set_changes
 
 

@@ -1,13 +1,18 @@
 """The command line: `python -m replib list | record | bench | serve | report | doctor`."""
 
+from replib import interrupts
+
+if __name__ == "__main__":  # before all that takes a while to import
+    interrupts.end_at_once()
+
 import argparse
 import itertools
+import os
 import platform
 import runpy
-import signal
 import socket
 import sys
-import threading
+import warnings
 from contextlib import suppress
 from functools import partial
 
@@ -22,20 +27,26 @@ FIGURES += ("time_ms", "memory_bytes")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 1 for a stopped run, 2 for a caller's mistake, 130 for
-    one that Ctrl-C ended at once."""
+    """Run a command; the exit status is 0, 2 for a caller's mistake, and as a shell tells of
+    signals: 130 for a run that Ctrl-C has stopped, 143 for SIGTERM, 141 where nobody reads on."""
+    warnings.formatwarning = lambda message, *_, **__: f"replib: {message}\n"
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.run is not _report:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     try:
-        return arguments.run(arguments)
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        interrupts.to_nobody()
+        return interrupts.BROKEN_PIPE
     except (ValueError, store.StoreError) as error:
         print(f"replib: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("replib: ended; what was recorded is kept", file=sys.stderr)
+        print(f"replib: {interrupts.ENDED}", file=sys.stderr)
         return 130
 
 
@@ -82,12 +93,16 @@ def _list(arguments) -> int:
     from replib.recording import core_seconds
 
     for experiment in EXPERIMENTS.values():
-        rows = store.read_rows(experiment.name)
+        print(f"{experiment.name:14} {experiment.title}")
+        try:
+            rows = store.read_rows(experiment.name)
+        except store.StoreError as error:
+            print(f"{'':14} {error}")
+            continue
         counts = [f"{s}: {sum(row['scale'] == s for row in rows)} rows" for s in SCALES]
         hours = sum(map(core_seconds, rows)) / 3600
         span = f"{hours:.1f} core-hours" if hours >= 1 else f"{60 * hours:.0f} core-minutes"
         took = f"; trained for {span}" if hours else ""
-        print(f"{experiment.name:14} {experiment.title}")
         print(f"{'':14} recorded: {', '.join(counts)}{took}")
     return 0
 
@@ -106,38 +121,29 @@ def _record(arguments) -> int:
             raise ValueError(f"--threads {arguments.threads}: use at least 1")
         torch.set_num_threads(arguments.threads)
     keep_freed_memory()
-    stop, n_rows = _stop_on_interrupt(), 0
-    for experiment in experiments:
-        for row in record(
-            experiment,
-            arguments.scale,
-            device=arguments.device,
-            stop=stop.is_set,
-            on_metrics=_print_metrics,
-            retime_below=arguments.retime_below,
-            recording=arguments.recording,
-        ):
-            print(_line(row), flush=True)
-            n_rows += 1
-    if not n_rows and not stop.is_set():
-        print("nothing to do: what can run here of this scale is recorded for the present code")
+    n_rows = 0
+    with interrupts.stopping() as stop:
+        for experiment in experiments:
+            for row in record(
+                experiment,
+                arguments.scale,
+                device=arguments.device,
+                stop=stop.is_set,
+                on_metrics=_print_metrics,
+                retime_below=arguments.retime_below,
+                recording=arguments.recording,
+            ):
+                print(_line(row), flush=True)
+                n_rows += 1
     if stop.is_set():
-        print("stopped: what was recorded is kept; the same command continues", file=sys.stderr)
-        return 1
+        interrupts.say(interrupts.CONTINUES)
+        return interrupts.status(stop.number)
+    if not n_rows:
+        print(
+            "nothing to do: what can run here of this scale is recorded for the present code, or "
+            "another process is at it"
+        )
     return 0
-
-
-def _stop_on_interrupt() -> threading.Event:
-    """An event that Ctrl-C sets; a second Ctrl-C ends the process at once."""
-    stop = threading.Event()
-
-    def handle(number, frame):
-        stop.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nstopping after this step (Ctrl-C again to end at once)", file=sys.stderr)
-
-    signal.signal(signal.SIGINT, handle)
-    return stop
 
 
 def _print_metrics(job, metrics) -> None:
@@ -177,32 +183,33 @@ def _bench(arguments) -> int:
     from replib.races import EXPERIMENT
 
     keep_freed_memory()
-    device, stop = resolve_device(arguments.device), _stop_on_interrupt()
-    measured = run_bench(
-        arguments.only,
-        device=device,
-        scale=QUICK if arguments.quick else None,
-        stop=stop,
-        say=partial(print, flush=True),
-    )
-    if not arguments.no_save and (why_not := store.writable(store.data_folder())):
-        raise store.StoreError(why_not)
-    facts = store.provenance(str(device))
-    print(f"{facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}")
-    rows = []
-    for row in measured:
-        rows.append(row)
-        if not arguments.no_save:
-            store.append(EXPERIMENT, row)
+    device, rows = resolve_device(arguments.device), []
+    with interrupts.stopping() as stop:
+        measured = run_bench(
+            arguments.only,
+            device=device,
+            scale=QUICK if arguments.quick else None,
+            stop=stop,
+            say=partial(print, flush=True),
+        )
+        if not arguments.no_save and (why_not := store.writable(store.data_folder())):
+            raise store.StoreError(why_not)
+        facts = store.provenance(str(device))
+        print(f"{facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}")
+        for row in measured:
+            rows.append(row)
+            if not arguments.no_save:
+                store.append(EXPERIMENT, row)
     print(f"\n{bench_table(rows)}")
     if stop.is_set():
         print("stopped: what was measured is kept", file=sys.stderr)
-    return int(stop.is_set())
+    return interrupts.status(stop.number) if stop.is_set() else 0
 
 
 def _serve(arguments) -> int:
     from replib.memory import keep_freed_memory, peak_memory_bytes
 
+    interrupts.end_at_once_always()
     port = _free_port(arguments.port)
     keep_freed_memory()
     # marimo runs notebooks as threads of its server: what is imported here is not waited for
@@ -288,9 +295,20 @@ def _doctor(arguments) -> int:
     for folder in (store.data_folder(), store.cache_folder()):
         print(f"{folder}: {store.writable(folder) or 'writable'}")
     for name in EXPERIMENTS:
-        print(f"{name}: {len(store.read_rows(name))} rows recorded")
+        try:
+            n_rows, n_without = len(store.read_rows(name)), store.n_without_digest(name)
+        except store.StoreError as error:
+            print(f"{name}: {error}")
+            continue
+        bare = f", {n_without} of them without a digest (recorded before there were any)"
+        print(f"{name}: {n_rows} rows recorded{bare * bool(n_without)}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code > 128:  # a signal: torch takes a while to be taken down
+        with suppress(OSError):
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

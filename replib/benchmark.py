@@ -547,7 +547,8 @@ def _predicted_shortage(config: CostConfig | TrainingConfig, device: torch.devic
     if needed <= MEMORY_SHARE * available:
         return None
     return (
-        f"needs about {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB free: "
+        f"needs about {needed / 1e9:.1f} GB, more than {MEMORY_SHARE:.0%} of the "
+        f"{available / 1e9:.1f} GB free: "
         "lower seq_len or batch_size"
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 import marimo as mo
 import torch
 
-from replib import claims
+from replib import claims, failures, store
 from replib.device import resolve_device
 from replib.jobs import run_ids
 from replib.live import (
@@ -28,8 +28,10 @@ from replib.live import (
 )
 from replib.live_jobs import ALL_VARIANTS, refused_variants
 from replib.store import Row
-from replib.tables import LEFT, markdown_table
+from replib.tables import LEFT, as_text, markdown_table
 from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, Verdict
+
+failures.show_on_pages()
 
 THIS_MACHINE = "This machine, settings below"  # the column of a card for runs of this session
 STATIC_RUN_BELOW_S = 600.0  # a report with parameters waits so long for its run
@@ -267,6 +269,12 @@ def attempt(build, settings: Mapping[str, Any]) -> tuple[list, mo.Html]:
         return build(settings), mo.md("")
     except ValueError as error:
         return [], callout(str(error))
+
+
+def unread(*experiments: str) -> mo.Html:
+    """What of recorded rows is not on the page, as the code cannot use it; nothing where all is."""
+    said = [text for name in experiments if (text := store.skipped(name))]
+    return mo.vstack([callout(text) for text in said]) if said else mo.md("")
 
 
 def device_names(rows: Sequence[Row]) -> str:
@@ -569,7 +577,7 @@ def _history_line(row: Row) -> list[str]:
             f"batch {config['batch_size']}, {WORK_LABELS[config['work']]}"
         )
         result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"
-    return [what, row["outcome"], result]
+    return [what, row["outcome"], as_text(result)]
 
 
 def _retrieval_text(config: Mapping[str, Any], seed: int) -> str:

@@ -12,7 +12,6 @@ P seeds, B sequences, L queries of a sequence, S keys.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,9 +103,9 @@ class MeansTraining(RetrievalTraining):
         names = ("best_all_keys_loss", "best_asked_loss", "best_batches_loss")
         return dict(zip(names, map(min, zip(*self.means[seed], strict=True)), strict=False))
 
-    def load(self, path: Path | str) -> None:
-        super().load(path)
-        self.means = torch.load(path, map_location="cpu", weights_only=True)["means"]
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
+        self.means = {seed: list(map(tuple, state["means"][seed])) for seed in self.means}
 
     def _state(self) -> dict[str, Any]:
         return super()._state() | {"means": self.means}

@@ -122,7 +122,8 @@ class LiveRuns:
         kind = resolve_device(device).type
         names = {self._name(job) for job in jobs}
         known = [row for name in names for row in self._cached(name)]
-        known = sorted(known + self.finished, key=lambda row: row["provenance"]["started"])
+        # In the order of the cache, whatever the clock says; then what could not be kept there.
+        known += [row for row in self.finished if row not in known]
         by_id: dict[str, list[store.Row]] = {}
         for row in known:
             if row["outcome"] != "interrupted" and row["provenance"]["device"].startswith(kind):
@@ -281,6 +282,7 @@ class LiveRuns:
         if row["outcome"] == "ok":
             self._keep(lambda: training.save(self._model_path(run, device)))
         self._finish(row, progress)
+        discard_checkpoint(job, [row])
 
     def _retrieve(self, job, device, progress: Progress, before: float, share: float) -> None:
         name, config, began = self._name(job), job.config, monotonic()
@@ -308,6 +310,7 @@ class LiveRuns:
         rows = run_retrieval(name, SCALE, job, device, self._stopped, on_metrics, on_start)
         for row in rows:
             self._finish(row, progress)
+        discard_checkpoint(job, rows)
 
     def _measure(self, job, device, progress: Progress, before: float, share: float) -> None:
         def on_partial(row: store.Row) -> None:
@@ -329,7 +332,6 @@ class LiveRuns:
         progress.rows[row["run_id"]] = row
         self.finished.append(row)
         self._keep(lambda: store.append(row["experiment"], row, self.folder))
-        discard_checkpoint(row)
 
     def _keep(self, write) -> None:
         """Write to the cache; where that fails the result stays on the page, with a warning."""
@@ -462,8 +464,9 @@ def refusal(jobs: Sequence[Job], device: str | None = None) -> str | None:
     free = available_memory_bytes(resolve_device(device))
     if needed > MEMORY_SHARE * free:
         return (
-            f"This needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
-            "lower the sequence length, the number of keys or the batch size."
+            f"This needs about {needed / 1e9:.1f} GB, more than {MEMORY_SHARE:.0%} of the "
+            f"{free / 1e9:.1f} GB free: lower the sequence length, the number of keys or the batch "
+            "size."
         )
     seconds = predicted_seconds(jobs, device)
     if seconds > MAX_PREDICTED_S:

@@ -118,7 +118,10 @@ def check_memory(needed: float, device: torch.device) -> None:
     have, and kills the process when it is touched."""
     free = available_memory_bytes(device)
     if needed > MEMORY_SHARE * free:
-        raise MemoryError(f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        raise MemoryError(
+            f"needs about {needed / 1e9:.1f} GB, more than {MEMORY_SHARE:.0%} of the "
+            f"{free / 1e9:.1f} GB free"
+        )
 
 
 @dataclass(frozen=True)

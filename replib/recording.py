@@ -1,14 +1,16 @@
 """Jobs are run and become rows; those of an experiment are stored, and none is run twice."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from replib import drawing, store
 from replib.benchmark import Cost, measure_cost
@@ -36,20 +38,29 @@ from replib.streams import measure_generation
 from replib.training import Metrics, Training
 
 CHECKPOINT_EVERY_S = 30.0  # what a killed run loses at most
+TIMING = "timing"  # of the whole folder: two processes that time at once spoil both
 MAX_SECONDS_PER_POINT = 20.0  # of timing; the slowest points get fewer repeats, never none
+
+
+Run = TypeVar("Run", Training, RetrievalTraining)
 
 
 def recorded_rows(name: str) -> list[store.Row]:
     """The rows of `data/` to judge and show: the last of each run, "smoke" runs only where there
-    are no others, as they are too short to say anything."""
-    rows = store.latest(store.read_rows(name))
+    are no others, as they are too short to say anything; none, with a warning, where the file
+    cannot be read."""
+    try:
+        rows = store.latest(store.read_rows(name))
+    except store.StoreError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return []
     return [row for row in rows if row["scale"] != "smoke"] or rows
 
 
 def core_seconds(row: store.Row) -> float:
     """Seconds of one core that a training took, 0 where a row does not tell."""
     told, threads = row["summary"], row["provenance"]["threads"]
-    if "seconds" in told and "seeds_together" in told:
+    if told.get("seconds") and told.get("seeds_together"):
         return threads * told["seconds"] / told["seeds_together"]
     if told.get("n_steps") and told.get("steps_per_s"):
         return threads * told["n_steps"] / told["steps_per_s"]
@@ -69,8 +80,9 @@ def record(
     """Run the jobs that have no finished row on this kind of device yet, append each row to
     `data/` and yield it. A stopped or killed training resumes at its last checkpoint; one that
     another process is at is left to it, so that two processes share an experiment. Points that are
-    timed together are timed again together where one of them is new. A run whose images are not
-    there is left out with a warning. One whose model is to be kept runs again where it is not.
+    timed together are timed again together where one of them is new; while one process times,
+    another leaves all that to it, with a warning. A run whose images are not there is left out with
+    a warning. One whose model is to be kept runs again where it is not.
 
     Args:
         retime_below: time again what has fewer samples than this and than its job asks for, where
@@ -104,32 +116,51 @@ def record(
     def done() -> set[str]:
         return set(finished())
 
-    for job in (on_device(job, device_type) for job in experiment.jobs(scale)):
-        if stop():
-            return
-        if isinstance(job, CostJob):
-            rows = finished()
-            runs = [rows.get(identity(config, recording, cost=True)) for config in job.configs]
-            if all(runs) and not _too_few_samples(runs, min(retime_below, job.n_repeats)):
+    store.remove_leftovers(checkpoint_path("", device_type).parent)
+    with ExitStack() as claims:
+        times: bool | None = None  # whether this process may take times
+        for job in (on_device(job, device_type) for job in experiment.jobs(scale)):
+            if stop():
+                return
+            if isinstance(job, CostJob):
+                if times is None:
+                    times = claims.enter_context(store.claimed(f"{TIMING} {device_type}"))
+                    if not times:
+                        warnings.warn(
+                            f"{experiment.name} is left to another process that takes times in "
+                            f"{store.data_folder()}: run this again when it has ended",
+                            stacklevel=2,
+                        )
+                rows = finished() if times else {}
+                runs = [rows.get(identity(config, recording, cost=True)) for config in job.configs]
+                if not times or (
+                    all(runs) and not _too_few_samples(runs, min(retime_below, job.n_repeats))
+                ):
+                    continue
+                for row in run_cost(experiment.name, scale, job, device, stop, recording=recording):
+                    store.append(experiment.name, row)
+                    yield row
                 continue
-            some = run_cost(experiment.name, scale, job, device, stop, recording=recording)
-            yield from _stored(some)
-            continue
-        if not _to_run(job, done()):
-            continue
-        if why_not := missing_images(job.config):
-            warnings.warn(f"{job.config.model.attention} is left out: {why_not}", stacklevel=2)
-            continue
-        with store.claimed(run_ids(job)[0]) as ours:
-            # What another process has finished since is not run again.
-            seeds = _to_run(job, done()) if ours else ()
-            if seeds and isinstance(job, TrainingJob):
-                row = run_training(experiment.name, scale, job, device, stop, on_metrics)
-                yield from _stored([row])
-            elif seeds:
-                job = replace(job, seeds=seeds)
-                rows = run_retrieval(experiment.name, scale, job, device, stop, on_metrics)
-                yield from _stored(rows)
+            if not _to_run(job, done()):
+                continue
+            if why_not := missing_images(job.config):
+                warnings.warn(f"{job.config.model.attention} is left out: {why_not}", stacklevel=2)
+                continue
+            with store.claimed(f"{run_ids(job)[0]} {device_type}") as ours:
+                # What another process has finished since is not run again.
+                seeds = _to_run(job, done()) if ours else ()
+                if not seeds:
+                    continue
+                if isinstance(job, TrainingJob):
+                    rows = [run_training(experiment.name, scale, job, device, stop, on_metrics)]
+                else:
+                    job = replace(job, seeds=seeds)
+                    rows = run_retrieval(experiment.name, scale, job, device, stop, on_metrics)
+                    rows = _to_store(job, rows, device_type)
+                # The rows of seeds that ran together in one write: all of them, or none.
+                store.append_rows(experiment.name, rows)
+                discard_checkpoint(job, rows)
+            yield from rows
 
 
 def _too_few_samples(rows: Sequence[store.Row], least: int) -> bool:
@@ -152,12 +183,11 @@ def _to_run(job: TrainingJob | RetrievalJob, done: set[str]) -> tuple[int, ...]:
     )
 
 
-def _stored(rows: Iterable[store.Row]) -> Iterator[store.Row]:
-    """Rows, each once it is in `data/` and its checkpoint is gone."""
-    for row in rows:
-        store.append(row["experiment"], row)
-        discard_checkpoint(row)
-        yield row
+def _to_store(job: RetrievalJob, rows: list[store.Row], device_type: str) -> list[store.Row]:
+    """Of seeds that ran together and were stopped those that have not ended: the others are in the
+    checkpoint, and the same seeds go on together, as others beside a seed may change its sums."""
+    stopped = [row for row in rows if row["outcome"] == "interrupted"]
+    return stopped if stopped and _checkpoint_of(job, device_type).exists() else rows
 
 
 def missing_images(config: Config) -> str | None:
@@ -170,6 +200,32 @@ def missing_images(config: Config) -> str | None:
     return None
 
 
+def _begun(make: Callable[[], Run], checkpoint: Path) -> Run:
+    """A training at its checkpoint; at its start where there is none, or none that can be used,
+    which is said."""
+    training = make()
+    try:
+        training.load(checkpoint)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        warnings.warn(f"{error}; the run starts anew", stacklevel=2)
+        return make()
+    return training
+
+
+@contextmanager
+def _threads_of(training: Training | RetrievalTraining) -> Iterator[None]:
+    """Compute with as many threads as a training began with: with others its sums would round
+    otherwise, and its end be another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(training.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _train(
     training: Training | RetrievalTraining,
     checkpoint: Path,
@@ -178,10 +234,8 @@ def _train(
     on_start: Callable[[Training | RetrievalTraining], None],
     remedy: str,
 ) -> tuple[Metrics | RetrievalMetrics | None, str | None]:
-    """Train from a checkpoint where there is one, and keep it up to date. The last metrics, if any,
-    and where memory ran out that it did, with what to lower."""
-    if checkpoint.exists():
-        training.load(checkpoint)
+    """Train, and keep the checkpoint up to date. The last metrics, if any, and where memory ran out
+    that it did, with what to lower."""
     on_start(training)
     last, saved = None, perf_counter()
     try:
@@ -208,19 +262,15 @@ def run_training(
     on_start: Callable[[Training], None] = lambda training: None,
 ) -> store.Row:
     """Train, from a checkpoint where there is one, and make the row; nothing is appended."""
-    started = datetime.now(UTC)
-    training = job.config.training(seed=job.seed, device=device)
-    checkpoint = checkpoint_path(identity(job.config, job.seed, cost=False), training.device.type)
-    last, detail = _train(
-        training,
-        checkpoint,
-        stop,
-        partial(on_metrics, job),
-        on_start,
-        "batch_size, seq_len or d_model",
-    )
-    outcome = "out_of_memory" if detail else (last and last.outcome) or "interrupted"
-    row = training_row(name, scale, job, training, outcome, detail=detail, started=started)
+    started, checkpoint = datetime.now(UTC), _checkpoint_of(job, resolve_device(device).type)
+    training = _begun(lambda: job.config.training(seed=job.seed, device=device), checkpoint)
+    remedy = "batch_size, seq_len or d_model"
+    with _threads_of(training):
+        last, detail = _train(
+            training, checkpoint, stop, partial(on_metrics, job), on_start, remedy
+        )
+        outcome = "out_of_memory" if detail else (last and last.outcome) or "interrupted"
+        row = training_row(name, scale, job, training, outcome, detail=detail, started=started)
     if job.keep and outcome == "ok":
         drawing.keep_model(training, row)
     return row
@@ -264,35 +314,31 @@ def run_retrieval(
     stop: Callable[[], bool],
     on_metrics: Callable[[RetrievalJob, RetrievalMetrics], None] = lambda job, metrics: None,
     on_start: Callable[[RetrievalTraining], None] = lambda training: None,
-) -> Iterator[store.Row]:
+) -> list[store.Row]:
     """Train the seeds of a job together, from a checkpoint where there is one, and make their rows;
-    nothing is appended. The checkpoint goes when all rows were taken."""
+    nothing is appended."""
     started, began = datetime.now(UTC), perf_counter()
+    checkpoint = _checkpoint_of(job, resolve_device(device).type)
     kind = MeansTraining if isinstance(job.config, MeansConfig) else RetrievalTraining
-    training = kind(job.config, seeds=job.seeds, device=device)
-    source, device_type = source_of(job.config, cost=False), training.device.type
-    batch = store.run_id({"config": job.config, "seeds": list(job.seeds)}, 0, source)
-    checkpoint = checkpoint_path(batch, device_type)
-    last, detail = _train(
-        training, checkpoint, stop, partial(on_metrics, job), on_start, "batch_size or n_keys"
-    )
-    unfinished = last.outcomes if last else [None] * len(job.seeds)
-    outcomes = ["out_of_memory" if detail else one or "interrupted" for one in unfinished]
-    for seed, outcome in zip(training.seeds, outcomes, strict=True):
-        yield retrieval_row(
-            name,
-            scale,
-            job,
-            training,
-            seed.seed,
-            outcome,
-            detail=detail,
-            seconds=perf_counter() - began,
-            started=started,
-        )
-    if "interrupted" not in outcomes:
-        with suppress(OSError):  # one that stays is harmless
-            checkpoint.unlink(missing_ok=True)
+    training = _begun(lambda: kind(job.config, seeds=job.seeds, device=device), checkpoint)
+    remedy = "batch_size or n_keys"
+    with _threads_of(training):
+        _, detail = _train(training, checkpoint, stop, partial(on_metrics, job), on_start, remedy)
+        unfinished = "out_of_memory" if detail else "interrupted"
+        more = {"seconds": perf_counter() - began, "started": started}
+        return [
+            retrieval_row(
+                name,
+                scale,
+                job,
+                training,
+                seed.seed,
+                seed.outcome or unfinished,
+                detail=None if seed.outcome else detail,
+                **more,
+            )
+            for seed in training.seeds
+        ]
 
 
 def retrieval_row(
@@ -408,21 +454,29 @@ def checkpoint_path(run: str, device_type: str) -> Path:
     return store.cache_folder() / "checkpoints" / device_type / f"{run}.pt"
 
 
+def _checkpoint_of(job: TrainingJob | RetrievalJob, device_type: str) -> Path:
+    """The checkpoint of a training, or of seeds that are trained together."""
+    if isinstance(job, TrainingJob):
+        return checkpoint_path(run_ids(job)[0], device_type)
+    source = source_of(job.config, cost=False)
+    batch = store.run_id({"config": job.config, "seeds": list(job.seeds)}, 0, source)
+    return checkpoint_path(batch, device_type)
+
+
 def _save_checkpoint(training: Training | RetrievalTraining, path: Path) -> None:
     """Save a checkpoint; where that fails the run goes on and a warning says so."""
     try:
         training.save(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:  # a StoreError, or torch's of a full disk
         warnings.warn(
-            f"no checkpoint was written, a stopped run starts anew ({error}): free space, or set "
-            "REPLIB_CACHE to another folder",
-            stacklevel=2,
+            f"no checkpoint was written, a stopped run starts anew ({error})", stacklevel=2
         )
 
 
-def discard_checkpoint(row: store.Row) -> None:
-    """Drop the checkpoint of a run whose finished row has been stored."""
-    if row["outcome"] != "interrupted":
-        device_type = row["provenance"]["device"].split(":")[0]
-        with suppress(OSError):  # one that stays is harmless
-            checkpoint_path(row["run_id"], device_type).unlink(missing_ok=True)
+def discard_checkpoint(job: Job, rows: Sequence[store.Row]) -> None:
+    """Drop the checkpoint of a training whose finished rows have been stored."""
+    if isinstance(job, CostJob) or any(row["outcome"] == "interrupted" for row in rows):
+        return
+    device_type = rows[0]["provenance"]["device"].split(":")[0]
+    with suppress(OSError):  # one that stays is harmless
+        _checkpoint_of(job, device_type).unlink(missing_ok=True)

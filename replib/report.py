@@ -415,15 +415,13 @@ def write_figures(
     folder: Path | None = None, drawn: Mapping[str, Figure] | None = None
 ) -> list[Path]:
     """Write every figure as SVG and PNG."""
-    folder = folder or FIGURES
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    folder, written = folder or FIGURES, []
     for name, figure in (drawn or sourced_figures()).items():
         specification = charts.printable(figure.chart).to_json()
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
         drawing = _numbered_clips(vl_convert.vegalite_to_svg(specification))
-        svg.write_text(drawing)
-        png.write_bytes(vl_convert.svg_to_png(drawing, scale=PNG_SCALE))  # laid out once for both
+        store.replace_file(svg, drawing)
+        store.replace_file(png, vl_convert.svg_to_png(drawing, scale=PNG_SCALE))  # laid out once
         written += [svg, png]
     return written
 
@@ -443,8 +441,8 @@ def write_pictures(drawn: Mapping[str, Figure], folder: Path | None = None) -> l
             continue
         pictured.add(claim.notebook)
         path = (folder or PICTURES) / claim.notebook / "opengraph.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(vl_convert.vegalite_to_png(_picture(drawn[claim.shown].chart), scale=0.8))
+        picture = vl_convert.vegalite_to_png(_picture(drawn[claim.shown].chart), scale=0.8)
+        store.replace_file(path, picture)
         written.append(path)
     return written
 
@@ -506,6 +504,7 @@ def write_readme_tables(readme: Path | None = None) -> Path:
 
     Raises:
         ValueError: the README lacks a mark; it is left as it is.
+        StoreError: it cannot be written; it is left as it is.
     """
     readme = readme or README
     text = readme.read_text()
@@ -516,7 +515,7 @@ def write_readme_tables(readme: Path | None = None) -> Path:
         if not (found_begin and found_end):
             raise ValueError(f"{readme.name} lacks {begin} or {end}: put both back")
         text = f"{before}{begin}\n{table()}\n{end}{after}"
-    readme.write_text(text)
+    store.replace_file(readme, text)
     return readme
 
 
@@ -547,8 +546,7 @@ def _write_page(notebook: Path, parameters: Mapping[str, str], made_from: str) -
     )
     setting = "".join(f"_{name.replace('-', '_')}_{value}" for name, value in parameters.items())
     page = FIGURES / "report" / f"{notebook.stem}{''.join(filter(_in_a_name, setting))}.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(offline.offline_page(config, around, footer))
+    store.replace_file(page, offline.offline_page(config, around, footer))
     return page
 
 
@@ -598,8 +596,7 @@ def _write_index(drawn: Mapping[str, Figure], notebooks: Sequence[str], made_fro
     others = [name for name in notebooks if name not in {claim.notebook for claim in CLAIMS}]
     sources = {name: figure.sources for name, figure in drawn.items()}
     page = FIGURES / "report" / "index.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(index_page(sections, sources, others, made_from))
+    store.replace_file(page, index_page(sections, sources, others, made_from))
     return page
 
 
@@ -627,16 +624,17 @@ def print_pdf(page: Path, browser: str) -> Path:
         ValueError: the browser wrote none.
     """
     pdf = page.with_suffix(".pdf")
-    pdf.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as profile:
+        printed = Path(profile) / pdf.name
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
         command += [f"--user-data-dir={profile}", "--virtual-time-budget=30000"]
-        command += [f"--print-to-pdf={pdf}", page.resolve().as_uri()]
+        command += [f"--print-to-pdf={printed}", page.resolve().as_uri()]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PRINT_WITHIN_S)
             why = done.stderr.strip()
         except subprocess.TimeoutExpired:
             why = f"it took more than {PRINT_WITHIN_S} s"
-    if not pdf.exists():
-        raise ValueError(f"{browser} did not print {page.name}: {why}")
+        if not printed.exists():
+            raise ValueError(f"{browser} did not print {page.name}: {why}")
+        store.replace_file(pdf, printed.read_bytes())
     return pdf

@@ -13,7 +13,6 @@ projection of the S embeddings is looked up, which is the same sum.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from replib import checkpoints
 from replib.attention import ATTENTION
 from replib.attention.feature_maps import (
     FEATURE_MAPS,
@@ -463,6 +463,8 @@ class RetrievalTraining:
             for i in range(2)
         )
         self.step = 0
+        self.threads = torch.get_num_threads()
+        """Of the process as the run began; with others sums round otherwise."""
 
     def metrics(self, stop: Callable[[], bool] = lambda: False) -> Iterator[RetrievalMetrics]:
         """Train until every seed has ended, yielding at each evaluation. `stop()` is asked before
@@ -565,40 +567,35 @@ class RetrievalTraining:
         )
 
     def save(self, path: Path | str) -> None:
-        """Write a checkpoint from which `load` continues bit for bit; a killed process leaves the
-        old one."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            torch.save(self._state(), temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Write a checkpoint from which `load` continues bit for bit, on the same machine with the
+        same torch and number of threads; a killed process leaves the old one.
+
+        Raises:
+            StoreError: it cannot be written; the file is as before.
+        """
+        checkpoints.save(self._state(), path)
 
     def load(self, path: Path | str) -> None:
         """Continue from a checkpoint of the same config and seeds.
 
         Raises:
-            ValueError: the file is no checkpoint, or is one of another config or seeds.
+            FileNotFoundError: there is none.
+            ValueError: the file is damaged, or is one of another config, seeds or version; this
+                object may be half restored then.
         """
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            same = state["config"] == asdict(self.config)
-            same = same and [s["seed"] for s in state["seeds"]] == [s.seed for s in self.seeds]
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # torch.load raises many kinds on a torn or foreign file
-            raise ValueError(f"{path} is no checkpoint of this program: delete it") from error
-        if not same:
-            raise ValueError(
-                f"{path} belongs to another config or seeds: use another path, or delete it"
-            )
-        self.active, self.step = state["active"], state["step"]
-        for name, parameter in self.model.named_parameters():
-            parameter.data = state["model"][name].to(self.device)
-        self.optimizer.load_state_dict(state["optimizer"])
+        checkpoints.restore(path, self, ("config", "of_seeds"))
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.seeds = [_Seed(**seed) for seed in state["seeds"]]
+        self.active = [i for i, seed in enumerate(self.seeds) if seed.outcome is None]
+        for name, parameter in self.model.named_parameters():
+            saved = state["model"][name]
+            if saved.shape != (len(self.active), *parameter.shape[1:]):
+                raise ValueError(f"{name} has another shape")
+            parameter.data = saved.to(self.device, parameter.dtype)
+        checkpoints.restore_optimizer(self.optimizer, state["optimizer"])
+        self.step = checkpoints.checked_step(state["step"], self.config.n_steps)
+        self.threads = int(state["threads"])
         for generators, states in zip((self.data, self._evaluation), state["random"], strict=True):
             for generator, saved in zip(generators, states, strict=True):
                 generator.set_state(saved)
@@ -606,9 +603,10 @@ class RetrievalTraining:
     def _state(self) -> dict[str, Any]:
         return {
             "config": asdict(self.config),
+            "of_seeds": [seed.seed for seed in self.seeds],
             "seeds": [asdict(seed) for seed in self.seeds],
-            "active": self.active,
             "step": self.step,
+            "threads": self.threads,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": [[g.get_state() for g in x] for x in (self.data, self._evaluation)],

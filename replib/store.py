@@ -1,9 +1,11 @@
 """The only reader and writer of `data/` and of the run cache.
 
 A row is one line of strict JSON in `<folder>/<experiment>.jsonl`: self-contained, appended, never
-changed. The run cache is the same functions with `folder=cache_folder()`. Importing this module
-takes the standard library alone; `provenance` asks torch and numpy for their versions, and only
-`load` needs polars, so that `python -m replib record` runs on a bare machine.
+changed. Behind its columns a line has a digest of them; lines written before there was one lack
+it. What is read is checked: a line that the code could not use is skipped, and said. The run cache
+is the same functions with `folder=cache_folder()`. Importing this module takes the standard library
+alone; `provenance` asks torch and numpy for their versions, and only `load` needs polars, so that
+`python -m replib record` runs on a bare machine.
 """
 
 import ast
@@ -16,12 +18,15 @@ import math
 import os
 import platform
 import re
+import secrets
+import stat
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from datetime import UTC, datetime
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     import polars
 
 Row = dict[str, Any]
+LOCKED_ELSEWHERE = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTCOMES = ("ok", "out_of_memory", "diverged", "interrupted")
@@ -53,13 +59,22 @@ COLUMNS: dict[str, tuple[type, ...]] = {
     "summary": (dict,),
     "curve": (dict, type(None)),
 }
+DIGEST = "digest"  # of a line: SHA-256 of the canonical JSON of its columns
 EXPERIMENT_NAME = re.compile(r"[a-z0-9_]+")  # a file name on every system, and no path
 HASH_DIGITS = 16  # 64 bits: no collision among the thousands of runs of a data folder
 COMMIT_DIGITS = 12  # unique in any repository of this size, and readable
 MAX_CURVE_POINTS = 400  # more than a chart shows, and 5 MB still hold every recorded run
-MAX_NAMED_LINES = 10  # a warning names this many line numbers, then counts
+MAX_NAMED_LINES = 10  # a warning names this many lines, then counts
+MAX_INT, MAX_FLOAT = 2**63 - 1, 1e39  # of 64 bits; beyond what float32 holds
+MAX_DEPTH = 12  # of lists and dicts in each other; rows have 5
 GIT_TIMEOUT_S = 10  # a hanging network checkout must not hold a run back
+ASIDE = ".aside"  # ends the names of files that are being written
 WINDOWS_LOCK_OFFSET = 1 << 30  # Windows locks are mandatory: lock a byte beyond any data
+# Who holds the lock of a file is said after so long, and again; then it is given up.
+LOCK_SAID_AFTER_S, LOCK_SAID_EVERY_S, LOCK_GIVEN_UP_S = 3.0, 15.0, 120.0
+LOCK_ASKED_EVERY_S = 0.02
+# A line without its end may be one that is just being written.
+WHOLE_LINE_TRIES, WHOLE_LINE_EVERY_S = 10, 0.02
 FULL_DISK = {errno.ENOSPC, errno.EFBIG} | {getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -84,25 +99,34 @@ def _path(experiment: str, folder: str | os.PathLike[str] | None) -> Path:
 
 
 def append(experiment: str, row: Mapping[str, Any], folder: Path | None = None) -> None:
-    """Append one row: under a lock, in one write, flushed to the disk; all of it or nothing.
+    """Append one row, as `append_rows` does."""
+    append_rows(experiment, [row], folder)
+
+
+def append_rows(
+    experiment: str, rows: Sequence[Mapping[str, Any]], folder: Path | None = None
+) -> None:
+    """Append rows: under a lock, in one write, flushed to the disk; all of it or nothing.
 
     JSON has no NaN or infinity: such numbers are stored as null and read back as None; the outcome
     (`diverged`) says why. A torn last line, left by a killed process, stays as it is; the new row
     starts on a line of its own.
 
     Raises:
-        ValueError: the row lacks a column, has an unknown one, or a value of the wrong kind.
-        StoreError: the disk is full or the folder cannot be written; the file is as before.
+        ValueError: a row lacks a column, has an unknown one, or a value of the wrong kind.
+        StoreError: the disk is full, the folder cannot be written, or another process keeps the
+            file locked for LOCK_GIVEN_UP_S; the file is as before.
     """
     path = _path(experiment, folder)
-    line = _line(experiment, row)
+    lines = b"".join(_line(experiment, row) for row in rows)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(path, flags, 0o666)
+        descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
         try:
-            with _locked(descriptor):
-                _write_whole(descriptor, line)
+            _check_regular(descriptor)
+            with _locked(descriptor, path):
+                _write_whole(descriptor, lines)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -145,7 +169,9 @@ def make_row(
         "summary": summary,
         "curve": None if curve is None else thin(curve),
     }
-    return json.loads(_line(experiment, row))
+    made = json.loads(_line(experiment, row))
+    del made[DIGEST]
+    return made
 
 
 def thin(
@@ -188,7 +214,14 @@ def _line(experiment: str, row: Mapping[str, Any]) -> bytes:
     if problem:
         raise ValueError(f"row of {experiment}: {problem}")
     ordered = {column: plain[column] for column in COLUMNS}
+    ordered[DIGEST] = row_digest(ordered)
     return json.dumps(ordered, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def row_digest(row: Mapping[str, Any]) -> str:
+    """SHA-256 of a row's canonical JSON: keys in order, no spaces, ASCII."""
+    text = json.dumps(row, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _problem(experiment: str, row: Any) -> str | None:
@@ -204,6 +237,28 @@ def _problem(experiment: str, row: Any) -> str | None:
         return f"experiment is {row['experiment']!r}"
     if row["outcome"] not in OUTCOMES:
         return f"outcome is {row['outcome']!r}, not one of {', '.join(OUTCOMES)}"
+    return _unusable(row)
+
+
+def _unusable(value: Any, depth: int = 0) -> str | None:
+    """What no figure, chart or terminal could take of a value of JSON; None if nothing."""
+    if isinstance(value, str):
+        if not value.replace("\n", "").isprintable():  # control characters, surrogates
+            return f"holds the text {ascii(value)[:40]}"
+    elif isinstance(value, float):
+        if abs(value) > MAX_FLOAT:
+            return f"holds the number {value}"
+    elif isinstance(value, int):
+        if not -MAX_INT <= value <= MAX_INT:
+            return f"holds a number of {value.bit_length()} bits"
+    elif isinstance(value, dict | list):
+        if depth >= MAX_DEPTH:
+            return f"is nested more than {MAX_DEPTH} deep"
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            if type(item) is float and -MAX_FLOAT <= item <= MAX_FLOAT:
+                continue  # most of a row, and quick
+            if problem := _unusable(item, depth + 1):
+                return problem
     return None
 
 
@@ -225,14 +280,30 @@ def _write_whole(descriptor: int, line: bytes) -> None:
 
 
 @contextmanager
-def _locked(descriptor: int, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock of an open file; a reader goes on where the file system has no locks."""
-    if fcntl is None:
-        os.lseek(descriptor, WINDOWS_LOCK_OFFSET, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
-    else:
-        with suppress(OSError) if shared else nullcontext():
-            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+def _locked(descriptor: int, path: Path) -> Iterator[None]:
+    """Hold the lock of an open file. While another process has it, that is said; readers need
+    none.
+
+    Raises:
+        StoreError: another process had it for LOCK_GIVEN_UP_S.
+    """
+    began, said = time.monotonic(), 0.0
+    while not _lock_now(descriptor):
+        waited = time.monotonic() - began
+        holder = _lock_holder(descriptor)
+        if waited > LOCK_GIVEN_UP_S:
+            raise StoreError(
+                f"{path} was locked by {holder} for {waited:.0f} s, and nothing was written: end "
+                "that process, then run the same command again"
+            )
+        if waited > (said + LOCK_SAID_EVERY_S if said else LOCK_SAID_AFTER_S):
+            said = waited
+            since = datetime.now().astimezone() - timedelta(seconds=waited)
+            _say(
+                f"{path.name} has been locked by {holder} since {since:%H:%M:%S} or earlier: "
+                f"waiting, at most {LOCK_GIVEN_UP_S - waited:.0f} s more"
+            )
+        time.sleep(LOCK_ASKED_EVERY_S)
     try:
         yield
     finally:
@@ -244,19 +315,54 @@ def _locked(descriptor: int, *, shared: bool = False) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-@contextmanager
-def claimed(run: str) -> Iterator[bool]:
-    """Whether a run is this process's to compute, True for the first that asks: until it is done
-    with it, or is killed, the others get False. Where locks cannot be had all get True."""
-    path, number = cache_folder() / "claims", int(run, 16) >> 4  # a byte of the file is a run
+def _lock_now(descriptor: int) -> bool:
+    """Lock an open file; False while another process has it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
+        if fcntl is None:
+            os.lseek(descriptor, WINDOWS_LOCK_OFFSET, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in LOCKED_ELSEWHERE:
+            raise
+        return False
+    return True
+
+
+def _lock_holder(descriptor: int) -> str:
+    """Who has locked a file, as far as the system tells (Linux)."""
+    about = os.fstat(descriptor)
+    device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
+    with suppress(OSError, IndexError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            parts = line.split()
+            if device in parts and "->" not in parts:
+                return f"process {parts[parts.index(device) - 1]}"
+    return "another process"
+
+
+def _say(text: str) -> None:
+    """A line for whoever waits: a warning would be shown once only."""
+    print(f"replib: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def claimed(work: str) -> Iterator[bool]:
+    """Whether some work on the data folder is this process's, True for the first that asks: until
+    it is done with it, or is killed, the others get False. Where locks cannot be had all get True.
+    The folder counts, by whatever path it is reached."""
+    path, number = data_folder() / ".claims", int(_digest(work), 16) >> 4  # a byte of the file
+    try:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+        descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except OSError:
         yield True
         return
-    with file:
-        yield _lock_byte(file.fileno(), number)
+    try:
+        yield _lock_byte(descriptor, number)
+    finally:
+        os.close(descriptor)
 
 
 def _lock_byte(descriptor: int, number: int) -> bool:
@@ -268,91 +374,211 @@ def _lock_byte(descriptor: int, number: int) -> bool:
         else:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
     except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+        return error.errno not in LOCKED_ELSEWHERE
     return True
 
 
 def _remedy(path: Path, error: OSError) -> str:
     """What went wrong with a file, and what to do about it."""
-    variable = "REPLIB_CACHE" if path.parent == cache_folder().absolute() else "REPLIB_DATA"
+    elsewhere = ""
+    if path.is_relative_to(cache_folder().absolute()):
+        elsewhere = " or set REPLIB_CACHE to another folder"
+    elif path.suffix == ".jsonl" or path.is_relative_to(data_folder().absolute()):
+        elsewhere = " or set REPLIB_DATA to another folder"
     if error.errno in FULL_DISK:
-        return f"disk full: free space or set {variable} to another folder; {path} is unchanged"
+        return f"disk full: free space{elsewhere}; {path} is unchanged"
     reason = error.strerror or error
-    return f"no access to {path} ({reason}): allow it or set {variable} to another folder"
+    return f"no access to {path} ({reason}): allow it{elsewhere}"
 
 
-# path -> (inode, modification time, size), rows, warning: notebooks read far oftener than runs end
-_READ: dict[Path, tuple[tuple[int, int, int], list[Row], str | None]] = {}
+def _check_regular(descriptor: int) -> None:
+    """
+    Raises:
+        OSError: an open file is a folder, a pipe or a device.
+    """
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a regular file; what would wait for a writer is refused.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    with open(descriptor, "rb", buffering=0) as file:
+        _check_regular(descriptor)
+        return file.readall()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """What a file held when it was read: `version` is (inode, modification time, size)."""
+
+    version: tuple[int, int, int]
+    rows: list[Row]
+    skipped: str | None
+    n_without_digest: int
+
+
+_READ: dict[Path, _Content] = {}  # notebooks read far oftener than runs end
 
 
 def read_rows(experiment: str, folder: Path | None = None) -> list[Row]:
     """All rows of an experiment, oldest first; none if the file is missing.
 
-    The list is the caller's own; its rows are shared between calls, so do not change them. Torn and
-    foreign lines are skipped, with one warning that counts them and names their numbers.
+    The list is the caller's own; its rows are shared between calls, so do not change them. A field
+    of a config that a row lacks, as it was added later, has its default. Lines that are no rows, or
+    rows that the code cannot use (`replib.rows`), are skipped, with one warning that names them and
+    says why; `skipped` says it too.
 
     Raises:
         StoreError: the file is there and cannot be read.
     """
+    content = _read(experiment, folder)
+    if content.skipped:
+        warnings.warn(content.skipped, stacklevel=2)
+    return list(content.rows)
+
+
+def skipped(experiment: str, folder: Path | None = None) -> str | None:
+    """Which lines of a file are skipped, and why; why it cannot be read; None where all is read."""
+    try:
+        return _read(experiment, folder).skipped
+    except StoreError as error:
+        return str(error)
+
+
+def n_without_digest(experiment: str, folder: Path | None = None) -> int:
+    """How many rows of an experiment were written before lines had a digest."""
+    return _read(experiment, folder).n_without_digest
+
+
+def _read(experiment: str, folder: Path | None) -> _Content:
     path = _path(experiment, folder)
     try:
-        with path.open("rb", buffering=0) as file, _locked(file.fileno(), shared=True):
-            stat = os.fstat(file.fileno())
-            version = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-            known = _READ.get(path)
-            if known is None or known[0] != version:
-                file.seek(0)
-                known = _READ[path] = (version, *_parse(path, file.readall()))
+        about = os.stat(path)
+        version = (about.st_ino, about.st_mtime_ns, about.st_size)
+        if path not in _READ or _READ[path].version != version:
+            # Without a lock: a line is written whole, but a reader may come in between.
+            for _ in range(WHOLE_LINE_TRIES):
+                content = read_whole(path)
+                if not content or content.endswith(b"\n"):
+                    break
+                time.sleep(WHOLE_LINE_EVERY_S)
+            _READ[path] = _Content(version, *_parse(path, content))
     except FileNotFoundError:
-        return []
+        return _Content((0, 0, 0), [], None, 0)
     except OSError as error:
         raise StoreError(_remedy(path, error)) from error
-    _, rows, warning = known
-    if warning:
-        warnings.warn(warning, stacklevel=2)
-    return list(rows)
+    return _READ[path]
 
 
-def _parse(path: Path, content: bytes) -> tuple[list[Row], str | None]:
-    """The rows of a file, and the warning about the lines that are none."""
-    rows, skipped = [], []
+def _parse(path: Path, content: bytes) -> tuple[list[Row], str | None, int]:
+    """The rows of a file, what to say of the lines that are none, and how many have no digest."""
+    from replib import rows as known  # the configs of all experiments, and with them torch
+
+    check, rows, skipped, n_without = known.checker(path.stem), [], [], 0
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode(), parse_constant=lambda _: None)
-        except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested without end
-            row = None
-        if _problem(path.stem, row):
-            skipped.append(number)
-        else:
-            rows.append(row)
+            row, has_digest = _row(path.stem, line)
+            rows.append(check(row))
+            n_without += not has_digest
+        except Exception as error:  # what other hands write is without end
+            skipped.append(f"line {number} ({error})")
     if not skipped:
-        return rows, None
-    named = ", ".join(map(str, skipped[:MAX_NAMED_LINES]))
-    more = ", ..." if len(skipped) > MAX_NAMED_LINES else ""
-    return rows, (
-        f"{path.name}: {len(skipped)} torn or foreign lines skipped (line {named}{more}), "
-        f"{len(rows)} rows read; delete those lines to end this warning"
+        return rows, None, n_without
+    more = f" and {len(skipped) - MAX_NAMED_LINES} more" * (len(skipped) > MAX_NAMED_LINES)
+    told = (
+        f"{path.name}: {len(skipped)} of {len(skipped) + len(rows)} lines skipped: "
+        f"{', '.join(skipped[:MAX_NAMED_LINES])}{more}"
     )
+    return rows, told, n_without
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a text file of a data folder whole: a killed process leaves the old one.
+def _row(experiment: str, line: bytes) -> tuple[Row, bool]:
+    """The row of a line, and whether it had a digest.
+
+    Raises:
+        ValueError: it is none; the message says why in some words.
+    """
+    try:
+        row = json.loads(
+            line.decode(), parse_constant=lambda _: None, object_pairs_hook=_without_twins
+        )
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
+        twice = isinstance(error, _Twice)
+        raise ValueError(str(error) if twice else "torn or no JSON") from error
+    digest = row.pop(DIGEST, None) if isinstance(row, dict) else None
+    if problem := _problem(experiment, row):
+        raise ValueError(problem)
+    if unknown := sorted(set(row) - set(COLUMNS)):
+        raise ValueError(f"unknown column {unknown[0]!r}")
+    if digest is not None and digest != row_digest(row):
+        raise ValueError("its digest is another: the line was changed or damaged")
+    return {"detail": None, "curve": None} | row, digest is not None
+
+
+class _Twice(ValueError):
+    """A key that a JSON object has twice."""
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Twice("has a key twice")
+    return found
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file whole: aside, then renamed, so that a killed process or a full disk leaves the
+    old one. What earlier processes left aside as they were killed is removed.
 
     Raises:
         StoreError: the disk is full or the folder cannot be written; the file is as before.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path = Path(path).absolute()
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}{ASIDE}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(text.encode())
-        os.replace(temporary, path)
+        remove_leftovers(path.parent)
+        descriptor = os.open(aside, flags | getattr(os, "O_BINARY", 0), 0o666)
+        with open(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(aside, path)
     except OSError as error:
         raise StoreError(_remedy(path, error)) from error
     finally:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            aside.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that are no more left aside in a folder as they were killed."""
+    with suppress(OSError):
+        for path in folder.glob(f".*{ASIDE}"):
+            pid = path.name.split(".")[-3]
+            if pid.isdigit() and not _is_running(int(pid)):
+                path.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    if os.name == "nt":  # where os.kill would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def find(experiment: str, run_id: str, folder: Path | None = None) -> Row | None:
@@ -363,7 +589,8 @@ def find(experiment: str, run_id: str, folder: Path | None = None) -> Row | None
 
 def latest(rows: Sequence[Row]) -> list[Row]:
     """The last row of each config, seed and kind of device, oldest first; a later recording, of
-    newer code too, takes the place of an earlier one, and a finished run that of a stopped one."""
+    newer code too, takes the place of an earlier one, and a finished run that of a stopped one.
+    Later is what stands later in the file, as clocks are set back."""
 
     def identity(row: Row) -> tuple[str, int, str]:
         config = json.dumps(row["config"], sort_keys=True)
@@ -528,6 +755,11 @@ def _is_added_default(field: dataclasses.Field, value: Any) -> bool:
     return "added" in field.metadata and getattr(value, field.name) == field.default
 
 
+def plain(config: Any) -> Any:
+    """A config as rows hold it."""
+    return _walk(config, lambda number: number)
+
+
 def _finite_or_none(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
@@ -556,12 +788,17 @@ def provenance(
         "torch": str(torch.__version__),
         "numpy": numpy.__version__,
         "device": str(device),
-        "device_name": _device_name(str(device)),
+        "device_name": clean_name(_device_name(str(device))),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # "AVX2", "AVX512", ...
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "started": (started or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
     }
+
+
+def clean_name(name: str) -> str:
+    """A device's name without what Markdown or HTML would take for markup."""
+    return " ".join(re.sub(r"[<>&|*`\[\]\\\s]", " ", name).split())
 
 
 def _device_name(device: str) -> str:

@@ -5,7 +5,6 @@ and evaluation data from generators of the seeds 3s, 3s + 1 and 3s + 2.
 """
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from replib import checkpoints
 from replib.device import resolve_device
 from replib.models import (
     CausalTransformer,
@@ -153,32 +153,39 @@ class Training:
         )
         set_dropout_generator(self.model, self.dropout)
         self.step = 0
+        self.threads = torch.get_num_threads()
+        """Of the process as the run began; with others sums round otherwise."""
         self.history: list[Metrics] = []
-        """All metrics so far, those before a resumed checkpoint included."""
+        """All evaluations so far, those before a resumed checkpoint included."""
+        self._losses: list[Tensor] = []
+        """Of the steps since the last evaluation."""
         self._run_model = torch.compile(self.model) if config.compile else self.model
 
     def metrics(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Metrics]:
-        """Train to the end of the config, yielding at each `eval_every` steps and at the last.
+        """Train to the end of the config, yielding at each `eval_every` steps and at the last; a
+        run that has ended yields its last metrics again.
 
-        A loss that is not finite ends the run as "diverged"; `stop()` is asked before each step
-        and ends it as "interrupted". Either way the last metrics say so.
+        A loss that is not finite ends the run as "diverged". `stop()` is asked before each step and
+        ends it as "interrupted", with the figures of the last evaluation: nothing is measured then,
+        so that a run which is continued is the same as one that was not stopped.
         """
-        config, losses = self.config, []
-        first, started = self.step, time.perf_counter()
+        if self.history and self.history[-1].outcome is not None:
+            yield self.history[-1]
+            return
+        config, first, started = self.config, self.step, time.perf_counter()
         while self.step < config.n_steps:
             if stop():
-                yield self._measure(losses, first, started, "interrupted")
+                yield self._interrupted()
                 return
             if self.step == first + UNTIMED_STEPS:
                 started = time.perf_counter()
-            losses.append(self.train_step())
+            self._losses.append(self.train_step())
             if self.step % config.eval_every and self.step < config.n_steps:
                 continue
-            m = self._measure(losses, first, started, None)
+            m = self._measure(first, started)
             yield m
             if m.outcome == "diverged":
                 return
-            losses = []
 
     def train_step(self) -> Tensor:
         """One step of the optimiser; the loss before it, a scalar on the device."""
@@ -196,14 +203,15 @@ class Training:
         self.step += 1
         return loss.detach()
 
-    def _measure(self, losses, first, started, outcome) -> Metrics:
+    def _measure(self, first: int, started: float) -> Metrics:
         loss, accuracy = self.evaluate()
-        train_loss = torch.stack(losses).mean().item() if losses else math.nan
-        if outcome is None:
-            if not math.isfinite(loss) or not math.isfinite(train_loss):
-                outcome = "diverged"
-            elif self.step == self.config.n_steps:
-                outcome = "ok"
+        train_loss = torch.stack(self._losses).mean().item()
+        self._losses = []
+        outcome = None
+        if not math.isfinite(loss) or not math.isfinite(train_loss):
+            outcome = "diverged"
+        elif self.step == self.config.n_steps:
+            outcome = "ok"
         timed = self.step - first - UNTIMED_STEPS
         speed = timed / (time.perf_counter() - started) if timed > 0 else math.nan
         metrics = Metrics(
@@ -217,6 +225,13 @@ class Training:
         )
         self.history.append(metrics)
         return metrics
+
+    def _interrupted(self) -> Metrics:
+        names = ("train_loss", "loss", "accuracy", "steps_per_s", "seconds_left")
+        last = {name: getattr(self.history[-1], name) for name in names if self.history}
+        return Metrics(
+            step=self.step, outcome="interrupted", **(dict.fromkeys(names, math.nan) | last)
+        )
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
@@ -234,42 +249,33 @@ class Training:
         return loss / n_batches, right / counted
 
     def save(self, path: Path | str) -> None:
-        """Write a checkpoint from which `load` continues bit for bit.
+        """Write a checkpoint from which `load` continues bit for bit, on the same machine with the
+        same torch and number of threads; a killed process leaves the old one.
 
-        Written to a temporary name and renamed, so that a killed process leaves the old one.
+        Raises:
+            StoreError: it cannot be written; the file is as before.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            torch.save(self._state(), temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        checkpoints.save(self._state(), path)
 
     def load(self, path: Path | str) -> None:
         """Continue from a checkpoint of the same config and seed.
 
         Raises:
-            ValueError: the file is no checkpoint, or is one of another config or seed.
+            FileNotFoundError: there is none.
+            ValueError: the file is damaged, or is one of another config, seed or version; this
+                object may be half restored then.
         """
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            same = state["config"] == asdict(self.config) and state["seed"] == self.seed
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # torch.load raises many kinds on a torn or foreign file
-            raise ValueError(f"{path} is no checkpoint of this program: delete it") from error
-        if not same:
-            raise ValueError(
-                f"{path} belongs to another config or seed: use another path, or delete it"
-            )
+        checkpoints.restore(path, self, ("config", "seed"))
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        checkpoints.restore_optimizer(self.optimizer, state["optimizer"])
         for name, generator in self._generators().items():
             generator.set_state(state[name])
-        self.step = state["step"]
+        self.step = checkpoints.checked_step(state["step"], self.config.n_steps)
+        self.threads = int(state["threads"])
         self.history = [Metrics(**metrics) for metrics in state["history"]]
+        self._losses = list(state["losses"].to(self.device))
 
     def _generators(self) -> dict[str, torch.Generator]:
         return {"data": self.data, "dropout": self.dropout, "evaluation": self._evaluation}
@@ -279,7 +285,9 @@ class Training:
             "config": asdict(self.config),
             "seed": self.seed,
             "step": self.step,
+            "threads": self.threads,
             "history": [asdict(metrics) for metrics in self.history],
+            "losses": torch.stack(self._losses) if self._losses else torch.zeros(0),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             **{name: g.get_state() for name, g in self._generators().items()},

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from time import monotonic, sleep
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from test_bench import TINY
 
-from replib import bench, recording, store
+from replib import bench, interrupts, store
 from replib.__main__ import main
 from replib.experiments import EXPERIMENTS, SCALES, Experiment, laptop_copy
 from replib.jobs import TrainingJob, configs_of, on_device
@@ -23,10 +24,11 @@ PATIENCE_S = 60.0  # a busy machine; no test waits so long unless it fails
 
 
 @pytest.fixture(autouse=True)
-def _process_is_as_before():
-    handler, threads = signal.getsignal(signal.SIGINT), torch.get_num_threads()
+def _process_is_as_before(monkeypatch):
+    monkeypatch.setattr(interrupts, "GRACE_S", PATIENCE_S)  # else a slow test would end the process
+    threads, form = torch.get_num_threads(), warnings.formatwarning
     yield
-    signal.signal(signal.SIGINT, handler)
+    warnings.formatwarning = form
     torch.set_num_threads(threads)
 
 
@@ -137,7 +139,7 @@ def test_a_torn_line_is_reported_and_recording_goes_on(data, capsys):
     rows = store.read_rows("step_time")
     with (data / "step_time.jsonl").open("a") as file:
         file.write('{"run_id": "torn')
-    with pytest.warns(UserWarning, match="1 torn or foreign lines skipped"):
+    with pytest.warns(UserWarning, match=r"lines skipped: line \d+ .torn"):
         assert main(["record", "step_time", "--device", "cpu"]) == 0
         assert store.read_rows("step_time") == rows
 
@@ -194,19 +196,10 @@ def test_an_interrupted_bench_keeps_what_it_measured(tiny_bench, monkeypatch, ca
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(store, "append", append_and_interrupt)
-    assert main(["bench", "--quick", "--only", "delta", "--device", "cpu"]) == 1
+    assert main(["bench", "--quick", "--only", "delta", "--device", "cpu"]) == 130
     assert [row["config"]["work"] for row in store.read_rows("bench")] == [bench.LAST_READ]
     told = capsys.readouterr()
     assert "what was measured is kept" in told.err and f"delta rule: {bench.LAST_READ}" in told.out
-
-
-def test_a_second_interrupt_ends_at_once_and_says_so(monkeypatch, capsys):
-    def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(recording, "record", interrupted)
-    assert main(["record", "convergence"]) == 130
-    assert "what was recorded is kept" in capsys.readouterr().err
 
 
 def tiny_jobs(scale):
@@ -217,31 +210,31 @@ def tiny_jobs(scale):
 # Slow, so that there is time to interrupt it.
 SLOW = f"""
 import sys, time
-from replib import __main__ as cli, recording
+from replib import __main__ as cli, interrupts, recording
 from replib.experiments import EXPERIMENTS, Experiment, laptop_copy
 from replib.jobs import TrainingJob
 
 {inspect.getsource(tiny_jobs)}
 EXPERIMENTS["tiny"] = Experiment(name="tiny", title="", jobs=tiny_jobs)
-recording.CHECKPOINT_EVERY_S = 0.0
+recording.CHECKPOINT_EVERY_S, interrupts.GRACE_S = 0.0, 60.0
 cli._print_metrics = lambda job, metrics: time.sleep(0.4)
 sys.exit(cli.main(["record", "tiny", "--device", "cpu", "--threads", "1"]))
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a console interrupt cannot be sent to one process")
+@pytest.mark.skipif(os.name == "nt", reason="a signal cannot be sent to one process")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_recording_keeps_what_it_has_and_the_same_command_continues(
-    cache, monkeypatch
+    cache, monkeypatch, number
 ):
     process, end = python(SLOW), monotonic() + PATIENCE_S
     while not list(cache.glob("checkpoints/**/*.pt")):  # the first run is under way
         assert process.poll() is None and monotonic() < end, process.communicate()
         sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, told = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 1
-    assert "stopping after this step" in told and "the same command continues" in told
-    assert "Traceback" not in told
+    assert process.returncode == 128 + number
+    assert told == "replib: stopped: what was recorded is kept; the same command continues\n"
     (row,) = store.read_rows("tiny")
     assert row["outcome"] == "interrupted" and 0 < row["summary"]["n_steps"] < 50
     assert len(list(cache.glob("checkpoints/**/*.pt"))) == 1
@@ -253,7 +246,66 @@ def test_an_interrupted_recording_keeps_what_it_has_and_the_same_command_continu
     n = len(row["curve"]["step"])
     assert resumed["curve"]["loss"][:n] == row["curve"]["loss"]
     assert resumed["summary"]["n_steps"] == 50
+    assert len(set(resumed["curve"]["step"])) == len(resumed["curve"]["step"])
     assert not list(cache.glob("checkpoints/**/*.pt"))
+
+
+ENDLESS = """
+import time
+from replib import interrupts
+with interrupts.stopping() as stop:
+    print("running", flush=True)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:  # a step that takes as long
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a signal cannot be sent to one process")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_within_a_long_step_is_ended_all_the_same(number):
+    process = python(ENDLESS)
+    assert process.stdout.readline() == "running\n"
+    process.send_signal(number)
+    _, told = process.communicate(timeout=PATIENCE_S / 2)
+    assert process.returncode == 128 + number
+    assert told == "replib: stopped: what was recorded is kept; the same command continues\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a signal cannot be sent to one process")
+def test_a_signal_during_imports_ends_with_a_line():
+    program = (
+        "import os, signal, runpy, sys\n"
+        "class Signal:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'torch':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Signal())\n"
+        "sys.argv = ['replib', 'list']\n"
+        "runpy.run_module('replib', run_name='__main__')"
+    )
+    process = python(program)
+    _, told = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, told) == (130, "replib: ended; what was recorded is kept\n")
+
+
+@pytest.mark.parametrize("command", ["list", "doctor"])
+def test_a_reader_that_closes_the_pipe_is_no_error(command):
+    program = f"import sys\nfrom replib.__main__ import main\nsys.exit(main([{command!r}]))"
+    process = python(program)
+    process.stdout.close()
+    assert process.wait(timeout=PATIENCE_S) == 141
+    assert process.stderr.read() == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in this file system")
+def test_what_is_no_data_file_is_told_and_the_rest_listed(data, capsys):
+    os.mkfifo(data / "scaling.jsonl")
+    (data / "crossover.jsonl").mkdir()
+    for command in ("list", "doctor"):
+        assert main([command]) == 0
+        told = capsys.readouterr().out
+        assert told.count("no access to") == 2 and "images" in told
 
 
 COMPUTING = "live claims verdicts statistics experiments generation published store bench __main__"

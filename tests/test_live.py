@@ -629,7 +629,7 @@ def test_runs_that_this_machine_cannot_hold_are_refused_with_the_remedy(changes,
 def test_the_memory_of_the_machine_decides_on_a_refusal(monkeypatch):
     assert refusal([job()], "cpu") is None
     monkeypatch.setattr(module, "available_memory_bytes", lambda device: 1000)
-    assert "GB are free" in refusal([job()], "cpu")
+    assert "more than 80% of the 0.0 GB free" in refusal([job()], "cpu")
     assert refusal([cost_job()], "cpu") is None  # it would be a row that says so
 
 

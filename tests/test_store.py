@@ -87,30 +87,139 @@ def test_a_row_after_a_torn_line_is_not_glued_to_it(tmp_path):
     with (tmp_path / "copy.jsonl").open("ab") as file:
         file.write(b'{"run_id": "torn", "experi')
     store.append("copy", row(1), tmp_path)
-    with pytest.warns(UserWarning, match=r"copy\.jsonl: 1 torn .*line 2.*2 rows read") as caught:
+    with pytest.warns(
+        UserWarning, match=r"copy\.jsonl: 1 of 3 lines skipped: line 2 .torn"
+    ) as caught:
         assert seeds(tmp_path) == [0, 1]
     assert len(caught) == 1
 
 
 @pytest.mark.parametrize(
-    "foreign",
+    "foreign, why",
     [
-        b"<<<<<<< HEAD",
-        b"\x00\xff\xfe garbage",
-        b"[1, 2]",
-        b'{"hello": "world"}',
-        b"[" * 100_000,
-        json.dumps(row(experiment="other")).encode(),
-        json.dumps(row(outcome="fine")).encode(),
-        json.dumps(row(config=[1])).encode(),
+        (b"<<<<<<< HEAD", "torn or no JSON"),
+        (b"\x00\xff\xfe garbage", "torn or no JSON"),
+        (b"[1, 2]", "not an object"),
+        (b'{"hello": "world"}', "lacks 'run_id'"),
+        (b"[" * 100_000, "torn or no JSON"),
+        (json.dumps(row(experiment="other")).encode(), "experiment is 'other'"),
+        (json.dumps(row(outcome="fine")).encode(), "outcome is 'fine'"),
+        (json.dumps(row(config=[1])).encode(), "config is"),
+        (json.dumps(row(newer=1)).encode(), "unknown column 'newer'"),
+        (json.dumps(row(detail="\ud800")).encode(), "holds the text"),
+        (json.dumps(row(detail="\x1b[2J")).encode(), "holds the text"),
+        (json.dumps(row(summary={"loss": 10**30})).encode(), "number of 100 bits"),
+        (json.dumps(row(summary={"loss": 1e300})).encode(), "the number 1e.300"),
+        (json.dumps(row(seed=True)).encode(), "seed is True"),
+        (b'{"seed": 1, ' + json.dumps(row()).encode()[1:], "a key twice"),
+        (json.dumps(row(summary=json.loads("[" * 20 + "]" * 20))).encode(), "summary is"),
+        (json.dumps(row(summary={"x": json.loads("[" * 20 + "]" * 20)})).encode(), "nested"),
+        (json.dumps(row(digest="0" * 64)).encode(), "its digest is another"),
     ],
 )
-def test_foreign_lines_are_skipped_and_reported(tmp_path, foreign):
+def test_foreign_lines_are_skipped_and_reported(tmp_path, foreign, why):
     lines = [foreign, json.dumps(row(1)).encode(), b"", foreign, json.dumps(row(2)).encode()]
     (tmp_path / "copy.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    with pytest.warns(UserWarning, match="2 torn or foreign lines skipped .line 1, 4.") as caught:
+    told = f"copy.jsonl: 2 of 4 lines skipped: line 1 .*{why}.*, line 4 .*{why}"
+    with pytest.warns(UserWarning, match=told) as caught:
         assert seeds(tmp_path) == [1, 2]
-    assert len(caught) == 1
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    assert store.skipped("copy", tmp_path) == str(caught[0].message)
+
+
+def test_no_flipped_bit_changes_a_row_unnoticed(tmp_path):
+    store.append("copy", row(3, curve={"step": [1, 2], "loss": [0.125, 1e-30]}), tmp_path)
+    path, (expected,) = tmp_path / "copy.jsonl", store.read_rows("copy", tmp_path)
+    line, noticed = path.read_bytes(), 0
+    for bit in range(0, 8 * (len(line) - 1), 7):
+        flipped = bytearray(line)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        os.utime(path, ns=(bit, bit))  # a file of the same size and time is not read again
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            rows = store.read_rows("copy", tmp_path)
+        assert caught or rows == [expected]  # such as 1e-30 and 1E-30
+        noticed += bool(caught)
+    assert noticed > len(line)
+
+
+def test_rows_without_a_digest_are_read_and_counted(tmp_path):
+    (tmp_path / "copy.jsonl").write_text(json.dumps(row(0)) + "\n")
+    store.append("copy", row(1), tmp_path)
+    assert seeds(tmp_path) == [0, 1]
+    assert store.n_without_digest("copy", tmp_path) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in this file system")
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, make):
+    make(tmp_path / "copy.jsonl")
+    for attempt in (lambda: store.append("copy", row(), tmp_path), lambda: seeds(tmp_path)):
+        with pytest.raises(store.StoreError, match=r"copy\.jsonl"):
+            attempt()
+    assert "copy.jsonl" in store.skipped("copy", tmp_path)
+
+
+HOLDER = """
+import fcntl, sys
+with open(sys.argv[1], "ab") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="the holder is not to be known")
+def test_who_keeps_a_file_locked_is_said_and_readers_do_not_wait(tmp_path, monkeypatch, capsys):
+    store.append("copy", row(0), tmp_path)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "copy.jsonl")]
+    with subprocess.Popen(command, **pipes) as holder:
+        assert holder.stdout.readline() == b"locked\n"
+        monkeypatch.setattr(store, "LOCK_SAID_AFTER_S", 0.05)
+        monkeypatch.setattr(store, "LOCK_SAID_EVERY_S", 0.05)
+        monkeypatch.setattr(store, "LOCK_GIVEN_UP_S", 0.4)
+        with pytest.raises(store.StoreError, match=f"locked by process {holder.pid} for"):
+            store.append("copy", row(1), tmp_path)
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) > 1 and all(f"by process {holder.pid} since" in line for line in told)
+        assert seeds(tmp_path) == [0]
+        holder.stdin.close()
+        holder.wait()
+    store.append("copy", row(1), tmp_path)
+    assert seeds(tmp_path) == [0, 1]
+
+
+def test_a_file_is_replaced_whole_and_what_was_left_aside_is_removed(tmp_path, monkeypatch):
+    path = tmp_path / "text.md"
+    store.replace_file(path, "before")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [tmp_path / f".text.md.{pid}.0{store.ASIDE}" for pid in (dead.pid, os.getpid())]
+    for one in left:
+        one.touch()
+    store.replace_file(path, b"after")
+    assert path.read_bytes() == b"after" and [one.exists() for one in left] == [False, True]
+    left[1].unlink()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(store.StoreError, match="disk full"):
+        store.replace_file(path, "half")
+    assert path.read_bytes() == b"after" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_written_aside_goes_through_no_link_that_was_laid(tmp_path, monkeypatch):
+    """Names cannot be guessed; and one that is guessed is not opened."""
+    monkeypatch.setattr(store.secrets, "token_hex", lambda n: "known")
+    aside = tmp_path / f".text.md.{os.getpid()}.known{store.ASIDE}"
+    aside.symlink_to(tmp_path / "victim")
+    with pytest.raises(store.StoreError):
+        store.replace_file(tmp_path / "text.md", "text")
+    assert not (tmp_path / "victim").exists()
 
 
 def test_windows_line_ends_are_no_foreign_lines(tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from replib import checkpoints, store
 from replib.attention import ATTENTION
 from replib.experiments import laptop_copy
 from replib.pixels import Pixels
@@ -62,37 +63,30 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path, optimizer, d
     config = replace(config, model=replace(config.model, dropout=dropout))
     whole = Training(config, seed=3)
     expected = run(whole)
-    first = Training(config, seed=3)
-    stopped = list(first.metrics(stop=lambda: first.step == 17))
-    assert [m.outcome for m in stopped] == [None, "interrupted"]
-    # The evaluation at the stop draws data that the whole run does not draw there: resume from
-    # a checkpoint that was written between two evaluations, as a killed process leaves it.
-    again = Training(config, seed=3)
-    for m in again.metrics():
-        if m.step == 20:
-            again.save(tmp_path / "run.pt")
-            break
-    resumed = Training(config, seed=3)
-    resumed.load(tmp_path / "run.pt")
-    rest = run(resumed)
-    assert same(whole, resumed)
-    assert [(m.step, m.loss, m.accuracy) for m in resumed.history] == [
-        (m.step, m.loss, m.accuracy) for m in expected
+    one = Training(config, seed=3)
+    for step in (7, 17, 20, 40):  # before and at an evaluation, and once it has ended
+        stopped = list(one.metrics(stop=lambda one=one, step=step: one.step == step))
+        assert stopped[-1].outcome == ("interrupted" if step < 40 else "ok")
+        one.save(tmp_path / "run.pt")
+        one = Training(config, seed=3)
+        one.load(tmp_path / "run.pt")
+    assert run(one) == one.history[-1:]  # a run that has ended says so again
+    assert same(whole, one)
+    assert [(m.step, m.train_loss, m.loss, m.accuracy, m.outcome) for m in one.history] == [
+        (m.step, m.train_loss, m.loss, m.accuracy, m.outcome) for m in expected
     ]
-    assert [m.step for m in rest] == [30, 40]
 
 
-def test_a_stopped_run_resumes_to_the_same_parameters(tmp_path):
-    config = tiny()
-    whole = Training(config)
-    run(whole)
-    stopped = Training(config)
-    list(stopped.metrics(stop=lambda: stopped.step == 17))
-    stopped.save(tmp_path / "run.pt")
-    resumed = Training(config)
+def test_a_run_that_diverged_stays_so_when_it_is_resumed(tmp_path):
+    training = Training(tiny())
+    with torch.no_grad():
+        training.model.head.weight.fill_(math.nan)
+    assert run(training)[-1].outcome == "diverged"
+    training.save(tmp_path / "run.pt")
+    resumed = Training(tiny())
     resumed.load(tmp_path / "run.pt")
-    run(resumed)
-    assert same(whole, resumed)
+    (last,) = run(resumed)
+    assert last.outcome == "diverged" and last.step == training.step
 
 
 def test_seeds_decide_everything_and_the_global_generator_nothing():
@@ -131,17 +125,57 @@ def test_a_foreign_checkpoint_is_refused_with_the_remedy(tmp_path, content):
         Training(tiny(), seed=0).load(path)
 
 
+def _moments(state):
+    return state["optimizer"]["state"][0]
+
+
+WRONG = {
+    "a text step": lambda state: state.update(step="10"),
+    "a step beyond the run": lambda state: state.update(step=10**6),
+    "a newer field": lambda state: state.update(newer=1),
+    "a newer field of metrics": lambda state: state["history"][0].update(newer=1),
+    "no generator": lambda state: state.pop("data"),
+    "a generator of no kind": lambda state: state.update(data=torch.zeros(3)),
+    "another shape": lambda state: state["model"].update({"head.weight": torch.zeros(2, 2)}),
+    "moments of another shape": lambda state: _moments(state).update(exp_avg=torch.zeros(2)),
+    "moments of no parameter": lambda state: state["optimizer"]["state"].pop(0),
+    "text threads": lambda state: state.update(threads="many"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, what):
+    path, training = tmp_path / "run.pt", Training(tiny())
+    next(training.metrics())
+    state = training._state()
+    WRONG[what](state)
+    checkpoints.save(state, path)
+    with pytest.raises(ValueError, match=r"run\.pt .*delete it"):
+        Training(tiny()).load(path)
+
+
+def test_no_flipped_bit_of_a_checkpoint_is_loaded(tmp_path):
+    path = tmp_path / "run.pt"
+    Training(tiny()).save(path)
+    content = path.read_bytes()
+    for at in range(0, len(content), len(content) // 50):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match="damaged.*delete it"):
+            checkpoints.load(path)
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     training, path = Training(tiny()), tmp_path / "run.pt"
     training.save(path)
     old = path.read_bytes()
 
-    def full(state, file):
-        file.write_bytes(b"half")
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(store.StoreError, match="disk full: free space"):
         training.save(path)
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
