@@ -568,7 +568,8 @@ def operations_per_token(d: int, m: int, c: int, backward: bool, segmented: bool
     """Floating-point operations of the products, a token and head, causal, of one pass.
 
     The equations above in order; c is the chunk of the configuration that was chosen. All of A
-    and W is computed. φ takes about 10 operations a number and is not counted.
+    and W is computed. φ takes about 10 operations a number and is not counted, nor is the second
+    product with S that bfloat16 takes backward.
     """
     if backward:
         return 10 * d * m + 6 * c * (d + m) + (2 * d * m if segmented else 0)
