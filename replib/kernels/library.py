@@ -7,6 +7,7 @@ once a kernel goes without the operator, which would cost about 25 µs more.
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -183,6 +184,14 @@ def once(name: str, backward: Callable[..., tuple[Tensor | None, ...]]) -> Calla
             )
 
     return Backward.apply
+
+
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """A context without autocast: 20 µs less where there is none."""
+    available = torch.amp.is_autocast_available(device_type)  # "meta" has none
+    if available and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def all_finite(x: Tensor) -> bool:
