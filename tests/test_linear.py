@@ -154,7 +154,7 @@ def test_performer_does_not_fade_with_long_keys(scale, causal):
     y, softmax = attention(q, k, v, causal=causal), softmax_attention(q, k, v, causal=causal)
     assert 0.3 < y.abs().mean() / softmax.abs().mean() < 2
     (dq,) = gradients(y, [q])
-    assert dq.isfinite().all() and dq.abs().max() > 1e-3
+    assert dq.isfinite().all() and (dq.abs().max() > 1 or scale == 30)  # a weight of 1, and zeros
 
 
 def test_a_far_longer_key_to_come_changes_no_output_of_performer():

@@ -10,24 +10,25 @@ import torch
 from torch import Tensor
 
 from replib.attention.base import Attention, check_qkv, repeat_heads
-from replib.attention.feature_maps import favor_exponents, favor_queries, orthogonal_directions
-from replib.attention.linear import FeatureAttention, exactly, linear_attention, without_padding
-from replib.kernels.operator import without_what_is_not_finite
+from replib.attention.feature_maps import favor_exponents, orthogonal_directions
+from replib.attention.linear import FeatureAttention, linear_attention, without_padding
+from replib.kernels.operator import exactly, without_what_is_not_finite
 
-# Random features of distant vectors are small, and the normaliser with them: an eps like the 1e-6
-# of linear attention would outweigh it.
+# Of sums of features that are divided by their largest: what an eps like the 1e-6 of linear
+# attention would outweigh.
 FAVOR_EPS = 1e-30
 SEED = 0
-# How far the running largest exponent of a head may rise from its first key to its last so that
-# one factor for all keys leaves their features, and products with queries', in float32's range.
-MOST_RISE = 25.0
+# One divisor for all keys of a head is enough, causal, where the largest exponent so far rises by
+# no more than this from the first key to the last, and no ωᵀk is larger than that: products of
+# features are then within float32's range, with room to spare.
+MOST_RISE, MOST_PROJECTION = 25.0, 45.0
 LOWEST = -1e30  # the largest exponent of no key
 CHUNK_LEN = 64
 
 
 class PerformerState(NamedTuple):
-    """s = Σ φ(k_j) v_jᵀ (B, G, R, M) and z = Σ φ(k_j) (B, G, R), both divided by exp(largest), the
-    largest feature of a key so far (B, G)."""
+    """s = Σ φ(k_j) v_jᵀ (B, G, R, M) and z = Σ φ(k_j) (B, G, R), divided by the exponential of
+    `largest` (B, G, R), the largest exponent of each feature so far."""
 
     s: Tensor
     z: Tensor
@@ -38,10 +39,11 @@ class PerformerAttention(FeatureAttention):
     """Linear attention with FAVOR+ features; the implementation is the number m of random
     directions, "64" to "512".
 
-    Features are divided by their largest, which the normaliser cancels: those of a query by its
-    own, those of keys by the head's. Causal, a key that is still to come must not make those before
-    it vanish, so the divisor is the largest so far where that rises by more than MOST_RISE; the
-    computation is then in plain torch, chunk by chunk.
+    exp(-|k|²/2) leaves float32's range where keys are long. Features of keys are therefore divided
+    by the largest of the head, or each by its largest, which those of queries are multiplied by;
+    those of a query are then divided by their largest. All of it cancels. Causal, a key that is
+    still to come must not make those before it vanish: the largest is that so far, as in a
+    streaming softmax, in plain torch chunk by chunk where one divisor for all would not do.
 
     Resampling: the directions are drawn when it is built, from a generator of the seed `SEED`, the
     same for every head, layer and run; they are a buffer, which a checkpoint keeps. `resample`
@@ -98,11 +100,11 @@ class PerformerAttention(FeatureAttention):
     def n_features(cls, head_dim, implementation=None):
         return 2 * int(cls.resolve(implementation))
 
-    def _features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of queries, each divided by its largest, and the exponents of those of keys."""
+    def _exponents(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the features of queries and of keys."""
         directions = self.directions.to(q.dtype)
         scale = q.shape[-1] ** -0.25  # of q and of k: exp(q·k / sqrt(D))
-        return favor_queries(q * scale, directions), favor_exponents(k * scale, directions)
+        return favor_exponents(q * scale, directions), favor_exponents(k * scale, directions)
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         if self.redraw_every is not None and self.training:
@@ -111,80 +113,86 @@ class PerformerAttention(FeatureAttention):
             return self._causal(None, q, k, v, key_padding_mask)[0]
         check_qkv(q, k, v, causal=False, key_padding_mask=key_padding_mask)
         with exactly(q):
-            q, exponents, v = self._without_padding(q, k, v, key_padding_mask, causal=False)
+            q, k, v = self._without_padding(q, k, v, key_padding_mask, causal=False)
             if k.shape[2]:
-                largest = exponents.detach().amax((2, 3), keepdim=True).clamp(min=LOWEST)
-                exponents = exponents - largest
-            return self._attend(q, exponents.exp(), v, causal=False)
+                largest = k.detach().amax(2, keepdim=True).clamp(min=LOWEST)
+                q, k = q + repeat_heads(largest, q.shape[1]), k - largest
+            return self._attend(_stabilised(q), k.exp(), v, causal=False)
 
     def prefill(self, state: PerformerState, q, k, v, *, key_padding_mask=None):
         return self._causal(state, q, k, v, key_padding_mask)
 
     def _without_padding(self, q, k, v, key_padding_mask, causal: bool):
-        """Features of queries and exponents of those of keys, float32 or wider, and values."""
+        """Exponents of queries and of keys, float32 or wider, and values."""
         wide = torch.promote_types(q.dtype, torch.float32)
         mask = None if key_padding_mask is None else key_padding_mask[:, None, :, None]
         if mask is not None:
             q, k, v = without_padding(q, k, v, mask, causal)
-        q, exponents = self._features(q.to(wide), k.to(wide))
-        if mask is not None:
-            exponents = exponents.masked_fill(mask, -torch.inf)
-        return q, exponents, v
+        q, k = self._exponents(q.to(wide), k.to(wide))
+        return q, k if mask is None else k.masked_fill(mask, -torch.inf), v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         return linear_attention(q, k, v, causal=causal, feature_map="identity", eps=self.eps)
 
     def _causal(self, state: PerformerState | None, q, k, v, key_padding_mask):
-        """y and the state after it; from no state, the one kernel may do."""
+        """y and, of a state, the one after it."""
         check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
-        dtype = v.dtype
+        dtype, n_directions = v.dtype, self.directions.shape[1]
         with exactly(q):
             if state is not None:
                 q, k, v = (x.to(state.s.dtype) for x in (q, k, v))
-            q, exponents, v = self._without_padding(q, k, v, key_padding_mask, causal=True)
-            if state is None and _rises_little(exponents):
-                largest = exponents.detach().amax((2, 3), keepdim=True).clamp(min=LOWEST)
-                return self._attend(q, (exponents - largest).exp(), v, causal=True), None
+            q, k, v = self._without_padding(q, k, v, key_padding_mask, causal=True)
+            if state is None and _one_divisor_does(k, n_directions):
+                largest = k.detach().amax((2, 3), keepdim=True).clamp(min=LOWEST)
+                return self._attend(_stabilised(q), (k - largest).exp(), v, causal=True), None
             if state is None:
-                b, g, m = *k.shape[:2], v.shape[-1]
-                state = self.init_state(b, g, k.shape[-1], m, dtype=q.dtype, device=q.device)
-            y, state = _chunk_by_chunk(state, q, exponents, v.to(q.dtype), self.eps)
+                (b, g, _, r), m = k.shape, v.shape[-1]
+                s, z = k.new_zeros((b, g, r, m)), k.new_zeros((b, g, r))
+                state = PerformerState(s, z, torch.full_like(z, LOWEST))
+            y, state = _chunk_by_chunk(state, q, k, v)
             return y.to(dtype), state
 
     def init_state(
         self, batch_size, n_heads, head_dim, value_dim=None, **options
     ) -> PerformerState:
         s, z = super().init_state(batch_size, n_heads, head_dim, value_dim, **options)
-        return PerformerState(s, z, z.new_full(z.shape[:2], LOWEST))
+        return PerformerState(s, z, torch.full_like(z, LOWEST))
 
     def step(self, state: PerformerState, q, k, v):
-        dtype = v.dtype
+        (s, z, before), dtype = state, v.dtype
         with exactly(q):
-            q, k, v = (x.to(state.s.dtype) for x in (q, k, v))
-            q, exponents = self._features(q, k)  # (B, H, R), (B, G, R)
-            largest = torch.maximum(state.largest, exponents.detach().amax(-1))
-            decay = (state.largest - largest).exp().unsqueeze(-1)
-            k = (exponents - largest.unsqueeze(-1)).exp()
-            s = torch.addcmul(state.s * decay.unsqueeze(-1), k.unsqueeze(-1), v.unsqueeze(-2))
-            state = PerformerState(s, state.z * decay + k, largest)
+            q, k, v = (x.to(s.dtype) for x in (q, k, v))
+            q, k = self._exponents(q, k)  # (B, H, R), (B, G, R)
+            largest = torch.maximum(before, k.detach())
+            fade, k = (before - largest).exp(), (k - largest).exp()
+            s = torch.addcmul(s * fade.unsqueeze(-1), k.unsqueeze(-1), v.unsqueeze(-2))
+            state = PerformerState(s, z * fade + k, largest)
+            q = _stabilised(q + repeat_heads(largest, q.shape[1]))
             return self._read(state, q).to(dtype), state
 
-    @torch.no_grad()
     def step_(self, state: PerformerState, q, k, v):
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.step_(state, q, k, v)
         (s, z, before), dtype = state, v.dtype
         with exactly(q):
             q, k, v = q.to(s.dtype), k.to(s.dtype), v.to(s.dtype)
-            q, exponents = self._features(q, k)
-            largest = torch.maximum(before, exponents.amax(-1))
-            decay = (before - largest).exp_().unsqueeze(-1)
-            k = exponents.sub_(largest.unsqueeze(-1)).exp_()
-            s.mul_(decay.unsqueeze(-1)).addcmul_(k.unsqueeze(-1), v.unsqueeze(-2))
-            z.mul_(decay).add_(k)
-            return self._read(state, q).to(dtype), PerformerState(s, z, largest)
+            q, k = self._exponents(q, k)
+            largest = torch.maximum(before, k)
+            fade, k = before.sub_(largest).exp_(), k.sub_(largest).exp_()
+            s.mul_(fade.unsqueeze(-1)).addcmul_(k.unsqueeze(-1), v.unsqueeze(-2))
+            state = PerformerState(s, z.mul_(fade).add_(k), largest)
+            q = _stabilised(q + repeat_heads(largest, q.shape[1]))
+            return self._read(state, q).to(dtype), state
 
 
-def _rises_little(exponents: Tensor) -> bool:
-    """Whether the largest exponent of a key so far rises by no more than MOST_RISE in any head.
+def _stabilised(exponents: Tensor) -> Tensor:
+    """Features of queries, each divided by its largest."""
+    return (exponents - exponents.detach().amax(-1, keepdim=True)).exp()
+
+
+def _one_divisor_does(exponents: Tensor, n_directions: int) -> bool:
+    """Whether one divisor for all keys of a head leaves their features in float32's range.
 
     A trace has no numbers to ask, nor have the tensors of a transform.
     """
@@ -192,41 +200,50 @@ def _rises_little(exponents: Tensor) -> bool:
         return False
     if exponents.numel() == 0:
         return False
-    so_far = exponents.detach().amax(-1).clamp(min=LOWEST).cummax(2).values  # (B, H, N)
+    exponents = exponents.detach()
+    own = exponents.amax(-1).clamp(min=LOWEST)
+    so_far = own.cummax(2).values  # (B, H, N)
     first = so_far.masked_fill(so_far == LOWEST, torch.inf).amin(2)
-    return bool((so_far[:, :, -1] - first <= MOST_RISE).all())
+    # Of ωᵀk and -ωᵀk, both less |k|²/2, the mean is the latter.
+    less = (exponents[..., 0] + exponents[..., n_directions]) / 2
+    projection = (own - less).masked_fill(own == LOWEST, 0)
+    rise = so_far[:, :, -1] - first
+    return bool((rise <= MOST_RISE).all() & (projection <= MOST_PROJECTION).all())
 
 
-def _chunk_by_chunk(state: PerformerState, q: Tensor, exponents: Tensor, v: Tensor, eps: float):
-    """Causal attention after a state, and the state after it, for features of any size: those of a
-    chunk's keys are divided by their own largest, its weights (C, C) and the state by the largest
-    so far.
+def _chunk_by_chunk(state: PerformerState, q: Tensor, k: Tensor, v: Tensor):
+    """Causal attention after a state, and the state after it, of exponents of any size.
+
+    Within a chunk each query and each key is divided by its own largest feature, in float64, and
+    weights by the exponential of the largest exponent that a row has so far.
     """
-    h, groups = q.shape[1], state.s.shape[1]
-    exponents, v = repeat_heads(exponents, h), repeat_heads(v, h)
+    h, groups, dtype = q.shape[1], state.s.shape[1], state.s.dtype
+    k, v = repeat_heads(k, h), repeat_heads(v.to(q.dtype), h)
     if q.shape[2] == 0:
         return v, PerformerState(*(x.clone() for x in state))
-    q, exponents, v, seen = without_what_is_not_finite(q, exponents, v, elu1=True)
-    s, z, before = (repeat_heads(x, h) for x in state)
-    before, y = before.unsqueeze(-1), []
-    chunks = (x.split(CHUNK_LEN, 2) for x in (q, exponents, v))
-    for q_c, exponents_c, v_c in zip(*chunks, strict=True):
-        own = exponents_c.detach().amax(-1).clamp(min=LOWEST)  # (B, H, C)
-        largest = torch.maximum(own.cummax(2).values, before)
-        keys = (exponents_c - own.unsqueeze(-1)).exp()
-        decay = (own.unsqueeze(2) - largest.unsqueeze(3)).clamp(max=0).exp()
-        weights = (q_c @ keys.mT * decay).tril()  # (B, H, C, C)
-        from_state = (before - largest).exp().unsqueeze(-1)
-        denominator = (
-            weights.sum(-1, keepdim=True)
-            + (q_c * z.unsqueeze(2)).sum(-1, keepdim=True) * from_state
-        )
-        y.append((weights @ v_c + q_c @ s * from_state) / (denominator + eps))
-        last = largest[:, :, -1:]
-        keys = keys * (own - last).exp().unsqueeze(-1)
-        fade = (before - last).exp()
+    q, k, v, seen = without_what_is_not_finite(q, k, v, elu1=True)
+    wide, eps = dtype, FAVOR_EPS
+    if not torch.compiler.is_compiling() and q.device.type != "mps":  # which has no float64
+        wide, eps = torch.float64, 1e-280
+    s, z, before = (repeat_heads(x, h).to(wide) for x in state)
+    y = []
+    chunks = (x.to(wide).split(CHUNK_LEN, 2) for x in (q, k, v))
+    for q_c, k_c, v_c in zip(*chunks, strict=True):
+        with torch.no_grad():
+            of_query, of_key = q_c.amax(-1), k_c.amax(-1).clamp(min=LOWEST)  # (B, H, C)
+            of_state = (q_c + before.unsqueeze(2)).amax(-1)
+            largest = torch.maximum(of_query + of_key.cummax(2).values, of_state)
+            fade = (of_key.unsqueeze(2) + (of_query - largest).unsqueeze(3)).clamp(max=0).exp()
+            after = torch.maximum(before, k_c.amax(2))  # (B, H, R)
+        queries = (q_c - of_query.unsqueeze(-1)).exp()
+        keys = (k_c - of_key.unsqueeze(-1)).exp()
+        weights = (queries @ keys.mT * fade).tril()  # (B, H, C, C)
+        to_state = (q_c + (before.unsqueeze(2) - largest.unsqueeze(3))).exp()
+        den = weights.sum(-1, keepdim=True) + to_state @ z.unsqueeze(3) + eps
+        y.append((weights @ v_c + to_state @ s) / den)
+        keys, fade = (k_c - after.unsqueeze(2)).exp(), (before - after).exp()
         s = s * fade.unsqueeze(-1) + keys.mT @ v_c
-        z, before = z * fade + keys.sum(2), last
+        z, before = z * fade + keys.sum(2), after
     one = slice(None, None, h // groups)  # of the heads that share a state
-    state = PerformerState(s[:, one], z[:, one], before[:, one, 0])
+    state = PerformerState(*(x[:, one].to(dtype) for x in (s, z, before)))
     return torch.cat(y, 2) + seen, state

@@ -27,7 +27,8 @@ pass, and a thread's scratch memory is a few (C, D) tiles: memory beyond the inp
 dq, dk and dv. Arithmetic is float32; inputs and outputs are float32 or bfloat16.
 
 In a product with a triangle a value that is not finite would reach the rows before it, as 0·NaN is
-NaN. A pass therefore says whether all that it wrote is finite.
+NaN. The forward pass therefore says whether y is finite, the backward pass whether dφ(Q) is, which
+nothing leaves finite that is not so itself.
 """
 
 import ctypes
@@ -226,11 +227,16 @@ def _outer(tile, weights, row, size):
 
 @njit
 def _normalise(tile, size, den, n):
+    """Divide rows by den_i; returns 0, or NaN where a number is not finite."""
+    nothing = vec.splat(0.0)
     for i in range(n):
         factor = vec.divide(vec.splat(1.0), vec.broadcast(den + i * FLOAT))
         for j in range(0, size * FLOAT, vec.WIDTH * FLOAT):
             at = tile + i * size * FLOAT + j
-            vec.store(at, vec.multiply(vec.load(at), factor))
+            row = vec.multiply(vec.load(at), factor)
+            nothing = vec.fma(row, vec.splat(0.0), nothing)
+            vec.store(at, row)
+    return vec.total(nothing)
 
 
 @njit
@@ -274,7 +280,11 @@ def _gradient_of_den(grad_den, d_phi, queries, den, n, size):
 
 @njit
 def _add_through_den(d_phi, grad_den, z, keys, n, size, causal):
-    """d_phi_i += grad_den_i (z + Σ φ(k_j) over j <= i of the chunk, where causal)."""
+    """d_phi_i += grad_den_i (z + Σ φ(k_j) over j <= i of the chunk, where causal).
+
+    Returns 0, or NaN where a number is not finite.
+    """
+    nothing = vec.splat(0.0)
     for j in range(0, size * FLOAT, vec.WIDTH * FLOAT):
         before, here = vec.load(z + j), vec.splat(0.0)
         for i in range(n):
@@ -283,7 +293,9 @@ def _add_through_den(d_phi, grad_den, z, keys, n, size, causal):
                 here = vec.add(here, vec.load(keys + at))
             weight = vec.broadcast(grad_den + i * FLOAT)
             row = vec.fma(weight, vec.add(before, here), vec.load(d_phi + at))
+            nothing = vec.fma(row, vec.splat(0.0), nothing)
             vec.store(d_phi + at, row)
+    return vec.total(nothing)
 
 
 @njit
@@ -293,15 +305,6 @@ def _copy_numbers(target, source, n):
         vec.store_one(target + i * FLOAT, vec.load_one(source + i * FLOAT))
     for i in range(n, C):
         vec.store_one(target + i * FLOAT, 0.0)
-
-
-@njit
-def _not_finite(tile, n, size):
-    """A number that is 0 where the first n rows of a tile are finite, and else NaN."""
-    x = vec.splat(0.0)
-    for i in range(0, n * size * FLOAT, vec.WIDTH * FLOAT):
-        x = vec.fma(vec.load(tile + i), vec.splat(0.0), x)
-    return vec.total(x)
 
 
 @njit
@@ -376,9 +379,8 @@ def _forward(words, i, s):
             if t + C < n_q:
                 _add_product(state, d, m, keys, FLOAT, d * FLOAT, values, C)
                 _add_rows(z, keys, d)
-        _normalise(out, m, den_t, n)
+        not_finite += _normalise(out, m, den_t, n)
         _write(y, t, n, m, out)
-        not_finite += _not_finite(out, n, m)
     _say(words, not_finite)
 
 
@@ -433,7 +435,7 @@ def _backward(words, i, s):
             _add_lower_product(out, d, weights, keys)
         _read(queries, q, t, n, d, elu1)
         _gradient_of_den(g + t * FLOAT, out, queries, den + t * FLOAT, n, d)
-        _add_through_den(out, g + t * FLOAT, z, keys, n, d, causal)
+        not_finite += _add_through_den(out, g + t * FLOAT, z, keys, n, d, causal)
         if causal and t + C < n_q:
             _add_product(state_t, m, d, values, FLOAT, m * FLOAT, keys, C)
             _add_rows(z, keys, d)
@@ -444,7 +446,6 @@ def _backward(words, i, s):
         if elu1:
             _through_feature_map(out, queries, d)
         _write(dq, t, n, d, out)
-        not_finite += _not_finite(out, n, d)
 
     for t in range((n_k - 1) // C * C, -1, -C):
         n = min(C, n_k - t)
@@ -464,7 +465,6 @@ def _backward(words, i, s):
             _lower_product(weights, queries, d, keys_t, zeros)
             _add_upper_product(out, m, weights, grad)
         _write(dv, t, n, m, out)
-        not_finite += _not_finite(out, n, m)
 
         _fill_rows(out_t, r, d)  # V Rᵀ + 1 rᵀ, as the transpose of R Vᵀ + r 1ᵀ
         if any_later:
@@ -479,7 +479,6 @@ def _backward(words, i, s):
         if elu1:
             _through_feature_map(out, keys, d)
         _write(dk, t, n, d, out)
-        not_finite += _not_finite(out, n, d)
     _say(words, not_finite)
 
 
@@ -556,7 +555,7 @@ def compile_now() -> None:
 
 
 def _run(thread, tensors: dict[int, Tensor], eps: float, elu1: bool, causal: bool) -> bool:
-    """Fill in the words and let the threads work; whether all that they wrote is finite."""
+    """Fill in the words and let the threads work; whether y, or dφ(Q), is finite."""
     q, v = tensors[Q], tensors[V]
     b, h, n_q, d = q.shape
     n_k, m = v.shape[2:]
@@ -636,7 +635,7 @@ def forward(q, k, v, y, den, *, eps: float, elu1: bool, causal: bool) -> bool:
 
 
 def backward(dy, q, k, v, den, *, eps: float, elu1: bool, causal: bool):
-    """dq, dk and dv, and whether they are finite."""
+    """dq, dk and dv, and whether dφ(Q) is finite."""
     found = dq, dk, dv = gradients(q, k, v)
     tensors = {Q: q, K: k, V: v, DEN: den, DY: rows_together(dy), G: torch.empty_like(den)}
     tensors |= {DQ: dq, DK: dk, DV: dv}
