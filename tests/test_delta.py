@@ -4,12 +4,13 @@ B batch, H heads, N sequence length, L number of queries, R feature size, M valu
 """
 
 import math
-from functools import cache
+from functools import cache, partial
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch.autograd import gradcheck
 from torch.nn.functional import normalize
 
@@ -401,3 +402,134 @@ def test_unknown_kernels_are_refused_with_the_known_ones():
 def test_a_kernel_that_cannot_take_the_tensors_is_refused_with_what_to_use():
     with pytest.raises(ValueError, match="use kernel='torch'"):
         delta_rule(*random_inputs(3), kernel="cpu")  # float64
+
+
+# What autograd, torch.func, torch.compile and torch.export make of the kernels
+
+
+def hessian_product(function, inputs, kernel):
+    """Gradients, and their own gradients along a direction."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    y = function(*inputs, kernel=kernel)
+    first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+    along = [x.detach().cos() for x in first]
+    second = torch.autograd.grad(first, inputs, along, create_graph=True)
+    third = torch.autograd.grad(second, inputs, [x.detach().cos() for x in second])
+    return [*first, *second, *third]
+
+
+@pytest.mark.parametrize("n_queries", [2, R + 3])
+@pytest.mark.parametrize("function", [delta_rule, delta_retrieve])
+def test_derivatives_of_higher_order_are_those_of_the_loop(function, n_queries):
+    n = 40 if function is delta_rule else n_queries
+    inputs = random_inputs(40, b=1, h=2, n_queries=n)
+    expected = hessian_product(function, inputs, "plain")
+    assert_near(hessian_product(function, inputs, "torch"), expected, torch.float64)
+
+
+@pytest.mark.skipif(not installed("numba"), reason="needs numba")
+def test_second_derivatives_of_the_compiled_kernel_are_those_of_the_loop():
+    inputs = random_inputs(40, b=1, h=2, dtype=torch.float32)
+    found = hessian_product(delta_rule, inputs, "cpu")
+    expected = hessian_product(delta_rule, [x.double() for x in inputs], "plain")
+    for a, e in zip(found[:8], expected, strict=False):
+        assert (a.double() - e).norm() < 1e-4 * e.norm()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("function, kernel", FORMS)
+def test_checkpointing_gives_the_same_gradients(function, kernel, reentrant):
+    inputs = [x.requires_grad_() for x in random_inputs(40, dtype=widest(kernel))]
+    run = partial(function, kernel=kernel)
+    y = torch.utils.checkpoint.checkpoint(run, *inputs, use_reentrant=reentrant)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=y.dtype)
+    y.backward(dy)
+    expected = torch.autograd.grad(run(*inputs), inputs, dy)
+    assert_near([x.grad for x in inputs], expected, y.dtype)
+
+
+@pytest.mark.parametrize("function, kernel", FORMS)
+def test_a_gradient_that_is_handed_in_stays_as_it_was(function, kernel):
+    """torch hands one tensor to both terms of a sum."""
+    for n_queries in (1, 2, 64):
+        inputs = random_inputs(64, dtype=widest(kernel), n_queries=n_queries)
+        if function is delta_rule:
+            inputs[0] = inputs[0][:, :, :1].expand_as(inputs[1])
+        inputs = [x.requires_grad_() for x in inputs]
+        before = [x.detach().clone() for x in inputs]
+        y = function(*inputs, kernel=kernel)
+        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=y.dtype)
+        expected, kept = torch.autograd.grad(y, inputs, dy.clone(), retain_graph=True), dy.clone()
+        again = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+        assert torch.equal(dy, kept)
+        assert all(torch.equal(a, e) for a, e in zip(again, expected, strict=True))
+        assert all(torch.equal(a, e.detach()) for a, e in zip(before, inputs, strict=True))
+        one = dy[:1, :1, :1, :1].expand(y.shape)  # as that of a sum is
+        found = torch.autograd.grad(y, inputs, one, retain_graph=True)
+        expected = torch.autograd.grad(y, inputs, one.contiguous())
+        assert all(torch.equal(a, e) for a, e in zip(found, expected, strict=True))
+
+
+def test_read_weights_leave_the_gradient_of_a_sum_to_its_other_term():
+    q, k, _, beta = (x.flatten(0, 1)[None] for x in random_inputs(64, n_queries=1))
+    inputs = [x.requires_grad_() for x in (q, k, beta)]
+    p = delta.read_weights(*inputs)
+    other = torch.zeros_like(p, requires_grad=True)
+    weights = torch.randn(p.shape, generator=torch.Generator().manual_seed(0), dtype=p.dtype)
+    ((p + 3 * other) * weights).sum().backward()
+    torch.testing.assert_close(other.grad, 3 * weights)
+
+
+def transforms(function, inputs, kernel):
+    """What torch.func makes of a kernel."""
+    q, *rest = inputs
+
+    def loss(q):
+        return function(q, *rest, kernel=kernel).square().sum()
+
+    stacked = torch.stack([q, 2 * q], dim=1)  # the dimension of vmap need not be the first
+    return [
+        torch.func.grad(loss)(q),
+        torch.func.grad(lambda x: (torch.func.grad(loss)(x) * q).sum())(q),
+        torch.func.vmap(lambda q: function(q, *rest, kernel=kernel), in_dims=1)(stacked),
+        torch.func.vmap(torch.func.grad(loss), in_dims=1)(stacked),
+        torch.func.jacrev(lambda q: function(q, *rest, kernel=kernel).sum((0, 1, 3)))(q),
+        torch.func.jvp(loss, (q,), (q,))[1],
+    ]
+
+
+@pytest.mark.parametrize("function, kernel", FORMS)
+def test_transforms_of_a_kernel_are_those_of_the_loop(function, kernel):
+    inputs = random_inputs(35, dtype=widest(kernel))
+    expected = transforms(function, [x.double() for x in inputs], "plain")
+    assert_near(transforms(function, inputs, kernel), expected, inputs[0].dtype)
+
+
+class Reads(torch.nn.Module):
+    def __init__(self, function, kernel):
+        super().__init__()
+        self.function, self.kernel = function, kernel
+
+    def forward(self, *inputs):
+        return self.function(*inputs, kernel=self.kernel)
+
+
+@pytest.mark.parametrize("function, kernel", [form for form in FORMS if form[1] != "plain"])
+def test_kernels_can_be_exported_and_compiled_whole(function, kernel):
+    module, inputs = Reads(function, kernel), random_inputs(35, dtype=widest(kernel))
+    expected = with_gradients(function, [x.double() for x in inputs], "plain")
+    exported = torch.export.export(module, tuple(inputs))
+    assert_near([exported.module()(*inputs)], expected[:1], inputs[0].dtype)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    found = with_gradients(lambda *x, kernel: compiled(*x), inputs, kernel)
+    assert_near(found, expected, inputs[0].dtype)
+
+
+@pytest.mark.parametrize("m", [16, 5])
+@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel != "plain"])
+def test_operators_give_what_they_are_said_to(kernel, m):
+    name = {"torch": "delta_rule", "cpu": "delta_rule_cpu"}[kernel]
+    delta_rule(*random_inputs(3, m=m, dtype=torch.float32), kernel=kernel)  # registers it
+    inputs = [x.requires_grad_() for x in random_inputs(40, m=m, dtype=torch.float32)]
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(getattr(torch.ops.replib, name).default, inputs, test_utils=checks)

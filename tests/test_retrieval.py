@@ -316,6 +316,76 @@ def test_fwm_stays_finite_where_its_memory_is_renormalised_at_each_of_many_write
     assert all(x.isfinite().all() for x in torch.autograd.grad(y.sum(), inputs))
 
 
+def once_differentiable_kernels():
+    """Kernels, and inputs of theirs."""
+    yield fwm.retrieve, [x.detach().double() for x in fwm_inputs(1, 2, 6, 4, 3)]
+    if installed("numba"):
+        from replib.kernels import memory_cpu
+
+        yield fwm.retrieve, fwm_inputs(1, 2, 6, 4, 3)
+        g = generator(1)
+        q, k, beta = (torch.rand(*size, generator=g) for size in ((2, 1, 8), (2, 6, 8), (2, 6)))
+        yield lambda *x: memory_cpu.read_weights(*x, 0), [q, k, beta]
+        strided = k.mT.contiguous().mT
+        yield lambda *x: memory_cpu.read_weights(*x, 0), [q, strided, beta]
+
+
+def test_second_derivatives_of_kernels_that_have_none_raise_whatever_they_are_by():
+    for kernel, inputs in once_differentiable_kernels():
+        for i in range(len(inputs)):
+            inputs = [x.detach() for x in inputs]
+            inputs = [2 * x.requires_grad_() for x in inputs]  # there are other ways to them
+            first = torch.autograd.grad(kernel(*inputs).square().sum(), inputs, create_graph=True)
+            for gradient in first:
+                with pytest.raises(NotImplementedError, match="differentiable once"):
+                    torch.autograd.grad(gradient.sum(), inputs[i], retain_graph=True)
+
+
+def test_embeddings_and_features_of_memories_have_second_derivatives():
+    table = torch.randn(2, 4, 3, generator=generator(), dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([[[0, 1, 1]], [[3, 3, 2]]])
+    assert torch.autograd.gradgradcheck(lambda t: retrieval._looked_up(t, index) ** 3, table)
+    assert torch.autograd.gradgradcheck(retrieval._Elu1.apply, table)
+
+
+def test_without_the_guard_features_that_are_all_0_end_a_run_as_published():
+    """Those of FAVOR+ are for long keys, and the published code divides them by their sum."""
+    memory = MemoryConfig(attention="performer", implementation="64", update_rule="delta")
+    outcomes = []
+    for guarded in (True, False):
+        config = small(replace(memory, guarded=guarded), n_steps=1, eval_every=1)
+        training = RetrievalTraining(config, seeds=(0,))
+        with torch.no_grad():
+            training.model.key_bias += 100  # exp(ω·k - |k|² / 2) is 0, whatever ω
+        outcomes += [next(training.metrics()).outcomes]
+    assert outcomes == [("ok",), ("diverged",)]
+
+
+@every_memory
+def test_without_the_guard_memories_whose_features_are_not_0_read_the_same(memory):
+    if memory.update_rule != "delta" or memory.attention == "performer":
+        pytest.skip("has no guard")
+    training, batch, directions = drawn(small(memory))
+    expected = training.model(batch, directions)
+    training.model.config = replace(memory, guarded=False)
+    actual = training.model(batch, directions)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_write_strengths_of_a_seed_are_the_same_alone_and_among_others():
+    """To the last bit, where products with more than a column are."""
+    g = generator()
+    x, w = torch.randn(3, 20, 44, generator=g), torch.randn(3, 44, 64, generator=g)
+    if not torch.equal((x @ w)[:1], x[:1] @ w[:1]):
+        pytest.skip("products here depend on how many there are")
+    config = small(MemoryConfig(update_rule="delta"))
+    together, batch, _ = drawn(config)
+    for i, seed in enumerate(seed.seed for seed in together.seeds):
+        alone = RetrievalTraining(config, seeds=(seed,)).model
+        one = Associations(*(x[i : i + 1] for x in vars(batch).values()))
+        assert torch.equal(alone.strengths(one)[0], together.model.strengths(batch)[i])
+
+
 def test_what_a_memory_of_the_rule_fwm_reads_is_normalised():
     training, batch, _ = drawn(small(MemoryConfig(attention="tanh", update_rule="fwm")))
     y = training.model(batch)
@@ -335,6 +405,7 @@ def test_published_names_are_those_of_the_published_logs():
         ({"attention": "lsh"}, "unknown attention 'lsh': use softmax, linear"),
         ({"update_rule": "ours"}, "unknown update_rule 'ours': use sum, delta, fwm"),
         ({"attention": "dpfp", "implementation": "nu4"}, "use nu1, nu2, nu3"),
+        ({"attention": "dpfp", "implementation": "nu3", "head_dim": 3}, "use a nu below head_dim"),
         ({"implementation": "torch"}, "linear features have no implementation 'torch'"),
         ({"attention": "softmax", "update_rule": "delta"}, "no memory to update"),
         ({"head_dim": 1}, "head_dim 1: use 2 to 1024"),

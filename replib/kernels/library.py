@@ -87,7 +87,7 @@ def operator(
         def vmap(info, in_dims, *tensors):
             return _folded(Backward.apply, info, in_dims, tensors)
 
-    class Forward(torch.autograd.Function):
+    class Transformed(torch.autograd.Function):
         @staticmethod
         def forward(*tensors):
             return forward(*tensors)
@@ -102,7 +102,9 @@ def operator(
         def backward(ctx, dy, *_):
             if dy is None:
                 return (None,) * n_inputs
-            return Backward.apply(dy, *ctx.saved_tensors)
+            # Where no gradient of the gradient is asked for, `apply` would be for nothing.
+            traced = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+            return (Backward.apply if traced else backward)(dy, *ctx.saved_tensors)
 
         @staticmethod
         def jvp(ctx, *tangents):
@@ -115,7 +117,18 @@ def operator(
 
         @staticmethod
         def vmap(info, in_dims, *tensors):
-            return _folded(Forward.apply, info, in_dims, tensors)
+            return _folded(Transformed.apply, info, in_dims, tensors)
+
+    class Forward(torch.autograd.Function):
+        """The same for autograd alone: with a `setup_context`, `apply` takes 100 µs more."""
+
+        @staticmethod
+        def forward(ctx, *tensors):
+            outputs = forward(*tensors)
+            Transformed.setup_context(ctx, tensors, outputs)
+            return outputs
+
+        backward, jvp = staticmethod(Transformed.backward), staticmethod(Transformed.jvp)
 
     forward_op.register_autograd(
         lambda ctx, dy, *_: backward_op(dy, *ctx.saved_tensors), setup_context=keep
@@ -130,7 +143,8 @@ def operator(
     def call(*tensors: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return forward_op(*tensors)[0]
-        return Forward.apply(*tensors)[0]
+        transformed = torch._C._are_functorch_transforms_active()
+        return (Transformed if transformed else Forward).apply(*tensors)[0]
 
     return call
 
