@@ -472,7 +472,7 @@ def _plan(
     segment_len = max(MIN_SEGMENT_LEN, _ceil_div(n, max(1, at_once // n_heads)))
     segment_len = _ceil_div(segment_len, SEGMENT_STEP) * SEGMENT_STEP
     n_segments = _ceil_div(n, segment_len)
-    n_states = n_segments - 1 if causal else n_segments
+    n_states = max(n_segments - 1, 0) if causal else n_segments
     operand, precision = OPERANDS[reduce(torch.promote_types, dtypes)]
     sizes = {"D": d, "M": m, "PD": _padded(d), "PM": _padded(m)}
     return _Plan(
@@ -568,7 +568,8 @@ def operations_per_token(d: int, m: int, c: int, backward: bool, segmented: bool
     """Floating-point operations of the products, a token and head, causal, of one pass.
 
     The equations above in order; c is the chunk of the configuration that was chosen. All of A
-    and W is computed. φ takes about 10 operations a number and is not counted.
+    and W is computed. φ takes about 10 operations a number and is not counted, nor is the second
+    product with S that bfloat16 takes backward.
     """
     if backward:
         return 10 * d * m + 6 * c * (d + m) + (2 * d * m if segmented else 0)
