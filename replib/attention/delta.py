@@ -16,6 +16,7 @@ from replib.attention.base import Attention, check_qkv, packed, repeat_heads
 from replib.attention.feature_maps import DPFP_NU, dpfp
 from replib.attention.padding import without_padding
 from replib.kernels import delta, installed, refusal, why_not
+from replib.kernels.library import without_autocast
 
 # Ways to compute the same function, all positions and after the last write.
 KERNELS, RETRIEVAL_KERNELS = ("torch", "cpu", "plain"), ("torch", "plain")
@@ -133,7 +134,7 @@ def step(
     """One write, then one read: q (B, H, R), k (B, G, R), v (B, G, M), beta (B, G) -> y (B, H, M),
     of a state of G heads, which H is a multiple of."""
     s = state.s.flatten(0, 1)
-    with torch.autocast(s.device.type, enabled=False):
+    with without_autocast(s.device.type):
         key, value = (x.flatten(0, 1).unsqueeze(1).to(s.dtype) for x in (k, v))
         _, s = delta.write(s, key, value, beta.reshape(-1, 1, 1).to(s.dtype))
         y = read(s, q, k.shape[1])
@@ -159,7 +160,7 @@ def prefill(
     """`step` for N positions at once, in parallel: what has been in the memory before is a part of
     all that is read, so that the writes are those of v - W_0 k to an empty one."""
     s, dtype = state.s, v.dtype
-    with torch.autocast(s.device.type, enabled=False):
+    with without_autocast(s.device.type):
         q, k, v, beta = (x.to(s.dtype) for x in (q, k, v, beta))
         v = v - k @ s
         y = delta_rule(q, k, v, beta, kernel=kernel) + q @ repeat_heads(s, q.shape[1])
@@ -171,7 +172,7 @@ def prefill(
 def _plain_retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
     """Writes, one after the other, as in `delta.recurrent`."""
     (b, h, _, r), m = k.shape, v.shape[-1]
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         s = init_state(b, h, r, m, dtype=torch.promote_types(k.dtype, v.dtype), device=k.device).s
         s = s.flatten(0, 1)
         tensors = (k, v, beta.unsqueeze(-1))
@@ -184,7 +185,7 @@ def _plain_retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
 
 def _nothing(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
     """What is read where a size is 0: 0, as products without a term are."""
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         q, k, beta = (x.to(v.dtype) for x in (q, k, beta))
         return (q @ k.mT) @ (v * beta.unsqueeze(-1))
 
@@ -255,7 +256,7 @@ class DeltaAttention(Attention):
     ) -> tuple[Tensor, ...]:
         """Features of queries and keys, values, and β; 0 at padding (B, N)."""
         q, k, v = without_padding(q, k, v, padding, causal=causal)
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device.type):
             beta = self._beta(k, "bhnd,hd->bhn")
             if padding is not None:
                 beta = beta.masked_fill(padding[:, None], 0)
@@ -284,7 +285,7 @@ class DeltaAttention(Attention):
         return init_state(*sizes, dtype=dtype, device=device)
 
     def step(self, state: DeltaState, q, k, v):
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device.type):
             beta = self._beta(k, "bhd,hd->bh")
             return step(state, self._features(q), self._features(k), v, beta)
 

@@ -13,6 +13,7 @@ from replib.attention.base import check_qkv
 from replib.attention.delta import DeltaAttention, DeltaState, read
 from replib.attention.feature_maps import feature_map_named
 from replib.kernels import delta
+from replib.kernels.library import without_autocast
 
 FEATURES = ("tanh", "dpfp1")  # with which it was published; "tanh" is that of the paper's own
 NORM_EPS = 1e-5  # of the layer normalisation of what is read
@@ -53,7 +54,7 @@ class FWMAttention(DeltaAttention):
 
     def step(self, state: DeltaState, q, k, v):
         s = state.s.flatten(0, 1)
-        with torch.autocast(s.device.type, enabled=False):
+        with without_autocast(s.device.type):
             beta = self._beta(k, "bhd,hd->bh").reshape(-1, 1, 1).to(s.dtype)
             key, value = (x.flatten(0, 1).unsqueeze(1).to(s.dtype) for x in (self._features(k), v))
             s = _write(s, key, value, beta)
@@ -78,7 +79,7 @@ class FWMAttention(DeltaAttention):
         """Write all positions, one after the other, and read after each, or after the last."""
         q, k, v, beta = self._writes(q, k, v, padding, causal=causal)
         s, heads = state.s.flatten(0, 1), k.shape[:2]
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device.type):
             # The queries of the heads of a group, at each position: (B·G, L, H/G, R).
             query = q.unflatten(1, (heads[1], -1)).flatten(0, 1).transpose(1, 2).to(s.dtype)
             n_queries, n_heads = query.shape[1:3]

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize, pad
 from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.padding import can_be_asked, without_padding
 from replib.attention.softmax import softmax_attention
-from replib.kernels.library import all_finite
+from replib.kernels.library import all_finite, without_autocast
 
 # 64 buckets and chunks of 32 are what Katharopoulos et al. 2020 (section 4) compare with. A shorter
 # sequence has no more buckets than chunks.
@@ -156,7 +156,7 @@ class LSHAttention(Attention):
             q, k, v = without_padding(q, k, v, key_padding_mask, causal=False)
             unit = normalize(k, dim=-1)
             return softmax_attention(q, unit, v, causal=False, key_padding_mask=key_padding_mask)
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device.type):
             wide = torch.promote_types(q.dtype, torch.float32)
             q, wide_v, bucket = self._hashed(q.to(wide), v.to(wide), key_padding_mask)
             unit, padded = normalize(q, dim=-1), key_padding_mask is not None
@@ -278,9 +278,11 @@ class LSHAttention(Attention):
         y, caches, at = self._step(state, q, v, Tensor.index_copy)
         return y, HashedCache(*caches, at + 1)
 
-    @torch.no_grad()
     def step_(self, state: HashedCache, q, k, v):
         """`step` that writes into the cache; a full one is copied to one of twice its capacity."""
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.step_(state, q, k, v)
         y, caches, at = self._step(state, q, v, Tensor.index_copy_)
         following = at.add_(1) if isinstance(at, Tensor) else at + 1
         return y, HashedCache(*caches, following)
@@ -290,7 +292,7 @@ class LSHAttention(Attention):
         *caches, length = _for_heads(state, q.shape[1])
         if not isinstance(length, Tensor) and length == caches[0].shape[2]:
             caches = [torch.cat([x, torch.zeros_like(x)], dim=2) for x in caches]
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device.type):
             keys, values, bucket, rank = caches
             at = torch.as_tensor(length, device=q.device).view(1)
             # (B, H, 1, D), (B, G, 1, M), (B, H, 1, T)
@@ -326,7 +328,7 @@ class LSHAttention(Attention):
         n = first + q.shape[2]
         if n > capacity and isinstance(length, Tensor):
             raise ValueError(f"{n} positions in a cache of {capacity}: use a larger max_len")
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device.type):
             dtype = caches[0].dtype
             query, value, bucket = self._hashed(q.to(dtype), v.to(dtype), key_padding_mask)
             keys, values, buckets = (

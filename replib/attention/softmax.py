@@ -18,7 +18,7 @@ from replib.attention.padding import (
     nothing_seen,
     without_padding,
 )
-from replib.kernels.library import all_finite
+from replib.kernels.library import all_finite, without_autocast
 
 # The cache starts at this many positions and doubles, so that N steps copy it O(log N) times.
 FIRST_CACHE_LEN = 64
@@ -105,7 +105,7 @@ def _textbook(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, causal=Fa
     wide = torch.promote_types(q.dtype, torch.float32)
     k, v = (repeat_heads(x, q.shape[1]) for x in (k, v))
     # Scores of bfloat16 lose what values have in common from the gradients.
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         scores = q.to(wide) @ k.to(wide).mT / math.sqrt(q.shape[-1])  # (B, H, N, N)
         if visible is not None:
             scores = scores.masked_fill(~visible, -torch.inf)
@@ -180,9 +180,11 @@ class SoftmaxAttention(Attention):
         following = KVCache(keys, values, length + 1, padding)
         return self._read(following, q, length).to(v.dtype), following
 
-    @torch.no_grad()
     def step_(self, state: KVCache, q, k, v):
         """`step` that writes into the cache; a full one is copied to one of twice its capacity."""
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.step_(state, q, k, v)
         keys, values, length, padding = state
         if isinstance(length, Tensor):
             for cache, x in ((keys, k), (values, v)):
@@ -207,7 +209,7 @@ class SoftmaxAttention(Attention):
         else:
             keys, values = (x[:, :, : position + 1] for x in (keys, values))
             hidden = None if hidden is None else hidden[..., : position + 1]
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device.type):
             query = q.unsqueeze(2).to(keys.dtype)
             visible = None if hidden is None else ~hidden
             return self._attend(query, keys, values, visible).squeeze(2)
@@ -230,7 +232,7 @@ class SoftmaxAttention(Attention):
             hidden[:, : min(first, padding.shape[1])] = padding[:, :first]
             if key_padding_mask is not None:
                 hidden[:, first:] = key_padding_mask
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device.type):
             y = _causal(q.to(keys.dtype), keys, values, hidden, self._attend)
         room = max(capacity, n) - n
         keys, values = (pad(x, (0, 0, 0, room)) for x in (keys, values))

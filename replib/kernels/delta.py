@@ -43,7 +43,7 @@ import math
 import torch
 from torch import Tensor
 
-from replib.kernels.library import all_finite, operator
+from replib.kernels.library import all_finite, operator, without_autocast
 
 # Short chunks spend least on (C, C) products, long ones on calls.
 CHUNK_LEN = 32
@@ -70,7 +70,7 @@ def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
     q (B, H, L, R), k (B, H, N, R), v (B, H, N, M), beta (B, H, N) -> (B, H, L, M) in v's dtype.
     """
     wide = _wide(q, v)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         if q.shape[2] <= q.shape[3]:
             return (read_weights(q, k, beta, dtype=wide) @ v.to(wide)).to(v.dtype)
         # The unit vectors are fewer, and read Wᵀ.
@@ -88,7 +88,7 @@ def read_weights(q: Tensor, k: Tensor, beta: Tensor, *, dtype: torch.dtype | Non
     wide, n, shape = dtype or _wide(q, k), k.shape[2], q.shape[:2]
     # A divisor of N saves a copy of k.
     c = next((c for c in range(CHUNK_LEN, 3 * CHUNK_LEN // 2) if n % c == 0), CHUNK_LEN)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         q, k, beta = (x.to(wide).flatten(0, 1) for x in (q, k, beta))
         if n % c:
             k = torch.nn.functional.pad(k, (0, 0, 0, -n % c))
@@ -125,7 +125,7 @@ def bytes_per_token(r: int, m: int, *, itemsize: int = 4, backward: bool) -> flo
 
 def _sweep(q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
     """q (B·H, L, R), k (B·H, G, C, R), beta (B·H, G, C) -> p (B·H, L, G·C), and what is kept."""
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         rows = beta.unsqueeze(-1)  # (B·H, G, C, 1)
         similarity = (k @ k.mT).tril_(-1)
         identity = torch.eye(k.shape[2], dtype=k.dtype, device=k.device)
@@ -146,7 +146,7 @@ def _sweep(q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
 
 
 def _sweep_backward(dp, q, k, beta, queries, x, similarity, transforms):
-    with torch.autocast(dp.device.type, enabled=False):
+    with without_autocast(dp.device.type):
         # A copy, as it is changed below: with one query, the transpose needs none.
         dp = dp.unflatten(2, beta.shape[1:]).transpose(1, 2)  # (B·H, G, L, C)
         dp = dp.clone(memory_format=torch.contiguous_format)
@@ -169,7 +169,7 @@ def _sweep_backward(dp, q, k, beta, queries, x, similarity, transforms):
 
 def _plain_sweep(q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
     """The query passes the writes from the last to the first, one at a time."""
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         p, k, beta = [], k.flatten(1, 2), beta.flatten(1, 2)
         for key, rate in zip(k.unbind(1)[::-1], beta.unbind(1)[::-1], strict=True):
             weight = torch.bmm(q, key.unsqueeze(-1)) * rate.view(-1, 1, 1)  # (B·H, L, 1)
@@ -269,7 +269,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, ...
     """y, the errors (B, H, N, M), and the memory at the start of each block."""
     n_blocks = _Blocks.count(q, v)
     # Autocast would turn the float32 products of the memory into bfloat16 ones.
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         found = _in_chunks(q, k, v, beta.unsqueeze(-1), n_blocks)
         if all_finite(found[0]):
             return found
@@ -283,7 +283,7 @@ def _recurrent(q, k, v, beta, every: int | None = None) -> tuple[Tensor, ...]:
     before each so many positions (B, H, count, R, M)."""
     wide, heads = _wide(q, v), q.shape[:2]
     y, errors, memories = [], [], []
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         s = torch.zeros(heads.numel(), q.shape[-1], v.shape[-1], dtype=wide, device=q.device)
         # (B·H, 1, size) of each position. A slice at each would cost O(N²) in the backward pass,
         # `unbind` costs it once.
@@ -343,7 +343,7 @@ def _empty(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
 
 
 def _backward(dy, q, k, v, beta, errors, memories):
-    with torch.autocast(dy.device.type, enabled=False):
+    with without_autocast(dy.device.type):
         *found, d_beta = _backward_in_chunks(dy, q, k, v, beta.unsqueeze(-1), errors, memories)
     return *found, d_beta.squeeze(-1)
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from replib.kernels import installed
-from replib.kernels.library import once
+from replib.kernels.library import once, without_autocast
 
 
 def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
 
     q (P, L, R), k (P, N, R), features already, v (P, N, M), beta (P, N) -> (P, L, M).
     """
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         if _fuses(q, k, v, beta):
             from replib.kernels import fwm_cpu  # needs Numba, and takes a while to import
 

@@ -7,6 +7,7 @@ once a kernel goes without the operator, which would cost about 25 µs more.
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -185,7 +186,18 @@ def once(name: str, backward: Callable[..., tuple[Tensor | None, ...]]) -> Calla
     return Backward.apply
 
 
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """A context without autocast: 20 µs less where there is none."""
+    available = torch.amp.is_autocast_available(device_type)  # "meta" has none
+    if available and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 def all_finite(x: Tensor) -> bool:
-    """Whether no number is NaN or infinite: one pass. A sum beyond float32 reads as infinite."""
+    """Whether no number is NaN or infinite: one pass. A sum beyond float32 reads as infinite, and a
+    tensor without numbers as finite."""
+    if x.is_meta:
+        return True
     wide = torch.promote_types(x.dtype, torch.float32)
     return math.isfinite(x.detach().sum(dtype=wide).item())
