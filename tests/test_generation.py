@@ -118,6 +118,39 @@ def test_the_form_for_a_cuda_graph_gives_the_parallel_logits_in_place(config):
     assert decoder._position.eq(N).all()
 
 
+class Replayed:
+    """What a CUDA graph does, without one."""
+
+    def __init__(self, decoder):
+        self.replay = torch.inference_mode()(decoder._advance_in_fixed_shapes)
+
+
+@every_config
+def test_a_graph_goes_on_from_a_prompt_with_padding_and_is_forked(config, monkeypatch):
+    def record(decoder, like=None):
+        decoder._start_in_fixed_shapes(like)
+        decoder._graph = Replayed(decoder)
+
+    monkeypatch.setattr(Decoder, "_record", torch.inference_mode()(record))
+    model, (tokens, mask) = build(CausalTransformer, config), padded(prompts(9, 4))
+    more = random_tokens(5, b=2)
+    decoder = Decoder(model, 2, max_len=20)
+    decoder._record()
+    for _ in range(2):
+        decoder.prefill(tokens, mask)
+        memory = [x.data_ptr() for state in decoder.states for x in state if x.numel()]
+        found, other = logits_of(decoder, more), decoder.fork(torch.tensor([1]))
+        assert [x.data_ptr() for state in decoder.states for x in state if x.numel()] == memory
+        last = random_tokens(1, seed=1, b=1)
+        for row in range(2):
+            whole = torch.cat([tokens[row, ~mask[row]], more[row], last[0]])[None]
+            with torch.no_grad():
+                expected = model(whole)[0]
+            close(found[row], expected[-6:-1])
+        close(other.step(last[:, 0])[0], expected[-1])
+        decoder.jump(0)  # and afresh
+
+
 def test_without_a_graph_a_decoder_says_so_and_starts_afresh(monkeypatch):
     def fail(decoder):
         decoder._start_in_fixed_shapes()
