@@ -64,7 +64,7 @@ def test_derivatives_to_the_third_are_those_of_the_plain_form(kernel, causal):
 
 @CAUSAL
 def test_second_derivatives_are_those_of_finite_differences(causal):
-    inputs = [x[:1, :2].requires_grad_() for x in random_qkv(4, d=3, m=2, dtype=torch.float64)]
+    inputs = [x[:1, :1].requires_grad_() for x in random_qkv(3, d=2, m=2, dtype=torch.float64)]
     assert gradgradcheck(lambda *x: linear_attention(*x, causal=causal, kernel="torch"), inputs)
 
 

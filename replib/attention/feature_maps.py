@@ -18,10 +18,11 @@ MAX_EXPONENT = 60.0
 def elu1(x: Tensor) -> Tensor:
     """elu(x) + 1 of Katharopoulos et al. 2020, eq. 7; positive, R = D.
 
-    Deviation: computed as exp(x) where x <= 0. Written as `elu(x) + 1` it rounds exp(x) - 1 + 1 and
-    loses all digits of φ below x = -16 in float32. The slope at 0 is 1.
+    Deviation: computed as exp(min(x, 0)) + max(x, 0). Written as `elu(x) + 1` it rounds
+    exp(x) - 1 + 1 and loses all digits of φ below x = -16 in float32. The slopes that torch has at
+    0, 1 for this minimum and 0 for relu, add up to 1.
     """
-    return torch.where(x > 0, x + 1, torch.exp(x.clamp(max=0)))
+    return torch.exp(x.clamp(max=0)) + torch.relu(x)
 
 
 def dpfp(x: Tensor, nu: int) -> Tensor:

@@ -4,7 +4,6 @@ B batch, H heads, N sequence length, D query/key size per head, M value size per
 R feature size: φ maps D to R. The paper's s_i is `LinearState.s`, its z_i `LinearState.z`.
 """
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.feature_maps import feature_map_named
 from replib.kernels import KERNELS, fastest_kernel, installed, refusal, why_not
-from replib.kernels.operator import without_what_is_not_finite
+from replib.kernels.operator import exactly, without_what_is_not_finite
 
 # From timings at D = 32 and 64, N = 64 to 65536, on a 2-core AMD EPYC: a kernel's share of a matrix
 # product's rate and its chunk, and what storing one (N, N) weight costs besides products. That of
@@ -106,12 +105,6 @@ def without_padding(
     return q, k.masked_fill(mask, key), v.masked_fill(mask, 0)
 
 
-def exactly(x: Tensor):
-    """Where autocast rounds no product of x; entering torch.autocast takes microseconds."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
 class LinearState(NamedTuple):
     """s = Σ φ(k_j) v_jᵀ (B, G, R, M) and z = Σ φ(k_j) (B, G, R), of G heads of keys."""
 
@@ -173,11 +166,14 @@ class LinearAttention(Attention):
             state = LinearState(torch.addcmul(s, k.unsqueeze(-1), v.unsqueeze(-2)), z + k)
             return self._read(state, q).to(dtype), state
 
-    @torch.no_grad()
     def step_(self, state: LinearState, q, k, v):
+        if torch.is_grad_enabled():
+            with torch.no_grad():  # which takes as long as two operations
+                return self.step_(state, q, k, v)
         (s, z), dtype = state, v.dtype
         with exactly(q):
-            q, k, v = q.to(s.dtype), k.to(s.dtype), v.to(s.dtype)
+            if not q.dtype == k.dtype == dtype == s.dtype:
+                q, k, v = (x.to(s.dtype) for x in (q, k, v))
             q, k = self.features(q, k)
             s.addcmul_(k.unsqueeze(-1), v.unsqueeze(-2))
             z.add_(k)
@@ -186,12 +182,14 @@ class LinearAttention(Attention):
     def _read(self, state: LinearState, q: Tensor) -> Tensor:
         """Features of queries (B, H, R), in groups that share a state -> (B, H, M)."""
         s, z = state[:2]
-        grouped = q.unflatten(1, (z.shape[1], q.shape[1] // z.shape[1]))  # (B, G, H / G, R)
+        if q.shape[1] != z.shape[1]:
+            q = q.unflatten(1, (z.shape[1], q.shape[1] // z.shape[1]))  # (B, G, H / G, R)
+            denominator = (q * z.unsqueeze(2)).sum(-1, keepdim=True) + self.eps
+            return (q @ s / denominator).flatten(1, 2)
         # A sum as small as that of one sample needs one thread; the product would wait for all.
         alone = len(q) == 1
-        numerator = (grouped.unsqueeze(-1) * s.unsqueeze(2)).sum(-2) if alone else grouped @ s
-        denominator = (grouped * z.unsqueeze(2)).sum(-1, keepdim=True) + self.eps
-        return (numerator / denominator).flatten(1, 2)
+        numerator = (q.unsqueeze(-1) * s).sum(-2) if alone else (q.unsqueeze(-2) @ s).squeeze(-2)
+        return numerator / ((q * z).sum(-1, keepdim=True) + self.eps)
 
     def prefill(self, state: LinearState, q, k, v, *, key_padding_mask=None):
         """A kernel's y times its denominator is its numerator, to which the state's is added."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.feature_maps import favor_exponents, orthogonal_directions
-from replib.attention.linear import FeatureAttention, exactly, linear_attention, without_padding
-from replib.kernels.operator import without_what_is_not_finite
+from replib.attention.linear import FeatureAttention, linear_attention, without_padding
+from replib.kernels.operator import exactly, without_what_is_not_finite
 
 # Of sums of features that are divided by their largest: what an eps like the 1e-6 of linear
 # attention would outweigh.
@@ -165,8 +165,10 @@ class PerformerAttention(FeatureAttention):
             q = _stabilised(q + repeat_heads(largest, q.shape[1]))
             return self._read(state, q).to(dtype), state
 
-    @torch.no_grad()
     def step_(self, state: PerformerState, q, k, v):
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.step_(state, q, k, v)
         (s, z, before), dtype = state, v.dtype
         with exactly(q):
             q, k, v = q.to(s.dtype), k.to(s.dtype), v.to(s.dtype)

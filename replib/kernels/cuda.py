@@ -472,7 +472,7 @@ def _plan(
     segment_len = max(MIN_SEGMENT_LEN, _ceil_div(n, max(1, at_once // n_heads)))
     segment_len = _ceil_div(segment_len, SEGMENT_STEP) * SEGMENT_STEP
     n_segments = _ceil_div(n, segment_len)
-    n_states = n_segments - 1 if causal else n_segments
+    n_states = max(n_segments - 1, 0) if causal else n_segments
     operand, precision = OPERANDS[reduce(torch.promote_types, dtypes)]
     sizes = {"D": d, "M": m, "PD": _padded(d), "PM": _padded(m)}
     return _Plan(
