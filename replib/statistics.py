@@ -146,8 +146,9 @@ def exponent_of_recordings(lengths: Sequence[float], recordings: Sequence[Sequen
     with R - 1 degrees of freedom. d² is what all recordings together depart from a line (a curve
     that still bends): the variance of the residuals of their mean, with n_lengths - 2 degrees,
     less that of its noise, s_e² / R, where s_e² is that of each recording's residuals from the mean
-    curve and a slope of its own; 0 at least. The interval is p ± t(0.975, ν) √Var p, where ν is
-    Satterthwaite's of such a sum (Satterthwaite 1946, Biometrics Bulletin 2, 110-114).
+    curve and a slope of its own; 0 at least. The interval is p ± t(0.975, ν) √Var p with the
+    smaller of both degrees of freedom, which covers 95 % or more (as Mickey & Brown 1966, Annals of
+    Mathematical Statistics 37, 639-642, show of two means).
 
     One recording has the interval of `scaling_exponent`, and two lengths have none.
 
@@ -178,7 +179,8 @@ def exponent_of_recordings(lengths: Sequence[float], recordings: Sequence[Sequen
         noise = (noise**2).sum() / ((n_recordings - 1) * freedom)
         bend = (_residuals(x, y.mean(axis=0)) ** 2).sum() / freedom - noise / n_recordings
         bend = max(float(bend), 0.0) / float(((x - x.mean()) ** 2).sum())
-        half = _satterthwaite_half((between, n_recordings - 1), (bend, freedom))
+        t = t_quantile((1 + CONFIDENCE) / 2, min(n_recordings - 1, freedom))
+        half = t * math.sqrt(between + bend)
         low, high = value - half, value + half
     return Exponent(value, low, high, float(measured[0]), float(measured[-1]), n_recordings)
 
@@ -187,17 +189,6 @@ def _residuals(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return y (..., n) less its line."""
     slope, intercept = _line(x, y)
     return y - np.multiply.outer(slope, x) - np.asarray(intercept)[..., None]
-
-
-def _satterthwaite_half(*parts: tuple[float, float]) -> float:
-    """Return half the 95 % interval of what has the sum of some variances, each with its degrees
-    of freedom."""
-    total = sum(variance for variance, _ in parts)
-    if total == 0:
-        return 0.0
-    # Shares of the sum, so that tiny variances do not underflow when squared.
-    freedom = 1 / sum((variance / total) ** 2 / one for variance, one in parts)
-    return t_quantile((1 + CONFIDENCE) / 2, freedom) * math.sqrt(total)
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ def test_samples_with_faults_that_are_not_the_calls_own_are_marked():
 
 
 def test_measured_costs_count_the_page_faults_of_each_sample():
-    (cost,) = measure_cost([small()], n_repeats=3)
+    (cost,) = measure_cost([small(implementation="torch")], n_repeats=3)
     assert len(cost.page_faults) == len(cost.time_ms) == 3
     assert cost.own_page_faults <= min(cost.page_faults)
 

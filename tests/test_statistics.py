@@ -86,25 +86,25 @@ def test_exponent_interval_covers_the_truth_about_95_times_in_100(
     assert LEAST_HITS <= hits <= MOST_HITS
 
 
-@pytest.mark.parametrize("n_recordings", [2, 3, 5])
+@pytest.mark.parametrize(("n_recordings", "n_lengths"), [(2, 9), (3, 5), (3, 9), (5, 9)])
 @pytest.mark.parametrize(
     ("between", "noise", "lack_of_fit"),
     [(0.03, 0.0, 0.0), (0.0, 0.05, 0.0), (0.03, 0.05, 0.02), (0.0, 0.01, 0.05)],
     ids=["between", "within", "all", "bent"],
 )
 def test_the_interval_of_recordings_covers_the_truth_about_95_times_in_100(
-    n_recordings, between, noise, lack_of_fit
+    n_recordings, n_lengths, between, noise, lack_of_fit
 ):
     """Slopes differ by `between`, medians of a recording by `noise`, and the curve that all share
     departs from a line by `lack_of_fit`."""
     rng = np.random.default_rng(2)
-    lengths, hits = LENGTHS[-5:], 0
+    lengths, hits = LENGTHS[-n_lengths:], 0
     x = np.log(lengths / lengths[0])
     for _ in range(N_SIMULATED):
-        shared = rng.normal(0, lack_of_fit, 5)
+        shared = rng.normal(0, lack_of_fit, n_lengths)
         slopes = 1.3 + rng.normal(0, between, (n_recordings, 1))
-        y = slopes * x + shared + rng.normal(0, noise, (n_recordings, 5))
-        one = exponent_of_recordings(lengths[2:], np.exp(y)[:, 2:])
+        y = slopes * x + shared + rng.normal(0, noise, (n_recordings, n_lengths))
+        one = exponent_of_recordings(lengths, np.exp(y))
         hits += one.low <= 1.3 <= one.high
     assert LEAST_HITS <= hits <= N_SIMULATED
 
