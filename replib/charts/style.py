@@ -368,7 +368,7 @@ def legend(labels: Iterable[str], most: int = 2, beside: float = 60, **options: 
     """A legend of as many columns as there is room for beside the axis, up to `most`; a label of
     more than about 30 letters has no room on a phone."""
     margin, symbol, gap = LEGEND_PX
-    labels, columns = list(labels), "1"
+    columns = "1"
     widths = [symbol + gap + text_px(label, LABEL_FONT) for label in labels]
     for n in range(2, most + 1):
         need = beside + margin - gap + sum(max(widths[i::n], default=0) for i in range(n))
