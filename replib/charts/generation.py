@@ -113,10 +113,10 @@ def stream_chart(
     )
 
 
-RECURRENT_KEPT = "linear: recurrent state, measured"
-CACHE_KEPT = "softmax: cache, measured (it doubles)"
+RECURRENT_KEPT = "linear: recurrent state"
+CACHE_KEPT = "softmax: cache (it doubles)"
 CACHE_NEEDED = "softmax: cache, what it must hold"
-PROCESS = "the whole process while linear generates"
+PROCESS = "linear: the whole process"
 _LOOKS = {  # colour and dashes
     RECURRENT_KEPT: (style.colour("linear"), [1, 0]),
     CACHE_KEPT: (style.colour("softmax"), [1, 0]),

@@ -371,22 +371,14 @@ def text_px(text: str, font_px: float) -> float:
 
 
 def legend(labels: Iterable[str], most: int = 2, beside: float = 60, **options: Any) -> alt.Legend:
-    """A legend of as many columns as there is room for beside the axis, up to `most`; a label that
-    is too long for a phone has several lines there."""
+    """A legend of as many columns as there is room for beside the axis, up to `most`; a label of
+    more than about 30 letters has no room on a phone."""
     margin, symbol, gap = LEGEND_PX
-    labels, columns = list(labels), "1"
+    columns = "1"
     widths = [symbol + gap + text_px(label, LABEL_FONT) for label in labels]
     for n in range(2, most + 1):
         need = beside + margin - gap + sum(max(widths[i::n], default=0) for i in range(n))
         columns = f"{ROOM} < {need:z.0f} ? {columns} : {n}"
-    narrow, shown = ROOMS[0] - beside - margin - symbol, "datum.label"
-    for label, width in zip(labels, widths, strict=True):
-        if width > narrow + symbol + gap:
-            lines = json.dumps(wrapped_lines(label, narrow, LABEL_FONT))
-            is_narrow = f"{ROOM} < {beside + margin + width - gap:z.0f}"
-            shown = f"datum.label == {json.dumps(label)} && {is_narrow} ? {lines} : {shown}"
-    if shown != "datum.label":
-        options = {"labelExpr": shown} | options
     return alt.Legend(columns=alt.ExprRef(columns), **options)
 
 
