@@ -1,0 +1,169 @@
+"""Tiny fixed runs of every computing part, whose numbers the recorded rows depend on.
+
+`python -m tests.golden.parts` writes them to `values.json`: after a change that is meant to compute
+something else than before, never to make a test pass.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from replib.attention import ATTENTION
+from replib.autopsy import DEFECTS, AutopsyConfig
+from replib.experiments import laptop_copy
+from replib.models import TransformerConfig
+from replib.pixels import Pixels
+from replib.retrieval import FEATURES, MemoryConfig, RetrievalConfig, RetrievalTraining
+from replib.tasks import AssociativeRetrieval, CausalCopy, SequenceCopy
+from replib.training import Training, TrainingConfig
+
+VALUES = Path(__file__).with_name("values.json")
+B, H, N, D, M = 2, 2, 37, 8, 5
+COMPILED = ("cpu", "cuda")  # kernels for float32 alone, which are compared with the others
+
+
+def numbers(*tensors: Tensor) -> list[float]:
+    """Two weighted sums of each tensor, which depend on every element."""
+    found = []
+    for x in tensors:
+        x = x.detach().double().flatten()
+        place = torch.arange(1, len(x) + 1, dtype=torch.float64)
+        found += [(x * torch.sin(place)).sum().item(), (x * torch.cos(place / 3)).sum().item()]
+    return found
+
+
+def attention(
+    name: str, implementation: str, causal: bool, dtype: torch.dtype = torch.float64
+) -> list[float]:
+    """Outputs and gradients of a mechanism."""
+    generator = torch.Generator().manual_seed(1)
+    mechanism = ATTENTION[name].for_model(
+        n_heads=H, head_dim=D, max_len=N, implementation=implementation
+    )
+    parameters = list(mechanism.to(dtype).parameters())
+    for parameter in parameters:
+        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.data = drawn.to(dtype)
+    q, k, v, dy = (
+        torch.randn(B, H, N, size, generator=generator, dtype=torch.float64).to(dtype)
+        for size in (D, D, M, M)
+    )
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    y = mechanism(*inputs, causal=causal)
+    gradients = torch.autograd.grad(y, inputs + parameters, dy, allow_unused=True)
+    return numbers(y, *(g for g in gradients if g is not None))
+
+
+def _sampled(task) -> list[float]:
+    batch = task.sample(3, torch.Generator().manual_seed(2))
+    if isinstance(task, AssociativeRetrieval):
+        return numbers(batch.keys, batch.values, batch.queries, batch.targets, batch.asked)
+    return numbers(*batch.inputs, batch.targets, batch.in_loss, batch.in_accuracy)
+
+
+def _trained(run: Training, n_steps: int = 3) -> list[float]:
+    losses = [run.train_step().item() for _ in range(n_steps)]
+    return [*losses, *run.evaluate()]
+
+
+def _copied(config: TrainingConfig) -> list[float]:
+    return _trained(config.training(seed=1, device="cpu"))
+
+
+def _paper(name: str, task, **changes) -> TrainingConfig:
+    model = TransformerConfig(
+        attention=name, n_layers=1, n_heads=2, d_model=16, d_feedforward=32, **changes
+    )
+    return TrainingConfig(task=task, model=model, batch_size=4, n_steps=3, eval_batches=1)
+
+
+def _with_defects(name: str, *defects: str) -> list[float]:
+    model = TransformerConfig(
+        attention=name, n_layers=2, n_heads=2, d_model=16, d_feedforward=32, positions="added"
+    )
+    return _copied(
+        AutopsyConfig(
+            task=SequenceCopy(seq_len=8),
+            model=model,
+            batch_size=2,
+            n_steps=3,
+            eval_batches=1,
+            defects=defects,
+        )
+    )
+
+
+def _remembered(features: str, rule: str) -> list[float]:
+    sized = {"dpfp": "nu2", "performer": "64"}
+    model = MemoryConfig(
+        attention=features, implementation=sized.get(features), update_rule=rule, head_dim=16
+    )
+    again = rule != "sum"
+    task = AssociativeRetrieval(n_keys=8, with_replacement=again)
+    config = RetrievalConfig(task=task, model=model, batch_size=4, eval_sequences=2)
+    run = RetrievalTraining(config, seeds=(0, 1), device="cpu")
+    losses = [run.train_step() for _ in range(3)]
+    return torch.cat([*losses, run.evaluate()]).tolist()
+
+
+def float64_parts() -> Iterator[tuple[str, Callable[[], list[float]]]]:
+    """Parts that are computed in float64, or whole numbers."""
+    for name, mechanism in ATTENTION.items():
+        for implementation in mechanism.implementations:
+            for causal in (True, False):
+                if implementation not in COMPILED:
+                    kind = "causal" if causal else "not causal"
+                    yield (
+                        f"attention/{name}/{implementation}/{kind}",
+                        lambda args=(name, implementation, causal): attention(*args),
+                    )
+    for task in (
+        CausalCopy(seq_len=21),
+        SequenceCopy(seq_len=9),
+        AssociativeRetrieval(n_keys=8),
+        AssociativeRetrieval(n_keys=8, with_replacement=True),
+        Pixels(),
+    ):
+        kept = getattr(task, "with_replacement", None)
+        label = f"task/{type(task).__name__}{'' if kept is None else f'/{kept}'}"
+        yield label, lambda task=task: _sampled(task)
+
+
+def float32_parts() -> Iterator[tuple[str, Callable[[], list[float]]]]:
+    """Parts that are trained for three steps, in float32."""
+    for name in ATTENTION:
+        config = laptop_copy(name, 16, 3, batch_size=4, eval_batches=1)
+        yield f"training/laptop/{name}", lambda config=config: _copied(config)
+    for name in ("softmax", "linear"):
+        for task in (CausalCopy(seq_len=16), SequenceCopy(seq_len=8), Pixels()):
+            config = _paper(name, task)
+            yield (
+                f"training/paper/{type(task).__name__}/{name}",
+                lambda config=config: _copied(config),
+            )
+        for defect in DEFECTS:
+            if name == "linear" or not DEFECTS[defect].linear_only:
+                yield (
+                    f"autopsy/{defect}/{name}",
+                    lambda args=(name, defect): _with_defects(*args),
+                )
+    for features in FEATURES:
+        for rule in ("sum", "delta", "fwm"):
+            if features != "softmax" or rule == "sum":
+                yield (
+                    f"retrieval/{features}/{rule}",
+                    lambda args=(features, rule): _remembered(*args),
+                )
+
+
+def main() -> None:
+    parts = dict([*float64_parts(), *float32_parts()])
+    values = {name: compute() for name, compute in parts.items()}
+    VALUES.write_text(json.dumps(values, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
