@@ -75,6 +75,21 @@ def test_softmax_comes_back_where_all_runs_as_written_end_where_the_articles_doe
     assert "| linear, as written, batch 32, 2000 steps | 1 | 0.0 | 0.00 | 100% |" in text
 
 
+def test_the_batch_decides_where_softmax_learns_with_32_alone(rows):
+    assert "The batch decides" not in full.full_size_text(rows, ARTICLE)
+    learned = copy.deepcopy(rows)
+    for row in learned:
+        if (
+            row["config"]["model"]["attention"] == "softmax"
+            and "batch_32" in row["config"]["defects"]
+        ):
+            row["curve"]["loss"] = [0.0] * len(row["curve"]["loss"])
+            row["summary"]["final_accuracy"] = 1.0
+    text = full.full_size_text(learned, ARTICLE)
+    assert "batch 32: 1 of 1 reach 99%, 0.0 (1 run of 1000 steps)" in text
+    assert "**The batch decides that:** with 32 in place of 8" in text
+
+
 @pytest.mark.parametrize("end", [8.0, 0.0])
 def test_softmax_does_not_come_back_where_it_ends_elsewhere_or_learns(rows, end):
     moved = with_ends(rows, lambda attention, off: end)
