@@ -254,6 +254,20 @@ class Autopsy(Training):
         self.config.task.loss(self.model(*batch.inputs), batch).item()
 
 
+@torch.no_grad()
+def followed(
+    model: EncoderDecoder, task: SequenceCopy, generator: torch.Generator, n: int = 64
+) -> tuple[float, float]:
+    """Whether a decoder copies or leaks: given the sources of n sequences and the tokens of n
+    others, the share of the symbols it expects that are the source's, which is copying, and the
+    share that are the next of its own input, which is the leak. Chance is one in `n_symbols`."""
+    model.eval()
+    source, own = task.sample(n, generator), task.sample(n, generator)
+    written = model(source.inputs[0], own.inputs[1]).argmax(-1)[:, :-1]  # without the end token
+    shares = ((written == one.targets[:, :-1]).float().mean().item() for one in (source, own))
+    return tuple(shares)
+
+
 def break_model(model: EncoderDecoder, defects: Sequence[str]) -> None:
     """Apply to a model those defects that are in its parts; its parameters stay the same, and
     trained positions become one more."""

@@ -16,6 +16,7 @@ from replib.autopsy import (
     all_defects,
     article_defects,
     break_model,
+    followed,
 )
 from replib.models import EncoderDecoder, TransformerConfig
 from replib.tasks import CausalCopy, SequenceCopy
@@ -89,6 +90,22 @@ def test_the_leak_alone_lets_a_position_see_later_tokens(attention, defects):
     before, after = model(source, target), model(source, changed)
     same = torch.allclose(before[:, :-1], after[:, :-1], atol=1e-5)
     assert same == ("leak" not in defects)
+
+
+def test_what_a_decoder_follows_is_told_from_its_answers():
+    class Answers(torch.nn.Module):
+        def __init__(self, copies):
+            super().__init__()
+            self.copies = copies
+
+        def forward(self, source, tokens):
+            own = torch.cat([tokens[:, 1:], tokens[:, :1]], dim=1)
+            answers = source[:, 1:] if self.copies else own
+            return torch.nn.functional.one_hot(answers, 13).float()
+
+    for copies in (True, False):
+        shares = followed(Answers(copies), TASK, torch.Generator().manual_seed(0))
+        assert shares[not copies] == 1.0 and 0.02 < shares[copies] < 0.2
 
 
 def test_float64_begins_after_the_first_attention_and_leaves_the_parameters_alone():

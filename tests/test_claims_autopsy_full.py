@@ -22,7 +22,7 @@ def rows(tmp_path_factory):
     folder = synthetic.write_recorded(tmp_path_factory.mktemp("rows"), "autopsy_full")
     return with_ends(
         store.read_rows("autopsy_full", folder),
-        lambda attention, off: 0.0 if attention == "linear" else 6.0 if off else 10.3,
+        lambda attention, off: 0.0 if attention == "linear" else 10.3 if not off else 6.0,
     )
 
 
@@ -45,16 +45,19 @@ def test_the_jobs_are_the_articles_model_as_written_and_with_one_thing_mended():
     for job in jobs:
         config, attention = job.config, job.config.model.attention
         assert config.model == replication_model(attention)
-        assert (config.task.seq_len, config.batch_size, config.n_steps) == (8, 8, 3000)
-        off = {*full_size_defects(attention)} - {*config.defects}
-        sets.setdefault((attention, frozenset(off)), []).append(job.seed)
+        assert (config.task.seq_len, config.batch_size) == (8, 8)
+        off = {*full_size_defects(attention)} - {*config.defects, "batch_32"}
+        kind = attention, "batch_32" in config.defects
+        assert config.n_steps == {("softmax", True): 1000, ("linear", True): 2000}.get(kind, 3000)
+        sets.setdefault((*kind, frozenset(off)), []).append(job.seed)
         trained = config.with_defects()
         as_written = {"adam", "details"} <= {*config.defects}
         assert not as_written or (trained.lr, trained.clip) == (1e-4, "none")
-    assert sets["softmax", frozenset()] == sets["linear", frozenset({"batch_32"})] == [0, 1, 2]
-    assert sets["linear", frozenset()] == [0]
-    for off in full_size_defects("softmax"):
-        assert ("softmax", frozenset({off})) in sets or off == "reused_encoder"
+    for attention in ("softmax", "linear"):
+        assert sets[attention, False, frozenset()] == [0, 1, 2]
+        assert sets[attention, True, frozenset()] == [0]
+    alone = {next(iter(off)) for kind, batch_32, off in sets if len(off) == 1}
+    assert alone == {*full_size_defects("softmax")} - {"reused_encoder"}
 
 
 def test_softmax_comes_back_where_all_runs_as_written_end_where_the_articles_does(rows):
@@ -65,9 +68,26 @@ def test_softmax_comes_back_where_all_runs_as_written_end_where_the_articles_doe
     assert "**Explained: that softmax does not learn at N = 8.**" in text
     assert "(10.1 as printed, computed from the task)" in text
     assert "the embedding times √E: it ends elsewhere, 6.0 (6.0 to 6.0) (3 runs)" in text
+    assert "scale decides at which level softmax stands, not that it does not learn:" in text
+    assert "batch 32: it ends at the same level, 10.3 (1 run of 1000 steps)" in text
     assert "| softmax, as written | 3 | 10.3 (10.3 to 10.3) | 1.29 | 30% |" in text
     assert "Its linear run, which ends at 0, comes back as well (3 runs, batch 8)" in text
-    assert "| linear, as written, batch 32 | 1 | 0.0 | 0.00 | 100% |" in text
+    assert "| linear, as written, batch 32, 2000 steps | 1 | 0.0 | 0.00 | 100% |" in text
+
+
+def test_the_batch_decides_where_softmax_learns_with_32_alone(rows):
+    assert "The batch decides" not in full.full_size_text(rows, ARTICLE)
+    learned = copy.deepcopy(rows)
+    for row in learned:
+        if (
+            row["config"]["model"]["attention"] == "softmax"
+            and "batch_32" in row["config"]["defects"]
+        ):
+            row["curve"]["loss"] = [0.0] * len(row["curve"]["loss"])
+            row["summary"]["final_accuracy"] = 1.0
+    text = full.full_size_text(learned, ARTICLE)
+    assert "batch 32: 1 of 1 reach 99%, 0.0 (1 run of 1000 steps)" in text
+    assert "**The batch decides that:** with 32 in place of 8" in text
 
 
 @pytest.mark.parametrize("end", [8.0, 0.0])
