@@ -212,12 +212,8 @@ def _explained(rows: Sequence[Row], found: Variant, article: Mapping[str, Any]) 
         "**Explained: that softmax does not learn at N = 8.** With the size and the differences of "
         f"the article's code, and nothing else, it ends where the article's does: at {there}. Both "
         "are at the level of a model that knows which symbols the source holds and not their order "
-<<<<<<< HEAD
-        f"({BATCH * level:z.1f} as printed, computed from the task)."
-=======
         f"({BATCH * level:z.1f} as printed, computed from the task). That the article's runs had "
         "this code is inferred: softmax stands in it as a comment."
->>>>>>> autopsy
     )
 
 
@@ -241,13 +237,8 @@ def _which(rows: Sequence[Row], found: Variant) -> str:
         near = abs(statistics.median(one.ends) - here) <= END_MARGIN
         what = "it ends at the same level" if near else "it ends elsewhere"
         if one.n_solved:
-<<<<<<< HEAD
-            leak = "" if "leak" in one.mended else ", which may be the leak"
-            what = f"{one.n_solved} of {len(one.rows)} reach {SOLVED_ACCURACY:z.0%}{leak}"
-=======
             leak = "" if "leak" in one.mended or one in large else ", which may be the leak"
             what = f"{one.n_solved} of {len(one.rows)} reach {SOLVED_ACCURACY:z.0%}{leak}"
->>>>>>> autopsy
         name = BUT_FOR[one.mended[0]] if one.mended else f"batch {one.batch}"
         steps = "" if one.n_steps == N_STEPS else f" of {one.n_steps} steps"
         told.append(f"{name}: {what}, {printed(one.ends)} ({_runs(len(one.rows))}{steps})")
