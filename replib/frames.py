@@ -7,7 +7,9 @@ for one; `source` tells runs of this session ("live") from committed ones ("reco
 nats a token, accuracies shares.
 """
 
+import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -217,6 +219,20 @@ def costs(rows: Iterable[Row]) -> pl.DataFrame:
     `work` is "forward", "forward_backward" or "training_step"; `n_steps` belongs to the last alone.
     """
     return _frame([_cost(row) for row in rows], COST_COLUMNS)
+
+
+def steps_alike(rows: Sequence[Row]) -> list[Row]:
+    """Of rows of training steps those that differ in mechanism, N and device alone: those of the
+    setting that most are of, as a chart has one value for each."""
+
+    def setting(row: Row) -> str:
+        config = row["config"]
+        model = config["model"] | {"attention": None, "implementation": None}
+        task = config["task"] | {"seq_len": None}
+        return json.dumps(config | {"model": model, "task": task}, sort_keys=True)
+
+    most = Counter(map(setting, rows)).most_common(1)
+    return [row for row in rows if setting(row) == most[0][0]]
 
 
 def crossings(found: Iterable[Crossing]) -> pl.DataFrame:
