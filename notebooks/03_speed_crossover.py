@@ -238,7 +238,9 @@ def _(article, steps):
         [
             mo.md(claims.table_1(article, steps)),
             charts.replication_chart(
-                frames.costs(steps), article, title="3000 training steps of the 2022 model"
+                frames.costs(frames.steps_alike(steps)),
+                article,
+                title="3000 training steps of the 2022 model",
             ),
         ]
     )

@@ -34,7 +34,7 @@ def load(path: Path | str) -> dict[str, Any]:
     """The state of a checkpoint, its tensors on the CPU.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError, NotADirectoryError: there is none.
         ValueError: the file cannot be read, is damaged, or is none of this program's.
     """
     with _or_damaged(path):
@@ -94,7 +94,7 @@ def checked_step(step: Any, n_steps: int) -> int:
 def _or_damaged(path: Path | str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except Exception as error:  # torch raises many kinds for what it cannot read
         raise ValueError(

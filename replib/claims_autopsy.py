@@ -220,7 +220,8 @@ def early_losses(rows: Sequence[Row]) -> dict[tuple[str, int], float]:
     found = {}
     for (attention, n, role, _), some in ablated(rows).items():
         curves = (zip(row["curve"]["step"], row["curve"]["loss"], strict=True) for row in some)
-        losses = [loss for curve in curves for step, loss in curve if EARLY[0] <= step <= EARLY[1]]
+        early = [loss for curve in curves for step, loss in curve if EARLY[0] <= step <= EARLY[1]]
+        losses = [loss for loss in early if loss is not None]  # None of a run that diverged
         if role == BROKEN and losses:
             found[attention, n] = statistics.fmean(losses)
     return found

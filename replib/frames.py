@@ -7,7 +7,9 @@ for one; `source` tells runs of this session ("live") from committed ones ("reco
 nats a token, accuracies shares.
 """
 
+import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -219,6 +221,7 @@ def costs(rows: Iterable[Row]) -> pl.DataFrame:
     return _frame([_cost(row) for row in rows], COST_COLUMNS)
 
 
+<<<<<<< HEAD
 def pooled(costs: pl.DataFrame) -> pl.DataFrame:
     """The recordings of each point of `costs` as one line: median and quartiles of the samples of
     all, the rest as in the last."""
@@ -237,6 +240,20 @@ def pooled(costs: pl.DataFrame) -> pl.DataFrame:
         q75="high",
         time_ms_per_sample=pl.col("median") / pl.col("batch_size"),
     ).select(list(COST_COLUMNS))
+=======
+def steps_alike(rows: Sequence[Row]) -> list[Row]:
+    """Of rows of training steps those that differ in mechanism, N and device alone: those of the
+    setting that most are of, as a chart has one value for each."""
+
+    def setting(row: Row) -> str:
+        config = row["config"]
+        model = config["model"] | {"attention": None, "implementation": None}
+        task = config["task"] | {"seq_len": None}
+        return json.dumps(config | {"model": model, "task": task}, sort_keys=True)
+
+    most = Counter(map(setting, rows)).most_common(1)
+    return [row for row in rows if setting(row) == most[0][0]]
+>>>>>>> store
 
 
 def crossings(found: Iterable[Crossing]) -> pl.DataFrame:

@@ -206,7 +206,7 @@ def _begun(make: Callable[[], Run], checkpoint: Path) -> Run:
     training = make()
     try:
         training.load(checkpoint)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except ValueError as error:
         warnings.warn(f"{error}; the run starts anew", stacklevel=2)

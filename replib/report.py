@@ -166,7 +166,7 @@ def _crossover_figures() -> Iterator[tuple[str, Figure]]:
     title = "Four points up to N = 64, extended to 8192"
     chart = charts.extrapolation_chart(article, fits, title=title)
     yield "extrapolation_2022", Figure(chart=chart, published=True)
-    steps = recorded_rows("step_time")
+    steps = frames.steps_alike(recorded_rows("step_time"))
     chart = charts.replication_chart(
         frames.costs(steps), article, title="3000 training steps of the 2022 model"
     )

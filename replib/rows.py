@@ -79,6 +79,8 @@ def _first_that_fits(kinds: tuple[_Kind, ...], plain: Any) -> tuple[_Kind, dict[
     for kind in kinds:
         try:
             config = config_from(kind.config, plain, {"task": kind.task} if kind.task else {})
+            if kind.task and type(config.task) is not kind.task:
+                raise ValueError("its config has no task")
             return kind, store.plain(config)
         except ValueError as error:
             problem = problem or error

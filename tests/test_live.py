@@ -108,7 +108,7 @@ def test_a_stopped_run_keeps_its_row_and_its_curve(started):
     assert finish(started).status == "stopped"
     (row,) = started.finished
     assert row["outcome"] == "interrupted"
-    assert len(row["curve"]["step"]) > before
+    assert len(row["curve"]["step"]) >= before  # stopping measures nothing
     assert store.find("convergence", row["run_id"], started.folder) == row
     assert started.showing([job(**ENDLESS)], "cpu") == [row]
 

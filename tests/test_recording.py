@@ -1,16 +1,19 @@
 """Recording loses and repeats nothing, whatever happens to it."""
 
+import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 from small import EVERYWHERE, cost_job, experiment_of, is_whole, tiny, variants_of
 
 from replib import store
-from replib.experiments import EXPERIMENTS
-from replib.jobs import run_ids
-from replib.recording import checkpoint_path, record, recorded_rows, training_summary
+from replib.experiments import EXPERIMENTS, retrieval_config
+from replib.jobs import RetrievalJob, run_ids
+from replib.recording import TIMING, checkpoint_path, record, recorded_rows, training_summary
+from replib.retrieval import MemoryConfig
 from replib.training import Metrics, Training
 
 
@@ -97,6 +100,12 @@ def test_a_run_of_another_kind_of_device_does_not_count(data, monkeypatch):
     assert len(rows_of(tiny())) == 1
 
 
+def after(n):
+    """A `stop` that is true from the n-th time on that it is asked."""
+    asked = iter(range(n))
+    return lambda: next(asked, None) is None
+
+
 class Killed(BaseException):
     """What no handler catches, like the end of a process."""
 
@@ -105,22 +114,110 @@ def curve_without_speed(row):
     return {key: row["curve"][key] for key in ("step", "loss", "accuracy", "train_loss")}
 
 
-def test_a_run_that_another_process_is_at_is_left_to_it(data, cache):
-    theirs, mine = run_ids(tiny(seed=0)) + run_ids(tiny(seed=1))
+@contextmanager
+def claimed_elsewhere(work, data, tmp_path):
+    """Another process, which reaches the data folder by a link and has another cache, is at work;
+    yields it."""
     program = (
         "import sys\nfrom replib import store\n"
-        f"with store.claimed({theirs!r}) as ours:\n    print(ours, flush=True)\n"
+        f"with store.claimed({work!r}) as ours:\n    print(ours, flush=True)\n"
         "    sys.stdin.read()"
     )
+    link = tmp_path / "link"
+    link.symlink_to(data)
+    environment = os.environ | {"REPLIB_DATA": str(link), "REPLIB_CACHE": str(tmp_path / "other")}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    other = subprocess.Popen([sys.executable, "-c", program], **pipes)
-    assert other.stdout.readline() == "True\n"
-    rows = rows_of(tiny(seed=0), tiny(seed=1))
+    other = subprocess.Popen([sys.executable, "-c", program], env=environment, **pipes)
+    with other:
+        assert other.stdout.readline() == "True\n"
+        yield other
+        other.kill()
+
+
+def test_what_is_timed_is_left_to_the_process_that_times(data, tmp_path):
+    with (
+        claimed_elsewhere(f"{TIMING} cpu", data, tmp_path) as other,
+        pytest.warns(UserWarning, match="tiny is left to another process that takes times"),
+    ):
+        assert [row["config"].get("n_steps") for row in rows_of(cost_job(), tiny())] == [20]
+        other.kill()  # a claim does not outlive its process
+        other.wait()
+        assert len(rows_of(cost_job())) == 3
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(data, tmp_path):
+    theirs, mine = run_ids(tiny(seed=0)) + run_ids(tiny(seed=1))
+    with claimed_elsewhere(f"{theirs} cpu", data, tmp_path):
+        rows = rows_of(tiny(seed=0), tiny(seed=1))
     assert [row["run_id"] for row in rows] == [mine]
-    other.kill()  # a claim does not outlive its process
-    other.wait()
     rows = rows_of(tiny(seed=0), tiny(seed=1))
     assert [row["run_id"] for row in rows] == [theirs]
+
+
+def test_a_run_that_was_killed_before_its_row_was_written_is_finished(data, monkeypatch):
+    (whole,) = rows_of(tiny())
+    (data / "tiny.jsonl").unlink()
+    monkeypatch.setattr("replib.recording.CHECKPOINT_EVERY_S", 0.0)
+
+    def kill(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "append_rows", kill)
+        with pytest.raises(Killed):
+            rows_of(tiny())
+    monkeypatch.setattr(Training, "train_step", lambda self: pytest.fail("computed in vain"))
+    (row,) = rows_of(tiny())
+    assert row["outcome"] == "ok" and curve_without_speed(row) == curve_without_speed(whole)
+    assert rows_of(tiny()) == []
+
+
+def test_seeds_that_were_stopped_together_go_on_together(data):
+    config = retrieval_config(
+        6, MemoryConfig(head_dim=8), n_steps=20, eval_every=5, eval_sequences=2, solved_loss=0.2
+    )
+    job, seen = RetrievalJob(config=config, seeds=(0, 1, 2)), []
+    whole = {row["seed"]: row["curve"] for row in rows_of(job)}
+    (data / "tiny.jsonl").unlink()
+    stopped = rows_of(job, stop=lambda: len(seen) > 1, on_metrics=lambda job, m: seen.append(m))
+    assert {row["outcome"] for row in stopped} == {"interrupted"}
+    assert {row["seed"]: row["curve"] for row in rows_of(job)} == whole
+    assert rows_of(job) == []
+
+
+def test_a_damaged_checkpoint_is_told_and_the_run_starts_anew(data, monkeypatch):
+    (whole,) = rows_of(tiny())
+    (data / "tiny.jsonl").unlink()
+    rows_of(tiny(), stop=after(8))
+    (data / "tiny.jsonl").unlink()
+    path = checkpoint_path(*run_ids(tiny()), "cpu")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"\.pt is damaged.*the run starts anew") as caught:
+        (row,) = rows_of(tiny())
+    assert len(caught) == 1 and curve_without_speed(row) == curve_without_speed(whole)
+
+
+def test_a_run_goes_on_with_the_threads_that_it_began_with(data, monkeypatch):
+    import torch
+
+    before = torch.get_num_threads()
+    rows_of(tiny(), stop=after(8))
+    used, step = set(), Training.train_step
+
+    def counting(self):
+        used.add(torch.get_num_threads())
+        return step(self)
+
+    monkeypatch.setattr(Training, "train_step", counting)
+    torch.set_num_threads(before + 1)
+    try:
+        (row,) = rows_of(tiny())
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    assert used == {before} and row["provenance"]["threads"] == before
 
 
 def test_a_run_that_another_process_has_finished_meanwhile_is_not_run_again(data, monkeypatch):
@@ -136,8 +233,8 @@ def test_a_run_that_another_process_has_finished_meanwhile_is_not_run_again(data
     assert len(store.read_rows("tiny", data)) == 1
 
 
-def test_without_locks_every_process_runs(monkeypatch, cache):
-    (cache / "claims").mkdir()
+def test_without_locks_every_process_runs(data):
+    (data / ".claims").mkdir()
     with store.claimed("0" * 16) as ours:
         assert ours
 
@@ -167,10 +264,10 @@ def test_a_stopped_run_is_recorded_as_interrupted_and_continued(data):
     stop = lambda: len(seen) >= 2  # noqa: E731
     rows = rows_of(tiny(), tiny(seed=1), stop=stop, on_metrics=lambda job, m: seen.append(m))
     (row,) = rows
-    assert row["outcome"] == "interrupted" and row["curve"]["step"] == [5, 10, 10]
+    assert row["outcome"] == "interrupted" and row["curve"]["step"] == [5, 10]
     rest = rows_of(tiny(), tiny(seed=1))
     assert [(r["seed"], r["outcome"]) for r in rest] == [(0, "ok"), (1, "ok")]
-    assert rest[0]["curve"]["step"] == [5, 10, 10, 15, 20]
+    assert rest[0]["curve"]["step"] == [5, 10, 15, 20]
     assert rest[0]["run_id"] == row["run_id"]
     assert [r["outcome"] for r in recorded_rows("tiny")] == ["ok", "ok"]
 

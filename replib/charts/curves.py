@@ -35,6 +35,8 @@ def learning_curves(
     if frame.is_empty():
         return style.no_data(title)
     frame = _drawn_curves(frame, y)
+    if frame["value"].null_count() == frame.height:  # every run diverged at once
+        return style.no_data(title)
     lengths = sorted(frame["seq_len"].unique())
     first = seq_len or lengths[-1]
     style.check_known("seq_len", first, lengths)

@@ -140,9 +140,9 @@ def bits_chart(
         frame: of `frames.bits_curves`, of one data set.
         references: what it is called, and its bits per dimension.
     """
+    frame = frame.filter(pl.col("bits_per_dim").is_not_null())
     if frame.is_empty():
         return style.no_data(title)
-    frame = frame.filter(pl.col("bits_per_dim").is_not_null())
     mean = frame.group_by("attention", "step", maintain_order=True).agg(
         pl.col("bits_per_dim").mean()
     )
