@@ -221,7 +221,6 @@ def costs(rows: Iterable[Row]) -> pl.DataFrame:
     return _frame([_cost(row) for row in rows], COST_COLUMNS)
 
 
-<<<<<<< HEAD
 def pooled(costs: pl.DataFrame) -> pl.DataFrame:
     """The recordings of each point of `costs` as one line: median and quartiles of the samples of
     all, the rest as in the last."""
@@ -240,7 +239,8 @@ def pooled(costs: pl.DataFrame) -> pl.DataFrame:
         q75="high",
         time_ms_per_sample=pl.col("median") / pl.col("batch_size"),
     ).select(list(COST_COLUMNS))
-=======
+
+
 def steps_alike(rows: Sequence[Row]) -> list[Row]:
     """Of rows of training steps those that differ in mechanism, N and device alone: those of the
     setting that most are of, as a chart has one value for each."""
@@ -253,7 +253,6 @@ def steps_alike(rows: Sequence[Row]) -> list[Row]:
 
     most = Counter(map(setting, rows)).most_common(1)
     return [row for row in rows if setting(row) == most[0][0]]
->>>>>>> store
 
 
 def crossings(found: Iterable[Crossing]) -> pl.DataFrame:
