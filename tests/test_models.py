@@ -51,8 +51,10 @@ def test_causal_model_sees_no_later_token(config):
     changed = tokens.clone()
     changed[:, 40] = (changed[:, 40] + 1) % VOCAB
     before, after = model(tokens), model(changed)
-    assert torch.equal(before[:, :40], after[:, :40])
-    seen = (before[:, 40:] != after[:, 40:]).any(-1)
+    # Performer divides features by the largest of all keys, which cancels but for rounding.
+    rounding = 1e-12 if config.attention == "performer" else 0
+    torch.testing.assert_close(before[:, :40], after[:, :40], rtol=0, atol=rounding)
+    seen = ((before[:, 40:] - after[:, 40:]).abs() > rounding).any(-1)
     assert seen[:, 0].all() and seen.double().mean() > 0.5
     if config.attention in DENSE:
         assert seen.all()
