@@ -60,7 +60,9 @@ def restore(path: Path | str, training: Any, same_run: tuple[str, ...]) -> None:
             raise ValueError("it has other fields")
         same = all(state[name] == own[name] for name in same_run)
     if not same:
-        raise ValueError(f"{path} belongs to another config or seed: use another path or delete it")
+        raise ValueError(
+            f"{path} belongs to another config or seeds: use another path, or delete it"
+        )
     with _or_damaged(path):
         training._restore(state)
 
