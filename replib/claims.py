@@ -217,7 +217,7 @@ def convergence(rows: Sequence[Row]) -> Verdict:
         verdicts[name] = replace(verdict, untested=failed and small)
     verdict = together(verdicts, "no runs yet")
     lsh = below_lsh(rows)
-    beside = (f"beside it: {BELOW_LSH}: {lsh.status}; {lsh.headline}", *lsh.lines)
+    beside = (f"beside it, {BELOW_LSH}: {lsh.status}; {lsh.headline}", *lsh.lines)
     headline = _learned(settings.values()) or verdict.headline
     return replace(verdict, headline=headline, evidence=(*verdict.evidence, *beside))
 
@@ -252,7 +252,7 @@ def _learned(settings: Iterable[tuple[list[Row], Sides]]) -> str:
     return f"{'small models: ' * small}{'; '.join(said)}" if said else ""
 
 
-BELOW_LSH = "linear attention ends at a lower loss than LSH attention of 4 rounds"
+BELOW_LSH = "Linear attention ends at a lower loss than LSH attention of 4 rounds"
 
 
 @each_device
@@ -272,8 +272,13 @@ def below_lsh(rows: Sequence[Row]) -> Verdict:
         linear, lsh = sides.get("linear", []), sides["lsh"]
         text = f"{name}: linear's final loss is below that of LSH attention"
         if min(len(linear), len(lsh)) < MIN_COMPARED_SEEDS:
-            seeds = f"{len(linear)} seeds of linear, {len(lsh)} of LSH attention: not judged"
-            criteria.append(Criterion(text, None, seeds))
+            seeds = [
+                f"{statistics.median(one.final_loss for one in some):z.2g} of {len(some)} {name}"
+                for some, name in ((linear, "linear"), (lsh, "LSH"))
+                if some
+            ]
+            figure = f"{' against '.join(seeds)} (medians; too few seeds: not judged)"
+            criteria.append(Criterion(text, None, figure))
             continue
         ratio, note = loss_ratio(linear, lsh, len(settings))
         met = None

@@ -12,7 +12,14 @@ from replib import claims, controls, kernels
 from replib.controls import Control, initial_values
 from replib.jobs import CostJob
 from replib.live import Progress
-from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Criterion, Verdict
+from replib.verdicts import (
+    INCONCLUSIVE,
+    NOT_SUPPORTED,
+    NOT_TESTED,
+    SUPPORTED,
+    Criterion,
+    Verdict,
+)
 
 N = Control("seq_len", "Sequence length", (8, 16, 32, 64), 32)
 RATE = Control("lr", "Learning rate", (3e-4, 1e-3, 5e-3), 5e-3)
