@@ -525,10 +525,12 @@ def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> V
     if not found:
         return verdict
     beside = [f"{name}: {one.status}; {one.headline}" for name, one in verdicts["fused"].items()]
-    headline = f"{verdict.headline}, judged by {_name(('linear', judged))}"
+    headline = f"{_name(('linear', judged))} judged"
+    if len(verdicts["textbook"]) < 2 or len({x.status for x in verdicts["textbook"].values()}) > 1:
+        headline = f"{verdict.headline}, {headline}"
     if len({one.implementation for one in found}) > 1:
         moved = implementations(rows, work=work)
-        headline += f"; the crossover by implementation: {moved.headline}"
+        headline += f"; crossovers: {moved.headline}"
         beside += [f"{one.text}: {_SAID[one.met]}; {one.figure}" for one in moved.criteria]
     return replace(verdict, headline=headline, evidence=(*verdict.evidence, *beside))
 
