@@ -289,7 +289,7 @@ VERDICTS = {
             3073 / 4,
         ),
         (r"1,000,000 tokens in (\d+) s, 8.7 kB kept at first, 8.7 kB at the end", 500),
-        (r"MNIST, batch 1: token 784: a cache takes ([\d.]+)×", 1 + 784 / 100),
+        (r"MNIST, batch 1: token 784: a cache takes ([\d.]+)", 1 + 784 / 100),
         "1,000,000 tokens: the state grows by 0 bytes",
     ],
     "05_replication_autopsy": [
