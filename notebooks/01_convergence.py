@@ -75,7 +75,7 @@ def _(get_changes, jobs, live, recorded, settings):
         [r for r in live.rows(jobs, settings["device"]) if r["experiment"] == "convergence"],
     )
     controls.verdict_card(
-        f"{claims.BELOW_LSH.capitalize()}.",
+        f"{claims.BELOW_LSH}.",
         [
             (f"Recorded here, {controls.device_names(recorded)}", claims.below_lsh(recorded)),
             (controls.THIS_MACHINE, _session),

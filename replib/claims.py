@@ -215,7 +215,7 @@ def convergence(rows: Sequence[Row]) -> Verdict:
         verdicts[name] = replace(verdict, untested=failed and small)
     verdict = together(verdicts, "no runs yet")
     lsh = below_lsh(rows)
-    beside = (f"beside it: {BELOW_LSH}: {lsh.status}; {lsh.headline}", *lsh.lines)
+    beside = (f"beside it, {BELOW_LSH}: {lsh.status}; {lsh.headline}", *lsh.lines)
     headline = _learned(settings.values()) or verdict.headline
     return replace(verdict, headline=headline, evidence=(*verdict.evidence, *beside))
 
@@ -250,7 +250,7 @@ def _learned(settings: Iterable[tuple[list[Row], Sides]]) -> str:
     return f"{'small models: ' * small}{'; '.join(said)}" if said else ""
 
 
-BELOW_LSH = "linear attention ends at a lower loss than LSH attention of 4 rounds"
+BELOW_LSH = "Linear attention ends at a lower loss than LSH attention of 4 rounds"
 
 
 @each_device
@@ -270,8 +270,13 @@ def below_lsh(rows: Sequence[Row]) -> Verdict:
         linear, lsh = sides.get("linear", []), sides["lsh"]
         text = f"{name}: linear's final loss is below that of LSH attention"
         if min(len(linear), len(lsh)) < MIN_COMPARED_SEEDS:
-            seeds = f"{len(linear)} seeds of linear, {len(lsh)} of LSH attention: not judged"
-            criteria.append(Criterion(text, None, seeds))
+            seeds = [
+                f"{statistics.median(one.final_loss for one in some):z.2g} of {len(some)} {name}"
+                for some, name in ((linear, "linear"), (lsh, "LSH"))
+                if some
+            ]
+            figure = f"{' against '.join(seeds)} (medians; too few seeds: not judged)"
+            criteria.append(Criterion(text, None, figure))
             continue
         ratio, note = loss_ratio(linear, lsh, len(settings))
         met = None
@@ -459,10 +464,12 @@ def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> V
     if not found:
         return verdict
     beside = [f"{name}: {one.status}; {one.headline}" for name, one in verdicts["fused"].items()]
-    headline = f"{verdict.headline}, judged by {name_of(('linear', judged))}"
+    headline = f"{name_of(('linear', judged))} judged"
+    if len(verdicts["textbook"]) < 2 or len({x.status for x in verdicts["textbook"].values()}) > 1:
+        headline = f"{verdict.headline}, {headline}"
     if len({one.implementation for one in found}) > 1:
         moved = implementations(rows, work=work)
-        headline += f"; the crossover by implementation: {moved.headline}"
+        headline += f"; crossovers: {moved.headline}"
         beside += [f"{one.text}: {_SAID[one.met]}; {one.figure}" for one in moved.criteria]
     return replace(verdict, headline=headline, evidence=(*verdict.evidence, *beside))
 

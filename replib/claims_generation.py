@@ -162,16 +162,27 @@ def _samples(row: Row) -> list[float]:
 def constant_cost(rows: Sequence[Row]) -> Verdict:
     """A token costs the same at every position with a recurrent state, and ever more with softmax:
     `constant_cost_verdict` for each model and batch."""
-    verdicts = {}
+    verdicts, times = {}, {"recurrent": [], "recompute": []}
     for size, ways in _tokens_of(rows).items():
         last = max(max(points) for points in ways.values())
         figures = (("recurrent", "time"), ("recompute", "time"))
         figures += (("recurrent", "state"), ("cache", "state"))
-        found = (_position_exponent(ways.get(way, {}), what) for way, what in figures)
+        found = [_position_exponent(ways.get(way, {}), what) for way, what in figures]
+        for some, one in zip(times.values(), found, strict=False):
+            some += [one.value] if one else []
         verdicts[replace(size, seq_len=last).text] = constant_cost_verdict(*found)
     streams = [row for row in rows if row["config"]["span"] == "stream" and row["outcome"] == "ok"]
     verdict = together(verdicts, "no measurements yet")
-    return replace(verdict, evidence=(*verdict.evidence, *map(_stream_text, streams)))
+    headline = verdict.headline
+    if len(verdicts) > 1 and any(times.values()):
+        told = [
+            f"as N^{min(some):z.2f} to N^{max(some):z.2f} ({way})"
+            for way, some in times.items()
+            if some
+        ]
+        headline = f"the N-th token's time grows {', '.join(told)}"
+    evidence = (*verdict.evidence, *map(_stream_text, streams))
+    return replace(verdict, headline=headline, evidence=evidence)
 
 
 def _position_exponent(points: Mapping[int, Row], what: str) -> Exponent | None:
@@ -271,7 +282,8 @@ def faster_generation(rows: Sequence[Row]) -> Verdict:
                     text += f", tokens sum to {share:z.2f} of {'it' if n == 1 else 'their median'}"
                 beside.append(text)
     verdict = together(verdicts, "no measurements yet")
-    return replace(verdict, evidence=(*verdict.evidence, *beside))
+    headline = _speedups_text(rows) if len(verdicts) > 1 else verdict.headline
+    return replace(verdict, headline=headline, evidence=(*verdict.evidence, *beside))
 
 
 def _published(one: Speedup, paper: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -264,8 +264,6 @@ def implementations_verdict(settings: Mapping[str, Mapping[str, Crossover]]) -> 
         for name in names
     }
     headline = "; ".join(f"{name} {span}" for name, span in spans.items())
-    if any(" or " in span or " to " in span.removeprefix("not up to") for span in spans.values()):
-        headline += ", by batch and softmax"
     return Verdict(headline or "no measurements yet", tuple(criteria))
 
 

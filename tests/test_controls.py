@@ -1,6 +1,7 @@
 """The parts that notebooks share: nothing from outside breaks a panel, a gate or a card."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import marimo as mo
@@ -12,7 +13,14 @@ from replib import claims, controls, kernels
 from replib.controls import Control, initial_values
 from replib.jobs import CostJob
 from replib.live import Progress
-from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Criterion, Verdict
+from replib.verdicts import (
+    INCONCLUSIVE,
+    NOT_SUPPORTED,
+    NOT_TESTED,
+    SUPPORTED,
+    Criterion,
+    Verdict,
+)
 
 N = Control("seq_len", "Sequence length", (8, 16, 32, 64), 32)
 RATE = Control("lr", "Learning rate", (3e-4, 1e-3, 5e-3), 5e-3)
@@ -343,6 +351,10 @@ def test_a_card_shows_the_status_in_words_and_with_a_sign_besides_the_colour(met
     shown = controls.verdict_card("claim", [("Here", verdict(met))]).text
     assert f">{sign} {status}<" in shown
     assert f"<li>{sign} criterion" in shown
+    small = replace(verdict(met), untested=True)
+    if met is not True:
+        shown = controls.verdict_card("claim", [("Here", small)]).text
+        assert f">? {NOT_TESTED}<" in shown
 
 
 def test_a_card_shows_texts_as_texts():

@@ -316,8 +316,7 @@ def test_the_implementations_are_summed_up_over_the_settings():
         }
     )
     assert verdict.headline == (
-        "plain N = 900 or not up to N = 2048; torch N = 105 to 205; cpu below N = 8 to N = 63, "
-        "by batch and softmax"
+        "plain N = 900 or not up to N = 2048; torch N = 105 to 205; cpu below N = 8 to N = 63"
     )
     assert verdict.status == "supported"
     alone = implementations_verdict({"a": {"torch": measured(105, 90, 120)}})
