@@ -115,8 +115,8 @@ def _():
     ## The losses
 
     Where runs end, in nats (natural-log units) a token; guessing one of ten symbols costs ln 10 =
-    2.30. A decoder that sees its target can reach 0 without copying anything. What stays
-    unexplained of the article's losses is taken up below, with its curves.
+    2.30. A decoder that sees its target can reach 0 without copying anything. These runs are of a
+    small model; where they differ from the article's, and what its own size does, stands below.
     """)
     return
 

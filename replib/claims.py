@@ -78,7 +78,7 @@ def article_convergence(article: Mapping[str, Any]) -> str:
     return (
         "No stable convergence. Final loss in nats a token (our reading of their figures, batch "
         f"inferred), linear: {told['linear']}; softmax: {told['softmax']}.{jumps} Guessing costs "
-        "ln 10 = 2.30. By its code the decoder could see its target, which would explain the zeros."
+        "ln 10 = 2.30. By its code the decoder could see its target, which could explain the zeros."
     )
 
 

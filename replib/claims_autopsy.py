@@ -366,8 +366,8 @@ def _level_of(row: Row) -> float:
 
 
 def loss_table(article: Mapping[str, Any], rows: Sequence[Row], attention: str = "linear") -> str:
-    """Final losses of the article beside those of our broken and mended runs, and what is left
-    unexplained, as Markdown."""
+    """Final losses of the article beside those of our broken and mended runs of the small model,
+    and how far it is from broken ones, as Markdown."""
     here, lengths = final_losses(rows), article["N"]
     printed = {n: one for (a, n), one in article_ends(article).items() if a == attention}
     broken, mended = (
@@ -377,7 +377,7 @@ def loss_table(article: Mapping[str, Any], rows: Sequence[Row], attention: str =
     lines = [
         ["2022 article", *(printed[n].text for n in lengths)],
         ["here, broken", *(_median(broken[n]) for n in lengths)],
-        ["unexplained", *(_signed(left.get(n)) for n in lengths)],
+        ["article less broken", *(_signed(left.get(n)) for n in lengths)],
         ["here, mended", *(_median(mended[n]) for n in lengths)],
     ]
     return by_length(f"final loss, {attention}", lengths, lines)

@@ -329,7 +329,7 @@ def test_the_tables_hold_the_articles_figures_and_ours(losses, times):
     assert f"| here, mended, softmax | {28 * 3} | {36 * 3} | {52 * 3} | {84 * 3} |" in table
     table = autopsy.loss_table(ARTICLE, losses)
     assert "| 2022 article | 0.00 | 1.80 | 0.00 | 2.19 |" in table
-    assert "| unexplained | +0.00 | -0.40 | +0.00 | -0.01 |" in table
+    assert "| article less broken | +0.00 | -0.40 | +0.00 | -0.01 |" in table
     assert "| 2022 article | 3149 | never | 6219 | never |" in timing.prediction_table(
         ARTICLE, times
     )
