@@ -17,17 +17,8 @@ from contextlib import suppress
 from functools import partial
 
 from replib import __version__, store
-<<<<<<< HEAD
 
 # A command imports what it needs: torch takes seconds, which --help does not wait for.
-=======
-from replib.device import resolve_device
-from replib.experiments import EXPERIMENTS, SCALES, experiment_named
-from replib.memory import peak_memory_bytes, tune_memory
-from replib.peers import PEERS
-from replib.recording import core_seconds, record
-from replib.training import Metrics
->>>>>>> timing
 
 FIRST_PORT = 2718
 # Of a row, what a line of the terminal has room for.
@@ -120,7 +111,7 @@ def _record(arguments) -> int:
     import torch
 
     from replib.experiments import EXPERIMENTS, experiment_named
-    from replib.memory import keep_freed_memory
+    from replib.memory import tune_memory
     from replib.recording import record
 
     names = list(EXPERIMENTS) if arguments.experiment == "all" else [arguments.experiment]
@@ -129,8 +120,7 @@ def _record(arguments) -> int:
         if arguments.threads < 1:
             raise ValueError(f"--threads {arguments.threads}: use at least 1")
         torch.set_num_threads(arguments.threads)
-<<<<<<< HEAD
-    keep_freed_memory()
+    tune_memory()
     n_rows = 0
     with interrupts.stopping() as stop:
         for experiment in experiments:
@@ -145,24 +135,6 @@ def _record(arguments) -> int:
             ):
                 print(_line(row), flush=True)
                 n_rows += 1
-=======
-    tune_memory()
-    stop, n_rows = _stop_on_interrupt(), 0
-    for experiment in experiments:
-        for row in record(
-            experiment,
-            arguments.scale,
-            device=arguments.device,
-            stop=stop.is_set,
-            on_metrics=_print_metrics,
-            retime_below=arguments.retime_below,
-            recording=arguments.recording,
-        ):
-            print(_line(row), flush=True)
-            n_rows += 1
-    if not n_rows and not stop.is_set():
-        print("nothing to do: what can run here of this scale is recorded for the present code")
->>>>>>> timing
     if stop.is_set():
         interrupts.say(interrupts.CONTINUES)
         return interrupts.status(stop.number)
@@ -207,11 +179,10 @@ def _line(row: store.Row) -> str:
 def _bench(arguments) -> int:
     from replib.bench import QUICK, bench_table, run_bench
     from replib.device import resolve_device
-    from replib.memory import keep_freed_memory
+    from replib.memory import tune_memory
     from replib.races import EXPERIMENT
 
-<<<<<<< HEAD
-    keep_freed_memory()
+    tune_memory()
     device, rows = resolve_device(arguments.device), []
     with interrupts.stopping() as stop:
         measured = run_bench(
@@ -229,26 +200,6 @@ def _bench(arguments) -> int:
             rows.append(row)
             if not arguments.no_save:
                 store.append(EXPERIMENT, row)
-=======
-    tune_memory()
-    device, stop = resolve_device(arguments.device), _stop_on_interrupt()
-    measured = run_bench(
-        arguments.only,
-        device=device,
-        scale=QUICK if arguments.quick else None,
-        stop=stop,
-        say=partial(print, flush=True),
-    )
-    if not arguments.no_save and (why_not := store.writable(store.data_folder())):
-        raise store.StoreError(why_not)
-    facts = store.provenance(str(device))
-    print(f"{facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}")
-    rows = []
-    for row in measured:
-        rows.append(row)
-        if not arguments.no_save:
-            store.append(EXPERIMENT, row)
->>>>>>> timing
     print(f"\n{bench_table(rows)}")
     if stop.is_set():
         print("stopped: what was measured is kept", file=sys.stderr)
@@ -256,7 +207,7 @@ def _bench(arguments) -> int:
 
 
 def _serve(arguments) -> int:
-    from replib.memory import keep_freed_memory, peak_memory_bytes
+    from replib.memory import peak_memory_bytes, tune_memory
 
     interrupts.end_at_once_always()
     port = _free_port(arguments.port)
@@ -327,7 +278,7 @@ def _doctor(arguments) -> int:
     import torch
 
     from replib.experiments import EXPERIMENTS
-    from replib.memory import keep_freed_memory
+    from replib.memory import tune_memory
     from replib.peers import PEERS
 
     print(f"replib {__version__}, Python {platform.python_version()}, torch {torch.__version__}")
