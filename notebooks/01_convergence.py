@@ -27,9 +27,10 @@ def _():
     # Does linear attention learn as softmax attention does?
 
     **The claim** (Katharopoulos et al. 2020, *Transformers are RNNs*, section 4.1 and figure 2):
-    on the causal copy task a Transformer with linear attention converges smoothly, and to the
-    same loss as one with softmax attention. **The 2022 replication** (Do & Bergner) trained an
-    encoder-decoder on a copy task of its own and found no stable convergence.
+    on the causal copy task a Transformer with linear attention converges smoothly, to a lower loss
+    than one with LSH attention, and to the same as one with softmax attention. **The 2022
+    replication** (Do & Bergner) trained an encoder-decoder on a copy task of its own and found no
+    stable convergence.
     """)
     return
 
@@ -59,8 +60,25 @@ def _(get_changes, jobs, live, recorded_columns, settings):
         claims.convergence, [r for r in _rows if r["experiment"] == "convergence"]
     )
     controls.verdict_card(
-        "Linear attention learns to copy, to the loss of softmax within 0.05 nats a token.",
+        "Linear attention learns to copy, smoothly and to the loss of softmax.",
         [*recorded_columns, (controls.THIS_MACHINE, _session)],
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(get_changes, jobs, live, recorded, settings):
+    get_changes()
+    _session = claims.of_session(
+        claims.below_lsh,
+        [r for r in live.rows(jobs, settings["device"]) if r["experiment"] == "convergence"],
+    )
+    controls.verdict_card(
+        f"{claims.BELOW_LSH.capitalize()}.",
+        [
+            (f"Recorded here, {controls.device_names(recorded)}", claims.below_lsh(recorded)),
+            (controls.THIS_MACHINE, _session),
+        ],
     )
     return
 
@@ -235,20 +253,30 @@ def _():
     - **Task.** As in the original code: N/4 to (N-1)/2 - 1 symbols of 10, a separator, the same
       symbols; loss over the separator and the copy, accuracy over the copy alone.
     - **Verdict.** Per length: at least 5 seeds of each; most linear seeds reach 99 % accuracy;
-      the difference of mean final losses lies within 0.05 nats a token (Welch, 95 %); no run
-      diverges; most have no loss spike.
+      the difference of mean final losses lies within 0.05 nats a token (Welch); their ratio is at
+      most 2 (Welch, of logarithms; *not as low* where it passes 2 and its interval lies above 1);
+      no run diverges; most have no loss spike. Intervals of losses are wider than 95 %, as several
+      lengths are compared (Bonferroni). The ratio was added after the first rows were seen: 0.05
+      nats is some hundred times what softmax has left.
+    - **The paper's size** is N = 128, 4 layers, 8 heads of 32, batch 64 and 10,000 steps. Smaller
+      runs may support its claim. They cannot refute it: where they fail, the card says *not tested
+      at the paper's size*, until rows of that size exist, which are then judged alone.
     - **The 2022 replication's task** is learned here by 2 + 2 layers of the same small size, batch
       8, 3000 steps, 3 seeds. *Deviation:* the article's model has 4 + 4 layers and 8 heads of 64
       (the `paper` scale of `sequence_copy`); its losses are given in nats a token, the sum over
       the batch that it reports divided by the batch.
-    - **N = 128** is the paper's length, but not its setting: that the small model has not learned
-      it with linear attention after 3000 steps says that it needs more steps or size
-      than softmax here, not what the paper's model does in 10,000 steps.
-    - **No attention dropout**, which linear attention cannot have.
-    - **Beside the claim** the paper's figure 2 has Reformer attention (*lsh*) of 4 rounds, which
-      is drawn here once it is recorded. Softmax and linear attention alone are judged. A live run
-      takes the first of a mechanism's implementations: *lsh* 1 round, *performer* 64
-      directions, *dpfp* and *delta* ν = 1, *fwm* with tanh.
+    - **Dropout.** *Deviation:* at the `paper` scale the embedding has dropout 0.1 as well, where
+      the original has none; the recorded runs have no dropout at all. Attention weights have none
+      anywhere, as linear attention has no weights to drop; the original has 0.1 on softmax's.
+    - **LSH attention** (Reformer; *lsh*, 4 rounds, as in the paper's figure 2) is judged at lengths
+      with 3 seeds or more of both. *Deviation:* it is defined otherwise here. The original has 64
+      buckets (32 bits) at every N, attends across the borders of buckets, and averages its rounds
+      uniformly. Here there is 1 bucket up to N = 32, 2 at N = 64 and 4 at N = 128, a chunk begins
+      anew at each bucket, and rounds are weighted by their normalisers; up to N = 32 it attends to
+      all that came before, with queries for keys. What beats it, or not, says little of the
+      original.
+    - **Live.** A run takes the first of a mechanism's implementations: *lsh* 1 round, *performer*
+      64 directions, *dpfp* and *delta* ν = 1, *fwm* with tanh.
     """)
     mo.accordion({"Method and limits": _text})
     return

@@ -255,12 +255,13 @@ def _():
       other implementations are given as evidence. That linear attention is judged at its best was
       settled before its compiled kernels were measured; that softmax is judged in its textbook form
       was chosen after the first rows were seen: with the fused one among the criteria they read
-      "inconclusive". Recorded lengths end at N = 2048.
+      "inconclusive".
     - **Times.** Attention alone, causal, float32, 8 heads of 32 in the recorded runs; all
       mechanisms of a length timed together in random order. Training steps: the model of the
       2022 article (4 + 4 layers, 8 heads of 64, feed-forward 1024, batch 8), 3000 times the
-      median of 11 steps. *Deviation:* the article's times include evaluations after each step
-      and other overheads, and its linear runs seem to have used batch 32.
+      median of 11 steps. *Deviation:* the article's times include further evaluations of the loss
+      at each step and other overheads, and its linear runs seem to have used batch 32 (our
+      inference from its losses).
     - **Linear attention** is computed in one of these, which give the same numbers to rounding:
       *plain* forms the (N, N) weights; *torch* goes through chunks with torch operations and a
       closed-form backward pass; *cpu* (Numba) and *cuda* (Triton) do the same in one compiled

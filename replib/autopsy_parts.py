@@ -61,7 +61,7 @@ def half_an_encoder() -> mo.Html:
         found = in_passing_thread(earlier_defects.half_encoder)
     text = (
         "**Half an encoder beside a model that has only the layers it uses.** On random tokens "
-        f"what they encode differs by {found.difference:.1g} at most; the defect applies a layer "
+        f"what they encode differs by {found.difference:z.1g} at most; the defect applies a layer "
         f"{found.n_applied} times, the other {found.n_used} times"
     )
     if not controls.in_static_page():  # which is the same each time
@@ -177,7 +177,7 @@ def slowdown_chart(rows: Sequence[Row], article: Mapping[str, Any], n: int) -> a
     found = timing.attribution(rows, article, n)
     title = "No measurements yet"
     if found is not None:
-        title = f"The article's {found.article:.0f}×, taken apart: {_left(found)} is unexplained"
+        title = f"The article's {found.article:z.0f}×, taken apart: {_left(found)} is unexplained"
     return charts.stages_chart(
         frames_autopsy.stages(found),
         title=title,
@@ -227,7 +227,7 @@ def losses_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerCh
 
 
 def _nats(loss: float) -> str:
-    return f"{loss:.2g}" if loss >= 1e-3 else "under 0.001"
+    return f"{loss:z.2g}" if loss >= 1e-3 else "under 0.001"
 
 
 BROKEN, MENDED = (autopsy.BROKEN, None), (autopsy.MENDED, None)
@@ -288,7 +288,7 @@ def prediction_chart(
     crossing = found.fit.crossover
     title = "These points and this model predict no crossover"
     if crossing < float("inf"):
-        title = f"{len(lengths)} points up to N = {lengths[-1]} “predict” N = {crossing:.0f}"
+        title = f"{len(lengths)} points up to N = {lengths[-1]} “predict” N = {crossing:z.0f}"
     return charts.prediction_chart(article, found, title=title)
 
 
@@ -382,7 +382,7 @@ def _total(row: Row) -> Total:
 def _ends(rows: Sequence[Row], *, switched: bool) -> str:
     """Final losses and accuracies of finished runs, with switches or mended."""
     told = [
-        f"{row['summary']['final_loss']:.4f} ({row['summary']['final_accuracy']:.0%})"
+        f"{row['summary']['final_loss']:z.4f} ({row['summary']['final_accuracy']:z.0%})"
         for row in rows
         if row["outcome"] == "ok" and bool(row["config"]["defects"]) == switched
     ]
@@ -456,8 +456,8 @@ def _bleu() -> tuple[str, str]:
     # The same pairs in another order: the second comes first.
     turned = earlier_defects.bleu_scores(*(x[1:] + x[:1] for x in (translations, references)))
     return tuple(
-        f"BLEU {score.bleu:.1f}, of {score.n_words} words; {bad.bleu:.1f} when all translations "
-        f"but the first are ruined; {other.bleu:.1f} when another pair comes first"
+        f"BLEU {score.bleu:z.1f}, of {score.n_words} words; {bad.bleu:z.1f} when all translations "
+        f"but the first are ruined; {other.bleu:z.1f} when another pair comes first"
         for score, bad, other in zip(*map(_both, (scores, of_ruined, turned)), strict=True)
     )
 
@@ -471,15 +471,15 @@ def _bleu_published() -> str:
     table = published()["linformer_project"]["table"].values()
     wrong, right = ([one[name] for one in table] for name in ("bleu_published", "bleu_recomputed"))
     return (
-        f"It published {min(wrong):.1f} to {max(wrong):.1f}; the right call gives "
-        f"{min(right):.1f} to {max(right):.1f} on its translations"
+        f"It published {min(wrong):z.1f} to {max(wrong):z.1f}; the right call gives "
+        f"{min(right):z.1f} to {max(right):z.1f} on its translations"
     )
 
 
 def _positions() -> tuple[str, str]:
     losses = earlier_defects.position_losses()
     what = f"after {earlier_defects.N_STEPS} steps on sequences that repeat themselves"
-    return tuple(f"{loss:.4f} nats a token {what}" for loss in (losses.mended, losses.broken))
+    return tuple(f"{loss:z.4f} nats a token {what}" for loss in (losses.mended, losses.broken))
 
 
 def _linformer() -> tuple[str, str]:
@@ -488,8 +488,8 @@ def _linformer() -> tuple[str, str]:
     leaks = [earlier_defects.future_leak(one, seq_len=16) for one in (softmax_attention, naive)]
     losses = earlier_defects.prediction_losses()
     return tuple(
-        f"outputs move by {leak:.0%} when all later tokens change; {loss:.3f} nats a token on "
-        f"random symbols, of which nobody can predict more than ln 10 = {losses.floor:.3f}"
+        f"outputs move by {leak:z.0%} when all later tokens change; {loss:z.3f} nats a token on "
+        f"random symbols, of which nobody can predict more than ln 10 = {losses.floor:z.3f}"
         for leak, loss in zip(leaks, (losses.mended, losses.broken), strict=True)
     )
 
@@ -497,7 +497,7 @@ def _linformer() -> tuple[str, str]:
 def _timing() -> tuple[str, str]:
     found = earlier_defects.timings("cuda" if torch.cuda.is_available() else "cpu")
     return tuple(
-        f"{ms:.3g} ms for a product of matrices of 4096"
+        f"{ms:z.3g} ms for a product of matrices of 4096"
         for ms in (found.synchronised, found.unsynchronised)
     )
 

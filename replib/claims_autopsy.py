@@ -49,13 +49,13 @@ CONCLUSIONS = {
 def article_said(article: Mapping[str, Any]) -> dict[str, str]:
     """What the article concludes, with its figures."""
     ratios, lengths = article["ratio_linear_softmax"], article["N"]
-    told = ", ".join(f"{ratio:.1f}× at N = {n}" for ratio, n in zip(ratios, lengths, strict=True))
+    told = ", ".join(f"{ratio:z.1f}× at N = {n}" for ratio, n in zip(ratios, lengths, strict=True))
     crossing = article["fit"]["ceil"]
     return {
         "convergence": article_convergence(article),
         "slowdown": f"{article['steps']} steps of linear attention take {told} of softmax's time.",
         "crossover": f"A fit of four points up to N = {lengths[-1]} puts the crossover at N = "
-        f"{crossing}, {crossing / lengths[-1]:.0f} times beyond them.",
+        f"{crossing}, {crossing / lengths[-1]:z.0f} times beyond them.",
     }
 
 
@@ -185,14 +185,14 @@ def scale_text(article: Mapping[str, Any], rows: Sequence[Row] = ()) -> str:
     batches, lengths = article_batches(article), article["N"]
     read = {(x.attention, x.seq_len): x for x in article_losses(article) if x.what == PLATEAU}
     early = early_losses(rows)
-    lines = [["expected", *(f"{_entropy(n):.2f}" for n in lengths)]]
+    lines = [["expected", *(f"{_entropy(n):z.2f}" for n in lengths)]]
     for attention in BOTH:
         found = [read.get((attention, n)) for n in lengths]
-        cells = [f"{x.printed:g} / {x.batch} = {x.nats:.2f}" if x else "not read" for x in found]
+        cells = [f"{x.printed:zg} / {x.batch} = {x.nats:z.2f}" if x else "not read" for x in found]
         lines.append([f"2022 article, {attention}", *cells])
     for attention in BOTH:
         known = [early.get((attention, n)) for n in lengths]
-        cells = ["–" if loss is None else f"{loss:.2f}" for loss in known]
+        cells = ["–" if loss is None else f"{loss:z.2f}" for loss in known]
         lines.append([f"here, broken, {attention}", *cells])
     return (
         "The article's losses are sums over the batch. Before anything is learned a loss stands at "
@@ -234,7 +234,7 @@ def _plateaus_here(rows: Sequence[Row]) -> str:
     )
     return (
         f"Of our broken runs it is the mean loss over steps {EARLY[0]} to {EARLY[1]}. Both "
-        f"mechanisms differ by at most {max(apart.values()):.2f} nats a token: {verdict}."
+        f"mechanisms differ by at most {max(apart.values()):z.2f} nats a token: {verdict}."
     )
 
 
@@ -258,16 +258,16 @@ def level_text(article: Mapping[str, Any], rows: Sequence[Row]) -> str:
     near = [gap for gap in above.values() if abs(gap) <= LEVEL_MARGIN]
     jumps = [
         f" {one.attention.capitalize()} at N = {one.seq_len} was read before a jump to "
-        f"{one.points[-1][1]:.2f} at step {one.points[-2][0]}."
+        f"{one.points[-1][1]:z.2f} at step {one.points[-2][0]}."
         for one in article_curves(article)
         if one.read
         and one.points[-1][1] > finals[one.attention, one.seq_len] + LEVEL_MARGIN
         and len(one.points) > 1
     ]
     lines = [
-        ["before anything is learned", *(f"{_entropy(n):.2f}" for n in levels)],
-        ["symbols known, order not", *(f"{one:.2f}" for one in levels.values())],
-        *([f"2022 article, {a}, end", *(f"{finals[a, n]:.2f}" for n in levels)] for a in BOTH),
+        ["before anything is learned", *(f"{_entropy(n):z.2f}" for n in levels)],
+        ["symbols known, order not", *(f"{one:z.2f}" for one in levels.values())],
+        *([f"2022 article, {a}, end", *(f"{finals[a, n]:z.2f}" for n in levels)] for a in BOTH),
         *(
             [
                 f"here, broken {a}, below “order not” from step",
@@ -299,7 +299,7 @@ def _leaving(rows: Sequence[Row], attention: str, n: int, level: float) -> str:
     left = [step for row in some if (step := leaves(row, level)) is not None]
     if not some:
         return "–"
-    return f"{statistics.median(left):.0f} ({len(left)} of {len(some)})" if left else "never"
+    return f"{statistics.median(left):z.0f} ({len(left)} of {len(some)})" if left else "never"
 
 
 def leaves(row: Row, level: float) -> int | None:
@@ -377,7 +377,7 @@ def loss_table(article: Mapping[str, Any], rows: Sequence[Row], attention: str =
     )
     left = {n: printed[n] - statistics.median(broken[n]) for n in lengths if broken[n]}
     lines = [
-        ["2022 article", *(f"{printed[n]:.2f}" for n in lengths)],
+        ["2022 article", *(f"{printed[n]:z.2f}" for n in lengths)],
         ["here, broken", *(_median(broken[n]) for n in lengths)],
         ["unexplained", *(_signed(left.get(n)) for n in lengths)],
         ["here, mended", *(_median(mended[n]) for n in lengths)],
@@ -386,11 +386,11 @@ def loss_table(article: Mapping[str, Any], rows: Sequence[Row], attention: str =
 
 
 def _signed(difference: float | None) -> str:
-    return "–" if difference is None else f"{round(difference, 2) + 0.0:+.2f}"
+    return "–" if difference is None else f"{round(difference, 2) + 0.0:+z.2f}"
 
 
 def _median(losses: Sequence[float] | None) -> str:
-    return f"{statistics.median(losses):.4f} ({len(losses)})" if losses else "–"
+    return f"{statistics.median(losses):z.4f} ({len(losses)})" if losses else "–"
 
 
 # --- the first conclusion ------------------------------------------------------------------------
@@ -403,13 +403,13 @@ def convergence(rows: Sequence[Row]) -> Verdict:
     runs = ablated(rows)
     mended = {key: some for key, some in runs.items() if key[2] == MENDED}
     linear = [row for key, some in mended.items() if key[0] == "linear" for row in some]
-    text = f"most mended linear runs end below {SOLVED_ACCURACY:.0%} accuracy"
+    text = f"most mended linear runs end below {SOLVED_ACCURACY:z.0%} accuracy"
     if not linear:
         return Verdict("no measurements yet", (Criterion(text, None, "no runs"),))
     failed = [row for row in linear if not _solved(row)]
     low, high = wilson_interval(len(failed), len(linear))
     met = True if low > MOST else False if high < MOST else None
-    figure = f"{len(failed)} of {len(linear)} ({low:.0%} to {high:.0%})"
+    figure = f"{len(failed)} of {len(linear)} ({low:z.0%} to {high:z.0%})"
     evidence = [_told_runs(key, some) for key, some in sorted(mended.items(), key=_at_length)]
     decisive = [
         f"N = {n}, {name}: {which}"
@@ -440,10 +440,10 @@ def _told_runs(key: Key, rows: Sequence[Row]) -> str:
     n_steps = rows[0]["config"]["n_steps"]
     spikes = sum(row["summary"].get("n_spikes") or 0 for row in rows)
     steps = [row["summary"].get("steps_to_solved") for row in rows if _solved(row)]
-    speed = f", after {statistics.median(steps):g} steps (median)" if steps else ""
+    speed = f", after {statistics.median(steps):zg} steps (median)" if steps else ""
     return (
         f"N = {seq_len}, {role} {attention}: {sum(map(_solved, rows))} of {len(rows)} runs reach "
-        f"{SOLVED_ACCURACY:.0%} within {n_steps} steps{speed}; {spikes_text(spikes)}"
+        f"{SOLVED_ACCURACY:z.0%} within {n_steps} steps{speed}; {spikes_text(spikes)}"
     )
 
 
@@ -469,11 +469,11 @@ def _what_decides(runs: Mapping[Key, list[Row]], n: int) -> dict[str, str]:
     broken = runs.get(("linear", n, BROKEN, None), [])
     reached = broken and all(map(_solved, broken))
     return {
-        f"mended: one defect keeps it from {SOLVED_ACCURACY:.0%}": told(ALONE_ON, solved=False),
-        f"broken: mending one defect lets it reach {SOLVED_ACCURACY:.0%}": (
+        f"mended: one defect keeps it from {SOLVED_ACCURACY:z.0%}": told(ALONE_ON, solved=False),
+        f"broken: mending one defect lets it reach {SOLVED_ACCURACY:z.0%}": (
             "broken runs reach it" if reached else told(ALONE_OFF, solved=True)
         ),
-        f"broken, but for the mask: mending one more lets it reach {SOLVED_ACCURACY:.0%}": (
+        f"broken, but for the mask: mending one more lets it reach {SOLVED_ACCURACY:z.0%}": (
             told(OFF_WITH_MASK, solved=True)
         ),
     }
@@ -489,6 +489,6 @@ def failure_table(rows: Sequence[Row]) -> str:
     lines = [[name, *(one[name] for one in found)] for name in found[0]]
     table = by_length("linear attention", lengths, lines, LEFT)
     return (
-        f"{table}\n\nA decoder without the mask sees its target: {SOLVED_ACCURACY:.0%} may then be "
-        "the leak and no copying. In the last line there is none."
+        f"{table}\n\nA decoder without the mask sees its target: {SOLVED_ACCURACY:z.0%} may then "
+        "be the leak and no copying. In the last line there is none."
     )

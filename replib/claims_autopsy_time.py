@@ -226,7 +226,7 @@ def attribution_text(found: Attribution | None) -> str:
     if found.parts[-1].factor.high < 1:
         differ += " A rest below 1 says that the named defects overlap: together they cost less."
     return (
-        f"**N = {found.seq_len}.** The article's linear runs took {found.article:.1f} times its "
+        f"**N = {found.seq_len}.** The article's linear runs took {found.article:z.1f} times its "
         f"softmax runs. Here linear takes {ratio_text(found.mended)} softmax's time when both are "
         f"mended, and {ratio_text(found.broken)} when both are broken; a factor of "
         f"{ratio_text(found.unexplained)} between broken and the article stays **unexplained** "
@@ -239,7 +239,7 @@ def attribution_text(found: Attribution | None) -> str:
 def _percent(share: Ratio | None) -> str:
     if share is None:
         return "–"
-    return f"{share.value:.0%} ({share.low:.0%} to {share.high:.0%})"
+    return f"{share.value:z.0%} ({share.low:z.0%} to {share.high:z.0%})"
 
 
 def four_points(article: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -251,7 +251,7 @@ def four_points(article: Mapping[str, Any], rows: Sequence[Row]) -> str:
         lines.append([f"2022 article, {attention}", *map(str, article[f"{attention}_s"])])
         for role in (BROKEN, MENDED):
             found = [times.get((attention, n, role, None)) for n in lengths]
-            cells = [f"{x.value * article['steps'] / 1000:.0f}" if x else "–" for x in found]
+            cells = [f"{x.value * article['steps'] / 1000:z.0f}" if x else "–" for x in found]
             lines.append([f"here, {role}, {attention}", *cells])
     return by_length(
         f"seconds of {article['steps']} steps (here: of a median step)", lengths, lines
@@ -272,7 +272,7 @@ def slowdown(rows: Sequence[Row], article: Mapping[str, Any]) -> Verdict:
         if None in totals:
             continue
         found = ratios[n] = ratio(*totals)
-        for limit, text in ((1.0, "linear takes longer"), (least, f"by {least:.1f}× or more")):
+        for limit, text in ((1.0, "linear takes longer"), (least, f"by {least:z.1f}× or more")):
             criteria.append(
                 Criterion(f"N = {n}, mended: {text}", _above(found, limit), ratio_text(found))
             )
@@ -282,7 +282,7 @@ def slowdown(rows: Sequence[Row], article: Mapping[str, Any]) -> Verdict:
     told = " and ".join(f"{ratio_text(ratios[n])} softmax's time at N = {n}" for n in ends)
     headline = f"mended, linear takes {told}"
     beside = [
-        f"N = {n}, broken: {ratio_text(found.broken)}; the article has {found.article:.1f}×"
+        f"N = {n}, broken: {ratio_text(found.broken)}; the article has {found.article:z.1f}×"
         for n in ratios
         if (found := attribution(rows, article, n))
     ]
@@ -406,9 +406,11 @@ def predicted(article: Mapping[str, Any], lengths: Sequence[int], softmax_model:
 def prediction_text(found: Prediction) -> str:
     """A prediction in words."""
     crossing = found.fit.crossover
-    where = "linear never overtakes" if math.isinf(crossing) else f"crossover at N = {crossing:.0f}"
+    where = (
+        "linear never overtakes" if math.isinf(crossing) else f"crossover at N = {crossing:z.0f}"
+    )
     longest = found.lengths[-1]
-    beyond = "" if math.isinf(crossing) else f", {crossing / longest:.0f} times beyond the data"
+    beyond = "" if math.isinf(crossing) else f", {crossing / longest:z.0f} times beyond the data"
     interval = (
         f"95 % interval {bound_text(found.low)} to {bound_text(found.high)}, if the model is right"
     )
@@ -416,8 +418,8 @@ def prediction_text(found: Prediction) -> str:
         interval = "no error of its size says otherwise"
     return (
         f"{MODEL_NAMES[found.fit.softmax_model]} through N = {', '.join(map(str, found.lengths))}: "
-        f"{where}{beyond}; {interval}; R² of softmax {found.fit.r2_softmax:.4f}, of linear "
-        f"{found.fit.r2_linear:.4f}"
+        f"{where}{beyond}; {interval}; R² of softmax {found.fit.r2_softmax:z.4f}, of linear "
+        f"{found.fit.r2_linear:z.4f}"
     )
 
 

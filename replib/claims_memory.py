@@ -3,11 +3,13 @@ rule that corrects what it reads solves that a sum does not.
 
 Rows are those of the experiments `capacity` (setting 1 of Schlag et al. 2021, every key once) and
 `update_rules` (setting 2, keys come back with new values); `published` is
-`published()["fastweights_logs"]`, of which there is one run a figure. S is the number of keys. A
-run's loss is its best, 0.5·Σ squared error, and is compared with the best of the published run,
-not with the last that the published figures show. Runs with other settings than the published ones
-are not judged. Rows of `evaluation` tell what the published mean of losses does to some figures,
-those of `favor_eps` what the published ε does to FAVOR+, and nothing else.
+`published()["fastweights_logs"]`, of which there is one run a figure. S is the number of keys. What
+a memory solves is the S that half of its runs solve (`statistics.solved_threshold`), over all S and
+seeds, so that no single run decides; so it is for every memory, in both settings, here and
+published. A run's loss is its best, 0.5·Σ squared error, and is compared with the best of the
+published run, not with the last that the published figures show. Runs with other settings than the
+published ones are not judged. Rows of `evaluation` tell what the published mean of losses does to
+some figures, those of `favor_eps` what the published ε does to FAVOR+, and nothing else.
 """
 
 import json
@@ -15,17 +17,26 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from replib.claims import each_device
 from replib.experiments import CAPACITY_MEMORIES, UPDATE_RULE_MEMORIES, retrieval_config
 from replib.recording import core_seconds
 from replib.retrieval import MemoryConfig, RetrievalConfig
-from replib.statistics import CONFIDENCE, difference_interval, t_quantile
+from replib.statistics import (
+    CONFIDENCE,
+    SolvedCounts,
+    Threshold,
+    difference_interval,
+    solved_threshold,
+    solves_more,
+    t_quantile,
+    wilson_interval,
+)
 from replib.store import Row
 from replib.tables import markdown_table
-from replib.verdicts import Criterion, Verdict, three_digits
+from replib.verdicts import MOST, Criterion, Verdict, bound_text, three_digits, within
 
 SOLVED_LOSS = RetrievalConfig().solved_loss
 GRID_STEP = 20  # keys, the least step from one recorded S to the next
@@ -41,7 +52,7 @@ MEMORIES = {m.published_name: m for m in (*CAPACITY_MEMORIES, *UPDATE_RULE_MEMOR
 # Left out: the published log stops at 300 steps, where the run had not ended.
 TRUNCATED = {("setting2", "dpfp2_ours", 100)}
 
-ABOVE = (  # the claimed order; softmax and DPFP-3 are not compared
+ABOVE = (  # the claimed order, which does not say which of softmax and DPFP-3 is above
     ("softmax_cat", "dpfp2_sum"),
     ("dpfp3_sum", "dpfp2_sum"),
     ("dpfp2_sum", "dpfp1_sum"),
@@ -56,8 +67,8 @@ PAPER_SAYS = {
     "capacity": "With every key written once, softmax and DPFP-3 remember most keys, then DPFP-2, "
     "DPFP-1, linear attention and FAVOR+: a memory with R features holds at most R keys (section "
     "6.1.1).",
-    "as_published": "The last S that each memory solves, and its best losses, are in the logs of "
-    "the paper's authors: one run each, at S = 20, 60, 100, 200, ... 600.",
+    "as_published": "Its authors' logs hold one run of each memory and S. The figures we compare "
+    "with are those at S = 20, 60, 100, 200, ... 600, without DPFP-3, which the logs hold as well.",
     "update_rules": "Where keys come back with new values, the delta rule replaces the old value; "
     "a sum cannot, and the earlier rule of fast weight memories (fwm) does worse (section 6.1.2).",
 }
@@ -122,34 +133,25 @@ def published_losses(published: Mapping[str, Any], setting: str) -> dict[str, di
     }
 
 
-@dataclass(frozen=True)
-class Solved:
-    """The last S up to which a memory solves every S that was run, 0 where it solves none; the next
-    one, which it does not, None where nothing longer was run; and the longest beyond that it solves
-    again, None where there is none."""
-
-    last: int
-    failed: int | None
-    again: int | None = None
-
-    @property
-    def text(self) -> str:
-        if self.failed is None:
-            return f"{self.last} or more"
-        gap = self.failed - self.last > GRID_STEP and self.last
-        beside = [f"not {self.failed}"] * bool(gap or self.again)
-        beside += [f"but {self.again}"] * bool(self.again)
-        aside = f" ({', '.join(beside)})" if beside else ""
-        return f"{self.last or 'none'}{aside}"
+def solved_keys(losses: Losses) -> Threshold:
+    """The S that half of the runs solve."""
+    return solved_threshold(_counts(losses))
 
 
-def last_solved(losses: Mapping[int, float]) -> Solved:
-    """The last S whose loss is at most SOLVED_LOSS before the first whose is above it."""
-    solved = {n: loss <= SOLVED_LOSS for n, loss in sorted(losses.items())}
-    failed = next((n for n, is_solved in solved.items() if not is_solved), None)
-    before = [n for n in solved if n < (failed or math.inf)]
-    beyond = [n for n, is_solved in solved.items() if is_solved and n not in before]
-    return Solved(max(before, default=0), failed, max(beyond, default=None))
+def _counts(losses: Losses) -> SolvedCounts:
+    """How many runs solve each S: end with a loss of at most SOLVED_LOSS."""
+    n_solved = [sum(loss <= SOLVED_LOSS for loss in seeds.values()) for seeds in losses.values()]
+    return list(losses), n_solved, list(map(len, losses.values()))
+
+
+def keys_text(found: Threshold, *, interval: bool = True) -> str:
+    """Such as "110 (100 to 131)", "156 or more" where the interval has no end, or "none"."""
+    if found.value == 0:
+        return f"none (below {bound_text(found.high)})" if interval else "none"
+    if math.isinf(found.high):
+        return f"{found.low:z.0f} or more"
+    bounds = f" ({found.low:z.0f} to {bound_text(found.high)})"
+    return f"{found.value:z.0f}{bounds * interval}"
 
 
 def impossible_losses(published: Mapping[str, Any]) -> list[tuple[str, int, float, float]]:
@@ -179,28 +181,46 @@ def least_loss(n_features: int, n_keys: int) -> float:
 def capacity(rows: Sequence[Row]) -> Verdict:
     """Memories remember as many keys as the paper orders them, and none more than it has features.
 
-    A criterion a pair: the first solves more keys, by its last consecutive S solved, and its losses
-    are lower, by Welch's interval of their logarithms over seeds; where neither solves any S the
-    loss alone decides. A criterion of all: the last S solved is at most R.
+    A criterion a pair: the first solves more keys (`statistics.solves_more`), and its losses are
+    lower, by Welch's interval of their logarithms over seeds; where neither solves any S the loss
+    alone decides. A criterion of all: none solves more than R keys.
     """
     found = _of_setting(rows, with_replacement=False)
-    told = [f"{label(MEMORIES[name])} {_here(found[name])}" for name in _order(found)]
     return Verdict(
-        f"last S solved: {', '.join(told)}" if told else NO_RUNS,
+        _headline(found, _order(found)),
         (_at_most_features(found), *(_above(found, *pair) for pair in ABOVE)),
         tuple(_without_eps(rows, found)),
     )
 
 
+def _headline(found: Mapping[str, Losses], names: Sequence[str], *, rule: bool = False) -> str:
+    """How many keys each memory solves, those that solve none at the end."""
+    if not names:
+        return NO_RUNS
+    solved = {name: solved_keys(found[name]) for name in names}
+    told = [
+        f"{label(MEMORIES[name], rule=rule)} {keys_text(one, interval=False)}"
+        for name, one in solved.items()
+        if one.value > 0
+    ]
+    if none := [label(MEMORIES[name], rule=rule) for name in names if solved[name].value == 0]:
+        told.append(f"none by {', '.join(none)}")
+    return f"keys solved by half of the runs: {', '.join(told)}"
+
+
 def _at_most_features(found: Mapping[str, Losses]) -> Criterion:
-    """Whether no memory solves more keys than it has features."""
+    """Whether no memory solves more keys than it has features R: violated where the interval of the
+    S it solves lies above R; met where it lies below, or most of the runs with more than R keys, up
+    to twice as many, fail (Wilson interval)."""
     told, met = [], []
     for name, losses in _ordered(found):
         if r := MEMORIES[name].n_features:
-            solved = last_solved(typical(losses))
-            told.append(f"{label(MEMORIES[name])} {solved.text} of {r}")
-            most = max(solved.last, solved.again or 0)
-            met.append(False if most > r else None if solved.failed is None else True)
+            solved = solved_keys(losses)
+            told.append(f"{label(MEMORIES[name])} {keys_text(solved)} of {r}")
+            beyond = [x for n, seeds in losses.items() if r < n <= 2 * r for x in seeds.values()]
+            n_beyond = sum(loss <= SOLVED_LOSS for loss in beyond)
+            fail = bool(beyond) and wilson_interval(n_beyond, len(beyond))[1] < MOST
+            met.append(False if solved.low > r else True if fail or solved.high <= r else None)
     return Criterion(
         "no memory solves more keys than its number of features R",
         False if False in met else True if met and all(met) else None,
@@ -237,12 +257,13 @@ _SAID = {True: "yes", False: "no", None: "cannot be told"}
 def as_published(rows: Sequence[Row], published: Mapping[str, Any]) -> Verdict:
     """The recorded figures are the published ones.
 
-    Two criteria a memory of setting 1 that ran: its last consecutive S solved is within GRID_STEP
-    of the published one, which is known to lie between two published S; and its best losses at the
-    S of COMPARED, where the published one is above LEAST_COMPARED, are within LOSS_TOLERANCE, by
-    the interval of the mean over seeds. One a memory of setting 2 with the rules sum and delta: the
-    last S solved, evaluated as published where it was run so. The headline says how many of those
-    that agree do so because nothing is remembered on either side.
+    Two criteria a memory of setting 1 that ran: the S it solves is the published one, to GRID_STEP
+    (the interval here lies within the published one, as much wider; violated where they lie
+    apart); and its best losses at the S of COMPARED, where the published one is above
+    LEAST_COMPARED, are within LOSS_TOLERANCE, by the interval of the mean over seeds. One a memory
+    of setting 2 with the rules sum and delta: the S solved, evaluated as published where it was run
+    so. The headline says how many of those that agree do so because nothing is remembered on either
+    side.
     """
     found = _of_setting(rows, with_replacement=False)
     second, alike = _of_setting(rows, with_replacement=True), best_losses(rows, half_length=True)
@@ -250,7 +271,7 @@ def as_published(rows: Sequence[Row], published: Mapping[str, Any]) -> Verdict:
     for name, theirs in _ordered(published_losses(published, "setting1")):
         if here := found.get(name):
             told = label(MEMORIES[name])
-            solved, losses = _near_last(told, here, theirs), _near_losses(told, here, theirs)
+            solved, losses = _near_solved(told, here, theirs), _near_losses(told, here, theirs)
             criteria += [one for one in (solved, losses) if one]
             nothing += [solved] * _solves_nothing(here, theirs)
             nothing += [losses] * (bool(losses) and _reads_nothing(here, theirs))
@@ -258,7 +279,7 @@ def as_published(rows: Sequence[Row], published: Mapping[str, Any]) -> Verdict:
         if here := alike.get(name) or second.get(name):
             told = label(MEMORIES[name], rule=True)
             told += ", evaluated as published" if name in alike else ""
-            near = _near_last(told, here, theirs)
+            near = _near_solved(told, here, theirs)
             if name in DELTA_AND_SUM:
                 criteria.append(near)
                 nothing += [near] * _solves_nothing(here, theirs)
@@ -279,7 +300,11 @@ def as_published(rows: Sequence[Row], published: Mapping[str, Any]) -> Verdict:
 
 
 def _solves_nothing(here: Losses, theirs: Mapping[int, float]) -> bool:
-    return last_solved(typical(here)).last == last_solved(theirs).last == 0
+    return solved_keys(here).value == solved_keys(_one_run(theirs)).value == 0
+
+
+def _one_run(losses: Mapping[int, float]) -> Losses:
+    return {n: {0: loss} for n, loss in losses.items()}
 
 
 def _reads_nothing(here: Losses, theirs: Mapping[int, float]) -> bool:
@@ -295,7 +320,7 @@ def _below_least(rows: Sequence[Row], published: Mapping[str, Any]) -> Iterator[
         return
     unmeasured = []
     for name, n, loss, least in impossible_losses(published):
-        told = f"{label(MEMORIES[name])}, S = {n}: the published {loss:.3g} is below {least:.3g}"
+        told = f"{label(MEMORIES[name])}, S = {n}: the published {loss:z.3g} is below {least:z.3g}"
         if explained := _of_means(rows, name, n, loss):
             r = MEMORIES[name].n_features
             yield f"{told}, the least mean over all keys with R = {r}; {explained}"
@@ -343,8 +368,8 @@ def _of_means(rows: Sequence[Row], name: str, n_keys: int, theirs: float) -> str
     explains = "explains it" if low <= theirs <= high else "does not explain it"
     return (
         f"{how}, which {explains}: so averaged, {len(found)} runs here have "
-        f"{min(batches):.3g} to {max(batches):.3g}, and one more would have {low:.3g} to "
-        f"{high:.3g}; over all keys the same runs have {min(whole):.3g} to {max(whole):.3g}"
+        f"{min(batches):z.3g} to {max(batches):z.3g}, and one more would have {low:z.3g} to "
+        f"{high:z.3g}; over all keys the same runs have {min(whole):z.3g} to {max(whole):z.3g}"
     )
 
 
@@ -353,15 +378,11 @@ def update_rules(rows: Sequence[Row]) -> Verdict:
     """Where keys come back with new values the delta rule solves what neither a sum nor the earlier
     rule fwm does: with the features of DPFP-1 it solves a longer S, and has lower losses."""
     found = _of_setting(rows, with_replacement=True)
-    told = [
-        f"{label(MEMORIES[name], rule=True)} {_here(found[name])}"
-        for name in _order(found)
-        if name in (*DELTA_AND_SUM, "dpfp1_fwm")
-    ]
+    named = [name for name in _order(found) if name in (*DELTA_AND_SUM, "dpfp1_fwm")]
     between = _above(found, "dpfp1_fwm", "dpfp1_sum", rule=True)
     note = "evaluated on 2·S writes, as trained; published runs are evaluated on S, which is easier"
     return Verdict(
-        f"last S solved: {', '.join(told)}" if told else NO_RUNS,
+        _headline(found, named, rule=True),
         tuple(
             _above(found, "dpfp1_ours", worse, rule=True) for worse in ("dpfp1_sum", "dpfp1_fwm")
         ),
@@ -375,7 +396,7 @@ def recording(rows: Sequence[Row]) -> str:
         return "nothing is recorded yet"
     hours = sum(map(core_seconds, rows)) / 3600
     devices = ", ".join(sorted({row["provenance"]["device_name"] for row in rows}))
-    took = f"{hours:.1f}" if hours >= 0.1 else "less than 0.1"
+    took = f"{hours:z.1f}" if hours >= 0.1 else "less than 0.1"
     told = f"{len(rows)} runs in {took} core-hours on {devices}"
     of_memories = [
         {n: len(seeds) for n, seeds in losses.items()} for losses in best_losses(rows).values()
@@ -406,10 +427,6 @@ def _ordered(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(name, found[name]) for name in _order(found)]
 
 
-def _here(losses: Losses) -> str:
-    return last_solved(typical(losses)).text
-
-
 def _above(
     found: Mapping[str, Losses], better: str, worse: str, *, rule: bool = False
 ) -> Criterion:
@@ -420,19 +437,12 @@ def _above(
     if missing:
         return Criterion(text, None, f"no runs of {' and '.join(missing)} yet")
     sides = found[better], found[worse]
-    a, b = (last_solved(typical(side)) for side in sides)
+    a, b = map(solved_keys, sides)
     by_loss, told = _lower_loss(*sides)
-    alike = (a.last, a.failed) == (b.last, b.failed) and a.failed
-    parts = [by_loss] if alike else [_longer(a, b), by_loss]
+    more = solves_more(*map(_counts, sides))
+    parts = [by_loss] if a.value == b.value == 0 else [more, by_loss]
     met = False if False in parts else True if all(parts) else None
-    return Criterion(text, met, f"last S solved {a.text} against {b.text}; {told}")
-
-
-def _longer(a: Solved, b: Solved) -> bool | None:
-    """Whether a's last S is beyond b's; None where what was run does not say."""
-    if b.failed is not None and a.last >= b.failed:
-        return True
-    return False if a.failed is not None and b.last >= a.failed else None
+    return Criterion(text, met, f"solves {keys_text(a)} against {keys_text(b)} keys; {told}")
 
 
 def _lower_loss(better: Losses, worse: Losses) -> tuple[bool | None, str]:
@@ -465,29 +475,13 @@ def _lower_loss(better: Losses, worse: Losses) -> tuple[bool | None, str]:
     return (True if low > 0 else False if high < 0 else None), told
 
 
-def _near_last(name: str, here: Losses, theirs: Mapping[int, float]) -> Criterion:
-    """Whether the last S solved is within a step of the published one, whatever S between those
-    that were published it is. The published is of one run: where most runs here are not near it,
-    but some are, it cannot be told."""
-    published = last_solved(theirs)
-    most, *others = (
-        last_solved({n: of(seeds.values()) for n, seeds in here.items()})
-        for of in (statistics.median, min, max)
-    )
-    figure = f"{most.text} here, {published.text} published"
-    near = _is_near(most, published)
-    unlike = [one for one in others if one != most and _is_near(one, published)]
-    if unlike and not near:
-        near, figure = None, f"{figure}; some runs here {unlike[0].text}"
-    return Criterion(f"{name}: last S solved within {GRID_STEP} of the published", near, figure)
-
-
-def _is_near(found: Solved, published: Solved) -> bool | None:
-    # What the last S of a step of GRID_STEP can be, both ends included.
-    low, high = found.last, math.inf if found.failed is None else found.failed - GRID_STEP
-    least = published.last - GRID_STEP
-    most = math.inf if published.failed is None else published.failed
-    return True if least <= low and high <= most else False if high < least or low > most else None
+def _near_solved(name: str, here: Losses, theirs: Mapping[int, float]) -> Criterion:
+    """Whether the S solved is the published one, to a step of the grid. Both are intervals; the
+    published, of one run at few S, is the wider."""
+    mine, published = solved_keys(here), solved_keys(_one_run(theirs))
+    near = within(mine.low, mine.high, published.low - GRID_STEP, published.high + GRID_STEP)
+    figure = f"{keys_text(mine)} here, {keys_text(published)} published"
+    return Criterion(f"{name}: solves as many keys as published, to {GRID_STEP}", near, figure)
 
 
 def _near_losses(name: str, here: Losses, theirs: Mapping[int, float]) -> Criterion | None:
@@ -500,7 +494,7 @@ def _near_losses(name: str, here: Losses, theirs: Mapping[int, float]) -> Criter
         losses = list(here.get(n, {}).values())
         if not losses or not all(map(math.isfinite, losses)):
             met.append(None)
-            told.append(f"S = {n}: no loss here, published {theirs[n]:.3g}")
+            told.append(f"S = {n}: no loss here, published {theirs[n]:z.3g}")
             continue
         ratios = [loss / theirs[n] - 1 for loss in losses]
         low, high = _mean_interval(ratios)
@@ -508,15 +502,15 @@ def _near_losses(name: str, here: Losses, theirs: Mapping[int, float]) -> Criter
         outside = high < -LOSS_TOLERANCE or low > LOSS_TOLERANCE
         met.append(True if inside else False if outside else None)
         seeds = f"{len(losses)} seed{'s' * (len(losses) > 1)}"
-        apart = f"{statistics.fmean(ratios):+.0%}"
+        apart = f"{statistics.fmean(ratios):+z.0%}"
         if len(losses) >= 2:
-            apart += f", {low:+.0%} to {high:+.0%}"
+            apart += f", {low:+z.0%} to {high:+z.0%}"
         told.append(
-            f"S = {n}: mean {statistics.fmean(losses):.3g} of {seeds}, published {theirs[n]:.3g} "
+            f"S = {n}: mean {statistics.fmean(losses):z.3g} of {seeds}, published {theirs[n]:z.3g} "
             f"({apart})"
         )
     return Criterion(
-        f"{name}: best loss within {LOSS_TOLERANCE:.0%} of the published",
+        f"{name}: best loss within {LOSS_TOLERANCE:z.0%} of the published",
         False if False in met else True if all(met) else None,
         "; ".join(told),
     )
@@ -532,12 +526,12 @@ def _mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def capacity_table(rows: Sequence[Row], published: Mapping[str, Any]) -> str:
-    """Last S solved and best losses of setting 1, here and published, as Markdown."""
+    """Keys solved and best losses of setting 1, here and published, as Markdown."""
     return _table(rows, published, "setting1", COMPARED)
 
 
 def update_rules_table(rows: Sequence[Row], published: Mapping[str, Any]) -> str:
-    """Last S solved and best losses of setting 2, here, here evaluated as published, and published,
+    """Keys solved and best losses of setting 2, here, here evaluated as published, and published,
     as Markdown."""
     return _table(rows, published, "setting2", (20, 60, 100, 200)) + (
         "\n\nThe published losses of this setting are of sequences of S writes, the first here of "
@@ -554,24 +548,28 @@ def _table(
     theirs = published_losses(published, setting)
     lines = []
     for name in _order({*found, *theirs}):
-        sides = [typical(found.get(name, {})), theirs.get(name, {})]
+        sides = [found.get(name, {}), _one_run(theirs.get(name, {}))]
         if second:
-            sides.insert(1, typical(alike.get(name, {})))
+            sides.insert(1, alike.get(name, {}))
         memory = MEMORIES[name]
-        last = [last_solved(losses).text if losses else "–" for losses in sides]
-        cells = [str(memory.n_features or "–"), " / ".join(last)]
+        solved = (keys_text(solved_keys(losses)) if losses else "–" for losses in sides)
+        cells = [str(memory.n_features or "–"), " / ".join(solved)]
         for n in keys:
-            losses = [side.get(n) for side in sides]
+            losses = [typical(side).get(n) for side in sides]
             cells.append(" / ".join("–" if x is None else _loss(x) for x in losses))
         told = label(memory, rule=second).replace(" ", "\N{NO-BREAK SPACE}")
         lines.append([told, *cells])
-    columns = ["R", "last S solved", *(f"S = {n}" for n in keys)]
+    columns = ["R", "keys solved", *(f"S = {n}" for n in keys)]
     first = "here / as published / published" if second else "here / published"
-    told = "Medians over the seeds that were run; – is not run, or not among the authors' logs."
+    told = (
+        "Keys solved: the S that half of the runs solve, with its 95 % interval, wide for the "
+        "published ones, of one run at each S. Losses: medians over the seeds that were run; – is "
+        "not run, or not among the published figures we compare with."
+    )
     return f"{markdown_table([first, *columns], lines)}\n\n{told}"
 
 
 def _loss(loss: float) -> str:
     return (
-        "diverged" if math.isinf(loss) else f"{loss:.2g}" if loss < SOLVED_LOSS else f"{loss:.3g}"
+        "diverged" if math.isinf(loss) else f"{loss:z.2g}" if loss < SOLVED_LOSS else f"{loss:z.3g}"
     )

@@ -29,7 +29,7 @@ from replib.live import (
 from replib.live_jobs import ALL_VARIANTS, refused_variants
 from replib.store import Row
 from replib.tables import LEFT, markdown_table
-from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Verdict
+from replib.verdicts import INCONCLUSIVE, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, Verdict
 
 THIS_MACHINE = "This machine, settings below"  # the column of a card for runs of this session
 STATIC_RUN_BELOW_S = 600.0  # a report with parameters waits so long for its run
@@ -459,6 +459,7 @@ def _duration(seconds: float) -> str:
 _STATUS = {
     SUPPORTED: ("✓", "#00795a"),
     NOT_SUPPORTED: ("✗", "#b34a00"),
+    NOT_TESTED: ("?", "#666"),
     INCONCLUSIVE: ("?", "#666"),
 }
 

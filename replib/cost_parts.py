@@ -38,8 +38,8 @@ def _rounded(found: Crossover) -> str:
     if not math.isfinite(found.length):
         return "never"
     if found.extrapolated and found.length <= found.shortest:
-        return f"from below N = {found.shortest:g}"
-    return f"from N = {found.length:.0f}{' (extrapolated)' if found.extrapolated else ''}"
+        return f"from below N = {found.shortest:zg}"
+    return f"from N = {found.length:z.0f}{' (extrapolated)' if found.extrapolated else ''}"
 
 
 def crossover_tabs(rows: Sequence[Row]) -> mo.Html:

@@ -158,7 +158,7 @@ def _agreement_table(head: str, names: Sequence[str], some: Sequence[Agreement])
 
 
 def _power(value: float) -> str:
-    return f"{value:.1e}" if value else "0"
+    return f"{value:z.1e}" if value else "0"
 
 
 def _alone(function: Callable, *arguments) -> Any:

@@ -189,7 +189,7 @@ def _memory(ablation: Ablation, defect: str, n: int, *, factor: float) -> Judged
         return None
     found = on / mended
     near = factor * (1 - FACTOR_TOLERANCE) <= found <= factor * (1 + FACTOR_TOLERANCE)
-    return near, f"{found:.2f}× the memory"
+    return near, f"{found:z.2f}× the memory"
 
 
 def _pair(defect: str) -> tuple[tuple[str, str | None], ...]:
@@ -216,8 +216,8 @@ def _loss(
     if None in losses:
         return None
     found = difference(*losses)
-    bounds = "" if math.isinf(found.low) else f" ({found.low:+.2g} to {found.high:+.2g})"
-    return _within(found, low, high), f"{found.value:+.2g} nats{bounds}"
+    bounds = "" if math.isinf(found.low) else f" ({found.low:+z.2g} to {found.high:+z.2g})"
+    return _within(found, low, high), f"{found.value:+z.2g} nats{bounds}"
 
 
 def _main_cause(ablation: Ablation, defect: str, n: int) -> Judged | None:
@@ -232,7 +232,7 @@ def _main_cause(ablation: Ablation, defect: str, n: int) -> Judged | None:
     behind = any(mine.factor.high < part.factor.low for part in parts.values())
     text = f"{ratio_text(mine.factor)}; {most.name}: {ratio_text(most.factor)}"
     if mine.share and most.share:
-        text += f"; {mine.share.value:.0%} against {most.share.value:.0%} of the logarithm"
+        text += f"; {mine.share.value:z.0%} against {most.share.value:z.0%} of the logarithm"
     return (True if ahead else False if behind else None), text
 
 
@@ -247,7 +247,7 @@ def _broken_zero(ablation: Ablation, defect: str, n: int) -> Judged | None:
     if losses is None:
         return None
     loss = statistics.fmean(losses)
-    return loss <= NEAR_ZERO, f"{loss:.2g} nats, broken, mean of {len(losses)}"
+    return loss <= NEAR_ZERO, f"{loss:z.2g} nats, broken, mean of {len(losses)}"
 
 
 def _without(defect: str) -> tuple[tuple[str, str | None], ...]:
@@ -268,11 +268,11 @@ def _slower(ablation: Ablation, defect: str, n: int) -> Judged | None:
     ]
     found = difference(*steps)
     factor, low, high = map(math.exp, (found.value, found.low, min(found.high, 700)))
-    bounds = "" if math.isinf(found.low) else f" ({low:.2g} to {high:.2g})"
+    bounds = "" if math.isinf(found.low) else f" ({low:z.2g} to {high:z.2g})"
     least, never = "", ""
     if not all(solved[0]):
         least, never = "at least ", ", not always reached" if any(solved[0]) else ", never reached"
-    text = f"{least}{factor:.2g}× the steps to 99 %{bounds}{never}"
+    text = f"{least}{factor:z.2g}× the steps to 99 %{bounds}{never}"
     return _within(found, math.log(SLOWER_STEPS), math.inf), text
 
 

@@ -196,7 +196,7 @@ def _card(
 
 def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str, Any]) -> mo.Html:
     """The recorded curves of both settings, how long they took and of how many seeds they are, with
-    tables, and the last S solved of the first."""
+    tables, and how many keys those of the first solve."""
     tables = {
         "capacity": claims_memory.capacity_table,
         "update_rules": claims_memory.update_rules_table,
@@ -212,7 +212,7 @@ def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str,
         for name, title in TITLES.items()
     }
     frame = frames_memory.retrieval_frame(recorded["capacity"], published)
-    return mo.ui.tabs(tabs | {"Last S solved": solved_chart(frame)})
+    return mo.ui.tabs(tabs | {"Keys solved": solved_chart(frame)})
 
 
 def _table(table, rows: Sequence[Row], published: Mapping[str, Any]) -> mo.Html:
@@ -346,8 +346,8 @@ def memory_view(
         return mo.md(NO_SETTINGS)
     if length := _alone(_diverging, config).get(rule):
         return controls.callout(
-            f"With the rule {rule} and these features W diverges: its length is {length:.0e} after "
-            f"{config.n_writes} writes. Scale features to length 1, or lower β."
+            f"With the rule {rule} and these features W diverges: its length is {length:z.0e} "
+            f"after {config.n_writes} writes. Scale features to length 1, or lower β."
         )
     if slowly:
         n_writes = config.n_writes
@@ -436,7 +436,7 @@ def reads_chart(config: FillConfig, rule: str, n_writes: int, key: int) -> alt.L
 
 def _loss_text(loss: float) -> str:
     """A loss to three digits; 0 where it is rounding."""
-    return f"{loss:.3g}" if loss > ROUNDING else "0"
+    return f"{loss:z.3g}" if loss > ROUNDING else "0"
 
 
 def _read(
@@ -529,14 +529,14 @@ def _crosstalk_charts(config: FillConfig) -> list[alt.LayerChart]:
             x="key",
             y="key",
             title="Crosstalk: cosines between keys",
-            subtitle=f"between different keys {mean:.2g} on average, {worst:.2g} at most",
+            subtitle=f"between different keys {mean:z.2g} on average, {worst:z.2g} at most",
             height=charts.SHORT,
         ),
         charts.rank_chart(
             _ranks(config),
             n_features=config.n_features,
             n_keys=n,
-            title=f"{n} keys fill {effective:.1f} dimensions of {config.n_features}",
+            title=f"{n} keys fill {effective:z.1f} dimensions of {config.n_features}",
             subtitle=f"D = {config.head_dim}, dashed line: {n} keys",
         ),
         charts.eigenvalues_chart(

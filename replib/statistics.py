@@ -30,6 +30,17 @@ SPIKE_WINDOW = 20  # recorded points
 SPIKE_FACTOR = 3.0
 MIN_SPIKE_NATS = 0.05  # nats a token
 
+# Of the size that half of the runs solve. A run in twenty may end on the wrong side however easy or
+# hard its task is, so that one of them does not decide; the widths are those of a logistic curve in
+# log size, from one that is as good as a step to one that takes a factor of 4 to fall from 9 in 10
+# to 1 in 10.
+LAPSES = 0.05
+LOGISTIC_WIDTHS = (0.01, 0.03, 0.1, 0.3)
+HALF_CHI_SQUARE_95 = Z_95**2 / 2  # of one degree of freedom
+FLAT = 0.01  # differences of a log likelihood below it are none
+LARGEST_SIZE = 1e5
+LOG_SIZES = np.arange(math.log(0.5), math.log(10 * LARGEST_SIZE), 0.004)  # thresholds, to 0.4 %
+
 # Powers of N in each model of the softmax time; "quadratic" is the 2022 article's.
 SOFTMAX_POWERS = {"quadratic": (0, 2), "linear": (0, 1), "full_quadratic": (0, 1, 2)}
 SOFTMAX_MODELS = (*SOFTMAX_POWERS, "power_law")
@@ -386,8 +397,82 @@ def prediction_interval(
     return _percentiles(np.where(softmax_faster.any(axis=1), crossings, SHORTEST_LENGTH))
 
 
-def difference_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of mean(a) - mean(b) by Welch's t.
+@dataclass(frozen=True)
+class Threshold:
+    """The size (of a task) that half of the runs solve, and its 95 % interval. A `value` of 0 says
+    that no size is solved, `inf` that every one is; likewise the ends of the interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+SolvedCounts = tuple[Sequence[float], Sequence[int], Sequence[int]]
+"""Sizes of a task, and of how many runs (third) how many solved it (second) at each."""
+
+
+def solved_threshold(counts: SolvedCounts) -> Threshold:
+    """Return the size up to which most runs solve a task.
+
+    A logistic curve in log size, P(solved) = λ + (1 - 2λ) σ((log T - log size) / w), with λ =
+    LAPSES and w one of LOGISTIC_WIDTHS; the interval holds every T whose likelihood, at its best w,
+    is within half the 95 % quantile of χ² of the largest (profile likelihood). Where several T are
+    as likely, as between the last size solved and the first that is not, `value` is their middle.
+
+    Raises:
+        ValueError: no sizes, repeated ones or some outside 1 to LARGEST_SIZE, entries that differ
+            in number, counts that are not 0 to the number of runs.
+    """
+    fit = _profile(counts)
+    best, inside = (LOG_SIZES[fit > -less] for less in (FLAT, HALF_CHI_SQUARE_95))
+    ends = [_end(log_size) for log_size in (best[0], best[-1], inside[0], inside[-1])]
+    value = 0.0 if ends[0] == 0 else math.sqrt(ends[0] * ends[1])
+    # Of sizes longer than all, or shorter, nothing is known.
+    return Threshold(value, min(ends[2], max(counts[0])), max(ends[3], min(counts[0])))
+
+
+def solves_more(a: SolvedCounts, b: SolvedCounts) -> bool | None:
+    """Return whether the threshold of a is above that of b (False: below), None where one T for
+    both is as likely, by the likelihood ratio at 95 %.
+
+    Raises:
+        ValueError: as `solved_threshold`.
+    """
+    fits = _profile(a), _profile(b)
+    if sum(fits).max() > -HALF_CHI_SQUARE_95:
+        return None
+    return bool(fits[0].argmax() > fits[1].argmax())
+
+
+def _profile(counts: SolvedCounts) -> np.ndarray:
+    """The log likelihood of each threshold of LOG_SIZES at its best width, less the largest."""
+    sizes, solved, runs = (np.asarray(x, dtype=float) for x in counts)
+    if not len(sizes) or not len(sizes) == len(solved) == len(runs):
+        raise ValueError(
+            f"{len(sizes)} sizes, {len(solved)} and {len(runs)} counts: give one of each a size"
+        )
+    if len(set(sizes)) < len(sizes) or not ((sizes >= 1) & (sizes <= LARGEST_SIZE)).all():
+        raise ValueError(f"sizes {sizes.tolist()}: give each once, from 1 to {LARGEST_SIZE:g}")
+    if not ((runs >= 1) & (solved >= 0) & (solved <= runs)).all():
+        raise ValueError(f"{solved.tolist()} of {runs.tolist()} solved: give 0 to n of n >= 1 runs")
+    widths = np.array(LOGISTIC_WIDTHS)[:, None, None]
+    z = (LOG_SIZES[:, None] - np.log(sizes)) / widths  # (n_widths, n_thresholds, n_sizes)
+    p = LAPSES + (1 - 2 * LAPSES) / (1 + np.exp(-z.clip(-40, 40)))
+    fit = (np.log(p) * solved + np.log1p(-p) * (runs - solved)).sum(-1).max(0)
+    return fit - fit.max()
+
+
+def _end(log_size: float) -> float:
+    """A threshold of LOG_SIZES; at its ends, 0 or infinite."""
+    if log_size == LOG_SIZES[0]:
+        return 0.0
+    return math.inf if log_size == LOG_SIZES[-1] else math.exp(log_size)
+
+
+def difference_interval(
+    a: Sequence[float], b: Sequence[float], *, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Return the interval of mean(a) - mean(b) by Welch's t; a 95 % one unless said.
 
     d ± t(0.975, ν) s with s² = s_a²/n_a + s_b²/n_b and ν = s⁴ / Σ (s_i²/n_i)² / (n_i - 1) (Welch
     1947). With 5 seeds a percentile bootstrap covers about 85 % instead of 95 %, because it
@@ -406,7 +491,7 @@ def difference_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, 
     freedom = 1 / sum(
         (s / variance) ** 2 / (len(side) - 1) for s, side in zip(shares, (a, b), strict=True)
     )
-    half = t_quantile((1 + CONFIDENCE) / 2, freedom) * math.sqrt(variance)
+    half = t_quantile((1 + confidence) / 2, freedom) * math.sqrt(variance)
     return difference - half, difference + half
 
 

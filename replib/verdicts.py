@@ -1,9 +1,9 @@
 """Verdicts on the claims: written criteria, each decided by a 95 % interval, never typed.
 
 A criterion is met (True), violated (False), or cannot be told (None: the interval straddles the
-limit, or there are too few data). All met: supported. Any violated: not supported. Else:
-inconclusive. The texts are composed from the numbers; the caller adds the device they were measured
-on.
+limit, or there are too few data). All met: supported. Any violated: not supported, or, of a smaller
+setting than the claim is about, not tested there. Else: inconclusive. The texts are composed from
+the numbers; the caller adds the device they were measured on.
 """
 
 import math
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from replib.statistics import (
+    CONFIDENCE,
     Crossover,
     Exponent,
     Ratio,
@@ -21,6 +22,7 @@ from replib.statistics import (
 )
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
+NOT_TESTED = "not tested at the paper's size"
 MARKS = {True: "✓", False: "✗", None: "?"}  # of what is met, violated, or cannot be told
 
 # Convergence: the paper's fig. 2 shows one run a mechanism. Five seeds are the fewest whose Wilson
@@ -30,6 +32,12 @@ MIN_SEEDS = 5
 MOST = 0.5
 # A fiftieth of the 2.3 nats that guessing one of 10 symbols costs.
 LOSS_MARGIN = 0.05  # nats a token
+# Where both have learned, losses are a thousandth of that margin, and it says nothing of which is
+# lower: their ratio does. This limit was written after the first rows had been seen.
+MAX_LOSS_RATIO = 2.0
+LEAST_LOSS = 1e-6  # nats a token; float32 tells no smaller ones apart
+LARGEST_LOG = 700.0  # whose exponential is finite
+MIN_COMPARED_SEEDS = 3  # of another mechanism, that an interval is computed from
 MAX_SPIKE_SHARE = 0.5  # "smooth" holds when most runs have no spike
 
 # Scaling: far from the next whole exponent, wide enough for cache effects and lower-order terms.
@@ -55,19 +63,26 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the data say about a claim. `status` follows from the criteria and cannot be set."""
+    """What the data say about a claim. `status` follows from the criteria and cannot be set.
+
+    `untested` says that the data are of a smaller setting than the claim is about, and do not
+    support it: such data cannot refute it either.
+    """
 
     headline: str
     criteria: tuple[Criterion, ...]
     evidence: tuple[str, ...] = ()
+    untested: bool = False
 
     @property
     def status(self) -> str:
-        """The status: supported, not supported or inconclusive."""
+        """The status: supported, not supported, not tested at the paper's size or inconclusive."""
         met = [criterion.met for criterion in self.criteria]
-        if any(one is False for one in met):
-            return NOT_SUPPORTED
-        return SUPPORTED if met and all(met) else INCONCLUSIVE
+        if met and all(met):
+            return SUPPORTED
+        if self.untested:
+            return NOT_TESTED
+        return NOT_SUPPORTED if any(one is False for one in met) else INCONCLUSIVE
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -98,15 +113,20 @@ def convergence_verdict(
     accuracy_threshold: float = ACCURACY_THRESHOLD,
     min_seeds: int = MIN_SEEDS,
     loss_margin: float = LOSS_MARGIN,
+    max_loss_ratio: float = MAX_LOSS_RATIO,
     max_spike_share: float = MAX_SPIKE_SHARE,
+    n_comparisons: int = 1,
 ) -> Verdict:
     """Judge: linear attention learns smoothly and to the same final loss as softmax (paper, fig.
     2).
 
     Criteria: at least `min_seeds` seeds each; most linear seeds reach `accuracy_threshold` (Wilson
     interval); the difference of mean final losses, linear - softmax, lies within ± `loss_margin`
-    nats a token (Welch interval); no linear run diverges; at most `max_spike_share` of the linear
-    runs have a loss spike (Wilson interval). With too few seeds nothing is decided.
+    nats a token (Welch interval); their ratio, of geometric means, is at most `max_loss_ratio`
+    (Welch interval of logarithms; violated where it passes that and lies above 1); no linear run
+    diverges; at most `max_spike_share` of the linear runs have a loss spike (Wilson interval). With
+    too few seeds nothing is decided. The intervals of losses are of 1 - 0.05 / `n_comparisons`
+    (Bonferroni): of several lengths one must not look worse by chance.
 
     Diverged runs count as not reaching the accuracy; they have no final loss and are left out of
     the difference, which says so.
@@ -118,8 +138,9 @@ def convergence_verdict(
             True if enough else None,
             f"linear {len(linear)}, softmax {len(softmax)}",
         ),
-        _accuracy_criterion(linear, accuracy_threshold),
-        _loss_criterion(linear, softmax, loss_margin),
+        accuracy_criterion(linear, accuracy_threshold),
+        _loss_criterion(linear, softmax, loss_margin, n_comparisons),
+        ratio_criterion(linear, softmax, max_loss_ratio, n_comparisons),
         Criterion(
             "no linear run diverges",
             not any(run.diverged for run in linear),
@@ -129,13 +150,14 @@ def convergence_verdict(
     )
     if not enough:
         criteria = tuple(Criterion(one.text, None, one.figure) for one in criteria)
+    ratio, _ = loss_ratio(linear, softmax, n_comparisons)
     reached = " and ".join(
         f"{_n_reached(runs, accuracy_threshold)} of {len(runs)} {name} seeds"
         for name, runs in (("linear", linear), ("softmax", softmax))
     )
     return Verdict(
-        headline=f"{reached} reach {accuracy_threshold:.0%} accuracy; "
-        f"final loss, linear - softmax: {criteria[2].figure}",
+        headline=f"{reached} reach {accuracy_threshold:z.0%} accuracy; "
+        f"final loss {'not known' if ratio is None else ratio_text(ratio)} softmax's",
         criteria=criteria,
         evidence=(_run_line("linear", linear), _run_line("softmax", softmax)),
     )
@@ -153,7 +175,7 @@ def scaling_verdict(
     criteria, reasons, as_claimed = [], [], []
     for name, (fit, claimed) in claims.items():
         text = f"{name} grows as N^{claimed:zg} (exponent within ± {tolerance:zg})"
-        met = _within(fit.low, fit.high, claimed - tolerance, claimed + tolerance)
+        met = within(fit.low, fit.high, claimed - tolerance, claimed + tolerance)
         criteria.append(Criterion(text, met, exponent_text(fit)))
         grows = f"{name} grows as N^{fit.value:z.2f}"
         if met:
@@ -170,8 +192,8 @@ def scaling_verdict(
 def exponent_text(found: Exponent) -> str:
     """Such as "1.05 (0.87 to 1.26) over N = 64 to 4096"."""
     return (
-        f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f}) "
-        f"over N = {found.from_length:g} to {found.to_length:g}"
+        f"{found.value:z.2f} ({found.low:z.2f} to {found.high:z.2f}) "
+        f"over N = {found.from_length:zg} to {found.to_length:zg}"
     )
 
 
@@ -186,26 +208,28 @@ def crossover_verdict(
     evidence.
     """
     covered = crossover.shortest is None or crossover.shortest <= claimed <= crossover.longest
-    met = _within(crossover.low, crossover.high, 0.0, claimed)
+    met = within(crossover.low, crossover.high, 0.0, claimed)
     if crossover.extrapolated and (crossover.shortest is None or not covered):
         met = None
     measured = (
         "range not given"
         if crossover.shortest is None
-        else f"measured N = {crossover.shortest:g} to {crossover.longest:g}"
+        else f"measured N = {crossover.shortest:zg} to {crossover.longest:zg}"
     )
     place = crossover_place(crossover)
     headline = f"linear is faster from {place}"
     if math.isinf(crossover.length):
         headline = f"linear never stays faster {place.removeprefix('no N ')}"
     return Verdict(
-        headline=f"{headline}; claimed from N = {claimed:g} on",
+        headline=f"{headline}; claimed from N = {claimed:zg} on",
         criteria=(
             Criterion(
-                f"linear is faster at every N from {claimed:g} on", met, f"crossover {place}"
+                f"linear is faster at every N from {claimed:zg} on", met, f"crossover {place}"
             ),
             Criterion(
-                f"N = {claimed:g} is within the measured range", True if covered else None, measured
+                f"N = {claimed:zg} is within the measured range",
+                True if covered else None,
+                measured,
             ),
         ),
         evidence=(_article_line(crossover, article),),
@@ -272,16 +296,16 @@ def images_verdict(
     if min(len(linear), len(softmax)) >= 2:
         low, high = difference_interval(linear, softmax)
         means = float(np.mean(linear)), float(np.mean(softmax))
-        difference = f"{means[0] - means[1]:+.3f} ({low:+.3f} to {high:+.3f})"
-        text = f"linear is at most {margin:g} bits per dimension above softmax"
-        criteria.append(Criterion(text, _within(low, high, -math.inf, margin), difference))
+        difference = f"{means[0] - means[1]:+z.3f} ({low:+z.3f} to {high:+z.3f})"
+        text = f"linear is at most {margin:zg} bits per dimension above softmax"
+        criteria.append(Criterion(text, within(low, high, -math.inf, margin), difference))
         headline = (
-            f"linear {means[0]:.3f}, softmax {means[1]:.3f} bits per dimension, means of "
+            f"linear {means[0]:z.3f}, softmax {means[1]:z.3f} bits per dimension, means of "
             f"{len(linear)} and {len(softmax)} seeds; linear - softmax: {difference}"
         )
     if linear:
-        text = f"every linear seed is below the histogram of each position, {histogram:.3f}"
-        criteria.append(Criterion(text, max(linear) < histogram, f"at most {max(linear):.3f}"))
+        text = f"every linear seed is below the histogram of each position, {histogram:z.3f}"
+        criteria.append(Criterion(text, max(linear) < histogram, f"at most {max(linear):z.3f}"))
     criteria.append(Criterion("no linear run diverges", n_diverged == 0, f"{n_diverged} diverged"))
     if not enough:
         criteria = [Criterion(one.text, None, one.figure) for one in criteria]
@@ -304,7 +328,7 @@ def constant_cost_verdict(
     everything before it, and the bytes of a cache, above `tolerance`. What was not measured cannot
     be told.
     """
-    still, growing = f"(exponent within ± {tolerance:g})", f"(exponent above {tolerance:g})"
+    still, growing = f"(exponent within ± {tolerance:zg})", f"(exponent above {tolerance:zg})"
     steady, rising = (-tolerance, tolerance), (tolerance, math.inf)
     criteria = (
         _growth_criterion(f"recurrent: a token's time does not grow {still}", recurrent, steady),
@@ -313,7 +337,7 @@ def constant_cost_verdict(
         _growth_criterion(f"cache: its bytes grow {growing}", cache, rising),
     )
     told = ", ".join(
-        f"as N^{found.value:.2f} ({name})"
+        f"as N^{found.value:z.2f} ({name})"
         for name, found in (("recurrent", recurrent), ("recompute", recompute))
         if found is not None
     )
@@ -323,7 +347,7 @@ def constant_cost_verdict(
 def _growth_criterion(text: str, found: Exponent | None, bounds: tuple[float, float]) -> Criterion:
     if found is None:
         return Criterion(text, None, "fewer than 2 positions")
-    return Criterion(text, _within(found.low, found.high, *bounds), exponent_text(found))
+    return Criterion(text, within(found.low, found.high, *bounds), exponent_text(found))
 
 
 def faster_generation_verdict(speedup: Ratio, *, beside: str = "") -> Verdict:
@@ -333,7 +357,7 @@ def faster_generation_verdict(speedup: Ratio, *, beside: str = "") -> Verdict:
     it lies below. `beside` is told beside it.
     """
     text = ratio_text(speedup)
-    met = _within(speedup.low, speedup.high, 1.0, math.inf)
+    met = within(speedup.low, speedup.high, 1.0, math.inf)
     criterion = Criterion("linear takes less time a sequence than cached softmax", met, text)
     beside = f", {beside}" if beside else ""
     return Verdict(f"linear is {text} as fast as cached softmax{beside}", (criterion,))
@@ -348,23 +372,23 @@ def ratio_text(found: Ratio) -> str:
     for digits in range(4, 10):
         if low != high:
             break
-        value, low, high = (f"{x:.{digits}g}" for x in (found.value, found.low, found.high))
+        value, low, high = (f"{x:z.{digits}g}" for x in (found.value, found.low, found.high))
     return f"{value}× ({low} to {high})"
 
 
 def three_digits(value: float) -> str:
     """A number for reading: 0.0123, 1.23, 12.3, 1234."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:z.0f}" if 100 <= value < 1e6 else f"{value:z.3g}"
 
 
 def crossover_text(crossover: Crossover) -> str:
     """Where a crossover was measured, with its interval, or on which side of all lengths it is."""
     if not crossover.extrapolated:
         bounds = f"{bound_text(crossover.low)} to {bound_text(crossover.high)}"
-        return f"N = {crossover.length:.0f} ({bounds})"
+        return f"N = {crossover.length:z.0f} ({bounds})"
     if crossover.length <= crossover.shortest:
-        return f"below N = {crossover.shortest:g}"
-    return f"not up to N = {crossover.longest:g}"
+        return f"below N = {crossover.shortest:zg}"
+    return f"not up to N = {crossover.longest:zg}"
 
 
 def crossover_place(crossover: Crossover) -> str:
@@ -373,12 +397,12 @@ def crossover_place(crossover: Crossover) -> str:
     if not math.isinf(crossover.low):
         told = [f"95 % interval {bound_text(crossover.low)} to {bound_text(crossover.high)}"]
     if crossover.extrapolated and crossover.shortest and crossover.length <= crossover.shortest:
-        return f"below N = {crossover.shortest:g}, the shortest measured ({told[0]})"
+        return f"below N = {crossover.shortest:zg}, the shortest measured ({told[0]})"
     never = math.isinf(crossover.length)
     beyond = crossover.extrapolated and not never
     how, beside = ("extrapolated", "beyond") if beyond else ("measured", "up to")
     if crossover.longest is not None:
-        how += f" {beside} N = {crossover.longest:g}"
+        how += f" {beside} N = {crossover.longest:zg}"
     where = "no N" if never else f"N = {bound_text(crossover.length)}"
     return f"{where} ({'; '.join([how, *told])})"
 
@@ -396,10 +420,12 @@ def crossovers_span(found: Sequence[Crossover]) -> str:
 
 def bound_text(length: float) -> str:
     """An end of an interval of N."""
-    return "no end" if math.isinf(length) else f"{length:.0f}" if length < 1e6 else f"{length:.0e}"
+    return (
+        "no end" if math.isinf(length) else f"{length:z.0f}" if length < 1e6 else f"{length:z.0e}"
+    )
 
 
-def _within(low: float, high: float, least: float, most: float) -> bool | None:
+def within(low: float, high: float, least: float, most: float) -> bool | None:
     """Return whether an interval lies inside least..most: False wholly outside, None straddling."""
     if least <= low and high <= most:
         return True
@@ -410,48 +436,92 @@ def _n_reached(runs: Sequence[SeedResult], threshold: float) -> int:
     return sum(not run.diverged and run.final_accuracy >= threshold for run in runs)
 
 
-def _accuracy_criterion(linear: Sequence[SeedResult], threshold: float) -> Criterion:
-    text = f"most linear seeds reach {threshold:.0%} accuracy"
+def accuracy_criterion(linear: Sequence[SeedResult], threshold: float) -> Criterion:
+    """Whether most runs reach an accuracy."""
+    text = f"most linear seeds reach {threshold:z.0%} accuracy"
     if not linear:
         return Criterion(text, None, "no runs")
     reached = _n_reached(linear, threshold)
     low, high = wilson_interval(reached, len(linear))
     met = True if low > MOST else False if high < MOST else None
-    return Criterion(text, met, f"{reached} of {len(linear)} ({low:.0%} to {high:.0%})")
+    return Criterion(text, met, f"{reached} of {len(linear)} ({low:z.0%} to {high:z.0%})")
 
 
 def _loss_criterion(
-    linear: Sequence[SeedResult], softmax: Sequence[SeedResult], margin: float
+    linear: Sequence[SeedResult], softmax: Sequence[SeedResult], margin: float, n: int
 ) -> Criterion:
-    text = f"final loss equals softmax's within ± {margin:g} nats a token"
-    losses = [
-        [run.final_loss for run in runs if not run.diverged and math.isfinite(run.final_loss)]
-        for runs in (linear, softmax)
-    ]
-    n_left_out = len(linear) + len(softmax) - sum(map(len, losses))
-    note = f", {n_left_out} diverged run(s) left out" if n_left_out else ""
+    text = f"final loss equals softmax's within ± {margin:zg} nats a token"
+    losses, note = _losses(linear, softmax)
     if min(map(len, losses)) < 2:
         return Criterion(text, None, f"fewer than 2 runs with a final loss{note}")
-    low, high = difference_interval(*losses)
+    low, high = difference_interval(*losses, confidence=_corrected(n))
     difference = float(np.mean(losses[0]) - np.mean(losses[1]))
-    figure = f"{difference:+.2g} nats a token ({low:+.2g} to {high:+.2g}{note})"
-    return Criterion(text, _within(low, high, -margin, margin), figure)
+    figure = f"{difference:+z.4f} nats a token ({low:+z.4f} to {high:+z.4f}{note}{_note(n)})"
+    return Criterion(text, within(low, high, -margin, margin), figure)
+
+
+def ratio_criterion(
+    linear: Sequence[SeedResult], other: Sequence[SeedResult], most: float, n: int
+) -> Criterion:
+    """Whether linear attention's final loss is as low as another's, to a factor of `most`."""
+    found, note = loss_ratio(linear, other, n)
+    text = f"final loss is at most {most:zg}× softmax's"
+    if found is None:
+        return Criterion(text, None, f"fewer than 2 runs with a final loss{note}")
+    met = True if found.high <= most else False if found.low > 1 else None
+    return Criterion(text, met, f"{ratio_text(found)}{note}{_note(n)}")
+
+
+def loss_ratio(
+    linear: Sequence[SeedResult], other: Sequence[SeedResult], n_comparisons: int = 1
+) -> tuple[Ratio | None, str]:
+    """The ratio of final losses (geometric means) with its interval, and which runs it leaves out;
+    None where a side has fewer than 2 losses."""
+    losses, note = _losses(linear, other)
+    if min(map(len, losses)) < 2:
+        return None, note
+    logs = [np.log(np.maximum(side, LEAST_LOSS)) for side in losses]
+    value = math.exp(logs[0].mean() - logs[1].mean())
+    ends = difference_interval(*logs, confidence=_corrected(n_comparisons))
+    low, high = (math.exp(min(end, LARGEST_LOG)) for end in ends)
+    return Ratio(value, min(low, value), max(high, value)), note
+
+
+def _losses(*sides: Sequence[SeedResult]) -> tuple[list[list[float]], str]:
+    """The final losses of runs that did not diverge, and how many were left out."""
+    losses = [
+        [run.final_loss for run in runs if not run.diverged and math.isfinite(run.final_loss)]
+        for runs in sides
+    ]
+    n_left_out = sum(map(len, sides)) - sum(map(len, losses))
+    return losses, f", {n_left_out} diverged run(s) left out" if n_left_out else ""
+
+
+def _corrected(n_comparisons: int) -> float:
+    return 1 - (1 - CONFIDENCE) / n_comparisons
+
+
+def _note(n_comparisons: int) -> str:
+    """What an interval is of, where it is not a 95 % one."""
+    if n_comparisons == 1:
+        return ""
+    return f", interval of {_corrected(n_comparisons):z.2%}, for {n_comparisons} lengths"
 
 
 def _spike_criterion(linear: Sequence[SeedResult], max_share: float) -> Criterion:
-    text = f"at most {max_share:.0%} of linear runs have a loss spike"
+    text = f"at most {max_share:z.0%} of linear runs have a loss spike"
     if not linear:
         return Criterion(text, None, "no runs")
     spiked = sum(run.n_spikes > 0 for run in linear)
     low, high = wilson_interval(spiked, len(linear))
-    figure = f"{spiked} of {len(linear)} ({low:.0%} to {high:.0%})"
-    return Criterion(text, _within(low, high, 0.0, max_share), figure)
+    figure = f"{spiked} of {len(linear)} ({low:z.0%} to {high:z.0%})"
+    return Criterion(text, within(low, high, 0.0, max_share), figure)
 
 
 def _run_line(name: str, runs: Sequence[SeedResult]) -> str:
     """Return one line on a mechanism's runs: spikes, divergence, steps to the accuracy."""
     steps = [run.steps_to_threshold for run in runs if run.steps_to_threshold is not None]
-    speed = f"median {np.median(steps):g} steps to accuracy" if steps else "accuracy not reached"
+    speed = f"median {np.median(steps):zg} steps to accuracy" if steps else "accuracy not reached"
     return (
         f"{name}: {len(runs)} seeds, {spikes_text(sum(run.n_spikes for run in runs))}, "
         f"{sum(run.diverged for run in runs)} diverged, {speed}"
@@ -463,9 +533,9 @@ def spikes_text(n_spikes: int) -> str:
 
 
 def _article_line(crossover: Crossover, article: float) -> str:
-    met = _within(crossover.low, crossover.high, 0.0, article)
+    met = within(crossover.low, crossover.high, 0.0, article)
     if crossover.low <= article <= crossover.high:
         place = "inside the 95 % interval"
     else:
         place = "above the 95 % interval" if met else "below the 95 % interval"
-    return f"the 2022 article extrapolated N = {article:g}: {place} here"
+    return f"the 2022 article extrapolated N = {article:zg}: {place} here"

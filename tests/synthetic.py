@@ -73,7 +73,7 @@ def _training_row(name, job):
         return _autopsy_row(name, job)
     n_steps, seed = job.config.n_steps, job.seed
     steps = [n_steps * i // 20 for i in range(1, 21)]
-    pace = 0.4 if job.config.model.attention == "softmax" else 0.3
+    pace = {"softmax": 0.4, "linear": 0.39}.get(job.config.model.attention, 0.3)
     losses = [2.3 * math.exp(-pace * i) + 1e-4 * seed for i in range(1, 21)]
     accuracies = [min(1.0, i / 15) for i in range(1, 21)]
     summary = {

@@ -1,5 +1,7 @@
 """The verdicts on generation follow the stored rows, whatever rows there are."""
 
+import re
+
 import pytest
 
 from replib import claims_generation as claims
@@ -47,7 +49,7 @@ def whole_row(way, n=784, factor=1.0, **changes):
 def test_a_constant_token_is_supported_by_the_rows_of_all_three_ways():
     verdict = claims.constant_cost(token_rows())
     assert verdict.status == SUPPORTED
-    assert verdict.headline.startswith("MNIST, batch 1: the N-th token's time grows as N^0.00")
+    assert verdict.headline.startswith("MNIST, batch 1: the N-th token's time grows as N^")
 
 
 def test_a_token_that_grows_with_a_recurrent_state_refutes(monkeypatch):
@@ -101,10 +103,10 @@ def test_single_whole_runs_without_tokens_decide_nothing():
 def test_the_headline_of_generation_says_how_much_faster_at_what_and_than_what():
     rows = token_rows() + token_rows(3072, n_layers=16)
     headline = claims.generation(rows).headline
-    assert headline.startswith("linear generates up to 384× (")
-    assert "as fast as softmax that computes everything again and 16.4× (" in headline
-    assert "a cache (CIFAR-10, batch 1, summed from single tokens), at least 4.9" in headline
-    assert headline.endswith("(MNIST, batch 1, summed from single tokens)")
+    told = [float(number) for number in re.findall(r"([\d.]+)×", headline)]
+    exact = [1 + 785 / 200, 1 + 3073 / 200, 785 / 8, 3073 / 8]  # sums of TOKEN_MS over positions
+    assert told == pytest.approx(exact, rel=0.01)
+    assert headline.index("with a cache") < headline.index("that recomputes")
 
 
 def test_a_way_that_ran_out_of_memory_at_the_last_token_has_no_total():
@@ -125,10 +127,11 @@ def test_faster_generation_follows_the_ratio_and_stands_beside_the_published_one
         "MNIST, batch 32",
         "CIFAR-10, batch 1",
     ]
-    assert "published 1.35× (CPU, batch 1)" in said[0] and "18.9×" not in said[0]
-    assert "published 18.9× (GPU, many)" in said[1]
-    assert "published 1.59× (CPU, batch 1)" in said[2]
-    assert any("published 317× (GPU, many)" in line for line in verdict.evidence)
+    theirs = "by the paper's figures"
+    assert f"{theirs} 1.35× (CPU, batch 1)" in said[0] and "18.9×" not in said[0]
+    assert f"{theirs} 18.9× (GPU, many)" in said[1]
+    assert f"{theirs} 1.59× (CPU, batch 1)" in said[2]
+    assert any(f"{theirs} 317× (GPU, many)" in line for line in verdict.evidence)
 
 
 def test_slower_generation_refutes(monkeypatch):
@@ -170,7 +173,8 @@ def test_images_a_second_are_tabled_with_sums_marked_beside_the_papers():
 def test_published_speedups_follow_from_the_papers_tables():
     found = {key: value for *key, value in claims.published_speedups(PAPER) for key in [tuple(key)]}
     assert found["MNIST", "recompute", "GPU, many"] == 317
-    assert found["CIFAR-10", "cache", "GPU, many"] == 55.8
+    assert found["CIFAR-10", "cache", "GPU, many"] == pytest.approx(55.8, abs=0.05)
+    assert found["MNIST", "cache", "GPU, many"] == pytest.approx(18.9, abs=0.05)
     assert found["MNIST", "cache", "CPU, batch 1"] == pytest.approx(7.4 / 5.5)
     assert found["CIFAR-10", "recompute", "GPU, batch 1"] == pytest.approx(300.1 / 61.3)
 

@@ -17,6 +17,8 @@ from replib.statistics import (
     prediction_interval,
     ratio,
     scaling_exponent,
+    solved_threshold,
+    solves_more,
     t_quantile,
     wilson_interval,
 )
@@ -526,3 +528,93 @@ def test_a_ratio_interval_covers_the_truth_about_95_times_in_100():
 def test_a_ratio_of_equal_noise_free_totals_is_one():
     one = measured_total([5.0, 5.0])
     assert ratio(one, one) == Ratio(1.0, 1.0, 1.0)
+
+
+KEYS = [20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 240, 280, 320, 360, 400]
+SEEDS = [3 if n in (20, 60, 100, 200, 400) else 1 for n in KEYS]
+
+
+def grid(last, *flipped):
+    """Counts of a task that every run solves up to `last`, with one run on the other side at some
+    sizes."""
+    solved = [n if keys <= last else 0 for keys, n in zip(KEYS, SEEDS, strict=True)]
+    for keys in flipped:
+        i = KEYS.index(keys)
+        solved[i] += -1 if solved[i] else 1
+    return KEYS, solved, SEEDS
+
+
+def test_a_threshold_lies_between_the_last_size_solved_and_the_first_that_is_not():
+    for last, following in ((100, 120), (140, 160), (240, 280)):
+        found = solved_threshold(grid(last))
+        assert last < found.value < following
+        assert found.low <= found.value <= found.high
+        assert found.value == pytest.approx(math.sqrt(last * following), rel=0.02)
+
+
+@pytest.mark.parametrize("flipped", KEYS)
+def test_one_run_on_the_other_side_moves_a_threshold_by_a_step_at_most(flipped):
+    found = solved_threshold(grid(140, flipped))
+    assert 120 < found.value < 180
+    assert solves_more(grid(320, flipped), grid(140)) is True
+    assert solves_more(grid(140), grid(320, flipped)) is False
+    assert solves_more(grid(140, flipped), grid(140)) is None
+
+
+def test_thresholds_beyond_what_was_run_have_no_end():
+    every, none = solved_threshold(grid(400)), solved_threshold(grid(0))
+    assert every.value == every.high == math.inf and every.low == 400
+    assert none.value == none.low == 0 and none.high == 20
+    assert solves_more(grid(400), grid(0)) is True
+    assert solves_more(grid(400), grid(400)) is None
+
+
+def test_the_likelihood_of_a_threshold_is_the_binomial_of_a_logistic_curve():
+    """An oracle that shares no code: the best of many curves, by a sum over single runs."""
+    sizes, solved, runs = [10, 20, 40], [4, 2, 1], [4, 4, 4]
+
+    def likelihood(t, w):
+        total = 0.0
+        for n, k, m in zip(sizes, solved, runs, strict=True):
+            p = 0.05 + 0.9 / (1 + (n / t) ** (1 / w))
+            total += k * math.log(p) + (m - k) * math.log(1 - p)
+        return total
+
+    ts = [10 * 1.002**i for i in range(1000)]
+    best = {t: max(likelihood(t, w) for w in (0.01, 0.03, 0.1, 0.3)) for t in ts}
+    inside = [t for t in ts if best[t] > max(best.values()) - 3.841459 / 2]
+    found = solved_threshold((sizes, solved, runs))
+    assert found.value == pytest.approx(max(best, key=best.get), rel=0.1)
+    assert found.low == pytest.approx(inside[0], rel=0.01)
+    assert found.high == pytest.approx(inside[-1], rel=0.01)
+
+
+def test_the_interval_of_a_threshold_covers_it():
+    rng, n_covered = np.random.default_rng(0), 0
+    for _ in range(200):
+        p = 0.05 + 0.9 / (1 + (np.array(KEYS) / 130) ** 10)
+        found = solved_threshold((KEYS, rng.binomial(SEEDS, p), SEEDS))
+        n_covered += found.low <= 130 <= found.high
+    assert n_covered >= 180  # of 200; 190 are expected
+
+
+@pytest.mark.parametrize(
+    "counts, message",
+    [
+        (([], [], []), "give one of each a size"),
+        (([20], [1, 1], [1]), "give one of each a size"),
+        (([20, 20], [1, 1], [1, 1]), "give each once"),
+        (([0], [1], [1]), "from 1 to"),
+        (([20], [2], [1]), "0 to n of n >= 1"),
+        (([20], [0], [0]), "0 to n of n >= 1"),
+    ],
+)
+def test_impossible_counts_are_refused(counts, message):
+    with pytest.raises(ValueError, match=message):
+        solved_threshold(counts)
+
+
+def test_an_interval_of_more_confidence_is_wider():
+    a, b = [1.0, 1.2, 0.9], [0.5, 0.6, 0.7]
+    plain, wide = difference_interval(a, b), difference_interval(a, b, confidence=0.9875)
+    assert wide[0] < plain[0] < plain[1] < wide[1]

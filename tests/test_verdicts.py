@@ -18,6 +18,7 @@ from replib.verdicts import (
     faster_generation_verdict,
     images_verdict,
     implementations_verdict,
+    loss_ratio,
     ratio_text,
     scaling_verdict,
 )
@@ -91,6 +92,48 @@ def test_final_losses_are_judged_against_the_margin(loss, expected):
     assert met(verdict, "final loss equals") is expected
 
 
+@pytest.mark.parametrize(
+    ("factors", "expected"),
+    [
+        ((0.9, 1.0, 1.1), True),
+        ((0.1, 0.11, 0.12), True),  # lower is as low
+        ((1.6, 1.7, 1.75), True),
+        ((9.0, 13.0, 19.0), False),  # though both are within 0.05 nats
+        ((1.5, 2.0, 2.6), False),  # higher, and perhaps more than twice as high
+        ((0.5, 2.0, 8.0), None),
+    ],
+)
+def test_losses_far_below_the_margin_are_told_apart_by_their_ratio(factors, expected):
+    linear, softmax = (
+        [replace(run, final_loss=1e-4 * f) for run, f in zip(seeds(3), fs, strict=True)]
+        for fs in (factors, (0.95, 1.0, 1.05))
+    )
+    verdict = convergence_verdict(linear, softmax, min_seeds=3)
+    assert met(verdict, "final loss equals") is True
+    assert met(verdict, "at most 2×") is expected
+    mean = np.exp(np.log(factors).mean())
+    ratio, _ = loss_ratio(linear, softmax)
+    assert ratio.value == pytest.approx(mean / np.exp(np.log([0.95, 1.0, 1.05]).mean()))
+
+
+def test_a_loss_of_zero_has_a_ratio():
+    ratio, _ = loss_ratio(seeds(3, loss=1e-5), [replace(r, final_loss=0.0) for r in seeds(3)])
+    assert np.isfinite([ratio.value, ratio.low, ratio.high]).all()
+
+
+@pytest.mark.parametrize(
+    ("met", "status"),
+    [
+        ([True, True], "supported"),
+        ([True, None], "not tested at the paper's size"),
+        ([True, False], "not tested at the paper's size"),
+    ],
+)
+def test_a_smaller_setting_than_the_claims_does_not_refute_it(met, status):
+    criteria = tuple(Criterion("a criterion", one, "1") for one in met)
+    assert Verdict("a headline", criteria, untested=True).status == status
+
+
 def test_final_loss_well_below_softmax_is_not_the_same_loss():
     assert met(convergence_verdict(seeds(loss=0.01), seeds(loss=0.5)), "final loss equals") is False
 
@@ -100,7 +143,7 @@ def test_one_diverged_seed_refutes_stability_and_is_named():
     verdict = convergence_verdict([*seeds(5), diverged], seeds())
     assert met(verdict, "diverges") is False
     assert verdict.status == "not supported"
-    assert "1 diverged run(s) left out" in verdict.headline
+    assert "1 diverged run(s) left out" in verdict.criteria[2].figure
 
 
 def test_a_diverged_run_with_a_loss_is_left_out_of_the_difference():

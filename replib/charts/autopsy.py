@@ -115,7 +115,7 @@ KINDS = [STAGE, "step", LEFT]
 
 def _stage_label(row: dict) -> str:
     sign = "" if row["kind"] == STAGE else "× "
-    return f"{sign}{row['factor']:.3g}"
+    return f"{sign}{row['factor']:z.3g}"
 
 
 def losses_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
@@ -359,11 +359,11 @@ def _predicted_crossing(
 ) -> list[alt.Chart]:
     """A bar at the bottom from the interval's low end to its high end, and the crossing on it."""
     crossing, last = found.fit.crossover, domain_n[1]
-    text = "no crossing" if math.isinf(crossing) else f"N = {crossing:.0f}"
+    text = "no crossing" if math.isinf(crossing) else f"N = {crossing:z.0f}"
     low, high = (min(max(bound, domain_n[0]), last) for bound in (found.low, found.high))
     if not math.isinf(found.low):
-        above = "no end" if math.isinf(found.high) else f"{found.high:.0f}"
-        text += f" ({found.low:.0f} to {above})"
+        above = "no end" if math.isinf(found.high) else f"{found.high:z.0f}"
+        text += f" ({found.low:z.0f} to {above})"
     at = min(max(crossing, domain_n[0]), last)
     data = pl.DataFrame({"low": [low], "end": [high], "at": [at], "text": [text]})
     base = alt.Chart(data).encode(y=alt.value(style.TALL - 16))
@@ -522,4 +522,4 @@ def _interval_tooltip() -> list[alt.Tooltip]:
 
 
 def _times(value: float) -> str:
-    return f"{value:.2f}×" if value < 10 else f"{value:.3g}×"
+    return f"{value:z.2f}×" if value < 10 else f"{value:z.3g}×"

@@ -76,14 +76,14 @@ def _bar(row: dict, low: float, high: float) -> dict:
     point, arrow = row["length"], None
     if not row["extrapolated"]:
         start, end = row["low"], row["high"] or math.inf
-        label = f"{point:.0f} ({start:.0f} to {f'{end:.0f}' if end < math.inf else '…'})"
+        label = f"{point:z.0f} ({start:z.0f} to {f'{end:z.0f}' if end < math.inf else '…'})"
         arrow = "→" if end > high else None
     elif point is not None and point <= row["shortest"]:
         start, end, point, arrow = low, row["shortest"], None, "←"
-        label = f"below {end:g}"
+        label = f"below {end:zg}"
     else:
         start, end, point, arrow = row["longest"], high, None, "→"
-        label = f"not up to {start:g}"
+        label = f"not up to {start:zg}"
     start, end = max(start, low), min(end, high)
     spans = [math.log(end / low), math.log(high / start)]
     return row | {
@@ -144,7 +144,7 @@ def _reference_layers(
         return []
     data = pl.DataFrame(
         [
-            {"line": lines[i], "length": float(length), "label": f"{name}: {length:g}"}
+            {"line": lines[i], "length": float(length), "label": f"{name}: {length:zg}"}
             for i, (name, length) in enumerate(references.items())
         ]
     )

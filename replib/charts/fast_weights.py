@@ -62,13 +62,13 @@ def matrix_chart(
     if row is not None:
         framed = alt.Chart(pl.DataFrame(corner | {"y": [row], "y2": [row + 1]}))
         layers.append(framed.mark_rect(strokeWidth=2, **edge).encode(**place))
-    scale = f"Blue above 0, orange below, full colour at {most:.2g}" if most else "All 0 as yet"
+    scale = f"Blue above 0, orange below, full colour at {most:z.2g}" if most else "All 0 as yet"
     return style.finished(
         alt.layer(*layers),
         title,
         ". ".join(filter(None, (subtitle, scale))),
         f"{subtitle}. A picture of a matrix of {n_rows} rows ({y}) and {n_columns} columns ({x}); "
-        f"its largest entry is {most:.2g}.",
+        f"its largest entry is {most:z.2g}.",
         height,
     )
 

@@ -217,7 +217,7 @@ def _grouped(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
 
 
 def _times(value: float) -> str:
-    return f"{value:.0f}×" if value >= 100 else f"{value:.3g}×"
+    return f"{value:z.0f}×" if value >= 100 else f"{value:z.3g}×"
 
 
 def _headings(drawn: pl.DataFrame, y: alt.Y) -> alt.Chart:

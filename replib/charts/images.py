@@ -173,7 +173,7 @@ def bits_chart(
 
 
 def _reference(name: str, value: float, y: alt.Y) -> alt.LayerChart:
-    data = pl.DataFrame({"bits_per_dim": [value], "text": [f"{name}: {value:.3f}"]})
+    data = pl.DataFrame({"bits_per_dim": [value], "text": [f"{name}: {value:z.3f}"]})
     base = alt.Chart(data).encode(y)
     rule = base.mark_rule(color=style.NEUTRAL, strokeDash=[4, 3])
     text = base.mark_text(align="right", baseline="bottom", dx=-4, dy=-3, color=style.NEUTRAL)

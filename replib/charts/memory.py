@@ -7,8 +7,9 @@ import altair as alt
 import polars as pl
 
 from replib.charts import style
-from replib.claims_memory import GRID_STEP, SOLVED_LOSS, last_solved, least_loss
+from replib.claims_memory import GRID_STEP, SOLVED_LOSS, keys_text, least_loss
 from replib.retrieval import RetrievalConfig
+from replib.statistics import Threshold, solved_threshold
 
 # Where a run that has solved its task happened to end says little: drawn at the bottom edge.
 LOSS_FLOOR = 1e-4
@@ -98,31 +99,29 @@ def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.L
 
 
 def solved_chart(frame: pl.DataFrame) -> alt.LayerChart:
-    """Setting 1: the last S that each memory solves, here and published, with the S up to the next
-    that was run as a bar, and its number of features R as a tick.
+    """Setting 1: the S that half of the runs of each memory solve, here and published, with its
+    95 % interval as a bar, and its number of features R as a tick.
 
     Args:
         frame: of `frames_memory.retrieval_frame`.
     """
     frame = frame.filter(pl.col("setting") == 1)
     if frame.is_empty():
-        return style.no_data("Last S solved")
+        return style.no_data("Keys solved")
     series, most = _series(frame), frame["n_keys"].max()
     lines = []
     for (name, source, device), some in frame.group_by(
         "series", "source", "device", maintain_order=True
     ):
-        losses = {n: math.inf if x is None else x for n, x in some["n_keys", "value"].iter_rows()}
-        found = last_solved(losses)
-        to = max(losses) if found.failed is None else found.failed
+        found = _solved(some)
         lines.append(
-            {"series": name, "source": source, "device": device, "last": found.last, "to": to}
-            | {"text": found.text}
+            {"series": name, "source": source, "device": device, "text": keys_text(found)}
+            | {"solved": min(found.value, most), "low": found.low, "high": min(found.high, most)}
         )
     found = style.records_of(pl.DataFrame(lines, infer_schema_length=None))
     x = alt.X(
-        "last:Q",
-        title="last number of keys S solved",
+        "solved:Q",
+        title="number of keys S that half of the runs solve",
         scale=alt.Scale(domain=[0, most], nice=False),
         axis=alt.Axis(grid=True, tickCount=6, labelOverlap=True),
     )
@@ -138,31 +137,51 @@ def solved_chart(frame: pl.DataFrame) -> alt.LayerChart:
         ),
         tooltip=[
             alt.Tooltip("series:N", title="memory"),
-            alt.Tooltip("text:N", title="last S solved"),
+            alt.Tooltip("text:N", title="keys solved"),
             alt.Tooltip("source:N"),
             alt.Tooltip("device:N"),
         ],
     )
-    held = _bounded(series, most).select("series", last="n_features")
+    held = _bounded(series, most).select("series", solved="n_features")
     ticks = alt.Chart(held).mark_tick(color=style.NEUTRAL, thickness=2, size=30)
     layers = [
         ticks.encode(x, alt.Y("series:N", sort=series["series"].to_list())),
-        base.mark_rule(strokeWidth=3, opacity=0.5).encode(alt.X2("to:Q")),
+        base.mark_rule(strokeWidth=3, opacity=0.5).encode(alt.X("low:Q"), alt.X2("high:Q")),
         base.transform_filter("datum.source != 'published'").mark_point(filled=True, size=70),
         base.transform_filter(style.is_from("published")).mark_point(filled=False, size=70),
     ]
-    mine = {line["series"]: line["text"] for line in lines if line["source"] == "recorded"}
-    told = ", ".join(
-        f"{name} {mine[name]}" for name in series["series"] if mine.get(name, "none") != "none"
-    )
+    recorded = frame.filter(pl.col("source") == "recorded")
+    title = "Keys solved, as published"
+    if not recorded.is_empty():
+        title = f"Keys solved: {_solving(recorded)}"
     return style.finished(
         alt.layer(*layers),
-        f"Last S solved: {told or 'none'}" if mine else "Last S solved, as published",
-        "filled: recorded here, hollow: published, bars: up to the next S that was run and failed; "
+        title,
+        "filled: recorded here, hollow: published, of one run at each S; bars: 95 % intervals; "
         "ticks: R, the most keys that R features hold",
-        "The last number of keys S that each memory solves, recorded here and published.",
+        "The number of keys S that half of the runs of each memory solve, recorded here and "
+        "published, with 95 % intervals.",
         style.HEIGHT,
     )
+
+
+def _solved(of_series: pl.DataFrame) -> Threshold:
+    """The S that half of the runs of a series solve, on whatever devices."""
+    counts = of_series.group_by("n_keys", maintain_order=True).agg(
+        pl.col("n_solved", "n_seeds").sum()
+    )
+    return solved_threshold([counts[name] for name in ("n_keys", "n_solved", "n_seeds")])
+
+
+def _solving(drawn: pl.DataFrame) -> str:
+    """How many keys each series of a frame solves, the most first."""
+    found = {name: _solved(some) for (name,), some in drawn.group_by("series", maintain_order=True)}
+    told = [
+        f"{name} {keys_text(one, interval=False)}"
+        for name, one in sorted(found.items(), key=lambda pair: -pair[1].value)
+        if one.value > 0
+    ]
+    return ", ".join(told) or "none"
 
 
 def _series(frame: pl.DataFrame) -> pl.DataFrame:
@@ -363,23 +382,16 @@ def _ours(drawn: pl.DataFrame) -> pl.DataFrame:
 
 
 def _loss(loss: float) -> str:
-    return f"{loss:.2f}" if loss >= 0.01 else f"{loss:.4f}" if loss >= LOSS_FLOOR else "<0.0001"
+    return f"{loss:z.2f}" if loss >= 0.01 else f"{loss:z.4f}" if loss >= LOSS_FLOOR else "<0.0001"
 
 
 def _finding(drawn: pl.DataFrame, what: str) -> str:
     """What was recorded, or else ran in this session, as a title."""
     for source in ("recorded", "live"):
-        some = drawn.filter((pl.col("source") == source) & pl.col("value").is_not_null())
+        some = drawn.filter(pl.col("source") == source)
         if some.is_empty():
             continue
-        found = {}
-        for name in some["series"].unique(maintain_order=True):
-            one = some.filter(pl.col("series") == name)
-            losses = dict(zip(one["n_keys"], one["value"], strict=True))
-            found[name] = last_solved(losses)
-        solving = sorted(((x.last, name, x) for name, x in found.items() if x.last), reverse=True)
-        told = ", ".join(f"{name} {x.text}" for _, name, x in solving)
-        return f"{what}; last S solved: {told or 'none'}"
+        return f"{what}; keys solved: {_solving(some)}"
     return f"{what}: published losses"
 
 

@@ -197,7 +197,7 @@ def powers_between(domain: Sequence[float], base: int) -> list[float]:
     """The powers of a base inside a range, as decimals without rounding errors."""
     first = math.ceil(math.log(domain[0], base) - 1e-9)
     last = math.floor(math.log(domain[1], base) + 1e-9)
-    return [float(f"{float(base) ** power:.12g}") for power in range(first, last + 1)]
+    return [float(f"{float(base) ** power:z.12g}") for power in range(first, last + 1)]
 
 
 def log_domain(values: Iterable[float | None], margin: float = 1.0) -> list[float]:
