@@ -16,7 +16,7 @@ import torch
 from replib import __version__, store
 from replib.device import resolve_device
 from replib.experiments import EXPERIMENTS, SCALES, experiment_named
-from replib.memory import keep_freed_memory, peak_memory_bytes
+from replib.memory import peak_memory_bytes, tune_memory
 from replib.peers import PEERS
 from replib.recording import core_seconds, record
 from replib.training import Metrics
@@ -102,7 +102,7 @@ def _record(arguments) -> int:
         if arguments.threads < 1:
             raise ValueError(f"--threads {arguments.threads}: use at least 1")
         torch.set_num_threads(arguments.threads)
-    keep_freed_memory()
+    tune_memory()
     stop, n_rows = _stop_on_interrupt(), 0
     for experiment in experiments:
         for row in record(
@@ -171,7 +171,7 @@ def _bench(arguments) -> int:
     from replib.bench import QUICK, bench_table, run_bench
     from replib.races import EXPERIMENT
 
-    keep_freed_memory()
+    tune_memory()
     device, stop = resolve_device(arguments.device), _stop_on_interrupt()
     measured = run_bench(
         arguments.only,
@@ -197,7 +197,7 @@ def _bench(arguments) -> int:
 
 def _serve(arguments) -> int:
     port = _free_port(arguments.port)
-    keep_freed_memory()
+    tune_memory()
     # marimo runs notebooks as threads of its server: what is imported here is not waited for
     # when the first page opens.
     import altair  # noqa: F401
@@ -271,7 +271,7 @@ def _doctor(arguments) -> int:
     for name, peer in PEERS.items():
         found = find_spec(peer.package) is not None
         print(f"{name}: {'found' if found else 'missing, for bench only: see README, Bench'}")
-    print(f"malloc: {keep_freed_memory()}")
+    print(f"memory: {tune_memory()}")
     for folder in (store.data_folder(), store.cache_folder()):
         print(f"{folder}: {store.writable(folder) or 'writable'}")
     for name in EXPERIMENTS:

@@ -431,63 +431,69 @@ def test_a_control_group_of_version_1_counts_even_at_the_mount_alone(tmp_path):
     assert memory._cgroup_free_bytes(tmp_path / "absent", tmp_path) == []
 
 
-KEEPS = """
-import ctypes, torch
+TUNED = """
+import sys
+from pathlib import Path
+import replib.__main__  # makes no tensors
 from replib import memory
-
-def faults_of_a_second_call():
-    for _ in range(2):
-        before = memory.page_faults()
-        torch.ones(16 * 2**20)  # 64 MB, which malloc gives back by itself
-        found = memory.page_faults() - before
-    return found
-
+if sys.argv[1] == "kept":
+    memory.LARGE_PAGES = Path("/nowhere")
+told = memory.tune_memory() if sys.argv[1] != "as it is" else ""
+import torch
+for _ in range(2):
+    before = memory.page_faults()
+    torch.ones(16 * 2**20)  # 64 MB, which malloc gives back by itself
 x = torch.ones(4 * 2**20, requires_grad=True)
-peak = lambda: memory.peak_memory_bytes(lambda: torch.autograd.grad(x.exp().exp().sum(), x))
-before, peak_before = faults_of_a_second_call(), peak()
-told = memory.keep_freed_memory()
-print(before, faults_of_a_second_call(), peak_before, peak(), told)
+peak = memory.peak_memory_bytes(lambda: torch.autograd.grad(x.exp().exp().sum(), x))
+print(memory.page_faults() - before, peak, told)
 """
 
 
-def kept_by_a_process(**environment):
-    own = (*memory.MALLOC_VARIABLES, memory.KEEP_VARIABLE)
+def tuned(how):
+    """Page faults and peak memory of calls in a process of its own, and what was said."""
+    own = (*memory.MALLOC_VARIABLES, memory.TUNING_VARIABLE, memory.LARGE_PAGES_VARIABLE)
     inherited = {name: value for name, value in os.environ.items() if name not in own}
-    command = [sys.executable, "-c", KEEPS]
-    done = subprocess.run(
-        command, env=inherited | environment, capture_output=True, text=True, check=True
-    )
-    *counts, told = done.stdout.strip().split(maxsplit=4)
-    return [int(count) for count in counts], told
+    command = [sys.executable, "-c", TUNED, how]
+    done = subprocess.run(command, env=inherited, capture_output=True, text=True, check=True)
+    faults, peak, *told = done.stdout.strip().split(maxsplit=2)
+    return int(faults), int(peak), " ".join(told)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
-def test_freed_memory_is_kept_and_the_peak_of_a_call_is_the_same():
-    (before, after, peak_before, peak_after), told = kept_by_a_process()
-    assert told.startswith("keeps what is freed")
-    assert after < before / 10 and before > 500  # with large pages there are 1 in 512
-    assert peak_before == peak_after > 0
+def test_tuned_memory_has_fewer_page_faults_and_the_same_peak():
+    before, peak, _ = tuned("as it is")
+    for how in ("large pages", "kept"):
+        after, same, told = tuned(how)
+        assert same == peak > 0
+        if before > 16 * 2**20 * 4 / mmap.PAGESIZE / 2:  # else all pages are large already
+            assert after < before * 0.8, told
+        assert "pages of 2 MB" in told or "kept when it is freed" in told
 
 
-def test_malloc_is_left_as_it_is_where_asked_for_or_already_tuned(monkeypatch):
-    for name in memory.MALLOC_VARIABLES:
+def test_memory_is_left_as_it_is_where_asked_for_or_already_tuned(monkeypatch):
+    for name in (*memory.MALLOC_VARIABLES, memory.LARGE_PAGES_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("malloc was changed"))
     monkeypatch.setenv(memory.MALLOC_VARIABLES[0], "1000")
-    assert memory.keep_freed_memory() == "as MALLOC_MMAP_THRESHOLD_ says"
-    monkeypatch.setenv(memory.KEEP_VARIABLE, "0")
-    assert memory.keep_freed_memory() == "as it is, by REPLIB_KEEP_MEMORY=0"
+    assert memory.tune_memory() == "as MALLOC_MMAP_THRESHOLD_ says"
+    monkeypatch.setenv(memory.TUNING_VARIABLE, "0")
+    assert memory.tune_memory() == "as it is, by REPLIB_TUNE_MEMORY=0"
+    assert memory.LARGE_PAGES_VARIABLE not in os.environ
 
 
 @pytest.mark.parametrize("trouble", [AttributeError, OSError, TypeError])
-def test_another_c_library_is_left_as_it_is(monkeypatch, trouble):
+def test_a_system_with_neither_is_left_as_it_is(monkeypatch, tmp_path, trouble):
     def none(name):
         raise trouble
 
-    for name in (*memory.MALLOC_VARIABLES, memory.KEEP_VARIABLE):
+    for name in (*memory.MALLOC_VARIABLES, memory.TUNING_VARIABLE, memory.LARGE_PAGES_VARIABLE):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(memory.ctypes, "CDLL", none)
-    assert memory.keep_freed_memory() == "as it is, not being glibc's"
+    never = tmp_path / "enabled"
+    never.write_text("always madvise [never]\n")
+    for path in (never, tmp_path / "absent"):
+        monkeypatch.setattr(memory, "LARGE_PAGES", path)
+        monkeypatch.setattr(memory.ctypes, "CDLL", none)
+        assert memory.tune_memory() == "as it is: neither large pages nor glibc"
     memory.trim_memory()
 
 
