@@ -406,13 +406,15 @@ def test_unknown_names_are_refused_with_the_known_ones():
         softmax_attention(q, k, v, implementation="flash")
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
-def test_a_step_of_few_or_many_heads_reads_its_cache_as_the_fused_kernel_does(batch_size):
-    """Many heads of float32 are read by two matrix products (MANY_HEADS)."""
+@pytest.mark.parametrize("many_rows", [0, 2**20])
+def test_a_step_reads_few_and_many_rows_of_its_cache_as_the_fused_kernel_does(
+    many_rows, monkeypatch
+):
+    monkeypatch.setattr("replib.attention.softmax.MANY_ROWS", many_rows)
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(batch_size, 8, 33, 4, generator=generator) for _ in range(3))
-    attention = ATTENTION["softmax"].for_model(n_heads=8, head_dim=4, max_len=33)
-    state, read = attention.init_state(batch_size, 8, 4), []
+    q, k, v = (torch.randn(2, 3, 33, 4, generator=generator) for _ in range(3))
+    attention = ATTENTION["softmax"].for_model(n_heads=3, head_dim=4, max_len=33)
+    state, read = attention.init_state(2, 3, 4), []
     for i in range(33):
         y, state = attention.step_(state, *(x[:, :, i] for x in (q, k, v)))
         read.append(y)
