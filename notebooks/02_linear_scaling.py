@@ -18,6 +18,7 @@ with app.setup(hide_code=True):
     from replib.live_jobs import live_cost_jobs
     from replib.published import published
     from replib.recording import recorded_rows
+    from replib.store import read_rows
 
 
 @app.cell(hide_code=True)
@@ -76,8 +77,8 @@ def _(recorded):
 
 
 @app.cell(hide_code=True)
-def _(recorded):
-    mo.md(cost_parts.first_figure(recorded))
+def _():
+    mo.md(cost_parts.first_figure(read_rows("scaling")))
     return
 
 

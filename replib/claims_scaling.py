@@ -43,8 +43,9 @@ def scaling(rows: Sequence[Row], work: str = "forward_backward") -> Verdict:
     first = next((curve for curve, *_ in lines), None)
     fits = {
         f"{name_of(variant)}, {what}": (exponent, SCALING_CLAIMS[variant[0]])
+        for chosen in judged
         for curve, variant, what, exponent in lines
-        if curve == first and variant in judged
+        if curve == first and variant == chosen
     }
     left_out = _left_out(rows, kept)
     if not fits:
@@ -81,13 +82,16 @@ def _left_out(rows: Sequence[Row], kept: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _disturbed(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Which points have samples with page faults that are not the call's own."""
-    found = [
-        f"{name_of(variant_of(row))} at N = {row['config']['seq_len']}, batch "
-        f"{row['config']['batch_size']}: {n} of {row['summary']['n_repeats']}"
-        for row in rows
-        if (n := row["summary"].get("n_disturbed"))
-    ]
+    """Which points have samples with page faults that are not the call's own, of how many."""
+    counts: dict[str, list[int]] = {}
+    for row in rows:
+        n, batch_size = row["config"]["seq_len"], row["config"]["batch_size"]
+        count = counts.setdefault(
+            f"{name_of(variant_of(row))} at N = {n}, batch {batch_size}", [0, 0]
+        )
+        count[0] += row["summary"].get("n_disturbed", 0)
+        count[1] += row["summary"].get("n_repeats", 0)
+    found = [f"{name}: {n} of {of}" for name, (n, of) in counts.items() if n]
     return (f"samples with page faults of another's making: {'; '.join(found)}",) if found else ()
 
 

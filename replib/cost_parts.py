@@ -9,7 +9,7 @@ import marimo as mo
 from replib import charts, claims, claims_scaling, frames
 from replib.controls import WORK_LABELS, has_own_run, in_static_page
 from replib.statistics import Crossover, Exponent
-from replib.store import Row
+from replib.store import Row, latest
 from replib.tables import LEFT, markdown_table
 from replib.verdicts import ARTICLE_CROSSOVER, PAPER_CROSSOVER, SUPPORTED
 
@@ -99,14 +99,15 @@ def scaling_charts(rows: Sequence[Row], work: str) -> mo.Html:
 
 def first_figure(rows: Sequence[Row]) -> str:
     """What the first recordings of scaling gave, and why it was wrong, as Markdown; nothing where
-    they are not among the rows."""
-    found = claims_scaling.first_exponent(rows)
+    they are not among all that was recorded."""
+    older = [row for row in rows if claims_scaling.is_older(row) and row["scale"] != "smoke"]
+    found = claims_scaling.first_exponent(latest(older))
     if found is None:
         return ""
-    n_older = sum(map(claims_scaling.is_older, rows))
     return (
-        f"**The first figure was made by the measurement.** The {n_older} rows that were recorded "
-        f"first gave N^{found.value:z.2f} ({_interval(found)}) for linear attention's time, and "
+        f"**The first figure was made by the measurement.** The {len(older)} rows that were "
+        f"recorded first gave N^{found.value:z.2f} ({_interval(found)}) for linear attention's "
+        "time, and "
         "this page explained it by caches that long sequences outgrow. In truth freed memory was "
         "given back to the system after every competitor that took seconds, which happened from N "
         "= 4096 on, and what was timed next had to get it again page by page (some 8,200 page "

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
-from torch.nn.functional import elu
+from torch.nn.functional import elu, scaled_dot_product_attention
 
 from replib.attention import ATTENTION, linear_attention, softmax_attention
 from replib.kernels import KERNELS, fastest_kernel, why_not
@@ -404,3 +404,19 @@ def test_unknown_names_are_refused_with_the_known_ones():
         linear_attention(q, k, v, feature_map="exp")
     with pytest.raises(ValueError, match="use fused, textbook"):
         softmax_attention(q, k, v, implementation="flash")
+
+
+@pytest.mark.parametrize("many_rows", [0, 2**20])
+def test_a_step_reads_few_and_many_rows_of_its_cache_as_the_fused_kernel_does(
+    many_rows, monkeypatch
+):
+    monkeypatch.setattr("replib.attention.softmax.MANY_ROWS", many_rows)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 33, 4, generator=generator) for _ in range(3))
+    attention = ATTENTION["softmax"].for_model(n_heads=3, head_dim=4, max_len=33)
+    state, read = attention.init_state(2, 3, 4), []
+    for i in range(33):
+        y, state = attention.step_(state, *(x[:, :, i] for x in (q, k, v)))
+        read.append(y)
+    expected = scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(torch.stack(read, dim=2), expected)

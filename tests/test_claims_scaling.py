@@ -108,7 +108,7 @@ def test_judged_are_the_fastest_linear_and_the_textbook_softmax_with_the_others_
     assert verdict.status == SUPPORTED
     assert [one.text.split(" grows")[0] for one in verdict.criteria] == [
         f"{who}, {what}"
-        for who in ("softmax textbook", "linear cpu")
+        for who in ("linear cpu", "softmax textbook")
         for what in ("time", "memory")
     ]
     told = "; ".join(verdict.evidence)
