@@ -49,7 +49,7 @@ CONCLUSIONS = {
 }
 STANDS = (
     "Result 2, that the time of linear attention grows linearly with N, stands: it is not among "
-    "the conclusions judged below, and page 2 measures it."
+    "the conclusions judged above, and page 2 measures it."
 )
 
 

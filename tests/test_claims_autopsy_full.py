@@ -104,6 +104,9 @@ def test_one_run_apart_decides_nothing_and_without_runs_nothing_is_said(rows):
     moved = copy.deepcopy(rows)
     moved[0]["curve"]["loss"] = [0.9] * len(moved[0]["curve"]["loss"])
     assert full.softmax_returns(moved, ARTICLE).status == INCONCLUSIVE
+    one = [row for row in rows if row["seed"] == 0]
+    assert full.softmax_returns(one, ARTICLE).status == INCONCLUSIVE
+    assert "**Explained, as far as 1 run can tell: that" in full.full_size_text(one, ARTICLE)
     assert full.softmax_returns([], ARTICLE).status == INCONCLUSIVE
     assert full.full_size_text([], ARTICLE) == "No run of the article's size is recorded yet."
 
