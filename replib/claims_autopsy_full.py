@@ -214,7 +214,8 @@ def _explained(rows: Sequence[Row], found: Variant, article: Mapping[str, Any]) 
         return f"**Softmax as written does not end where the article's does:** {there}."
     few = "" if status == SUPPORTED else f", as far as {_runs(len(found.rows))} can tell"
     return (
-        f"**Explained{few}: that softmax does not learn at N = 8.** With the size and the differences of "
+        f"**Explained{few}: that softmax does not learn at N = 8.** With the size and the "
+        "differences of "
         f"the article's code, and nothing else, it ends where the article's does: at {there}. Both "
         "are at the level of a model that knows which symbols the source holds and not their order "
         f"({BATCH * level:z.1f} as printed, computed from the task). That the article's runs had "
