@@ -158,7 +158,7 @@ def _scaling(scale: str) -> list[Job]:
     repeats; LSH attention after all that, so that on two cores what is judged takes 8 minutes."""
     first, last, n_repeats, n_slow = {
         "smoke": (6, 8, 3, 3),
-        "laptop": (6, 14, 5, 2),
+        "laptop": (6, 14, 5, 4),
         "paper": (9, 16, 11, 11),
     }[scale]
     lengths = [2**e for e in range(first, last + 1)]
