@@ -99,12 +99,12 @@ class Decoder:
         self.model, self.batch_size, self.max_len = model, batch_size, max_len
         self.device = model.head.weight.device
         self._memory, self._source_padding_mask = memory, source_padding_mask
-        self._graph: torch.cuda.CUDAGraph | None = None
         self._prepare(graph)
 
     @_in_own_dtype
     def _prepare(self, graph: bool) -> None:
         model, batch_size, memory = self.model, self.batch_size, self._memory
+        self._graph: torch.cuda.CUDAGraph | None = None
         self.position = 0
         self._padding: Tensor | None = None  # (B,) of each row so far
         blocks = model.decoding_blocks()
@@ -129,11 +129,15 @@ class Decoder:
         if token.shape != (self.batch_size,):
             raise ValueError(f"token has shape {tuple(token.shape)}: use ({self.batch_size},)")
         self._check_room(1)
+        position = self.position if self._padding is None else self.position - self._padding
         if self._graph is None:
-            position = self.position if self._padding is None else self.position - self._padding
             logits = self._advance(token, position, self.position + 1)
         else:
             self._token.copy_(token)
+            if isinstance(position, Tensor):
+                self._position.copy_(position)
+            else:
+                self._position.fill_(position)
             self._graph.replay()
             logits = self._logits
         self.position += 1
@@ -241,9 +245,6 @@ class Decoder:
         for mine, given in zip(self.states, states, strict=True):
             for x, y in zip(mine, given, strict=True):
                 x.copy_(y)
-        self._position.fill_(self.position)
-        if self._padding is not None:
-            self._position.sub_(self._padding)
 
     @property
     def state_bytes(self) -> int:
@@ -273,8 +274,6 @@ class Decoder:
             for x in kept:
                 x.zero_() if generator is None else x.normal_(generator=generator).abs_()
         self.position, self._padding = position, None
-        if self._graph is not None:
-            self._position.fill_(position)
 
     def _advance(self, token: Tensor, position: int | Tensor, below: int | None) -> Tensor:
         x = self.model.embedding.step(token, position, below)
@@ -324,7 +323,6 @@ class Decoder:
         """From `_token` and `_position` to `_logits`."""
         states = list(self.states)
         self._logits = self._advance(self._token, self._position, self.max_len)
-        self._position.add_(1)
         for before, after in zip(states, self.states, strict=True):
             for old, new in zip(before, after, strict=True):
                 if new is not old:

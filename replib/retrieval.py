@@ -66,7 +66,7 @@ class MemoryConfig:
     update_rule: str = "sum"
     head_dim: int = 64
     eps: float = 1e-6
-    guarded: bool = True
+    guarded: bool = field(default=True, metadata={"added": True})
 
     def __post_init__(self):
         for name, known in (("attention", FEATURES), ("update_rule", UPDATE_RULES)):

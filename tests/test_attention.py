@@ -338,14 +338,10 @@ def qkv_of_lengths(*lengths, sizes=(D, D, M)):
     "arguments, options, message",
     [
         ([torch.zeros(3, 4)] * 3, {}, "use .batch, heads, length, size"),
-        (qkv_of_lengths(4, 4, 4, sizes=(8, 6, 5)), {}, "differ in batch, heads or size"),
+        (qkv_of_lengths(4, 4, 4, sizes=(8, 6, 5)), {}, "differ in batch or size"),
         (qkv_of_lengths(4, 4, 3), {}, "differ in batch, heads or length"),
         (qkv_of_lengths(4, 5, 5), {}, "use causal=False"),
-        (
-            qkv_of_lengths(4, 4, 4),
-            {"key_padding_mask": torch.zeros(B, 4, dtype=torch.bool)},
-            "drop the mask",
-        ),
+        ([torch.zeros(B, h, 4, D) for h in (3, 2, 2)], {}, "give q as many, or a multiple"),
         (
             qkv_of_lengths(4, 4, 4),
             {"key_padding_mask": torch.zeros(B, 4), "causal": False},

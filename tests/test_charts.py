@@ -175,7 +175,9 @@ def token_rows(scale="laptop"):
             failed = (way, n) == ("recompute", 64)
             time_ms = () if failed else (1.0 if way == "recurrent" else 0.2 * n,) * 3
             outcome = "out_of_memory" if failed else "ok"
-            cost = GenerationCost(config, outcome, None, time_ms, 10**6, state_bytes(config))
+            cost = GenerationCost(
+                config, outcome, None, time_ms, 10**6, state_bytes=state_bytes(config)
+            )
             row = store.make_row("generation", scale, config, 0, outcome, cost.summary(), source="")
             rows.append(row)
     return rows

@@ -375,7 +375,7 @@ def test_operations_of_retrieval_are_those_that_torch_counts(n_queries):
     "change, message",
     [
         (lambda q, k, v, beta: (q[0], k, v, beta), "use .batch, heads, length, size"),
-        (lambda q, k, v, beta: (q[..., 1:], k, v, beta), "differ in batch, heads or size"),
+        (lambda q, k, v, beta: (q[..., 1:], k, v, beta), "differ in batch or size"),
         (lambda q, k, v, beta: (q, k, v[:, :, 1:], beta), "differ in batch, heads or length"),
         (lambda q, k, v, beta: (q, k, v, beta[..., None]), r"use \(2, 3, 4\), one for each write"),
         (lambda q, k, v, beta: (q, k, v, beta[:, :, 1:]), r"use \(2, 3, 4\), one for each write"),

@@ -474,7 +474,7 @@ def test_a_step_beyond_the_last_position_is_refused(config):
 def test_a_full_cache_keeps_what_it_holds_when_it_grows():
     attention = ATTENTION["softmax"]()
     q, k, v = torch.randn(3, 2, 3, 5, 4, dtype=torch.float64).unbind(0)
-    state = attention.init_state(3, 2, 4, max_len=4, dtype=torch.float64)
+    state = attention.init_state(2, 3, 4, max_len=4, dtype=torch.float64)
     _, state = attention.prefill(state, *(x[:, :, :4] for x in (q, k, v)))
     y, state = attention.step_(state, q[:, :, 4], k[:, :, 4], v[:, :, 4])
     assert state.keys.shape[2] == 8

@@ -191,7 +191,7 @@ def test_cost_jobs_follow_the_settings(stem, variants, work):
         assert {(c.work, c.n_heads, c.head_dim) for c in job.configs} == {(work, 2, 8)}
         assert job.n_repeats == 5
     batches = [job.configs[0].batch_size for job in names["jobs"]]
-    assert batches == ([2, 1, 1] if "tokens" in SETTINGS[stem] else [2, 2, 2])
+    assert batches == ([4, 2, 1] if "tokens" in SETTINGS[stem] else [2, 2, 2])
 
 
 @pytest.mark.parametrize("stem", COSTS)

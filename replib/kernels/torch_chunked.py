@@ -90,7 +90,7 @@ def _not_causal(q, k, v, y, den, kept_s, kept_z, *features, eps, elu1):
 def _not_causal_backward(dy, q, k, v, den, kept_s, kept_z, *features, elu1):
     phi_q, phi_k = features or (q, k)
     s, z = kept_s, kept_z.unsqueeze(2)
-    g = dy / den  # (B, H, N, M)
+    g = dy.to(den.dtype) / den  # (B, H, N, M)
     d_phi_q = g @ s.mT
     g_z = (phi_q * d_phi_q).sum(-1, keepdim=True).div_(den).neg_()  # (B, H, N, 1)
     ds, dz = phi_q.mT @ g, g_z.mT @ phi_q  # (B, H, R, M), (B, H, 1, R)
