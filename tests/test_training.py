@@ -224,7 +224,7 @@ def test_clipping_bounds_each_tensor_or_all_together():
         ({"optimizer": "sgd"}, "use radam, adamw"),
         ({"precision": "fp4"}, "use float32, tf32, bf16"),
         ({"schedule": "step"}, "use drop, cosine"),
-        ({"clip": "none"}, "use tensor, global"),
+        ({"clip": "value"}, "use tensor, global"),
         ({"task": CausalCopy}, "seq_len"),
     ],
 )
