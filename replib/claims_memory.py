@@ -12,12 +12,10 @@ published ones are not judged. Rows of `evaluation` tell what the published mean
 some figures, those of `favor_eps` what the published ε does to FAVOR+, and nothing else.
 """
 
-import json
 import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from replib.claims import each_device
@@ -34,7 +32,7 @@ from replib.statistics import (
     t_quantile,
     wilson_interval,
 )
-from replib.store import Row
+from replib.store import Row, plain
 from replib.tables import markdown_table
 from replib.verdicts import MOST, Criterion, Verdict, bound_text, three_digits, within
 
@@ -88,13 +86,13 @@ def memory_of(config: Mapping[str, Any], *, half_length: bool = False) -> str | 
     """The published name of a run's memory; None where its settings are not the published ones.
     Those of setting 2 are evaluated on the whole length, or, with `half_length`, as published."""
     for name, memory in MEMORIES.items():
-        if config["model"] == asdict(memory):
+        if config["model"] == plain(memory):
             task, options = config["task"], {"eval_half_length": True} if half_length else {}
             options["with_replacement"] = task["with_replacement"]
             if half_length and not task["with_replacement"]:
                 return None
-            expected = asdict(retrieval_config(task["n_keys"], memory, **options))
-            return name if json.loads(json.dumps(expected)) == dict(config) else None
+            expected = plain(retrieval_config(task["n_keys"], memory, **options))
+            return name if expected == dict(config) else None
     return None
 
 

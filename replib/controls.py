@@ -366,7 +366,8 @@ def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = Non
     if auto and short and not live.ended_early(jobs):
         live.start(jobs, device)
         return None, f"Running by itself, as it is short{f', after {once}' if kernel else ''}."
-    label = f"Run (about {_duration(seconds)}{f', after {once}' if kernel else ''})"
+    # Of a longer label a phone would show a part.
+    label = f"Run (about {_duration(seconds)}{', compiles first' * bool(kernel)})"
     return mo.ui.run_button(label=label, kind="success"), None
 
 

@@ -380,3 +380,29 @@ def test_a_state_that_grows_needs_a_prefill_of_its_own_where_there_is_padding():
     state = attention.init_state(B, H, D, dtype=torch.float64)
     with pytest.raises(NotImplementedError, match="define prefill"):
         attention.prefill(state, *qkv, key_padding_mask=torch.zeros(B, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("name", [name for name in MECHANISMS if name != "performer"])
+def test_tensors_without_data_are_attended_over_in_shape(name, causal):
+    """Performer looks at how its exponents rise."""
+    q, k, v = (torch.empty(B, H, N, D, device="meta") for _ in range(3))
+    mask = torch.zeros(B, N, dtype=torch.bool, device="meta")
+    for padding in (None, mask):
+        y = build(name).to("meta")(q, k, v, causal=causal, key_padding_mask=padding)
+        assert y.shape == v.shape
+
+
+def test_dtypes_may_be_mixed():
+    q, k, v = random_qkv()
+    for name in MECHANISMS:
+        y = build(name, dtype=torch.float32)(q, k.float(), v.bfloat16())
+        right = build(name)(q, k, v.bfloat16().double())
+        assert y.dtype == torch.bfloat16
+        close(y.double(), right, 2e-2)
+
+
+def test_boundaries_of_packed_sequences_may_be_a_list():
+    q, k, v = random_qkv(12, b=1)
+    found = linear_attention(q, k, v, cu_seqlens=[0, 5, 12])
+    close(found, linear_attention(q, k, v, cu_seqlens=torch.tensor([0, 5, 12])))

@@ -279,6 +279,7 @@ class Packing:
 
     def __init__(self, cu_seqlens: Tensor, shape: tuple[int, ...], device: torch.device):
         batch, total = shape[0], shape[-1]
+        cu_seqlens = torch.as_tensor(cu_seqlens)
         whole = cu_seqlens.dtype in (torch.int32, torch.int64)
         if not whole or cu_seqlens.dim() != 1 or len(cu_seqlens) == 0:
             raise ValueError(

@@ -69,6 +69,13 @@ def softmax_attention(
     implementation = SoftmaxAttention.resolve(implementation)
     attend = _fused if implementation == "fused" else _textbook
     q, k, v = without_padding(q, k, v, key_padding_mask, causal=causal)
+    if not q.dtype == k.dtype == v.dtype:
+        wide = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+        options = {"causal": causal, "implementation": implementation}
+        y = softmax_attention(
+            *(x.to(wide) for x in (q, k, v)), key_padding_mask=key_padding_mask, **options
+        )
+        return y.to(v.dtype)
     if causal:
         return _causal(q, k, v, key_padding_mask, attend)
     if key_padding_mask is None:

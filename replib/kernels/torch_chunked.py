@@ -203,7 +203,8 @@ def _by_block(kept_s: Tensor, kept_z: Tensor, d: int) -> list[tuple[Tensor, Tens
 
 
 def _finite(*sums: Tensor) -> bool:
-    return sum(x.sum() for x in sums).isfinite().item()
+    total = sum(x.sum() for x in sums)
+    return total.is_meta or total.isfinite().item()
 
 
 def _causal_backward(dy, q, k, v, denominator, kept_s, kept_z, *, elu1):
