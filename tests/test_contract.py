@@ -396,7 +396,7 @@ def test_tensors_without_data_are_attended_over_in_shape(name, causal):
 def test_dtypes_may_be_mixed():
     q, k, v = random_qkv()
     for name in MECHANISMS:
-        y = build(name, dtype=torch.float32)(q, k.float(), v.bfloat16())
+        y = build(name).float()(q, k.float(), v.bfloat16())
         right = build(name)(q, k, v.bfloat16().double())
         assert y.dtype == torch.bfloat16
         close(y.double(), right, 2e-2)
