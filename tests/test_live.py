@@ -523,7 +523,8 @@ def test_rows_of_another_device_do_not_count():
 def cached_cost(live, n_samples, threads=module.ALL_THREADS, **told):
     """The rows of `cost_job()` as if they had been measured so, the last in the cache."""
     for row in live.finished[:2]:
-        summary = row["summary"] | {"time_ms_samples": [1.0] * n_samples} | told
+        samples = {"time_ms_samples": [1.0] * n_samples, "page_faults_samples": [0.0] * n_samples}
+        summary = row["summary"] | samples | told
         provenance = row["provenance"] | {"threads": threads, "started": f"2999-{n_samples:02}"}
         store.append("crossover", row | {"summary": summary, "provenance": provenance}, live.folder)
 

@@ -265,7 +265,7 @@ def test_the_cards_say_what_this_session_found_and_that_it_found_nothing_yet():
     assert parts.cards(none, [], logs).text.count("Nothing has run yet") == 3
     (job,) = live_retrieval_jobs(TRAINING | MENDED | {"attention": ("dpfp",)})
     page = parts.cards(none, [row(job.config, loss=5e-4)], logs).text
-    assert page.count("Nothing has run yet") == 1 and "DPFP-1 40" in page
+    assert page.count("Nothing has run yet") == 1 and "of the runs: DPFP-1" in page
 
 
 def test_every_switch_is_a_setting_of_the_runs_and_in_the_address(monkeypatch):
