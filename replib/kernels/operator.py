@@ -17,7 +17,6 @@ which autograd knows. torch.compile and torch.export see the operators `replib::
 and `replib::linear_attention_backward`.
 """
 
-from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 
@@ -25,15 +24,15 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from replib.kernels.library import without_autocast
+
 MODULES = {"torch": "torch_chunked", "cpu": "cpu", "cuda": "cuda"}
 CHUNK_LEN = 64  # of `written_out`
 
 
 def exactly(x: Tensor):
-    """Where autocast rounds no product of x; entering torch.autocast takes microseconds."""
-    kind = x.device.type
-    rounds = kind != "meta" and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if rounds else nullcontext()
+    """Where autocast rounds no product of x."""
+    return without_autocast(x.device.type)
 
 
 @cache
