@@ -18,7 +18,7 @@ with app.setup(hide_code=True):
     from replib.live_jobs import live_cost_jobs
     from replib.published import published
     from replib.recording import recorded_rows
-    from replib.store import read_rows
+    from replib.store import old_rows
 
 
 @app.cell(hide_code=True)
@@ -78,7 +78,7 @@ def _(recorded):
 
 @app.cell(hide_code=True)
 def _():
-    mo.md(cost_parts.first_figure(read_rows("scaling")))
+    mo.md(cost_parts.first_figure(old_rows("scaling")))
     return
 
 

@@ -103,7 +103,9 @@ def _list(arguments) -> int:
         hours = sum(map(core_seconds, rows)) / 3600
         span = f"{hours:.1f} core-hours" if hours >= 1 else f"{60 * hours:.0f} core-minutes"
         took = f"; trained for {span}" if hours else ""
-        print(f"{'':14} recorded: {', '.join(counts)}{took}")
+        n_old = len(store.old_rows(experiment.name))
+        old = f"; {n_old} rows of earlier versions" if n_old else ""
+        print(f"{'':14} recorded: {', '.join(counts)}{took}{old}")
     return 0
 
 

@@ -9,6 +9,7 @@ B batch, H heads, N sequence length, D query/key size per head, M value size per
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from replib.models import (
 )
 from replib.tasks import SequenceCopy
 from replib.training import Training, TrainingConfig
+
+VERSION = 1  # raised when what a defect does changes
 
 ARTICLE_LR = 1e-4
 BATCH_FACTOR = 4  # the linear runs seem to have had batch 32, the softmax runs 8
@@ -176,6 +179,8 @@ class AutopsyConfig(TrainingConfig):
         ValueError: a defect is unknown or given twice, or the task is another.
     """
 
+    kind: ClassVar[str] = "autopsy"
+
     defects: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -190,6 +195,10 @@ class AutopsyConfig(TrainingConfig):
             )
         # One set of defects is one run, in whatever order they were named.
         object.__setattr__(self, "defects", tuple(n for n in DEFECTS if n in self.defects))
+
+    @property
+    def versions(self) -> dict[str, int]:
+        return super().versions | {"autopsy": VERSION}
 
     def with_defects(self) -> TrainingConfig:
         """What is trained: this config with the values that defects change."""

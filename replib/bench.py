@@ -55,10 +55,6 @@ from replib.statistics import crossover
 from replib.tasks import CausalCopy
 from replib.training import Training, TrainingConfig
 
-# An edit to one of these gives rows a new identity.
-SOURCES = ("attention", "bench", "benchmark", "kernels", "memory", "models", "peers", "races")
-SOURCES += ("generation", "retrieval", "tasks", "training")
-
 # Works and contenders by the names that rows and tables show.
 FORWARD, BACKWARD = "causal, forward", "causal, forward and backward"
 NOT_CAUSAL, MEMORY = "not causal, forward and backward", "memory, causal, forward and backward"
@@ -676,7 +672,6 @@ def run_bench(
         scale=scale.name,
         n_rounds=scale.n_rounds,
         targets=TARGETS,
-        sources=[f"replib.{name}" for name in SOURCES],
         stop=stop,
         say=say,
     )

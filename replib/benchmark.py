@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from time import perf_counter
-from typing import Literal, Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from replib.memory import (
 )
 from replib.tasks import SequenceCopy
 from replib.training import TrainingConfig
+
+VERSION = 1  # raised when what is counted as a time or a memory changes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 WORKS = ("forward", "forward_backward")
@@ -97,6 +99,8 @@ class CostConfig:
         ValueError: a value is unknown or out of range.
     """
 
+    kind: ClassVar[str] = "cost"
+
     attention: str = "linear"
     implementation: str | None = None
     seq_len: int = 1024
@@ -116,6 +120,20 @@ class CostConfig:
             _check_at_least_one(name, getattr(self, name))
         if self.seq_len > MAX_SEQ_LEN:
             raise ValueError(f"seq_len {self.seq_len} is too long: use at most {MAX_SEQ_LEN}")
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Of each part that the cost is of, by its name."""
+        own = {self.attention: ATTENTION[self.attention].VERSION}
+        return own | timing_versions(self.attention, self.implementation)
+
+
+def timing_versions(attention: str, implementation: str | None) -> dict[str, int]:
+    """Of the protocol, and of each implementation of a mechanism that may be timed."""
+    mechanism = ATTENTION[attention]
+    may_be = mechanism.implementations if implementation is None else (implementation,)
+    speeds = {one: mechanism.SPEED.get(one, 1) for one in may_be}
+    return {"timing": VERSION} | {f"speed of {attention} {n}": s for n, s in speeds.items()}
 
 
 def _check_known(name: str, value: str, known: Iterable[str]) -> None:

@@ -33,13 +33,12 @@ def scaling(rows: Sequence[Row], work: str = "forward_backward") -> Verdict:
     """Time and memory of linear attention grow as N, those of softmax as N².
 
     Judged are the textbook softmax, which the paper had, and `judged_linear`, on the first of
-    `curves`; what else was measured is evidence. Rows of the protocol before (`is_older`) are left
-    out, and so many are told, as are samples with page faults that are not the call's own.
+    `curves`; what else was measured is evidence, and which samples have page faults that are not
+    the call's own.
     """
     rows = [row for row in rows if row["config"]["work"] == work]
-    kept = [row for row in rows if not is_older(row)]
-    lines = exponents(kept, work)
-    judged = [("linear", judged_linear(kept)), ("softmax", "textbook")]
+    lines = exponents(rows, work)
+    judged = [("linear", judged_linear(rows)), ("softmax", "textbook")]
     first = next((curve for curve, *_ in lines), None)
     fits = {
         f"{name_of(variant)}, {what}": (exponent, SCALING_CLAIMS[variant[0]])
@@ -47,10 +46,9 @@ def scaling(rows: Sequence[Row], work: str = "forward_backward") -> Verdict:
         for curve, variant, what, exponent in lines
         if curve == first and variant == chosen
     }
-    left_out = _left_out(rows, kept)
     if not fits:
         none = Criterion("two lengths or more", None, "0")
-        return Verdict("no measurements yet", (none,), left_out)
+        return Verdict("no measurements yet", (none,))
     beside = (
         f"{_where(curve, first)}{name_of(variant)}, {what} grows as N^{exponent_text(exponent)}"
         for curve, variant, what, exponent in lines
@@ -59,7 +57,7 @@ def scaling(rows: Sequence[Row], work: str = "forward_backward") -> Verdict:
     recordings = _recordings_text([exponent for exponent, _ in fits.values()])
     return replace(
         scaling_verdict(fits),
-        evidence=(f"judged: {first}; {recordings}", *beside, *_disturbed(kept), *left_out),
+        evidence=(f"judged: {first}; {recordings}", *beside, *_disturbed(rows)),
     )
 
 
@@ -72,13 +70,6 @@ def _recordings_text(exponents: Sequence[Exponent]) -> str:
 
 def _where(curve: str, first: str) -> str:
     return "" if curve == first else f"{curve}: "
-
-
-def _left_out(rows: Sequence[Row], kept: Sequence[Row]) -> tuple[str, ...]:
-    n_older = len(rows) - len(kept)
-    if not n_older:
-        return ()
-    return (f"{n_older} older rows are left out: their page faults were not counted",)
 
 
 def _disturbed(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -95,16 +86,11 @@ def _disturbed(rows: Sequence[Row]) -> tuple[str, ...]:
     return (f"samples with page faults of another's making: {'; '.join(found)}",) if found else ()
 
 
-def is_older(row: Row) -> bool:
-    """Whether a row was recorded before page faults were counted: a call then paid for what others
-    had given back to the system, and N beyond the tokens of a batch had more of them."""
-    return "page_faults_samples" not in row["summary"]
-
-
 def first_exponent(rows: Sequence[Row], work: str = "forward_backward") -> Exponent | None:
-    """That of the time of linear attention in the older rows, as it was judged then: at all
-    lengths, whatever their batch. None where there are no such rows."""
-    older = [row for row in rows if is_older(row) and _counts(row, work)]
+    """That of the time of linear attention in rows of the protocol before, as it was judged then: at
+    all lengths, whatever their batch; a call then paid for what others had given back to the
+    system. None where there are no such rows."""
+    older = [row for row in rows if _counts(row, work)]
     variant = "linear", judged_linear(older)
     points = {
         row["config"]["seq_len"]: row["summary"]["time_ms_per_sample"]
@@ -119,7 +105,7 @@ def first_exponent(rows: Sequence[Row], work: str = "forward_backward") -> Expon
 def judged_rows(rows: Sequence[Row]) -> list[Row]:
     """Those of one work that are judged, of each device: of the first of its `curves`."""
     found = []
-    for some in by_device([row for row in rows if not is_older(row)]).values():
+    for some in by_device(rows).values():
         found += next(iter(curves(some).values()), [])
     return found
 

@@ -272,8 +272,10 @@ def attempt(build, settings: Mapping[str, Any]) -> tuple[list, mo.Html]:
 
 
 def unread(*experiments: str) -> mo.Html:
-    """What of recorded rows is not on the page, as the code cannot use it; nothing where all is."""
-    said = [text for name in experiments if (text := store.skipped(name))]
+    """What of recorded rows is not on the page, as the code cannot use it or computes otherwise
+    since; nothing where all is."""
+    asked = (ask(name) for name in experiments for ask in (store.skipped, store.left_out))
+    said = [text for text in asked if text]
     return mo.vstack([callout(text) for text in said]) if said else mo.md("")
 
 

@@ -86,7 +86,6 @@ def scaling_charts(rows: Sequence[Row], work: str) -> mo.Html:
     """Time and memory of one work, one above the other, on the first of `claims_scaling.curves`,
     and time on the others."""
     rows = [row for row in rows if row["config"]["work"] == work]
-    rows = [row for row in rows if not claims_scaling.is_older(row)]
     parts = []
     for curve, some in claims_scaling.curves(rows).items() or {"": []}.items():
         costs, where = frames.pooled(frames.costs(some)), f", {curve}" if curve else ""
@@ -98,9 +97,9 @@ def scaling_charts(rows: Sequence[Row], work: str) -> mo.Html:
 
 
 def first_figure(rows: Sequence[Row]) -> str:
-    """What the first recordings of scaling gave, and why it was wrong, as Markdown; nothing where
-    they are not among all that was recorded."""
-    older = [row for row in rows if claims_scaling.is_older(row) and row["scale"] != "smoke"]
+    """What the first recordings of scaling gave, the old rows, and why it was wrong, as Markdown;
+    nothing where there are none."""
+    older = [row for row in rows if row["scale"] != "smoke"]
     found = claims_scaling.first_exponent(latest(older))
     if found is None:
         return ""

@@ -12,7 +12,7 @@ P seeds, B sequences, L queries of a sequence, S keys.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,10 +20,18 @@ from torch import Tensor
 from replib.retrieval import RetrievalConfig, RetrievalTraining, _stacked
 from replib.tasks import Associations
 
+VERSION = 1  # raised when a mean is taken otherwise
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeansConfig(RetrievalConfig):
     """A run of `RetrievalConfig` of which the means of `Means` are kept."""
+
+    kind: ClassVar[str] = "evaluation"
+
+    @property
+    def versions(self) -> dict[str, int]:
+        return super().versions | {"evaluation": VERSION}
 
 
 @dataclass(frozen=True)

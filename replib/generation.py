@@ -31,6 +31,9 @@ from replib.models import (
 )
 from replib.tasks import CausalCopy, Task
 
+VERSION = 1  # raised when what is generated changes beyond rounding
+SPEED = 1  # raised when a decoder becomes faster or slower: its recorded times are then old
+
 MAX_BATCH = 65_536  # more is taken for a slip
 MAX_POSITIONS = 2**24  # float32, in which sinusoids are computed, counts no further
 PACKED_FROM = 4  # rows for which products with packed weights are faster

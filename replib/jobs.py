@@ -1,5 +1,5 @@
 """What can be run: a training, a measurement of costs, a training of memories. What a job runs on,
-and by which code: its identity.
+and its identity.
 """
 
 import warnings
@@ -7,30 +7,10 @@ from dataclasses import dataclass, replace
 
 from replib import store
 from replib.attention import ATTENTION
-from replib.autopsy import AutopsyConfig
-from replib.benchmark import DTYPES, CostConfig
-from replib.evaluation import MeansConfig
+from replib.benchmark import DTYPES, CostConfig, timing_versions
 from replib.retrieval import RetrievalConfig
 from replib.streams import GenerationConfig
 from replib.training import TrainingConfig
-
-# What computes a row, besides mechanism and task: an edit there gives a run a new identity.
-TRAINING_SOURCES = ("replib.models", "replib.training")
-COST_SOURCES = ("replib.benchmark", "replib.memory")
-GENERATION_SOURCES = ("replib.models", "replib.generation", "replib.streams")
-RETRIEVAL_SOURCES = ("replib.tasks", "replib.retrieval", "replib.attention.feature_maps")
-RULE_SOURCES = {
-    "sum": ("replib.kernels.memory_cpu",),
-    "delta": ("replib.kernels.delta", "replib.kernels.memory_cpu"),
-    "fwm": (
-        "replib.kernels.fwm",
-        "replib.kernels.fwm_cpu",
-        "replib.kernels.cpu",  # whose products and vectors fwm_cpu computes with
-        "replib.kernels.vectors",
-    ),
-}
-# Kernels of memories that are read once: no mechanism of attention computes with them.
-MEMORY_KERNELS = ("replib.kernels.fwm", "replib.kernels.fwm_cpu", "replib.kernels.memory_cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,27 +96,22 @@ def on_device(job: Job, device_type: str) -> Job:
     return replace(job, configs=tuple(kept))
 
 
-def source_of(config: Config, *, cost: bool) -> str:
-    """The hash of the code that computes a run, or the cost of a config."""
-    if isinstance(config, RetrievalConfig):
-        sources = (*RETRIEVAL_SOURCES, *RULE_SOURCES[config.model.update_rule])
-        watched = isinstance(config, MeansConfig)
-        return store.source_hash(*sources, *["replib.evaluation"] * watched)
-    sources = COST_SOURCES if cost else ()
-    if isinstance(config, TrainingConfig):
-        sources += (*TRAINING_SOURCES, *config.task.sources)
-    if isinstance(config, AutopsyConfig):
-        sources += ("replib.autopsy",)
-    if isinstance(config, GenerationConfig):
-        sources += GENERATION_SOURCES
-    mechanism = ATTENTION[getattr(config, "model", config).attention]
-    own = ("replib.attention.base", mechanism.__module__, *mechanism.sources)
-    return store.source_hash(*sources, *own, without=MEMORY_KERNELS)
+def kind_of(config: Config, *, cost: bool) -> str:
+    """What kind of run a config is of, where a training's cost is that of a step."""
+    return "step" if cost and isinstance(config, TrainingConfig) else config.kind
+
+
+def versions_of(config: Config, *, cost: bool) -> dict[str, int]:
+    """The versions of the parts that compute a run, or the cost of a config, by their names."""
+    if not (cost and isinstance(config, TrainingConfig)):
+        return config.versions
+    return config.versions | timing_versions(config.model.attention, config.model.implementation)
 
 
 def identity(config: Config, seed: int = 0, *, cost: bool) -> str:
     """The run_id of a run, or of the cost of a config, under the present code."""
-    return store.run_id(config, seed, source_of(config, cost=cost))
+    versions = versions_of(config, cost=cost)
+    return store.run_id(kind_of(config, cost=cost), config, seed, versions)
 
 
 def run_ids(job: Job) -> list[str]:

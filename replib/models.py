@@ -10,7 +10,7 @@ What is put out at padding means nothing.
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from torch.nn.functional import linear
 
 from replib.attention import ATTENTION
 from replib.attention.base import Packing
+
+VERSION = 1  # raised when what a model computes, or how it starts, changes beyond rounding
 
 MAX_LAYERS, MAX_D_MODEL, MAX_HEADS = 64, 8192, 128  # beyond them a size is taken for a slip
 
@@ -50,10 +52,8 @@ class TransformerConfig:
     norm: str = "post"
     dropout: float = 0.1
     positions: str = "concatenated"
-    # Rows that were recorded before a field was added have not got it, and nor have those since in
-    # which it has its default.
-    n_kv_heads: int | None = field(default=None, metadata={"added": True})
-    embedding_dropout: float | None = field(default=None, metadata={"added": True})
+    n_kv_heads: int | None = None
+    embedding_dropout: float | None = None
 
     def __post_init__(self):
         if self.attention not in ATTENTION:

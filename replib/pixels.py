@@ -42,7 +42,7 @@ class Pixels:
         seq_len: N, which follows from the images and stands in recorded rows.
     """
 
-    sources: ClassVar[tuple[str, ...]] = ("replib.tasks", "replib.pixels", "replib.images")
+    VERSION: ClassVar[int] = 1  # as of `replib.tasks.TokenTask`
 
     images: str = "digits"
     n_mixtures: int = 10

@@ -185,7 +185,6 @@ class Run:
     Attributes:
         scale: a name for the sizes.
         n_rounds: of a race, at most.
-        sources: the modules that compute the figures.
         stop: once it is set, the next race or the one under way raises Stopped.
     """
 
@@ -193,7 +192,6 @@ class Run:
     scale: str
     n_rounds: int
     targets: Sequence[Target]
-    sources: Sequence[str]
     stop: Stop = None
     say: Callable[[str], None] = lambda text: None
 
@@ -269,7 +267,7 @@ class Run:
             | ({"operators": limits} if limits else {}),
             detail=race.why_not(*race.trouble),
             device=str(self.device),
-            source=store.source_hash(*self.sources),
+            kind="bench",
         )
 
 

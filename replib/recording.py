@@ -1,5 +1,6 @@
 """Jobs are run and become rows; those of an experiment are stored, and none is run twice."""
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,9 +27,10 @@ from replib.jobs import (
     TrainingJob,
     identity,
     is_generation,
+    kind_of,
     on_device,
     run_ids,
-    source_of,
+    versions_of,
 )
 from replib.memory import is_out_of_memory, release_memory
 from replib.pixels import Pixels, bits, histogram_bits
@@ -301,7 +303,8 @@ def training_row(
         curve={key: [getattr(m, key) for m in history] for key in CURVE},
         detail=detail,
         device=str(training.device),
-        source=source_of(job.config, cost=False),
+        kind=kind_of(job.config, cost=False),
+        versions=versions_of(job.config, cost=False),
         started=started,
     )
 
@@ -368,7 +371,8 @@ def retrieval_row(
         curve={"step": list(run.steps), "loss": list(run.losses)},
         detail=detail,
         device=str(training.device),
-        source=source_of(job.config, cost=False),
+        kind=kind_of(job.config, cost=False),
+        versions=versions_of(job.config, cost=False),
         started=started,
     )
 
@@ -429,7 +433,8 @@ def run_cost(
             curve=getattr(cost, "curve", None),
             detail=cost.detail,
             device=str(resolve_device(device)),
-            source=source_of(cost.config, cost=True),
+            kind=kind_of(cost.config, cost=True),
+            versions=versions_of(cost.config, cost=True),
             started=started,
         )
 
@@ -458,9 +463,8 @@ def _checkpoint_of(job: TrainingJob | RetrievalJob, device_type: str) -> Path:
     """The checkpoint of a training, or of seeds that are trained together."""
     if isinstance(job, TrainingJob):
         return checkpoint_path(run_ids(job)[0], device_type)
-    source = source_of(job.config, cost=False)
-    batch = store.run_id({"config": job.config, "seeds": list(job.seeds)}, 0, source)
-    return checkpoint_path(batch, device_type)
+    together = "".join(run_ids(job)).encode()
+    return checkpoint_path(hashlib.sha256(together).hexdigest()[:16], device_type)
 
 
 def _save_checkpoint(training: Training | RetrievalTraining, path: Path) -> None:

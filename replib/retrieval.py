@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ from replib.tasks import Associations, AssociativeRetrieval
 # What a key may be mapped by, as mechanisms are named where there is one.
 FEATURES = ("softmax", "linear", "dpfp", "performer", "relu", "tanh")
 UPDATE_RULES = ("sum", "delta", "fwm")
+VERSIONS = {"memories": 1, "sum": 1, "delta": 1, "fwm": 1}
+"""Raised when what is trained, or a rule writes and reads, changes beyond rounding."""
 EMBEDDING_PER_SYMBOL = 1.1  # E of the published code, where keys and values are symbols
 NORM_EPS = 1e-5  # of the layer normalisation after a memory of the rule "fwm"
 SMALLEST = 1e-30  # a divisor that keeps features that are all 0 from becoming NaN
@@ -66,7 +68,7 @@ class MemoryConfig:
     update_rule: str = "sum"
     head_dim: int = 64
     eps: float = 1e-6
-    guarded: bool = field(default=True, metadata={"added": True})
+    guarded: bool = True
 
     def __post_init__(self):
         for name, known in (("attention", FEATURES), ("update_rule", UPDATE_RULES)):
@@ -130,6 +132,8 @@ class RetrievalConfig:
             published figures show.
     """
 
+    kind: ClassVar[str] = "retrieval"
+
     task: AssociativeRetrieval = field(default_factory=AssociativeRetrieval)
     model: MemoryConfig = field(default_factory=MemoryConfig)
     batch_size: int = 32
@@ -160,6 +164,16 @@ class RetrievalConfig:
             raise ValueError(f"report {self.report!r}: use 'best' or 'last'")
         if self.eval_half_length and not self.task.with_replacement:
             raise ValueError("eval_half_length without replacement: use with_replacement=True")
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Of each part that computes a run, by its name."""
+        rule = self.model.update_rule
+        return {
+            "AssociativeRetrieval": self.task.VERSION,
+            "memories": VERSIONS["memories"],
+            f"rule {rule}": VERSIONS[rule],
+        }
 
     @property
     def eval_task(self) -> AssociativeRetrieval:

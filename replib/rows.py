@@ -19,40 +19,44 @@ from typing import Any
 
 from replib import store
 from replib.experiments import EXPERIMENTS, Experiment
-from replib.jobs import CostJob, RetrievalJob, TrainingJob, configs_of, is_generation
+from replib.jobs import CostJob, RetrievalJob, TrainingJob, configs_of, is_generation, versions_of
 from replib.races import EXPERIMENT as BENCH
 from replib.races import Setting
 
-Check = Callable[[store.Row], store.Row]
+Check = Callable[[store.Row], tuple[store.Row, bool]]
 LABEL = re.compile(r"[A-Za-z0-9_]{1,40}")  # of a scale
 MAX_NAME = 200  # letters of a device's name
 MAX_THREADS = 4096
 
 
 def checker(experiment: str) -> Check:
-    """What returns a row of an experiment with its whole config, and raises ValueError, in some
-    words, where the code cannot use it. Rows of other experiments than `EXPERIMENTS` and the bench
-    are not looked at."""
+    """What returns a row of an experiment with its whole config, and whether the present code
+    computes it, and raises ValueError, in some words, where the code cannot use it. Rows of other
+    experiments than `EXPERIMENTS` and the bench are not looked at."""
     if experiment == BENCH:
-        return _check_bench
+        return lambda row: (_check_bench(row), True)
     if experiment not in EXPERIMENTS:
-        return lambda row: row
+        return lambda row: (row, True)
     kinds = _kinds(EXPERIMENTS[experiment])
 
-    def check(row: store.Row) -> store.Row:
+    def check(row: store.Row) -> tuple[store.Row, bool]:
         kind, config = _first_that_fits(kinds, row["config"])
         kind.check(row)
-        return row | {"config": config, "provenance": _origin(row)}
+        current = store.of_versions(row, versions_of(config, cost=kind.cost))
+        config = store.plain(config)
+        return row | {"config": config, "provenance": _origin(row)}, current
 
     return check
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """Rows of one kind: their config, its task if it has one, and what checks their figures."""
+    """Rows of one kind: their config, its task if it has one, whether they are costs, and what
+    checks their figures."""
 
     config: type
     task: type | None
+    cost: bool
     check: Callable[[store.Row], None]
 
 
@@ -70,18 +74,18 @@ def _kinds(experiment: Experiment) -> tuple[_Kind, ...]:
             check = _check_generation
         for config in configs_of(job):
             task = type(config.task) if hasattr(config, "task") else None
-            kinds[_Kind(type(config), task, check)] = None
+            kinds[_Kind(type(config), task, isinstance(job, CostJob), check)] = None
     return tuple(kinds)
 
 
-def _first_that_fits(kinds: tuple[_Kind, ...], plain: Any) -> tuple[_Kind, dict[str, Any]]:
+def _first_that_fits(kinds: tuple[_Kind, ...], plain: Any) -> tuple[_Kind, Any]:
     problem = None
     for kind in kinds:
         try:
             config = config_from(kind.config, plain, {"task": kind.task} if kind.task else {})
             if kind.task and type(config.task) is not kind.task:
                 raise ValueError("its config has no task")
-            return kind, store.plain(config)
+            return kind, config
         except ValueError as error:
             problem = problem or error
     raise problem or ValueError("no run of this experiment is known")

@@ -8,11 +8,9 @@ alone; `provenance` asks torch and numpy for their versions, and only `load` nee
 `python -m replib record` runs on a bare machine.
 """
 
-import ast
 import dataclasses
 import errno
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -29,7 +27,6 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -51,14 +48,18 @@ COLUMNS: dict[str, tuple[type, ...]] = {
     "run_id": (str,),
     "experiment": (str,),
     "scale": (str,),
+    "kind": (str, type(None)),
     "config": (dict,),
     "seed": (int,),
+    "versions": (dict, type(None)),
+    "former_id": (str, type(None)),
     "provenance": (dict,),
     "outcome": (str,),
     "detail": (str, type(None)),
     "summary": (dict,),
     "curve": (dict, type(None)),
 }
+NOT_TOLD = {name: None for name, types in COLUMNS.items() if type(None) in types}
 DIGEST = "digest"  # of a line: SHA-256 of the canonical JSON of its columns
 EXPERIMENT_NAME = re.compile(r"[a-z0-9_]+")  # a file name on every system, and no path
 HASH_DIGITS = 16  # 64 bits: no collision among the thousands of runs of a data folder
@@ -144,26 +145,30 @@ def make_row(
     detail: str | None = None,
     device: str = "cpu",
     *,
-    source: str,
+    kind: str = "training",
+    versions: Mapping[str, int] | None = None,
     started: datetime | None = None,
 ) -> Row:
     """A self-contained row: identity, provenance, outcome, figures and the thinned curve.
 
     Args:
         config: the frozen dataclass (may nest) or dict of the run.
-        source: `source_hash` of the modules that computed it.
+        kind, versions: of the run, as `run_id` takes them.
         started: when the run began (with a time zone); now if left out.
 
     Raises:
         ValueError: a value that a row cannot hold.
     """
+    versions = dict(versions or {})
     row = {
-        "run_id": run_id(config, seed, source),
+        "run_id": run_id(kind, config, seed, versions),
         "experiment": experiment,
         "scale": scale,
+        "kind": kind,
         "config": config,
         "seed": seed,
-        "provenance": provenance(device, source=source, started=started),
+        "versions": versions,
+        "provenance": provenance(device, started=started),
         "outcome": outcome,
         "detail": detail,
         "summary": summary,
@@ -209,7 +214,7 @@ def _line(experiment: str, row: Mapping[str, Any]) -> bytes:
     unknown = sorted(set(row) - set(COLUMNS))
     if unknown:
         raise ValueError(f"unknown columns {unknown}: a row holds {list(COLUMNS)}")
-    plain = {"detail": None, "curve": None} | _walk(row, _finite_or_none)
+    plain = NOT_TOLD | _walk(row, _finite_or_none)
     problem = _problem(experiment, plain)
     if problem:
         raise ValueError(f"row of {experiment}: {problem}")
@@ -419,6 +424,7 @@ class _Content:
 
     version: tuple[int, int, int]
     rows: list[Row]
+    old_rows: list[Row]
     skipped: str | None
     n_without_digest: int
 
@@ -427,7 +433,8 @@ _READ: dict[Path, _Content] = {}  # notebooks read far oftener than runs end
 
 
 def read_rows(experiment: str, folder: Path | None = None) -> list[Row]:
-    """All rows of an experiment, oldest first; none if the file is missing.
+    """The rows of an experiment that the present code computes (of the present versions of their
+    parts), oldest first; none if the file is missing. The others are `old_rows`.
 
     The list is the caller's own; its rows are shared between calls, so do not change them. A field
     of a config that a row lacks, as it was added later, has its default. Lines that are no rows, or
@@ -441,6 +448,27 @@ def read_rows(experiment: str, folder: Path | None = None) -> list[Row]:
     if content.skipped:
         warnings.warn(content.skipped, stacklevel=2)
     return list(content.rows)
+
+
+def old_rows(experiment: str, folder: Path | None = None) -> list[Row]:
+    """The rows of an experiment by earlier versions of a part that computes them, oldest first:
+    they are kept, and neither judged nor shown as present ones."""
+    return list(_read(experiment, folder).old_rows)
+
+
+def left_out(experiment: str, folder: Path | None = None) -> str | None:
+    """How many runs are left out, as only an earlier version of what computes them recorded them;
+    None where there are none."""
+    try:
+        content = _read(experiment, folder)
+    except StoreError:
+        return None  # `skipped` says so
+    present = set(map(_run_of, content.rows))
+    n = len({_run_of(row) for row in content.old_rows} - present)
+    if not n:
+        return None
+    runs = f"{n} {'run' if n == 1 else 'runs'}"
+    return f"{experiment}: {runs} left out, as earlier versions of this program recorded them"
 
 
 def skipped(experiment: str, folder: Path | None = None) -> str | None:
@@ -470,34 +498,36 @@ def _read(experiment: str, folder: Path | None) -> _Content:
                 time.sleep(WHOLE_LINE_EVERY_S)
             _READ[path] = _Content(version, *_parse(path, content))
     except FileNotFoundError:
-        return _Content((0, 0, 0), [], None, 0)
+        return _Content((0, 0, 0), [], [], None, 0)
     except OSError as error:
         raise StoreError(_remedy(path, error)) from error
     return _READ[path]
 
 
-def _parse(path: Path, content: bytes) -> tuple[list[Row], str | None, int]:
-    """The rows of a file, what to say of the lines that are none, and how many have no digest."""
+def _parse(path: Path, content: bytes) -> tuple[list[Row], list[Row], str | None, int]:
+    """The rows of a file, those by older versions, what to say of the lines that are none, and how
+    many rows have no digest."""
     from replib import rows as known  # the configs of all experiments, and with them torch
 
-    check, rows, skipped, n_without = known.checker(path.stem), [], [], 0
+    check, rows, old, skipped, n_without = known.checker(path.stem), [], [], [], 0
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             row, has_digest = _row(path.stem, line)
-            rows.append(check(row))
+            row, current = check(row)
+            (rows if current else old).append(row)
             n_without += not has_digest
         except Exception as error:  # what other hands write is without end
             skipped.append(f"line {number} ({error})")
     if not skipped:
-        return rows, None, n_without
+        return rows, old, None, n_without
     more = f" and {len(skipped) - MAX_NAMED_LINES} more" * (len(skipped) > MAX_NAMED_LINES)
     told = (
-        f"{path.name}: {len(skipped)} of {len(skipped) + len(rows)} lines skipped: "
+        f"{path.name}: {len(skipped)} of {len(skipped) + len(rows) + len(old)} lines skipped: "
         f"{', '.join(skipped[:MAX_NAMED_LINES])}{more}"
     )
-    return rows, told, n_without
+    return rows, old, told, n_without
 
 
 def _row(experiment: str, line: bytes) -> tuple[Row, bool]:
@@ -520,7 +550,7 @@ def _row(experiment: str, line: bytes) -> tuple[Row, bool]:
         raise ValueError(f"unknown column {unknown[0]!r}")
     if digest is not None and digest != row_digest(row):
         raise ValueError("its digest is another: the line was changed or damaged")
-    return {"detail": None, "curve": None} | row, digest is not None
+    return NOT_TOLD | row, digest is not None
 
 
 class _Twice(ValueError):
@@ -588,17 +618,18 @@ def find(experiment: str, run_id: str, folder: Path | None = None) -> Row | None
 
 
 def latest(rows: Sequence[Row]) -> list[Row]:
-    """The last row of each config, seed and kind of device, oldest first; a later recording, of
-    newer code too, takes the place of an earlier one, and a finished run that of a stopped one.
-    Later is what stands later in the file, as clocks are set back."""
-
-    def identity(row: Row) -> tuple[str, int, str]:
-        config = json.dumps(row["config"], sort_keys=True)
-        return config, row["seed"], row["provenance"].get("device_name")
-
+    """The last row of each config, seed and kind of device, oldest first; a later recording takes
+    the place of an earlier one, and a finished run that of a stopped one. Later is what stands
+    later in the file, as clocks are set back."""
     ordered = sorted(rows, key=lambda row: row["outcome"] != "interrupted")
-    kept = {id(row) for row in {identity(row): row for row in ordered}.values()}
+    kept = {id(row) for row in {_run_of(row): row for row in ordered}.values()}
     return [row for row in rows if id(row) in kept]
+
+
+def _run_of(row: Row) -> tuple[str, int, str]:
+    """What two recordings of one thing have in common."""
+    config = json.dumps(row["config"], sort_keys=True)
+    return config, row["seed"], row["provenance"].get("device_name")
 
 
 def writable(folder: Path) -> str | None:
@@ -633,101 +664,63 @@ def load(experiment: str, folder: Path | None = None) -> "polars.DataFrame":
     return frame.with_columns(polars.col(untyped).cast(polars.Struct([])))
 
 
-def run_id(config: Any, seed: int, source: str) -> str:
-    """The identity of a run, 16 hex digits: a hash of its config, its seed and its source.
+def run_id(kind: str, config: Any, seed: int, versions: Mapping[str, int]) -> str:
+    """The identity of a run, 16 hex digits: a hash of its kind, config, seed and of the versions of
+    the parts that compute it.
 
-    A dataclass counts with its class name, a whole float as the integer (`32.0` is `32`) and a
-    tuple as a list; the order of fields does not count.
+    Fields that have their default do not count, and neither do versions of 1: a field or a part
+    that is added later leaves the runs of before what they were. A whole float counts as the
+    integer (`32.0` is `32`) and a tuple as a list; the order of fields does not count.
 
     Raises:
-        ValueError: the config holds something else than numbers, text, lists and dicts.
+        ValueError: the config holds something else than numbers, text, lists, dicts and
+            dataclasses.
     """
-    identity = _walk([config, seed, source], _whole_as_int, with_class=True)
+    changed = {name: version for name, version in versions.items() if version != 1}
+    identity = _walk([kind, _changed_fields(config), seed, changed], _whole_as_int)
     return _digest(json.dumps(identity, sort_keys=True))
 
 
-def source_hash(*modules: ModuleType | str, without: Sequence[str] = ()) -> str:
-    """A hash of the code of `modules`, 16 hex digits; a package counts with all that it holds, but
-    for modules that are named in `without`.
+def _changed_fields(config: Any) -> Any:
+    """A dataclass as its fields that differ from their defaults; one in it is told by its class
+    too, where its class is not the default's."""
+    if not dataclasses.is_dataclass(config):
+        return config
+    found = {}
+    for field in dataclasses.fields(config):
+        value, default = getattr(config, field.name), _default_of(field)
+        if not field.init or value == default:
+            continue
+        plain = _changed_fields(value)
+        if dataclasses.is_dataclass(value) and type(value) is not type(default):
+            plain = {"__class__": type(value).__name__} | plain
+        found[field.name] = plain
+    return found
 
-    It is taken of the syntax tree without positions, comments and bare strings (docstrings), and
-    is the same on Python 3.11 to 3.13. A file is read once for as long as its module stays loaded:
-    an edit does not rename the runs of a process that still computes with the old code.
 
-    Raises:
-        ValueError: a module has no Python source.
-    """
-    files = {name: path for module in modules for name, path in _source_files(module)}
-    names = sorted(files.keys() - set(without))
-    return _digest(repr([(name, _file_hash(name, files[name])) for name in names]))
+def _default_of(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def of_versions(row: Row, versions: Mapping[str, int]) -> bool:
+    """Whether a row was computed by parts of these versions; one that is not named counts as 1."""
+    if row.get("versions") is None:
+        return False
+    names = versions.keys() | row["versions"].keys()
+    return all(row["versions"].get(name, 1) == versions.get(name, 1) for name in names)
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
 
 
-def _source_files(module: ModuleType | str) -> Iterator[tuple[str, Path]]:
-    """Dotted name and file of a module, or of every module in a package."""
-    try:
-        spec = importlib.util.find_spec(module) if isinstance(module, str) else module.__spec__
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or not str(spec.origin).endswith(".py"):
-        raise ValueError(f"module {module!r} has no Python source: pass one of replib's own")
-    origin = Path(spec.origin)
-    if not spec.submodule_search_locations:
-        yield spec.name, origin
-        return
-    for path in origin.parent.rglob("*.py"):
-        parts = path.relative_to(origin.parent).with_suffix("").parts
-        yield ".".join([spec.name, *(part for part in parts if part != "__init__")]), path
-
-
-# path -> (the spec its module was loaded with, hash); a reload brings a new spec
-_FILE_HASH: dict[Path, tuple[object, str]] = {}
-
-
-def _file_hash(name: str, path: Path) -> str:
-    spec = getattr(sys.modules.get(name), "__spec__", None)
-    known = _FILE_HASH.get(path)
-    if known is None or known[0] is not spec:
-        known = _FILE_HASH[path] = (spec, _hash_source(path.read_bytes()))
-    return known[1]
-
-
-def _hash_source(source: bytes | str) -> str:
-    return _digest(repr(_canonical(ast.parse(source))))
-
-
-def _canonical(node: Any) -> Any:
-    """A syntax tree as nested lists of ASCII text, the same on every Python version."""
-    if isinstance(node, list):
-        return [_canonical(item) for item in node if not _is_bare_string(item)]
-    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty pieces to f"{x:{width}}"
-        pieces = [p for p in node.values if not (isinstance(p, ast.Constant) and p.value == "")]
-        return ["JoinedStr", _canonical(pieces)]
-    if isinstance(node, ast.Constant):  # ascii(), as what repr() escapes depends on the version
-        return ["Constant", type(node.value).__name__, ascii(node.value)]
-    if not isinstance(node, ast.AST):
-        return ascii(node)
-    # Later versions add fields (type_params): an empty field counts as an absent one.
-    fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
-    return [type(node).__name__, *([name, _canonical(value)] for name, value in fields)]
-
-
-def _is_bare_string(node: Any) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
-
-
-def _walk(value: Any, number: Callable[[float], Any], *, with_class: bool = False) -> Any:
+def _walk(value: Any, number: Callable[[float], Any]) -> Any:
     """A value as plain JSON types, every float passed through `number`."""
 
     def walk(item: Any) -> Any:
-        return _walk(item, number, with_class=with_class)
+        return _walk(item, number)
 
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -738,21 +731,10 @@ def _walk(value: Any, number: Callable[[float], Any], *, with_class: bool = Fals
     if isinstance(value, list | tuple):
         return [walk(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            f.name: walk(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if not _is_added_default(f, value)
-        }
-        return {"__class__": type(value).__name__} | fields if with_class else fields
+        return {f.name: walk(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if hasattr(value, "tolist"):  # numpy and torch
         return walk(value.tolist())
     raise ValueError(f"{value!r} has no JSON form: use numbers, text, lists, dicts or dataclasses")
-
-
-def _is_added_default(field: dataclasses.Field, value: Any) -> bool:
-    """Whether a field that was added after rows had been recorded (`metadata={"added": True}`) has
-    its default: rows leave it out, so that those of before and after are rows of one config."""
-    return "added" in field.metadata and getattr(value, field.name) == field.default
 
 
 def plain(config: Any) -> Any:
@@ -768,10 +750,8 @@ def _whole_as_int(number: float) -> float | int:
     return int(number) if number.is_integer() else number
 
 
-def provenance(
-    device: str = "cpu", *, source: str | None = None, started: datetime | None = None
-) -> dict[str, Any]:
-    """Where a result comes from: commit, source hash, versions, device, threads and start.
+def provenance(device: str = "cpu", *, started: datetime | None = None) -> dict[str, Any]:
+    """Where a result comes from: commit, versions of packages, device, threads and start.
 
     commit and dirty (a tracked file of `replib/` is changed) are None outside a git checkout.
     started is ISO 8601 in UTC, now if left out. No host, user or path is ever recorded.
@@ -783,7 +763,6 @@ def provenance(
     return {
         "commit": commit,
         "dirty": dirty,
-        "source": source,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": numpy.__version__,

@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from replib import benchmark
+from replib import benchmark, generation, models
 from replib.benchmark import (
     DTYPES,
     MEMORY_SHARE,
@@ -95,6 +96,8 @@ class GenerationConfig:
         ValueError: a value is unknown or out of range.
     """
 
+    kind: ClassVar[str] = "generation"
+
     way: str = "recurrent"
     span: str = "token"
     seq_len: int = 784
@@ -114,6 +117,13 @@ class GenerationConfig:
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise ValueError(f"{name} {value!r}: use a whole number from 1 to {most}")
         _ = self.transformer
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Of each part that the cost is of, by its name."""
+        parts = {"models": models.VERSION, "generation": generation.VERSION}
+        parts["speed of generation"] = generation.SPEED
+        return parts | benchmark.timing_versions(self.attention, self.implementation)
 
     @property
     def attention(self) -> str:

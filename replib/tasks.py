@@ -37,8 +37,8 @@ class Batch:
 class TokenTask:
     """What training asks of a task whose model puts out a logit for each token, (B, N, V)."""
 
-    sources: ClassVar[tuple[str, ...]] = ("replib.tasks",)
-    """Modules that compute the task: an edit there gives its runs a new identity."""
+    VERSION: ClassVar[int] = 1
+    """Raised when what is drawn or counted changes: its recorded runs are then old."""
 
     @property
     def model_sizes(self) -> dict[str, int]:
@@ -216,6 +216,8 @@ class AssociativeRetrieval:
         n_keys: S, the number of keys, and of values.
         seq_len: N; None is S without replacement and 2·S with.
     """
+
+    VERSION: ClassVar[int] = 1  # as of `TokenTask`
 
     n_keys: int = 20
     with_replacement: bool = False

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from replib import checkpoints
+from replib import checkpoints, models
+from replib.attention import ATTENTION
 from replib.device import resolve_device
 from replib.models import (
     CausalTransformer,
@@ -26,6 +27,8 @@ from replib.models import (
 )
 from replib.pixels import Pixels, PixelTransformer
 from replib.tasks import CausalCopy, SequenceCopy, Task
+
+VERSION = 1  # raised when what a step or an evaluation does changes beyond rounding
 
 MODELS: dict[type, type[nn.Module]] = {
     CausalCopy: CausalTransformer,
@@ -57,6 +60,8 @@ class TrainingConfig:
         eval_every: steps from one evaluation (one yielded `Metrics`) to the next.
         eval_batches: batches in an evaluation, at most: of fresh data, or of images of the test.
     """
+
+    kind: ClassVar[str] = "training"
 
     task: Task | Pixels = field(default_factory=CausalCopy)
     model: TransformerConfig = field(default_factory=TransformerConfig)
@@ -93,6 +98,16 @@ class TrainingConfig:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: use {', '.join(known)}")
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Of each part that computes a run, by its name."""
+        return {
+            self.model.attention: ATTENTION[self.model.attention].VERSION,
+            type(self.task).__name__: self.task.VERSION,
+            "models": models.VERSION,
+            "training": VERSION,
+        }
 
     def training(self, *, seed: int = 0, device: str | None = None) -> "Training":
         """A run of this config from its start."""

@@ -219,4 +219,4 @@ def _growth(model, seq_len):
 
 
 def _row(name, config, seed, summary, curve):
-    return store.make_row(name, "laptop", config, seed, "ok", summary, curve, source="synthetic")
+    return store.make_row(name, "laptop", config, seed, "ok", summary, curve)

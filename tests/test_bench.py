@@ -217,7 +217,7 @@ def test_targets_are_lower_bounds_of_speed_and_upper_bounds_of_memory_and_crosso
     setting = Setting(work="w", batch_size=1, n_heads=1, seq_len=256, head_dim=8)
     limits = {TIMES: 2.0, TENSORS: 4.0, CROSSOVER: 64.0}
     targets = [races.Target("w", "a", "b", unit, limit) for unit, limit in limits.items()]
-    run = Run(device=torch.device("cpu"), scale="", n_rounds=1, targets=targets, sources=[])
+    run = Run(device=torch.device("cpu"), scale="", n_rounds=1, targets=targets)
 
     def met(unit, value, setting=setting):
         return run.figure(setting, "a", "b", unit, [value])["met"]
@@ -232,7 +232,7 @@ def test_targets_are_lower_bounds_of_speed_and_upper_bounds_of_memory_and_crosso
 
 def test_a_figure_is_the_median_with_quartiles():
     setting = Setting(work="w", batch_size=1, n_heads=1, head_dim=8)
-    run = Run(device=torch.device("cpu"), scale="", n_rounds=1, targets=[], sources=[])
+    run = Run(device=torch.device("cpu"), scale="", n_rounds=1, targets=[])
     figure = run.figure(setting, "a", "b", TIMES, [5.0, 1.0, 4.0, 2.0, 3.0])
     assert [figure[name] for name in ("low", "value", "high")] == [2.0, 3.0, 4.0]
 
@@ -272,9 +272,7 @@ def pretended(monkeypatch):
     monkeypatch.setattr(store, "provenance", lambda *a, **options: provenance)
 
     def rows(scale, device_type):
-        run = Run(
-            device=torch.device(device_type), scale="full", n_rounds=3, targets=TARGETS, sources=[]
-        )
+        run = Run(device=torch.device(device_type), scale="full", n_rounds=3, targets=TARGETS)
         return list(bench._rows(run, scale, GROUPS.values()))
 
     return rows
@@ -327,7 +325,7 @@ def test_crossovers_shares_and_memory_follow_from_times_and_bytes(pretended):
 
 
 def test_a_share_is_of_the_best_rate_of_the_race_for_one_that_was_disturbed_is_not_the_machine():
-    run = Run(device=torch.device("cpu"), scale="full", n_rounds=3, targets=TARGETS, sources=[])
+    run = Run(device=torch.device("cpu"), scale="full", n_rounds=3, targets=TARGETS)
     setting = Setting(work="work", batch_size=1, n_heads=1, seq_len=10, head_dim=16)
     race = Race({"ours": [20.0, 20.0, 25.0], bench.COPY: [1.0, 9.0, 9.0]}, {})
     share = bench._share(run, setting, race, "ours", bench.COPY, 0.1)
@@ -341,7 +339,7 @@ def test_a_missed_target_tells_where_the_time_goes():
         return (a @ a @ a) + b
 
     target = bench.Target("work", "ours", "theirs", TIMES, 1e9)
-    run = Run(device=torch.device("cpu"), scale="full", n_rounds=3, targets=[target], sources=[])
+    run = Run(device=torch.device("cpu"), scale="full", n_rounds=3, targets=[target])
     setting = Setting(work="work", batch_size=1, n_heads=1, seq_len=10, head_dim=16)
     race = run.race(setting, {"ours": lambda: slow, "theirs": lambda: slow}, 1.0)
     row = run.row(setting, [run.ratio(setting, race, "ours", "theirs")], race)
@@ -447,7 +445,7 @@ def test_a_step_with_fast_transformers_attention_is_the_same_step(
     precision, tolerance, monkeypatch
 ):
     monkeypatch.setattr(bench, "_bfloat16_slowdown", lambda device: 1.0)
-    run = Run(device=torch.device("cpu"), scale="", n_rounds=1, targets=[], sources=[])
+    run = Run(device=torch.device("cpu"), scale="", n_rounds=1, targets=[])
     losses = []
     for name in (bench.LINEAR, FAST_TRANSFORMERS):
         step = bench._training_step(run, TINY, name, precision)

@@ -54,7 +54,6 @@ def cost_row(attention, implementation, n, *, scale="laptop", batch_size=4):
         "out_of_memory" if failed else "ok",
         {"time_ms": None} if failed else summary,
         detail="needs 17 GB: shorten seq_len" if failed else None,
-        source="0" * 16,
     )
 
 
@@ -88,7 +87,6 @@ def training_row(attention, n, seed, *, scale="laptop", diverged=False, n_points
             "loss": losses,
             "accuracy": [max(0.1, 1 - min(1, loss / 2.3)) for loss in losses],
         },
-        source="0" * 16,
     )
 
 
@@ -178,7 +176,7 @@ def token_rows(scale="laptop"):
             cost = GenerationCost(
                 config, outcome, None, time_ms, 10**6, state_bytes=state_bytes(config)
             )
-            row = store.make_row("generation", scale, config, 0, outcome, cost.summary(), source="")
+            row = store.make_row("generation", scale, config, 0, outcome, cost.summary())
             rows.append(row)
     return rows
 
@@ -194,7 +192,7 @@ def stream_rows(last=100_000):
             "state_bytes": [state_bytes(replace(config, seq_len=n)) for n in positions],
             "process_bytes": [10**9] * 3,
         }
-        rows.append(store.make_row("generation", "laptop", config, 0, "ok", {}, curve, source=""))
+        rows.append(store.make_row("generation", "laptop", config, 0, "ok", {}, curve))
     return rows
 
 
@@ -555,9 +553,7 @@ def pixel_rows():
                 "task": {"images": "digits", "seq_len": 64},
                 "model": {"attention": attention, "implementation": None},
             }
-            rows.append(
-                store.make_row("images", "laptop", config, seed, "ok", {}, curve, source="")
-            )
+            rows.append(store.make_row("images", "laptop", config, seed, "ok", {}, curve))
     return rows
 
 

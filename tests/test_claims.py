@@ -31,7 +31,7 @@ def run_row(attention, seed, *, loss=0.01, accuracy=1.0, outcome="ok", seq_len=3
     ]
     config = laptop_copy(attention, seq_len, 100)
     summary = training_summary(metrics)
-    row = store.make_row("convergence", "laptop", config, seed, outcome, summary, source="test")
+    row = store.make_row("convergence", "laptop", config, seed, outcome, summary)
     row["provenance"]["device_name"] = device
     return row
 
@@ -61,7 +61,7 @@ def cost_row(attention, implementation, n, time_ms, *, memory=None, outcome="ok"
     config = CostConfig(attention=attention, implementation=implementation, seq_len=n, **options)
     samples = tuple(time_ms * factor for factor in (0.99, 1.0, 1.01)) if time_ms else ()
     cost = Cost(config, outcome, None, samples, memory)
-    row = store.make_row("scaling", "laptop", config, 0, outcome, cost.summary(), source="test")
+    row = store.make_row("scaling", "laptop", config, 0, outcome, cost.summary())
     row["provenance"]["device_name"] = device
     return row
 
@@ -374,7 +374,7 @@ def step_row(attention, implementation, n, time_ms, outcome="ok"):
         task=SequenceCopy(seq_len=n), model=replication_model(attention, implementation)
     )
     summary = Cost(config, outcome, None, (time_ms,) if time_ms else (), None).summary()
-    return store.make_row("step_time", "laptop", config, 0, outcome, summary, source="test")
+    return store.make_row("step_time", "laptop", config, 0, outcome, summary)
 
 
 def table(steps):
@@ -416,7 +416,7 @@ def images_row(attention, seed, bits, *, n_steps=2000, outcome="ok"):
         "batch_size": 32,
     }
     summary = {"bits_per_dim": bits, "histogram_bits_per_dim": 2.4}
-    return store.make_row("images", "laptop", config, seed, outcome, summary, source="")
+    return store.make_row("images", "laptop", config, seed, outcome, summary)
 
 
 def images_rows(**changes):

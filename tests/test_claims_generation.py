@@ -28,7 +28,7 @@ def generation_row(
     config = GenerationConfig(way=way, span=span, seq_len=n, **SIZES | changes)
     samples = tuple(time_ms * factor for factor in repeats) if outcome == "ok" else ()
     cost = GenerationCost(config, outcome, None, samples, None, state_bytes=state_bytes(config))
-    row = store.make_row("generation", "laptop", config, 0, outcome, cost.summary(), source="test")
+    row = store.make_row("generation", "laptop", config, 0, outcome, cost.summary())
     row["provenance"]["device_name"] = device
     return row
 

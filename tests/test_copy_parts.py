@@ -18,7 +18,7 @@ def run_rows(seq_len, **changes):
     curve = {"step": [5, 10], "train_loss": [2, 1], "loss": [2, 1], "accuracy": [0, 1]}
     summary = {"final_loss": 1.0, "final_accuracy": 1.0}
     make = store.make_row
-    return [make("convergence", "live", config, 0, "ok", summary, curve, source="test")]
+    return [make("convergence", "live", config, 0, "ok", summary, curve)]
 
 
 def test_recorded_curves_of_the_same_length_are_drawn_behind():

@@ -1,17 +1,16 @@
 """What a job runs on, and the identity of its runs."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from small import cost_job, tiny, variants_of
 
-from replib import experiments, store
+from replib import benchmark, models
 from replib.attention import ATTENTION
 from replib.benchmark import CostConfig
 from replib.experiments import VARIANTS
-from replib.jobs import identity, on_device, source_of, uses_compiled
-from replib.retrieval import MemoryConfig, RetrievalConfig
+from replib.jobs import identity, on_device, uses_compiled
+from replib.retrieval import UPDATE_RULES, VERSIONS, MemoryConfig, RetrievalConfig
 from replib.tasks import SequenceCopy
 
 
@@ -65,63 +64,52 @@ def test_a_run_is_named_after_its_config_and_seed():
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-def test_a_run_is_named_after_the_sources_that_compute_it(monkeypatch, attention):
-    asked = []
-    monkeypatch.setattr(store, "source_hash", lambda *modules, without: asked.extend(modules) or "")
-    identity(tiny(attention=attention).config, cost=False)
-    others = {f"replib.attention.{name}" for name in ATTENTION if name != attention}
-    others -= set(ATTENTION[attention].sources)
-    assert f"replib.attention.{attention}" in asked and not others & set(asked)
-    assert {"replib.tasks", "replib.models", "replib.training"} <= set(asked)
-    assert "replib.benchmark" not in asked
-    asked.clear()
-    identity(CostConfig(attention=attention), cost=True)
-    assert "replib.benchmark" in asked and "replib.training" not in asked
+def test_a_run_is_named_after_the_versions_of_its_parts(monkeypatch, attention):
+    trained, timed = tiny(attention=attention).config, CostConfig(attention=attention)
 
+    def renamed():
+        found = (
+            identity(trained, cost=False),
+            identity(trained, cost=True),
+            identity(timed, cost=True),
+        )
+        return [one != other for one, other in zip(found, before, strict=True)]
 
-# Modules of `replib.kernels` that compute a run of associative retrieval by each rule.
-KERNELS_OF_RULES = {
-    "sum": {"memory_cpu"},
-    "delta": {"memory_cpu", "delta"},
-    "fwm": {"fwm", "fwm_cpu", "cpu", "vectors"},
-}
-
-
-@pytest.fixture
-def renamed_by(monkeypatch):
-    """Whether a change of a module's code renames a run."""
-
-    def renamed(config, module):
-        before = source_of(config, cost=False)
-        known = store._file_hash
-
-        def changed(name, path):
-            return "new" if name == module else known(name, path)
-
+    before = identity(trained, cost=False), identity(trained, cost=True), identity(timed, cost=True)
+    mechanism = ATTENTION[attention]
+    other = ATTENTION["softmax" if attention == "linear" else "linear"]
+    fastest = mechanism.implementations[-1]
+    for owner, name, value, expected in (
+        (other, "VERSION", 2, [False, False, False]),
+        (mechanism, "VERSION", 2, [True, True, True]),
+        (mechanism, "SPEED", {fastest: 2}, [False, True, True]),
+        (type(trained.task), "VERSION", 2, [True, True, False]),
+        (models, "VERSION", 2, [True, True, False]),
+        (benchmark, "VERSION", 2, [False, True, True]),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(store, "_file_hash", changed)
-            return source_of(config, cost=False) != before
-
-    return renamed
+            patch.setattr(owner, name, value)
+            assert renamed() == expected, (owner, name)
 
 
-@pytest.mark.parametrize("rule", KERNELS_OF_RULES)
-def test_a_retrieval_run_is_named_after_the_kernels_of_its_rule(renamed_by, rule):
-    config = RetrievalConfig(model=MemoryConfig(update_rule=rule))
-    folder = Path(experiments.__file__).parent / "kernels"
-    kernels = {path.stem for path in folder.glob("*.py")}
-    found = {name for name in kernels if renamed_by(config, f"replib.kernels.{name}")}
-    assert found == KERNELS_OF_RULES[rule]
-    for name in ("tasks", "retrieval", "attention.feature_maps"):
-        assert renamed_by(config, f"replib.{name}")
+def test_the_speed_of_another_implementation_leaves_a_timing_what_it_was(monkeypatch):
+    timed = CostConfig(attention="linear", implementation="torch")
+    before = identity(timed, cost=True)
+    monkeypatch.setattr(ATTENTION["linear"], "SPEED", {"cuda": 2})
+    assert identity(timed, cost=True) == before
+    monkeypatch.setattr(ATTENTION["linear"], "SPEED", {"torch": 2})
+    assert identity(timed, cost=True) != before
 
 
-@pytest.mark.parametrize("attention", ["linear", "delta"])
-def test_kernels_of_memories_that_are_read_once_do_not_rename_runs_of_attention(
-    renamed_by, attention
-):
-    config = tiny(attention=attention).config
-    for name in ("fwm", "fwm_cpu", "memory_cpu"):
-        assert not renamed_by(config, f"replib.kernels.{name}")
-    for name in ("cpu", "cuda", "delta", "delta_cpu", "torch_chunked", "vectors"):
-        assert renamed_by(config, f"replib.kernels.{name}")
+@pytest.mark.parametrize("rule", UPDATE_RULES)
+def test_a_memory_is_named_after_the_version_of_its_rule(monkeypatch, rule):
+    configs = [RetrievalConfig(model=MemoryConfig(update_rule=one)) for one in UPDATE_RULES]
+    before = [identity(config, cost=False) for config in configs]
+    monkeypatch.setitem(VERSIONS, rule, 2)
+    after = [identity(config, cost=False) for config in configs]
+    renamed = {
+        config.model.update_rule
+        for config, old, new in zip(configs, before, after, strict=True)
+        if old != new
+    }
+    assert renamed == {rule}

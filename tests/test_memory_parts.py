@@ -227,7 +227,7 @@ def row(config, experiment="capacity", loss=0.02, seed=0):
     curve = {"step": [100, 200], "loss": [0.4, loss]}
     summary = {"n_steps": 200, "final_loss": 0.4, "best_loss": loss, "reported_loss": loss}
     summary |= {"solved": False, "reason": "no progress"}
-    return store.make_row(experiment, "live", config, seed, "ok", summary, curve, source="test")
+    return store.make_row(experiment, "live", config, seed, "ok", summary, curve)
 
 
 def test_runs_of_this_session_are_curves_and_points_among_the_recorded():

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from replib import store
 from replib.attention import ATTENTION
 from replib.generation import continue_greedily, translate_greedily
 from replib.models import (
@@ -344,16 +343,6 @@ def test_a_model_with_fewer_heads_of_keys_is_one_whose_keys_are_repeated(name, n
 
 
 # Configs
-
-
-def test_a_field_that_was_added_with_its_default_leaves_rows_and_runs_as_they_were():
-    row = store.make_row("e", "smoke", small(), 0, "ok", {}, source="s")
-    assert not {"n_kv_heads", "embedding_dropout"} & row["config"].keys()
-    assert TransformerConfig(**row["config"]) == small()
-    changed = small(embedding_dropout=0.0)
-    other = store.make_row("e", "smoke", changed, 0, "ok", {}, source="s")
-    assert other["config"]["embedding_dropout"] == 0 and other["run_id"] != row["run_id"]
-    assert TransformerConfig(**other["config"]) == changed
 
 
 def test_dropout_at_the_embedding_is_that_of_the_blocks_unless_it_is_given():

@@ -82,12 +82,11 @@ def test_recording_again_runs_nothing_again(data):
     assert [row["seed"] for row in rows_of(tiny(), tiny(seed=1), cost_job())] == [1]
 
 
-def test_a_changed_source_runs_again_and_loses_no_row(data, monkeypatch):
+def test_a_part_of_a_new_version_runs_again_and_loses_no_row(data, monkeypatch):
     rows_of(tiny())
-    for module in ("jobs", "recording"):
-        monkeypatch.setattr(f"replib.{module}.source_of", lambda config, *, cost: "changed")
+    monkeypatch.setattr("replib.models.VERSION", 2)
     (row,) = rows_of(tiny())
-    assert row["provenance"]["source"] == "changed"
+    assert row["versions"]["models"] == 2
     assert len(store.read_rows("tiny", data)) == 2
     assert recorded_rows("tiny") == [row]
 

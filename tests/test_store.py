@@ -38,7 +38,7 @@ class Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OtherConfig(Config):
+class OtherInner(Inner):
     """The same fields under another name."""
 
 
@@ -370,17 +370,20 @@ def test_thin_refuses_columns_of_different_lengths():
         store.thin({"step": [1, 2], "loss": [0.5]})
 
 
-def test_run_id_follows_config_seed_and_source():
+def test_run_id_follows_kind_config_seed_and_versions():
     runs = [
-        (Config(), 0, "a"),
-        (Config(), 1, "a"),
-        (Config(), 0, "b"),
-        (Config(seq_len=64), 0, "a"),
-        (Config(inner=Inner(n_heads=8)), 0, "a"),
-        (OtherConfig(), 0, "a"),
-        ({"seq_len": True}, 0, "a"),
-        ({"seq_len": 1}, 0, "a"),
-        ({"seq_len": "1"}, 0, "a"),
+        ("training", Config(), 0, {"a": 1}),
+        ("cost", Config(), 0, {"a": 1}),
+        ("training", Config(), 1, {"a": 1}),
+        ("training", Config(), 0, {"a": 2}),
+        ("training", Config(), 0, {"a": 0}),
+        ("training", Config(), 0, {"b": 2}),
+        ("training", Config(seq_len=64), 0, {"a": 1}),
+        ("training", Config(inner=Inner(n_heads=8)), 0, {"a": 1}),
+        ("training", Config(inner=OtherInner()), 0, {"a": 1}),
+        ("training", {"seq_len": True}, 0, {"a": 1}),
+        ("training", {"seq_len": 1}, 0, {"a": 1}),
+        ("training", {"seq_len": "1"}, 0, {"a": 1}),
     ]
     identities = [store.run_id(*run) for run in runs]
     assert len(set(identities)) == len(runs)
@@ -388,109 +391,43 @@ def test_run_id_follows_config_seed_and_source():
 
 
 def test_run_id_ignores_spelling():
-    assert store.run_id(Config(), 0, "a") == store.run_id(Config(), 0, "a")
     a = {"x": 32, "y": (1, 2), "z": 0.1}
     b = {"z": 0.1, "y": [1.0, 2], "x": 32.0}
-    assert store.run_id(a, 0, "a") == store.run_id(b, 0, "a")
+    assert store.run_id("cost", a, 0, {}) == store.run_id("cost", b, 0, {})
 
 
-SOURCE = '''"""A module."""
-# a comment
-def f(x: int, *, width=8):
-    """Double x."""
-    return f"{x * 2:>{width}}", {**x}, None, "\\u0661"
+def test_a_field_or_a_part_that_is_added_later_leaves_runs_what_they_were():
+    @dataclass(frozen=True, kw_only=True)
+    class Later(Config):
+        added: float | None = None
 
-class A:
-    """A class."""
-    b: int = 1
-    """A field."""
-'''
-# The digest that Pythons 3.11.7, 3.12.1 and 3.13.0 all give for SOURCE.
-SOURCE_DIGEST = "1cc28b83203446ee"
+    before = store.run_id("training", Config(seq_len=64), 0, {"a": 2})
+    assert store.run_id("training", Later(seq_len=64), 0, {"a": 2, "b": 1}) == before
+    assert store.run_id("training", Later(seq_len=64, added=0.0), 0, {"a": 2}) != before
 
 
-def write_module(folder, source):
-    (folder / "computing.py").write_text(source, encoding="utf-8")
-    store._FILE_HASH.clear()
-    return store.source_hash("computing")
+def test_a_row_is_of_versions_where_none_differs():
+    def made(versions):
+        return {"versions": versions}
 
-
-@pytest.fixture
-def module_folder(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
-    store._FILE_HASH.clear()
-
-
-def test_source_hash_ignores_comments_docstrings_and_layout(module_folder):
-    bare = 'def f(x: int, *, width=8):\n\n    return (f"{x*2:>{width}}", {**x}, None, "\\u0661")\n'
-    bare += "class A: b: int = 1\n"
-    assert write_module(module_folder, SOURCE) == write_module(module_folder, bare)
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("x * 2", "x * 3"),
-        ("x * 2", "x * 2.0"),
-        ("width=8", "width=None"),
-        ("b: int = 1", "b: int = True"),
-        ("None, ", ""),
-        ("{**x}", "{x: x}"),
-        (":>", ":<"),
-        ("def f", "async def f"),
-        ("*, width", "width"),
-    ],
-)
-def test_source_hash_follows_every_change_of_code(module_folder, old, new):
-    assert old in SOURCE
-    changed = write_module(module_folder, SOURCE.replace(old, new))
-    assert changed != write_module(module_folder, SOURCE)
-
-
-def test_source_hash_is_the_same_on_every_python():
-    assert store._hash_source(SOURCE) == SOURCE_DIGEST
-
-
-def test_source_hash_of_a_package_follows_each_of_its_modules(module_folder):
-    package = module_folder / "package"
-    (package / "sub").mkdir(parents=True)
-    for name in ("__init__.py", "sub/__init__.py", "sub/deep.py"):
-        (package / name).write_text("x = 1\n")
-    before = store.source_hash("package")
-    assert store.source_hash("package.sub.deep", "package") == before
-    rest = store.source_hash("package", without=["package.sub.deep"])
-    assert rest != before
-    (package / "sub" / "deep.py").write_text("x = 2\n")
-    assert store.source_hash("package") == before  # still computing with what was loaded
-    store._FILE_HASH.clear()
-    assert store.source_hash("package") != before
-    assert store.source_hash("package", without=["package.sub.deep"]) == rest
-
-
-def test_source_hash_takes_modules_and_names_in_any_order():
-    assert store.source_hash(store) == store.source_hash("replib.store")
-    names = ("json.decoder", "json.encoder")
-    assert store.source_hash(*names) == store.source_hash(*reversed(names))
-
-
-@pytest.mark.parametrize("name", ["replib.missing", "missing.module", "sys"])
-def test_source_hash_refuses_a_module_without_source(name):
-    with pytest.raises(ValueError, match="no Python source"):
-        store.source_hash(name)
+    assert store.of_versions(made({"a": 1, "b": 2}), {"b": 2})
+    assert store.of_versions(made({}), {"a": 1})
+    assert not store.of_versions(made({"a": 0}), {"a": 1})
+    assert not store.of_versions(made({"a": 2}), {})
+    assert not store.of_versions({}, {}) and not store.of_versions(made(None), {})
 
 
 def test_make_row_is_self_contained_and_can_be_appended(tmp_path):
     curve = {"step": list(range(1000)), "loss": [1.0] * 999 + [math.nan]}
     made = store.make_row(
-        "copy", "smoke", Config(), 3, "diverged", {"loss": math.nan}, curve, source="abc"
+        "copy", "smoke", Config(), 3, "diverged", {"loss": math.nan}, curve, versions={"a": 2}
     )
     store.append("copy", made, tmp_path)
     assert store.read_rows("copy", tmp_path) == [made]
     assert list(made) == list(store.COLUMNS)
     assert made["config"] == {"seq_len": 128, "learning_rate": 1e-3, "inner": {"n_heads": 4}}
-    assert made["run_id"] == store.run_id(Config(), 3, "abc")
-    assert made["provenance"]["source"] == "abc"
+    assert made["run_id"] == store.run_id("training", Config(), 3, {"a": 2})
+    assert made["versions"] == {"a": 2} and made["former_id"] is None
     assert len(made["curve"]["step"]) <= 400 and made["curve"]["loss"][-1] is None
 
 

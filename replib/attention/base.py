@@ -4,7 +4,7 @@ B batch, H heads, N sequence length, D query/key size per head, M value size per
 Queries and keys are (B, H, N, D), values and outputs (B, H, N, M).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -34,8 +34,11 @@ class Attention(nn.Module):
     """Ways to compute the same function; without a name it is the first, or the fastest for the
     tensors. One compiled for a kind of device is named after it ("cpu", "cuda")."""
     recurrent: ClassVar[bool] = False
-    sources: ClassVar[tuple[str, ...]] = ()
-    """Modules besides its own that compute it: an edit there gives its runs a new identity."""
+    VERSION: ClassVar[int] = 1
+    """Raised when what it computes changes beyond rounding: its recorded runs are then old."""
+    SPEED: ClassVar[Mapping[str, int]] = {}
+    """Of an implementation, 1 where it is not named; raised when it becomes faster or slower: its
+    recorded times are then old."""
 
     def __init__(self, *, implementation: str | None = None):
         super().__init__()

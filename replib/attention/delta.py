@@ -222,7 +222,6 @@ class DeltaAttention(Attention):
     label = "delta rule"
     implementations = (*KERNELS, *(f"nu{nu}" for nu in DPFP_NU if nu != NU))
     recurrent = True
-    sources = ("replib.attention.feature_maps", "replib.attention.padding", "replib.kernels")
 
     def __init__(self, *, n_heads: int, head_dim: int, implementation: str | None = None):
         super().__init__(implementation=implementation)

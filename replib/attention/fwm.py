@@ -40,7 +40,6 @@ class FWMAttention(DeltaAttention):
 
     label = "fast weight memory"
     implementations = FEATURES
-    sources = ("replib.attention.delta", *DeltaAttention.sources)
 
     @classmethod
     def n_features(cls, head_dim, implementation=None):

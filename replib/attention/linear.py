@@ -129,7 +129,6 @@ class LinearAttention(Attention):
     label = "linear"
     implementations = (*KERNELS, "plain")
     recurrent = True
-    sources = ("replib.attention.feature_maps", "replib.kernels")
     feature_map = "elu1"
     eps = EPS
 
@@ -261,7 +260,6 @@ class FeatureAttention(LinearAttention):
     kernel is the fastest for it. A subclass defines `features` and `n_features`."""
 
     recurrent = True
-    sources = ("replib.attention.linear", *LinearAttention.sources)
     feature_map = "identity"
 
     @classmethod

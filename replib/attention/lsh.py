@@ -92,11 +92,6 @@ class LSHAttention(Attention):
     label = "LSH"
     implementations = (*ROUNDS, *(f"{ORIGINAL}{rounds}" for rounds in ROUNDS))
     recurrent = True
-    sources = (
-        "replib.attention.softmax",
-        "replib.attention.padding",
-        "replib.kernels.library",
-    )
 
     def __init__(
         self,

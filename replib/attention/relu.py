@@ -13,7 +13,6 @@ class ReluAttention(LinearAttention):
     """
 
     label = "relu"
-    sources = ("replib.attention.linear", *LinearAttention.sources)
     feature_map = "relu"
 
     @classmethod

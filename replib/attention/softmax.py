@@ -152,7 +152,6 @@ class SoftmaxAttention(Attention):
     label = "softmax"
     implementations = ("fused", "textbook")
     recurrent = True
-    sources = ("replib.attention.padding", "replib.kernels.library")
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         return softmax_attention(

@@ -1,11 +1,14 @@
 """Tiny fixed runs of every computing part, whose numbers the recorded rows depend on.
 
-`python -m tests.golden.parts` writes them to `values.json`: after a change that is meant to compute
-something else than before, never to make a test pass.
+A part whose numbers change computes something else: its VERSION has to be raised, and the rows that
+it computed are then old. `python -m tests.golden.parts` writes the numbers of parts that are new or
+have a new version to `values.json`, and leaves the others.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -80,45 +83,50 @@ def _paper(name: str, task, **changes) -> TrainingConfig:
     return TrainingConfig(task=task, model=model, batch_size=4, n_steps=3, eval_batches=1)
 
 
-def _with_defects(name: str, *defects: str) -> list[float]:
+def _with_defects(name: str, *defects: str) -> AutopsyConfig:
     model = TransformerConfig(
         attention=name, n_layers=2, n_heads=2, d_model=16, d_feedforward=32, positions="added"
     )
-    return _copied(
-        AutopsyConfig(
-            task=SequenceCopy(seq_len=8),
-            model=model,
-            batch_size=2,
-            n_steps=3,
-            eval_batches=1,
-            defects=defects,
-        )
-    )
+    sizes = {"batch_size": 2, "n_steps": 3, "eval_batches": 1}
+    return AutopsyConfig(task=SequenceCopy(seq_len=8), model=model, defects=defects, **sizes)
 
 
-def _remembered(features: str, rule: str) -> list[float]:
+def _memory(features: str, rule: str) -> RetrievalConfig:
     sized = {"dpfp": "nu2", "performer": "64"}
     model = MemoryConfig(
         attention=features, implementation=sized.get(features), update_rule=rule, head_dim=16
     )
     again = rule != "sum"
     task = AssociativeRetrieval(n_keys=8, with_replacement=again)
-    config = RetrievalConfig(task=task, model=model, batch_size=4, eval_sequences=2)
+    return RetrievalConfig(task=task, model=model, batch_size=4, eval_sequences=2)
+
+
+def _remembered(config: RetrievalConfig) -> list[float]:
     run = RetrievalTraining(config, seeds=(0, 1), device="cpu")
     losses = [run.train_step() for _ in range(3)]
     return torch.cat([*losses, run.evaluate()]).tolist()
 
 
-def float64_parts() -> Iterator[tuple[str, Callable[[], list[float]]]]:
+@dataclass(frozen=True)
+class Part:
+    """A tiny fixed run, and the versions of what computes it."""
+
+    name: str
+    versions: Mapping[str, int]
+    compute: Callable[[], list[float]]
+
+
+def float64_parts() -> Iterator[Part]:
     """Parts that are computed in float64, or whole numbers."""
     for name, mechanism in ATTENTION.items():
         for implementation in mechanism.implementations:
             for causal in (True, False):
                 if implementation not in COMPILED:
                     kind = "causal" if causal else "not causal"
-                    yield (
+                    yield Part(
                         f"attention/{name}/{implementation}/{kind}",
-                        lambda args=(name, implementation, causal): attention(*args),
+                        {name: mechanism.VERSION},
+                        partial(attention, name, implementation, causal),
                     )
     for task in (
         CausalCopy(seq_len=21),
@@ -127,42 +135,41 @@ def float64_parts() -> Iterator[tuple[str, Callable[[], list[float]]]]:
         AssociativeRetrieval(n_keys=8, with_replacement=True),
         Pixels(),
     ):
-        kept = getattr(task, "with_replacement", None)
-        label = f"task/{type(task).__name__}{'' if kept is None else f'/{kept}'}"
-        yield label, lambda task=task: _sampled(task)
+        kept, name = getattr(task, "with_replacement", None), type(task).__name__
+        label = f"task/{name}{'' if kept is None else f'/{kept}'}"
+        yield Part(label, {name: task.VERSION}, partial(_sampled, task))
 
 
-def float32_parts() -> Iterator[tuple[str, Callable[[], list[float]]]]:
+def float32_parts() -> Iterator[Part]:
     """Parts that are trained for three steps, in float32."""
     for name in ATTENTION:
         config = laptop_copy(name, 16, 3, batch_size=4, eval_batches=1)
-        yield f"training/laptop/{name}", lambda config=config: _copied(config)
+        yield Part(f"training/laptop/{name}", config.versions, partial(_copied, config))
     for name in ("softmax", "linear"):
         for task in (CausalCopy(seq_len=16), SequenceCopy(seq_len=8), Pixels()):
-            config = _paper(name, task)
-            yield (
-                f"training/paper/{type(task).__name__}/{name}",
-                lambda config=config: _copied(config),
-            )
+            config, label = _paper(name, task), f"training/paper/{type(task).__name__}/{name}"
+            yield Part(label, config.versions, partial(_copied, config))
         for defect in DEFECTS:
             if name == "linear" or not DEFECTS[defect].linear_only:
-                yield (
-                    f"autopsy/{defect}/{name}",
-                    lambda args=(name, defect): _with_defects(*args),
-                )
+                config = _with_defects(name, defect)
+                yield Part(f"autopsy/{defect}/{name}", config.versions, partial(_copied, config))
     for features in FEATURES:
         for rule in ("sum", "delta", "fwm"):
             if features != "softmax" or rule == "sum":
-                yield (
-                    f"retrieval/{features}/{rule}",
-                    lambda args=(features, rule): _remembered(*args),
-                )
+                config = _memory(features, rule)
+                versions, label = config.versions, f"retrieval/{features}/{rule}"
+                yield Part(label, versions, partial(_remembered, config))
 
 
 def main() -> None:
-    parts = dict([*float64_parts(), *float32_parts()])
-    values = {name: compute() for name, compute in parts.items()}
-    VALUES.write_text(json.dumps(values, indent=1) + "\n")
+    """Write the numbers of parts that are new, or have new versions; no others."""
+    known = json.loads(VALUES.read_text())
+    found = {}
+    for part in [*float64_parts(), *float32_parts()]:
+        found[part.name] = known.get(part.name, {})
+        if found[part.name].get("versions") != part.versions:
+            found[part.name] = {"versions": part.versions, "numbers": part.compute()}
+    VALUES.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
