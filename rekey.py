@@ -8,10 +8,11 @@ group of rows was run again with the present code and agreed.
 import json
 from pathlib import Path
 
-from replib import rows, store
 from replib.experiments import EXPERIMENTS
 from replib.jobs import kind_of, versions_of
 from replib.races import EXPERIMENT as BENCH
+
+from replib import files, rows, store
 
 OLD = {}  # (experiment, source): versions of rows that a repeated seed did not agree with
 
@@ -47,13 +48,13 @@ def main() -> None:
             row = rekeyed(path.stem, row)
             names[row["former_id"]] = row["run_id"]
             lines.append(store._line(path.stem, row))
-        store.replace_file(path, b"".join(lines))
+        files.replace_file(path, b"".join(lines))
         print(path.name, len(lines))
     for path in sorted((folder / "models").glob("*.txt")):
         first, rest = path.read_text().split("\n", 1)
         header = json.loads(first.removeprefix("# "))
         header["run_id"] = names[header["run_id"]]
-        store.replace_file(path, f"# {json.dumps(header)}\n{rest}")
+        files.replace_file(path, f"# {json.dumps(header)}\n{rest}")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,15 @@ app = marimo.App(width="medium", app_title="Convergence")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib import charts, claims, controls, copy_parts, frames
     from replib.attention import ATTENTION
-    from replib.controls import Control
-    from replib.live import LiveRuns
-    from replib.live_jobs import TASKS, live_copy_jobs
+    from replib.claims import charts, judging
+    from replib.claims.convergence import page
+    from replib.lab.record import recorded_rows
+    from replib.pages import controls, frames
+    from replib.pages.controls import Control
+    from replib.pages.live import LiveRuns
+    from replib.pages.live_jobs import TASKS, live_copy_jobs
     from replib.published import published
-    from replib.recording import recorded_rows
 
 
 @app.cell(hide_code=True)
@@ -46,9 +48,9 @@ def _():
 @app.cell(hide_code=True)
 def _(recorded):
     recorded_columns = [
-        ("Paper", claims.PAPER_SAYS["convergence"]),
-        ("2022 replication", claims.article_convergence(published()["dm2022"])),
-        (f"Recorded here, {controls.device_names(recorded)}", claims.convergence(recorded)),
+        ("Paper", judging.PAPER_SAYS["convergence"]),
+        ("2022 replication", judging.article_convergence(published()["dm2022"])),
+        (f"Recorded here, {controls.device_names(recorded)}", judging.convergence(recorded)),
     ]
     return (recorded_columns,)
 
@@ -57,8 +59,8 @@ def _(recorded):
 def _(get_changes, jobs, live, recorded_columns, settings):
     get_changes()
     _rows = live.rows(jobs, settings["device"])
-    _session = claims.of_session(
-        claims.convergence, [r for r in _rows if r["experiment"] == "convergence"]
+    _session = judging.of_session(
+        judging.convergence, [r for r in _rows if r["experiment"] == "convergence"]
     )
     controls.verdict_card(
         "Linear attention learns to copy, smoothly and to the loss of softmax.",
@@ -70,14 +72,14 @@ def _(get_changes, jobs, live, recorded_columns, settings):
 @app.cell(hide_code=True)
 def _(get_changes, jobs, live, recorded, settings):
     get_changes()
-    _session = claims.of_session(
-        claims.below_lsh,
+    _session = judging.of_session(
+        judging.below_lsh,
         [r for r in live.rows(jobs, settings["device"]) if r["experiment"] == "convergence"],
     )
     controls.verdict_card(
-        f"{claims.BELOW_LSH}.",
+        f"{judging.BELOW_LSH}.",
         [
-            (f"Recorded here, {controls.device_names(recorded)}", claims.below_lsh(recorded)),
+            (f"Recorded here, {controls.device_names(recorded)}", judging.below_lsh(recorded)),
             (controls.THIS_MACHINE, _session),
         ],
     )
@@ -199,8 +201,8 @@ def _(jobs, live, recorded, set_changes, settings, tick):
     tick
     _progress = controls.watch(live, set_changes)
     _shown = frames.training_curves(live.showing(jobs, settings["device"]))
-    _behind = copy_parts.recorded_behind(_shown, frames.training_curves(recorded))
-    _title = copy_parts.title_of(_shown, _behind)
+    _behind = page.recorded_behind(_shown, frames.training_curves(recorded))
+    _title = page.title_of(_shown, _behind)
     controls.live_only(_progress, charts.live_curves(_shown, _behind, title=_title))
     return
 
@@ -218,7 +220,7 @@ def _(get_changes, jobs, letters, live, settings, shuffle):
     controls.live_only(
         mo.md("### Let the trained models copy a sequence"),
         controls.inputs(letters, shuffle),
-        copy_parts.copies(live, jobs, letters.value, shuffle.value, settings["device"]),
+        page.copies(live, jobs, letters.value, shuffle.value, settings["device"]),
     )
     return
 
@@ -232,7 +234,7 @@ def _(get_changes, live):
 
 @app.cell(hide_code=True)
 def _(recorded_seq2seq):
-    mo.md(claims.sequence_copy_table(published()["dm2022"], recorded_seq2seq))
+    mo.md(judging.sequence_copy_table(published()["dm2022"], recorded_seq2seq))
     return
 
 

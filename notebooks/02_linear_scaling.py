@@ -12,13 +12,15 @@ app = marimo.App(width="medium", app_title="Linear scaling")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib import charts, claims, claims_scaling, controls, cost_parts, frames
-    from replib.controls import Control
-    from replib.live import LiveRuns
-    from replib.live_jobs import live_cost_jobs
+    from replib.claims import charts, judging
+    from replib.claims.scaling import judge, page
+    from replib.lab.record import recorded_rows
+    from replib.lab.store import old_rows
+    from replib.pages import controls, frames
+    from replib.pages.controls import Control
+    from replib.pages.live import LiveRuns
+    from replib.pages.live_jobs import live_cost_jobs
     from replib.published import published
-    from replib.recording import recorded_rows
-    from replib.store import old_rows
 
 
 @app.cell(hide_code=True)
@@ -46,9 +48,9 @@ def _():
 @app.cell(hide_code=True)
 def _(recorded):
     recorded_columns = [
-        ("Paper", claims.PAPER_SAYS["scaling"]),
-        ("2022 replication", claims.article_scaling(published()["dm2022"])),
-        (f"Recorded here, {controls.device_names(recorded)}", claims_scaling.scaling(recorded)),
+        ("Paper", judging.PAPER_SAYS["scaling"]),
+        ("2022 replication", judging.article_scaling(published()["dm2022"])),
+        (f"Recorded here, {controls.device_names(recorded)}", judge.scaling(recorded)),
     ]
     return (recorded_columns,)
 
@@ -57,7 +59,7 @@ def _(recorded):
 def _(get_changes, jobs, live, recorded_columns, settings):
     get_changes()
     _rows = live.rows(jobs, settings["device"])
-    _session = claims.of_session(lambda rows: claims_scaling.scaling(rows, settings["work"]), _rows)
+    _session = judging.of_session(lambda rows: judge.scaling(rows, settings["work"]), _rows)
     controls.verdict_card(
         "Linear attention costs O(N), softmax attention O(N²).",
         [*recorded_columns, (controls.THIS_MACHINE, _session)],
@@ -69,8 +71,8 @@ def _(get_changes, jobs, live, recorded_columns, settings):
 def _(recorded):
     mo.ui.tabs(
         {
-            "Forward and backward": cost_parts.scaling_charts(recorded, "forward_backward"),
-            "Forward": cost_parts.scaling_charts(recorded, "forward"),
+            "Forward and backward": page.scaling_charts(recorded, "forward_backward"),
+            "Forward": page.scaling_charts(recorded, "forward"),
         }
     )
     return
@@ -78,7 +80,7 @@ def _(recorded):
 
 @app.cell(hide_code=True)
 def _():
-    mo.md(cost_parts.first_figure(old_rows("scaling")))
+    mo.md(page.first_figure(old_rows("scaling")))
     return
 
 
@@ -178,7 +180,7 @@ def _(jobs, live, set_changes, settings, tick):
 @app.cell(hide_code=True)
 def _(get_changes, jobs, live, settings):
     get_changes()
-    cost_parts.exponents(live.rows(jobs, settings["device"]), settings["work"])
+    page.exponents(live.rows(jobs, settings["device"]), settings["work"])
     return
 
 

@@ -12,12 +12,14 @@ app = marimo.App(width="medium", app_title="Speed crossover")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib import charts, claims, controls, cost_parts, frames
-    from replib.controls import Control
-    from replib.live import LiveRuns
-    from replib.live_jobs import live_cost_jobs
+    from replib.claims import charts, judging
+    from replib.claims.scaling import page
+    from replib.lab.record import recorded_rows
+    from replib.pages import controls, frames
+    from replib.pages.controls import Control
+    from replib.pages.live import LiveRuns
+    from replib.pages.live_jobs import live_cost_jobs
     from replib.published import published
-    from replib.recording import recorded_rows
 
 
 @app.cell(hide_code=True)
@@ -49,9 +51,9 @@ def _():
 @app.cell(hide_code=True)
 def _(article, recorded):
     recorded_columns = [
-        ("Paper", claims.PAPER_SAYS["crossover"]),
-        ("2022 replication", claims.article_crossover(article)),
-        (f"Recorded here, {controls.device_names(recorded)}", claims.speed_crossover(recorded)),
+        ("Paper", judging.PAPER_SAYS["crossover"]),
+        ("2022 replication", judging.article_crossover(article)),
+        (f"Recorded here, {controls.device_names(recorded)}", judging.speed_crossover(recorded)),
     ]
     return (recorded_columns,)
 
@@ -60,8 +62,8 @@ def _(article, recorded):
 def _(get_changes, jobs, live, recorded_columns, settings):
     get_changes()
     _rows = live.rows(jobs, settings["device"])
-    _session = claims.of_session(
-        lambda rows: claims.speed_crossover(rows, work=settings["work"]), _rows
+    _session = judging.of_session(
+        lambda rows: judging.speed_crossover(rows, work=settings["work"]), _rows
     )
     controls.verdict_card(
         "Linear attention is faster from N = 512 on.",
@@ -72,7 +74,7 @@ def _(get_changes, jobs, live, recorded_columns, settings):
 
 @app.cell(hide_code=True)
 def _(recorded):
-    cost_parts.crossover_tabs(recorded)
+    page.crossover_tabs(recorded)
     return
 
 
@@ -91,7 +93,7 @@ def _():
 def _(recorded):
     mo.ui.tabs(
         {
-            _text.capitalize(): cost_parts.crossings_chart(recorded, _work)
+            _text.capitalize(): page.crossings_chart(recorded, _work)
             for _work, _text in reversed(controls.WORK_LABELS.items())
         }
     )
@@ -101,14 +103,17 @@ def _(recorded):
 @app.cell(hide_code=True)
 def _(get_changes, jobs, live, recorded, settings):
     get_changes()
-    _session = claims.of_session(
-        lambda rows: claims.implementations(rows, work=settings["work"]),
+    _session = judging.of_session(
+        lambda rows: judging.implementations(rows, work=settings["work"]),
         live.rows(jobs, settings["device"]),
     )
     controls.verdict_card(
         "The crossover moves to shorter N as the implementation of linear attention improves.",
         [
-            (f"Recorded here, {controls.device_names(recorded)}", claims.implementations(recorded)),
+            (
+                f"Recorded here, {controls.device_names(recorded)}",
+                judging.implementations(recorded),
+            ),
             (controls.THIS_MACHINE, _session),
         ],
     )
@@ -200,14 +205,14 @@ def _(jobs, live, set_changes, settings, tick):
     tick
     _progress = controls.watch(live, set_changes)
     _rows = live.showing(jobs, settings["device"])
-    controls.live_only(_progress, cost_parts.session_crossover_chart(_rows))
+    controls.live_only(_progress, page.session_crossover_chart(_rows))
     return
 
 
 @app.cell(hide_code=True)
 def _(get_changes, jobs, live, settings):
     get_changes()
-    cost_parts.session_crossings(live.rows(jobs, settings["device"]))
+    page.session_crossings(live.rows(jobs, settings["device"]))
     return
 
 
@@ -220,10 +225,10 @@ def _(get_changes, live):
 
 @app.cell(hide_code=True)
 def _(article):
-    _fits = claims.article_fits(article)
+    _fits = judging.article_fits(article)
     mo.vstack(
         [
-            mo.md(claims.extrapolation_text(_fits)),
+            mo.md(judging.extrapolation_text(_fits)),
             charts.extrapolation_chart(
                 article, _fits, title="Four points up to N = 64, extended to 8192"
             ),
@@ -236,7 +241,7 @@ def _(article):
 def _(article, steps):
     mo.vstack(
         [
-            mo.md(claims.table_1(article, steps)),
+            mo.md(judging.table_1(article, steps)),
             charts.replication_chart(
                 frames.costs(frames.steps_alike(steps)),
                 article,

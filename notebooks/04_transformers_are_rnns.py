@@ -12,14 +12,16 @@ app = marimo.App(width="medium", app_title="Transformers are RNNs")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib import claims, claims_generation, controls
-    from replib import drawing_parts as drawing
-    from replib import generation_parts as parts
-    from replib.controls import Control
-    from replib.live import LiveRuns
-    from replib.live_jobs import live_generation_jobs, live_stream_jobs
+    from replib.claims import judging
+    from replib.claims.generation import judge
+    from replib.claims.generation import page as parts
+    from replib.claims.images import page as drawing
+    from replib.lab.record import recorded_rows
+    from replib.pages import controls
+    from replib.pages.controls import Control
+    from replib.pages.live import LiveRuns
+    from replib.pages.live_jobs import live_generation_jobs, live_stream_jobs
     from replib.published import published
-    from replib.recording import recorded_rows
 
 
 @app.cell(hide_code=True)
@@ -66,8 +68,8 @@ def _():
 @app.cell(hide_code=True)
 def _(article, recorded):
     beside = [
-        ("Paper", claims.PAPER_SAYS["generation"]),
-        ("2022 replication", claims.article_generation(article)),
+        ("Paper", judging.PAPER_SAYS["generation"]),
+        ("2022 replication", judging.article_generation(article)),
     ]
     recorded_here = f"Recorded here, {controls.device_names(recorded)}"
     return beside, recorded_here
@@ -76,14 +78,12 @@ def _(article, recorded):
 @app.cell(hide_code=True)
 def _(beside, get_changes, jobs, live, recorded, recorded_here, settings):
     get_changes()
-    _session = claims.of_session(
-        claims_generation.constant_cost, live.rows(jobs, settings["device"])
-    )
+    _session = judging.of_session(judge.constant_cost, live.rows(jobs, settings["device"]))
     controls.verdict_card(
         "With linear attention a token costs the same at every position; with softmax it does not.",
         [
             *beside,
-            (recorded_here, claims_generation.constant_cost(recorded)),
+            (recorded_here, judge.constant_cost(recorded)),
             (controls.THIS_MACHINE, _session),
         ],
     )
@@ -93,13 +93,11 @@ def _(beside, get_changes, jobs, live, recorded, recorded_here, settings):
 @app.cell(hide_code=True)
 def _(get_changes, jobs, live, recorded, recorded_here, settings):
     get_changes()
-    _session = claims.of_session(
-        claims_generation.faster_generation, live.rows(jobs, settings["device"])
-    )
+    _session = judging.of_session(judge.faster_generation, live.rows(jobs, settings["device"]))
     controls.verdict_card(
         "Linear attention generates faster than softmax, even where softmax has a cache.",
         [
-            (recorded_here, claims_generation.faster_generation(recorded)),
+            (recorded_here, judge.faster_generation(recorded)),
             (controls.THIS_MACHINE, _session),
         ],
     )
@@ -124,7 +122,7 @@ def _(paper, recorded):
         [
             mo.md("## The paper's images"),
             parts.speedup_chart(recorded, paper),
-            mo.md(claims_generation.generation_table(recorded, paper)),
+            mo.md(judge.generation_table(recorded, paper)),
         ]
     )
     return
@@ -368,7 +366,7 @@ def _(paper, recorded_images):
             mo.md("## Images for real\n\nModels of the 8 x 8 handwritten digits, trained here."),
             controls.verdict_card(
                 "Linear attention models images as well as softmax, to 0.05 bits per dimension.",
-                [("Paper", claims.paper_images(paper)), (_here, claims.images(recorded_images))],
+                [("Paper", judging.paper_images(paper)), (_here, judging.images(recorded_images))],
             ),
             drawing.bits_chart(recorded_images),
         ]

@@ -12,13 +12,14 @@ app = marimo.App(width="medium", app_title="Autopsy of a replication")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib import autopsy_parts as parts
-    from replib import claims_autopsy, claims_autopsy_time, controls, hypotheses
-    from replib.controls import Control
-    from replib.live import LiveRuns
-    from replib.live_jobs import AUTOPSY_MODELS
+    from replib.claims.autopsy import hypotheses, judge, step_times
+    from replib.claims.autopsy import page as parts
+    from replib.lab.record import recorded_rows
+    from replib.pages import controls
+    from replib.pages.controls import Control
+    from replib.pages.live import LiveRuns
+    from replib.pages.live_jobs import AUTOPSY_MODELS
     from replib.published import published
-    from replib.recording import recorded_rows
 
 
 @app.cell(hide_code=True)
@@ -54,7 +55,7 @@ def _():
 def _(article, losses, steps, times):
     recorded = parts.cards(losses, times, steps, article)
     device = controls.device_names([*losses, *times])
-    article_says = claims_autopsy.article_said(article)
+    article_says = judge.article_said(article)
     return article_says, device, recorded
 
 
@@ -65,7 +66,7 @@ def _(article, article_says, device, get_changes, jobs, live, recorded, settings
     mo.vstack(
         [
             parts.verdict_cards(article_says, recorded, _session, device),
-            mo.md(claims_autopsy.STANDS),
+            mo.md(judge.STANDS),
         ],
         gap=1.5,
     )
@@ -101,9 +102,7 @@ def _(article, times):
     mo.vstack(
         [
             mo.md("**The article's four points, and ours**"),
-            controls.device_tabs(
-                times, lambda rows: mo.md(claims_autopsy_time.four_points(article, rows))
-            ),
+            controls.device_tabs(times, lambda rows: mo.md(step_times.four_points(article, rows))),
         ]
     )
     return
@@ -131,11 +130,8 @@ def _(article, losses):
 def _(article, losses):
     mo.vstack(
         [
-            mo.md(claims_autopsy.failure_table(losses)),
-            *(
-                mo.md(claims_autopsy.loss_table(article, losses, _name))
-                for _name in ("linear", "softmax")
-            ),
+            mo.md(judge.failure_table(losses)),
+            *(mo.md(judge.loss_table(article, losses, _name)) for _name in ("linear", "softmax")),
         ],
         gap=1.5,
     )
@@ -146,7 +142,7 @@ def _(article, losses):
 def _(article, losses):
     mo.vstack(
         [
-            mo.md(f"## The loss scale\n\n{claims_autopsy.scale_text(article, losses)}"),
+            mo.md(f"## The loss scale\n\n{judge.scale_text(article, losses)}"),
             parts.scale_chart(losses, article),
         ]
     )
@@ -159,7 +155,7 @@ def _(article, losses):
         [
             mo.md("## The article's curves, beside broken runs here"),
             parts.loss_curves_chart(losses, article),
-            mo.md(claims_autopsy.level_text(article, losses)),
+            mo.md(judge.level_text(article, losses)),
         ]
     )
     return
@@ -342,7 +338,7 @@ def _(article, prediction_panel):
 
 @app.cell(hide_code=True)
 def _(article, steps, times):
-    mo.md(claims_autopsy_time.prediction_table(article, times, steps))
+    mo.md(step_times.prediction_table(article, times, steps))
     return
 
 
@@ -400,7 +396,7 @@ def _(losses):
       more than a model that has only the layers it uses. *Adam* here costs less than RAdam, whose
       step is more operations.
     - **Losses.** *Deviation:* recorded with a smaller model than the article's:
-      {claims_autopsy.recorded_text(losses)}. Differences are by Welch's t. Losses are nats a token
+      {judge.recorded_text(losses)}. Differences are by Welch's t. Losses are nats a token
       for all runs, whatever the batch.
     - **The article's losses** are our reading of its figures; its batches are inferred from the
       plateaus (its text says 8 for both). Of its curves the plateaus, ends, jumps and spikes were

@@ -12,12 +12,12 @@ app = marimo.App(width="medium", app_title="Fast weights")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib import controls
-    from replib import memory_parts as parts
-    from replib.live import LiveRuns
-    from replib.live_jobs import live_retrieval_jobs
+    from replib.claims.capacity import page as parts
+    from replib.lab.record import recorded_rows
+    from replib.pages import controls
+    from replib.pages.live import LiveRuns
+    from replib.pages.live_jobs import live_retrieval_jobs
     from replib.published import published
-    from replib.recording import recorded_rows
 
 
 @app.cell(hide_code=True)

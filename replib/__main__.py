@@ -1,6 +1,7 @@
 """The command line: `python -m replib list | record | bench | serve | report | doctor`."""
 
-from replib import interrupts
+from replib import files
+from replib.lab import interrupts, provenance
 
 if __name__ == "__main__":  # before all that takes a while to import
     interrupts.end_at_once()
@@ -16,7 +17,8 @@ import warnings
 from contextlib import suppress
 from functools import partial
 
-from replib import __version__, store
+from replib import __version__
+from replib.lab import store
 
 # A command imports what it needs: torch takes seconds, which --help does not wait for.
 
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         interrupts.to_nobody()
         return interrupts.BROKEN_PIPE
-    except (ValueError, store.StoreError) as error:
+    except (ValueError, files.FileError) as error:
         print(f"replib: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -89,14 +91,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(arguments) -> int:
-    from replib.experiments import EXPERIMENTS, SCALES
-    from replib.recording import core_seconds
+    from replib.claims.experiments import EXPERIMENTS, SCALES
+    from replib.lab.record import core_seconds
 
     for experiment in EXPERIMENTS.values():
         print(f"{experiment.name:14} {experiment.title}")
         try:
             rows = store.read_rows(experiment.name)
-        except store.StoreError as error:
+        except files.FileError as error:
             print(f"{'':14} {error}")
             continue
         counts = [f"{s}: {sum(row['scale'] == s for row in rows)} rows" for s in SCALES]
@@ -112,9 +114,9 @@ def _list(arguments) -> int:
 def _record(arguments) -> int:
     import torch
 
-    from replib.experiments import EXPERIMENTS, experiment_named
-    from replib.memory import tune_memory
-    from replib.recording import record
+    from replib.claims.experiments import EXPERIMENTS, experiment_named
+    from replib.lab.memory_use import tune_memory
+    from replib.lab.record import record
 
     names = list(EXPERIMENTS) if arguments.experiment == "all" else [arguments.experiment]
     experiments = [experiment_named(name) for name in names]
@@ -179,10 +181,10 @@ def _line(row: store.Row) -> str:
 
 
 def _bench(arguments) -> int:
-    from replib.bench import QUICK, bench_table, run_bench
+    from benchmarks.comparison import EXPERIMENT
+    from benchmarks.run import QUICK, bench_table, run_bench
     from replib.device import resolve_device
-    from replib.memory import tune_memory
-    from replib.races import EXPERIMENT
+    from replib.lab.memory_use import tune_memory
 
     tune_memory()
     device, rows = resolve_device(arguments.device), []
@@ -194,9 +196,9 @@ def _bench(arguments) -> int:
             stop=stop,
             say=partial(print, flush=True),
         )
-        if not arguments.no_save and (why_not := store.writable(store.data_folder())):
-            raise store.StoreError(why_not)
-        facts = store.provenance(str(device))
+        if not arguments.no_save and (why_not := files.writable(files.data_folder())):
+            raise files.FileError(why_not)
+        facts = provenance.provenance(str(device))
         print(f"{facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}")
         for row in measured:
             rows.append(row)
@@ -209,7 +211,7 @@ def _bench(arguments) -> int:
 
 
 def _serve(arguments) -> int:
-    from replib.memory import peak_memory_bytes, tune_memory
+    from replib.lab.memory_use import peak_memory_bytes, tune_memory
 
     interrupts.end_at_once_always()
     port = _free_port(arguments.port)
@@ -222,7 +224,7 @@ def _serve(arguments) -> int:
     # The profiler complains in a thread unless the main one has used it first.
     peak_memory_bytes(lambda: None)
     print(f"replib: the notebooks are at http://127.0.0.1:{port} (Ctrl-C ends)", flush=True)
-    sys.argv = ["marimo", "-q", "-y", "-l", "ERROR", "run", str(store.ROOT / "notebooks")]
+    sys.argv = ["marimo", "-q", "-y", "-l", "ERROR", "run", str(files.ROOT / "notebooks")]
     sys.argv += ["--host", "127.0.0.1", "--port", str(port)]
     sys.argv += ["--headless"] * arguments.no_browser
     runpy.run_module("marimo", run_name="__main__")
@@ -244,7 +246,7 @@ def _free_port(first: int) -> int:
 
 
 def _report(arguments) -> int:
-    from replib.report import write_report
+    from replib.report.write import write_report
 
     notebooks = list(itertools.takewhile(lambda word: not word.startswith("--"), arguments.rest))
     parameters = _parameters(arguments.rest[len(notebooks) :])
@@ -279,13 +281,13 @@ def _doctor(arguments) -> int:
 
     import torch
 
-    from replib.experiments import EXPERIMENTS
-    from replib.memory import tune_memory
-    from replib.peers import PEERS
+    from benchmarks.peers import PEERS
+    from replib.claims.experiments import EXPERIMENTS
+    from replib.lab.memory_use import tune_memory
 
     print(f"replib {__version__}, Python {platform.python_version()}, torch {torch.__version__}")
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
-        facts = store.provenance(device)
+        facts = provenance.provenance(device)
         print(f"{device}: {facts['device_name']}, {facts['threads']} threads")
     for package in ("marimo", "altair", "polars", "vl_convert"):
         found = find_spec(package) is not None
@@ -294,12 +296,12 @@ def _doctor(arguments) -> int:
         found = find_spec(peer.package) is not None
         print(f"{name}: {'found' if found else 'missing, for bench only: see README, Bench'}")
     print(f"memory: {tune_memory()}")
-    for folder in (store.data_folder(), store.cache_folder()):
-        print(f"{folder}: {store.writable(folder) or 'writable'}")
+    for folder in (files.data_folder(), files.cache_folder()):
+        print(f"{folder}: {files.writable(folder) or 'writable'}")
     for name in EXPERIMENTS:
         try:
             n_rows, n_without = len(store.read_rows(name)), store.n_without_digest(name)
-        except store.StoreError as error:
+        except files.FileError as error:
             print(f"{name}: {error}")
             continue
         bare = f", {n_without} of them without a digest (recorded before there were any)"

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from replib import store
+from replib import files
 
 MAGIC = b"replib checkpoint\n"
 DIGEST_BYTES = 64
@@ -22,12 +22,12 @@ def save(state: dict[str, Any], path: Path | str) -> None:
     """Write a checkpoint whole; a killed process leaves the old one.
 
     Raises:
-        StoreError: the disk is full or the folder cannot be written; the file is as before.
+        FileError: the disk is full or the folder cannot be written; the file is as before.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
-    store.replace_file(Path(path), MAGIC + _digest(payload) + payload)
+    files.replace_file(Path(path), MAGIC + _digest(payload) + payload)
 
 
 def load(path: Path | str) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def load(path: Path | str) -> dict[str, Any]:
         ValueError: the file cannot be read, is damaged, or is none of this program's.
     """
     with _or_damaged(path):
-        content = store.read_whole(Path(path))
+        content = files.read_whole(Path(path))
         head, payload = content[: len(MAGIC) + DIGEST_BYTES], content[len(MAGIC) + DIGEST_BYTES :]
         if head != MAGIC + _digest(payload):
             raise ValueError("its digest is another")

@@ -1,245 +1,629 @@
-"""A fast weight memory that is filled with random keys, write by write, as the equations stand.
+"""Associative retrieval with a fast weight memory: model, training and stop rule of the synthetic
+experiments of *Linear Transformers Are Secretly Fast Weight Memory Systems* (Schlag, Irie &
+Schmidhuber 2021, section 6.1), several seeds at once.
 
-S keys, T writes, D key size, R feature size, M value size. The memory W (M, R) holds what keys were
-given, and a key with the features f (R) reads W f. A write of the value v (M) to f does (Schlag,
-Irie & Schmidhuber 2021, section 4.2)
+P seeds, B batch, N sequence length, L number of queries, S number of keys and of values, D key
+size, E embedding size, R feature size. Each seed has parameters of its own, in a tensor with a
+leading P.
 
-    sum     W ← W + v fᵀ                    read: W f / z·f, with z the sum of all written f
-    delta   W ← W + β (v - W f) fᵀ
-    fwm     as delta, and then W ← W / max(1, |W|), but for the first write
-
-Everything is in float64 and nothing is trained: features of random keys overlap, and what a key
-reads beside its own value, its crosstalk, is what training has to avoid.
+A key is embedded by a learned vector, a value by a fixed unit vector (1 of S). Keys to write are
+projections of both, concatenated, queries of the key alone; what is read is compared with the unit
+vector of the right value. The published code multiplies the concatenated vectors; here a
+projection of the S embeddings is looked up, which is the same sum.
 """
 
 import math
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from replib.attention.feature_maps import orthogonal_directions
-from replib.retrieval import FEATURES, SMALLEST, UPDATE_RULES, MemoryConfig, features
+from replib import checkpoints
+from replib.attention import ATTENTION
+from replib.attention.feature_maps import FEATURE_MAPS, dpfp, favor_keys, orthogonal_directions
+from replib.device import resolve_device
+from replib.kernels import installed
+from replib.kernels.delta import torch as delta
+from replib.kernels.retrieval import fwm
+from replib.tasks import Associations, AssociativeRetrieval
 
-SIGNED = ("tanh",)  # features of both signs: their sum, a normaliser, may be near 0
-MEMORIES = tuple(name for name in FEATURES if name != "softmax")  # softmax keeps all keys instead
-SCALES = ("length 1", "sum 1", "none")
-VALUES = ("one-hot", "random")
-MAX_KEYS = 1024
-RANK_TOLERANCE = 1e-9  # of the largest eigenvalue: what is below is 0 but for rounding
+# What a key may be mapped by, as mechanisms are named where there is one.
+FEATURES = ("softmax", "linear", "dpfp", "performer", "relu", "tanh")
+UPDATE_RULES = ("sum", "delta", "fwm")
+VERSIONS = {"memories": 1, "sum": 1, "delta": 1, "fwm": 1}
+"""Raised when what is trained, or a rule writes and reads, changes beyond rounding."""
+EMBEDDING_PER_SYMBOL = 1.1  # E of the published code, where keys and values are symbols
+NORM_EPS = 1e-5  # of the layer normalisation after a memory of the rule "fwm"
+SMALLEST = 1e-30  # a divisor that keeps features that are all 0 from becoming NaN
+UNTIMED_STEPS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class FillConfig:
-    """A filling: S random keys written one after the other, then some of them again.
+class MemoryConfig:
+    """What a memory is made of.
 
     Attributes:
-        attention, implementation: the features, as in `retrieval.MemoryConfig`.
-        n_again: how many keys, from the first on, are written once more with new values.
-        values: "one-hot", a unit vector each (M = S + n_again), or "random" of length 1 (M = D).
-        scale: what features are divided by for the rules delta and fwm: their length, their sum
-            (delta as published) or nothing (fwm as published).
-        strength: β of every write.
-
-    Raises:
-        ValueError: a value out of range, or a sum of features of both signs.
+        attention: the features of keys and queries, one of FEATURES; "softmax" is no memory but
+            attention to all writes.
+        implementation: ν of "dpfp", the number of directions of "performer", as in `ATTENTION`.
+        update_rule: "sum" adds values times keys, and normalises; "delta" is the paper's rule, with
+            features that sum to 1; "fwm" is that of fast weight memories (`kernels.fwm`).
+        head_dim: D.
+        eps: added to normalisers of reads, as published. With "performer" it is far above the
+            normalisers themselves, of keys that are not scaled, and what is read is 0.
+        guarded: whether SMALLEST is added to the sum that a key's features are divided by, by the
+            rule "delta". The published code adds nothing: where all features of a key are 0, as
+            those of "performer" become, it reads NaN, which 18 of its 20 runs with them ended in.
     """
 
-    n_keys: int = 40
-    head_dim: int = 16
-    attention: str = "dpfp"
+    attention: str = "linear"
     implementation: str | None = None
-    n_again: int = 1
-    values: str = "one-hot"
-    scale: str = "length 1"
-    strength: float = 1.0
-    seed: int = 0
+    update_rule: str = "sum"
+    head_dim: int = 64
+    eps: float = 1e-6
+    guarded: bool = True
 
     def __post_init__(self):
-        for name, known in (("attention", MEMORIES), ("values", VALUES), ("scale", SCALES)):
+        for name, known in (("attention", FEATURES), ("update_rule", UPDATE_RULES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: use {', '.join(known)}")
-        if not 1 <= self.n_keys <= MAX_KEYS:
-            raise ValueError(f"n_keys {self.n_keys}: use 1 to {MAX_KEYS}")
-        if not 0 <= self.n_again <= self.n_keys:
-            raise ValueError(f"n_again {self.n_again} of {self.n_keys} keys: use 0 to that many")
-        if not 0 < self.strength <= 1:
-            raise ValueError(f"strength {self.strength}: use above 0, at most 1")
-        if self.scale == "sum 1" and self.attention in SIGNED:
+        if self.attention in ("dpfp", "performer"):
+            ATTENTION[self.attention].resolve(self.implementation)
+        elif self.implementation is not None:
             raise ValueError(
-                f"{self.attention} features have both signs, so that their sum may be 0: scale "
-                "them to length 1"
+                f"{self.attention} features have no implementation {self.implementation!r}: "
+                "use None"
             )
-        _ = self.memory
+        if self.attention == "softmax" and self.update_rule != "sum":
+            raise ValueError("softmax attention has no memory to update: use update_rule='sum'")
+        if not 2 <= self.head_dim <= 1024:
+            raise ValueError(f"head_dim {self.head_dim}: use 2 to 1024")
+        if self.attention == "dpfp" and self.size >= self.head_dim:
+            raise ValueError(
+                f"dpfp {self.implementation} of head_dim {self.head_dim}: use a nu below head_dim, "
+                "where features are 0 and from where on they repeat"
+            )
+        if not 0 <= self.eps < 1:
+            raise ValueError(f"eps {self.eps}: use 0 to below 1")
 
     @property
-    def memory(self) -> MemoryConfig:
-        """The feature map and its sizes."""
-        sizes = {"implementation": self.implementation, "head_dim": self.head_dim}
-        return MemoryConfig(attention=self.attention, **sizes)
+    def size(self) -> int | None:
+        """ν of "dpfp", m of "performer"."""
+        if self.attention not in ("dpfp", "performer"):
+            return None
+        name = ATTENTION[self.attention].resolve(self.implementation)
+        return int(name.removeprefix("nu"))
 
     @property
-    def n_features(self) -> int:
-        """R."""
-        return self.memory.n_features
+    def n_features(self) -> int | None:
+        """R, and so the number of keys that can be told apart exactly; None for softmax."""
+        sizes = {"softmax": None, "dpfp": 2 * self.head_dim * (self.size or 0)}
+        return (sizes | {"performer": 2 * (self.size or 0)}).get(self.attention, self.head_dim)
 
     @property
-    def n_writes(self) -> int:
-        """T."""
-        return self.n_keys + self.n_again
+    def published_name(self) -> str:
+        """The name of its curve in the published logs."""
+        names = {"dpfp": f"dpfp{self.size}", "performer": f"favor{self.size}"}
+        rules = {"delta": "ours"}
+        rule = "cat" if self.attention == "softmax" else self.update_rule
+        return f"{names.get(self.attention, self.attention)}_{rules.get(rule, rule)}"
 
 
-@dataclass(frozen=True)
-class Writes:
-    """What is written: `features` of the S keys (S, R), the key of each write (T,), and its value
-    (T, M)."""
-
-    config: FillConfig
-    features: Tensor
-    keys: Tensor
-    values: Tensor
-
-    def written(self, rule: str) -> Tensor:
-        """The features (S, R) that a rule writes to and reads with."""
-        if rule == "sum" or self.config.scale == "none":
-            return self.features
-        if self.config.scale == "sum 1":
-            return self.features / (self.features.sum(-1, keepdim=True) + SMALLEST)
-        return unit_rows(self.features)
-
-    def last_write(self, n_writes: int) -> Tensor:
-        """The last of the first writes to each key (S,), -1 where there is none."""
-        last = torch.full((self.config.n_keys,), -1)
-        last[self.keys[:n_writes]] = torch.arange(n_writes)
-        return last
-
-
-def draw(config: FillConfig) -> Writes:
-    """Random keys N(0, 1) and their values; the first keys are the same however many there are.
-
-    Deviation: keys of "performer" are divided by D^(1/4), as in attention; the published retrieval
-    code does not, and its features of random keys differ by many powers of ten.
-    """
-    first, again = torch.arange(config.n_keys), torch.arange(config.n_again)
-    if config.values == "one-hot":
-        values = torch.eye(config.n_writes, dtype=torch.float64)
-    else:
-        values = unit_rows(_normal(config, 1, config.n_writes))
-    return Writes(config, key_features(config, config.n_keys), torch.cat([first, again]), values)
-
-
-def key_features(config: FillConfig, n_keys: int) -> Tensor:
-    """φ of the first random keys (n_keys, R)."""
-    x, directions = _normal(config, 0, n_keys), None
-    if config.attention == "performer":
-        generator = torch.Generator().manual_seed(3 * config.seed + 2)
-        sizes = config.head_dim, config.memory.size
-        directions = orthogonal_directions(*sizes, generator, dtype=torch.float64)
-        x = x / config.head_dim**0.25
-    return features(x, config.memory, directions)
-
-
-def _normal(config: FillConfig, stream: int, n_rows: int) -> Tensor:
-    """Rows that do not depend on how many there are, as those of torch's generators do."""
-    generator = torch.Generator().manual_seed(3 * config.seed + stream)
-    drawn = torch.randn(2 * MAX_KEYS, config.head_dim, generator=generator, dtype=torch.float64)
-    return drawn[:n_rows]
-
-
-def unit_rows(x: Tensor) -> Tensor:
-    """Each row divided by its length; a row of zeros stays."""
-    return x / (x.norm(dim=-1, keepdim=True) + SMALLEST)
-
-
-@dataclass(frozen=True)
-class Filling:
-    """A memory along its writes.
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig:
+    """A run but for its seeds; the defaults are those of the published code.
 
     Attributes:
-        reads: (T + 1, S, M), what every key reads before the first write and after each.
-        added: (T, M), what each write adds to the memory, times the features of its key.
-        divisors: (T,), what the memory is divided by after each write: 1, but for "fwm".
+        n_steps: most steps of Adam, with rate `lr`.
+        eval_every: steps from one evaluation to the next, each of `eval_sequences` fresh sequences
+            asked for their first `eval_queries` keys.
+        solved_loss: a run ends when an evaluation is at or below it, or
+        patience: when more than this many in a row have not been better than the best.
+        eval_half_length: evaluate on sequences of S, not 2·S, where keys come back: a defect of
+            the published code.
+        report: the loss that a run is judged by, its "best" as the paper says, or its "last" as the
+            published figures show.
     """
 
-    writes: Writes
-    rule: str
-    reads: Tensor
-    added: Tensor
-    divisors: Tensor
+    kind: ClassVar[str] = "retrieval"
 
-    def memory(self, n_writes: int) -> Tensor:
-        """W (M, R) after the first writes: what they added and what later divisions left of it."""
-        kept = 1 / self.divisors[:n_writes].flip(0).cumprod(0).flip(0)
-        keys = self.writes.written(self.rule)[self.writes.keys[:n_writes]]
-        return (self.added[:n_writes] * kept.unsqueeze(-1)).mT @ keys
+    task: AssociativeRetrieval = field(default_factory=AssociativeRetrieval)
+    model: MemoryConfig = field(default_factory=MemoryConfig)
+    batch_size: int = 32
+    lr: float = 1e-3
+    n_steps: int = 100_000
+    eval_every: int = 100
+    eval_sequences: int = 20
+    eval_queries: int = 200
+    solved_loss: float = 1e-3
+    patience: int = 10
+    eval_half_length: bool = False
+    report: str = "best"
 
-    def losses(self) -> list[float]:
-        """0.5·|read - last value|², the mean over the keys written so far, after 1 ... T writes."""
-        found = []
-        for n_writes in range(1, len(self.reads)):
-            last = self.writes.last_write(n_writes)
-            known = last >= 0
-            error = self.reads[n_writes, known] - self.writes.values[last[known]]
-            found.append(error.square().sum(-1).mean().item() / 2)
-        return found
+    def __post_init__(self):
+        for name, most in (
+            ("batch_size", 4096),
+            ("n_steps", 10_000_000),
+            ("eval_every", 1_000_000),
+            ("eval_sequences", 1000),
+            ("eval_queries", 4096),
+            ("patience", 1_000_000),
+        ):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} {getattr(self, name)}: use 1 to {most}")
+        if not 0 < self.lr < 10:
+            raise ValueError(f"lr {self.lr}: use above 0, below 10")
+        if self.report not in ("best", "last"):
+            raise ValueError(f"report {self.report!r}: use 'best' or 'last'")
+        if self.eval_half_length and not self.task.with_replacement:
+            raise ValueError("eval_half_length without replacement: use with_replacement=True")
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Of each part that computes a run, by its name."""
+        rule = self.model.update_rule
+        return {
+            "AssociativeRetrieval": self.task.VERSION,
+            "memories": VERSIONS["memories"],
+            f"rule {rule}": VERSIONS[rule],
+        }
+
+    @property
+    def eval_task(self) -> AssociativeRetrieval:
+        if self.eval_half_length:
+            return replace(self.task, seq_len=max(1, self.task.seq_len // 2))
+        return self.task
 
 
-def fill(writes: Writes, rule: str) -> Filling:
-    """Write everything. What all keys read follows from what they read before,
+class AssociativeMemory(nn.Module):
+    """One memory a seed: keys and values (P, B, N) and queries (P, B, L) -> reads (P, B, L, S).
 
-        Y ← (Y + F f aᵀ) / c,     a = v or β (v - Y of the key),
-
-    with the features F (S, R) of all keys, so that W, which may be large, need not be formed.
-
-    Deviation: features of both signs are read without a normaliser by "sum" too; and "fwm" without
-    the layer normalisation that follows it in a model.
+    Initialised as published: embeddings N(0, 1), projections uniform within 1 / sqrt(D), with
+    softmax Glorot's, biases and β within 1 / sqrt(inputs). The published code also has two
+    projections that nothing reads.
 
     Raises:
-        ValueError: an unknown rule.
+        ValueError: there is no seed.
     """
-    if rule not in UPDATE_RULES:
-        raise ValueError(f"unknown rule {rule!r}: use {', '.join(UPDATE_RULES)}")
-    f, strength = writes.written(rule), writes.config.strength
-    products = f @ f.mT  # (S, S)
-    y = torch.zeros(len(f), writes.values.shape[1], dtype=f.dtype)
-    reads, added, divisors, norm = [y], [], [], 0.0
-    for i, (key, value) in enumerate(zip(writes.keys.tolist(), writes.values, strict=True)):
-        a = value if rule == "sum" else strength * (value - y[key])
-        norm = max(0.0, norm + (2 * a @ y[key] + a @ a * products[key, key]).item())  # |W|²
-        divisor = max(1.0, norm) ** 0.5 if rule == "fwm" and i > 0 else 1.0
-        y = (y + torch.outer(products[key], a)) / divisor
-        norm /= divisor**2
-        reads.append(y)
-        added.append(a)
-        divisors.append(divisor)
-    along = torch.stack(reads)
-    if rule == "sum" and writes.config.attention not in SIGNED:
-        sums = products[:, writes.keys].cumsum(1).mT  # (T, S)
-        along[1:] /= (sums + SMALLEST).unsqueeze(-1)
-    return Filling(writes, rule, along, torch.stack(added), torch.tensor(divisors, dtype=f.dtype))
+
+    def __init__(self, config: MemoryConfig, *, n_keys: int, seeds: Sequence[int]):
+        super().__init__()
+        if not seeds:
+            raise ValueError("no seeds: give at least one")
+        self.config, self.n_keys = config, n_keys
+        drawn = [self._draw(torch.Generator().manual_seed(seed)) for seed in seeds]
+        for name in drawn[0]:
+            setattr(self, name, nn.Parameter(torch.stack([x[name] for x in drawn])))
+
+    def _draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        s, d = self.n_keys, self.config.head_dim
+        e = int(2 * s * EMBEDDING_PER_SYMBOL)
+
+        def uniform(bound: float, *shape: int) -> Tensor:
+            return (torch.rand(*shape, generator=generator) * 2 - 1) * bound
+
+        def bound(n_inputs: int) -> float:
+            glorot = math.sqrt(6 / (n_inputs + d))
+            return glorot if self.config.attention == "softmax" else d**-0.5
+
+        both, key_only = (s + e) ** -0.5, e**-0.5
+        drawn = {
+            "embedding": torch.randn(s, e, generator=generator),
+            "key_of_embedding": uniform(bound(s + e), e, d),
+            "key_of_value": uniform(bound(s + e), s, d),
+            "key_bias": uniform(both, d),
+            "query_of_embedding": uniform(bound(e), e, d),
+            "query_bias": uniform(key_only, d),
+        }
+        if self.config.update_rule != "sum":
+            drawn["beta_of_embedding"] = uniform(both, e, 1)
+            drawn["beta_of_value"] = uniform(both, s, 1)
+            drawn["beta_bias"] = uniform(both, 1)
+        return drawn
+
+    def forward(self, batch: Associations, directions: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            batch: with a leading P.
+            directions: (P, B or 1, D, m) of "performer".
+        """
+        if self.config.update_rule != "fwm":
+            weights = self.read_weights(batch, directions)
+            index = batch.values.unsqueeze(2).expand_as(weights)
+            y = weights.new_zeros(*weights.shape[:3], self.n_keys)
+            return y.scatter_add(3, index, weights)
+        q, k, beta = self.memorised(batch, directions)
+        values = nn.functional.one_hot(batch.values, self.n_keys).to(k.dtype)
+        y = fwm.retrieve(*(x.flatten(0, 1) for x in (q, k, values, beta)))
+        y = nn.functional.layer_norm(y, y.shape[-1:], eps=NORM_EPS)
+        return y.unflatten(0, q.shape[:2])
+
+    def memorised(
+        self, batch: Associations, directions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What queries read with (P, B, L, R), what is written (P, B, N, R), and how strongly
+        (P, B, N), None for the rule "sum"; features, but for "softmax"."""
+        q, k = self.queries_keys(batch)
+        if self.config.attention != "softmax":
+            q, k = (features(x, self.config, directions) for x in (q, k))
+        if self.config.update_rule == "sum":
+            return q, k, None
+        if self.config.update_rule == "delta":
+            q = q / (q.sum(-1, keepdim=True) + self.config.eps)
+            k = k / (k.sum(-1, keepdim=True) + (SMALLEST if self.config.guarded else 0))
+        return q, k, self.strengths(batch)
+
+    def strengths(self, batch: Associations) -> Tensor:
+        """β of each write (P, B, N)."""
+        # A column more, of zeros: a product with one is computed otherwise where there is one seed,
+        # and a seed would round otherwise alone than among others.
+        columns = nn.functional.pad(self.beta_of_embedding, (0, 1))
+        beta = _looked_up((self.embedding @ columns)[..., :1], batch.keys)
+        beta = beta + _looked_up(self.beta_of_value, batch.values)
+        return torch.sigmoid(beta + self.beta_bias[:, None, None]).squeeze(-1)
+
+    def queries_keys(self, batch: Associations) -> tuple[Tensor, Tensor]:
+        """Before the feature map: (P, B, L, D), (P, B, N, D)."""
+        k = _looked_up(self.embedding @ self.key_of_embedding, batch.keys)
+        k = k + _looked_up(self.key_of_value + self.key_bias.unsqueeze(1), batch.values)
+        # Queries are fewer than keys.
+        q = _looked_up(self.embedding, batch.queries).flatten(1, 2)
+        q = torch.baddbmm(self.query_bias.unsqueeze(1), q, self.query_of_embedding)
+        return q.unflatten(1, batch.queries.shape[1:]), k
+
+    def read_weights(self, batch: Associations, directions: Tensor | None = None) -> Tensor:
+        """How much of each value a query reads, (P, B, L, N); with the rules "sum" and "delta"."""
+        config = self.config
+        one_query, dtype = batch.queries.shape[-1] == 1, self.embedding.dtype
+        on_cpu = batch.queries.device.type == "cpu" and dtype == torch.float32
+        if one_query and on_cpu and _fuses(config):
+            (q, k), beta = self.queries_keys(batch), None
+            from replib.kernels.retrieval import sums_cpu
+
+            q, nu = features(q, config, directions), 0
+            if config.attention == "dpfp":
+                nu = config.size
+            elif config.attention == "linear" and k.shape[-1] % sums_cpu.vec.WIDTH == 0:
+                nu = sums_cpu.ELU1
+            else:
+                k = features(k, config, directions)
+            if config.update_rule == "delta":
+                q, beta = q / (q.sum(-1, keepdim=True) + config.eps), self.strengths(batch)
+            weights = sums_cpu.read_weights(q, k, beta, nu)
+        else:
+            q, k, beta = self.memorised(batch, directions)
+            if config.attention == "softmax":
+                return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+            if config.update_rule == "delta":
+                return delta.read_weights(q, k, beta)
+            weights = q @ k.mT
+        if config.update_rule == "delta":
+            return weights
+        return weights / (weights.sum(-1, keepdim=True) + config.eps)
 
 
-def similarity(x: Tensor) -> Tensor:
-    """The cosines between rows of features, (S, R) -> (S, S): 0 off the diagonal is no crosstalk,
-    and a memory of R features has room for at most R such rows."""
-    x = unit_rows(x)
-    return x @ x.mT
+def _fuses(config: MemoryConfig) -> bool:
+    """Whether there is a kernel for the CPU that is faster, where sequences have one query."""
+    if not installed("numba") or config.update_rule == "fwm" or not config.guarded:
+        return False  # the kernel has the guard in it
+    return config.attention in ("dpfp", "linear") or config.update_rule == "delta"
 
 
-def eigenvalues(x: Tensor) -> Tensor:
-    """Of `similarity`, the largest first, min(S, R) of them; the others are 0."""
-    x = unit_rows(x)
-    gram = x @ x.mT if len(x) <= x.shape[1] else x.mT @ x
-    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+class _Elu1(torch.autograd.Function):
+    """`elu1`, whose derivative is min(φ, 1): a third of the passes of autograd's. Its backward pass
+    is differentiable itself, as that of `_Rows` is."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.clamp(max=0).exp_().add_(x.clamp(min=0))
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        return ctx.saved_tensors[0].clamp(max=1).mul_(dy)
 
 
-def rank(values: Tensor) -> int:
-    """How many eigenvalues are above rounding."""
-    return int((values > RANK_TOLERANCE * values[0]).sum())
+def features(x: Tensor, config: MemoryConfig, directions: Tensor | None = None) -> Tensor:
+    """φ(x), (..., D) -> (..., R).
+
+    "performer" as published: keys are not divided by D^(1/4), and queries not stabilised.
+    """
+    if config.attention == "dpfp":
+        return dpfp(x, config.size)
+    if config.attention == "performer":
+        return favor_keys(x, directions)
+    if config.attention == "linear":
+        return _Elu1.apply(x)
+    return FEATURE_MAPS[config.attention](x)
 
 
-def effective_rank(values: Tensor) -> float:
-    """exp of the entropy of the eigenvalues as shares (Roy & Vetterli 2007): n of equal size give
-    n, and one that is above all others gives 1."""
-    shares = values / values.sum()
-    return math.exp(torch.special.entr(shares).sum().item())
+def retrieval_loss(reads: Tensor, batch: Associations) -> Tensor:
+    """0.5·|read - unit vector of the target|² of each seed (P,), the mean over what is asked."""
+    right = reads.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
+    losses = (reads.square().sum(-1) - 2 * right + 1) / 2  # (P, B, L)
+    return (losses * batch.asked).sum((1, 2)) / batch.asked.sum((1, 2))
+
+
+def _looked_up(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of each seed's table: (P, S, D), (P, B, N) -> (P, B, N, D)."""
+    first = torch.arange(len(table), device=table.device)[:, None, None] * table.shape[1]
+    return _Rows.apply(table.flatten(0, 1), index + first)
+
+
+class _Rows(torch.autograd.Function):
+    """An embedding, with a backward pass that takes a fifth of the time of torch's on a CPU."""
+
+    @staticmethod
+    def forward(ctx, table, index):
+        ctx.save_for_backward(index)
+        ctx.shape = table.shape
+        return nn.functional.embedding(index, table)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (index,) = ctx.saved_tensors
+        rows = dy.reshape(-1, dy.shape[-1])
+        return dy.new_zeros(ctx.shape).index_add_(0, index.flatten(), rows), None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalMetrics:
+    """Where a run of several seeds stands after `step` steps.
+
+    Attributes:
+        losses: of this evaluation, a seed each; None for one that had ended before.
+        loss: the mean of those that are still under way.
+        outcomes: of each seed: None while it runs, then "ok", "diverged" or "interrupted".
+        reasons: why a seed ended: "solved", "no progress", "all steps", "not finite".
+        steps_per_s, seconds_left: of this process; seconds to the last possible step.
+    """
+
+    step: int
+    losses: tuple[float | None, ...]
+    loss: float
+    outcomes: tuple[str | None, ...]
+    reasons: tuple[str | None, ...]
+    steps_per_s: float
+    seconds_left: float
+
+    @property
+    def outcome(self) -> str | None:
+        """None while some seed runs; "interrupted" where one was."""
+        if None in self.outcomes:
+            return None
+        return next((o for o in ("interrupted", "diverged") if o in self.outcomes), "ok")
+
+
+@dataclass
+class _Seed:
+    """A seed's evaluations, and how it ended."""
+
+    seed: int
+    steps: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    best: float = math.inf
+    without_progress: int = 0
+    outcome: str | None = None
+    reason: str | None = None
+
+    def add(self, step: int, loss: float, config: RetrievalConfig) -> None:
+        """Count an evaluation, and end the seed where a rule says so."""
+        self.steps.append(step)
+        self.losses.append(loss)
+        if loss < self.best:
+            self.best, self.without_progress = loss, 0
+        else:
+            self.without_progress += 1
+        if not math.isfinite(loss):
+            self.outcome, self.reason = "diverged", "not finite"
+        elif loss <= config.solved_loss:
+            self.outcome, self.reason = "ok", "solved"
+        elif self.without_progress > config.patience:
+            self.outcome, self.reason = "ok", "no progress"
+        elif step >= config.n_steps:
+            self.outcome, self.reason = "ok", "all steps"
+
+    def summary(self, config: RetrievalConfig) -> dict[str, Any]:
+        """The figures of a run; losses are 0.5·Σ squared error, 0.5 at chance."""
+        if not self.steps:
+            return {"n_steps": 0}
+        best = self.best if math.isfinite(self.best) else None
+        return {
+            "n_steps": self.steps[-1],
+            "final_loss": self.losses[-1],
+            "best_loss": best,
+            "reported_loss": best if config.report == "best" else self.losses[-1],
+            "solved": best is not None and best <= config.solved_loss,
+            "reason": self.reason,
+        }
+
+
+class RetrievalTraining:
+    """A run of several seeds, advanced by iterating over `metrics()`. A seed that has ended takes
+    no further part.
+
+    The data of a seed s comes from a generator of 3·s, and evaluation data and random directions
+    from one of 3·s + 1, whatever other seeds there are.
+
+    Example:
+        >>> run = RetrievalTraining(RetrievalConfig(), seeds=(0, 1, 2))
+        >>> for m in run.metrics():
+        ...     print(m.step, m.losses)
+
+    Raises:
+        ValueError: no seed, or no such device.
+    """
+
+    def __init__(
+        self, config: RetrievalConfig, *, seeds: Sequence[int] = (0,), device: str | None = None
+    ):
+        self.config, self.device = config, resolve_device(device)
+        self.model = AssociativeMemory(config.model, n_keys=config.task.n_keys, seeds=seeds)
+        self.model.to(self.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, fused=True)
+        self.seeds = [_Seed(seed) for seed in seeds]
+        self.active = list(range(len(self.seeds)))
+        """Places in `seeds` of those that the tensors of the model hold, in order."""
+        self.data, self._evaluation = (
+            [torch.Generator(self.device).manual_seed(3 * seed + i) for seed in seeds]
+            for i in range(2)
+        )
+        self.step = 0
+        self.threads = torch.get_num_threads()
+        """Of the process as the run began; with others sums round otherwise."""
+
+    def metrics(self, stop: Callable[[], bool] = lambda: False) -> Iterator[RetrievalMetrics]:
+        """Train until every seed has ended, yielding at each evaluation. `stop()` is asked before
+        each step and ends the seeds that run as "interrupted"."""
+        first, started = self.step, time.perf_counter()
+        while self.active:
+            if stop():
+                yield self._metrics({}, first, started, interrupted=True)
+                return
+            if self.step == first + UNTIMED_STEPS:
+                started = time.perf_counter()
+            self.train_step()
+            if self.step % self.config.eval_every and self.step < self.config.n_steps:
+                continue
+            losses = dict(zip(self.active, self.evaluate().tolist(), strict=True))
+            for i, loss in losses.items():
+                self.seeds[i].add(self.step, loss, self.config)
+            self._drop_ended()
+            yield self._metrics(losses, first, started)
+
+    def train_step(self) -> Tensor:
+        """One step of the optimiser; the losses before it, of each running seed."""
+        batches = [
+            self.config.task.sample(self.config.batch_size, self.data[i]) for i in self.active
+        ]
+        losses = self._losses(_stacked(batches), 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        self.optimizer.step()
+        self.step += 1
+        return losses.detach()
+
+    @torch.no_grad()
+    def evaluate(self) -> Tensor:
+        """The loss of each running seed on fresh sequences.
+
+        Deviation: the mean over all queries; the published one is of batches of 32 of them, whose
+        last is smaller and counts as much. `claims.capacity.evaluation` measures what that does.
+        """
+        config = self.config
+        batches = [
+            config.eval_task.sample_all_queries(
+                config.eval_sequences, config.eval_queries, self._evaluation[i]
+            )
+            for i in self.active
+        ]
+        return self._losses(_stacked(batches), config.eval_sequences)
+
+    def _losses(self, batch: Associations, n_draws: int) -> Tensor:
+        return retrieval_loss(self.model(batch, self._directions(n_draws)), batch)
+
+    def _directions(self, n_draws: int) -> Tensor | None:
+        """Directions of "performer" (P, n_draws, D, m): new at each step, as published, and for
+        each sequence of an evaluation."""
+        model = self.config.model
+        if model.attention != "performer":
+            return None
+        return torch.stack(
+            [
+                torch.stack(
+                    [
+                        orthogonal_directions(model.head_dim, model.size, self._evaluation[i])
+                        for _ in range(n_draws)
+                    ]
+                )
+                for i in self.active
+            ]
+        )
+
+    def _drop_ended(self) -> None:
+        """Take the seeds that have ended out of the parameters and of the optimiser's moments."""
+        kept = [j for j, i in enumerate(self.active) if self.seeds[i].outcome is None]
+        if len(kept) == len(self.active):
+            return
+        self.active = [self.active[j] for j in kept]
+        for name, old in list(self.model.named_parameters()):
+            state = self.optimizer.state.pop(old)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[moment] = state[moment][kept].contiguous()
+            # A new parameter: autograd holds an old one to its shape while a graph of it lives,
+            # as it does after Numba has compiled below a step and kept the frames.
+            new = nn.Parameter(old.detach()[kept].contiguous())
+            setattr(self.model, name, new)
+            self.optimizer.state[new] = state
+        self.optimizer.param_groups[0]["params"] = list(self.model.parameters())
+
+    def _metrics(self, losses, first, started, interrupted: bool = False) -> RetrievalMetrics:
+        timed = self.step - first - UNTIMED_STEPS
+        speed = timed / (time.perf_counter() - started) if timed > 0 else math.nan
+        running = [losses[i] for i in self.active if i in losses] or list(losses.values())
+        outcomes = (s.outcome or ("interrupted" if interrupted else None) for s in self.seeds)
+        return RetrievalMetrics(
+            step=self.step,
+            losses=tuple(losses.get(i) for i in range(len(self.seeds))),
+            loss=sum(running) / len(running) if running else math.nan,
+            outcomes=tuple(outcomes),
+            reasons=tuple(s.reason for s in self.seeds),
+            steps_per_s=speed,
+            seconds_left=(self.config.n_steps - self.step) / speed if timed > 0 else math.nan,
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Write a checkpoint from which `load` continues bit for bit, on the same machine with the
+        same torch and number of threads; a killed process leaves the old one.
+
+        Raises:
+            FileError: it cannot be written; the file is as before.
+        """
+        checkpoints.save(self._state(), path)
+
+    def load(self, path: Path | str) -> None:
+        """Continue from a checkpoint of the same config and seeds.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: the file is damaged, or is one of another config, seeds or version; this
+                object may be half restored then.
+        """
+        checkpoints.restore(path, self, ("config", "of_seeds"))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.seeds = [_Seed(**seed) for seed in state["seeds"]]
+        self.active = [i for i, seed in enumerate(self.seeds) if seed.outcome is None]
+        for name, parameter in self.model.named_parameters():
+            saved = state["model"][name]
+            if saved.shape != (len(self.active), *parameter.shape[1:]):
+                raise ValueError(f"{name} has another shape")
+            parameter.data = saved.to(self.device, parameter.dtype)
+        checkpoints.restore_optimizer(self.optimizer, state["optimizer"])
+        self.step = checkpoints.checked_step(state["step"], self.config.n_steps)
+        self.threads = int(state["threads"])
+        for generators, states in zip((self.data, self._evaluation), state["random"], strict=True):
+            for generator, saved in zip(generators, states, strict=True):
+                generator.set_state(saved)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "config": asdict(self.config),
+            "of_seeds": [seed.seed for seed in self.seeds],
+            "seeds": [asdict(seed) for seed in self.seeds],
+            "step": self.step,
+            "threads": self.threads,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": [[g.get_state() for g in x] for x in (self.data, self._evaluation)],
+        }
+
+
+def _stacked(batches: Sequence[Associations]) -> Associations:
+    names = ("keys", "values", "queries", "targets", "asked")
+    return Associations(*(torch.stack([getattr(b, name) for b in batches]) for name in names))

@@ -10,7 +10,6 @@ advance in place, and on CUDA a step is one launch of a recorded graph.
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import wraps
 from itertools import islice
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
-from replib.memory import available_memory_bytes
+from replib.lab.memory_use import available_memory_bytes
 from replib.models import (
     Block,
     CausalTransformer,
@@ -577,26 +576,6 @@ class Recompute:
         else:
             self.tokens.random_(self.vocab_size, generator=generator)
         self.position = position
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The largest difference between two tensors, and its share of the largest value."""
-
-    absolute: float
-    relative: float
-
-
-@torch.inference_mode()
-def step_difference(model: CausalTransformer, tokens: Tensor) -> Difference:
-    """How far logits computed a token at a time depart from those of the whole sequence (B, N) at
-    once, which serve as the reference; both in the dtype of the model, which must be in eval
-    mode."""
-    decoder = Decoder(model, len(tokens), max_len=tokens.shape[1])
-    steps = torch.stack([decoder.step(token) for token in tokens.unbind(1)], dim=1)  # (B, N, V)
-    parallel = model(tokens).double()
-    absolute = (steps.double() - parallel).abs().max().item()
-    return Difference(absolute, absolute / parallel.abs().max().item())
 
 
 class Stepper(Protocol):

@@ -25,8 +25,8 @@ from replib.models import (
     TransformerConfig,
     set_dropout_generator,
 )
-from replib.pixels import Pixels, PixelTransformer
 from replib.tasks import CausalCopy, SequenceCopy, Task
+from replib.tasks.images import Pixels, PixelTransformer
 
 VERSION = 1  # raised when what a step or an evaluation does changes beyond rounding
 
@@ -268,7 +268,7 @@ class Training:
         same torch and number of threads; a killed process leaves the old one.
 
         Raises:
-            StoreError: it cannot be written; the file is as before.
+            FileError: it cannot be written; the file is as before.
         """
         checkpoints.save(self._state(), path)
 

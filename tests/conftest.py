@@ -29,15 +29,15 @@ def data(tmp_path_factory, monkeypatch):
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
     """The folder of a report of the recorded rows, built once for all tests."""
-    from replib import report
+    from replib.report import write
 
     folder = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPLIB_CACHE", str(folder / "cache"))
-        patch.setattr(report, "FIGURES", folder)
-        patch.setattr(report, "PICTURES", folder / "pictures")
-        patch.setattr(report, "README", shutil.copy(report.README, folder / "README.md"))
-        report.write_report()
+        patch.setattr(write, "FIGURES", folder)
+        patch.setattr(write, "PICTURES", folder / "pictures")
+        patch.setattr(write, "README", shutil.copy(write.README, folder / "README.md"))
+        write.write_report()
     return folder
 
 
@@ -61,7 +61,7 @@ def page(monkeypatch):
 @pytest.fixture
 def live():
     """The runs of an open notebook, stopped at the end of the test."""
-    from replib.live import LiveRuns
+    from replib.pages.live import LiveRuns
 
     live = LiveRuns("convergence")
     yield live

@@ -5,7 +5,7 @@ import json
 import random
 from pathlib import Path
 
-from replib import store
+from replib import files
 
 JUNK = (None, True, False, -1, 0, 1e-300, 1e300, 2**70, 10**18, 0.5, "", "text", "1", [], {}, [1])
 JUNK += ([None], {"x": 1}, "<img src=x onerror=alert(1)>", "\ud800", "a\x1b[2J", "nan", -0.0, 3.7)
@@ -49,7 +49,7 @@ def mutant(row, rng: random.Random) -> str:
 
 def write_mutants(folder: Path, name: str, rng: random.Random, n: int, n_whole: int) -> None:
     """A data file of some recorded rows, most of them changed; of each a changed one follows it."""
-    lines = (store.ROOT / "data" / f"{name}.jsonl").read_text().splitlines()
+    lines = (files.ROOT / "data" / f"{name}.jsonl").read_text().splitlines()
     whole = [json.loads(line) for line in rng.sample(lines, min(n_whole, len(lines)))]
     changed = [mutant(rng.choice(whole), rng) for _ in range(n)]
     text = "\n".join([*map(json.dumps, whole), *changed, ""])

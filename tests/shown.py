@@ -4,10 +4,10 @@ import html
 import json
 import re
 
-from replib import store
-from replib.benchmark import Cost, CostConfig
-from replib.experiments import laptop_copy
-from replib.jobs import TrainingJob
+from replib.claims.experiments import laptop_copy
+from replib.lab import store
+from replib.lab.run import TrainingJob
+from replib.lab.timing import Cost, CostConfig
 
 
 def markup(element):

@@ -1,8 +1,8 @@
 """Jobs small enough to run in a test."""
 
-from replib.benchmark import CostConfig
-from replib.experiments import Experiment, laptop_copy
-from replib.jobs import CostJob, TrainingJob
+from replib.claims.experiments import Experiment, laptop_copy
+from replib.lab.run import CostJob, TrainingJob
+from replib.lab.timing import CostConfig
 
 
 def tiny(seed=0, n_steps=20, attention="linear", **changes):

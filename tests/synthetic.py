@@ -11,14 +11,14 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from replib import store
-from replib.benchmark import Cost
-from replib.evaluation import MeansConfig
-from replib.experiments import EXPERIMENTS
-from replib.jobs import RetrievalJob, TrainingJob
-from replib.pixels import Pixels, bits
-from replib.retrieval import MemoryConfig, RetrievalConfig
-from replib.streams import GenerationCost, state_bytes
+from replib.claims.capacity.evaluation import MeansConfig
+from replib.claims.experiments import EXPERIMENTS
+from replib.fast_weights import MemoryConfig, RetrievalConfig
+from replib.lab import store
+from replib.lab.run import RetrievalJob, TrainingJob
+from replib.lab.runs.generation import GenerationCost, state_bytes
+from replib.lab.timing import Cost
+from replib.tasks.images import Pixels, bits
 
 CROSSOVERS = {"textbook": 100, "fused": 600}
 SLOWER = {"cpu": 1, "torch": 3}  # linear attention's implementations, but for the plain one

@@ -13,12 +13,13 @@ import pytest
 import torch
 from test_bench import TINY
 
-from replib import bench, interrupts, store
+from benchmarks import run
+from benchmarks.comparison import Setting
 from replib.__main__ import main
-from replib.experiments import EXPERIMENTS, SCALES, Experiment, laptop_copy
-from replib.jobs import TrainingJob, configs_of, on_device
-from replib.races import Setting
-from replib.recording import core_seconds, recorded_rows
+from replib.claims.experiments import EXPERIMENTS, SCALES, Experiment, laptop_copy
+from replib.lab import interrupts, store
+from replib.lab.record import core_seconds, recorded_rows
+from replib.lab.run import TrainingJob, configs_of, on_device
 
 PATIENCE_S = 60.0  # a busy machine; no test waits so long unless it fails
 
@@ -163,7 +164,7 @@ def test_doctor_tells_what_cannot_be_written(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def tiny_bench(monkeypatch):
     """`bench` at the sizes of tests, under the name of the quick scale."""
-    monkeypatch.setattr(bench, "QUICK", replace(TINY, name="quick"))
+    monkeypatch.setattr(run, "QUICK", replace(TINY, name="quick"))
 
 
 def test_bench_tells_ratios_and_saves_its_rows(tiny_bench, capsys):
@@ -171,12 +172,12 @@ def test_bench_tells_ratios_and_saves_its_rows(tiny_bench, capsys):
     told = capsys.readouterr().out
     rows = store.read_rows("bench")
     assert [row["config"]["work"] for row in rows] == [
-        bench.NOT_CAUSAL,
-        bench.LAST_READ,
-        bench.ALL_READS,
+        run.NOT_CAUSAL,
+        run.LAST_READ,
+        run.ALL_READS,
     ]
     assert {row["scale"] for row in rows} == {"quick"}
-    assert bench.bench_table(rows) in told
+    assert run.bench_table(rows) in told
     for row in rows:
         assert f"{Setting(**row['config'])}: " in told
 
@@ -184,7 +185,7 @@ def test_bench_tells_ratios_and_saves_its_rows(tiny_bench, capsys):
 def test_bench_saves_nothing_when_told_so(tiny_bench, capsys):
     arguments = ["bench", "--quick", "--no-save", "--only", "delta", "--device", "cpu"]
     assert main(arguments) == 0
-    assert bench.LAST_READ in capsys.readouterr().out
+    assert run.LAST_READ in capsys.readouterr().out
     assert store.read_rows("bench") == []
 
 
@@ -197,9 +198,9 @@ def test_an_interrupted_bench_keeps_what_it_measured(tiny_bench, monkeypatch, ca
 
     monkeypatch.setattr(store, "append", append_and_interrupt)
     assert main(["bench", "--quick", "--only", "delta", "--device", "cpu"]) == 130
-    assert [row["config"]["work"] for row in store.read_rows("bench")] == [bench.LAST_READ]
+    assert [row["config"]["work"] for row in store.read_rows("bench")] == [run.LAST_READ]
     told = capsys.readouterr()
-    assert "what was measured is kept" in told.err and f"delta rule: {bench.LAST_READ}" in told.out
+    assert "what was measured is kept" in told.err and f"delta rule: {run.LAST_READ}" in told.out
 
 
 def tiny_jobs(scale):
@@ -324,7 +325,7 @@ def test_computing_modules_import_no_marimo_altair_or_polars():
 
 def test_importing_the_bench_imports_no_peer_and_no_compiler():
     program = (
-        "import sys, replib.bench\n"
+        "import sys, benchmarks.run\n"
         "print(sorted({'fast_transformers', 'fla', 'numba'} & set(sys.modules)))"
     )
     out, told = python(program).communicate(timeout=PATIENCE_S)

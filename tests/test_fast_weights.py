@@ -1,207 +1,618 @@
-"""The visible memory: its recurrences equal closed forms, and a memory of R holds R keys."""
+"""Associative retrieval: task, memories against the published model, stop rules and resuming.
+
+P seeds, B batch, N sequence length, L number of queries, S keys, R feature size, M value size.
+"""
+
+import math
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import layer_norm
 
-from replib.attention.feature_maps import dpfp, elu1
+from benchmarks.peers import PublishedMemory
+from replib import fast_weights
+from replib.claims.experiments import (
+    CAPACITY_MEMORIES,
+    EXPERIMENTS,
+    UPDATE_RULE_MEMORIES,
+    Experiment,
+    retrieval_config,
+)
 from replib.fast_weights import (
-    MEMORIES,
-    FillConfig,
-    draw,
-    effective_rank,
-    eigenvalues,
-    fill,
-    key_features,
-    rank,
-    similarity,
+    AssociativeMemory,
+    MemoryConfig,
+    RetrievalConfig,
+    RetrievalTraining,
+    retrieval_loss,
 )
-from replib.kernels import delta, fwm
-from replib.retrieval import UPDATE_RULES
+from replib.kernels import installed
+from replib.kernels.delta.torch import read_weights
+from replib.kernels.retrieval import fwm
+from replib.lab import store
+from replib.lab.record import record, recorded_rows
+from replib.lab.run import RetrievalJob
+from replib.published import published
+from replib.tasks import Associations, AssociativeRetrieval
 
-SMALL = {"n_keys": 7, "head_dim": 4, "n_again": 3, "strength": 0.7}
-SETTINGS = [
-    (attention, values, scale)
-    for attention in MEMORIES
-    for values in ("one-hot", "random")
-    for scale in ("length 1", "sum 1", "none")
-    if (attention, scale) != ("tanh", "sum 1")
-]
-
-
-def config(attention="dpfp", **changes):
-    return FillConfig(attention=attention, **SMALL | changes)
+MEMORIES = list(dict.fromkeys(CAPACITY_MEMORIES + UPDATE_RULE_MEMORIES))
+every_memory = pytest.mark.parametrize("memory", MEMORIES, ids=lambda m: m.published_name)
 
 
-def loop(writes, rule):
-    """W after each write, by the equations as they stand."""
-    f, w, found = writes.written(rule), 0.0, []
-    beta = writes.config.strength
-    for i, (key, value) in enumerate(zip(writes.keys.tolist(), writes.values, strict=True)):
-        if rule == "sum":
-            w = w + torch.outer(value, f[key])
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def small(memory, **changes):
+    """A run of a few steps on few keys."""
+    task = AssociativeRetrieval(n_keys=8, with_replacement=memory.update_rule != "sum")
+    options = {"n_steps": 20, "eval_every": 5, "eval_sequences": 2, "batch_size": 4}
+    return RetrievalConfig(
+        **{"task": task, "model": replace(memory, head_dim=8)} | options | changes
+    )
+
+
+# Task
+
+
+def test_every_key_occurs_once_without_replacement():
+    batch = AssociativeRetrieval(n_keys=30).sample(7, generator())
+    for x in (batch.keys, batch.values):
+        assert torch.equal(x.sort(dim=1).values, torch.arange(30).expand(7, -1))
+    assert batch.queries.shape == (7, 1) and batch.asked.all()
+
+
+@pytest.mark.parametrize("with_replacement", [False, True])
+def test_the_target_is_the_last_value_of_the_key(with_replacement):
+    task = AssociativeRetrieval(n_keys=6, with_replacement=with_replacement)
+    assert task.seq_len == (12 if with_replacement else 6)
+    for batch in (task.sample(20, generator()), task.sample_all_queries(20, 200, generator())):
+        for b in range(20):
+            last = dict(zip(batch.keys[b].tolist(), batch.values[b].tolist(), strict=True))
+            for q, t, asked in zip(batch.queries[b], batch.targets[b], batch.asked[b], strict=True):
+                assert asked == (q.item() in last)
+                assert not asked or last[q.item()] == t
+
+
+def test_evaluation_asks_for_all_keys_up_to_a_number():
+    task = AssociativeRetrieval(n_keys=6)
+    assert task.sample_all_queries(2, 200, generator()).queries.tolist() == [list(range(6))] * 2
+    assert task.sample_all_queries(2, 4, generator()).queries.shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"n_keys": 1}, "n_keys 1: use 2 to 4096"),
+        ({"n_keys": 5, "seq_len": 6}, "seq_len 6 with 5 keys: use 1 to 5, or with_replacement"),
+        ({"n_keys": 5, "seq_len": 0}, "seq_len 0"),
+    ],
+)
+def test_tasks_that_cannot_be_drawn_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        AssociativeRetrieval(**options)
+
+
+# Memories
+
+
+def drawn(config, n_sequences=4, seeds=(0, 1)):
+    """A training, a batch of it with the leading P, and directions."""
+    training = RetrievalTraining(config, seeds=seeds)
+    batches = [config.task.sample(n_sequences, training.data[i]) for i in training.active]
+    return training, fast_weights._stacked(batches), training._directions(1)
+
+
+def of_seed(batch, i):
+    return Associations(*(x[i] for x in vars(batch).values()))
+
+
+def published_losses(model, batch, directions):
+    """0.5·Σ squared error, the mean over sequences, as the published code has it."""
+    right = torch.nn.functional.one_hot(batch.targets[:, 0], model.n_keys).float()
+    return (0.5 * (right - model(batch, directions)).square()).sum(-1).mean()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@every_memory
+def test_loss_and_gradients_are_those_of_the_published_model(memory, fused, monkeypatch):
+    if fused and not installed("numba"):
+        pytest.skip("Numba is not installed")
+    if not fused:
+        monkeypatch.setattr(fast_weights, "_fuses", lambda config: False)
+    training, batch, directions = drawn(small(memory))
+    losses = retrieval_loss(training.model(batch, directions), batch)
+    ours = torch.autograd.grad(losses.sum(), training.model.embedding)[0]
+    for i in range(2):
+        one = RetrievalTraining(training.config, seeds=(i,)).model
+        theirs = PublishedMemory(one)
+        loss = published_losses(
+            theirs, of_seed(batch, i), None if directions is None else directions[i]
+        )
+        expected = torch.autograd.grad(loss, theirs.embedding.weight)[0][: one.n_keys]
+        torch.testing.assert_close(losses[i], loss, rtol=2e-5, atol=1e-6)
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(ours[i], expected, rtol=1e-3, atol=2e-4 * scale)
+
+
+@pytest.mark.skipif(not installed("numba"), reason="Numba is not installed")
+@pytest.mark.parametrize("with_beta", [True, False])
+@pytest.mark.parametrize("nu", [0, 1, 3, -1])
+@pytest.mark.parametrize("n", [1, 7, 40])
+def test_the_fused_memory_is_the_plain_one(n, nu, with_beta):
+    from replib.attention.feature_maps import dpfp, elu1
+    from replib.kernels.retrieval import sums_cpu
+
+    assert sums_cpu.ELU1 == -1
+    g, d = generator(n), 16 if nu < 0 else 8
+    k = torch.randn(2, 3, n, d, generator=g)
+    if nu >= 0:
+        k = k.abs() - 0.3 * (nu > 0)
+    size = 16 * nu if nu > 0 else d
+    q, beta = torch.rand(2, 3, 1, size, generator=g), torch.rand(2, 3, n, generator=g)
+    inputs = [x.requires_grad_() for x in (q, k, *[beta] * with_beta)]
+    found = memory_cpu.read_weights(q, k, beta if with_beta else None, nu)
+    phi = elu1(k.double()) if nu < 0 else (dpfp(k, nu) if nu else k).double()
+    expected = q.double() @ phi.mT
+    if with_beta:
+        phi = phi / phi.sum(-1, keepdim=True)
+        expected = read_weights(q.double(), phi, beta.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+    dy = torch.randn(found.shape, generator=g)
+    for a, e in zip(
+        torch.autograd.grad(found, inputs, dy),
+        torch.autograd.grad(expected, inputs, dy.double()),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, e, rtol=1e-3, atol=1e-4 * e.abs().max().item())
+
+
+def fwm_memories(k, v, beta):
+    """The recurrence of `kernels.retrieval.fwm` as it is written: a memory (P, M, R) after another,
+    with the norm (P,) of what is divided."""
+    w = k.new_zeros(*v.shape[::2], k.shape[2])
+    for i in range(k.shape[1]):
+        error = v[:, i] - torch.einsum("pmr,pr->pm", w, k[:, i])
+        w = w + torch.einsum("pm,pr->pmr", beta[:, i, None] * error, k[:, i])
+        norm = w.flatten(1).norm(dim=1)
+        if i:
+            w = w / norm.clamp(min=1)[:, None, None]
+        yield w, norm
+
+
+def fwm_loop(q, k, v, beta):
+    """What queries read of the last memory."""
+    *_, (w, _) = fwm_memories(k, v, beta)
+    return torch.einsum("pmr,plr->plm", w, q)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])  # seldom, often and always above norm 1
+@pytest.mark.parametrize("n", [1, 2, 19, 20, 65])
+def test_fwm_is_its_written_recurrence_gradients_too(n, scale):
+    g = generator(n)
+    q, k, v = (torch.randn(2, x, 5, generator=g, dtype=torch.float64) for x in (3, n, n))
+    k, beta = scale * k, torch.rand(2, n, generator=g, dtype=torch.float64)
+    inputs = [x.requires_grad_() for x in (q, k, v[..., :4].contiguous(), beta)]
+    found, expected = fwm.retrieve(*inputs), fwm_loop(*inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    dy = torch.randn(found.shape, generator=g, dtype=torch.float64)
+    for a, e in zip(
+        torch.autograd.grad(found, inputs, dy),
+        torch.autograd.grad(expected, inputs, dy),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, e, rtol=1e-7, atol=1e-9 * (1 + e.abs().max().item()))
+
+
+def fwm_inputs(p, n_queries, n, r, m, scale=1.0):
+    g = generator(n)
+    q, k, v = (torch.randn(p, x, y, generator=g) for x, y in ((n_queries, r), (n, r), (n, m)))
+    return [x.requires_grad_() for x in (q, scale * k, v, torch.rand(p, n, generator=g))]
+
+
+def forward_and_gradients(form, inputs):
+    y = form(*inputs)
+    dy = torch.randn(y.shape, generator=generator()).to(y.dtype)
+    return y, *torch.autograd.grad(y, inputs, dy)
+
+
+needs_numba = pytest.mark.skipif(not installed("numba"), reason="Numba is not installed")
+
+
+@needs_numba
+@pytest.mark.parametrize("scale", [1e-3, 1.0])  # norms below 1, and above it
+@pytest.mark.parametrize(
+    "p, n_queries, n, r, m",
+    [(1, 1, 1, 2, 1), (2, 3, 5, 9, 16), (3, 1, 16, 8, 20), (2, 20, 75, 12, 33), (2, 2, 200, 64, 7)],
+)
+def test_the_fused_fwm_is_the_torch_form_and_the_recurrence(p, n_queries, n, r, m, scale):
+    inputs = fwm_inputs(p, n_queries, n, r, m, scale)
+    norms = torch.stack([norm for _, norm in fwm_memories(*inputs[1:])])
+    assert norms.max() < 1 if scale < 1 else n == 1 or (norms > 1).float().mean() > 0.5
+    found = forward_and_gradients(fwm.retrieve, inputs)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    for form in (fwm.retrieve, fwm_loop):
+        for a, e in zip(found, forward_and_gradients(form, wide), strict=True):
+            torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-5 * e.abs().max().item())
+
+
+@needs_numba
+def test_the_fused_fwm_takes_strided_tensors_and_is_the_same_on_two_threads():
+    q, k, v, beta = inputs = fwm_inputs(5, 2, 37, 6, 24)
+    expected = forward_and_gradients(fwm.retrieve, inputs)
+    strided = [q.mT.contiguous().mT, k.mT.contiguous().mT, v.repeat(1, 2, 1)[:, :37]]
+    strided += [torch.stack([beta, beta], dim=-1)[..., 0]]
+    assert not any(x.is_contiguous() for x in strided)
+    strided = [x.detach().requires_grad_() for x in strided]
+    before = torch.get_num_threads()
+    try:
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            for a, e in zip(forward_and_gradients(fwm.retrieve, strided), expected, strict=True):
+                torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5 * e.abs().max().item())
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_numba
+def test_the_fused_fwm_needs_no_gradient_of_the_values():
+    q, k, v, beta = fwm_inputs(2, 1, 20, 6, 20)
+    _, dq, dk, _, d_beta = forward_and_gradients(fwm.retrieve, [q, k, v, beta])
+    found = forward_and_gradients(lambda q, k, b: fwm.retrieve(q, k, v.detach(), b), [q, k, beta])
+    assert all(torch.equal(a, e) for a, e in zip(found[1:], (dq, dk, d_beta), strict=True))
+
+
+@needs_numba
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("place", range(1, 4), ids=["k", "v", "beta"])
+@pytest.mark.parametrize("write", [0, 3, 20, 39])
+def test_the_fused_fwm_shows_what_is_not_finite_in_its_own_sequence_alone(bad, place, write):
+    inputs = fwm_inputs(2, 1, 40, 6, 20)
+    with torch.no_grad():
+        inputs[place][0, write] = bad
+    found = forward_and_gradients(fwm.retrieve, inputs)
+    assert found[0][0].isnan().all()
+    for x in found:
+        assert x[0].isnan().any() and x[1].isfinite().all()
+
+
+def test_fwm_is_fused_for_float32_on_the_cpu_where_numba_is_installed(monkeypatch):
+    calls = []
+    if installed("numba"):
+        from replib.kernels.retrieval import fwm_cpu
+
+        monkeypatch.setattr(fwm_cpu, "_run", lambda *arguments: calls.append(arguments))
+    inputs = fwm_inputs(1, 1, 3, 4, 2)
+    fwm.retrieve(*inputs)
+    assert len(calls) == installed("numba")
+    fwm.retrieve(*(x.double() for x in inputs))
+    fwm.retrieve(*(x[:0] for x in inputs))
+    monkeypatch.setattr(fwm, "installed", lambda package: False)
+    fwm.retrieve(*inputs)
+    assert len(calls) == installed("numba")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fwm_does_not_depend_on_what_fresh_memory_holds(monkeypatch, dtype):
+    inputs = [x.detach().to(dtype).requires_grad_() for x in fwm_inputs(2, 3, 20, 5, 5)]
+    expected = forward_and_gradients(fwm.retrieve, inputs)
+    empty, nan = torch.empty, math.nan
+
+    def dirty(*shape, **options):
+        x = empty(*shape, **options)
+        return x.fill_(255 if x.dtype == torch.uint8 else nan)
+
+    monkeypatch.setattr(torch, "empty", dirty)
+    monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, nan))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *shape: x.new_full(shape, nan))
+    found = forward_and_gradients(fwm.retrieve, inputs)
+    assert all(torch.equal(a, e) for a, e in zip(found, expected, strict=True))
+
+
+def test_fwm_stays_finite_where_its_memory_is_renormalised_at_each_of_many_writes():
+    g = generator()
+    q, k, v = (torch.randn(1, n, 64, generator=g) for n in (1, 400, 400))
+    inputs = [x.requires_grad_() for x in (q, k, v, torch.rand(1, 400, generator=g))]
+    y = fwm.retrieve(*inputs)
+    torch.testing.assert_close(y, fwm_loop(*inputs), rtol=1e-2, atol=1e-3)
+    assert all(x.isfinite().all() for x in torch.autograd.grad(y.sum(), inputs))
+
+
+def once_differentiable_kernels():
+    """Kernels, and inputs of theirs."""
+    yield fwm.retrieve, [x.detach().double() for x in fwm_inputs(1, 2, 6, 4, 3)]
+    if installed("numba"):
+        yield fwm.retrieve, fwm_inputs(1, 2, 6, 4, 3)
+        g = generator(1)
+        q, k, beta = (torch.rand(*size, generator=g) for size in ((2, 1, 8), (2, 6, 8), (2, 6)))
+        yield lambda *x: memory_cpu.read_weights(*x, 0), [q, k, beta]
+        strided = k.mT.contiguous().mT
+        yield lambda *x: memory_cpu.read_weights(*x, 0), [q, strided, beta]
+
+
+def test_second_derivatives_of_kernels_that_have_none_raise_whatever_they_are_by():
+    for kernel, inputs in once_differentiable_kernels():
+        for i in range(len(inputs)):
+            inputs = [x.detach() for x in inputs]
+            inputs = [2 * x.requires_grad_() for x in inputs]  # there are other ways to them
+            first = torch.autograd.grad(kernel(*inputs).square().sum(), inputs, create_graph=True)
+            for gradient in first:
+                with pytest.raises(NotImplementedError, match="differentiable once"):
+                    torch.autograd.grad(gradient.sum(), inputs[i], retain_graph=True)
+
+
+def test_embeddings_and_features_of_memories_have_second_derivatives():
+    table = torch.randn(2, 4, 3, generator=generator(), dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([[[0, 1, 1]], [[3, 3, 2]]])
+    assert torch.autograd.gradgradcheck(lambda t: fast_weights._looked_up(t, index) ** 3, table)
+    assert torch.autograd.gradgradcheck(fast_weights._Elu1.apply, table)
+
+
+def test_without_the_guard_features_that_are_all_0_end_a_run_as_published():
+    """Those of FAVOR+ are for long keys, and the published code divides them by their sum."""
+    memory = MemoryConfig(attention="performer", implementation="64", update_rule="delta")
+    outcomes = []
+    for guarded in (True, False):
+        config = small(replace(memory, guarded=guarded), n_steps=1, eval_every=1)
+        training = RetrievalTraining(config, seeds=(0,))
+        with torch.no_grad():
+            training.model.key_bias += 100  # exp(ω·k - |k|² / 2) is 0, whatever ω
+        outcomes += [next(training.metrics()).outcomes]
+    assert outcomes == [("ok",), ("diverged",)]
+
+
+@every_memory
+def test_without_the_guard_memories_whose_features_are_not_0_read_the_same(memory):
+    if memory.update_rule != "delta" or memory.attention == "performer":
+        pytest.skip("has no guard")
+    training, batch, directions = drawn(small(memory))
+    expected = training.model(batch, directions)
+    training.model.config = replace(memory, guarded=False)
+    actual = training.model(batch, directions)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_write_strengths_of_a_seed_are_the_same_alone_and_among_others():
+    """To the last bit, where products with more than a column are."""
+    g = generator()
+    x, w = torch.randn(3, 20, 44, generator=g), torch.randn(3, 44, 64, generator=g)
+    if not torch.equal((x @ w)[:1], x[:1] @ w[:1]):
+        pytest.skip("products here depend on how many there are")
+    config = small(MemoryConfig(update_rule="delta"))
+    together, batch, _ = drawn(config)
+    for i, seed in enumerate(seed.seed for seed in together.seeds):
+        alone = RetrievalTraining(config, seeds=(seed,)).model
+        one = Associations(*(x[i : i + 1] for x in vars(batch).values()))
+        assert torch.equal(alone.strengths(one)[0], together.model.strengths(batch)[i])
+
+
+def test_what_a_memory_of_the_rule_fwm_reads_is_normalised():
+    training, batch, _ = drawn(small(MemoryConfig(attention="tanh", update_rule="fwm")))
+    y = training.model(batch)
+    torch.testing.assert_close(y, layer_norm(y, y.shape[-1:]), atol=1e-2, rtol=1e-2)
+
+
+def test_published_names_are_those_of_the_published_logs():
+    logs = published()["fastweights_logs"]
+    assert {m.published_name for m in UPDATE_RULE_MEMORIES} == set(logs["setting2"])
+    names = {m.published_name for m in CAPACITY_MEMORIES}
+    assert set(logs["setting1"]) <= names and names - set(logs["setting1"]) <= {"dpfp3_sum"}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"attention": "lsh"}, "unknown attention 'lsh': use softmax, linear"),
+        ({"update_rule": "ours"}, "unknown update_rule 'ours': use sum, delta, fwm"),
+        ({"attention": "dpfp", "implementation": "nu4"}, "use nu1, nu2, nu3"),
+        ({"attention": "dpfp", "implementation": "nu3", "head_dim": 3}, "use a nu below head_dim"),
+        ({"implementation": "torch"}, "linear features have no implementation 'torch'"),
+        ({"attention": "softmax", "update_rule": "delta"}, "no memory to update"),
+        ({"head_dim": 1}, "head_dim 1: use 2 to 1024"),
+        ({"eps": 1.0}, "eps 1.0"),
+    ],
+)
+def test_memories_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        MemoryConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch_size": 0}, "batch_size 0: use 1 to 4096"),
+        ({"patience": 0}, "patience 0"),
+        ({"lr": 0.0}, "lr 0.0: use above 0"),
+        ({"report": "first"}, "report 'first': use 'best' or 'last'"),
+        ({"eval_half_length": True}, "use with_replacement=True"),
+    ],
+)
+def test_runs_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        RetrievalConfig(**options)
+
+
+def test_a_memory_needs_a_seed():
+    with pytest.raises(ValueError, match="give at least one"):
+        AssociativeMemory(MemoryConfig(), n_keys=4, seeds=())
+
+
+# Training
+
+
+def test_linear_attention_solves_ten_keys_within_some_hundred_steps():
+    config = retrieval_config(10, MemoryConfig())
+    last = list(RetrievalTraining(config, seeds=(0,)).metrics())[-1]
+    assert last.reasons == ("solved",) and last.losses[0] <= 1e-3 and last.step < 1500
+
+
+def test_a_seed_is_the_same_alone_and_among_others():
+    for memory in (MemoryConfig(), MemoryConfig(attention="performer", implementation="64")):
+        config = small(memory)
+        together = RetrievalTraining(config, seeds=(0, 1, 2))
+        list(together.metrics())
+        for i in range(3):
+            alone = RetrievalTraining(config, seeds=(i,))
+            list(alone.metrics())
+            assert alone.seeds[0].steps == together.seeds[i].steps
+            assert alone.seeds[0].losses == pytest.approx(together.seeds[i].losses, rel=1e-4)
+
+
+def with_losses(training, monkeypatch, *rows):
+    """Let evaluations of a training give the losses of each row in turn, a seed a column."""
+    rows = iter(rows)
+
+    def evaluate():
+        row = next(rows)
+        return torch.tensor([row[i] for i in training.active])
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+
+
+def test_a_seed_ends_when_solved_or_after_more_evaluations_without_progress_than_patience(
+    monkeypatch,
+):
+    config = small(MemoryConfig(), n_steps=1000, eval_every=1, patience=2)
+    training = RetrievalTraining(config, seeds=(0, 1, 2))
+    nan = math.nan
+    rows = [(0.4, 0.5, 0.5), (0.0009, 0.6, 0.4), (9, 0.5, nan), (9, 0.5, 9), (9, 9, 9)]
+    with_losses(training, monkeypatch, *rows)
+    metrics = list(training.metrics())
+    assert [seed.reason for seed in training.seeds] == ["solved", "no progress", "not finite"]
+    assert [seed.steps[-1] for seed in training.seeds] == [2, 4, 3]
+    assert [m.outcomes for m in metrics][-1] == ("ok", "ok", "diverged")
+    assert metrics[2].losses[0] is None and metrics[-1].outcome == "diverged"
+    assert len(training.model.embedding) == 0
+
+
+def test_the_best_loss_is_reported_or_the_last_as_in_the_published_figures(monkeypatch):
+    for report, expected in (("best", 0.2), ("last", 0.3)):
+        config = small(MemoryConfig(), n_steps=3, eval_every=1, report=report)
+        training = RetrievalTraining(config, seeds=(0,))
+        with_losses(training, monkeypatch, (0.5,), (0.2,), (0.3,))
+        list(training.metrics())
+        summary = training.seeds[0].summary(config)
+        assert summary["reported_loss"] == pytest.approx(expected)
+        assert summary["reason"] == "all steps" and not summary["solved"]
+
+
+def test_setting_2_is_evaluated_at_its_length_or_on_half_of_it_as_published():
+    memory = MemoryConfig(update_rule="delta")
+    assert small(memory).eval_task.seq_len == 16
+    half = small(memory, eval_half_length=True)
+    assert (half.eval_task.seq_len, half.task.seq_len) == (8, 16)
+    assert RetrievalTraining(half).evaluate().isfinite().all()
+
+
+@every_memory
+def test_a_memory_in_float64_reads_what_one_in_float32_does(memory):
+    training, batch, directions = drawn(small(memory))
+    expected = training.model(batch, directions)
+    actual = training.model.double()(batch, None if directions is None else directions.double())
+    assert actual.dtype == torch.float64
+    torch.testing.assert_close(actual.float(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_seed_ends_while_somebody_holds_a_graph_of_the_step_before(monkeypatch):
+    config = small(MemoryConfig(), n_steps=3, eval_every=1)
+    training, held = RetrievalTraining(config, seeds=(0, 1)), []
+    losses = training._losses
+    monkeypatch.setattr(training, "_losses", lambda *a: held.append(losses(*a)) or held[-1])
+    monkeypatch.setattr(training, "evaluate", lambda: torch.tensor([0.5, 0.0]))
+    next(training.metrics())
+    assert training.active == [0]
+    assert training.train_step().shape == (1,)
+    assert len(training.model.embedding) == len(training.optimizer.param_groups[0]["params"][0])
+
+
+@pytest.mark.parametrize("memory", [MemoryConfig(), MEMORIES[5], UPDATE_RULE_MEMORIES[1]], ids=str)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, memory, monkeypatch):
+    config = small(memory, solved_loss=1e-9)
+    whole, first, second = (RetrievalTraining(config, seeds=(3, 4)) for _ in range(3))
+    for training in (whole, first, second):  # seed 3 has ended before the run is stopped
+        add = fast_weights._Seed.add
+
+        def ends_early(seed, step, loss, config, add=add):
+            add(seed, step, loss, config)
+            if seed.seed == 3 and step == 5:
+                seed.outcome, seed.reason = "ok", "no progress"
+
+        monkeypatch.setattr(fast_weights._Seed, "add", ends_early)
+        if training is whole:
+            list(training.metrics())
+        elif training is first:
+            stopped = list(training.metrics(lambda: first.step == 12))
+            assert stopped[-1].outcomes == ("ok", "interrupted")
+            first.save(tmp_path / "run.pt")
         else:
-            old = w @ f[key] if i else torch.zeros_like(value)
-            w = w + beta * torch.outer(value - old, f[key])
-        if rule == "fwm" and i:
-            w = w / max(1.0, torch.linalg.matrix_norm(w).item())
-        found.append(w)
-    return found
+            second.load(tmp_path / "run.pt")
+            list(second.metrics())
+        monkeypatch.setattr(fast_weights._Seed, "add", add)
+    assert [vars(s) for s in second.seeds] == [vars(s) for s in whole.seeds]
+    assert whole.seeds[1].steps == [5, 10, 15, 20]
 
 
-@pytest.mark.parametrize("rule", UPDATE_RULES)
-@pytest.mark.parametrize("attention, values, scale", SETTINGS)
-def test_memory_and_reads_are_those_of_the_plain_recurrence(attention, values, scale, rule):
-    writes = draw(config(attention, values=values, scale=scale))
-    filled, f = fill(writes, rule), writes.written(rule)
-    assert not filled.memory(0).any() and not filled.reads[0].any()
-    for n_writes, w in enumerate(loop(writes, rule), start=1):
-        torch.testing.assert_close(filled.memory(n_writes), w)
-        expected = f @ w.mT
-        if rule == "sum" and attention != "tanh":
-            z = f[writes.keys[:n_writes]].sum(0)
-            # Features of relu and dpfp may have nothing in common: then nothing is read.
-            expected = (expected / (f @ z)[:, None]).nan_to_num()
-        torch.testing.assert_close(filled.reads[n_writes], expected)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    config = small(MemoryConfig())
+    RetrievalTraining(config, seeds=(0,)).save(tmp_path / "run.pt")
+    with pytest.raises(ValueError, match="another config or seeds"):
+        RetrievalTraining(config, seeds=(1,)).load(tmp_path / "run.pt")
+    (tmp_path / "torn.pt").write_bytes(b"no")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        RetrievalTraining(config, seeds=(0,)).load(tmp_path / "torn.pt")
 
 
-@pytest.mark.parametrize("attention, values, scale", SETTINGS)
-def test_the_delta_rule_is_a_product_of_transition_matrices(attention, values, scale):
-    """W = Σ_j β v_j f_jᵀ Π_{i>j} (I - β f_i f_iᵀ), and what the training kernel reads."""
-    writes = draw(config(attention, values=values, scale=scale))
-    keys, beta = writes.written("delta")[writes.keys], SMALL["strength"]
-    expected = torch.zeros(writes.values.shape[1], keys.shape[1], dtype=torch.float64)
-    for j in range(len(keys)):
-        kept = beta * torch.outer(writes.values[j], keys[j])
-        for f in keys[j + 1 :]:
-            kept = kept @ (torch.eye(len(f), dtype=torch.float64) - beta * torch.outer(f, f))
-        expected += kept
-    filled = fill(writes, "delta")
-    torch.testing.assert_close(filled.memory(10), expected)
-    strengths = torch.full((1, 1, 10), beta, dtype=torch.float64)
-    queries = writes.written("delta")[None, None]
-    weights = delta.read_weights(queries, keys[None, None], strengths)[0, 0]
-    torch.testing.assert_close(filled.reads[10], weights @ writes.values)
+# Recording
 
 
-@pytest.mark.parametrize("attention, values, scale", SETTINGS)
-def test_the_rule_fwm_reads_what_its_kernel_reads_without_a_memory(attention, values, scale):
-    writes = draw(config(attention, values=values, scale=scale))
-    keys = writes.written("fwm")[writes.keys]
-    strengths = torch.full((1, 10), SMALL["strength"], dtype=torch.float64)
-    queries = writes.written("fwm")[None]
-    expected = fwm.retrieve(queries, keys[None], writes.values[None], strengths)[0]
-    filled = fill(writes, "fwm")
-    torch.testing.assert_close(filled.reads[10], expected)
-    assert filled.memory(10).norm() <= 1 + 1e-12
+def test_a_stopped_recording_continues_and_each_seed_has_a_row(data, cache):
+    job = RetrievalJob(config=small(MemoryConfig()), seeds=(0, 1))
+    experiment = Experiment(name="tiny", title="", jobs=lambda scale: [job])
+    seen = []
+    rows = list(
+        record(
+            experiment,
+            "smoke",
+            device="cpu",
+            stop=lambda: len(seen) == 2,
+            on_metrics=lambda job, metrics: seen.append(metrics.step),
+        )
+    )
+    assert [row["outcome"] for row in rows] == ["interrupted"] * 2
+    assert len(list(cache.glob("checkpoints/**/*.pt"))) == 1
+    rows = list(record(experiment, "smoke", device="cpu"))
+    assert [(row["seed"], row["outcome"]) for row in rows] == [(0, "ok"), (1, "ok")]
+    assert not list(cache.glob("checkpoints/**/*.pt"))
+    assert rows == store.latest(recorded_rows("tiny"))
+    assert list(record(experiment, "smoke", device="cpu")) == []
+    expected = RetrievalTraining(job.config, seeds=job.seeds)
+    list(expected.metrics())
+    assert [row["curve"]["loss"] for row in rows] == [s.losses for s in expected.seeds]
 
 
-def test_a_loss_is_of_the_value_that_a_key_was_given_last():
-    writes = draw(config(strength=1.0))
-    for rule in UPDATE_RULES:
-        filled = fill(writes, rule)
-        found = filled.losses()
-        assert len(found) == 10
-        for n_writes in (1, 7, 8, 10):
-            read = filled.reads[n_writes]
-            last = [
-                max(i for i in range(n_writes) if writes.keys[i] == k) if k < n_writes else None
-                for k in range(7)
-            ]
-            errors = [
-                ((read[k] - writes.values[i]) ** 2).sum().item() / 2
-                for k, i in enumerate(last)
-                if i is not None
-            ]
-            assert found[n_writes - 1] == pytest.approx(sum(errors) / len(errors))
-
-
-def test_a_key_that_is_given_a_new_value_reads_both_by_sum_and_the_new_one_by_delta():
-    """Exactly so where keys do not overlap: orthogonal features, D of them."""
-    writes = draw(FillConfig(n_keys=4, head_dim=8, attention="relu", n_again=1))
-    writes.features.copy_(torch.eye(4, 8, dtype=torch.float64))
-    old, new = writes.values[0], writes.values[4]
-    by_rule = {rule: fill(writes, rule).reads[5, 0] for rule in UPDATE_RULES}
-    torch.testing.assert_close(by_rule["sum"], (old + new) / 2)
-    torch.testing.assert_close(by_rule["delta"], new)
-    assert fill(writes, "delta").losses()[-1] < 1e-12
-    # |new - (old + new) / 2|² / 2 of one key of four
-    assert fill(writes, "sum").losses()[-1] == pytest.approx(0.25 / 4)
-
-
-@pytest.mark.parametrize("attention", MEMORIES)
-def test_with_delta_at_full_strength_the_last_written_key_reads_its_value(attention):
-    writes = draw(config(attention, head_dim=12, strength=1.0))
-    reads = fill(writes, "delta").reads[1:]
-    for read, key, value in zip(reads, writes.keys, writes.values, strict=True):
-        torch.testing.assert_close(read[key], value)
-
-
-@pytest.mark.parametrize(
-    "attention, implementation, n_features",
-    [
-        ("linear", None, 6),
-        ("relu", None, 6),
-        ("tanh", None, 6),
-        ("dpfp", "nu1", 12),
-        ("dpfp", "nu3", 36),
-        ("performer", "64", 128),
-    ],
-)
-def test_no_more_than_r_keys_are_independent(attention, implementation, n_features):
-    sized = FillConfig(head_dim=6, attention=attention, implementation=implementation)
-    assert sized.n_features == n_features
-    for n in (1, n_features // 2, n_features + 9):
-        x = key_features(sized, n)
-        values = eigenvalues(x)
-        assert 1 <= rank(values) <= min(n, n_features)
-        assert 1 - 1e-9 <= effective_rank(values) <= rank(values) + 1e-6
-        assert values.sum().item() == pytest.approx(n)  # the trace: all rows have length 1
-        full = torch.linalg.eigvalsh(similarity(x)).flip(0)[: len(values)]
-        torch.testing.assert_close(values, full.clamp(min=0), atol=1e-9, rtol=0)
-
-
-def test_the_effective_rank_counts_equal_eigenvalues():
-    assert effective_rank(torch.tensor([2.0, 2.0, 2.0, 0.0])) == pytest.approx(3)
-    assert effective_rank(torch.tensor([1.0, 0.0])) == pytest.approx(1)
-    assert rank(torch.tensor([1.0, 1e-3, 1e-12])) == 2
-
-
-def test_features_are_those_of_the_mechanisms_and_the_first_keys_stay():
-    with_two = config("dpfp", implementation="nu2")
-    x = torch.atanh(key_features(config("tanh"), 5))
-    torch.testing.assert_close(key_features(with_two, 5), dpfp(x, 2))
-    torch.testing.assert_close(key_features(config("linear"), 5), elu1(x))
-    assert torch.equal(key_features(with_two, 9)[:5], key_features(with_two, 5))
-    assert not torch.allclose(key_features(config(seed=1), 5), key_features(config(), 5))
-
-
-def test_random_features_come_near_the_exponential_of_products():
-    sized = FillConfig(head_dim=4, attention="performer", implementation="512")
-    x = torch.atanh(key_features(FillConfig(head_dim=4, attention="tanh"), 6)) / 4**0.25
-    f = key_features(sized, 6)
-    near = (x[:, None] + x).norm(dim=-1) < 2  # beyond, the error grows as the exponential
-    expected, found = (x @ x.mT).exp()[near], (f @ f.mT)[near]
-    assert len(expected) > 5
-    torch.testing.assert_close(found, expected, rtol=0.3, atol=0.1)
-
-
-@pytest.mark.parametrize(
-    "changes, remedy",
-    [
-        ({"attention": "softmax"}, "use linear"),
-        ({"n_keys": 0}, "use 1 to 1024"),
-        ({"n_again": 8}, "use 0 to that many"),
-        ({"strength": 0.0}, "use above 0"),
-        ({"values": "two-hot"}, "use one-hot, random"),
-        ({"scale": "sum 1", "attention": "tanh"}, "length 1"),
-        ({"attention": "dpfp", "implementation": "nu9"}, "nu1"),
-    ],
-)
-def test_a_filling_out_of_range_is_refused_with_the_remedy(changes, remedy):
-    with pytest.raises(ValueError, match=remedy):
-        FillConfig(**SMALL | changes)
-
-
-def test_an_unknown_rule_is_refused():
-    with pytest.raises(ValueError, match="use sum, delta, fwm"):
-        fill(draw(config()), "product")
+@pytest.mark.parametrize("scale", ["laptop", "paper"])
+@pytest.mark.parametrize("name, memories", [("capacity", 8), ("update_rules", 7)])
+def test_the_grid_is_that_of_the_paper(name, memories, scale):
+    jobs = EXPERIMENTS[name].jobs(scale)
+    last = 600 if name == "capacity" else 200
+    found, half = {}, []
+    for job in jobs:
+        if job.config.eval_half_length:
+            half.append((job.config.model, job.config.task.n_keys, len(job.seeds)))
+        else:
+            found.setdefault(job.config.model, []).append(job.config.task.n_keys)
+        assert job.config.task.with_replacement == (name == "update_rules")
+        assert job.config.n_steps == 100_000 and job.config.eval_sequences == 20
+        fwm_of_tanh = job.config.model.published_name == "tanh_fwm"
+        options = (1e-4, 128) if fwm_of_tanh else (1e-3, 32)
+        assert (job.config.lr, job.config.batch_size) == options
+    assert len(found) == memories
+    for keys in map(sorted, found.values()):
+        assert (keys[0], keys[-1]) == (20, last) and len(set(keys)) == len(keys)
+        most = 40 if scale == "laptop" else 20
+        assert all(b - a <= most for a, b in zip(keys[:-1], keys[1:], strict=True))
+        assert {n for n in (60, 100, 200, 300, 400, 500) if n <= last} <= set(keys)
+    coarse = {job.config.task.n_keys for job in jobs if len(job.seeds) >= 3}
+    assert {20, 100, 200} <= coarse and last in coarse
+    rules = [] if name == "capacity" else UPDATE_RULE_MEMORIES[:4]
+    assert half == [(model, n, 3) for n in (20, 60, 100, 200, 80, 120) for model in rules]

@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 import vl_convert
 
-from replib.statistics import Exponent, Ratio
-from replib.verdicts import constant_cost_verdict, exponent_text, images_verdict, ratio_text
+from replib.lab.statistics import Exponent, Ratio
+from replib.lab.verdict import constant_cost_verdict, exponent_text, images_verdict, ratio_text
 
 HERE = Path(__file__).parents[1]
 # Modules whose numbers readers see; others print sizes and times, which have no sign.

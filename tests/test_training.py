@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from replib import checkpoints, store
+from replib import checkpoints, files
 from replib.attention import ATTENTION
-from replib.experiments import laptop_copy
-from replib.pixels import Pixels
+from replib.claims.experiments import laptop_copy
 from replib.tasks import CausalCopy, SequenceCopy
+from replib.tasks.images import Pixels
 from replib.training import MODELS, Training, TrainingConfig
 
 TASKS = (CausalCopy(seq_len=16), SequenceCopy(seq_len=16), Pixels())
@@ -174,8 +174,8 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkey
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
-    with pytest.raises(store.StoreError, match="disk full: free space"):
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(files.FileError, match="disk full: free space"):
         training.save(path)
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]

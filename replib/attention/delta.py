@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from replib.attention.base import Attention, check_qkv, packed, repeat_heads
 from replib.attention.feature_maps import DPFP_NU, dpfp
 from replib.attention.padding import without_padding
-from replib.kernels import delta, installed, refusal, why_not
+from replib.kernels import installed, refusal, why_not
+from replib.kernels.delta import torch as delta
 from replib.kernels.library import without_autocast
 
 # Ways to compute the same function, all positions and after the last write.
@@ -75,9 +76,9 @@ def delta_rule(
     if 0 in (*q.shape, *v.shape):
         return _nothing(q, k, v, beta)
     if kernel == "cpu":
-        from replib.kernels import delta_cpu
+        from replib.kernels.delta import cpu
 
-        return delta_cpu.delta_rule(q, k, v, beta)
+        return cpu.delta_rule(q, k, v, beta)
     return (delta.recurrent if kernel == "plain" else delta.delta_rule)(q, k, v, beta)
 
 

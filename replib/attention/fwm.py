@@ -12,7 +12,7 @@ from torch.nn.functional import layer_norm
 from replib.attention.base import check_qkv
 from replib.attention.delta import DeltaAttention, DeltaState, read
 from replib.attention.feature_maps import feature_map_named
-from replib.kernels import delta
+from replib.kernels.delta import torch as delta
 from replib.kernels.library import without_autocast
 
 FEATURES = ("tanh", "dpfp1")  # with which it was published; "tanh" is that of the paper's own

@@ -13,7 +13,7 @@ from torch import Tensor
 from replib.attention.base import Attention, check_qkv, packed, repeat_heads
 from replib.attention.feature_maps import feature_map_named
 from replib.kernels import KERNELS, fastest_kernel, installed, refusal, why_not
-from replib.kernels.operator import exactly, without_what_is_not_finite
+from replib.kernels.linear.operator import exactly, without_what_is_not_finite
 
 # From timings at D = 32 and 64, N = 64 to 65536, on a 2-core AMD EPYC: a kernel's share of a matrix
 # product's rate and its chunk, and what storing one (N, N) weight costs besides products. That of

@@ -12,7 +12,7 @@ from torch import Tensor
 from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.feature_maps import favor_exponents, orthogonal_directions
 from replib.attention.linear import FeatureAttention, linear_attention, without_padding
-from replib.kernels.operator import exactly, without_what_is_not_finite
+from replib.kernels.linear.operator import exactly, without_what_is_not_finite
 
 # Of sums of features that are divided by their largest: what an eps like the 1e-6 of linear
 # attention would outweigh.

@@ -17,17 +17,17 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from replib.kernels import torch_chunked
+from replib.kernels.linear import torch as torch_chunked
 
 
 def _cpu(q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool, causal: bool) -> Tensor:
-    from replib.kernels import cpu
+    from replib.kernels.linear import cpu
 
     return cpu.linear_attention(q, k, v, eps, elu1, causal)
 
 
 def _cuda(q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool, causal: bool) -> Tensor:
-    from replib.kernels import cuda
+    from replib.kernels.linear import cuda
 
     return cuda.linear_attention(q, k, v, eps, elu1, causal)
 
@@ -101,7 +101,7 @@ def compiled(kernel: str) -> bool:
     """Whether a kernel's first call is ready to run, rather than about to compile."""
     if kernel != "cpu" or not installed("numba"):
         return True
-    from replib.kernels import cpu
+    from replib.kernels.linear import cpu
 
     return cpu.compiled()
 
@@ -109,6 +109,6 @@ def compiled(kernel: str) -> bool:
 def compile_now(kernel: str) -> None:
     """Compile a kernel before it is timed, where that takes long and can be done beforehand."""
     if kernel == "cpu" and installed("numba"):
-        from replib.kernels import cpu
+        from replib.kernels.linear import cpu
 
         cpu.compile_now()

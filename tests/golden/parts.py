@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from replib.attention import ATTENTION
-from replib.autopsy import DEFECTS, AutopsyConfig
-from replib.experiments import laptop_copy
+from replib.claims.autopsy.defects import DEFECTS, AutopsyConfig
+from replib.claims.experiments import laptop_copy
+from replib.fast_weights import FEATURES, MemoryConfig, RetrievalConfig, RetrievalTraining
 from replib.models import TransformerConfig
-from replib.pixels import Pixels
-from replib.retrieval import FEATURES, MemoryConfig, RetrievalConfig, RetrievalTraining
 from replib.tasks import AssociativeRetrieval, CausalCopy, SequenceCopy
+from replib.tasks.images import Pixels
 from replib.training import Training, TrainingConfig
 
 VALUES = Path(__file__).with_name("values.json")

@@ -1,0 +1,578 @@
+"""The marimo parts of the autopsy notebook."""
+
+import functools
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import altair as alt
+import marimo as mo
+import polars as pl
+import torch
+
+from replib.attention.softmax import softmax_attention
+from replib.claims import judging
+from replib.claims.autopsy import charts, frames, hypotheses, other_works
+from replib.claims.autopsy import full_size as full
+from replib.claims.autopsy import judge as autopsy
+from replib.claims.autopsy import step_times as timing
+from replib.claims.autopsy.article_losses import article_batches
+from replib.claims.autopsy.defects import DEFECTS, article_defects
+from replib.lab.run import CostJob, Job
+from replib.lab.statistics import SOFTMAX_MODELS, Total, measured_total, ratio
+from replib.lab.store import Row
+from replib.lab.text import markdown_table
+from replib.lab.verdict import LOSS_MARGIN, Verdict, ratio_text, three_digits
+from replib.pages import controls, style
+from replib.pages.controls import Control
+from replib.pages.live import in_passing_thread, one_thread_spared
+from replib.pages.live_jobs import live_autopsy_jobs
+from replib.published import published
+
+NONE = "none"  # in the URL, where no switch is on
+SWITCHES = Control("defects", "Defects", (*DEFECTS, NONE), article_defects("linear"))
+
+
+def chosen_at_first() -> tuple[str, ...]:
+    """The defects that the URL or the command line asks for; without one, those that the recorded
+    ablation has."""
+    sources = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
+    values, notes = controls.initial_values([SWITCHES], *sources)
+    if controls.in_static_page():
+        controls.check_asked([SWITCHES], (), notes)
+    return tuple(name for name in values["defects"] if name != NONE)
+
+
+def switches(chosen: Sequence[str]) -> mo.ui.dictionary:
+    """A switch for each defect."""
+    return mo.ui.dictionary(
+        {name: mo.ui.switch(value=name in chosen, label=one.title) for name, one in DEFECTS.items()}
+    )
+
+
+def chosen(elements: mo.ui.dictionary) -> dict[str, tuple[str, ...]]:
+    """The defects whose switch is on, as a setting, and in the URL."""
+    names = tuple(name for name, on in elements.value.items() if on)
+    controls.share({"defects": names or (NONE,)})
+    return {"defects": names}
+
+
+def half_an_encoder() -> mo.Html:
+    """Half an encoder compared with a model that has only the layers it uses."""
+    with one_thread_spared():
+        found = in_passing_thread(other_works.half_encoder)
+    text = (
+        "**Half an encoder beside a model that has only the layers it uses.** On random tokens "
+        f"what they encode differs by {found.difference:z.1g} at most; the defect applies a layer "
+        f"{found.n_applied} times, the other {found.n_used} times"
+    )
+    if not controls.in_static_page():  # which is the same each time
+        factor = three_digits(found.broken_ms / found.half_ms)
+        text += f", and it takes {factor}× as long to encode, here and now"
+    return mo.md(f"{text}.")
+
+
+def presets(choose: Callable) -> mo.ui.array:
+    """Buttons that turn all switches on or off."""
+    return mo.ui.array(
+        [
+            mo.ui.button(label=label, on_change=lambda _, names=names: choose(names))
+            for label, names in (("all on", tuple(DEFECTS)), ("all off", ()))
+        ]
+    )
+
+
+def show_switches(
+    elements: mo.ui.dictionary, buttons: mo.ui.array, found: Sequence[hypotheses.Finding]
+) -> mo.Html:
+    """Each switch with what the defect is, where it stood, what it should do, and which of that
+    was measured."""
+    cells = "".join(
+        _switch_row(elements, name, hypotheses.measured(found, name)) for name in DEFECTS
+    )
+    rows = mo.Html(
+        '<div role="group" aria-label="defects" style="display:grid; gap:.7rem 1.5rem; '
+        f'grid-template-columns:repeat(auto-fit, minmax(min(100%, 21rem), 1fr))">{cells}</div>'
+    )
+    if controls.in_static_page():
+        return rows
+    return mo.vstack([rows, mo.hstack(list(buttons), justify="start", gap=0.5)])
+
+
+FOUND_LATER = "<br>Found later, when its effect was known; see the article's own size, above."
+
+
+def _switch_row(elements: mo.ui.dictionary, name: str, measured: str) -> str:
+    one = DEFECTS[name]
+    label = f"<b>{html.escape(one.title)}</b>" if controls.in_static_page() else elements[name]
+    return (
+        f"<div>{label}<div style='font-size:.9rem'>{html.escape(one.what)}"
+        f"{' <i>Linear runs only.</i>' * one.linear_only}<br><code>{html.escape(one.where)}</code>"
+        f"{f'<br>Expected: {html.escape(one.expected)}.' if one.expected else FOUND_LATER}"
+        f"{f'<br>Measured: {html.escape(measured)}.' if measured else ''}</div></div>"
+    )
+
+
+def cards(
+    losses: Sequence[Row],
+    times: Sequence[Row],
+    steps: Sequence[Row],
+    article: Mapping[str, Any],
+) -> dict[str, Verdict]:
+    """A verdict on each of the article's conclusions."""
+    return {
+        "convergence": autopsy.convergence(losses),
+        "slowdown": timing.slowdown(times, article),
+        "crossover": timing.article_crossover(times, steps),
+    }
+
+
+def session_cards(rows: Sequence[Row], article: Mapping[str, Any]) -> dict[str, Verdict | str]:
+    """`cards` on the rows of this session, or that there are none."""
+    losses, times = of_experiment(rows, "autopsy"), of_experiment(rows, "autopsy_time")
+    needed = {"convergence": losses, "slowdown": times, "crossover": times}
+    judged = cards(losses, times, [], article)
+    return {name: judged[name] if some else judging.NOTHING_RUN for name, some in needed.items()}
+
+
+PAPER_CLAIMS = {"convergence": "convergence", "slowdown": "crossover", "crossover": "crossover"}
+"""What the paper claims on the matter of each of the article's conclusions."""
+
+
+def verdict_cards(
+    said: Mapping[str, str],
+    recorded: Mapping[str, Verdict],
+    session: Mapping[str, Verdict | str],
+    device: str,
+) -> mo.Html:
+    """A card for each of the article's conclusions; "supported" says that it stands."""
+    return mo.vstack(
+        [
+            controls.verdict_card(
+                f"{autopsy.CONCLUSIONS[name]} Does it stand after mending?",
+                [
+                    ("Paper", judging.PAPER_SAYS[PAPER_CLAIMS[name]]),
+                    ("2022 replication", said[name]),
+                    (f"Recorded here, {device}", recorded[name]),
+                    (controls.THIS_MACHINE, session[name]),
+                ],
+            )
+            for name in autopsy.CONCLUSIONS
+        ],
+        gap=1.5,
+    )
+
+
+def of_experiment(rows: Sequence[Row], name: str) -> list[Row]:
+    """The rows of one experiment: "autopsy" has the losses, "autopsy_time" the steps."""
+    return [row for row in rows if row["experiment"] == name]
+
+
+def slowdown_tabs(rows: Sequence[Row], article: Mapping[str, Any]) -> mo.Html:
+    """The attribution of the slowdown at each length, the longest first."""
+    tabs = {}
+    for n in sorted(set(article["N"]) & set(autopsy.lengths_of(rows)), reverse=True) or [64]:
+        text = mo.md(timing.attribution_text(timing.attribution(rows, article, n)))
+        tabs[f"N = {n}"] = mo.vstack([slowdown_chart(rows, article, n), text])
+    return mo.ui.tabs(tabs)
+
+
+def slowdown_chart(rows: Sequence[Row], article: Mapping[str, Any], n: int) -> alt.LayerChart:
+    """`charts.stages_chart` at one length, titled with what stays unexplained."""
+    found = timing.attribution(rows, article, n)
+    title = "No measurements yet"
+    if found is not None:
+        title = f"The article's {found.article:z.0f}×, taken apart: {_left(found)} is unexplained"
+    return charts.stages_chart(
+        frames.stages(found),
+        title=title,
+        subtitle=f"N = {n}, linear over softmax, {controls.device_names(rows)}; {timing.NOT_THERE}",
+    )
+
+
+def _left(found: timing.Attribution) -> str:
+    return f"{three_digits(found.unexplained.value)}×"
+
+
+def effects_chart(rows: Sequence[Row]) -> alt.LayerChart:
+    """`charts.effects_chart`, titled with what costs most at the longest N."""
+    frame = frames.effects(rows)
+    if frame.is_empty():
+        return charts.effects_chart(frame, title="No measurements yet")
+    longest = autopsy.lengths_of(rows)[-1]
+    alone = [one for one in timing.time_effects(rows, "linear", longest) if one.alone_on]
+    title = "What each defect does to the time of a training step"
+    if alone:
+        most = max(alone, key=lambda one: one.alone_on.value)
+        factor, name = three_digits(most.alone_on.value), DEFECTS[most.defect].title
+        title = f"At N = {longest}, “{name}” costs most of a linear step: {factor}×"
+    return charts.effects_chart(frame, title=title)
+
+
+def losses_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
+    """`charts.losses_chart`, titled with where linear runs of the longest N end: broken, with the
+    one defect mended that helps most, and mended."""
+    title = "Where runs with and without each defect end" if rows else "No measurements yet"
+    n = max(autopsy.lengths_of(rows), default=0)
+    ends = {
+        (role, defect): median(losses)
+        for (attention, length, role, defect), losses in autopsy.final_losses(rows).items()
+        if (attention, length) == ("linear", n)
+    }
+    if {BROKEN, MENDED} <= ends.keys():
+        told = [f"{_nats(ends[BROKEN])} broken", f"{_nats(ends[MENDED])} mended"]
+        off = {defect: end for (role, defect), end in ends.items() if role == autopsy.ALONE_OFF}
+        helps = min(off, key=off.get, default=None)
+        if helps and ends[BROKEN] - off[helps] > LOSS_MARGIN:
+            masked = ends.get((autopsy.OFF_WITH_MASK, helps))
+            too = "" if masked is None else f" ({_nats(masked)} with the mask too)"
+            told.insert(1, f"{_nats(off[helps])} with “{DEFECTS[helps].title}” alone mended{too}")
+        title = f"At N = {n}, linear runs end at {', '.join(told)}"
+    return charts.losses_chart(frames.losses(rows, article), title=title)
+
+
+def _nats(loss: float) -> str:
+    return f"{loss:z.2g}" if loss >= 1e-3 else "under 0.001"
+
+
+BROKEN, MENDED = (autopsy.BROKEN, None), (autopsy.MENDED, None)
+
+
+def scale_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
+    """`charts.scale_chart`, titled with the batches."""
+    batches = article_batches(article)
+    title = f"Divided by batches of {batches['softmax']} and {batches['linear']}, plateaus agree"
+    return charts.scale_chart(frames.scale(article, rows), title=title)
+
+
+def loss_curves_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
+    """`charts.loss_curves_chart`, titled with where the article's runs end."""
+    above = autopsy.above_level(article)
+    ends = len(autopsy.article_ends(article))
+    near = sum(abs(gap) <= autopsy.LEVEL_MARGIN for gap in above.values())
+    title = (
+        f"Of the article's {ends} runs {ends - len(above)} end at 0, {near} where the symbols are "
+        "known but not their order"
+    )
+    curves, levels = frames.loss_curves(article, rows), frames.levels(article)
+    return charts.loss_curves_chart(curves, levels, title=title)
+
+
+def full_size(rows: Sequence[Row], article: Mapping[str, Any]) -> mo.Html:
+    """The runs of the article's size: whether its softmax comes back, their curves, where they end,
+    and what that explains."""
+    says = f"{full.CLAIM} Does it come back at the article's own size?"
+    end = autopsy.article_ends(article)["softmax", full.SEQ_LEN]
+    told = f"{end.printed:zg} at N = {end.seq_len}, a sum over a batch of {end.batch}: {end.text} "
+    columns = [
+        ("2022 replication", f"{told}nats a token (our reading of its figure, batch inferred)."),
+        (f"Recorded here, {controls.device_names(rows)}", full.softmax_returns(rows, article)),
+    ]
+    return mo.vstack(
+        [
+            controls.verdict_card(says, columns),
+            full_size_chart(rows, article),
+            mo.md(full.full_size_text(rows, article)),
+        ],
+        gap=1.5,
+    )
+
+
+def full_size_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
+    """`charts.loss_curves_chart` of the runs of the article's size, titled with where softmax ends
+    as written."""
+    found = full.written(rows, "softmax")
+    if found is None:
+        return style.no_data("No run of the article's size is recorded yet")
+    end = autopsy.article_ends(article)["softmax", full.SEQ_LEN]
+    title = (
+        f"As written, softmax ends at {full.printed(found.ends)} here, as printed; "
+        f"the article's at {end.printed:zg}"
+    )
+    levels = frames.levels(article).filter(pl.col("seq_len") == full.SEQ_LEN)
+    curves = frames.full_size_curves(article, rows)
+    return charts.loss_curves_chart(curves, levels, title=title)
+
+
+def prediction_choices(article: Mapping[str, Any]) -> list[Control]:
+    """What the reader chooses of the regression."""
+    lengths = tuple(map(str, article["N"]))
+    models = SOFTMAX_MODELS, "quadratic", judging.MODEL_NAMES
+    return [
+        Control("points", "Points", lengths, lengths),
+        Control("softmax_model", "Softmax as", *models),
+    ]
+
+
+def prediction(article: Mapping[str, Any], settings: Mapping[str, Any]) -> mo.Html:
+    """The crossover that the chosen points and model predict, as a chart with its text."""
+    lengths, model = [int(n) for n in settings["points"]], settings["softmax_model"]
+    try:
+        found = timing.predicted(article, lengths, model)
+    except ValueError as error:
+        named = f"the model “{judging.MODEL_NAMES[model]}”"
+        said = str(error).replace(f"the {model} model", named)
+        return mo.callout(said, kind="warn")
+    chart = prediction_chart(article, lengths, model)
+    return mo.vstack([chart, mo.md(timing.prediction_text(found))])
+
+
+def prediction_chart(
+    article: Mapping[str, Any], lengths: Sequence[int], softmax_model: str
+) -> alt.LayerChart:
+    """`charts.prediction_chart`, titled with the crossover.
+
+    Raises:
+        ValueError: as `claims_autopsy_time.predicted`.
+    """
+    found = timing.predicted(article, lengths, softmax_model)
+    crossing = found.fit.crossover
+    title = "These points and this model predict no crossover"
+    if crossing < float("inf"):
+        title = f"{len(lengths)} points up to N = {lengths[-1]} “predict” N = {crossing:z.0f}"
+    return charts.prediction_chart(article, found, title=title)
+
+
+EACH_ALONE = "each defect alone"
+MEASURES = ("both", "losses", "step times", EACH_ALONE)
+
+
+def live_jobs(values: Mapping[str, Any]) -> list[Job]:
+    """`live_autopsy_jobs`; or the steps with each defect alone and with none, timed together,
+    whatever the switches are."""
+    if values["measure"] != EACH_ALONE:
+        return live_autopsy_jobs(values)
+    configs = {
+        config: None
+        for defects in ((), *((name,) for name in DEFECTS))
+        for job in live_autopsy_jobs(values | {"defects": defects, "measure": "step times"})
+        for config in job.configs
+    }
+    return [CostJob(configs=tuple(configs), n_repeats=values["repeats"])] if configs else []
+
+
+def _each_alone(times: Sequence[Row]) -> bool:
+    """Whether rows are of more than a mechanism's mended and switched steps."""
+    sets = {(r["config"]["model"]["attention"], *r["config"]["defects"]) for r in times}
+    return any(sum(one[0] == name for one in sets) > 2 for name, *_ in sets)
+
+
+def session_charts(rows: Sequence[Row]) -> mo.Html:
+    """Losses and step times of this session, mended and with the switches, or each alone."""
+    losses, times = of_experiment(rows, "autopsy"), of_experiment(rows, "autopsy_time")
+    if not rows:
+        return mo.md("*Nothing has run yet with these settings.*")
+    if _each_alone(times):
+        if frames.effects(times).is_empty():
+            return mo.md(
+                f"*Steps were repeated fewer than {timing.MIN_SAMPLES} times, too seldom to "
+                "compare: this machine was busy. Try another setting when it is not.*"
+            )
+        return mo.as_html(effects_chart(times))
+    shown = [mo.md(comparison(losses, times))]
+    if losses:
+        config = losses[0]["config"]
+        title = f"N = {config['task']['seq_len']}, {config['n_steps']} steps"
+        shown.insert(0, charts.switches_curves(frames.curves(losses), title=title))
+    return mo.vstack(shown)
+
+
+def comparison(losses: Sequence[Row], times: Sequence[Row]) -> str:
+    """Runs with the chosen switches against mended ones, as Markdown; what was not measured has no
+    column."""
+    told = {name: _compared(losses, times, name) for name in ("linear", "softmax")}
+    told = {name: cells for name, cells in told.items() if set(cells.values()) != {NONE_YET}}
+    columns = [
+        column
+        for column in next(iter(told.values()), {})
+        if any(cells[column] != NONE_YET for cells in told.values())
+    ]
+    if not columns:
+        switched = any(row["config"]["defects"] for row in times)
+        return "" if switched or not times else "*All switches are off: turn one on to compare.*"
+    lines = ([name, *(cells[one] for one in columns)] for name, cells in told.items())
+    return markdown_table(["", *columns], lines)
+
+
+NONE_YET = "–"
+
+
+def _compared(losses: Sequence[Row], times: Sequence[Row], attention: str) -> dict[str, str]:
+    """What there is to say of a mechanism, by column."""
+    steps = {bool(row["config"]["defects"]): row for row in times if _of(row, attention)}
+    totals = {on: _total(row) for on, row in steps.items() if row["outcome"] == "ok"}
+    factor = NONE_YET
+    if len(totals) == 2:
+        factor = ratio_text(ratio(totals[True], totals[False]))
+    runs = [row for row in losses if _of(row, attention)]
+    return {
+        "time of a step, with switches over mended": factor,
+        "final loss, mended": _ends(runs, switched=False),
+        "with switches": _ends(runs, switched=True),
+    }
+
+
+def _of(row: Row, attention: str) -> bool:
+    return row["config"]["model"]["attention"] == attention
+
+
+def _total(row: Row) -> Total:
+    return measured_total(row["summary"]["time_ms_samples"])
+
+
+def _ends(rows: Sequence[Row], *, switched: bool) -> str:
+    """Final losses and accuracies of finished runs, with switches or mended."""
+    told = [
+        f"{row['summary']['final_loss']:z.4f} ({row['summary']['final_accuracy']:z.0%})"
+        for row in rows
+        if row["outcome"] == "ok" and bool(row["config"]["defects"]) == switched
+    ]
+    return ", ".join(told) or NONE_YET
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A defect of another work: what it is, and a function that says what it does, mended and
+    broken. What is timed is not the same each time, so a static page leaves it out."""
+
+    title: str
+    what: str
+    measure: Callable[[], tuple[str, str]]
+    timed: bool = False
+
+
+def other_switches() -> mo.ui.dictionary:
+    """A switch for each defect of the other works."""
+    return mo.ui.dictionary(
+        {name: mo.ui.switch(value=True, label=one.title) for name, one in OTHERS.items()}
+    )
+
+
+def show_others(elements: mo.ui.dictionary) -> mo.Html:
+    """Each defect of the other works with what was measured just now; what the switch has chosen
+    is bold."""
+    rows = "".join(_other_row(elements, name, one) for name, one in OTHERS.items())
+    return mo.Html(
+        '<div role="group" aria-label="other defects" style="display:grid; gap:.9rem; '
+        f'overflow-wrap:anywhere">{rows}</div>'
+    )
+
+
+def _other_row(elements: mo.ui.dictionary, name: str, one: Shown) -> str:
+    label = elements[name]
+    try:
+        if one.timed and controls.in_static_page():
+            raise ValueError("Timed where the notebook runs: open it to see.")
+        told = in_passing_thread(_measured, name)
+    except (ImportError, ValueError) as error:
+        label, body = f"<b>{one.title}</b>", f"<i>{html.escape(str(error))}</i>"
+    else:
+        on = elements[name].value
+        parts = zip(("mended", "broken"), told, (not on, on), strict=True)
+        body = "<br>".join(
+            f"{'<b>' * bold}{state}: {html.escape(text)}{'</b>' * bold}"
+            for state, text, bold in parts
+        )
+    if controls.in_static_page():
+        label = f"<b>{one.title}</b>"
+    return (  # side by side, and below each other on a narrow page
+        '<div style="display:flex; flex-wrap:wrap; gap:.3rem 1.5rem">'
+        f'<div style="flex:0 0 14.5rem">{label}</div>'
+        f'<div style="flex:1 1 24rem; min-width:0">{html.escape(one.what)}<br>{body}</div></div>'
+    )
+
+
+@functools.cache
+def _measured(name: str) -> tuple[str, str]:
+    """What was measured, once a process: the runs are the same each time."""
+    with one_thread_spared():
+        return OTHERS[name].measure()
+
+
+def _bleu() -> tuple[str, str]:
+    translations, references = other_works.small_corpus(other_works.N_PAIRS)
+    scores = other_works.bleu_scores(translations, references)
+    ruined = other_works.ruined_but_first(translations)
+    of_ruined = other_works.bleu_scores(ruined, references)
+    # The same pairs in another order: the second comes first.
+    turned = other_works.bleu_scores(*(x[1:] + x[:1] for x in (translations, references)))
+    return tuple(
+        f"BLEU {score.bleu:z.1f}, of {score.n_words} words; {bad.bleu:z.1f} when all translations "
+        f"but the first are ruined; {other.bleu:z.1f} when another pair comes first"
+        for score, bad, other in zip(*map(_both, (scores, of_ruined, turned)), strict=True)
+    )
+
+
+def _both(scores: other_works.Scores) -> tuple[other_works.Score, other_works.Score]:
+    return scores.right, scores.wrong
+
+
+def _bleu_published() -> str:
+    """What the work published and what the right call gives on its translations."""
+    table = published()["linformer_project"]["table"].values()
+    wrong, right = ([one[name] for one in table] for name in ("bleu_published", "bleu_recomputed"))
+    return (
+        f"It published {min(wrong):z.1f} to {max(wrong):z.1f}; the right call gives "
+        f"{min(right):z.1f} to {max(right):z.1f} on its translations"
+    )
+
+
+def _positions() -> tuple[str, str]:
+    losses = other_works.position_losses()
+    what = f"after {other_works.N_STEPS} steps on sequences that repeat themselves"
+    return tuple(f"{loss:z.4f} nats a token {what}" for loss in (losses.mended, losses.broken))
+
+
+def _linformer() -> tuple[str, str]:
+    generator = torch.Generator().manual_seed(0)
+    naive = other_works.NaiveCausalLinformer(16, 8, generator)
+    leaks = [other_works.future_leak(one, seq_len=16) for one in (softmax_attention, naive)]
+    losses = other_works.prediction_losses()
+    return tuple(
+        f"outputs move by {leak:z.0%} when all later tokens change; {loss:z.3f} nats a token on "
+        f"random symbols, of which nobody can predict more than ln 10 = {losses.floor:z.3f}"
+        for leak, loss in zip(leaks, (losses.mended, losses.broken), strict=True)
+    )
+
+
+def _timing() -> tuple[str, str]:
+    found = other_works.timings("cuda" if torch.cuda.is_available() else "cpu")
+    return tuple(
+        f"{ms:z.3g} ms for a product of matrices of 4096"
+        for ms in (found.synchronised, found.unsynchronised)
+    )
+
+
+OTHERS = {
+    "bleu": Shown(
+        "BLEU of the first sentence",
+        "A Linformer for translation (crybot/linformer) calls corpus_bleu(cands, [[s] for s in "
+        "refs]). sacrebleu takes each inner list for a set of references of the whole corpus, and "
+        "each ends after one sentence: the first translation alone is scored, against all "
+        f"{other_works.N_PAIRS} references. {_bleu_published()}. Here is the same call on as "
+        "many generated pairs.",
+        _bleu,
+    ),
+    "positions": Shown(
+        "positions of the batch",
+        "The positional encoding is indexed by the place in the batch, so that all tokens of a "
+        "sequence get the same one: a language model of one layer cannot see order. It is scored "
+        f"on batches of {other_works.BATCH}, as it was trained.",
+        _positions,
+    ),
+    "linformer": Shown(
+        "a Linformer made causal",
+        "Linformer mixes keys and values along the sequence; a mask over the mixtures comes too "
+        "late, each holds the future already. Mended is softmax attention.",
+        _linformer,
+    ),
+    "timing": Shown(
+        "a clock that does not wait",
+        "A call to a GPU returns before its work is done; a time that is taken then is that of "
+        "asking.",
+        _timing,
+        timed=True,
+    ),
+}

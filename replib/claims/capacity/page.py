@@ -1,0 +1,550 @@
+"""The marimo parts of the fast weights notebook."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from time import sleep
+from typing import Any, TypeVar
+
+import altair as alt
+import marimo as mo
+import polars as pl
+import torch
+
+from replib.claims.capacity import filling
+from replib.claims.capacity import filling_charts as charts
+from replib.claims.capacity import frames as frames_memory
+from replib.claims.capacity import judge as claims_memory
+from replib.claims.capacity.filling import FillConfig, Filling
+from replib.claims.charts import capacity_chart, solved_chart, update_rules_chart
+from replib.fast_weights import FEATURES, UPDATE_RULES
+from replib.lab.store import Row
+from replib.pages import controls, frames
+from replib.pages.controls import Control
+from replib.pages.live import in_passing_thread
+from replib.pages.live_jobs import RETRIEVAL_SETTINGS
+
+Result = TypeVar("Result")
+
+CLAIMS = {
+    "capacity": "A memory holds no more keys than it has features: softmax and DPFP-3 remember "
+    "most, then DPFP-2, DPFP-1, linear attention and FAVOR+.",
+    "as_published": "The runs here solve as many keys as the published ones, to a step of the "
+    "grid, and end at the same losses, to 15 %.",
+    "update_rules": "Where keys come back with new values, the delta rule solves what neither a "
+    "sum nor the earlier rule of fast weight memories (fwm) does.",
+}
+FEATURE_LABELS = {
+    "linear": "linear (elu + 1)",
+    "dpfp": "dpfp (DPFP-ν)",
+    "performer": "performer (FAVOR+)",
+}
+TITLES = {"capacity": "Every key once", "update_rules": "Keys come back"}
+# The experiments whose rows the page shows.
+RECORDED = (*TITLES, claims_memory.MEANS, claims_memory.WITHOUT_EPS)
+JUDGES = {  # what judges a claim, on rows of which experiments
+    "capacity": (
+        lambda rows, _: claims_memory.capacity(rows),
+        ("capacity", claims_memory.WITHOUT_EPS),
+    ),
+    "as_published": (claims_memory.as_published, RECORDED),
+    "update_rules": (lambda rows, _: claims_memory.update_rules(rows), ("update_rules",)),
+}
+PERFORMER_SIZES = (64, 128, 512)
+PAUSE_S = 0.04  # after each picture of a memory that is filled
+MAX_FRAMES = 40  # of them: a browser needs some 0.2 s for each
+N_RANKS = 24  # numbers of keys whose rank is computed
+MAX_RANKED = 256  # keys; more take longer than a slider may
+ROUNDING = 1e-12  # losses below it are 0, in float64
+MAX_LENGTH = 1e6  # of W, above which it has diverged
+NO_SETTINGS = "*Nothing to show with these settings: see the note above.*"
+MAX_HEATMAP_PX, CELL_PX = 420, 9
+
+
+def training_controls() -> list[Control]:
+    """The panel of live runs."""
+    return [
+        Control("n_keys", "Keys S", (5, 10, 20, 40, 60, 80, 100, 140, 200, 300, 400, 500, 600), 40),
+        Control("head_dim", "Head size D", (4, 8, 16, 32, 64, 128), 64),
+        Control("nu", "ν of DPFP", (1, 2, 3), 1),
+        Control("n_directions", "Directions of FAVOR+", PERFORMER_SIZES, 64),
+        Control("n_steps", "Most steps", (50, 100, 300, 1000, 3000, 10_000, 100_000), 100_000),
+        Control("seeds", "Seeds", (1, 2, 3, 5), 1),
+        Control("update_rule", "Update rule", UPDATE_RULES, "sum"),
+        Control("setting", "Keys", tuple(RETRIEVAL_SETTINGS), "every key once"),
+        controls.DEVICE,
+        Control("attention", "Features", FEATURES, ("softmax", "linear", "dpfp")),
+    ]
+
+
+def filling_controls() -> list[Control]:
+    """The panel of the memory that is filled without training."""
+    again = (0, 1, 2, 4, 8, 16, 32)
+    strengths = (0.1, 0.25, 0.5, 0.75, 1.0)
+    return [
+        Control("fill_keys", "Keys S", (2, 4, 8, 12, 16, 24, 32, 40, 48, 64), 24),
+        Control("fill_dim", "Key size D", (2, 4, 8, 16, 32, 64), 16),
+        Control("fill_again", "Keys given a new value", again, 4),
+        Control("fill_nu", "ν of DPFP", (1, 2, 3), 1),
+        Control("fill_directions", "Directions of FAVOR+", PERFORMER_SIZES, 64),
+        Control("fill_strength", "β of delta and fwm", strengths, 1.0),
+        Control("fill_features", "Features", filling.MEMORIES, "dpfp", labels=FEATURE_LABELS),
+        Control("fill_rule", "Update rule", UPDATE_RULES, "sum"),
+        Control("fill_values", "Values", filling.VALUES, "one-hot"),
+        Control("fill_scale", "Scale of features (delta, fwm)", filling.SCALES, "length 1"),
+        Control("fill_seed", "Seed", tuple(range(10)), 0),
+    ]
+
+
+DEFECTS = {
+    "eval_half_length": (
+        "evaluate on half the length",
+        "Where keys come back, sequences to train on have 2·S writes, the published evaluation S: "
+        "an easier task than was trained.",
+    ),
+    "last_loss": (
+        "show the last loss",
+        "The published figures show the loss at the end of a run, after ten evaluations without "
+        "progress, and not the best, as the paper says.",
+    ),
+    "published_eps": (
+        "published ε of FAVOR+",
+        "10⁻⁶ is added to normalisers, and those of FAVOR+ become far smaller as S grows. The "
+        "first card tells in its evidence whether FAVOR+ remembers more without.",
+    ),
+}
+
+
+NONE = "none"  # in the URL, where no switch is on
+SWITCHES = Control("defects", "Defects", (*DEFECTS, NONE), (NONE,))
+
+
+def defects() -> mo.ui.dictionary:
+    """Switches for what the published code and figures do, off but where the URL or the command
+    line asks for them."""
+    sources = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
+    on = controls.initial_values([SWITCHES], *sources)[0][SWITCHES.name]
+    return mo.ui.dictionary(
+        {name: mo.ui.switch(value=name in on, label=label) for name, (label, _) in DEFECTS.items()}
+    )
+
+
+def chosen_defects(elements: mo.ui.dictionary) -> dict[str, Any]:
+    """The switches as settings of `live_jobs.live_retrieval_jobs`, and in the URL."""
+    on = tuple(name for name, value in elements.value.items() if value)
+    controls.share({SWITCHES.name: on or (NONE,)})
+    return {
+        "eval_half_length": "eval_half_length" in on,
+        "report": "last" if "last_loss" in on else "best",
+        "published_eps": "published_eps" in on,
+    }
+
+
+def show_defects(elements: mo.ui.dictionary) -> mo.Html:
+    """Each switch with what it does."""
+    if controls.in_static_page():
+        return mo.md("")
+    cells = "".join(
+        f"<div>{elements[name]}<div style='font-size:.9rem'>{text}</div></div>"
+        for name, (_, text) in DEFECTS.items()
+    )
+    return _grid(cells, "17rem", label="defects")
+
+
+def _grid(cells: str, least: str, label: str = "") -> mo.Html:
+    role = f'role="group" aria-label="{label}" ' if label else ""
+    return mo.Html(
+        f'<div {role}style="display:grid; gap:1rem 2rem; '
+        f'grid-template-columns:repeat(auto-fit, minmax(min(100%, {least}), 1fr))">{cells}</div>'
+    )
+
+
+def side_by_side(*charts_shown: alt.LayerChart, least: str = "22rem") -> mo.Html:
+    """Charts beside each other where the page is wide enough."""
+    return _grid(
+        "".join(f'<div style="min-width:0">{mo.as_html(c).text}</div>' for c in charts_shown),
+        least,
+    )
+
+
+def cards(
+    recorded: Mapping[str, Sequence[Row]],
+    session: Sequence[Row],
+    published: Mapping[str, Any],
+) -> mo.Html:
+    """A verdict card a claim."""
+    return mo.vstack([_card(claim, recorded, session, published) for claim in CLAIMS], gap=1.5)
+
+
+def _card(
+    claim: str,
+    recorded: Mapping[str, Sequence[Row]],
+    session: Sequence[Row],
+    published: Mapping[str, Any],
+) -> mo.Html:
+    judge, experiments = JUDGES[claim]
+    rows = [row for name in experiments for row in recorded[name]]
+    mine = [row for row in session if row["experiment"] in experiments]
+    here = "Nothing has run yet with the settings below."
+    return controls.verdict_card(
+        CLAIMS[claim],
+        [
+            ("Paper", claims_memory.PAPER_SAYS[claim]),
+            ("2022 replication", "Fast weights were not part of it."),
+            (f"Recorded here, {controls.device_names(rows)}", judge(rows, published)),
+            (controls.THIS_MACHINE, judge(mine, published) if mine else here),
+        ],
+    )
+
+
+def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str, Any]) -> mo.Html:
+    """The recorded curves of both settings, how long they took and of how many seeds they are, with
+    tables, and how many keys those of the first solve."""
+    tables = {
+        "capacity": claims_memory.capacity_table,
+        "update_rules": claims_memory.update_rules_table,
+    }
+    tabs = {
+        title: mo.vstack(
+            [
+                recorded_chart(recorded[name], published, name),
+                mo.md(f"*Recorded: {claims_memory.recording(recorded[name])}.*"),
+                mo.accordion({"As a table": _table(tables[name], recorded[name], published)}),
+            ]
+        )
+        for name, title in TITLES.items()
+    }
+    frame = frames_memory.retrieval_frame(recorded["capacity"], published)
+    return mo.ui.tabs(tabs | {"Keys solved": solved_chart(frame)})
+
+
+def _table(table, rows: Sequence[Row], published: Mapping[str, Any]) -> mo.Html:
+    shown = mo.md(table(rows, published)).text
+    return mo.Html(f'<div style="overflow-x:auto"><div style="min-width:50rem">{shown}</div></div>')
+
+
+def recorded_chart(rows: Sequence[Row], published: Mapping[str, Any], name: str) -> alt.LayerChart:
+    """Loss against S of recorded, published and live rows of an experiment."""
+    frame = frames_memory.retrieval_frame(rows, published)
+    return (capacity_chart if name == "capacity" else update_rules_chart)(frame)
+
+
+def session_charts(
+    rows: Sequence[Row],
+    recorded: Mapping[str, Sequence[Row]],
+    published: Mapping[str, Any],
+) -> mo.Html:
+    """Loss over the steps of the runs of this session, and where they end among recorded ones."""
+    if not rows:
+        return mo.md("*Nothing has run yet with these settings.*")
+    name = rows[0]["experiment"]
+    same = [row for row in rows if row["experiment"] == name]
+    config = same[0]["config"]
+    rules = {row["config"]["model"]["update_rule"] for row in same}
+    title = f"S = {config['task']['n_keys']}, D = {config['model']['head_dim']}"
+    title += f", rule {max(rules, key=UPDATE_RULES.index)}"  # softmax beside others says "sum"
+    curves = charts.memory_curves(frames.training_curves(same), title=title)
+    return side_by_side(curves, recorded_chart([*recorded[name], *same], published, name))
+
+
+def fill_config(settings: Mapping[str, Any]) -> tuple[FillConfig | None, mo.Html]:
+    """The filling that the panel asks for; none, and what is wrong, where there can be none."""
+    made, problem = controls.attempt(lambda values: [_fill_config(values)], settings)
+    return (made[0] if made else None), problem
+
+
+def _fill_config(settings: Mapping[str, Any]) -> FillConfig:
+    attention, n_keys = settings["fill_features"], settings["fill_keys"]
+    sizes = {"dpfp": f"nu{settings['fill_nu']}", "performer": str(settings["fill_directions"])}
+    return FillConfig(
+        n_keys=n_keys,
+        head_dim=settings["fill_dim"],
+        attention=attention,
+        implementation=sizes.get(attention),
+        n_again=min(settings["fill_again"], n_keys),
+        values=settings["fill_values"],
+        scale=settings["fill_scale"],
+        strength=settings["fill_strength"],
+        seed=settings["fill_seed"],
+    )
+
+
+def _alone(function: Callable[..., Result], *arguments) -> Result:
+    """Call a function in a thread of its own, on one core: its tensors are so small that sharing
+    them out takes longer than the work, and a hundred times as long where the machine is busy."""
+    return in_passing_thread(_on_one_core, function, *arguments)
+
+
+def _on_one_core(function: Callable[..., Result], *arguments) -> Result:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return function(*arguments)
+    finally:
+        torch.set_num_threads(before)  # threads that begin later would have one as well
+
+
+# Computed once for a setting, so that a move of the sliders below it only looks at another write.
+@lru_cache(maxsize=12)
+def _filled(config: FillConfig, rule: str) -> Filling:
+    return filling.fill(filling.draw(config), rule)
+
+
+@lru_cache(maxsize=4)
+def _losses(config: FillConfig) -> pl.DataFrame:
+    n_writes = range(1, config.n_writes + 1)
+    parts = [
+        pl.DataFrame({"rule": rule, "n_writes": n_writes, "loss": _filled(config, rule).losses()})
+        for rule in UPDATE_RULES
+    ]
+    return pl.concat(parts)
+
+
+@lru_cache(maxsize=4)
+def _ranks(config: FillConfig) -> pl.DataFrame:
+    """Rank and effective rank of the first n keys, n up to twice R."""
+    last = min(MAX_RANKED, max(config.n_keys, 2 * config.n_features))
+    stops = sorted({max(1, round(last * i / N_RANKS)) for i in range(N_RANKS + 1)})
+    keys, lines = filling.key_features(config, last), []
+    for n in stops:
+        values = filling.eigenvalues(keys[:n])
+        rank, effective = filling.rank(values), filling.effective_rank(values)
+        lines.append({"n_keys": n, "rank": float(rank), "effective": effective})
+    return pl.DataFrame(lines)
+
+
+def write_slider(config: FillConfig | None) -> mo.ui.slider:
+    """How many of the writes have arrived; all at first."""
+    last = config.n_writes if config else 1
+    return _slider("Writes that have arrived", 0, last, last)
+
+
+def key_slider(config: FillConfig | None) -> mo.ui.slider:
+    """The key to ask for."""
+    return _slider("Key to ask for", 1, config.n_keys if config else 1, 1)
+
+
+def _slider(label: str, first: int, last: int, value: int) -> mo.ui.slider:
+    return mo.ui.slider(first, last, value=value, label=label, show_value=True, full_width=True)
+
+
+def show_sliders(*elements) -> mo.Html:
+    """The sliders and the button that let a reader watch the memory; dead in a static page."""
+    if controls.in_static_page():
+        return mo.md("")
+    return _grid("".join(f"<div>{element}</div>" for element in elements), "15rem")
+
+
+def fill_button() -> mo.ui.run_button:
+    """What lets the writes arrive one after the other."""
+    return mo.ui.run_button(label="Watch it fill")
+
+
+def memory_view(
+    config: FillConfig | None, rule: str, n_writes: int, key: int, *, slowly: bool = False
+) -> mo.Html:
+    """W after some writes as a picture, what a key (from 1) reads of it, and the loss along the
+    writes; `slowly` shows them on the way, and ends with all writes."""
+    if config is None:
+        return mo.md(NO_SETTINGS)
+    if length := _alone(_diverging, config).get(rule):
+        return controls.callout(
+            f"With the rule {rule} and these features W diverges: its length is {length:z.0e} "
+            f"after {config.n_writes} writes. Scale features to length 1, or lower β."
+        )
+    if slowly:
+        n_writes = config.n_writes
+        for arrived in range(0, n_writes, math.ceil(n_writes / MAX_FRAMES)):
+            mo.output.replace(_memory_charts(config, rule, arrived, key))
+            sleep(PAUSE_S)
+    return _memory_charts(config, rule, n_writes, key)
+
+
+@lru_cache(maxsize=4)
+def _diverging(config: FillConfig) -> dict[str, float]:
+    """The length of W by the rules that make it too large for charts to say anything. A sum is
+    read over its normaliser, and may be large."""
+    rules = [rule for rule in UPDATE_RULES if rule != "sum"]
+    lengths = {rule: _filled(config, rule).memory(config.n_writes).norm().item() for rule in rules}
+    return {rule: length for rule, length in lengths.items() if not length < MAX_LENGTH}
+
+
+def _left_out(config: FillConfig) -> str:
+    """Which rules a chart is without, for its subtitle."""
+    found = ", ".join(_diverging(config))
+    return f"; not shown, as it diverges: {found}" if found else ""
+
+
+def _memory_charts(config: FillConfig, rule: str, n_writes: int, key: int) -> mo.Html:
+    w, *others = _alone(_three_charts, config, rule, n_writes, key - 1)
+    return mo.vstack([w, side_by_side(*others)])
+
+
+def _three_charts(config: FillConfig, rule: str, n_writes: int, key: int) -> list[alt.LayerChart]:
+    return [
+        memory_chart(config, rule, n_writes),
+        reads_chart(config, rule, n_writes, key),
+        writes_chart(config, rule, n_writes),
+    ]
+
+
+def memory_chart(config: FillConfig, rule: str, n_writes: int) -> alt.LayerChart:
+    """W, a row a component of the values; the value of the last write is framed where it is one
+    row."""
+    filled = _filled(config, rule)
+    w = filled.memory(n_writes)
+    last = f"{n_writes} of {config.n_writes} writes"
+    if n_writes:
+        key = int(filled.writes.keys[n_writes - 1]) + 1
+        again = " again" if n_writes > config.n_keys else ""
+        last += f", the last to key {key}{again}"
+    return charts.matrix_chart(
+        w.tolist(),
+        x="feature",
+        y="component of the value",
+        title=f"The memory W, rule {rule}: {w.shape[0]} x {w.shape[1]}",
+        subtitle=last,
+        height=min(MAX_HEATMAP_PX, max(100, CELL_PX * w.shape[0])),
+        row=n_writes - 1 if n_writes and config.values == "one-hot" else None,
+    )
+
+
+def reads_chart(config: FillConfig, rule: str, n_writes: int, key: int) -> alt.LayerChart:
+    """What a key reads, component by component, beside its value."""
+    read, right, last, old = _read(config, rule, n_writes, key)
+    n = len(read)
+    roles = ["read"] * n
+    if config.values == "one-hot":
+        roles = ["other values"] * n
+        for index, role in ((old, "old value"), (last, "right value")):
+            if index >= 0:
+                roles[index] = role
+    frame = pl.DataFrame(
+        {
+            "component": range(1, n + 1),
+            "read": read.tolist(),
+            "right": right.tolist(),
+            "role": roles,
+        }
+    )
+    loss = _loss_text((read - right).square().sum().item() / 2)
+    what = f"Key {key + 1} is not written yet" if last < 0 else f"What key {key + 1} reads"
+    return charts.reads_chart(
+        frame,
+        x="component of the value",
+        title=what,
+        subtitle=f"rule {rule}, loss {loss}; lines: what is right" if last >= 0 else "",
+    )
+
+
+def _loss_text(loss: float) -> str:
+    """A loss to three digits; 0 where it is rounding."""
+    return f"{loss:z.3g}" if loss > ROUNDING else "0"
+
+
+def _read(
+    config: FillConfig, rule: str, n_writes: int, key: int
+) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    """What a key reads (M,), its value (M,), and its last write and the one before; -1 for none."""
+    filled = _filled(config, rule)
+    read = filled.reads[n_writes, key]
+    last = int(filled.writes.last_write(n_writes)[key])
+    right = filled.writes.values[last] if last >= 0 else torch.zeros_like(read)
+    return read, right, last, key if last >= config.n_keys else -1
+
+
+def writes_chart(config: FillConfig, rule: str, n_writes: int) -> alt.LayerChart:
+    """The loss of all keys along the writes, of every rule."""
+    frame = _losses(config).filter(~pl.col("rule").is_in(list(_diverging(config))))
+    marks = {f"R = {config.n_features}": config.n_features}
+    if config.n_again:
+        marks["keys come back"] = config.n_keys
+    end = frame.filter(pl.col("n_writes") == config.n_writes).sort("loss")
+    best = end.row(0, named=True)
+    lowest = f"lowest at the end: {best['rule']}, {_loss_text(best['loss'])}"
+    return charts.writes_chart(
+        frame,
+        marks=marks,
+        n_writes=n_writes,
+        title="All keys written so far",
+        subtitle=lowest + _left_out(config),
+    )
+
+
+def overwrite_view(config: FillConfig | None, key: int) -> mo.Html:
+    """What a key that was given two values reads by each rule, after all writes."""
+    if config is None:
+        return mo.md(NO_SETTINGS)
+    if key > config.n_again:
+        return mo.md(
+            f"*Key {key} was given one value. Ask for a key up to {config.n_again}, which was "
+            "given a new one.*"
+            if config.n_again
+            else "*No key is given a new value: move the slider above.*"
+        )
+    return mo.as_html(_alone(overwrite_chart, config, key - 1))
+
+
+def overwrite_chart(config: FillConfig, key: int) -> alt.LayerChart:
+    """How much of its new and of its old value a key reads, by rule."""
+    rules = [rule for rule in UPDATE_RULES if rule not in _diverging(config)]
+    lines = [line for rule in rules for line in overwritten(config, rule, key)]
+    frame = pl.DataFrame(lines)
+    return charts.overwrite_chart(
+        frame,
+        title=f"Key {key + 1} was given a new value",
+        subtitle=f"after all writes; others: the length of what is neither{_left_out(config)}",
+    )
+
+
+def overwritten(config: FillConfig, rule: str, key: int) -> list[dict[str, Any]]:
+    """What a key reads as parts: its new value, its old value, and the length of the rest."""
+    read, new, _, old = _read(config, rule, config.n_writes, key)
+    basis = torch.stack([new, _filled(config, rule).writes.values[old]])
+    parts = torch.linalg.lstsq(basis.mT, read.unsqueeze(-1)).solution.squeeze(-1)
+    rest = (read - parts @ basis).norm()
+    names = ("right value", "old value", "other values")
+    return [
+        {"rule": rule, "part": name, "share": share}
+        for name, share in zip(names, [*parts.tolist(), rest.item()], strict=True)
+    ]
+
+
+def crosstalk_view(config: FillConfig | None) -> mo.Html:
+    """Cosines between keys, and how many dimensions they fill."""
+    if config is None:
+        return mo.md(NO_SETTINGS)
+    return side_by_side(*_alone(_crosstalk_charts, config), least="19rem")
+
+
+def _crosstalk_charts(config: FillConfig) -> list[alt.LayerChart]:
+    features = filling.key_features(config, config.n_keys)
+    cosines = filling.similarity(features)
+    off = cosines - torch.diag(cosines.diagonal())
+    n = config.n_keys
+    worst = off.abs().max().item() if n > 1 else 0.0
+    mean = off.abs().sum().item() / max(1, n * (n - 1))
+    values = filling.eigenvalues(features)
+    effective = filling.effective_rank(values)
+    return [
+        charts.matrix_chart(
+            cosines.tolist(),
+            x="key",
+            y="key",
+            title="Crosstalk: cosines between keys",
+            subtitle=f"between different keys {mean:z.2g} on average, {worst:z.2g} at most",
+            height=charts.SHORT,
+        ),
+        charts.rank_chart(
+            _ranks(config),
+            n_features=config.n_features,
+            n_keys=n,
+            title=f"{n} keys fill {effective:z.1f} dimensions of {config.n_features}",
+            subtitle=f"D = {config.head_dim}, dashed line: {n} keys",
+        ),
+        charts.eigenvalues_chart(
+            values.tolist(),
+            title=f"Eigenvalues of the cosines of {n} keys",
+            subtitle="all at 1 if no key disturbed another",
+        ),
+    ]

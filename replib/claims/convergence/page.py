@@ -1,0 +1,132 @@
+"""The parts of notebook 1: learning curves in words, and a sequence that trained models copy."""
+
+import random
+from collections.abc import Sequence
+
+import marimo as mo
+import polars as pl
+import torch
+
+from replib.generation import copy_with
+from replib.lab.run import TrainingJob
+from replib.pages.controls import callout, plain, sizes_text
+from replib.pages.live import LiveRuns, in_passing_thread
+from replib.tasks import CausalCopy, Task
+from replib.training import Training
+
+
+def recorded_behind(shown: pl.DataFrame, recorded: pl.DataFrame) -> pl.DataFrame | None:
+    """The recorded curves to draw behind shown ones: those of the same length, if there are."""
+    if shown.is_empty():
+        return None
+    return recorded.filter(pl.col("seq_len") == shown["seq_len"][0])
+
+
+def title_of(shown: pl.DataFrame, behind: pl.DataFrame | None = None) -> str:
+    """The settings of shown runs as a chart's title, and those of the recorded curves behind them
+    where they differ."""
+    if shown.is_empty():
+        return "Nothing has run yet"
+    settings = _settings(shown)
+    title = f"N = {shown['seq_len'][0]}, {settings[0]}"
+    others = [] if behind is None else [one for one in _settings(behind) if one != settings[0]]
+    return f"{title} (recorded: {'; '.join(others)})" if others else title
+
+
+def _settings(curves: pl.DataFrame) -> list[str]:
+    """The batch and the models of curves in words, each once."""
+    runs = curves.select("batch_size", "n_layers", "n_heads", "d_model").unique(maintain_order=True)
+    return [
+        f"batch {batch_size}, {sizes_text(n_layers, n_heads, d_model // n_heads)}"
+        for batch_size, n_layers, n_heads, d_model in runs.iter_rows()
+    ]
+
+
+FIRST_LETTER = ord("a")
+
+
+def copies(
+    live: LiveRuns, jobs: Sequence[TrainingJob], text: str, n_shuffles: int, device: str
+) -> mo.Html:
+    """A sequence, and what each trained model of the jobs makes of it, symbol by symbol.
+
+    The text holds letters, the first for symbol 1, shuffled where `n_shuffles` is not 0; without
+    a text the sequence is drawn at random, of a length that the models were trained on.
+    """
+    none_yet = mo.md("*There is no trained model of these settings yet: run them first.*")
+    if not jobs:
+        return none_yet
+    task = jobs[0].config.task
+    try:
+        symbols = _symbols(task, text.strip().lower(), random.Random(n_shuffles), n_shuffles > 0)
+        produced = in_passing_thread(_produced, live, jobs, symbols, device)
+    except ValueError as error:
+        return callout(str(error))
+    if not produced:
+        return none_yet
+    rows = {"given": symbols} | produced
+    body = "".join(_copy_row(name, made, symbols) for name, made in rows.items())
+    table = mo.Html(
+        '<div style="overflow-x:auto"><table aria-label="copies" style="width:auto; '
+        f'font-size:1rem">{body}</table></div>'
+    )
+    trained = trained_lengths(task)
+    if len(symbols) in trained:
+        return table
+    lengths = f"{trained[0]} to {trained[-1]}" if len(trained) > 1 else f"{trained[0]}"
+    count = "1 symbol" if len(symbols) == 1 else f"{len(symbols)} symbols"
+    return mo.vstack([table, plain(f"{count}: the models were trained on {lengths}.")])
+
+
+def _produced(
+    live: LiveRuns, jobs: Sequence[TrainingJob], symbols: list[int], device: str
+) -> dict[str, list[int]]:
+    """What the trained model of each mechanism makes of the symbols."""
+    models = {job.config.model.attention: live.model(job, device) for job in reversed(jobs)}
+    return {
+        name: copy_with(t.model, t.config.task, _tensor(symbols, t))[0].tolist()
+        for name, t in models.items()
+        if t is not None
+    }
+
+
+def trained_lengths(task: Task) -> range:
+    """The numbers of symbols that a task draws."""
+    if isinstance(task, CausalCopy):
+        return task.lengths
+    return range(task.seq_len - 2, task.seq_len - 1)
+
+
+def _symbols(task: Task, text: str, drawn: random.Random, shuffled: bool) -> list[int]:
+    if not text:
+        return [
+            drawn.randint(1, task.n_symbols) for _ in range(drawn.choice(trained_lengths(task)))
+        ]
+    symbols = [ord(letter) - FIRST_LETTER + 1 for letter in text]
+    if not all(1 <= symbol <= task.n_symbols for symbol in symbols):
+        last = chr(FIRST_LETTER + task.n_symbols - 1)
+        raise ValueError(f"{text!r}: type letters from a to {last} only")
+    if shuffled:
+        drawn.shuffle(symbols)
+    return symbols
+
+
+def _tensor(symbols: list[int], training: Training) -> torch.Tensor:
+    return torch.tensor([symbols], device=training.device)
+
+
+def _copy_row(name: str, produced: list[int], given: list[int]) -> str:
+    letters = ""
+    for i, symbol in enumerate(given):
+        made = produced[i] if i < len(produced) else 0
+        letter = chr(FIRST_LETTER + made - 1) if 1 <= made <= 26 else "·"
+        style = (
+            "" if made == symbol else "background:#b34a00; color:#fff; text-decoration:underline"
+        )
+        letters += f'<span style="padding:0 .25rem; {style}">{letter}</span>'
+    n_right = sum(a == b for a, b in zip(produced, given, strict=False))
+    return (
+        f'<tr><th scope="row" style="text-align:left; padding:.15rem 1rem .15rem 0">{name}</th>'
+        f'<td style="padding:.15rem 1rem .15rem 0; white-space:nowrap">{n_right} of {len(given)} '
+        f'right</td><td style="font-family:monospace; white-space:nowrap">{letters}</td></tr>'
+    )

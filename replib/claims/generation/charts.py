@@ -1,0 +1,266 @@
+"""Charts of generation: a token's cost against its position, long streams, and speed-ups."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from replib.claims.scaling.charts import growth_chart
+from replib.pages import style
+
+TOKEN_MEASURES = {  # column -> axis title, factor to its unit
+    "time_ms": ("time of a token (ms)", 1.0),
+    "state_bytes": ("kept between tokens (MB)", 1e-6),
+}
+N_AXIS = "position N in the sequence"
+LINE_PX = 20
+LABEL_SHARE = 0.3  # of the axis, free for labels beyond the largest ratio
+MARGIN = 1.6  # free space beside the smallest and the largest ratio, as a factor
+OVER = {"cache": "over a cache", "recompute": "over recomputing"}
+
+
+def token_chart(frame: pl.DataFrame, *, y: str = "time_ms", title: str) -> alt.LayerChart:
+    """What the N-th token takes, a line a way to generate, both axes logarithmic.
+
+    Args:
+        frame: of `frames.tokens`, of one model and batch.
+        y: a key of TOKEN_MEASURES.
+
+    Raises:
+        ValueError: an unknown y, or a frame with two values at one N of a way.
+    """
+    style.check_known("y", y, TOKEN_MEASURES)
+    axis_title, factor = TOKEN_MEASURES[y]
+    style.check_single(frame)
+    timed = pl.lit(y == "time_ms")
+    drawn = frame.with_columns(
+        value=pl.col(y) * factor,
+        low=pl.when(timed).then(pl.col("q25")),
+        high=pl.when(timed).then(pl.col("q75")),
+    )
+    chart = growth_chart(drawn, axis_title, title, guides=False)
+    for layer in chart.layer:
+        x = getattr(layer.encoding, "x", None)  # a layer may have no encoding
+        if isinstance(x, alt.X):
+            x.title = N_AXIS
+    return chart
+
+
+def stream_chart(
+    frame: pl.DataFrame, *, cache_bytes_per_token: float, title: str
+) -> alt.LayerChart:
+    """Memory along a stream of tokens: what is kept, the whole process, and what a cache takes.
+
+    Args:
+        frame: of `frames.streams`, of one model.
+        cache_bytes_per_token: of that model; drawn as the line of what a cache must hold.
+    """
+    if frame.is_empty():
+        return style.no_data(title)
+    last = frame["position"].max()
+    lines = _stream_lines(frame, cache_bytes_per_token, last)
+    y_domain = style.log_domain(lines["value"], 1.5)
+    x_domain = style.log_domain([1, last])
+    names = lines["series"].unique(maintain_order=True).to_list()
+    colours = [_LOOKS[name][0] for name in names]
+    colour = alt.Color(
+        "series:N",
+        title=None,
+        scale=alt.Scale(domain=names, range=colours),
+        legend=style.legend(names, 1, symbolStrokeWidth=3),
+    )
+    dash = alt.StrokeDash(
+        "series:N",
+        title=None,
+        legend=None,
+        scale=alt.Scale(domain=names, range=[_LOOKS[name][1] for name in names]),
+    )
+    legend = alt.selection_point(name="shown_series", fields=["series"], bind="legend")
+    x = alt.X(
+        "position:Q",
+        title="tokens generated",
+        scale=alt.Scale(type="log", domain=x_domain, nice=False),
+        axis=alt.Axis(
+            values=style.powers_between(x_domain, 10), labelExpr=style.BIG_LABELS, grid=False
+        ),
+    )
+    line = (
+        alt.Chart(style.records_of(lines))
+        .mark_line(strokeWidth=2.5)
+        .encode(
+            x,
+            style.log_axis("value", "memory (MB)", y_domain),
+            colour,
+            dash,
+            alt.Detail(["device:N", "source:N"]),
+            opacity=style.faded(legend),
+            tooltip=[
+                alt.Tooltip("series:N", title="memory of"),
+                alt.Tooltip("position:Q", title="tokens", format=",d"),
+                alt.Tooltip("value:Q", title="MB", format=".4~g"),
+            ],
+        )
+        .add_params(legend)
+    )
+    return style.finished(
+        alt.layer(line),
+        title,
+        style.devices_of(frame),
+        "Memory in MB against the number of tokens generated, log axes: the recurrent state stays, "
+        "a cache grows.",
+    )
+
+
+RECURRENT_KEPT = "linear: recurrent state"
+CACHE_KEPT = "softmax: cache (it doubles)"
+CACHE_NEEDED = "softmax: cache, what it must hold"
+PROCESS = "linear: the whole process"
+_LOOKS = {  # colour and dashes
+    RECURRENT_KEPT: (style.colour("linear"), [1, 0]),
+    CACHE_KEPT: (style.colour("softmax"), [1, 0]),
+    CACHE_NEEDED: (style.colour("softmax"), [2, 4]),
+    PROCESS: (style.NEUTRAL, [6, 3]),
+}
+
+
+def _stream_lines(frame: pl.DataFrame, cache_bytes_per_token: float, last: int) -> pl.DataFrame:
+    """`value` in MB of each line of the chart."""
+    recurrent = frame.filter(pl.col("implementation") == "recurrent")
+    cache = frame.filter(pl.col("implementation") == "cache")
+    ends = frame.head(1).select("device", "source")
+    needed = pl.DataFrame({"position": [1, last]}).join(ends, how="cross")
+    parts = (
+        (RECURRENT_KEPT, recurrent, pl.col("state_bytes")),
+        (CACHE_KEPT, cache, pl.col("state_bytes")),
+        (CACHE_NEEDED, needed, pl.col("position") * cache_bytes_per_token),
+        (PROCESS, recurrent, pl.col("process_bytes")),
+    )
+    return pl.concat(
+        part.select(
+            "position", "device", "source", series=pl.lit(name), value=bytes_.cast(float) / 1e6
+        )
+        for name, part, bytes_ in parts
+    ).filter(pl.col("value").is_not_null())
+
+
+def speedup_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
+    """How many times faster linear attention generates, a line a figure, on a log axis: filled and
+    hollow marks with 95 % intervals are ours, crosses are published.
+
+    Args:
+        frame: of `frames.speedups`.
+    """
+    if frame.filter(pl.col("source") != "published").is_empty():
+        return style.no_data(title)
+    drawn, lines = _grouped(frame)
+    x_domain = style.log_domain([*drawn["low"], *drawn["high"], *drawn["value"], 1.0], MARGIN)
+    x_domain[1] *= (x_domain[1] / x_domain[0]) ** LABEL_SHARE
+    y = alt.Y(
+        "line:O",
+        title=None,
+        scale=alt.Scale(domain=lines),
+        axis=alt.Axis(
+            labelExpr="split(datum.value, '|')[2]",
+            ticks=False,
+            domain=False,
+            labelPadding=8,
+            labelLimit=0,
+        ),
+    )
+    return style.finished(
+        alt.layer(
+            alt.Chart(pl.DataFrame({"value": [1.0]}))
+            .mark_rule(color=style.NEUTRAL, strokeDash=[4, 3])
+            .encode(_ratio_axis("value", x_domain)),
+            _headings(drawn, y),
+            *_ratio_layers(drawn, y, x_domain),
+        ),
+        title,
+        style.devices_of(frame),
+        "Time of softmax divided by time of linear attention for a whole sequence, here and as "
+        "published; above 1 linear is faster.",
+        len(lines) * LINE_PX,
+    )
+
+
+def _ratio_axis(field: str, domain: Sequence[float]) -> alt.X:
+    return alt.X(
+        f"{field}:Q",
+        title="speed-up of linear attention",
+        scale=alt.Scale(type="log", domain=list(domain), nice=False),
+        axis=alt.Axis(
+            values=style.powers_between(domain, 10), labelExpr=f"{style.BIG_LABELS} + '×'"
+        ),
+    )
+
+
+def _grouped(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+    """The frame with the line of each ratio, "setting|over|where", and all lines from top to
+    bottom with a heading above each group, ours first."""
+    told_apart = ["device"] if frame["device"].drop_nulls().n_unique() > 1 else []
+    where = pl.concat_str("where", *told_apart, separator=", ", ignore_nulls=True)
+    drawn = frame.with_columns(where=where).with_columns(
+        group=pl.concat_str("setting", "over", separator="|"),
+        label=pl.col("value").map_elements(_times, pl.String),
+    )
+    drawn = drawn.with_columns(line=pl.concat_str("group", "where", separator="|"))
+    known = drawn.filter(pl.col("source") != "published")["setting"].unique(maintain_order=True)
+    drawn = drawn.filter(pl.col("setting").is_in(known.to_list()))
+    lines = []
+    for setting, over in itertools.product(known, OVER):
+        members = drawn.filter((pl.col("setting") == setting) & (pl.col("over") == over))
+        if not members.is_empty():
+            lines += [f"{setting}|{over}|", *members["line"]]
+    return drawn, lines
+
+
+def _times(value: float) -> str:
+    return f"{value:z.0f}×" if value >= 100 else f"{value:z.3g}×"
+
+
+def _headings(drawn: pl.DataFrame, y: alt.Y) -> alt.Chart:
+    headings = drawn.select("setting", "over", line=pl.col("group") + "|").unique(
+        maintain_order=True
+    )
+    words = [pl.col("over").replace_strict(OVER)]
+    if headings["setting"].n_unique() > 1:  # else the page has it already
+        words.insert(0, pl.col("setting"))
+    headings = headings.with_columns(text=pl.concat_str(words, separator=", "))
+    text = alt.Chart(headings).mark_text(align="left", color=style.NEUTRAL, fontWeight="bold")
+    return text.encode(y, x=alt.value(0), text="text:N")
+
+
+def _ratio_layers(drawn: pl.DataFrame, y: alt.Y, x_domain: Sequence[float]) -> list[Any]:
+    value, low = (_ratio_axis(name, x_domain) for name in ("value", "low"))
+    tooltip = [
+        alt.Tooltip("where:N"),
+        alt.Tooltip("value:Q", title="speed-up", format=".4~g"),
+        alt.Tooltip("low:Q", title="95 % from", format=".4~g"),
+        alt.Tooltip("high:Q", title="95 % to", format=".4~g"),
+        alt.Tooltip("how:N"),
+        alt.Tooltip("device:N"),
+    ]
+    base = alt.Chart(style.records_of(drawn)).encode(y, tooltip=tooltip)
+    ours, theirs = (
+        base.transform_filter(f"datum.source {sign} 'published'") for sign in ("!=", "==")
+    )
+    orange = style.colour("linear")
+    marks = [
+        ours.mark_rule(strokeWidth=7, opacity=0.4, color=orange).encode(low, alt.X2("high:Q")),
+        theirs.mark_point(**style.CROSS, color=style.NEUTRAL).encode(value),
+    ]
+    for source, filled in (("live", True), ("recorded", False)):
+        marks.append(
+            base.transform_filter(style.is_from(source))
+            .mark_point(filled=filled, size=70, opacity=1, color=orange)
+            .encode(value)
+        )
+    for part, colour, end in ((ours, orange, "high"), (theirs, style.NEUTRAL, "value")):
+        marks.append(
+            part.mark_text(align="left", dx=9, color=colour).encode(
+                _ratio_axis(end, x_domain), text="label:N"
+            )
+        )
+    return marks

@@ -1,0 +1,462 @@
+"""What it costs to generate, a token at a time: milliseconds and memory against the position.
+
+B batch, N position of the token that is generated (the first is 1), L layers, H heads, D size per
+head, E = H D model size.
+
+The same weights generate in three ways: linear attention from its recurrent state, softmax from
+its cache of keys and values (the paper's "stateful softmax", supplement), and softmax by computing
+everything again for every token (the paper's softmax, tables 1 and 2).
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from replib import generation, models
+from replib.device import resolve_device
+from replib.generation import (
+    MAX_BATCH,
+    Decoder,
+    Recompute,
+    most_likely,
+)
+from replib.lab import timing
+from replib.lab.memory_use import (
+    TIMING_LOCK,
+    available_memory_bytes,
+    is_out_of_memory,
+    peak_memory_bytes,
+    release_memory,
+)
+from replib.lab.timing import (
+    DTYPES,
+    MEMORY_SHARE,
+    MIN_SAMPLE_MS,
+    Cost,
+    Samples,
+    Stop,
+    interleave,
+    operations_per_s,
+)
+from replib.models import CausalTransformer, TransformerConfig
+
+# Training seeds torch's global generator while it builds a model, and a model built here meanwhile
+# would draw from it.
+from replib.training import _GLOBAL_GENERATOR_LOCK
+
+WAYS = {"recurrent": "linear", "cache": "softmax", "recompute": "softmax"}
+"""The ways to generate, each with its attention."""
+SPANS = ("token", "sequence", "stream")
+MAX_SEQ_LEN = 2**20  # as far as the long streams of the recorded runs go
+VOCAB_SIZE = 256  # the levels of a pixel
+FEEDFORWARD_PER_MODEL = 4  # the hidden size of the position-wise network, as in the paper
+TOKEN_BYTES = 8  # int64
+
+# A sample of a token lasts at least this long, as many as that takes one after the other: the first
+# after another way finds the processor's caches full of that one's weights, unlike in a sequence.
+TOKEN_SAMPLE_MS = 30.0
+MAX_TOKENS_PER_SAMPLE = 256
+
+# A stream is looked at this often: by a factor in position at first, then by a share of its length.
+STREAM_FACTOR = 1.25
+STREAM_SHARE = 0.01
+STOP_EVERY = 64  # tokens
+
+# Predicted times: a block of a step costs this much, however small it is, a block of a whole
+# forward pass this much; products reach this share of the rate, and memory is read at this rate.
+STEP_BLOCK_S = 8e-5
+FORWARD_BLOCK_S = 4e-4
+PRODUCTS_EFFICIENCY = 0.4
+ATTENTION_EFFICIENCY = 0.3
+READ_BYTES_PER_S = 1.6e10
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """One figure: how a model of which sizes generates what.
+
+    Attributes:
+        way: a key of `WAYS`.
+        span: "token" is the N-th token alone, "sequence" all of the first N, timed as one, and
+            "stream" the same observed on its way, once.
+        seq_len: N.
+
+    Raises:
+        ValueError: a value is unknown or out of range.
+    """
+
+    kind: ClassVar[str] = "generation"
+
+    way: str = "recurrent"
+    span: str = "token"
+    seq_len: int = 784
+    batch_size: int = 1
+    n_layers: int = 8
+    n_heads: int = 8
+    head_dim: int = 32
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for name, known in (("way", WAYS), ("span", SPANS), ("dtype", DTYPES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}: use {', '.join(known)}")
+        for name, most in (("seq_len", MAX_SEQ_LEN), ("batch_size", MAX_BATCH)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"{name} {value!r}: use a whole number from 1 to {most}")
+        _ = self.transformer
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Of each part that the cost is of, by its name."""
+        parts = {"models": models.VERSION, "generation": generation.VERSION}
+        parts["speed of generation"] = generation.SPEED
+        return parts | timing.timing_versions(self.attention, self.implementation)
+
+    @property
+    def attention(self) -> str:
+        return WAYS[self.way]
+
+    @property
+    def implementation(self) -> str:
+        """What computes it: a step of linear attention is its equation as it stands."""
+        return "plain" if self.way == "recurrent" else "fused"
+
+    @property
+    def d_model(self) -> int:
+        return self.n_heads * self.head_dim
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        return TransformerConfig(
+            attention=self.attention,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            d_model=self.d_model,
+            d_feedforward=FEEDFORWARD_PER_MODEL * self.d_model,
+            dropout=0.0,
+        )
+
+
+@dataclass(frozen=True)
+class GenerationCost(Cost):
+    """`time_ms` is that of the token or of the whole sequence, of all B; `state_bytes` what is kept
+    between two tokens, and `memory_bytes` that and what a step takes besides. A stream has a
+    curve: position, ms_per_token since the last, state_bytes and process_bytes."""
+
+    state_bytes: int | None = None
+    curve: dict[str, list] | None = None
+
+    def summary(self) -> dict:
+        return super().summary() | {"state_bytes": self.state_bytes}
+
+
+def build_model(
+    config: GenerationConfig, device: str | torch.device = "cpu", seed: int = 0
+) -> CausalTransformer:
+    """The model with weights drawn from a seed: the same for every way, as no attention here has
+    weights of its own."""
+    max_len = 1 if config.span == "stream" else config.seq_len
+    with _GLOBAL_GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CausalTransformer(config.transformer, vocab_size=VOCAB_SIZE, max_len=max_len)
+    return model.to(device=device, dtype=DTYPES[config.dtype]).eval().requires_grad_(False)
+
+
+def build_stepper(config: GenerationConfig, device: str | torch.device = "cpu", seed: int = 0):
+    """What generates in the way of a config, before its first token; the cache of a stream grows
+    by doubling."""
+    model = build_model(config, device, seed)
+    if config.way == "recompute":
+        return Recompute(model, config.batch_size, max_len=config.seq_len)
+    max_len = None if config.span == "stream" else config.seq_len
+    return Decoder(model, config.batch_size, max_len=max_len)
+
+
+def state_bytes(config: GenerationConfig) -> int:
+    """What must be kept to generate token N + 1, in bytes.
+
+    recurrent: L B H (D² + D) sums, in float32 or wider (Katharopoulos et al. 2020, eq. 18-19);
+    cache: 2 L B H N D; recompute: the B N tokens.
+    """
+    dtype, d = DTYPES[config.dtype], config.head_dim
+    heads = config.n_layers * config.batch_size * config.n_heads
+    if config.way == "recurrent":
+        return heads * (d * d + d) * torch.promote_types(dtype, torch.float32).itemsize
+    if config.way == "cache":
+        return heads * 2 * config.seq_len * d * dtype.itemsize
+    return config.batch_size * config.seq_len * TOKEN_BYTES
+
+
+def geometric_positions(last: int) -> list[int]:
+    """last, last / 2, last / 4, ... 1 in whole numbers, rising."""
+    if last < 1:
+        raise ValueError(f"last position {last}: use at least 1")
+    return sorted({last >> i for i in range(last.bit_length())})
+
+
+def measure_generation(
+    configs: Iterable[GenerationConfig],
+    *,
+    n_repeats: int = 7,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    stop: Stop = None,
+    max_seconds_per_point: float = 10.0,
+    on_partial: Callable[[GenerationCost], None] = lambda cost: None,
+) -> Iterator[GenerationCost]:
+    """Measure generation; all tokens and sequences of the configs are timed together, so give the
+    ways of one size. A way for which memory runs out, or would, is a Cost with that outcome.
+
+    The N-th token is generated again and again from a state that is filled at random; a sample is
+    the mean of as many as last TOKEN_SAMPLE_MS.
+
+    Args:
+        max_seconds_per_point: bounds the timing, times the number of configs; of streams nothing.
+        on_partial: told of a stream on its way, as if it were stopped now.
+
+    Raises:
+        ValueError: n_repeats or the device is out of range.
+    """
+    device, configs = resolve_device(device), list(configs)
+    together = [config for config in configs if config.span != "stream"]
+    candidates = [_Candidate(config, device, seed) for config in together]
+    for candidate in candidates:
+        if not timing._stopped(stop):
+            candidate.prepare()
+    runnable = {i: c for i, c in enumerate(candidates) if c.work is not None}
+    limits = {"stop": stop, "max_seconds": max_seconds_per_point * len(runnable)}
+    samples = interleave(runnable, n_repeats=n_repeats, seed=seed, device=device, **limits)
+    interrupted = timing._stopped(stop)
+    for i, candidate in enumerate(candidates):
+        yield candidate.cost(samples.get(i, Samples()), n_repeats, interrupted)
+    for config in configs:
+        if config.span == "stream" and not timing._stopped(stop):
+            yield _measure_stream(config, device, seed, stop, on_partial)
+
+
+class _Candidate(timing._Candidate):
+    """A config on its way to a GenerationCost."""
+
+    state_bytes: int | None = None
+    tokens_per_sample = 1
+
+    def prepare(self) -> None:
+        self.shortage = _shortage(self.config, self.device)
+        if self.shortage is None:
+            self._attempt(self._build_and_trace)
+
+    def _build_and_trace(self) -> None:
+        kind = _NextToken if self.config.span == "token" else _WholeSequence
+        self.work = kind(self.config, self.device, self.seed)
+        self.state_bytes = self.work.stepper.state_bytes
+        if self.config.span == "token":
+            self.memory_bytes = self.state_bytes + peak_memory_bytes(self.work.step, self.device)
+            token_ms = timing._elapsed_ms(self.work.step, 1, self.device)
+            wanted = math.ceil(TOKEN_SAMPLE_MS / token_ms)
+            self.work.n_tokens = self.tokens_per_sample = min(wanted, MAX_TOKENS_PER_SAMPLE)
+
+    def cost(self, samples: Samples, n_repeats: int, interrupted: bool) -> GenerationCost:
+        n = self.tokens_per_sample
+        samples = Samples(
+            [time_ms / n for time_ms in samples.time_ms],
+            [faults / n for faults in samples.page_faults],
+            samples.own_page_faults / n,
+        )
+        cost = super().cost(samples, n_repeats, interrupted)
+        return GenerationCost(**vars(cost), state_bytes=self.state_bytes)
+
+
+class _NextToken:
+    """The N-th token of each sequence, `n_tokens` times a call."""
+
+    n_tokens = 1
+
+    def __init__(self, config: GenerationConfig, device: torch.device, seed: int):
+        self.stepper, self.before = build_stepper(config, device, seed), config.seq_len - 1
+        generator = torch.Generator(device).manual_seed(seed)
+        self.stepper.jump(self.before, generator)
+        self.token = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
+        self.states = list(getattr(self.stepper, "states", ()))
+        # Under a CUDA graph a cache counts in tensors.
+        self.lengths = [
+            x for state in self.states for x in state if isinstance(x, Tensor) and x.dim() == 0
+        ]
+
+    def __call__(self) -> None:
+        for _ in range(self.n_tokens):
+            self.step()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        self.stepper.position = self.before
+        if self.states:
+            self.stepper.states = list(self.states)
+        if self.lengths:
+            torch._foreach_zero_(self.lengths)
+            torch._foreach_add_(self.lengths, self.before)
+        most_likely(self.stepper.step(self.token))
+
+
+class _WholeSequence:
+    """All N tokens of each sequence, each the most likely one after the last."""
+
+    def __init__(self, config: GenerationConfig, device: torch.device, seed: int):
+        self.stepper, self.n_tokens = build_stepper(config, device, seed), config.seq_len
+        self.first = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
+
+    def __call__(self) -> None:
+        self.stepper.jump(0)
+        token = self.first
+        for _ in range(self.n_tokens):
+            token = most_likely(self.stepper.step(token))
+
+
+def _shortage(config: GenerationConfig, device: torch.device) -> str | None:
+    needed, available = predicted_bytes(config), available_memory_bytes(device)
+    if needed <= MEMORY_SHARE * available:
+        return None
+    return (
+        f"needs about {needed / 1e9:.1f} GB, more than {MEMORY_SHARE:.0%} of the "
+        f"{available / 1e9:.1f} GB that are free: lower seq_len or batch_size"
+    )
+
+
+def predicted_bytes(config: GenerationConfig) -> int:
+    """About the memory that a step takes in all: weights, state and what it computes with."""
+    e, itemsize = config.d_model, DTYPES[config.dtype].itemsize
+    weights = config.n_layers * 12 * e * e * itemsize
+    n = config.seq_len if config.way == "recompute" else 1
+    # While a cache is doubled there is the old one and one of up to twice the size needed.
+    copies = 3 if config.span == "stream" and config.way == "cache" else 1
+    active = config.batch_size * n * (2 * FEEDFORWARD_PER_MODEL + 6) * e * itemsize
+    return weights + copies * state_bytes(config) + active
+
+
+def _measure_stream(
+    config: GenerationConfig,
+    device: torch.device,
+    seed: int,
+    stop: Stop,
+    on_partial: Callable[[GenerationCost], None],
+) -> GenerationCost:
+    if shortage := _shortage(config, device):
+        return GenerationCost(config, "out_of_memory", shortage, (), None)
+    curve: dict[str, list] = {}
+    total_ms = 0.0
+    try:
+        for point in stream_points(config, device, seed, stop):
+            for name, value in point.items():
+                curve.setdefault(name, []).append(value)
+            n = len(curve["position"])
+            before = curve["position"][-2] if n > 1 else 0
+            total_ms += point["ms_per_token"] * (point["position"] - before)
+            cost = _stream_cost(config, "interrupted", total_ms, curve)
+            on_partial(cost)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        release_memory(device)
+        return _stream_cost(config, "out_of_memory", total_ms, curve, str(error).split("\n")[0])
+    ended = curve["position"][-1] == config.seq_len if curve else False
+    return _stream_cost(config, "ok" if ended else "interrupted", total_ms, curve)
+
+
+def _stream_cost(config, outcome, total_ms, curve, detail=None) -> GenerationCost:
+    curve = {name: list(values) for name, values in curve.items()}
+    if outcome == "interrupted":
+        detail = f"stopped after {curve['position'][-1] if curve else 0} tokens"
+    kept = curve["state_bytes"][-1] if curve else None
+    return GenerationCost(config, outcome, detail, (total_ms,), None, state_bytes=kept, curve=curve)
+
+
+def stream_points(
+    config: GenerationConfig, device: str | torch.device = "cpu", seed: int = 0, stop: Stop = None
+) -> Iterator[dict[str, float | int | None]]:
+    """Generate N tokens, and say now and then how it goes: position, ms_per_token since the last
+    time, state_bytes (measured) and process_bytes."""
+    device = resolve_device(device)
+    stepper = build_stepper(config, device, seed)
+    token = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
+    for first, last in pairwise([0, *stream_positions(config.seq_len)]):
+        with TIMING_LOCK:
+            started = perf_counter()
+            for i in range(first, last):
+                if i % STOP_EVERY == 0 and timing._stopped(stop):
+                    return
+                token = most_likely(stepper.step(token))
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            elapsed_ms = (perf_counter() - started) * 1000
+        yield {
+            "position": last,
+            "ms_per_token": elapsed_ms / (last - first),
+            "state_bytes": stepper.state_bytes,
+            "process_bytes": process_bytes(device),
+        }
+
+
+def stream_positions(last: int) -> list[int]:
+    """Where a stream is looked at: by a factor at first, then evenly, and at its end."""
+    positions, at = [], 1
+    while at < last:
+        positions.append(at)
+        at += max(1, min(round(at * (STREAM_FACTOR - 1)), round(last * STREAM_SHARE)))
+    return [*positions, last]
+
+
+def process_bytes(device: str | torch.device = "cpu", statm: Path = Path("/proc/self/statm")):
+    """The memory of this whole process: resident on the CPU, allocated by torch on CUDA; None where
+    the system does not tell (not Linux)."""
+    device = resolve_device(device)
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError, AttributeError):
+        return None
+
+
+def predict_generation_seconds(
+    configs: Iterable[GenerationConfig],
+    n_repeats: int = 7,
+    device: str | torch.device = "cpu",
+    max_seconds_per_point: float = 10.0,
+) -> float:
+    """Roughly how long `measure_generation` takes, in seconds; right within a factor of 3."""
+    device, seconds = resolve_device(device), 0.0
+    for config in configs:
+        if _shortage(config, device) is not None:
+            continue
+        call_s = _token_seconds(config, device)
+        if config.span != "token":
+            growth = 2 if config.way == "recompute" else 1  # of tokens, from none to the last
+            call_s *= config.seq_len / growth
+        if config.span == "stream":
+            seconds += call_s
+            continue
+        least_ms = TOKEN_SAMPLE_MS if config.span == "token" else MIN_SAMPLE_MS
+        sample_s = max(call_s, least_ms / 1000)
+        timing_s = min((1 + n_repeats) * sample_s, max(max_seconds_per_point, 2 * sample_s))
+        seconds += call_s + timing_s
+    return seconds
+
+
+def _token_seconds(config: GenerationConfig, device: torch.device) -> float:
+    """One token of each sequence at position N."""
+    e, n, rate = config.d_model, config.seq_len, operations_per_s(device)
+    products = 2 * 12 * e * e * config.batch_size / (PRODUCTS_EFFICIENCY * rate)
+    if config.way == "recompute":
+        attention = 2 * n * n * e * config.batch_size / (ATTENTION_EFFICIENCY * rate)
+        return config.n_layers * (FORWARD_BLOCK_S + products * n + attention)
+    read = 12 * e * e * DTYPES[config.dtype].itemsize + state_bytes(config) / config.n_layers
+    return config.n_layers * (STEP_BLOCK_S + products + read / READ_BYTES_PER_S)

@@ -1,0 +1,574 @@
+"""The only reader and writer of `data/` and of the run cache.
+
+A row is one line of strict JSON in `<folder>/<experiment>.jsonl`: self-contained, appended, never
+changed. Behind its columns a line has a digest of them; lines written before there was one lack
+it. What is read is checked: a line that the code could not use is skipped, and said. The run cache
+is the same functions with `folder=cache_folder()`. Locks are files in `.locks`, of a file that is
+being appended to and of a run that a process is at; torch brings `filelock` with it.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from replib.files import FileError, check_regular, data_folder, read_whole, remedy
+from replib.lab.provenance import provenance
+
+Row = dict[str, Any]
+OUTCOMES = ("ok", "out_of_memory", "diverged", "interrupted")
+# The columns of a row, in order, and what each may hold; one that may hold None may be left out.
+COLUMNS: dict[str, tuple[type, ...]] = {
+    "run_id": (str,),
+    "experiment": (str,),
+    "scale": (str,),
+    "kind": (str, type(None)),
+    "config": (dict,),
+    "seed": (int,),
+    "versions": (dict, type(None)),
+    "former_id": (str, type(None)),
+    "provenance": (dict,),
+    "outcome": (str,),
+    "detail": (str, type(None)),
+    "summary": (dict,),
+    "curve": (dict, type(None)),
+}
+NOT_TOLD = {name: None for name, types in COLUMNS.items() if type(None) in types}
+DIGEST = "digest"  # of a line: SHA-256 of the canonical JSON of its columns
+EXPERIMENT_NAME = re.compile(r"[a-z0-9_]+")  # a file name on every system, and no path
+HASH_DIGITS = 16  # 64 bits: no collision among the thousands of runs of a data folder
+MAX_CURVE_POINTS = 400  # more than a chart shows, and 5 MB still hold every recorded run
+MAX_NAMED_LINES = 10  # a warning names this many lines, then counts
+MAX_INT, MAX_FLOAT = 2**63 - 1, 1e39  # of 64 bits; beyond what float32 holds
+MAX_DEPTH = 12  # of lists and dicts in each other; rows have 5
+# Who holds the lock of a file is said after so long, and again; then it is given up.
+LOCK_SAID_AFTER_S, LOCK_SAID_EVERY_S, LOCK_GIVEN_UP_S = 3.0, 15.0, 120.0
+LOCK_ASKED_EVERY_S = 0.02
+# A line without its end may be one that is just being written.
+WHOLE_LINE_TRIES, WHOLE_LINE_EVERY_S = 10, 0.02
+
+
+def _path(experiment: str, folder: str | os.PathLike[str] | None) -> Path:
+    if not isinstance(experiment, str) or not EXPERIMENT_NAME.fullmatch(experiment):
+        raise ValueError(f"experiment {experiment!r}: use lower-case letters, digits and _ only")
+    return Path(folder or data_folder()).absolute() / f"{experiment}.jsonl"
+
+
+def append(experiment: str, row: Mapping[str, Any], folder: Path | None = None) -> None:
+    """Append one row, as `append_rows` does."""
+    append_rows(experiment, [row], folder)
+
+
+def append_rows(
+    experiment: str, rows: Sequence[Mapping[str, Any]], folder: Path | None = None
+) -> None:
+    """Append rows: under a lock, in one write, flushed to the disk; all of it or nothing.
+
+    JSON has no NaN or infinity: such numbers are stored as null and read back as None; the outcome
+    (`diverged`) says why. A torn last line, left by a killed process, stays as it is; the new row
+    starts on a line of its own.
+
+    Raises:
+        ValueError: a row lacks a column, has an unknown one, or a value of the wrong kind.
+        FileError: the disk is full, the folder cannot be written, or another process keeps the
+            file locked for LOCK_GIVEN_UP_S; the file is as before.
+    """
+    path = _path(experiment, folder)
+    lines = b"".join(_line(experiment, row) for row in rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+        try:
+            check_regular(descriptor)
+            with _locked(path):
+                _write_whole(descriptor, lines)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise FileError(remedy(path, error)) from error
+
+
+def make_row(
+    experiment: str,
+    scale: str,
+    config: Any,
+    seed: int,
+    outcome: str,
+    summary: Mapping[str, Any],
+    curve: Mapping[str, Sequence[Any]] | None = None,
+    detail: str | None = None,
+    device: str = "cpu",
+    *,
+    kind: str = "training",
+    versions: Mapping[str, int] | None = None,
+    started: datetime | None = None,
+) -> Row:
+    """A self-contained row: identity, provenance, outcome, figures and the thinned curve.
+
+    Args:
+        config: the frozen dataclass (may nest) or dict of the run.
+        kind, versions: of the run, as `run_id` takes them.
+        started: when the run began (with a time zone); now if left out.
+
+    Raises:
+        ValueError: a value that a row cannot hold.
+    """
+    versions = dict(versions or {})
+    row = {
+        "run_id": run_id(kind, config, seed, versions),
+        "experiment": experiment,
+        "scale": scale,
+        "kind": kind,
+        "config": config,
+        "seed": seed,
+        "versions": versions,
+        "provenance": provenance(device, started=started),
+        "outcome": outcome,
+        "detail": detail,
+        "summary": summary,
+        "curve": None if curve is None else thin(curve),
+    }
+    made = json.loads(_line(experiment, row))
+    del made[DIGEST]
+    return made
+
+
+def thin(
+    curve: Mapping[str, Sequence[Any]], max_points: int = MAX_CURVE_POINTS
+) -> dict[str, list[Any]]:
+    """Thin a curve to at most `max_points` evenly spaced points.
+
+    The first point, the last one and those of the lowest and highest finite `loss` are kept.
+
+    Raises:
+        ValueError: the columns differ in length, or `max_points` is below 4.
+    """
+    if max_points < 4:
+        raise ValueError(f"max_points {max_points}: 4 is the least (both ends and both extremes)")
+    lengths = {name: len(column) for name, column in curve.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"columns of a curve must be equally long, these are not: {lengths}")
+    n_points = next(iter(lengths.values()), 0)
+    if n_points <= max_points:
+        return {name: list(column) for name, column in curve.items()}
+    n_even = max_points - 2  # two places are for the extremes
+    kept = {round(i * (n_points - 1) / (n_even - 1)) for i in range(n_even)}
+    losses = [
+        (loss, i)
+        for i, loss in enumerate(curve.get("loss", ()))
+        if loss is not None and math.isfinite(loss)
+    ]
+    if losses:
+        kept |= {min(losses)[1], max(losses)[1]}
+    return {name: [column[i] for i in sorted(kept)] for name, column in curve.items()}
+
+
+def _line(experiment: str, row: Mapping[str, Any]) -> bytes:
+    """The row as one line of strict JSON, checked."""
+    unknown = sorted(set(row) - set(COLUMNS))
+    if unknown:
+        raise ValueError(f"unknown columns {unknown}: a row holds {list(COLUMNS)}")
+    plain = NOT_TOLD | _walk(row, _finite_or_none)
+    problem = _problem(experiment, plain)
+    if problem:
+        raise ValueError(f"row of {experiment}: {problem}")
+    ordered = {column: plain[column] for column in COLUMNS}
+    ordered[DIGEST] = row_digest(ordered)
+    return json.dumps(ordered, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def row_digest(row: Mapping[str, Any]) -> str:
+    """SHA-256 of a row's canonical JSON: keys in order, no spaces, ASCII."""
+    text = json.dumps(row, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _problem(experiment: str, row: Any) -> str | None:
+    """What keeps `row` from being a row of `experiment`; None if nothing does."""
+    if not isinstance(row, dict):
+        return "not an object"
+    for column, types in COLUMNS.items():
+        if column not in row and type(None) not in types:
+            return f"lacks {column!r}"
+        if type(value := row.get(column)) not in types:
+            return f"{column} is {value!r}, not {types[0].__name__}"
+    if row["experiment"] != experiment:
+        return f"experiment is {row['experiment']!r}"
+    if row["outcome"] not in OUTCOMES:
+        return f"outcome is {row['outcome']!r}, not one of {', '.join(OUTCOMES)}"
+    return _unusable(row)
+
+
+def _unusable(value: Any, depth: int = 0) -> str | None:
+    """What no figure, chart or terminal could take of a value of JSON; None if nothing."""
+    if isinstance(value, str):
+        if not value.replace("\n", "").isprintable():  # control characters, surrogates
+            return f"holds the text {ascii(value)[:40]}"
+    elif isinstance(value, float):
+        if abs(value) > MAX_FLOAT:
+            return f"holds the number {value}"
+    elif isinstance(value, int):
+        if not -MAX_INT <= value <= MAX_INT:
+            return f"holds a number of {value.bit_length()} bits"
+    elif isinstance(value, dict | list):
+        if depth >= MAX_DEPTH:
+            return f"is nested more than {MAX_DEPTH} deep"
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            if type(item) is float and -MAX_FLOAT <= item <= MAX_FLOAT:
+                continue  # most of a row, and quick
+            if problem := _unusable(item, depth + 1):
+                return problem
+    return None
+
+
+def _write_whole(descriptor: int, line: bytes) -> None:
+    """Write the whole line at the end of the file, or leave the file as it was."""
+    size = os.lseek(descriptor, 0, os.SEEK_END)
+    if size:
+        os.lseek(descriptor, size - 1, os.SEEK_SET)
+        if os.read(descriptor, 1) != b"\n":
+            line = b"\n" + line  # a killed process left a torn line
+    try:
+        if os.write(descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    except OSError:
+        with suppress(OSError):  # the first error is the one to report; readers skip a torn line
+            os.ftruncate(descriptor, size)
+        raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a data file. While another process has it, that is said; readers need none.
+
+    Raises:
+        FileError: another process had it for LOCK_GIVEN_UP_S.
+    """
+    lock, began, patience = _lock_of(path.parent, path.name), time.monotonic(), LOCK_SAID_AFTER_S
+    while True:
+        try:
+            lock.acquire(timeout=patience, poll_interval=LOCK_ASKED_EVERY_S)
+            break
+        except Timeout:
+            waited, patience = time.monotonic() - began, LOCK_SAID_EVERY_S
+        holder = _holder(Path(lock.lock_file))
+        if waited > LOCK_GIVEN_UP_S:
+            raise FileError(
+                f"{path} was locked by {holder} for {waited:.0f} s, and nothing was written: end "
+                "that process, then run the same command again"
+            )
+        since = datetime.now().astimezone() - timedelta(seconds=waited)
+        _say(
+            f"{path.name} has been locked by {holder} since {since:%H:%M:%S} or earlier: "
+            f"waiting, at most {LOCK_GIVEN_UP_S - waited:.0f} s more"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def claimed(work: str) -> Iterator[bool]:
+    """Whether some work on the data folder is this process's, True for the first that asks: until
+    it is done with it, or is killed, the others get False. Where locks cannot be had all get True.
+    The folder counts, by whatever path it is reached."""
+    lock = None
+    try:
+        lock = _lock_of(data_folder(), _digest(work))
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    except OSError:
+        pass
+    try:
+        yield True
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _lock_of(folder: Path, name: str) -> FileLock:
+    locks = folder / ".locks"
+    locks.mkdir(exist_ok=True)
+    return FileLock(locks / name, thread_local=False)
+
+
+def _holder(lock: Path) -> str:
+    """Who has a lock, as far as the system tells (Linux)."""
+    about = os.stat(lock)
+    device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
+    with suppress(OSError, IndexError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            parts = line.split()
+            if device in parts and "->" not in parts:
+                return f"process {parts[parts.index(device) - 1]}"
+    return "another process"
+
+
+def _say(text: str) -> None:
+    """A line for whoever waits: a warning would be shown once only."""
+    print(f"replib: {text}", file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """What a file held when it was read: `version` is (inode, modification time, size)."""
+
+    version: tuple[int, int, int]
+    rows: list[Row]
+    old_rows: list[Row]
+    skipped: str | None
+    n_without_digest: int
+
+
+_READ: dict[Path, _Content] = {}  # notebooks read far oftener than runs end
+
+
+def read_rows(experiment: str, folder: Path | None = None) -> list[Row]:
+    """The rows of an experiment that the present code computes (of the present versions of their
+    parts), oldest first; none if the file is missing. The others are `old_rows`.
+
+    The list is the caller's own; its rows are shared between calls, so do not change them. A field
+    of a config that a row lacks, as it was added later, has its default. Lines that are no rows, or
+    rows that the code cannot use (`lab.rows`), are skipped, with one warning that names them and
+    says why; `skipped` says it too.
+
+    Raises:
+        FileError: the file is there and cannot be read.
+    """
+    content = _read(experiment, folder)
+    if content.skipped:
+        warnings.warn(content.skipped, stacklevel=2)
+    return list(content.rows)
+
+
+def old_rows(experiment: str, folder: Path | None = None) -> list[Row]:
+    """The rows of an experiment by earlier versions of a part that computes them, oldest first:
+    they are kept, and neither judged nor shown as present ones."""
+    return list(_read(experiment, folder).old_rows)
+
+
+def left_out(experiment: str, folder: Path | None = None) -> str | None:
+    """How many runs are left out, as only an earlier version of what computes them recorded them;
+    None where there are none."""
+    try:
+        content = _read(experiment, folder)
+    except FileError:
+        return None  # `skipped` says so
+    present = set(map(_run_of, content.rows))
+    n = len({_run_of(row) for row in content.old_rows} - present)
+    if not n:
+        return None
+    runs = f"{n} {'run' if n == 1 else 'runs'}"
+    return f"{experiment}: {runs} left out, as earlier versions of this program recorded them"
+
+
+def skipped(experiment: str, folder: Path | None = None) -> str | None:
+    """Which lines of a file are skipped, and why; why it cannot be read; None where all is read."""
+    try:
+        return _read(experiment, folder).skipped
+    except FileError as error:
+        return str(error)
+
+
+def n_without_digest(experiment: str, folder: Path | None = None) -> int:
+    """How many rows of an experiment were written before lines had a digest."""
+    return _read(experiment, folder).n_without_digest
+
+
+def _read(experiment: str, folder: Path | None) -> _Content:
+    path = _path(experiment, folder)
+    try:
+        about = os.stat(path)
+        version = (about.st_ino, about.st_mtime_ns, about.st_size)
+        if path not in _READ or _READ[path].version != version:
+            # Without a lock: a line is written whole, but a reader may come in between.
+            for _ in range(WHOLE_LINE_TRIES):
+                content = read_whole(path)
+                if not content or content.endswith(b"\n"):
+                    break
+                time.sleep(WHOLE_LINE_EVERY_S)
+            _READ[path] = _Content(version, *_parse(path, content))
+    except FileNotFoundError:
+        return _Content((0, 0, 0), [], [], None, 0)
+    except OSError as error:
+        raise FileError(remedy(path, error)) from error
+    return _READ[path]
+
+
+def _parse(path: Path, content: bytes) -> tuple[list[Row], list[Row], str | None, int]:
+    """The rows of a file, those by older versions, what to say of the lines that are none, and how
+    many rows have no digest."""
+    from replib.lab import rows as known
+
+    check, rows, old, skipped, n_without = known.checker(path.stem), [], [], [], 0
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row, has_digest = _row(path.stem, line)
+            row, current = check(row)
+            (rows if current else old).append(row)
+            n_without += not has_digest
+        except Exception as error:  # what other hands write is without end
+            skipped.append(f"line {number} ({error})")
+    if not skipped:
+        return rows, old, None, n_without
+    more = f" and {len(skipped) - MAX_NAMED_LINES} more" * (len(skipped) > MAX_NAMED_LINES)
+    told = (
+        f"{path.name}: {len(skipped)} of {len(skipped) + len(rows) + len(old)} lines skipped: "
+        f"{', '.join(skipped[:MAX_NAMED_LINES])}{more}"
+    )
+    return rows, old, told, n_without
+
+
+def _row(experiment: str, line: bytes) -> tuple[Row, bool]:
+    """The row of a line, and whether it had a digest.
+
+    Raises:
+        ValueError: it is none; the message says why in some words.
+    """
+    try:
+        row = json.loads(
+            line.decode(), parse_constant=lambda _: None, object_pairs_hook=_without_twins
+        )
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
+        twice = isinstance(error, _Twice)
+        raise ValueError(str(error) if twice else "torn or no JSON") from error
+    digest = row.pop(DIGEST, None) if isinstance(row, dict) else None
+    if problem := _problem(experiment, row):
+        raise ValueError(problem)
+    if unknown := sorted(set(row) - set(COLUMNS)):
+        raise ValueError(f"unknown column {unknown[0]!r}")
+    if digest is not None and digest != row_digest(row):
+        raise ValueError("its digest is another: the line was changed or damaged")
+    return NOT_TOLD | row, digest is not None
+
+
+class _Twice(ValueError):
+    """A key that a JSON object has twice."""
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Twice("has a key twice")
+    return found
+
+
+def latest(rows: Sequence[Row]) -> list[Row]:
+    """The last row of each config, seed and kind of device, oldest first; a later recording takes
+    the place of an earlier one, and a finished run that of a stopped one. Later is what stands
+    later in the file, as clocks are set back."""
+    ordered = sorted(rows, key=lambda row: row["outcome"] != "interrupted")
+    kept = {id(row) for row in {_run_of(row): row for row in ordered}.values()}
+    return [row for row in rows if id(row) in kept]
+
+
+def _run_of(row: Row) -> tuple[str, int, str]:
+    """What two recordings of one thing have in common."""
+    config = json.dumps(row["config"], sort_keys=True)
+    return config, row["seed"], row["provenance"].get("device_name")
+
+
+def run_id(kind: str, config: Any, seed: int, versions: Mapping[str, int]) -> str:
+    """The identity of a run, 16 hex digits: a hash of its kind, config, seed and of the versions of
+    the parts that compute it.
+
+    Fields that have their default do not count, and neither do versions of 1: a field or a part
+    that is added later leaves the runs of before what they were. A whole float counts as the
+    integer (`32.0` is `32`) and a tuple as a list; the order of fields does not count.
+
+    Raises:
+        ValueError: the config holds something else than numbers, text, lists, dicts and
+            dataclasses.
+    """
+    changed = {name: version for name, version in versions.items() if version != 1}
+    identity = _walk([kind, _changed_fields(config), seed, changed], _whole_as_int)
+    return _digest(json.dumps(identity, sort_keys=True))
+
+
+def _changed_fields(config: Any) -> Any:
+    """A dataclass as its fields that differ from their defaults; one in it is told by its class
+    too, where its class is not the default's."""
+    if not dataclasses.is_dataclass(config):
+        return config
+    found = {}
+    for field in dataclasses.fields(config):
+        value, default = getattr(config, field.name), _default_of(field)
+        if not field.init or value == default:
+            continue
+        plain = _changed_fields(value)
+        if dataclasses.is_dataclass(value) and type(value) is not type(default):
+            plain = {"__class__": type(value).__name__} | plain
+        found[field.name] = plain
+    return found
+
+
+def _default_of(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def of_versions(row: Row, versions: Mapping[str, int]) -> bool:
+    """Whether a row was computed by parts of these versions; one that is not named counts as 1."""
+    if row.get("versions") is None:
+        return False
+    names = versions.keys() | row["versions"].keys()
+    return all(row["versions"].get(name, 1) == versions.get(name, 1) for name in names)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+
+
+def _walk(value: Any, number: Callable[[float], Any]) -> Any:
+    """A value as plain JSON types, every float passed through `number`."""
+
+    def walk(item: Any) -> Any:
+        return _walk(item, number)
+
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return number(float(value))
+    if isinstance(value, Mapping):
+        return {str(key): walk(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [walk(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: walk(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "tolist"):  # numpy and torch
+        return walk(value.tolist())
+    raise ValueError(f"{value!r} has no JSON form: use numbers, text, lists, dicts or dataclasses")
+
+
+def plain(config: Any) -> Any:
+    """A config as rows hold it."""
+    return _walk(config, lambda number: number)
+
+
+def _finite_or_none(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _whole_as_int(number: float) -> float | int:
+    return int(number) if number.is_integer() else number

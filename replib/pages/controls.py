@@ -1,0 +1,595 @@
+"""The marimo parts that several notebooks share: parameter panel, run gate, verdict card."""
+
+import html
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import chain
+from time import monotonic
+from typing import Any
+
+import marimo as mo
+import torch
+
+from replib.claims import judging
+from replib.device import resolve_device
+from replib.lab import store
+from replib.lab.run import run_ids
+from replib.lab.store import Row
+from replib.lab.text import LEFT, as_text, markdown_table
+from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, Verdict
+from replib.pages import failures
+from replib.pages.live import (
+    ALL_THREADS,
+    ASKED,
+    COMPILE_S,
+    LiveRuns,
+    Progress,
+    kernel_to_compile,
+    predicted_seconds,
+    refusal,
+)
+from replib.pages.live_jobs import ALL_VARIANTS, refused_variants
+
+failures.show_on_pages()
+
+THIS_MACHINE = "This machine, settings below"  # the column of a card for runs of this session
+STATIC_RUN_BELOW_S = 600.0  # a report with parameters waits so long for its run
+AUTO_RUN_BELOW_S = 5.0  # a reader who moves a slider waits so long without having asked
+REDRAW_EVERY_S = 0.25
+REDRAW_TIMINGS_EVERY_S = 1.0  # drawing takes a core from what is timed
+
+
+@dataclass(frozen=True)
+class Control:
+    """A parameter of a panel: a slider over `values`, or a choice of several of them.
+
+    `name` is also the parameter of the URL (`?seq_len=64`) and of the command line
+    (`-- --seq-len 64`). A value reads as its entry in `labels`, where it has one; `refused` has the
+    reason why a known value is not offered.
+    """
+
+    name: str
+    label: str
+    values: tuple
+    default: Any
+    labels: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def several(self) -> bool:
+        return isinstance(self.default, tuple)
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The names that mean this control: `batch_size`, `batch-size`, `batch`; `steps`."""
+        short = self.name.removeprefix("n_").removesuffix("_size")
+        return tuple(dict.fromkeys((self.name, self.name.replace("_", "-"), short)))
+
+    def read(self, text: Any) -> tuple[Any, str | None]:
+        """The value that a text from outside means, and what to tell where it was changed."""
+        if self.several:
+            asked = text if isinstance(text, list) else str(text).split(",")
+            known = tuple(value for value in self.values if value in asked)
+            wrong = [self._why_not(str(one)) for one in asked if one not in self.values]
+            used = known or self.default
+            note = f"{self.label}: {', '.join(wrong)}, {', '.join(used)} used"
+            return used, note if wrong else None
+        if isinstance(text, list):
+            text = text[-1] if text else ""
+        if isinstance(self.default, str):
+            if text in self.values:
+                return text, None
+            return self.default, f"{self.label}: {text} unknown, {self.default} used"
+        try:
+            asked = float(text)
+            if math.isnan(asked):
+                raise ValueError
+            inside = min(max(asked, min(self.values)), max(self.values))
+            nearest = min(self.values, key=lambda value: abs(value - inside))
+        except (TypeError, ValueError, OverflowError):
+            return self.default, f"{self.label}: {text!r} is no number, {self.default} used"
+        if nearest == asked:
+            return nearest, None
+        return nearest, f"{self.label}: {text} is not offered, {nearest} used"
+
+    def _why_not(self, value: str) -> str:
+        if value in self.refused:
+            return f"{value} cannot run here ({self.refused[value]})"
+        return f"{value} unknown"
+
+
+WORK_LABELS = {"forward": "forward", "forward_backward": "forward and backward"}
+WORK = Control("work", "Work", tuple(WORK_LABELS), "forward_backward", labels=WORK_LABELS)
+DEVICE = Control("device", "Device", ("auto", "cpu", *["cuda"] * torch.cuda.is_available()), "auto")
+
+
+def variants() -> Control:
+    """The choice of mechanisms in their implementations, of those that can run on this machine. It
+    begins with the one compiled for the device, beside what is to be had everywhere."""
+    refused = refused_variants()
+    offered = tuple(name for name in ALL_VARIANTS if name not in refused)
+    first = ("softmax textbook", "softmax fused", "linear torch", f"linear {resolve_device().type}")
+    default = tuple(name for name in offered if name in first)
+    return Control("variants", "Attention", offered, default, refused=refused)
+
+
+def initial_values(
+    controls: Sequence[Control], *sources: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """The value of each control from the first source that has it, else its default; and notes
+    on the values that had to be changed. Names may be written as in `Control.spellings`."""
+    values, notes = {}, []
+    for control in controls:
+        values[control.name] = control.default
+        for source in sources:
+            spelled = [name for name in control.spellings if name in source]
+            if spelled:
+                value, note = control.read(source[spelled[0]])
+                values[control.name] = value
+                notes += [note] if note else []
+                break
+    return values, notes
+
+
+def panel(
+    controls: Sequence[Control], *others: Sequence[Control]
+) -> tuple[mo.ui.dictionary, list[str]]:
+    """The elements of a panel, set from the URL, else from the command line; and notes. `others`
+    are the notebook's other panels, whose parameters a static page may be asked for as well.
+
+    Raises:
+        ValueError: a static page was asked for with a parameter or a value that is not offered.
+    """
+    query, arguments = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
+    values, notes = initial_values(controls, query, arguments)
+    everywhere = [*controls, *chain.from_iterable(others)]
+    if in_static_page():
+        check_asked(everywhere, _asked(), notes)
+    notes += _misspelt(query, controls, everywhere)
+    return mo.ui.dictionary({c.name: _element(c, values[c.name]) for c in controls}), notes
+
+
+def _misspelt(
+    names: Iterable[str], controls: Sequence[Control], everywhere: Sequence[Control]
+) -> list[str]:
+    """Notes on names that nothing on the page has, but that are close to one of these controls."""
+    known = {spelling for control in everywhere for spelling in control.spellings}
+    own = [spelling for control in controls for spelling in control.spellings]
+    close = {name: get_close_matches(name, own, 1, 0.75) for name in names if name not in known}
+    return [f"{name} is not a parameter: use {found[0]}" for name, found in close.items() if found]
+
+
+def check_asked(
+    controls: Sequence[Control], names: Sequence[str], notes: Sequence[str] = ()
+) -> None:
+    """Refuse names that no control has, and values that had to be changed (`notes`).
+
+    Raises:
+        ValueError: says what there is.
+    """
+    known = {spelling for control in controls for spelling in control.spellings}
+    unknown = [f"--{name} is not a parameter" for name in names if name not in known]
+    wrong = [control for control in controls if any(n.startswith(control.label) for n in notes)]
+    if unknown or notes:
+        offered = [_offer(control) for control in (controls if unknown else wrong)]
+        raise ValueError(f"{'; '.join([*unknown, *notes])}. Use " + ", ".join(offered))
+
+
+def _offer(control: Control) -> str:
+    """`--seq-len 32 | 64 | ... | 16384`"""
+    values = [str(value) for value in control.values]
+    if len(values) > 6 and not isinstance(control.values[0], str):
+        values = [*values[:2], "...", *values[-1:]]
+    name = control.name.replace("_", "-")
+    return f"--{name} {','.join(values) if control.several else ' | '.join(values)}"
+
+
+def _element(control: Control, value: Any):
+    if control.several:
+        return mo.ui.multiselect(
+            control.values, value=list(value), label=control.label, full_width=True
+        )
+    if isinstance(control.default, str):
+        texts = {value: control.labels.get(value, value) for value in control.values}
+        options = {text: value for value, text in texts.items()}
+        return mo.ui.dropdown(options, value=texts[value], label=control.label, full_width=True)
+    return mo.ui.slider(
+        steps=list(control.values),
+        value=value,
+        label=control.label,
+        debounce=True,
+        show_value=True,
+        full_width=True,
+    )
+
+
+def show_panel(elements: mo.ui.dictionary, notes: Sequence[str] = ()) -> mo.Html:
+    """The panel as a grid of its elements, with what had to be changed said below."""
+    if in_static_page():
+        return mo.callout(mo.Html(_static_text(elements)))
+    cells = "".join(map(_cell, elements.elements.values()))
+    grid = mo.Html(
+        '<div style="display:grid; gap:.9rem 2rem; align-items:end; white-space:nowrap; '
+        f'grid-template-columns:repeat(auto-fill, minmax(13rem, 1fr))">{cells}</div>'
+    )
+    if not notes:
+        return grid
+    return mo.vstack([grid, callout("; ".join(notes))])
+
+
+def _static_text(elements: mo.ui.dictionary) -> str:
+    text = "A static copy: the controls work in the notebook, <code>make run</code>."
+    if not has_own_run():
+        return text
+    setting = ", ".join(
+        f"{name} {','.join(value) if isinstance(value, list) else value}"
+        for name, value in elements.value.items()
+    )
+    return f"Run for this page on this setting: {html.escape(setting)}.<br>{text}"
+
+
+def _cell(element) -> str:
+    """An element in the grid; a choice of many has a line of its own, to show what is chosen."""
+    many = isinstance(element, mo.ui.multiselect) and len(element.options) > 2
+    return f"<div{' style=grid-column:1/-1' * many}>{element}</div>"
+
+
+def plain(text: str) -> mo.Html:
+    """Words from outside, shown as they are: as Markdown, a shared URL could bring links along."""
+    return mo.Html(f"<span>{html.escape(text)}</span>")
+
+
+def callout(text: str, kind: str = "warn") -> mo.Html:
+    return mo.callout(plain(text), kind=kind)
+
+
+def share(values: Mapping[str, Any]) -> None:
+    """Write the values to the URL, so that the address bar holds the present setting."""
+    query = mo.query_params()
+    for name, value in values.items():
+        text = ",".join(value) if isinstance(value, list | tuple) else str(value)
+        if query.get(name) != text:
+            query.set(name, text)
+
+
+def live_only(*parts) -> mo.Html:
+    """Parts one above the other; nothing in a static page that has no run of its own to show."""
+    return mo.md("") if in_static_page() and not has_own_run() else mo.vstack(parts)
+
+
+def inputs(*elements) -> mo.Html:
+    """Elements side by side; nothing in a static page, where they would do nothing."""
+    return mo.md("") if in_static_page() else mo.hstack(elements, justify="start", wrap=True)
+
+
+def attempt(build, settings: Mapping[str, Any]) -> tuple[list, mo.Html]:
+    """Jobs of the settings; none, and what is wrong with the settings, where there can be none."""
+    try:
+        return build(settings), mo.md("")
+    except ValueError as error:
+        return [], callout(str(error))
+
+
+def unread(*experiments: str) -> mo.Html:
+    """What of recorded rows is not on the page, as the code cannot use it or computes otherwise
+    since; nothing where all is."""
+    asked = (ask(name) for name in experiments for ask in (store.skipped, store.left_out))
+    said = [text for text in asked if text]
+    return mo.vstack([callout(text) for text in said]) if said else mo.md("")
+
+
+def device_names(rows: Sequence[Row]) -> str:
+    """The devices that rows were computed on."""
+    names = sorted({row["provenance"]["device_name"] for row in rows})
+    return ", ".join(names) if names else "nothing yet"
+
+
+def device_tabs(rows: Sequence[Row], show: Callable[[Sequence[Row]], Any]) -> mo.Html:
+    """What `show` makes of the rows of each device, a tab each where there are several."""
+    devices = judging.by_device(rows)
+    if len(devices) < 2:
+        return mo.as_html(show(rows))
+    return mo.ui.tabs({device: show(some) for device, some in devices.items()})
+
+
+def in_static_page() -> bool:
+    """Whether the page is being exported (`-- --static`) and has no kernel behind it later."""
+    return "--static" in sys.argv or "static" in _arguments()
+
+
+def _arguments() -> dict[str, Any]:
+    """What the command line gave the notebook; nothing outside of one."""
+    return mo.cli_args().to_dict() if mo.running_in_notebook() else {}
+
+
+def _asked() -> list[str]:
+    """The parameters that a command line names, beside `--static`."""
+    return [name for name in _arguments() if name != "static"]
+
+
+def has_own_run() -> bool:
+    """Whether a static page was asked for with parameters, and so shows a run with them."""
+    return in_static_page() and bool(_asked())
+
+
+def _run_for_page(live: LiveRuns, jobs: Sequence, device: str | None) -> None:
+    """Run jobs to their end, or until STATIC_RUN_BELOW_S have passed.
+
+    Raises:
+        ValueError: it would take longer by far, or failed.
+    """
+    missing = live.missing(jobs, device)
+    seconds = predicted_seconds(missing, device)
+    if why_not := refusal(missing, device):
+        raise ValueError(why_not)
+    if seconds > STATIC_RUN_BELOW_S:
+        raise ValueError(
+            f"this run would take about {_duration(seconds)}, and a report waits for "
+            f"{_duration(STATIC_RUN_BELOW_S)}: choose smaller parameters, or run it in the "
+            "notebook first (what has been run is kept)"
+        )
+    live.start(jobs, device)
+    ends = monotonic() + STATIC_RUN_BELOW_S
+    while live.running:
+        live.poll()
+        live.join(timeout=REDRAW_EVERY_S)
+        if monotonic() > ends:
+            live.stop()
+    if live.poll().status == "failed":
+        raise ValueError(live.poll().error)
+
+
+def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = None):
+    """A Run button with the predicted time, and a text that says why there is none (one of the
+    two is None).
+
+    Where `auto` is on, what takes less than AUTO_RUN_BELOW_S, and anything on CUDA, is started
+    at once. In a static page nothing runs, unless it was asked for with parameters: then what has
+    `auto` on runs now, to its end.
+    """
+    if in_static_page():
+        if has_own_run() and auto and live.missing(jobs, device):
+            _run_for_page(live, jobs, device)
+        return None, how_measured(live.rows(jobs, device)) if has_own_run() else ""
+    missing = live.missing(jobs, device)
+    if not any(run_ids(job) for job in jobs):
+        return None, "Nothing is chosen: choose at least one attention."
+    if live.running:
+        return None, "A run is under way; the next can start when it ends."
+    if not missing:
+        told = how_measured(live.rows(jobs, device))
+        return None, f"These settings have been run; the result is below. {told}".strip()
+    if why_not := refusal(missing, device):
+        return None, why_not
+    seconds, kernel = predicted_seconds(missing, device), kernel_to_compile(missing, device)
+    once = f"about {_duration(COMPILE_S)} to compile the {kernel} kernel, once"
+    short = seconds < AUTO_RUN_BELOW_S or resolve_device(device).type == "cuda"
+    if auto and short and not live.ended_early(jobs):
+        live.start(jobs, device)
+        return None, f"Running by itself, as it is short{f', after {once}' if kernel else ''}."
+    # Of a longer label a phone would show a part.
+    label = f"Run (about {_duration(seconds)}{', compiles first' * bool(kernel)})"
+    return mo.ui.run_button(label=label, kind="success"), None
+
+
+def how_measured(rows: Sequence[Row]) -> str:
+    """What a reader of costs measured on a page would not expect: fewer samples than were asked
+    for, and fewer threads than there are; empty where there is nothing of the kind."""
+    said = []
+    timed = [row for row in rows if row["outcome"] == "ok" and ASKED in row["summary"]]
+    short = [
+        (len(row["summary"]["time_ms_samples"]), row["summary"][ASKED])
+        for row in timed
+        if row["config"].get("span") != "stream"  # is timed once, token by token
+    ]
+    if short and min(n for n, _ in short) < max(asked for _, asked in short):
+        asked = max(asked for _, asked in short)
+        said.append(f"Repeats {asked}, of which the longest had time for {min(short)[0]}.")
+    threads = {row["provenance"]["threads"] for row in timed}
+    if threads and min(threads) < ALL_THREADS:
+        said.append(
+            f"Measured on {min(threads)} of {ALL_THREADS} threads: one is left to the page."
+        )
+    return " ".join(said)
+
+
+def show_gate(button, text: str | None, *beside) -> mo.Html:
+    """The button or its text, and what stands beside it; in a static page the text alone."""
+    if in_static_page():
+        return plain(text) if text else mo.md("")
+    shown = plain(text) if button is None else button
+    return mo.hstack([shown, *beside], justify="start", align="center", gap=1.5, wrap=True)
+
+
+def ticker(live: LiveRuns):
+    """What makes the page look again while something is running: several times a second."""
+    if not live.running:
+        return None
+    every_s = REDRAW_TIMINGS_EVERY_S if live.measuring else REDRAW_EVERY_S
+    return mo.ui.refresh(default_interval=every_s)
+
+
+def stop_button(live: LiveRuns):
+    """A Stop button, while something is running."""
+    return mo.ui.run_button(label="Stop", kind="danger") if live.running else None
+
+
+def pressed(button) -> bool:
+    """Whether a button that may not be there has been pressed."""
+    return button is not None and bool(button.value)
+
+
+def show_stop(stop, tick) -> mo.Html:
+    """The Stop button; the ticker works unseen."""
+    if stop is None:
+        return mo.md("")
+    return mo.hstack([stop, mo.Html(f'<div style="display:none">{tick}</div>')], justify="start")
+
+
+def watch(live: LiveRuns, announce) -> mo.Html:
+    """Look at the run: its progress now; once it has ended, let `announce` (the setter of an
+    `mo.state` counter) update what depends on finished runs."""
+    progress = live.poll()
+    if live.just_ended():
+        announce(lambda n: n + 1)
+    return show_progress(live, progress)
+
+
+def show_progress(live: LiveRuns, progress: Progress | None) -> mo.Html:
+    """A progress bar with its text; what went wrong, once it has."""
+    if progress is None:
+        return mo.md("")
+    if progress.status == "failed":
+        return callout(f"The run failed: {progress.error}", "danger")
+    if live.running:
+        bar = (
+            f'<progress aria-label="progress of the run" max="1" value="{progress.fraction:.4f}" '
+            'style="width:min(100%, 20rem); accent-color: #0072b2"></progress>'
+        )
+        return mo.Html(
+            f'<div role="status" style="font-variant-numeric: tabular-nums">{bar} '
+            f"{progress.fraction:.0%} &nbsp; {html.escape(progress.text)}</div>"
+        )
+    if live.warning:
+        return callout(live.warning)
+    if progress.status == "stopped":
+        return mo.md("Stopped; what was computed is kept and shown below.")
+    return mo.md("")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return "1 s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min"
+
+
+# Colour-blind safe, and a sign of its own each, as colour alone tells some readers nothing.
+_STATUS = {
+    SUPPORTED: ("✓", "#00795a"),
+    NOT_SUPPORTED: ("✗", "#b34a00"),
+    NOT_TESTED: ("?", "#666"),
+    INCONCLUSIVE: ("?", "#666"),
+}
+
+
+def verdict_card(claim: str, columns: Sequence[tuple[str, Verdict | str]]) -> mo.Html:
+    """A claim, and side by side what each source says of it: a text, or a verdict, whose criteria
+    can be opened below. A static page says of THIS_MACHINE what it ran for that page alone, and not
+    what is in the cache."""
+    if in_static_page():
+        columns = [
+            (title, said)
+            for title, said in columns
+            if title != THIS_MACHINE or (has_own_run() and said != judging.NOTHING_RUN)
+        ]
+    cells = "".join(_column(title, said) for title, said in columns)
+    below = "".join(
+        criteria_html(said, f": {title}") for title, said in columns if isinstance(said, Verdict)
+    )
+    return mo.Html(
+        f'<section role="group" aria-label="Verdict: {html.escape(claim)}">'
+        f'<p style="margin:0 0 .6rem">{html.escape(claim)}</p>'
+        '<div style="display:grid; gap:.75rem; '
+        f'grid-template-columns:repeat(auto-fit, minmax(min(100%, 11.5rem), 1fr))">{cells}</div>'
+        f'<div style="font-size:.9rem; margin-top:.5rem">{below}</div></section>'
+    )
+
+
+def _column(title: str, said: Verdict | str) -> str:
+    if isinstance(said, str):
+        body = f"<p style='margin:.4rem 0'>{html.escape(said)}</p>"
+    else:
+        body = verdict_html(said)
+    return (
+        '<div style="border:1px solid var(--border, #ccc); border-radius:.5rem; '
+        f'padding:.7rem .9rem; font-size:.9rem"><strong>{html.escape(title)}</strong>{body}</div>'
+    )
+
+
+def verdict_html(said: Verdict) -> str:
+    """A verdict's status and headline."""
+    sign, colour = _STATUS[said.status]
+    return (
+        f'<p style="margin:.4rem 0"><span style="background:{colour}; color:#fff; '
+        f'padding:.1rem .55rem; border-radius:1rem; font-weight:600">{sign} {said.status}'
+        f"</span></p><p style='margin:.4rem 0'>{html.escape(said.headline)}</p>"
+    )
+
+
+def criteria_html(said: Verdict, of: str = "") -> str:
+    """A verdict's criteria, each with whether it is met, and its evidence, to be opened."""
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in said.lines)
+    return (
+        f"<details><summary>criteria and evidence{html.escape(of)}</summary>"
+        "<ul style='padding-left:1.2rem; text-indent:-1.2rem; margin:.3rem 0; list-style:none'>"
+        f"{lines}</ul></details>"
+    )
+
+
+def sizes_text(n_layers: int, n_heads: int, head_dim: int) -> str:
+    """Of a model, in words."""
+    layers, heads = f"layer{'s' * (n_layers != 1)}", f"head{'s' * (n_heads != 1)}"
+    return f"{n_layers} {layers}, {n_heads} {heads} of {head_dim}"
+
+
+def history(live: LiveRuns) -> mo.Html:
+    """The finished runs of this session as a table, the latest first."""
+    if not live.finished:
+        return mo.md("")
+    lines = [_history_line(row) for row in reversed(live.finished)]
+    table = markdown_table(["run", "outcome", "result"], lines, LEFT)
+    return mo.accordion({f"Runs of this session ({len(lines)})": mo.md(table)})
+
+
+def _history_line(row: Row) -> list[str]:
+    config, summary = row["config"], row["summary"]
+    if "n_keys" in config.get("task", {}):
+        what = _retrieval_text(config, row["seed"])
+        result = row["detail"] or ""
+        if (best := summary.get("best_loss")) is not None:
+            result = f"best loss {best:.4f} in {summary['n_steps']} steps, ended: " + (
+                summary["reason"] or row["outcome"]
+            )
+    elif "model" in config:
+        loss, accuracy = summary.get("final_loss"), summary.get("final_accuracy")
+        what = (
+            f"{config['model']['attention']}, N = {config['task']['seq_len']}, batch "
+            f"{config['batch_size']}, {config['n_steps']} steps, seed {row['seed']}"
+        )
+        if config.get("defects"):
+            what += f", {', '.join(config['defects'])}"
+        time_ms = summary.get("time_ms")
+        result = row["detail"] or "" if time_ms is None else f"a step {time_ms:.3g} ms"
+        if loss is not None:
+            result = f"loss {loss:.4f} nats a token, accuracy {accuracy:.1%}"
+    elif "way" in config:
+        time_ms = summary.get("time_ms")
+        what = (
+            f"{config['way']}, {config['span']}, N = {config['seq_len']}, batch "
+            f"{config['batch_size']}, "
+            f"{sizes_text(config['n_layers'], config['n_heads'], config['head_dim'])}"
+        )
+        result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"
+    else:
+        time_ms = summary.get("time_ms")
+        what = (
+            f"{config['attention']} ({config['implementation']}), N = {config['seq_len']}, "
+            f"batch {config['batch_size']}, {WORK_LABELS[config['work']]}"
+        )
+        result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"
+    return [what, row["outcome"], as_text(result)]
+
+
+def _retrieval_text(config: Mapping[str, Any], seed: int) -> str:
+    """What a run of associative retrieval was of."""
+    model, task = config["model"], config["task"]
+    name = " ".join(filter(None, (model["attention"], model["implementation"])))
+    rule = "" if model["attention"] == "softmax" else f", {model['update_rule']}"
+    again = ", keys come back" if task["with_replacement"] else ""
+    half = ", evaluated on half the length" if config["eval_half_length"] else ""
+    return f"{name}{rule}, S = {task['n_keys']}, D = {model['head_dim']}{again}{half}, seed {seed}"

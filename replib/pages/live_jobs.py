@@ -1,0 +1,190 @@
+"""The jobs that the controls of a notebook ask for."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from replib.attention import ATTENTION
+from replib.claims.autopsy.defects import all_defects
+from replib.claims.experiments import (
+    NO_EPS,
+    laptop_copy,
+    laptop_model,
+    replication_model,
+    retrieval_config,
+    seed_jobs,
+    stream_jobs,
+    token_jobs,
+    with_defects,
+)
+from replib.device import resolve_device
+from replib.fast_weights import MemoryConfig, RetrievalConfig
+from replib.lab.run import CostJob, RetrievalJob, TrainingJob, unavailable
+from replib.lab.timing import CostConfig, tokens_batch
+from replib.tasks import CausalCopy, SequenceCopy
+
+
+def live_copy_jobs(values: Mapping[str, Any]) -> list[TrainingJob]:
+    """The runs that the convergence notebook's controls ask for; a run per mechanism and seed."""
+    task = TASKS[values["task"]](seq_len=values["seq_len"])
+    sizes = {
+        "n_layers": values["n_layers"],
+        "n_heads": values["n_heads"],
+        "d_model": values["n_heads"] * values["head_dim"],
+        "d_feedforward": 2 * values["n_heads"] * values["head_dim"],
+    }
+    return [
+        TrainingJob(
+            config=laptop_copy(
+                attention,
+                values["seq_len"],
+                values["n_steps"],
+                task=task,
+                model=replace(laptop_model(attention), **sizes),
+                batch_size=values["batch_size"],
+                lr=values["lr"],
+            ),
+            seed=seed,
+        )
+        for seed in range(values["seeds"])
+        for attention in values["attention"]
+    ]
+
+
+TASK_EXPERIMENTS = {CausalCopy: "convergence", SequenceCopy: "sequence_copy"}
+TASKS = {"causal copy": CausalCopy, "encoder-decoder copy": SequenceCopy}
+ALL_VARIANTS = {
+    f"{attention} {implementation}": (attention, implementation)
+    for attention, mechanism in ATTENTION.items()
+    for implementation in mechanism.implementations
+}
+"""Every mechanism in each of its implementations, by the name that controls show."""
+
+
+def live_cost_jobs(values: Mapping[str, Any]) -> list[CostJob]:
+    """The points that a cost notebook's controls ask for; a job a length, shortest first.
+
+    `tokens` scales the batch inversely with N, and is the longest N at least, so that every batch
+    has as many; without it the batch is `batch_size`.
+
+    Raises:
+        ValueError: an implementation cannot run on the device.
+    """
+    first, last = (round(math.log2(values[name])) for name in ("shortest", "seq_len"))
+    tokens = max(values["tokens"], 2**last) if "tokens" in values else None
+    jobs = [
+        CostJob(
+            configs=tuple(
+                CostConfig(
+                    attention=attention,
+                    implementation=implementation,
+                    seq_len=2**e,
+                    batch_size=tokens_batch(tokens, 2**e) if tokens else values["batch_size"],
+                    n_heads=values["n_heads"],
+                    head_dim=values["head_dim"],
+                    work=values["work"],
+                )
+                for attention, implementation in map(ALL_VARIANTS.get, values["variants"])
+            ),
+            n_repeats=values["repeats"],
+        )
+        for e in range(min(first, last), last + 1)
+    ]
+    device_type = resolve_device(values.get("device")).type
+    for config in jobs[0].configs:
+        if why_not := unavailable(config, device_type):
+            name = f"{config.attention} {config.implementation}"
+            raise ValueError(f"{name} cannot run with these settings: {why_not}")
+    return jobs
+
+
+def live_generation_jobs(values: Mapping[str, Any]) -> list[CostJob]:
+    """The tokens that the generation notebook's controls ask for; a job a position."""
+    names = ("batch_size", "n_layers", "n_heads", "head_dim")
+    sizes = {name: values[name] for name in names}
+    return token_jobs(values["seq_len"], values["repeats"], values["ways"], **sizes)
+
+
+def live_stream_jobs(values: Mapping[str, Any]) -> list[CostJob]:
+    """The two streams that the generation notebook's second panel asks for."""
+    return stream_jobs(values["n_tokens"], min(values["n_tokens"], values["n_cached"]))
+
+
+AUTOPSY_MODELS = ("small", "the article's")
+
+
+def live_autopsy_jobs(values: Mapping[str, Any]) -> list[TrainingJob | CostJob]:
+    """The runs that the autopsy notebook's switches ask for: mended, and with those of the
+    `defects` that the article's runs of the mechanism had; the steps of all are timed together.
+
+    `measure` leaves out the losses ("step times") or the times ("losses").
+    """
+    n = values["seq_len"]
+    configs = []
+    for attention in values["attention"]:
+        chosen = tuple(one for one in all_defects(attention) if one in values["defects"])
+        options = {"task": SequenceCopy(seq_len=n), "batch_size": 8, "lr": 2e-3}
+        if values["model"] != AUTOPSY_MODELS[0]:
+            options |= {"model": replication_model(attention), "lr": 1e-3}
+        mended = laptop_copy(attention, n, values["n_steps"], **options)
+        configs += [with_defects(mended, defects) for defects in dict.fromkeys(((), chosen))]
+    jobs: list[TrainingJob | CostJob] = []
+    if values["measure"] != "losses" and configs:
+        jobs.append(CostJob(configs=tuple(configs), n_repeats=values["repeats"]))
+    if values["measure"] != "step times":
+        jobs += seed_jobs(configs, values["seeds"])
+    return jobs
+
+
+RETRIEVAL_SETTINGS = {"every key once": False, "keys come back": True}
+"""Whether keys are drawn with replacement: settings 1 and 2 of the paper."""
+MIN_EVALUATIONS = 10  # of a live run; from 1000 steps on they are 100 steps apart, as published
+
+
+def live_retrieval_jobs(values: Mapping[str, Any]) -> list[RetrievalJob]:
+    """The runs that the fast weights notebook's controls ask for; a job a mechanism, its seeds
+    together. Softmax attention has no update rule. With the most steps and all defects off a run is
+    as published.
+
+    Raises:
+        ValueError: evaluation on half the length where every key comes once.
+    """
+    jobs = []
+    for attention in values["attention"]:
+        implementations = {"dpfp": f"nu{values['nu']}", "performer": str(values["n_directions"])}
+        mended = attention == "performer" and not values["published_eps"]
+        model = MemoryConfig(
+            attention=attention,
+            implementation=implementations.get(attention),
+            update_rule="sum" if attention == "softmax" else values["update_rule"],
+            head_dim=values["head_dim"],
+            **({"eps": NO_EPS} if mended else {}),
+        )
+        config = retrieval_config(
+            values["n_keys"],
+            model,
+            with_replacement=RETRIEVAL_SETTINGS[values["setting"]],
+            n_steps=values["n_steps"],
+            eval_every=max(
+                1, min(RetrievalConfig.eval_every, values["n_steps"] // MIN_EVALUATIONS)
+            ),
+            eval_half_length=values["eval_half_length"],
+            report=values["report"],
+        )
+        jobs.append(RetrievalJob(config=config, seeds=tuple(range(values["seeds"]))))
+    return jobs
+
+
+def refused_variants() -> dict[str, str]:
+    """The names of ALL_VARIANTS that can run on no device of this machine, each with the reason."""
+    kinds = ["cpu", *["cuda"] * torch.cuda.is_available()]
+    refused = {}
+    for name, (attention, implementation) in ALL_VARIANTS.items():
+        config = CostConfig(attention=attention, implementation=implementation)
+        reasons = [unavailable(config, kind) for kind in kinds]
+        if all(reasons):
+            refused[name] = reasons[0]
+    return refused

@@ -1,0 +1,336 @@
+"""A notebook as one HTML file that opens from `file://` without a network, its charts alive.
+
+`marimo export html` writes a page that loads marimo's front end from a CDN. Here the modules that a
+page needs are taken from the installed marimo instead, packed into the page, and made blob URLs by
+a short script that names them in an import map: standards that Chromium has since version 89 and
+Firefox since 113. What reports do not use (Plotly, Mermaid, data grids, editors) is left out.
+"""
+
+import base64
+import gzip
+import itertools
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+MARIMO = "0.25.2"  # the version whose assets and pages are known here
+MAX_BYTES = 6_000_000  # of a page: what can still be sent by e-mail
+# Modules that marimo loads when it needs them and a report does need, by the start of their names;
+# KaTeX only where there is a formula.
+LOADED_LATER = ("run-page-", "vega-component-", "vega-embed-container-", "web-vitals-")
+FORMULA, KATEX = "marimo-tex", ("katex-",)
+LEFT_OUT = {
+    "marimo-plotly": "Plotly",
+    "marimo-mermaid": "Mermaid",
+    "marimo-data-editor": "the data editor",
+    "marimo-data-explorer": "the data explorer",
+    "marimo-chatbot": "the chat",
+    "marimo-carousel": "the carousel",
+    "marimo-image-comparison": "the image comparison",
+}
+MODULE = r"[\w.-]+\.js"
+STATIC_IMPORT = re.compile(rf'(\b(?:from|import)\s*)(["`\'])\./({MODULE})\2')
+LATER_IMPORT = re.compile(rf'(\bimport\(\s*)(["`\'])\./({MODULE})\2')
+FONT_FACE = re.compile(r"@font-face\s*\{[^}]*\}")
+# What a screen reader and a reader of low contrast need, and marimo's front end lacks.
+MENU, NAMED_MENU = (
+    '<svg viewBox="0 0 16 16"',
+    '<svg role="img" aria-label="save chart" viewBox="0 0 16 16"',
+)
+CONTRAST = """
+:root, .light { --muted-foreground: #56637a; }
+.dark { --muted-foreground: #aab2af; }
+body:not(.dark) [class*="grass-11"] { color: #1f6530; }
+"""
+CONFIG_MARK = '"__MARIMO_MOUNT_CONFIG__", {'
+RANDOM_ID = re.compile(r"(random-id='?\"?)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+FOOTER_ID = "from"  # of the cell that is added at the end
+NOTES = "REPLIB_DATA_FILES_NOTED_IN"  # the environment of a process that exports
+
+Page = dict[str, Any]
+"""What marimo mounts: the notebook, its outputs ("session") and the configuration."""
+
+LOADER = """
+(async () => {
+  const say = (text) => { document.getElementById("root").textContent = text; };
+  try {
+    const text = document.getElementById("packed").textContent;
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const { modules, css, config, entry } = JSON.parse(await new Response(unpacked).text());
+    const at = (source, type) => URL.createObjectURL(new Blob([source], { type }));
+    Object.defineProperty(window, "__MARIMO_MOUNT_CONFIG__", { value: Object.freeze(config) });
+    const sheet = document.createElement("link");
+    sheet.rel = "stylesheet";
+    // marimo copies into its elements the sheets whose address ends so.
+    sheet.href = at(css, "text/css") + "#/@marimo-team/inline.css";
+    const styled = new Promise((done) => { sheet.onload = sheet.onerror = done; });
+    document.head.append(sheet);
+    const imports = {};
+    for (const [name, source] of Object.entries(modules))
+      imports["m/" + name] = at(source, "text/javascript");
+    const map = document.createElement("script");
+    map.type = "importmap";
+    map.textContent = JSON.stringify({ imports });
+    document.head.append(map);
+    await styled;
+    say("");
+    await import("m/" + entry);
+  } catch (error) {
+    say("This page could not be opened: it needs a browser of 2023 or later. " + error);
+    throw error;
+  }
+})();
+"""
+
+
+def export(notebook: Path, arguments: Sequence[str] = ()) -> tuple[Page, str, list[Path]]:
+    """Run a notebook with `-- --static`; what marimo mounts, the page around it, and the files
+    that were opened from the data folder.
+
+    Raises:
+        ValueError: marimo is not of the known version, or the notebook did not run to its end.
+    """
+    _check_version()
+    with tempfile.TemporaryDirectory() as folder:
+        page, notes = Path(folder) / "page.html", Path(folder) / "notes"
+        # Without the reader's own marimo settings, which would travel with the page.
+        environment = os.environ | {NOTES: str(notes), "XDG_CONFIG_HOME": folder}
+        command = [
+            sys.executable,
+            "-m",
+            "replib.report.offline",
+            str(notebook),
+            str(page),
+            "--static",
+        ]
+        command += arguments
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if not page.exists():
+            raise ValueError(f"{notebook.name} did not run to its end:\n{done.stderr.strip()}")
+        text = page.read_text()
+        opened = sorted(set(notes.read_text().splitlines())) if notes.exists() else []
+    before, config, after = _split(text)
+    if done.returncode:
+        raise ValueError(f"{notebook.name}: {_what_failed(config) or done.stderr.strip()}")
+    return config, f"{before}\0{after}", [Path(name) for name in opened]
+
+
+def offline_page(config: Page, around: str, footer: str = "") -> str:
+    """The page as one file; `footer` (HTML) becomes its last cell.
+
+    Raises:
+        ValueError: the page uses what is left out, marimo's assets are not as known, or the page
+            is larger than MAX_BYTES.
+    """
+    config = _numbered(_with_footer(config, footer) if footer else config)
+    outputs = json.dumps(config["session"])
+    for tag, what in LEFT_OUT.items():
+        if f"<{tag}" in outputs or f"\\u003c{tag}" in outputs.lower():
+            raise ValueError(f"{config['filename']} uses {what}, which a report leaves out")
+    formulas = FORMULA in outputs
+    entry, modules, css = _front_end(formulas)
+    packed = _packed({"entry": entry, "modules": modules, "css": css, "config": config})
+    before, after = (_without_links(part) for part in around.split("\0"))
+    script = (
+        f'<script type="application/octet-stream" id="packed">{packed}</script>'
+        f"<script>{LOADER}</script>"
+    )
+    page = f"{before}{script}{after}"
+    if "cdn.jsdelivr.net" in page or page.count('<div id="root">') != 1:
+        raise ValueError(_unlike("the exported page"))
+    page = page.replace('<div id="root">', '<div id="root" role="main">Unpacking the page …')
+    if len(page.encode()) > MAX_BYTES:
+        raise ValueError(
+            f"{config['filename']}: the page has {len(page.encode()) / 1e6:.1f} MB, more than "
+            f"{MAX_BYTES / 1e6:.0f}: show fewer points or fewer charts"
+        )
+    return page
+
+
+def unpack(page: str) -> Page:
+    """What marimo mounts in an offline page: its configuration, notebook and outputs."""
+    packed = re.search(r'id="packed">([^<]*)<', page)[1]
+    return json.loads(gzip.decompress(base64.b64decode(packed)))["config"]
+
+
+def _packed(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, separators=(",", ":"), sort_keys=True)
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+def _split(text: str) -> tuple[str, Page, str]:
+    """The exported page before the script that says what to mount, that, and after the script."""
+    at = text.find(CONFIG_MARK)
+    begin, end = text.rfind("<script", 0, at), text.find("</script>", at)
+    value = text.find("{", at + len(CONFIG_MARK))
+    if at < 0 or begin < 0 or end < 0 or value < 0:
+        raise ValueError(_unlike("the exported page"))
+    config, _ = json.JSONDecoder().raw_decode(text, value)
+    return text[:begin], config, text[end + len("</script>") :]
+
+
+def _what_failed(config: Page) -> str:
+    """The message of the cell that raised; the cells after it only say that it did."""
+    outputs = [output for cell in config["session"]["cells"] for output in cell["outputs"]]
+    errors = [str(output["evalue"]) for output in outputs if output["type"] == "error"]
+    return next((text for text in errors if not text.startswith("An ancestor raised")), "")
+
+
+def _without_links(part: str) -> str:
+    """Without what would be loaded: style sheets, fonts, icons and the entry module."""
+    part = re.sub(r"\s*<link\b[^>]*>", "", part)
+    return re.sub(r'\s*<script type="module"[^>]*></script>', "", part)
+
+
+def _with_footer(config: Page, footer: str) -> Page:
+    notebook, session = config["notebook"], config["session"]
+    cell = notebook["cells"][-1] | {"id": FOOTER_ID, "code_hash": FOOTER_ID}
+    output = {"type": "data", "data": {"text/html": footer}}
+    shown = {"id": FOOTER_ID, "code_hash": FOOTER_ID, "console": [], "outputs": [output]}
+    return config | {
+        "notebook": notebook | {"cells": [*notebook["cells"], cell]},
+        "session": session | {"cells": [*session["cells"], shown]},
+    }
+
+
+def _numbered(config: Page) -> Page:
+    """With the random ids of elements replaced by their order, so that pages can be compared."""
+    numbers = itertools.count(1)
+    text = RANDOM_ID.sub(
+        lambda found: f"{found[1]}00000000-0000-0000-0000-{next(numbers):012d}",
+        json.dumps(config["session"]),
+    )
+    return config | {"session": json.loads(text)}
+
+
+def _check_version() -> None:
+    found = version("marimo")
+    if found != MARIMO:
+        raise ValueError(
+            f"marimo {found}: offline pages are made from the files of marimo {MARIMO}; "
+            "pip install -r requirements.txt"
+        )
+
+
+def _unlike(what: str) -> str:
+    return f"{what} is not as marimo {MARIMO} makes it: pip install -r requirements.txt"
+
+
+@lru_cache(maxsize=2)
+def _front_end(formulas: bool) -> tuple[str, dict[str, str], str]:
+    """The entry module's name, every module by name, and the style sheet."""
+    _check_version()
+    folder = Path(find_spec("marimo").origin).parent / "_static"
+    index = folder / "index.html"
+    entry = re.search(rf'<script type="module"[^>]*\./assets/({MODULE})"', index.read_text())
+    if not entry:
+        raise ValueError(_unlike(str(index)))
+    assets, wanted = folder / "assets", LOADED_LATER + KATEX * formulas
+    modules = dict(_modules(assets, entry[1], wanted))
+    for start in wanted:
+        if not any(name.startswith(start) for name in modules):
+            raise ValueError(_unlike(f"marimo's front end, without {start}*.js,"))
+    first = re.findall(r'<link rel="stylesheet"[^>]*\./assets/([^"]+)"', index.read_text())
+    chunks = {_chunk(name) for name in modules}
+    others = [path.name for path in sorted(assets.glob("*.css")) if _chunk(path.name) in chunks]
+    css = "\n".join(_style(assets, name, formulas) for name in dict.fromkeys([*first, *others]))
+    return entry[1], modules, css + CONTRAST
+
+
+def _modules(assets: Path, entry: str, wanted: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Each module that the entry needs, and its source with names of the import map."""
+    seen, todo = set(), [entry]
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        source = _read(assets / name)
+        todo += [found[3] for found in STATIC_IMPORT.finditer(source)]
+        later = (found[3] for found in LATER_IMPORT.finditer(source))
+        todo += [module for module in later if module.startswith(wanted)]
+        if name.startswith("preload-helper-"):
+            # It adds links to files that are not there; what is left is to call the import.
+            if not source.rstrip().endswith("export{n as t};"):
+                raise ValueError(_unlike(name))
+            source = "export const t = (load) => load();"
+        source = STATIC_IMPORT.sub(r"\1\2m/\3\2", source)
+        source = LATER_IMPORT.sub(r"\1\2m/\3\2", source)
+        # marimo's icon lies beside its own pages.
+        source = source.replace("./favicon.ico", "data:,")
+        if name.startswith("react-vega-"):
+            if MENU not in source:
+                raise ValueError(_unlike(name))
+            source = source.replace(MENU, NAMED_MENU)
+        yield name, source.replace("import.meta.url", "document.baseURI")
+
+
+def _chunk(name: str) -> str:
+    """`layout` of `layout-DmcNEu3P.js` and of `layout-D-WxHzKd.css`."""
+    return re.sub(r"-[\w-]{8}\.(js|css)$", "", name)
+
+
+def _style(assets: Path, name: str, formulas: bool) -> str:
+    """A style sheet with its fonts inside, those of formulas only where there are formulas."""
+
+    def face(found: re.Match) -> str:
+        font = re.search(r"url\(\./([\w-]+\.woff2)\)", found[0])
+        if not font or (font[1].startswith("KaTeX") and not formulas):
+            return found[0] if not font else ""
+        data = base64.b64encode(_read_bytes(assets / font[1])).decode()
+        source = f'src:url(data:font/woff2;base64,{data}) format("woff2")'
+        return re.sub(r"src:[^;}]*url\([^;}]*", source, found[0])
+
+    text = FONT_FACE.sub(face, _read(assets / name))
+    return re.sub(r"url\(\./[^)]*\)", "none", text)  # pictures of a page without its kernel
+
+
+def _read(path: Path) -> str:
+    return _read_bytes(path).decode()
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(_unlike(f"marimo's front end, without {path.name},")) from error
+
+
+def _note_data_files(notes: Path) -> None:
+    """Note each file of the data folder that this process opens, a line each."""
+    from replib import files
+
+    folder = files.data_folder().resolve()
+
+    def note(event: str, values: tuple) -> None:
+        if event == "open" and isinstance(values[0], str | Path):
+            path = Path(values[0]).absolute()
+            if path.is_relative_to(folder) and path.is_file():
+                with notes.open("a") as lines:
+                    lines.write(f"{path}\n")
+
+    sys.addaudithook(note)
+
+
+def _main(notebook: str, page: str, *arguments: str) -> None:
+    sys.argv = ["marimo", "-q", "-y", "-l", "ERROR", "export", "html", notebook]
+    sys.argv += ["--no-include-code", "--force", "-o", page, "--", *arguments]
+    runpy.run_module("marimo", run_name="__main__")
+
+
+if __name__ in ("__main__", "__mp_main__") and NOTES in os.environ:
+    # marimo runs the notebook in a process that it starts, as Python's multiprocessing does.
+    _note_data_files(Path(os.environ[NOTES]))
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

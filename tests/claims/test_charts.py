@@ -1,0 +1,657 @@
+import functools
+import json
+import math
+import re
+import warnings
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import polars as pl
+import pytest
+import vl_convert
+
+from replib.attention import ATTENTION
+from replib.claims import charts, judging
+from replib.claims.generation import judge
+from replib.lab import store
+from replib.lab.runs.generation import WAYS, GenerationConfig, GenerationCost, state_bytes
+from replib.lab.statistics import Crossover, Ratio
+from replib.pages import frames
+from replib.published import published
+
+PUBLISHED = judge.published_speedups(published()["katharopoulos2020"])
+LENGTHS = (64, 128, 256, 512, 1024)
+VARIANTS = (("softmax", "textbook"), ("softmax", "fused"), ("linear", "torch"))
+
+
+KERNELS = (*VARIANTS, ("linear", "plain"), ("linear", "cpu"))
+
+
+def cost_row(attention, implementation, n, *, scale="laptop", batch_size=4):
+    failed = implementation == "textbook" and n == LENGTHS[-1]
+    time_ms = 0.2 * n if attention == "linear" else 0.002 * n * n
+    time_ms *= {"cpu": 0.2, "plain": 0.02 * n}.get(implementation, 1)
+    summary = {
+        "time_ms": time_ms,
+        "time_ms_q25": 0.9 * time_ms,
+        "time_ms_q75": 1.2 * time_ms,
+        "time_ms_samples": [time_ms] * 3,
+        "time_ms_per_sample": time_ms / batch_size,
+        "memory_bytes": 4096 * n,
+        "memory_bytes_per_sample": 4096 * n / batch_size,
+        "n_repeats": 3,
+    }
+    return store.make_row(
+        "scaling",
+        scale,
+        {
+            "attention": attention,
+            "implementation": implementation,
+            "seq_len": n,
+            "batch_size": batch_size,
+            "n_heads": 8,
+            "head_dim": 32,
+            "work": "forward",
+        },
+        0,
+        "out_of_memory" if failed else "ok",
+        {"time_ms": None} if failed else summary,
+        detail="needs 17 GB: shorten seq_len" if failed else None,
+    )
+
+
+def training_row(attention, n, seed, *, scale="laptop", diverged=False, n_points=20):
+    steps = [10 * (i + 1) for i in range(n_points)]
+    losses = [2.3 * math.exp(-i / 3 - seed / 9) for i in range(n_points)]
+    if diverged:
+        losses[-1] = math.nan
+    return store.make_row(
+        "convergence",
+        scale,
+        {
+            "task": {"seq_len": n, "n_symbols": 10},
+            "model": {
+                "attention": attention,
+                "implementation": None,
+                "n_layers": 2,
+                "n_heads": 4,
+                "d_model": 64,
+            },
+            "batch_size": 32,
+            "n_steps": steps[-1],
+            "lr": 0.005,
+        },
+        seed,
+        "diverged" if diverged else "ok",
+        {"n_steps": steps[-1], "final_loss": losses[-1], "final_accuracy": 0.995, "n_spikes": 0},
+        {
+            "step": steps,
+            "train_loss": losses,
+            "loss": losses,
+            "accuracy": [max(0.1, 1 - min(1, loss / 2.3)) for loss in losses],
+        },
+    )
+
+
+def cost_rows(variants=VARIANTS, **changes):
+    return [cost_row(a, i, n, **changes) for a, i in variants for n in LENGTHS]
+
+
+def crossing(implementation, baseline, length, low, high, *, beyond=False, scale="laptop"):
+    """A crossover measured over N = 8 to 1024, or found beyond these lengths."""
+    return judging.Crossing(
+        implementation=implementation,
+        baseline=baseline,
+        batch_size=4,
+        found=Crossover(length, low, high, beyond, 8, 1024),
+        row=cost_row("linear", implementation, LENGTHS[0], scale=scale),
+    )
+
+
+def crossings(**changes):
+    return frames.crossings(
+        [
+            crossing("plain", "fused", math.inf, 2000, math.inf, beyond=True, **changes),
+            crossing("torch", "fused", 100, 90, 115, **changes),
+            crossing("cpu", "fused", 20, 15, 26, **changes),
+            crossing("cpu", "textbook", 5, 1, 7, beyond=True, **changes),
+        ]
+    )
+
+
+def training_rows(**changes):
+    return [
+        training_row(a, n, seed, **changes)
+        for a in ("softmax", "linear")
+        for n in (16, 32)
+        for seed in range(3)
+    ]
+
+
+def step_rows():
+    rows = []
+    for row in cost_rows():
+        config = row["config"]
+        model = {"attention": config["attention"], "implementation": config["implementation"]}
+        task = {"seq_len": config["seq_len"]}
+        config = {"task": task, "model": model | {"n_heads": 8, "d_model": 512}}
+        rows.append(row | {"config": config | {"batch_size": 8, "n_steps": 3000}})
+    return rows
+
+
+def draw(name):
+    costs, curves = frames.costs(cost_rows()), frames.training_curves(training_rows())
+    article = published()["dm2022"]
+    kernels, regressions = frames.costs(cost_rows(KERNELS)), judging.article_fits(article)
+    return {
+        "loss": lambda: charts.learning_curves(curves, title="T"),
+        "accuracy": lambda: charts.learning_curves(curves, y="accuracy", title="T"),
+        "live": lambda: charts.live_curves(
+            frames.training_curves([training_row("linear", 16, 9, scale="live")]),
+            curves.filter(pl.col("seq_len") == 16),
+        ),
+        "time": lambda: charts.cost_chart(costs, title="T"),
+        "memory": lambda: charts.cost_chart(costs, y="memory_bytes_per_sample", title="T"),
+        "replication": lambda: charts.replication_chart(
+            frames.costs(step_rows()), article, title="T"
+        ),
+        "kernels": lambda: charts.cost_chart(kernels, title="T"),
+        "ratio": lambda: charts.ratio_chart(kernels, crossings=crossings(), title="T"),
+        "crossings": lambda: charts.crossings_chart(
+            crossings(), references={"paper": 512, "2022 article": 3149}, title="T"
+        ),
+        "extrapolation": lambda: charts.extrapolation_chart(article, regressions, title="T"),
+        "seeds": lambda: charts.seeds_chart(frames.training_summaries(training_rows()), title="T"),
+        "token": lambda: charts.token_chart(frames.tokens(token_rows()), title="T"),
+        "kept": lambda: charts.token_chart(frames.tokens(token_rows()), y="state_bytes", title="T"),
+    }[name]()
+
+
+def token_rows(scale="laptop"):
+    """Single tokens of all ways at four positions; the last that recomputes ran out of memory."""
+    rows = []
+    for way in WAYS:
+        for n in (1, 4, 16, 64):
+            config = GenerationConfig(way=way, seq_len=n)
+            failed = (way, n) == ("recompute", 64)
+            time_ms = () if failed else (1.0 if way == "recurrent" else 0.2 * n,) * 3
+            outcome = "out_of_memory" if failed else "ok"
+            cost = GenerationCost(
+                config, outcome, None, time_ms, 10**6, state_bytes=state_bytes(config)
+            )
+            row = store.make_row("generation", scale, config, 0, outcome, cost.summary())
+            rows.append(row)
+    return rows
+
+
+def stream_rows(last=100_000):
+    rows = []
+    for way in ("recurrent", "cache"):
+        positions = [1, 100, last if way == "recurrent" else last // 10]
+        config = GenerationConfig(way=way, span="stream", seq_len=positions[-1])
+        curve = {
+            "position": positions,
+            "ms_per_token": [1.0] * 3,
+            "state_bytes": [state_bytes(replace(config, seq_len=n)) for n in positions],
+            "process_bytes": [10**9] * 3,
+        }
+        rows.append(store.make_row("generation", "laptop", config, 0, "ok", {}, curve))
+    return rows
+
+
+def speedups(batch_size=1, **changes):
+    size = judge.Size(seq_len=784, n_layers=8, n_heads=8, head_dim=32, batch_size=batch_size)
+    return [
+        judge.Speedup(
+            size=replace(size, **changes),
+            over=over,
+            found=Ratio(value, 0.9 * value, 1.1 * value),
+            integrated=False,
+            row=token_rows()[0],
+        )
+        for over, value in (("cache", 5.0), ("recompute", 200.0))
+    ]
+
+
+NAMES = {
+    "loss": "loss (nats a token)",
+    "accuracy": "accuracy (% of tokens)",
+    "live": "loss (nats a token)",
+    "time": "time (ms a sample)",
+    "memory": "peak memory (MB a sample)",
+    "replication": "time of 3000 steps (s)",
+    "kernels": "time (ms a sample)",
+    "ratio": "speed-up over softmax (fused)",
+    "crossings": "against softmax fused, batch 4",
+    "extrapolation": "time of 3000 steps (s)",
+    "seeds": "final accuracy (% of tokens)",
+    "token": "time of a token (ms)",
+    "kept": "kept between tokens (MB)",
+}
+
+
+@functools.cache
+def drawn(name):
+    return svg(draw(name))
+
+
+def svg(chart):
+    """The chart as the browser draws it, text marks and points included."""
+    return vl_convert.vegalite_to_svg(charts.printable(chart).to_json())
+
+
+def points(drawing, attention):
+    """The point symbols of a mechanism outside the legend, filled or hollow."""
+    colour = re.escape(charts.colour(attention))
+    marks = re.findall(r'aria-roledescription="point"[^>]*>', drawing)
+    return [mark for mark in marks if re.search(f'(fill|stroke)="{colour}"', mark)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_chart_is_drawn_without_warnings_with_description_and_units(name, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chart = draw(name)
+        drawing = svg(chart)
+    assert "WARN" not in "".join(capfd.readouterr())
+    assert NAMES[name] in drawing
+    assert len(chart.to_dict()["description"]) > 20
+    axes = dict.fromkeys(("loss", "accuracy", "live"), "training step")
+    axes |= dict.fromkeys(("token", "kept"), charts.generation.N_AXIS)
+    assert axes.get(name, charts.style.N_AXIS) in drawing
+    assert chart.to_dict()["width"] == "container"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_axes_of_N_have_powers_of_two_and_no_label_is_a_negative_zero(name):
+    axes = re.findall(r"axis titled '([^']*)'.*?role-axis-label(.*?)role-axis-", drawn(name), re.S)
+    assert axes or name in ("crossings", "seeds")
+    for title, group in axes:
+        labels = re.findall(r"<text[^>]*>([^<]*)</text>", group)
+        if title in (charts.style.N_AXIS, charts.generation.N_AXIS):
+            lengths = [float(n.replace("k", "")) * (1024 if "k" in n else 1) for n in labels]
+            assert all(math.log2(n).is_integer() for n in lengths)
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawn(name))
+    assert texts and not [
+        text for text in texts if re.search(r"(?<![\w.])[-−]0(?![.\d]*[1-9])", text)
+    ]
+
+
+@pytest.mark.parametrize("attention", ["softmax", "linear"])
+@pytest.mark.parametrize("name", NAMES)
+def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
+    if name in ("live", "ratio", "crossings"):  # each draws one mechanism's series here
+        attention = "linear"
+    drawing = drawn(name)
+    assert charts.colour(attention) in drawing
+    colours = {found for found in re.findall(r"#[0-9A-F]{6}\b", drawing)}
+    assert colours <= {*charts.PALETTE.values(), charts.style.NEUTRAL}
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_every_mechanism_is_drawn_in_its_colour_in_each_of_its_implementations(attention):
+    names = ATTENTION[attention].implementations
+    rows = cost_rows([(attention, i) for i in names])
+    drawing = svg(charts.cost_chart(frames.costs(rows), title="T"))
+    assert charts.colour(attention) in drawing
+    assert all(i in drawing for i in names)
+    curves = frames.training_curves([training_row(a, 16, 0) for a in ("softmax", attention)])
+    assert charts.colour(attention) in svg(charts.learning_curves(curves, y="loss", title="T"))
+
+
+def test_implementations_of_a_mechanism_differ_in_dash_and_shape():
+    for mechanism in ATTENTION.values():
+        for marks in (charts.style.DASHES, charts.style.SHAPES):
+            used = [str(marks[i]) for i in mechanism.implementations]
+            assert len(set(used)) == len(used)
+
+
+def test_registered_mechanisms_have_colours_of_their_own_and_unknown_ones_a_stable_one():
+    colours = [charts.colour(name) for name in ATTENTION]
+    assert len(set(colours)) == len(colours) and set(ATTENTION) <= set(charts.PALETTE)
+    assert charts.colour("new") == charts.colour("new") in charts.style.SPARE_COLOURS
+    implementations = {i for mechanism in ATTENTION.values() for i in mechanism.implementations}
+    assert implementations <= set(charts.style.DASHES) and implementations <= set(
+        charts.style.SHAPES
+    )
+
+
+def contrast(one, other):
+    def luminance(colour):
+        shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("page", ["#FFFFFF", "#181C1A"])
+@pytest.mark.parametrize(
+    "colour", [*charts.PALETTE.values(), *charts.style.SPARE_COLOURS, charts.style.NEUTRAL]
+)
+def test_colours_stand_out_on_light_and_dark_pages(colour, page):
+    assert contrast(colour, page) >= 3  # WCAG 2.2, 1.4.11
+
+
+def test_every_measured_point_is_drawn_and_out_of_memory_is_marked_and_named():
+    drawing = drawn("time")
+    assert len(points(drawing, "linear")) == len(LENGTHS)
+    assert len(points(drawing, "softmax")) == 2 * len(LENGTHS)  # one of them the failed point
+    assert ">out of memory<" in drawing
+    assert "out of memory" not in svg(charts.cost_chart(linear_costs(), title="T"))
+
+
+def linear_costs(**changes):
+    return frames.costs([cost_row("linear", "torch", n, **changes) for n in LENGTHS])
+
+
+def test_live_points_are_filled_and_recorded_ones_hollow():
+    both = pl.concat([linear_costs(), linear_costs(scale="live")])
+    marks = points(svg(charts.cost_chart(both, title="T")), "linear")
+    filled = [mark for mark in marks if f'fill="{charts.colour("linear")}"' in mark]
+    assert (len(marks), len(filled)) == (2 * len(LENGTHS), len(LENGTHS))
+
+
+def test_diverged_run_is_marked_and_its_curve_drawn():
+    rows = [training_row("linear", 16, 0, diverged=True), training_row("linear", 16, 1)]
+    assert rows[0]["curve"]["loss"][-1] is None
+    for y in charts.curves.CURVES:
+        drawing = svg(charts.learning_curves(frames.training_curves(rows), y=y, title="T"))
+        assert ">diverged<" in drawing and "NaN" not in drawing
+    seeds = svg(charts.seeds_chart(frames.training_summaries(rows), title="T"))
+    assert ">diverged<" in seeds
+    live = frames.training_curves(rows[:1]).with_columns(loss=pl.lit(math.nan))
+    assert "NaN" not in svg(charts.live_curves(live))
+
+
+@pytest.mark.parametrize(
+    "chart",
+    [
+        lambda: charts.learning_curves(frames.training_curves([]), title="T"),
+        lambda: charts.live_curves(frames.training_curves([])),
+        lambda: charts.cost_chart(frames.costs([]), title="T"),
+        lambda: charts.ratio_chart(frames.costs([]), title="T"),
+        lambda: charts.crossings_chart(frames.crossings([]), references={}, title="T"),
+        lambda: charts.extrapolation_chart(published()["dm2022"], [], title="T"),
+        lambda: charts.seeds_chart(frames.training_summaries([]), title="T"),
+        lambda: charts.token_chart(frames.tokens([]), title="T"),
+        lambda: charts.stream_chart(frames.streams([]), cache_bytes_per_token=1, title="T"),
+        lambda: charts.speedup_chart(frames.speedups([]), title="T"),
+        lambda: charts.speedup_chart(frames.speedups([], PUBLISHED), title="T"),
+    ],
+)
+def test_no_rows_give_a_chart_that_says_so(chart):
+    assert "no data yet" in svg(chart())
+
+
+def test_article_is_shown_where_nothing_of_ours_is_measured():
+    chart = charts.replication_chart(frames.costs([]), published()["dm2022"], title="T")
+    assert len(points(svg(chart), "linear")) == 4
+
+
+def test_length_control_offers_the_recorded_lengths_and_starts_at_the_longest():
+    params = {param["name"]: param for param in draw("loss").to_dict()["params"]}
+    assert params["shown_length"]["bind"]["options"] == [16, 32]
+    assert params["shown_length"]["value"] == 32
+    assert "N = 32" in drawn("loss").replace("\u00a0", " ")
+
+
+def test_long_curves_stay_below_the_row_limit_and_keep_their_extremes():
+    rows = [training_row("linear", 16, seed, n_points=400) for seed in range(20)]
+    rows[0]["curve"]["loss"][203] = 50.0
+    spec = charts.learning_curves(frames.training_curves(rows), title="T").to_dict()
+    values = [
+        point["value"] for data in spec["datasets"].values() for point in data if "run" in point
+    ]
+    assert 50.0 in values and len(values) < 2 * charts.curves.MAX_CURVE_POINTS
+    assert min(values) == charts.curves.LOSS_FLOOR
+
+
+def test_ratio_is_time_of_softmax_over_time_of_each_implementation_of_linear():
+    spec = draw("ratio").to_dict()
+    found = {
+        (point["implementation"], point["against"], point["seq_len"]): point["value"]
+        for data in spec["datasets"].values()
+        for point in data
+        if {"against", "value", "seq_len"} <= point.keys()
+    }
+    softmax_ms, linear_ms = 0.002 * 512**2, 0.2 * 512
+    expected = softmax_ms / linear_ms
+    assert found["torch", "softmax (fused)", 512] == pytest.approx(expected, rel=1e-4)
+    assert found["cpu", "softmax (fused)", 512] == pytest.approx(5 * expected, rel=1e-4)
+    names = {(implementation, against) for implementation, against, _ in found}
+    assert len(names) == 3 * 2  # a line an implementation in a pane for each softmax
+    drawing = drawn("ratio")
+    assert "speed-up over softmax (textbook)" in drawing
+    assert "N ≈ 100" in drawing and "N ≈ 20" not in drawing  # of lengths that are not drawn
+    assert "N ≈ 5<" not in drawing  # it was not measured
+
+
+def test_ratio_to_one_softmax_fills_the_chart():
+    rows = [row for row in cost_rows() if row["config"]["implementation"] != "textbook"]
+    one = charts.ratio_chart(frames.costs(rows), title="T").to_dict()
+    assert one["height"] == charts.style.HEIGHT < draw("ratio").to_dict()["height"]
+
+
+def test_crossings_are_told_with_their_intervals_and_open_where_none_was_measured():
+    drawing = drawn("crossings")
+    for told in (">100 (90 to 115)<", ">20 (15 to 26)<", ">not up to 1024<", ">below 8<"):
+        assert told in drawing
+    for reference in (">paper: 512<", ">2022 article: 3149<"):
+        assert reference in drawing
+    assert drawing.count(">→<") == drawing.count(">←<") == 1
+    assert len(points(drawing, "linear")) == 2  # the measured ones
+    for implementation in ("plain", "torch", "cpu"):
+        assert f">{implementation}<" in drawing
+
+
+def test_crossings_of_this_session_are_filled_and_told_apart_from_recorded_ones():
+    both = pl.concat([crossings(), crossings(scale="live")])
+    drawing = svg(charts.crossings_chart(both, references={}, title="T"))
+    marks = points(drawing, "linear")
+    filled = [mark for mark in marks if f'fill="{charts.colour("linear")}"' in mark]
+    assert (len(marks), len(filled)) == (4, 2)
+    assert "batch 4, live<" in drawing and "batch 4, recorded<" in drawing
+
+
+def test_a_crossing_without_an_upper_bound_is_open_to_the_right():
+    frame = frames.crossings([crossing(None, "fused", 40, 30, math.inf)])
+    drawing = svg(charts.crossings_chart(frame, references={"paper": 512}, title="T"))
+    assert ">40 (30 to …)<" in drawing and ">→<" in drawing and ">fastest<" in drawing
+
+
+def test_extrapolation_shows_the_articles_crossover_and_how_it_moves():
+    drawing = drawn("extrapolation")
+    assert "3149" in drawing and "6219" in drawing and "measured:" in drawing
+
+
+@pytest.mark.parametrize("call", [charts.cost_chart, charts.ratio_chart])
+def test_two_values_at_one_length_are_refused(call):
+    twice = pl.concat([frames.costs(cost_rows()), frames.costs(cost_rows(batch_size=8))])
+    with pytest.raises(ValueError, match="two values at N = 64: filter"):
+        call(twice, title="T")
+
+
+def test_unknown_measure_and_length_are_refused():
+    with pytest.raises(ValueError, match="use loss, accuracy"):
+        charts.learning_curves(frames.training_curves([]), y="perplexity", title="T")
+    with pytest.raises(ValueError, match="use 16, 32"):
+        charts.learning_curves(frames.training_curves(training_rows()), seq_len=64, title="T")
+
+
+def test_charts_need_no_network_and_text_leaves_its_colour_to_the_page():
+    for name in NAMES:
+        spec = draw(name).to_dict()
+        spec.pop("$schema")
+        assert "http" not in json.dumps(spec)
+        assert not {"labelColor", "titleColor"} & set(spec["config"]["axis"])
+
+
+def test_frames_name_series_and_keep_units():
+    row = frames.costs(step_rows()[:1]).row(0, named=True)
+    assert (row["series"], row["work"], row["n_steps"]) == (
+        "softmax (textbook)",
+        "training_step",
+        3000,
+    )
+    assert (row["seq_len"], row["head_dim"]) == (64, 64)
+    curve = frames.training_curves([training_row("linear", 16, 2, scale="live")])
+    assert set(curve["source"]) == {"live"} and set(curve["series"]) == {"linear"}
+    assert curve.columns == list(frames.CURVE_COLUMNS)
+
+
+def test_every_way_to_generate_is_drawn_and_the_one_out_of_memory_is_marked():
+    drawing = drawn("token")
+    assert len(points(drawing, "linear")) == 4 and len(points(drawing, "softmax")) == 8
+    assert ">out of memory<" in drawing
+    for way in WAYS:
+        assert f"{way}</t" in drawing
+
+
+def test_a_token_chart_of_two_models_is_refused():
+    with pytest.raises(ValueError, match="two values at N = 1"):
+        charts.token_chart(frames.tokens(token_rows() * 2), title="T")
+    with pytest.raises(ValueError, match="y 'joules': use time_ms, state_bytes"):
+        charts.token_chart(frames.tokens(token_rows()), y="joules", title="T")
+
+
+def test_speedups_stand_in_groups_beside_the_published_ones_of_their_images_alone():
+    drawing = svg(charts.speedup_chart(frames.speedups(speedups(), PUBLISHED), title="T"))
+    assert ">MNIST" not in drawing  # one setting, which the page names
+    assert ">over a cache<" in drawing and ">over recomputing<" in drawing
+    for told in ("5×", "200×", "18.9×", "317×", "13.2×", "paper GPU, many", "here, batch 1"):
+        assert f">{told}<" in drawing
+    assert "4462" not in drawing
+    both = speedups() + speedups(seq_len=3072, n_layers=16)
+    drawing = svg(charts.speedup_chart(frames.speedups(both, PUBLISHED), title="T"))
+    assert ">MNIST, over a cache<" in drawing and ">CIFAR-10, over recomputing<" in drawing
+    assert ">4462×<" in drawing
+
+
+def test_a_stream_chart_extends_the_cache_to_the_last_token_and_shows_the_process():
+    frame = frames.streams(stream_rows())
+    chart = charts.stream_chart(frame, cache_bytes_per_token=16384, title="T")
+    drawing, values = svg(chart), charts.generation._stream_lines(frame, 16384, 100_000)
+    assert {charts.colour("linear"), charts.colour("softmax"), charts.style.NEUTRAL} <= set(
+        re.findall(r"#[0-9A-F]{6}\b", drawing)
+    )
+    assert "tokens generated" in drawing and "memory (MB)" in drawing
+    last = dict(values.filter(pl.col("position") == 100_000).select("series", "value").rows())
+    assert last[charts.generation.CACHE_NEEDED] == pytest.approx(1638.4)
+    assert last[charts.generation.RECURRENT_KEPT] == pytest.approx(8 * 8 * 32 * 33 * 4 / 1e6)
+    assert last[charts.generation.PROCESS] == pytest.approx(1000)
+
+
+def pixel_rows():
+    """Pixel models of three seeds, whose bits per dimension fall to 2 and 1.8."""
+    rows = []
+    for attention, last in (("linear", 2.0), ("softmax", 1.8)):
+        for seed in range(3):
+            losses = [math.log(2) * (last + 1 / step) for step in (1, 2, 4, 8)]
+            curve = {"step": [1, 2, 4, 8], "loss": losses, "train_loss": losses}
+            config = {
+                "task": {"images": "digits", "seq_len": 64},
+                "model": {"attention": attention, "implementation": None},
+            }
+            rows.append(store.make_row("images", "laptop", config, seed, "ok", {}, curve))
+    return rows
+
+
+def test_bits_per_dimension_are_drawn_with_the_models_to_compare_with(capfd):
+    frame = frames.bits_curves(pixel_rows())
+    assert frame["bits_per_dim"].to_list()[:4] == pytest.approx([3.0, 2.5, 2.25, 2.125])
+    chart = charts.bits_chart(frame, references={"histogram": 2.357}, title="T")
+    drawing = svg(chart)
+    assert "WARN" not in "".join(capfd.readouterr())
+    assert "histogram: 2.357" in drawing and "bits per dimension of the test" in drawing
+    assert charts.colour("linear") in drawing and charts.colour("softmax") in drawing
+    assert frames.bits_curves([]).columns == frame.columns
+    empty = charts.bits_chart(frames.bits_curves([]), references={}, title="T")
+    assert "no data yet" in svg(empty)
+
+
+def digits_frame(n_drawn=9):
+    image = list(range(9))
+    strips = [("real", None, [image], 9), ("by linear", "linear", [image[:n_drawn]] * 2, 3)]
+    return frames.drawings(strips, (3, 3, 1), 17)
+
+
+def pixels(drawing, colour):
+    """The opacity of each pixel of a colour."""
+    marks = re.findall(r'aria-roledescription="rect mark"[^>]*>', drawing)
+    marks = [mark for mark in marks if f'fill="{colour}"' in mark and "fill-opacity" not in mark]
+    return [float((re.search(r' opacity="([0-9.]+)"', mark) or [0, 1])[1]) for mark in marks]
+
+
+@pytest.mark.parametrize("n_drawn", [3, 5, 9])
+def test_an_image_grows_in_its_colour_below_what_was_given(n_drawn, capfd):
+    chart = charts.digits_chart(digits_frame(n_drawn), shape=(3, 3), title="T")
+    drawing = svg(chart)
+    assert "WARN" not in "".join(capfd.readouterr())
+    assert len(pixels(drawing, charts.colour("linear"))) == 2 * (n_drawn - 3)
+    assert len(pixels(drawing, charts.style.NEUTRAL)) == 9 + 2 * 3
+    assert "by linear" in drawing and "real" in drawing
+    assert chart.to_dict()["width"] == "container"
+
+
+def test_a_higher_level_has_more_ink():
+    drawing = svg(charts.digits_chart(digits_frame(), shape=(3, 3), title="T"))
+    expected = [level / 16 for level in range(3, 9)] * 2
+    found = pixels(drawing, charts.colour("linear"))
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_slider_hides_what_was_drawn_and_nothing_that_was_given():
+    chart = charts.digits_chart(digits_frame(), shape=(3, 3), title="T", slider=True)
+    (param,) = (p for p in chart.to_dict()["params"] if p["name"] == "n_drawn")
+    assert (param["bind"]["min"], param["bind"]["max"], param["value"]) == (3, 9, 9)
+    spec = charts.printable(chart).to_dict()
+    next(p for p in spec["params"] if p["name"] == "n_drawn")["value"] = 3
+    drawing = vl_convert.vegalite_to_svg(spec)
+    assert pixels(drawing, charts.colour("linear")) == []
+    assert len(pixels(drawing, charts.style.NEUTRAL)) == 9 + 2 * 3
+
+
+def test_images_with_colours_are_refused():
+    with pytest.raises(ValueError, match="3 channels cannot be drawn"):
+        frames.drawings([], (32, 32, 3), 256)
+
+
+def heights_of_text(element, above=0.0):
+    """How far below the upper edge of a drawing the base line of each of its texts is."""
+    moved = re.search(r"translate\([-\d.]+,([-\d.]+)\)", element.get("transform", ""))
+    above += float(moved[1]) if moved else 0.0
+    if element.tag.endswith("text"):
+        yield above
+    for part in element:
+        yield from heights_of_text(part, above)
+
+
+def test_a_long_title_has_fewer_lines_on_a_wider_page_and_is_not_cut_off():
+    title = "Every key written once; last S solved: softmax 440, not 480, DPFP-3 360, linear 40"
+    chart = charts.cost_chart(linear_costs(), title=title)
+    lines = [json.loads(some) for some in re.findall(r"\[\"[^\]]*\]", chart.title.text.expr)]
+    counts = [len(some) for some in lines]  # from narrow to wide
+    assert counts == sorted(counts, reverse=True) and counts[0] > 2 and counts[-1] == 1
+    assert all(" ".join(some) == title for some in lines)
+    assert all(f">{line}</" in svg(chart) for line in lines[counts.index(2)])
+    for width in (660, 720):  # the plot is narrower, by its axis and labels
+        drawing = vl_convert.vegalite_to_svg(charts.printable(chart, width).to_json())
+        assert min(heights_of_text(ElementTree.fromstring(drawing))) >= 15  # a title's font size
+    assert isinstance(charts.cost_chart(linear_costs(), title="Short").title.text, list)
+
+
+def test_a_long_subtitle_follows_the_width_of_the_page_too():
+    subtitle = (
+        "An Unusually Long Name Of A Processor @ 2.45 GHz, 2 threads; Quadro P4000 8GB (article)"
+    )
+    spec = charts.style.finished(charts.cost_chart(linear_costs(), title="T"), "T", subtitle, "")
+    spec = charts.printable(spec).to_dict()
+    (patch,) = spec["usermeta"]["embedOptions"]["patch"]
+    compiled = vl_convert.vegalite_to_vega(spec)
+    for part in patch["path"].split("/")[1:]:  # it is where the page replaces it
+        compiled = compiled[part]
+    lines = [json.loads(some) for some in re.findall(r"\[\"[^\]]*\]", patch["value"]["signal"])]
+    assert [len(some) for some in lines] == [3, 2, 1] and len(compiled) == 2
+    assert all(" ".join(some) == subtitle for some in [*lines, compiled])

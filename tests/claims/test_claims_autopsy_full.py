@@ -1,0 +1,123 @@
+"""What runs of the 2022 article's own size say follows the rows."""
+
+import copy
+
+import pytest
+import synthetic
+
+from replib.claims.autopsy import frames
+from replib.claims.autopsy import full_size as full
+from replib.claims.autopsy import page as parts
+from replib.claims.autopsy.defects import full_size_defects
+from replib.claims.experiments import EXPERIMENTS, replication_model
+from replib.lab import store
+from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
+from replib.published import published
+
+ARTICLE = published()["dm2022"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """As written softmax stands at 10.3 as printed, with the usual scale at 6; linear ends at 0."""
+    folder = synthetic.write_recorded(tmp_path_factory.mktemp("rows"), "autopsy_full")
+    return with_ends(
+        store.read_rows("autopsy_full", folder),
+        lambda attention, off: 0.0 if attention == "linear" else 10.3 if not off else 6.0,
+    )
+
+
+def with_ends(rows, end):
+    """The rows with printed losses and accuracies that a function of mechanism and what is mended
+    gives."""
+    rows = copy.deepcopy(rows)
+    for row in rows:
+        attention, defects = row["config"]["model"]["attention"], row["config"]["defects"]
+        off = {*full_size_defects(attention)} - {*defects, "batch_32"}
+        loss = end(attention, off) / full.BATCH
+        row["curve"]["loss"] = [loss] * len(row["curve"]["step"])
+        row["summary"] |= {"final_loss": loss, "final_accuracy": 0.3 if loss else 1.0}
+    return rows
+
+
+def test_the_jobs_are_the_articles_model_as_written_and_with_one_thing_mended():
+    jobs = EXPERIMENTS["autopsy_full"].jobs("laptop")
+    sets = {}
+    for job in jobs:
+        config, attention = job.config, job.config.model.attention
+        assert config.model == replication_model(attention)
+        assert (config.task.seq_len, config.batch_size) == (8, 8)
+        off = {*full_size_defects(attention)} - {*config.defects, "batch_32"}
+        kind = attention, "batch_32" in config.defects
+        assert config.n_steps == {("softmax", True): 1000, ("linear", True): 2000}.get(kind, 3000)
+        sets.setdefault((*kind, frozenset(off)), []).append(job.seed)
+        trained = config.with_defects()
+        as_written = {"adam", "details"} <= {*config.defects}
+        assert not as_written or (trained.lr, trained.clip) == (1e-4, "none")
+    for attention in ("softmax", "linear"):
+        assert sets[attention, False, frozenset()] == [0, 1, 2]
+        assert sets[attention, True, frozenset()] == [0]
+    alone = {next(iter(off)) for kind, batch_32, off in sets if len(off) == 1}
+    assert alone == {*full_size_defects("softmax")} - {"reused_encoder"}
+
+
+def test_softmax_comes_back_where_all_runs_as_written_end_where_the_articles_does(rows):
+    verdict = full.softmax_returns(rows, ARTICLE)
+    assert verdict.status == SUPPORTED
+    assert "3 runs, and at 30% accuracy; the article's ends at 10.3" in verdict.headline
+    text = full.full_size_text(rows, ARTICLE)
+    assert "**Explained: that softmax does not learn at N = 8.**" in text
+    assert "(10.1 as printed, computed from the task)" in text
+    assert "the embedding times √E: it ends elsewhere, 6.0 (6.0 to 6.0) (3 runs)" in text
+    assert "scale decides at which level softmax stands, not that it does not learn:" in text
+    assert "batch 32: it ends at the same level, 10.3 (1 run of 1000 steps)" in text
+    assert "| softmax, as written | 3 | 10.3 (10.3 to 10.3) | 1.29 | 30% |" in text
+    assert "Its linear run, which ends at 0, comes back as well (3 runs, batch 8)" in text
+    assert "| linear, as written, batch 32, 2000 steps | 1 | 0.0 | 0.00 | 100% |" in text
+
+
+def test_the_batch_decides_where_softmax_learns_with_32_alone(rows):
+    assert "The batch decides" not in full.full_size_text(rows, ARTICLE)
+    learned = copy.deepcopy(rows)
+    for row in learned:
+        if (
+            row["config"]["model"]["attention"] == "softmax"
+            and "batch_32" in row["config"]["defects"]
+        ):
+            row["curve"]["loss"] = [0.0] * len(row["curve"]["loss"])
+            row["summary"]["final_accuracy"] = 1.0
+    text = full.full_size_text(learned, ARTICLE)
+    assert "batch 32: 1 of 1 reach 99%, 0.0 (1 run of 1000 steps)" in text
+    assert "**The batch decides that:** with 32 in place of 8" in text
+
+
+@pytest.mark.parametrize("end", [8.0, 0.0])
+def test_softmax_does_not_come_back_where_it_ends_elsewhere_or_learns(rows, end):
+    moved = with_ends(rows, lambda attention, off: end)
+    assert full.softmax_returns(moved, ARTICLE).status == NOT_SUPPORTED
+    text = full.full_size_text(moved, ARTICLE)
+    assert "does not end where the article's does" in text and "Explained:" not in text
+    learns = "3 of 3 reach 99%, which may be the leak" in text
+    assert learns == (end == 0) and ("its linear run, which ends at 0: here" in text) == (end > 0)
+
+
+def test_one_run_apart_decides_nothing_and_without_runs_nothing_is_said(rows):
+    moved = copy.deepcopy(rows)
+    moved[0]["curve"]["loss"] = [0.9] * len(moved[0]["curve"]["loss"])
+    assert full.softmax_returns(moved, ARTICLE).status == INCONCLUSIVE
+    one = [row for row in rows if row["seed"] == 0]
+    assert full.softmax_returns(one, ARTICLE).status == INCONCLUSIVE
+    assert "**Explained, as far as 1 run can tell: that" in full.full_size_text(one, ARTICLE)
+    assert full.softmax_returns([], ARTICLE).status == INCONCLUSIVE
+    assert full.full_size_text([], ARTICLE) == "No run of the article's size is recorded yet."
+
+
+def test_the_page_shows_verdict_curves_and_table(rows):
+    page = parts.full_size(rows, ARTICLE).text
+    assert "converges to a loss that range 10 to 18" in page
+    frame = frames.full_size_curves(ARTICLE, rows)
+    ours = {frames.WRITTEN, frames.USUAL_SCALE, frames.ALL_MENDED}
+    assert ours < set(frame["kind"]) and set(frame["seq_len"]) == {8}
+    written = frame.filter(frame["kind"] == frames.WRITTEN)
+    assert written["line"].n_unique() == 6
+    assert "No run of the article" in parts.full_size([], ARTICLE).text
