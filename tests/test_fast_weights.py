@@ -151,7 +151,7 @@ def test_the_fused_memory_is_the_plain_one(n, nu, with_beta):
     size = 16 * nu if nu > 0 else d
     q, beta = torch.rand(2, 3, 1, size, generator=g), torch.rand(2, 3, n, generator=g)
     inputs = [x.requires_grad_() for x in (q, k, *[beta] * with_beta)]
-    found = memory_cpu.read_weights(q, k, beta if with_beta else None, nu)
+    found = sums_cpu.read_weights(q, k, beta if with_beta else None, nu)
     phi = elu1(k.double()) if nu < 0 else (dpfp(k, nu) if nu else k).double()
     expected = q.double() @ phi.mT
     if with_beta:
@@ -322,12 +322,14 @@ def once_differentiable_kernels():
     """Kernels, and inputs of theirs."""
     yield fwm.retrieve, [x.detach().double() for x in fwm_inputs(1, 2, 6, 4, 3)]
     if installed("numba"):
+        from replib.kernels.retrieval import sums_cpu
+
         yield fwm.retrieve, fwm_inputs(1, 2, 6, 4, 3)
         g = generator(1)
         q, k, beta = (torch.rand(*size, generator=g) for size in ((2, 1, 8), (2, 6, 8), (2, 6)))
-        yield lambda *x: memory_cpu.read_weights(*x, 0), [q, k, beta]
+        yield lambda *x: sums_cpu.read_weights(*x, 0), [q, k, beta]
         strided = k.mT.contiguous().mT
-        yield lambda *x: memory_cpu.read_weights(*x, 0), [q, strided, beta]
+        yield lambda *x: sums_cpu.read_weights(*x, 0), [q, strided, beta]
 
 
 def test_second_derivatives_of_kernels_that_have_none_raise_whatever_they_are_by():

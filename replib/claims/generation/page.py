@@ -124,8 +124,8 @@ def kept_agreement(models: Mapping[str, Kept], device: str | None = None) -> mo.
     for name, kept in models.items():
         same, n = _alone(agreement.levels_drawn_alike, kept, device)
         drawn.append(
-            f"{agreement.N_DRAWN} digits drawn by the {agreement.STEPS[name]} of {name} attention, and by "
-            "computing everything again with the same random numbers: "
+            f"{agreement.N_DRAWN} digits drawn by the {agreement.STEPS[name]} of {name} attention, "
+            "and by computing everything again with the same random numbers: "
             f"{same} of {n} pixels are the same."
         )
     return mo.vstack([_agreement(found, device), mo.md("\n\n".join(drawn))])
