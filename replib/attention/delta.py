@@ -6,6 +6,7 @@ Queries and keys are features already, φ(q) and φ(k) in the paper; β (`beta`)
 strengths. The paper's W (M, R) is kept transposed: `DeltaState.s` is Wᵀ (R, M).
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from replib.attention.base import Attention, check_qkv, packed, repeat_heads
-from replib.attention.feature_maps import DPFP_NU, dpfp
+from replib.attention.feature_maps import check_nu, dpfp
 from replib.attention.padding import without_padding
 from replib.kernels import installed, refusal, why_not
 from replib.kernels.delta import torch as delta
@@ -22,8 +23,6 @@ from replib.kernels.library import without_autocast
 # Ways to compute the same function, all positions and after the last write.
 KERNELS, RETRIEVAL_KERNELS = ("torch", "cpu", "plain"), ("torch", "plain")
 
-# ν of the features of `DeltaAttention`, DPFP-ν with R = 2·D·ν, where no implementation names it.
-NU = 1
 EPS = 1e-6  # added to the sum of a token's features, as in the published code
 # A kernel's share of a matrix product's rate, at R = 64 and M = 32 on a 2-core AMD EPYC; "plain" is
 # bound by its calls, and its share is a guess.
@@ -213,43 +212,49 @@ class DeltaAttention(Attention):
     which is a projection of that input: σ(w·k + b), w and b learned for each head and 0 at first.
     `n_heads` are those of keys; given more, a key's head takes the first of its share.
 
-    The implementation is a kernel, with ν = 1, or "nu2" or "nu3" with the fastest kernel. Features
-    of both signs, such as tanh, are not offered: their sum normalises nothing, and without it the
-    memory may grow without bound; `fwm` has them.
+    Features of both signs, such as tanh, are not offered: their sum normalises nothing, and without
+    it the memory may grow without bound; `fwm` has them.
 
     Not causal, every query reads the memory after the last write.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Attention.Options):
+        """ν of the features DPFP-ν, R = 2·D·ν."""
+
+        nu: int = 1
+
+        def __post_init__(self):
+            check_nu(self.nu)
+
+        @property
+        def label(self) -> str:
+            return f"nu{self.nu}"
+
     label = "delta rule"
-    implementations = (*KERNELS, *(f"nu{nu}" for nu in DPFP_NU if nu != NU))
+    offered = (Options(nu=1), Options(nu=2), Options(nu=3))
+    kernels = KERNELS
     recurrent = True
 
-    def __init__(self, *, n_heads: int, head_dim: int, implementation: str | None = None):
-        super().__init__(implementation=implementation)
+    def __init__(self, *, n_heads: int, head_dim: int, options=None, kernel=None):
+        super().__init__(options=options, kernel=kernel)
         self.to_beta = nn.Parameter(torch.zeros(n_heads, head_dim))
         self.beta_bias = nn.Parameter(torch.zeros(n_heads))
 
     @classmethod
-    def for_model(cls, *, n_heads, head_dim, max_len, implementation=None) -> Attention:
-        return cls(n_heads=n_heads, head_dim=head_dim, implementation=implementation)
+    def for_model(cls, *, n_heads, head_dim, max_len, options=None, kernel=None) -> Attention:
+        return cls(n_heads=n_heads, head_dim=head_dim, options=options, kernel=kernel)
 
-    @classmethod
-    def nu(cls, implementation: str | None) -> int:
-        """ν of an implementation."""
-        name = cls.resolve(implementation)
-        return NU if name in KERNELS else int(name.removeprefix("nu"))
-
-    @classmethod
-    def n_features(cls, head_dim: int, implementation: str | None = None) -> int:
+    def n_features(self, head_dim: int) -> int:
         """R, for keys of size D."""
-        return 2 * head_dim * cls.nu(implementation)
+        return 2 * head_dim * self.options.nu
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
         q, k, v, beta = self._writes(q, k, v, key_padding_mask, causal=causal)
         if causal:
-            return delta_rule(q, k, v, beta, kernel=self._kernel(KERNELS))
-        return delta_retrieve(q, k, v, beta, kernel=self._kernel(RETRIEVAL_KERNELS))
+            return delta_rule(q, k, v, beta, kernel=self.kernel)
+        return delta_retrieve(q, k, v, beta, kernel=self._retrieval_kernel)
 
     def _writes(
         self, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, *, causal: bool
@@ -264,10 +269,11 @@ class DeltaAttention(Attention):
 
     def _features(self, x: Tensor) -> Tensor:
         """φ(x), (..., D) -> (..., R), float32 or wider."""
-        return _normalised(x, self.nu(self.implementation))
+        return _normalised(x, self.options.nu)
 
-    def _kernel(self, kernels: tuple[str, ...]) -> str | None:
-        return self.implementation if self.implementation in kernels else None
+    @property
+    def _retrieval_kernel(self) -> str | None:
+        return self.kernel if self.kernel in RETRIEVAL_KERNELS else None
 
     def init_state(
         self,
@@ -280,8 +286,7 @@ class DeltaAttention(Attention):
         device="cpu",
         max_len=None,
     ) -> DeltaState:
-        n_features = self.n_features(head_dim, self.implementation)
-        sizes = (batch_size, n_heads, n_features, value_dim or head_dim)
+        sizes = (batch_size, n_heads, self.n_features(head_dim), value_dim or head_dim)
         return init_state(*sizes, dtype=dtype, device=device)
 
     def step(self, state: DeltaState, q, k, v):
@@ -292,7 +297,7 @@ class DeltaAttention(Attention):
     def prefill(self, state: DeltaState, q, k, v, *, key_padding_mask=None):
         check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
         writes = self._writes(q, k, v, key_padding_mask, causal=True)
-        return prefill(state, *writes, kernel=self._kernel(KERNELS))
+        return prefill(state, *writes, kernel=self.kernel)
 
     def _beta(self, k: Tensor, sizes: str) -> Tensor:
         k = _wide(k)
@@ -302,12 +307,13 @@ class DeltaAttention(Attention):
         return torch.sigmoid(torch.einsum(sizes, k, w) + b)
 
     @classmethod
-    def unavailable(cls, implementation, *, device_type, dtype, head_dim):
-        if implementation != "cpu":
+    def unavailable(cls, kernel, *, device_type, dtype, head_dim, options=None):
+        if kernel != "cpu":
             return None
-        sizes = {"head_dim": cls.n_features(head_dim, implementation), "value_dim": head_dim}
+        nu = (options or cls.Options()).nu
         # The features are float32 or wider, the values of this dtype.
-        return why_not(implementation, device_type=device_type, dtype=dtype, **sizes)
+        sizes = {"head_dim": 2 * head_dim * nu, "value_dim": head_dim}
+        return why_not(kernel, device_type=device_type, dtype=dtype, **sizes)
 
     @classmethod
     def peak_bytes(
@@ -319,18 +325,18 @@ class DeltaAttention(Attention):
         head_dim,
         itemsize,
         backward,
-        implementation=None,
+        options=None,
+        kernel=None,
     ):
-        rows, r = batch_size * n_heads * seq_len, cls.n_features(head_dim, implementation)
-        if cls.resolve(implementation) == "plain" and backward:  # a memory for each position
+        rows, r = batch_size * n_heads * seq_len, 2 * head_dim * (options or cls.Options()).nu
+        if kernel == "plain" and backward:  # a memory for each position
             return rows * r * head_dim * max(itemsize, 4) * 3
         return rows * (r + head_dim) * max(itemsize, 4) * (10 if backward else 5)
 
     @classmethod
-    def operations(cls, *, seq_len, head_dim, causal, implementation=None):
-        fastest = "cpu" if installed("numba") else "torch"
-        kernel = implementation if implementation in KERNELS else fastest
-        r = cls.n_features(head_dim, implementation)
+    def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
+        kernel = kernel or ("cpu" if installed("numba") else "torch")
+        r = 2 * head_dim * (options or cls.Options()).nu
         per_token = delta.operations_per_token(r, head_dim, backward=False)
         return seq_len * per_token / EFFICIENCY[kernel]
 

@@ -84,8 +84,10 @@ def linear_attention(
         return _plain(q, k, v, causal, eps)
     if kernel is None:
         kernel = fastest_kernel(q, k, v)
-    elif refused := refusal(LinearAttention.resolve(kernel), q, k, v):
-        raise ValueError(refused)
+    else:
+        LinearAttention.check(None, kernel)
+        if refused := refusal(kernel, q, k, v):
+            raise ValueError(refused)
     return KERNELS[kernel](q, k, v, eps, elu1, causal)
 
 
@@ -121,13 +123,10 @@ class LinearState(NamedTuple):
 
 
 class LinearAttention(Attention):
-    """Linear attention with φ = elu + 1; its state has one size whatever N is.
-
-    Without an implementation it takes the fastest kernel for the tensors.
-    """
+    """Linear attention with φ = elu + 1; its state has one size whatever N is."""
 
     label = "linear"
-    implementations = (*KERNELS, "plain")
+    kernels = (*KERNELS, "plain")
     recurrent = True
     feature_map = "elu1"
     eps = EPS
@@ -139,7 +138,7 @@ class LinearAttention(Attention):
             v,
             causal=causal,
             feature_map=self.feature_map,
-            kernel=self.implementation,
+            kernel=self.kernel,
             key_padding_mask=key_padding_mask,
         )
 
@@ -216,19 +215,18 @@ class LinearAttention(Attention):
     def _read_all(self, state: LinearState, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal, after a state: features (B, H, N, R) and (B, G, N, R), values (B, G, N, M)."""
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        kernel = self.implementation if self.implementation in (*KERNELS, "plain") else None
-        options = {"feature_map": "identity", "eps": self.eps, "kernel": kernel}
+        options = {"feature_map": "identity", "eps": self.eps, "kernel": self.kernel}
         denominator = (q * k.cumsum(2)).sum(-1, keepdim=True) + self.eps
         numerator = linear_attention(q, k, v, **options) * denominator
         s, z = (repeat_heads(x, q.shape[1]) for x in state)
         return (numerator + q @ s) / (denominator + (q * z.unsqueeze(2)).sum(-1, keepdim=True))
 
     @classmethod
-    def unavailable(cls, implementation, *, device_type, dtype, head_dim):
-        if implementation not in KERNELS:
+    def unavailable(cls, kernel, *, device_type, dtype, head_dim, options=None):
+        if kernel not in KERNELS:
             return None
         sizes = {"head_dim": head_dim, "value_dim": head_dim}
-        return why_not(implementation, device_type=device_type, dtype=dtype, **sizes)
+        return why_not(kernel, device_type=device_type, dtype=dtype, **sizes)
 
     @classmethod
     def peak_bytes(
@@ -240,30 +238,31 @@ class LinearAttention(Attention):
         head_dim,
         itemsize,
         backward,
-        implementation=None,
+        options=None,
+        kernel=None,
     ):
         rows = batch_size * n_heads * seq_len * itemsize
-        if cls.resolve(implementation) == "plain":
+        if kernel == "plain":
             return rows * seq_len * (4 if backward else 2) + rows * head_dim * 3
         return rows * head_dim * (5 if backward else 2)
 
     @classmethod
-    def operations(cls, *, seq_len, head_dim, causal, implementation=None):
-        if cls.resolve(implementation) == "plain":
+    def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
+        if kernel == "plain":
             return seq_len**2 * (4.0 * head_dim + OPERATIONS_PER_STORED_WEIGHT)
-        kernel = implementation or ("cpu" if installed("numba") else "torch")
+        kernel = kernel or ("cpu" if installed("numba") else "torch")
         return seq_len * 4.0 * head_dim * (head_dim + CHUNK_LEN[kernel]) / EFFICIENCY[kernel]
 
 
 class FeatureAttention(LinearAttention):
-    """Linear attention with features of another size, which the implementation's name chooses; the
-    kernel is the fastest for it. A subclass defines `features` and `n_features`."""
+    """Linear attention with features of another size; the kernel is the fastest for it. A subclass
+    defines `features` and `n_features`."""
 
+    kernels = ()
     recurrent = True
     feature_map = "identity"
 
-    @classmethod
-    def n_features(cls, head_dim: int, implementation: str | None = None) -> int:
+    def n_features(self, head_dim: int) -> int:
         """R, for keys of size D."""
         raise NotImplementedError
 
@@ -288,11 +287,11 @@ class FeatureAttention(LinearAttention):
         )
 
     def init_state(self, batch_size, n_heads, head_dim, value_dim=None, **options) -> LinearState:
-        n_features = self.n_features(head_dim, self.implementation)
-        return super().init_state(batch_size, n_heads, n_features, value_dim or head_dim, **options)
+        sizes = (batch_size, n_heads, self.n_features(head_dim), value_dim or head_dim)
+        return super().init_state(*sizes, **options)
 
     @classmethod
-    def unavailable(cls, implementation, *, device_type, dtype, head_dim):
+    def unavailable(cls, kernel, *, device_type, dtype, head_dim, options=None):
         return None
 
     @classmethod
@@ -305,15 +304,20 @@ class FeatureAttention(LinearAttention):
         head_dim,
         itemsize,
         backward,
-        implementation=None,
+        options=None,
+        kernel=None,
     ):
         rows = batch_size * n_heads * seq_len
-        n_features = cls.n_features(head_dim, implementation)
+        n_features = cls.for_model(
+            n_heads=1, head_dim=head_dim, max_len=1, options=options
+        ).n_features(head_dim)
         features = rows * n_features * max(itemsize, 4) * (8 if backward else 4)
         return features + rows * head_dim * itemsize * (5 if backward else 2)
 
     @classmethod
-    def operations(cls, *, seq_len, head_dim, causal, implementation=None):
-        n_features = cls.n_features(head_dim, implementation)
+    def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
+        n_features = cls.for_model(
+            n_heads=1, head_dim=head_dim, max_len=1, options=options
+        ).n_features(head_dim)
         products = 4.0 * n_features * head_dim + 2.0 * CHUNK_LEN["torch"] * (n_features + head_dim)
         return seq_len * products / EFFICIENCY["torch"]

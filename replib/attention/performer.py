@@ -4,6 +4,7 @@ softmax's exp(q·k / sqrt(D)) (Choromanski et al. 2021, *Rethinking Attention wi
 D query/key size, m random directions, R = 2·m features.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from replib.kernels.linear.operator import exactly, without_what_is_not_finite
 # attention would outweigh.
 FAVOR_EPS = 1e-30
 SEED = 0
+MAX_DIRECTIONS = 2**14  # more is taken for a slip
 # One divisor for all keys of a head is enough, causal, where the largest exponent so far rises by
 # no more than this from the first key to the last, and no ωᵀk is larger than that: products of
 # features are then within float32's range, with room to spare.
@@ -36,8 +38,7 @@ class PerformerState(NamedTuple):
 
 
 class PerformerAttention(FeatureAttention):
-    """Linear attention with FAVOR+ features; the implementation is the number m of random
-    directions, "64" to "512".
+    """Linear attention with FAVOR+ features.
 
     exp(-|k|²/2) leaves float32's range where keys are long. Features of keys are therefore divided
     by the largest of the head, or each by its largest, which those of queries are multiplied by;
@@ -59,21 +60,38 @@ class PerformerAttention(FeatureAttention):
         ValueError: redraw_every is less than 1.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Attention.Options):
+        """The number m of random directions."""
+
+        n_directions: int = 64
+
+        def __post_init__(self):
+            if not 1 <= self.n_directions <= MAX_DIRECTIONS:
+                raise ValueError(f"n_directions {self.n_directions}: use 1 to {MAX_DIRECTIONS}")
+
+        @property
+        def label(self) -> str:
+            return str(self.n_directions)
+
     label = "Performer"
-    implementations = ("64", "128", "512")
+    offered = (
+        Options(n_directions=64),
+        Options(n_directions=128),
+        Options(n_directions=512),
+    )
     eps = FAVOR_EPS
 
     def __init__(
-        self, *, head_dim: int, implementation: str | None = None, redraw_every: int | None = None
+        self, *, head_dim: int, options=None, kernel=None, redraw_every: int | None = None
     ):
-        super().__init__(implementation=implementation)
+        super().__init__(options=options, kernel=kernel)
         if redraw_every is not None and redraw_every < 1:
             raise ValueError(f"redraw_every {redraw_every}: use at least 1, or None to keep them")
-        n_directions = int(self.resolve(implementation))
         self.redraw_every = redraw_every
         if redraw_every is not None:
             self.register_buffer("n_calls", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("directions", torch.empty(head_dim, n_directions))
+        self.register_buffer("directions", torch.empty(head_dim, self.options.n_directions))
         self.reset_buffers()
 
     def reset_buffers(self) -> None:
@@ -82,8 +100,8 @@ class PerformerAttention(FeatureAttention):
             self.n_calls.zero_()
 
     @classmethod
-    def for_model(cls, *, n_heads, head_dim, max_len, implementation=None) -> Attention:
-        return cls(head_dim=head_dim, implementation=implementation)
+    def for_model(cls, *, n_heads, head_dim, max_len, options=None, kernel=None) -> Attention:
+        return cls(head_dim=head_dim, options=options, kernel=kernel)
 
     def resample(self, generator: torch.Generator) -> None:
         """Draw other directions."""
@@ -96,9 +114,8 @@ class PerformerAttention(FeatureAttention):
             self.resample(torch.Generator().manual_seed(seed))
         self.n_calls += 1
 
-    @classmethod
-    def n_features(cls, head_dim, implementation=None):
-        return 2 * int(cls.resolve(implementation))
+    def n_features(self, head_dim):
+        return 2 * self.options.n_directions
 
     def _exponents(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Of the features of queries and of keys."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.comparison import EXPERIMENT as BENCH
 from benchmarks.comparison import Setting
+from replib.attention import ATTENTION, Attention
 from replib.claims.experiments import EXPERIMENTS, Experiment
 from replib.lab import provenance, store
 from replib.lab.run import (
@@ -110,6 +111,10 @@ def config_from(kind: type, plain: Any, parts: Mapping[str, type] | None = None)
     if not isinstance(plain, dict):
         raise ValueError(f"the config of a {kind.__name__} is {plain!r}")
     hints, known = _hints(kind), {one.name: one for one in dataclasses.fields(kind)}
+    if plain.get("options") is not None and "attention" in known:
+        attention = plain.get("attention", known["attention"].default)
+        mechanism = ATTENTION.get(attention, Attention) if isinstance(attention, str) else Attention
+        parts = {**(parts or {}), "options": mechanism.Options}
     for name in plain:
         if name not in known:
             raise ValueError(f"config field {name!r} is not known: it is of a newer version")

@@ -355,7 +355,7 @@ def _who(config: TrainingConfig) -> str:
 def _memory_text(config: RetrievalConfig) -> str:
     """The features and the update rule of a memory; softmax has none."""
     model = config.model
-    text = model.attention + (f" {model.implementation}" if model.implementation else "")
+    text = " ".join(filter(None, model.variant))
     return text if model.attention == "softmax" else f"{text}, {model.update_rule}"
 
 

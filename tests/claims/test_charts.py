@@ -46,7 +46,7 @@ def cost_row(attention, implementation, n, *, scale="laptop", batch_size=4):
         scale,
         {
             "attention": attention,
-            "implementation": implementation,
+            "kernel": implementation,
             "seq_len": n,
             "batch_size": batch_size,
             "n_heads": 8,
@@ -72,7 +72,8 @@ def training_row(attention, n, seed, *, scale="laptop", diverged=False, n_points
             "task": {"seq_len": n, "n_symbols": 10},
             "model": {
                 "attention": attention,
-                "implementation": None,
+                "options": None,
+                "kernel": None,
                 "n_layers": 2,
                 "n_heads": 4,
                 "d_model": 64,
@@ -132,7 +133,7 @@ def step_rows():
     rows = []
     for row in cost_rows():
         config = row["config"]
-        model = {"attention": config["attention"], "implementation": config["implementation"]}
+        model = {"attention": config["attention"], "options": None, "kernel": config["kernel"]}
         task = {"seq_len": config["seq_len"]}
         config = {"task": task, "model": model | {"n_heads": 8, "d_model": 512}}
         rows.append(row | {"config": config | {"batch_size": 8, "n_steps": 3000}})
@@ -290,7 +291,7 @@ def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
 
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_every_mechanism_is_drawn_in_its_colour_in_each_of_its_implementations(attention):
-    names = ATTENTION[attention].implementations
+    names = ATTENTION[attention].choices()
     rows = cost_rows([(attention, i) for i in names])
     drawing = svg(charts.cost_chart(frames.costs(rows), title="T"))
     assert charts.colour(attention) in drawing
@@ -302,7 +303,7 @@ def test_every_mechanism_is_drawn_in_its_colour_in_each_of_its_implementations(a
 def test_implementations_of_a_mechanism_differ_in_dash_and_shape():
     for mechanism in ATTENTION.values():
         for marks in (charts.style.DASHES, charts.style.SHAPES):
-            used = [str(marks[i]) for i in mechanism.implementations]
+            used = [str(marks[i]) for i in mechanism.choices()]
             assert len(set(used)) == len(used)
 
 
@@ -310,7 +311,7 @@ def test_registered_mechanisms_have_colours_of_their_own_and_unknown_ones_a_stab
     colours = [charts.colour(name) for name in ATTENTION]
     assert len(set(colours)) == len(colours) and set(ATTENTION) <= set(charts.PALETTE)
     assert charts.colour("new") == charts.colour("new") in charts.style.SPARE_COLOURS
-    implementations = {i for mechanism in ATTENTION.values() for i in mechanism.implementations}
+    implementations = {i for mechanism in ATTENTION.values() for i in mechanism.choices()}
     assert implementations <= set(charts.style.DASHES) and implementations <= set(
         charts.style.SHAPES
     )
@@ -429,7 +430,7 @@ def test_ratio_is_time_of_softmax_over_time_of_each_implementation_of_linear():
 
 
 def test_ratio_to_one_softmax_fills_the_chart():
-    rows = [row for row in cost_rows() if row["config"]["implementation"] != "textbook"]
+    rows = [row for row in cost_rows() if row["config"]["kernel"] != "textbook"]
     one = charts.ratio_chart(frames.costs(rows), title="T").to_dict()
     assert one["height"] == charts.style.HEIGHT < draw("ratio").to_dict()["height"]
 
@@ -552,7 +553,7 @@ def pixel_rows():
             curve = {"step": [1, 2, 4, 8], "loss": losses, "train_loss": losses}
             config = {
                 "task": {"images": "digits", "seq_len": 64},
-                "model": {"attention": attention, "implementation": None},
+                "model": {"attention": attention, "kernel": None},
             }
             rows.append(store.make_row("images", "laptop", config, seed, "ok", {}, curve))
     return rows

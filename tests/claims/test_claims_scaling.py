@@ -29,7 +29,7 @@ def row(attention, implementation, n, time_ms, **options):
     )
     config = CostConfig(
         attention=attention,
-        implementation=implementation,
+        kernel=implementation,
         seq_len=n,
         batch_size=batch_size,
         **{"work": "forward_backward"} | options,

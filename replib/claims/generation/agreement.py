@@ -91,14 +91,14 @@ def _kernels(model: CausalTransformer) -> list[str]:
 
 def _whole(model: CausalTransformer, tokens: Tensor, kernel: str | None) -> Tensor:
     attentions = [block.self_attention.attention for block in model.blocks]
-    before = [attention.implementation for attention in attentions]
+    before = [attention.kernel for attention in attentions]
     try:
         for attention in attentions:
-            attention.implementation = kernel
+            attention.kernel = kernel
         return model(tokens)
     finally:
-        for attention, implementation in zip(attentions, before, strict=True):
-            attention.implementation = implementation
+        for attention, usual in zip(attentions, before, strict=True):
+            attention.kernel = usual
 
 
 def _difference(one: Tensor, other: Tensor) -> Difference:
