@@ -26,10 +26,8 @@ from replib import checkpoints
 from replib.attention import ATTENTION
 from replib.attention.base import Options, variant_label
 from replib.attention.feature_maps import FEATURE_MAPS, dpfp, favor_keys, orthogonal_directions
+from replib.attention.kernels import delta_read_weights, fwm_retrieve, installed
 from replib.device import resolve_device
-from replib.kernels import installed
-from replib.kernels.delta import torch as delta
-from replib.kernels.retrieval import fwm
 from replib.tasks import Associations, AssociativeRetrieval
 
 # What a key may be mapped by, as mechanisms are named where there is one.
@@ -244,7 +242,7 @@ class AssociativeMemory(nn.Module):
             return y.scatter_add(3, index, weights)
         q, k, beta = self.memorised(batch, directions)
         values = nn.functional.one_hot(batch.values, self.n_keys).to(k.dtype)
-        y = fwm.retrieve(*(x.flatten(0, 1) for x in (q, k, values, beta)))
+        y = fwm_retrieve(*(x.flatten(0, 1) for x in (q, k, values, beta)))
         y = nn.functional.layer_norm(y, y.shape[-1:], eps=NORM_EPS)
         return y.unflatten(0, q.shape[:2])
 
@@ -305,7 +303,7 @@ class AssociativeMemory(nn.Module):
             if config.attention == "softmax":
                 return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
             if config.update_rule == "delta":
-                return delta.read_weights(q, k, beta)
+                return delta_read_weights(q, k, beta)
             weights = q @ k.mT
         if config.update_rule == "delta":
             return weights

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from replib import plain
 from replib.attention.base import Attention, check_qkv, packed, repeat_heads
 from replib.attention.feature_maps import check_nu, dpfp
+from replib.attention.kernels import chunked_delta, installed, refusal, why_not
 from replib.attention.padding import without_padding
-from replib.kernels import installed, refusal, why_not
-from replib.kernels.delta import torch as delta
-from replib.kernels.library import without_autocast
+from replib.plain import without_autocast
 
 # Ways to compute the same function, all positions and after the last write.
 KERNELS, RETRIEVAL_KERNELS = ("torch", "cpu", "plain"), ("torch", "plain")
@@ -78,7 +78,9 @@ def delta_rule(
         from replib.kernels.delta import cpu
 
         return cpu.delta_rule(q, k, v, beta)
-    return (delta.recurrent if kernel == "plain" else delta.delta_rule)(q, k, v, beta)
+    if kernel == "torch" and chunked_delta is not None:
+        return chunked_delta.delta_rule(q, k, v, beta)
+    return plain.delta_rule(q, k, v, beta)
 
 
 def delta_retrieve(
@@ -100,8 +102,11 @@ def delta_retrieve(
     """
     _check(q, k, v, beta)
     kernel = _resolve(kernel or "torch", RETRIEVAL_KERNELS)
-    retrieve = _plain_retrieve if kernel == "plain" else delta.retrieve
-    retrieve = _nothing if 0 in (*q.shape, *k.shape, *v.shape) else retrieve
+    retrieve = _plain_retrieve
+    if 0 in (*q.shape, *k.shape, *v.shape):
+        retrieve = _nothing
+    elif kernel == "torch" and chunked_delta is not None:
+        retrieve = chunked_delta.retrieve
     grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, G, H/G · L, R)
     y = retrieve(grouped, k, v, beta)
     return y.unflatten(2, (q.shape[1] // k.shape[1], q.shape[2])).flatten(1, 2)
@@ -136,7 +141,7 @@ def step(
     s = state.s.flatten(0, 1)
     with without_autocast(s.device.type):
         key, value = (x.flatten(0, 1).unsqueeze(1).to(s.dtype) for x in (k, v))
-        _, s = delta.write(s, key, value, beta.reshape(-1, 1, 1).to(s.dtype))
+        _, s = plain.delta_write(s, key, value, beta.reshape(-1, 1, 1).to(s.dtype))
         y = read(s, q, k.shape[1])
     return y.to(v.dtype), DeltaState(s.view(state.s.shape))
 
@@ -170,7 +175,7 @@ def prefill(
 
 
 def _plain_retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-    """Writes, one after the other, as in `delta.recurrent`."""
+    """Writes, one after the other, as in `plain.delta_rule`."""
     (b, h, _, r), m = k.shape, v.shape[-1]
     with without_autocast(q.device.type):
         s = init_state(b, h, r, m, dtype=torch.promote_types(k.dtype, v.dtype), device=k.device).s
@@ -178,7 +183,7 @@ def _plain_retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
         tensors = (k, v, beta.unsqueeze(-1))
         rows = (x.to(s.dtype).flatten(0, 1).unsqueeze(2).unbind(1) for x in tensors)
         for row in zip(*rows, strict=True):
-            _, s = delta.write(s, *row)
+            _, s = plain.delta_write(s, *row)
         y = torch.bmm(q.flatten(0, 1).to(s.dtype), s)
     return y.unflatten(0, q.shape[:2]).to(v.dtype)
 
@@ -337,7 +342,7 @@ class DeltaAttention(Attention):
     def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
         kernel = kernel or ("cpu" if installed("numba") else "torch")
         r = 2 * head_dim * (options or cls.Options()).nu
-        per_token = delta.operations_per_token(r, head_dim, backward=False)
+        per_token = chunked_delta.operations_per_token(r, head_dim, backward=False)
         return seq_len * per_token / EFFICIENCY[kernel]
 
 

@@ -14,8 +14,7 @@ from torch.nn.functional import layer_norm
 from replib.attention.base import Attention, check_qkv
 from replib.attention.delta import DeltaAttention, DeltaState, read
 from replib.attention.feature_maps import feature_map_named
-from replib.kernels.delta import torch as delta
-from replib.kernels.library import without_autocast
+from replib.plain import delta_write, without_autocast
 
 FEATURES = ("tanh", "dpfp1")  # with which it was published; "tanh" is that of the paper's own
 NORM_EPS = 1e-5  # of the layer normalisation of what is read
@@ -145,5 +144,5 @@ class FWMAttention(DeltaAttention):
 
 def _write(s: Tensor, key: Tensor, value: Tensor, beta: Tensor) -> Tensor:
     """s (B·H, R, M), key (B·H, 1, R), value (B·H, 1, M), beta (B·H, 1, 1)."""
-    _, s = delta.write(s, key, value, beta)
+    _, s = delta_write(s, key, value, beta)
     return s / torch.linalg.vector_norm(s, dim=(1, 2), keepdim=True).clamp(min=1)

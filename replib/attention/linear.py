@@ -12,8 +12,9 @@ from torch import Tensor
 
 from replib.attention.base import Attention, check_qkv, packed, repeat_heads
 from replib.attention.feature_maps import feature_map_named
-from replib.kernels import KERNELS, fastest_kernel, installed, refusal, why_not
-from replib.kernels.linear.operator import exactly, without_what_is_not_finite
+from replib.attention.kernels import KERNELS, fastest_kernel, installed, refusal, why_not
+from replib.attention.padding import without_padding
+from replib.plain import without_autocast, without_what_is_not_finite
 
 # From timings at D = 32 and 64, N = 64 to 65536, on a 2-core AMD EPYC: a kernel's share of a matrix
 # product's rate and its chunk, and what storing one (N, N) weight costs besides products. That of
@@ -22,7 +23,6 @@ EFFICIENCY = {"torch": 0.2, "cpu": 0.4, "cuda": 0.4}
 CHUNK_LEN = {"torch": 64, "cpu": 16, "cuda": 64}
 OPERATIONS_PER_STORED_WEIGHT = 600
 
-LARGEST = 1e15  # a larger query's square leaves float32's range
 EPS = 1e-6  # of the original code; biases denominators that are as small (φ(q)·φ(k) near 1e-6)
 
 
@@ -69,16 +69,14 @@ def linear_attention(
     check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
     phi = feature_map_named(feature_map)
     elu1 = feature_map == "elu1" and kernel != "plain"  # is left to the kernel
-    mask = None if key_padding_mask is None else key_padding_mask[:, None, :, None]
-    if mask is not None:
-        # -∞ is a key whose feature is 0.
-        q, k, v = without_padding(q, k, v, mask, causal, key=-torch.inf if elu1 else 0)
+    nothing = -torch.inf if elu1 else 0  # -∞ is a key whose feature is 0
+    q, k, v = without_padding(q, k, v, key_padding_mask, causal=causal, key=nothing)
     if not elu1:
         wide = torch.promote_types(q.dtype, torch.float32)
-        with exactly(q):
+        with without_autocast(q.device.type):
             q, k = phi(q.to(wide)), phi(k.to(wide))
-        if mask is not None:
-            k = k.masked_fill(mask, 0)
+        if key_padding_mask is not None:
+            k = k.masked_fill(key_padding_mask[:, None, :, None], 0)
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if kernel == "plain":
         return _plain(q, k, v, causal, eps)
@@ -93,7 +91,7 @@ def linear_attention(
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool, eps: float) -> Tensor:
     dtype, seen = v.dtype, 0
-    with exactly(q):
+    with without_autocast(q.device.type):
         v = v.to(q.dtype)
         if causal:
             q, k, v, seen = without_what_is_not_finite(q, k, v, elu1=False)
@@ -102,17 +100,6 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool, eps: float) -> Tensor:
             weights = weights.tril()
         y = weights @ v / (weights.sum(-1, keepdim=True) + eps) + seen
     return y.to(dtype)
-
-
-def without_padding(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, *, key: float = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys that are padding filled with `key` and their values with 0, whatever they hold; mask is
-    (B, 1, N, 1). Causal, queries lie at the same positions: those that have no finite feature are
-    filled with 0, as they would pass NaN on to the gradient of every key."""
-    if causal:
-        q = q.masked_fill(mask & ~(q.abs() <= LARGEST), 0)
-    return q, k.masked_fill(mask, key), v.masked_fill(mask, 0)
 
 
 class LinearState(NamedTuple):
@@ -126,7 +113,7 @@ class LinearAttention(Attention):
     """Linear attention with φ = elu + 1; its state has one size whatever N is."""
 
     label = "linear"
-    kernels = (*KERNELS, "plain")
+    kernels = ("torch", "cpu", "cuda", "plain")
     recurrent = True
     feature_map = "elu1"
     eps = EPS
@@ -166,7 +153,7 @@ class LinearAttention(Attention):
     def step(self, state: LinearState, q, k, v):
         """Katharopoulos et al. 2020, eq. 18-20: add one key and value, read with one query."""
         (s, z), dtype = state, v.dtype
-        with exactly(q):
+        with without_autocast(q.device.type):
             q, k, v = (x.to(s.dtype) for x in (q, k, v))
             q, k = self.features(q, k)  # (B, H, R), (B, G, R)
             state = LinearState(torch.addcmul(s, k.unsqueeze(-1), v.unsqueeze(-2)), z + k)
@@ -177,7 +164,7 @@ class LinearAttention(Attention):
             with torch.no_grad():  # which takes as long as two operations
                 return self.step_(state, q, k, v)
         (s, z), dtype = state, v.dtype
-        with exactly(q):
+        with without_autocast(q.device.type):
             if not q.dtype == k.dtype == dtype == s.dtype:
                 q, k, v = (x.to(s.dtype) for x in (q, k, v))
             q, k = self.features(q, k)
@@ -201,14 +188,12 @@ class LinearAttention(Attention):
         """A kernel's y times its denominator is its numerator, to which the state's is added."""
         check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
         (s, z), dtype = state, v.dtype
-        with exactly(q):
+        with without_autocast(q.device.type):
             q, k, v = (x.to(s.dtype) for x in (q, k, v))
-            if key_padding_mask is not None:
-                mask = key_padding_mask[:, None, :, None]
-                q, k, v = without_padding(q, k, v, mask, causal=True)
+            q, k, v = without_padding(q, k, v, key_padding_mask, causal=True)
             q, k = self.features(q, k)
             if key_padding_mask is not None:
-                k = k.masked_fill(mask, 0)
+                k = k.masked_fill(key_padding_mask[:, None, :, None], 0)
             y = self._read_all(LinearState(s, z), q, k, v)
             return y.to(dtype), LinearState(s + k.mT @ v, z + k.sum(2))
 
@@ -223,7 +208,7 @@ class LinearAttention(Attention):
 
     @classmethod
     def unavailable(cls, kernel, *, device_type, dtype, head_dim, options=None):
-        if kernel not in KERNELS:
+        if kernel in (None, "plain"):
             return None
         sizes = {"head_dim": head_dim, "value_dim": head_dim}
         return why_not(kernel, device_type=device_type, dtype=dtype, **sizes)
@@ -271,10 +256,9 @@ class FeatureAttention(LinearAttention):
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
-        if key_padding_mask is not None:
-            q, k, v = without_padding(q, k, v, key_padding_mask[:, None, :, None], causal)
+        q, k, v = without_padding(q, k, v, key_padding_mask, causal=causal)
         wide = torch.promote_types(q.dtype, torch.float32)
-        with exactly(q):
+        with without_autocast(q.device.type):
             q, k = self.features(q.to(wide), k.to(wide))
         return linear_attention(
             q,

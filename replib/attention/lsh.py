@@ -16,7 +16,7 @@ from torch.nn.functional import normalize, pad
 from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.padding import can_be_asked, without_padding
 from replib.attention.softmax import softmax_attention
-from replib.kernels.library import all_finite, without_autocast
+from replib.plain import all_finite, without_autocast
 
 # 64 buckets and chunks of 32 are what Katharopoulos et al. 2020 (section 4) compare with. A shorter
 # sequence has no more buckets than chunks.
@@ -102,7 +102,7 @@ class LSHAttention(Attention):
         @property
         def label(self) -> str:
             rounds = f"{self.rounds} round{'s' * (self.rounds > 1)}"
-            return f"original {rounds}" if self.options.original else rounds
+            return f"original {rounds}" if self.original else rounds
 
     label = "LSH"
     offered = (  # the rounds of Katharopoulos et al. 2020, fig. 1

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.feature_maps import favor_exponents, orthogonal_directions
-from replib.attention.linear import FeatureAttention, linear_attention, without_padding
-from replib.kernels.linear.operator import exactly, without_what_is_not_finite
+from replib.attention.linear import FeatureAttention, linear_attention
+from replib.attention.padding import without_padding
+from replib.plain import without_autocast, without_what_is_not_finite
 
 # Of sums of features that are divided by their largest: what an eps like the 1e-6 of linear
 # attention would outweigh.
@@ -129,7 +130,7 @@ class PerformerAttention(FeatureAttention):
         if causal:
             return self._causal(None, q, k, v, key_padding_mask)[0]
         check_qkv(q, k, v, causal=False, key_padding_mask=key_padding_mask)
-        with exactly(q):
+        with without_autocast(q.device.type):
             q, k, v = self._without_padding(q, k, v, key_padding_mask, causal=False)
             if k.shape[2]:
                 largest = k.detach().amax(2, keepdim=True).clamp(min=LOWEST)
@@ -142,11 +143,11 @@ class PerformerAttention(FeatureAttention):
     def _without_padding(self, q, k, v, key_padding_mask, causal: bool):
         """Exponents of queries and of keys, float32 or wider, and values."""
         wide = torch.promote_types(q.dtype, torch.float32)
-        mask = None if key_padding_mask is None else key_padding_mask[:, None, :, None]
-        if mask is not None:
-            q, k, v = without_padding(q, k, v, mask, causal)
+        q, k, v = without_padding(q, k, v, key_padding_mask, causal=causal)
         q, k = self._exponents(q.to(wide), k.to(wide))
-        return q, k if mask is None else k.masked_fill(mask, -torch.inf), v
+        if key_padding_mask is not None:
+            k = k.masked_fill(key_padding_mask[:, None, :, None], -torch.inf)
+        return q, k, v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         return linear_attention(q, k, v, causal=causal, feature_map="identity", eps=self.eps)
@@ -155,7 +156,7 @@ class PerformerAttention(FeatureAttention):
         """y and, of a state, the one after it."""
         check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
         dtype, n_directions = v.dtype, self.directions.shape[1]
-        with exactly(q):
+        with without_autocast(q.device.type):
             if state is not None:
                 q, k, v = (x.to(state.s.dtype) for x in (q, k, v))
             q, k, v = self._without_padding(q, k, v, key_padding_mask, causal=True)
@@ -177,7 +178,7 @@ class PerformerAttention(FeatureAttention):
 
     def step(self, state: PerformerState, q, k, v):
         (s, z, before), dtype = state, v.dtype
-        with exactly(q):
+        with without_autocast(q.device.type):
             q, k, v = (x.to(s.dtype) for x in (q, k, v))
             q, k = self._exponents(q, k)  # (B, H, R), (B, G, R)
             largest = torch.maximum(before, k.detach())
@@ -192,7 +193,7 @@ class PerformerAttention(FeatureAttention):
             with torch.no_grad():
                 return self.step_(state, q, k, v)
         (s, z, before), dtype = state, v.dtype
-        with exactly(q):
+        with without_autocast(q.device.type):
             q, k, v = q.to(s.dtype), k.to(s.dtype), v.to(s.dtype)
             q, k = self._exponents(q, k)
             largest = torch.maximum(before, k)

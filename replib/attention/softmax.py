@@ -13,7 +13,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from replib.attention.base import Attention, check_qkv, packed, repeat_heads
 from replib.attention.padding import can_be_asked, finite_so_far, nothing_seen, without_padding
-from replib.kernels.library import all_finite, without_autocast
+from replib.plain import all_finite, without_autocast
 
 # The cache starts at this many positions and doubles, so that N steps copy it O(log N) times.
 FIRST_CACHE_LEN = 64

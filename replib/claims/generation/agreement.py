@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from replib.attention.kernels import fastest_kernel
 from replib.device import resolve_device
 from replib.generation import Decoder, Difference, Recompute, Stepper
-from replib.kernels import fastest_kernel
 from replib.lab.kept_models import Kept
 from replib.lab.memory_use import TIMING_LOCK
 from replib.lab.runs.generation import (
