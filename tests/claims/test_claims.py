@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from choices import how
 
 from replib.claims import judging
 from replib.claims.experiments import laptop_copy
@@ -59,7 +60,7 @@ def papers(rows):
 def cost_row(attention, implementation, n, time_ms, *, memory=None, outcome="ok", **changes):
     options = {"batch_size": 8, "work": "forward_backward"} | changes
     device = options.pop("device", "cpu")
-    config = CostConfig(attention=attention, kernel=implementation, seq_len=n, **options)
+    config = CostConfig(attention=attention, seq_len=n, **how(attention, implementation), **options)
     samples = tuple(time_ms * factor for factor in (0.99, 1.0, 1.01)) if time_ms else ()
     cost = Cost(config, outcome, None, samples, memory)
     row = store.make_row("scaling", "laptop", config, 0, outcome, cost.summary())
