@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
+from replib.attention.base import state_with
 from replib.lab.memory_use import available_memory_bytes
 from replib.models import (
     Block,
@@ -317,7 +318,7 @@ class Decoder:
             self.states = [_mapped(torch.zeros_like, state) for state in like]
             return
         self.states = [
-            type(state)(*(torch.as_tensor(x, device=self.device) for x in state))
+            state_with(state, (torch.as_tensor(x, device=self.device) for x in state))
             for state in self._fresh_states()
         ]
 
@@ -364,7 +365,7 @@ def _shapes_are_fixed(states: list[Any]) -> bool:
 
 def _mapped(function: Callable[[Tensor], Tensor], state: Any) -> Any:
     """A state with its tensors passed through a function."""
-    return type(state)(*(function(x) if isinstance(x, Tensor) else x for x in state))
+    return state_with(state, (function(x) if isinstance(x, Tensor) else x for x in state))
 
 
 def _last(x: Tensor, padding_mask: Tensor | None, before: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ B batch, H heads, N sequence length, D query/key size per head, M value size per
 Queries and keys are (B, H, N, D), values and outputs (B, H, N, M).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -40,7 +40,7 @@ class Attention(nn.Module):
     it overrides where it can be faster. `peak_bytes` and `operations` let the pages say what a run
     will cost.
 
-    A state is a NamedTuple, whose tensors have the batch first or are of shape (). It is a value:
+    A state is a tuple, named or not, of tensors (B, ...) or (), and of numbers. It is a value:
     `step` and `prefill` leave the given one as it was, so that several continuations may start from
     one state, and gradients flow through it.
 
@@ -254,9 +254,13 @@ def _kept_at(padding: Tensor, before: Any, after: Any) -> Any:
             f"{type(after).__name__} holds more than tensors (B, ...) of fixed shapes: "
             "define prefill for it"
         )
-    return type(after)(
-        *(torch.where(padding.view(-1, *[1] * (y.dim() - 1)), x, y) for x, y in fields)
-    )
+    kept = (torch.where(padding.view(-1, *[1] * (y.dim() - 1)), x, y) for x, y in fields)
+    return state_with(after, kept)
+
+
+def state_with(state: Any, fields: Iterable[Any]) -> Any:
+    """A state of the kind of another, a NamedTuple or a plain tuple, with other fields."""
+    return type(state)(*fields) if hasattr(state, "_fields") else type(state)(fields)
 
 
 def repeat_heads(x: Tensor, n_heads: int) -> Tensor:

@@ -12,6 +12,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from replib.attention import ATTENTION
+
 # Okabe and Ito's hues, shifted to a lightness with a contrast of 3 or more on white and on the dark
 # page alike; shapes, dashes and direct labels carry what a rare colour blindness still confuses.
 PALETTE = {
@@ -113,9 +115,11 @@ N_AXIS = "sequence length N (symbols)"
 
 
 def colour(attention: str) -> str:
-    """The colour of a mechanism in every chart; one that is not in PALETTE keeps a spare one."""
-    spare = SPARE_COLOURS[zlib.crc32(attention.encode()) % len(SPARE_COLOURS)]
-    return PALETTE.get(attention, spare)
+    """The colour of a mechanism in every chart; those that are not in PALETTE have the spare ones,
+    in the order of the registry."""
+    others = [name for name in ATTENTION if name not in PALETTE]
+    place = others.index(attention) if attention in others else zlib.crc32(attention.encode())
+    return PALETTE.get(attention, SPARE_COLOURS[place % len(SPARE_COLOURS)])
 
 
 def theme() -> dict[str, Any]:
