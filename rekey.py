@@ -13,6 +13,7 @@ from replib.jobs import kind_of, versions_of
 from replib.races import EXPERIMENT as BENCH
 
 from replib import files, rows, store
+from replib.lab import recorded
 
 OLD = {}  # (experiment, source): versions of rows that a repeated seed did not agree with
 
@@ -23,7 +24,7 @@ def rekeyed(experiment: str, row: store.Row) -> store.Row:
     if row["versions"] is not None:  # is one already
         return row
     if experiment == BENCH:
-        config, kind, versions = rows.config_from(rows.Setting, row["config"]), "bench", {}
+        config, kind, versions = recorded.config_from(rows.Setting, row["config"]), "bench", {}
     else:
         found, config = rows._first_that_fits(rows._kinds(EXPERIMENTS[experiment]), row["config"])
         kind = kind_of(config, cost=found.cost)

@@ -92,20 +92,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list(arguments) -> int:
     from replib.claims.experiments import EXPERIMENTS, SCALES
+    from replib.lab import recorded
     from replib.lab.record import core_seconds
 
     for experiment in EXPERIMENTS.values():
         print(f"{experiment.name:14} {experiment.title}")
         try:
-            rows = store.read_rows(experiment.name)
+            found = recorded.read_rows(experiment.name)
         except files.FileError as error:
             print(f"{'':14} {error}")
             continue
-        counts = [f"{s}: {sum(row['scale'] == s for row in rows)} rows" for s in SCALES]
-        hours = sum(map(core_seconds, rows)) / 3600
+        counts = [f"{s}: {sum(row['scale'] == s for row in found)} rows" for s in SCALES]
+        hours = sum(map(core_seconds, found)) / 3600
         span = f"{hours:.1f} core-hours" if hours >= 1 else f"{60 * hours:.0f} core-minutes"
         took = f"; trained for {span}" if hours else ""
-        n_old = len(store.old_rows(experiment.name))
+        n_old = len(recorded.old_rows(experiment.name))
         old = f"; {n_old} rows of earlier versions" if n_old else ""
         print(f"{'':14} recorded: {', '.join(counts)}{took}{old}")
     return 0
@@ -300,7 +301,8 @@ def _doctor(arguments) -> int:
         print(f"{folder}: {files.writable(folder) or 'writable'}")
     for name in EXPERIMENTS:
         try:
-            n_rows, n_without = len(store.read_rows(name)), store.n_without_digest(name)
+            content = store.read(name)
+            n_rows, n_without = len(content.rows), content.n_without_digest
         except files.FileError as error:
             print(f"{name}: {error}")
             continue

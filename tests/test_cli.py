@@ -18,7 +18,8 @@ from benchmarks.comparison import Setting
 from replib.__main__ import main
 from replib.claims.experiments import EXPERIMENTS, SCALES, Experiment, laptop_copy
 from replib.lab import interrupts, store
-from replib.lab.record import core_seconds, recorded_rows
+from replib.lab.record import core_seconds
+from replib.lab.recorded import recorded_rows
 from replib.lab.run import TrainingJob, configs_of, on_device
 
 PATIENCE_S = 60.0  # a busy machine; no test waits so long unless it fails

@@ -30,7 +30,8 @@ from replib.kernels import installed
 from replib.kernels.delta.torch import read_weights
 from replib.kernels.retrieval import fwm
 from replib.lab import store
-from replib.lab.record import record, recorded_rows
+from replib.lab.record import record
+from replib.lab.recorded import recorded_rows
 from replib.lab.run import RetrievalJob
 from replib.published import published
 from replib.tasks import Associations, AssociativeRetrieval

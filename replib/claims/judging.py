@@ -1,6 +1,6 @@
 """The claims, judged on stored rows: what turns recorded or live rows into verdicts.
 
-Rows are those of `store.read_rows`; each function takes whatever rows there are and says
+Rows are those of `lab.recorded`; each function takes whatever rows there are and says
 "inconclusive" where they do not suffice.
 """
 

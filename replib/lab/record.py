@@ -48,18 +48,6 @@ MAX_SECONDS_PER_POINT = 20.0  # of timing; the slowest points get fewer repeats,
 Run = TypeVar("Run", Training, RetrievalTraining)
 
 
-def recorded_rows(name: str) -> list[store.Row]:
-    """The rows of `data/` to judge and show: the last of each run, "smoke" runs only where there
-    are no others, as they are too short to say anything; none, with a warning, where the file
-    cannot be read."""
-    try:
-        rows = store.latest(store.read_rows(name))
-    except files.FileError as error:
-        warnings.warn(str(error), stacklevel=2)
-        return []
-    return [row for row in rows if row["scale"] != "smoke"] or rows
-
-
 def core_seconds(row: store.Row) -> float:
     """Seconds of one core that a training took, 0 where a row does not tell."""
     told, threads = row["summary"], row["provenance"]["threads"]

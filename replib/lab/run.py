@@ -39,6 +39,15 @@ class RetrievalJob:
     seeds: tuple[int, ...]
 
 
+# The config of each kind of run, by the `kind` of its rows. What has a config of its own adds it.
+CONFIGS: dict[str, type] = {
+    "training": TrainingConfig,
+    "step": TrainingConfig,
+    "cost": CostConfig,
+    "generation": GenerationConfig,
+    "retrieval": RetrievalConfig,
+}
+
 Config = TrainingConfig | CostConfig | GenerationConfig | RetrievalConfig
 Job = TrainingJob | CostJob | RetrievalJob
 

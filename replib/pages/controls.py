@@ -15,7 +15,7 @@ import torch
 
 from replib.claims import judging
 from replib.device import resolve_device
-from replib.lab import store
+from replib.lab import recorded
 from replib.lab.run import run_ids
 from replib.lab.store import Row
 from replib.lab.text import LEFT, as_text, markdown_table
@@ -276,7 +276,7 @@ def attempt(build, settings: Mapping[str, Any]) -> tuple[list, mo.Html]:
 def unread(*experiments: str) -> mo.Html:
     """What of recorded rows is not on the page, as the code cannot use it or computes otherwise
     since; nothing where all is."""
-    asked = (ask(name) for name in experiments for ask in (store.skipped, store.left_out))
+    asked = (ask(name) for name in experiments for ask in (recorded.skipped, recorded.left_out))
     said = [text for text in asked if text]
     return mo.vstack([callout(text) for text in said]) if said else mo.md("")
 

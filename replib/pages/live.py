@@ -20,7 +20,7 @@ from replib import files, kernels
 from replib.claims.autopsy.defects import AutopsyConfig
 from replib.device import resolve_device
 from replib.fast_weights import RetrievalConfig, RetrievalMetrics, RetrievalTraining
-from replib.lab import store
+from replib.lab import recorded, store
 from replib.lab.memory_use import available_memory_bytes
 from replib.lab.record import (
     discard_checkpoint,
@@ -239,7 +239,7 @@ class LiveRuns:
     def _cached(self, name: str) -> list[store.Row]:
         """Rows of the cache; none, with a warning, where it cannot be read."""
         try:
-            return store.read_rows(name, self.folder)
+            return recorded.read_rows(name, self.folder)
         except files.FileError as error:
             self.warning = self.warning or f"Earlier runs cannot be found: {error}"
             return []

@@ -6,7 +6,8 @@ import pytest
 from replib.claims import judging
 from replib.claims.experiments import laptop_copy
 from replib.lab import store
-from replib.lab.record import recorded_rows, training_summary
+from replib.lab.record import training_summary
+from replib.lab.recorded import recorded_rows
 from replib.lab.statistics import SOFTMAX_MODELS
 from replib.lab.timing import Cost, CostConfig
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, NOT_TESTED, SUPPORTED

@@ -13,7 +13,8 @@ from replib import files
 from replib.claims.experiments import EXPERIMENTS, retrieval_config
 from replib.fast_weights import MemoryConfig
 from replib.lab import store
-from replib.lab.record import TIMING, checkpoint_path, record, recorded_rows, training_summary
+from replib.lab.record import TIMING, checkpoint_path, record, training_summary
+from replib.lab.recorded import recorded_rows
 from replib.lab.run import RetrievalJob, run_ids
 from replib.training import Metrics, Training
 

@@ -22,7 +22,7 @@ from replib.claims.autopsy.defects import DEFECTS, article_defects
 from replib.claims.experiments import EXPERIMENTS
 from replib.claims.generation.agreement import TOLERANCES
 from replib.lab import store
-from replib.lab.record import recorded_rows
+from replib.lab.recorded import recorded_rows
 from replib.lab.run import run_ids
 from replib.lab.runs.generation import WAYS
 from replib.pages import controls

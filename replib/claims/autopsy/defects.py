@@ -17,6 +17,7 @@ from torch.nn.functional import elu, layer_norm, linear
 from torch.overrides import TorchFunctionMode
 
 from replib.attention.linear import EPS
+from replib.lab.run import CONFIGS
 from replib.models import Dropout, EncoderDecoder, TransformerConfig, set_dropout_generator
 from replib.tasks import SequenceCopy
 from replib.training import Training, TrainingConfig
@@ -216,6 +217,9 @@ class AutopsyConfig(TrainingConfig):
 
     def training(self, *, seed: int = 0, device: str | None = None) -> Training:
         return Autopsy(self, seed=seed, device=device)
+
+
+CONFIGS[AutopsyConfig.kind] = AutopsyConfig
 
 
 class Autopsy(Training):

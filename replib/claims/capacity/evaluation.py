@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from replib.fast_weights import RetrievalConfig, RetrievalTraining, _stacked
+from replib.lab.run import CONFIGS
 from replib.tasks import Associations
 
 VERSION = 1  # raised when a mean is taken otherwise
@@ -32,6 +33,9 @@ class MeansConfig(RetrievalConfig):
     @property
     def versions(self) -> dict[str, int]:
         return super().versions | {"evaluation": VERSION}
+
+
+CONFIGS[MeansConfig.kind] = MeansConfig
 
 
 @dataclass(frozen=True)
