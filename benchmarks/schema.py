@@ -7,7 +7,7 @@ from msgspec import Meta, Struct
 from benchmarks.comparison import EXPERIMENT, Setting
 from replib.lab import recorded, store
 from replib.lab.provenance import clean_name
-from replib.lab.run import CONFIGS
+from replib.lab.run import register
 
 
 class BenchFigure(Struct, forbid_unknown_fields=True):
@@ -32,7 +32,7 @@ class BenchFigures(Struct):
     operators: dict[str, dict[str, Annotated[float, Meta(ge=0)]]] | None = None
 
 
-CONFIGS[EXPERIMENT] = Setting
+register(Setting)
 recorded.SCHEMAS[EXPERIMENT] = BenchFigures, None
 
 

@@ -25,7 +25,8 @@ from msgspec import Meta, Struct
 from replib.files import FileError, data_folder
 from replib.lab import store
 from replib.lab.provenance import clean_name
-from replib.lab.run import CONFIGS, Config, versions_of
+from replib.lab.run import CONFIGS, STEPS, Config, versions_of
+from replib.lab.timing import CostConfig
 from replib.tasks import SequenceCopy
 from replib.tasks.images import Pixels
 
@@ -113,7 +114,6 @@ MAY_BE_MISSING = "train_loss"
 
 SCHEMAS: dict[str, tuple[type[Struct], type[Struct] | None]] = {
     "training": (TrainingFigures, TrainingCurve),
-    "step": (CostFigures, None),
     "cost": (CostFigures, None),
     "generation": (GenerationFigures, StreamCurve),
     "retrieval": (RetrievalFigures, RetrievalCurve),
@@ -249,7 +249,7 @@ def checked(row: store.Row) -> tuple[store.Row, bool]:
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from error
     name = {"device_name": clean_name(origin.device_name)}
-    current = store.of_versions(row, versions_of(config, cost=row["kind"] == "step"))
+    current = store.of_versions(row, versions_of(config, cost=row["kind"] in STEPS))
     return row | {"config": store.plain(config), "provenance": row["provenance"] | name}, current
 
 
@@ -284,6 +284,8 @@ def _check(row: store.Row, config: Config) -> None:
 
 def _schema(kind: str) -> tuple[type[Struct], type[Struct] | None]:
     """Those of a kind, or of the kind whose config its own is a special one of."""
+    if kind in STEPS:
+        return SCHEMAS[CostConfig.kind]
     if kind in SCHEMAS:
         return SCHEMAS[kind]
     bases = CONFIGS[kind].__mro__[1:]

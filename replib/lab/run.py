@@ -39,14 +39,21 @@ class RetrievalJob:
     seeds: tuple[int, ...]
 
 
-# The config of each kind of run, by the `kind` of its rows. What has a config of its own adds it.
-CONFIGS: dict[str, type] = {
-    "training": TrainingConfig,
-    "step": TrainingConfig,
-    "cost": CostConfig,
-    "generation": GenerationConfig,
-    "retrieval": RetrievalConfig,
-}
+# The config of each kind of run, by the `kind` of its rows.
+CONFIGS: dict[str, type] = {}
+STEPS: set[str] = set()  # kinds that are the cost of a step of a training
+
+
+def register(config: type) -> None:
+    """Let rows of a kind of run be read, and those of the cost of its steps where it trains."""
+    CONFIGS[config.kind] = config
+    if issubclass(config, TrainingConfig):
+        CONFIGS[f"{config.kind} step"] = config
+        STEPS.add(f"{config.kind} step")
+
+
+for one in (TrainingConfig, CostConfig, GenerationConfig, RetrievalConfig):
+    register(one)
 
 Config = TrainingConfig | CostConfig | GenerationConfig | RetrievalConfig
 Job = TrainingJob | CostJob | RetrievalJob
@@ -107,7 +114,7 @@ def on_device(job: Job, device_type: str) -> Job:
 
 def kind_of(config: Config, *, cost: bool) -> str:
     """What kind of run a config is of, where a training's cost is that of a step."""
-    return "step" if cost and isinstance(config, TrainingConfig) else config.kind
+    return f"{config.kind} step" if cost and isinstance(config, TrainingConfig) else config.kind
 
 
 def versions_of(config: Config, *, cost: bool) -> dict[str, int]:

@@ -17,7 +17,7 @@ from torch.nn.functional import elu, layer_norm, linear
 from torch.overrides import TorchFunctionMode
 
 from replib.attention.linear import EPS
-from replib.lab.run import CONFIGS
+from replib.lab.run import register
 from replib.models import Dropout, EncoderDecoder, TransformerConfig, set_dropout_generator
 from replib.tasks import SequenceCopy
 from replib.training import Training, TrainingConfig
@@ -219,7 +219,7 @@ class AutopsyConfig(TrainingConfig):
         return Autopsy(self, seed=seed, device=device)
 
 
-CONFIGS[AutopsyConfig.kind] = AutopsyConfig
+register(AutopsyConfig)
 
 
 class Autopsy(Training):

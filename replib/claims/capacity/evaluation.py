@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from replib.fast_weights import RetrievalConfig, RetrievalTraining, _stacked
-from replib.lab.run import CONFIGS
+from replib.lab.run import register
 from replib.tasks import Associations
 
 VERSION = 1  # raised when a mean is taken otherwise
@@ -35,7 +35,7 @@ class MeansConfig(RetrievalConfig):
         return super().versions | {"evaluation": VERSION}
 
 
-CONFIGS[MeansConfig.kind] = MeansConfig
+register(MeansConfig)
 
 
 @dataclass(frozen=True)
