@@ -70,9 +70,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(arguments) -> int:
-    from replib.claims.experiments import EXPERIMENTS, SCALES
+    from replib.claims.experiments import EXPERIMENTS
     from replib.lab import recorded
-    from replib.lab.record import core_seconds
+    from replib.lab.record import SCALES, core_seconds
 
     for experiment in EXPERIMENTS.values():
         print(f"{experiment.name:14} {experiment.title}")
@@ -113,7 +113,7 @@ def _record(arguments) -> int:
                 arguments.scale,
                 device=arguments.device,
                 stop=stop.is_set,
-                on_metrics=_print_metrics,
+                watch=_print_progress,
                 retime_below=arguments.retime_below,
                 recording=arguments.recording,
             ):
@@ -130,16 +130,9 @@ def _record(arguments) -> int:
     return 0
 
 
-def _print_metrics(job, metrics) -> None:
+def _print_progress(glimpse) -> None:
     if sys.stderr.isatty():
-        seeds = ", ".join(map(str, getattr(job, "seeds", None) or [job.seed]))
-        print(
-            f"\r{job.config.model.attention} N={job.config.task.seq_len} seed {seeds}: "
-            f"step {metrics.step}/{job.config.n_steps}, loss {metrics.loss:.4f}, "
-            f"{metrics.steps_per_s:.1f} steps/s, {metrics.seconds_left:.0f} s left  ",
-            end="",
-            file=sys.stderr,
-        )
+        print(f"\r{glimpse.text}  ", end="", file=sys.stderr)
 
 
 def _line(row: store.Row) -> str:

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from replib.__main__ import main
-from replib.claims.experiments import EXPERIMENTS, SCALES, Experiment, laptop_copy
+from replib.claims.experiments import EXPERIMENTS, laptop_copy
 from replib.lab import interrupts, store
-from replib.lab.record import core_seconds
+from replib.lab.record import SCALES, Experiment, core_seconds
 from replib.lab.recorded import recorded_rows
-from replib.lab.run import TrainingJob, configs_of, on_device
+from replib.lab.run import TrainingJob
 
 PATIENCE_S = 60.0  # a busy machine; no test waits so long unless it fails
 
@@ -78,7 +78,7 @@ def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(
     jobs = EXPERIMENTS[name].jobs("smoke")
     assert main(["record", name, "--device", "cpu", "--threads", "1"]) == 0
     rows = store.read_rows(name)
-    assert len(rows) == sum(len(configs_of(on_device(job, "cpu"))) for job in jobs)
+    assert len(rows) == sum(len(job.on_device("cpu").configs) for job in jobs)
     assert {row["outcome"] for row in rows} == {"ok"}
     assert {row["provenance"]["threads"] for row in rows} == {1}
     assert len(capsys.readouterr().out.splitlines()) == len(rows)

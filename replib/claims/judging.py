@@ -13,7 +13,8 @@ from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any
 
 from replib.claims.autopsy.article_losses import article_jumps
-from replib.claims.experiments import BOTH, LSH_COPY, SOLVED_ACCURACY, VARIANTS
+from replib.claims.experiments import BOTH, LSH_COPY, VARIANTS
+from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.statistics import (
     SOFTMAX_MODELS,
     Crossover,

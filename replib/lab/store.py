@@ -114,7 +114,7 @@ def make_row(
     detail: str | None = None,
     device: str = "cpu",
     *,
-    kind: str = "training",
+    kind: str | None = None,
     versions: Mapping[str, int] | None = None,
     started: datetime | None = None,
 ) -> Row:
@@ -122,13 +122,14 @@ def make_row(
 
     Args:
         config: the frozen dataclass (may nest) or dict of the run.
-        kind, versions: of the run, as `run_id` takes them.
+        kind, versions: of the run, as `run_id` takes them; the config's own if left out.
         started: when the run began (with a time zone); now if left out.
 
     Raises:
         ValueError: a value that a row cannot hold.
     """
-    versions = dict(versions or {})
+    kind = kind or getattr(config, "kind", "")
+    versions = dict(getattr(config, "versions", {}) if versions is None else versions)
     row = {
         "run_id": run_id(kind, config, seed, versions),
         "experiment": experiment,

@@ -16,7 +16,6 @@ import torch
 from replib.claims import judging
 from replib.device import resolve_device
 from replib.lab import recorded
-from replib.lab.run import run_ids
 from replib.lab.store import Row
 from replib.lab.text import LEFT, as_text, markdown_table
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, Verdict
@@ -355,7 +354,7 @@ def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = Non
             _run_for_page(live, jobs, device)
         return None, how_measured(live.rows(jobs, device)) if has_own_run() else ""
     missing = live.missing(jobs, device)
-    if not any(run_ids(job) for job in jobs):
+    if not any(job.ids for job in jobs):
         return None, "Nothing is chosen: choose at least one attention."
     if live.running:
         return None, "A run is under way; the next can start when it ends."

@@ -176,6 +176,7 @@ class AutopsyConfig(TrainingConfig):
     """
 
     kind: ClassVar[str] = "autopsy"
+    experiment: ClassVar[str] = "autopsy"
 
     defects: tuple[str, ...] = ()
 

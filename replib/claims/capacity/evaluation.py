@@ -34,6 +34,9 @@ class MeansConfig(RetrievalConfig):
     def versions(self) -> dict[str, int]:
         return super().versions | {"evaluation": VERSION}
 
+    def training(self, *, seeds: Sequence[int], device: str | None = None) -> "MeansTraining":
+        return MeansTraining(self, seeds=seeds, device=device)
+
 
 register(MeansConfig)
 
@@ -110,10 +113,11 @@ class MeansTraining(RetrievalTraining):
             self.means[self.seeds[i].seed].append(tuple(of_seed))
         return means.asked
 
-    def best_means(self, seed: int) -> dict[str, float]:
-        """The least of each mean over a seed's evaluations; nothing before the first."""
+    def summary(self, seed: int) -> dict[str, Any]:
+        """With the least of each mean over a seed's evaluations; without before the first."""
         names = ("best_all_keys_loss", "best_asked_loss", "best_batches_loss")
-        return dict(zip(names, map(min, zip(*self.means[seed], strict=True)), strict=False))
+        least = map(min, zip(*self.means[seed], strict=True))
+        return super().summary(seed) | dict(zip(names, least, strict=False))
 
     def _restore(self, state: dict[str, Any]) -> None:
         super()._restore(state)
