@@ -131,7 +131,7 @@ def test_a_stopped_run_resumes_where_it_stopped():
     assert ended["outcome"] == "ok" and ended["curve"]["step"][-1] == 60
     assert ended["curve"]["loss"][: len(steps)] == stopped["curve"]["loss"]
     assert ended["run_id"] == stopped["run_id"]
-    assert not path_of(job(), "cpu").exists()
+    assert not path_of(config, "cpu").exists()
 
 
 def test_finished_runs_stay_when_the_settings_move_on():
