@@ -420,7 +420,7 @@ def _delta(run: Run, scale: Scale) -> Iterator[store.Row]:
 
 def _delta_amounts(setting: Setting) -> Amounts:
     """Of the kernel of the delta rule, forward and backward."""
-    fused = import_module(f"replib.kernels.{'delta_cpu' if installed('numba') else 'delta'}")
+    fused = import_module(f"replib.kernels.delta.{'cpu' if installed('numba') else 'torch'}")
     (r, m), passes = (setting.head_dim, setting.value_dim), (False, True)
     moved = sum(delta.bytes_per_token(r, m, backward=backward) for backward in passes)
     done = sum(fused.operations_per_token(r, m, backward=backward) for backward in passes)

@@ -54,7 +54,7 @@ class CostFigures(Struct):
     time_ms: Positive
     time_ms_q25: Positive
     time_ms_q75: Positive
-    time_ms_samples: Annotated[list[Positive], Meta(min_length=1)]
+    time_ms_samples: list[Positive]
     time_ms_per_sample: Positive
     memory_bytes: Count
     memory_bytes_per_sample: Amount
@@ -276,6 +276,8 @@ def _check(row: store.Row, config: Config) -> None:
         for name in ("bits_per_dim", "histogram_bits_per_dim"):
             if row["summary"].get(name) is None:
                 raise ValueError(f"is 'ok' and has no {name}")
+    if ended and row["summary"].get("time_ms_samples") == []:
+        raise ValueError("is 'ok' and has no time_ms_samples")
     if row["curve"] is not None and curve:
         _check_curve(row, msgspec.convert(row["curve"], curve))
     elif ended and curve and getattr(config, "span", "stream") == "stream":
@@ -351,6 +353,9 @@ def config_from(kind: type, plain: Any) -> Any:
     for name in plain:
         if name not in known:
             raise ValueError(f"config field {name!r} is not known: it is of a newer version")
+    for name, field in known.items():
+        if name not in plain and _is_part(field):
+            raise ValueError(f"its config has no {name}")
     values = {
         name: _part(known[name], value) or _value(name, hints[name], value)
         for name, value in plain.items()
@@ -374,8 +379,7 @@ def _hints(kind: type) -> dict[str, Any]:
 def _part(field: dataclasses.Field, value: Any) -> Any:
     """A dataclass in a config, of the class that it names, else its default's; None where the
     field holds something else."""
-    default = store.default_of(field)
-    if not dataclasses.is_dataclass(default) or isinstance(default, type):
+    if not _is_part(field):
         return None
     if not isinstance(value, Mapping):
         raise ValueError(f"config field {field.name!r} is {_short(value)}")
@@ -383,7 +387,12 @@ def _part(field: dataclasses.Field, value: Any) -> Any:
     if named is not None and named not in PARTS:
         raise ValueError(f"its {field.name} is {_short(named)}, which is not known")
     fields = {name: x for name, x in value.items() if name != store.CLASS}
-    return config_from(PARTS[named] if named else type(default), fields)
+    return config_from(PARTS[named] if named else type(store.default_of(field)), fields)
+
+
+def _is_part(field: dataclasses.Field) -> bool:
+    """Whether a field holds a config of its own, such as a task or a model."""
+    return dataclasses.is_dataclass(store.default_of(field))
 
 
 def _value(name: str, hint: Any, value: Any) -> Any:

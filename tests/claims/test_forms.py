@@ -8,7 +8,7 @@ import torch
 from replib import kernels
 from replib.claims.generation import agreement
 from replib.claims.generation import page as parts
-from replib.generation import Difference
+from replib.claims.generation.agreement import Difference
 from replib.lab import kept_models
 from replib.lab.runs.generation import GenerationConfig, build_model
 

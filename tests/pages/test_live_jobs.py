@@ -99,7 +99,7 @@ class Mean(LinearAttention):
     label, implementations = "Mean", ("slow", "quick")
 
 ATTENTION["mean"] = Mean
-from replib.live_jobs import ALL_VARIANTS, live_copy_jobs, live_cost_jobs
+from replib.pages.live_jobs import ALL_VARIANTS, live_copy_jobs, live_cost_jobs
 assert ALL_VARIANTS["mean quick"] == ("mean", "quick")
 jobs = live_cost_jobs(COST | {"variants": ("mean slow", "mean quick")})
 assert [c.implementation for c in jobs[0].configs] == ["slow", "quick"]

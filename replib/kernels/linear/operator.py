@@ -26,7 +26,6 @@ from torch.autograd import Function
 
 from replib.kernels.library import without_autocast
 
-MODULES = {"torch": "torch_chunked", "cpu": "cpu", "cuda": "cuda"}
 CHUNK_LEN = 64  # of `written_out`
 
 
@@ -37,7 +36,7 @@ def exactly(x: Tensor):
 
 @cache
 def _module(kernel: str):
-    return import_module(f"replib.kernels.{MODULES[kernel]}")
+    return import_module(f"replib.kernels.linear.{kernel}")
 
 
 def attend(
