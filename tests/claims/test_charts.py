@@ -12,11 +12,12 @@ import vl_convert
 
 from replib.attention import ATTENTION
 from replib.claims import charts, judging
+from replib.claims.generation import charts as generation_charts
 from replib.claims.generation import judge
 from replib.lab import store
 from replib.lab.runs.generation import WAYS, GenerationConfig, GenerationCost, state_bytes
 from replib.lab.statistics import Crossover, Ratio
-from replib.pages import frames
+from replib.pages import curves, frames, style
 from replib.published import published
 
 PUBLISHED = judge.published_speedups(published()["katharopoulos2020"])
@@ -46,7 +47,7 @@ def cost_row(attention, implementation, n, *, scale="laptop", batch_size=4):
         scale,
         {
             "attention": attention,
-            "implementation": implementation,
+            "kernel": implementation,
             "seq_len": n,
             "batch_size": batch_size,
             "n_heads": 8,
@@ -72,7 +73,8 @@ def training_row(attention, n, seed, *, scale="laptop", diverged=False, n_points
             "task": {"seq_len": n, "n_symbols": 10},
             "model": {
                 "attention": attention,
-                "implementation": None,
+                "options": None,
+                "kernel": None,
                 "n_layers": 2,
                 "n_heads": 4,
                 "d_model": 64,
@@ -132,7 +134,7 @@ def step_rows():
     rows = []
     for row in cost_rows():
         config = row["config"]
-        model = {"attention": config["attention"], "implementation": config["implementation"]}
+        model = {"attention": config["attention"], "options": None, "kernel": config["kernel"]}
         task = {"seq_len": config["seq_len"]}
         config = {"task": task, "model": model | {"n_heads": 8, "d_model": 512}}
         rows.append(row | {"config": config | {"batch_size": 8, "n_steps": 3000}})
@@ -257,8 +259,8 @@ def test_chart_is_drawn_without_warnings_with_description_and_units(name, capfd)
     assert NAMES[name] in drawing
     assert len(chart.to_dict()["description"]) > 20
     axes = dict.fromkeys(("loss", "accuracy", "live"), "training step")
-    axes |= dict.fromkeys(("token", "kept"), charts.generation.N_AXIS)
-    assert axes.get(name, charts.style.N_AXIS) in drawing
+    axes |= dict.fromkeys(("token", "kept"), generation_charts.N_AXIS)
+    assert axes.get(name, style.N_AXIS) in drawing
     assert chart.to_dict()["width"] == "container"
 
 
@@ -268,7 +270,7 @@ def test_axes_of_N_have_powers_of_two_and_no_label_is_a_negative_zero(name):
     assert axes or name in ("crossings", "seeds")
     for title, group in axes:
         labels = re.findall(r"<text[^>]*>([^<]*)</text>", group)
-        if title in (charts.style.N_AXIS, charts.generation.N_AXIS):
+        if title in (style.N_AXIS, generation_charts.N_AXIS):
             lengths = [float(n.replace("k", "")) * (1024 if "k" in n else 1) for n in labels]
             assert all(math.log2(n).is_integer() for n in lengths)
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawn(name))
@@ -285,12 +287,12 @@ def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
     drawing = drawn(name)
     assert charts.colour(attention) in drawing
     colours = {found for found in re.findall(r"#[0-9A-F]{6}\b", drawing)}
-    assert colours <= {*charts.PALETTE.values(), charts.style.NEUTRAL}
+    assert colours <= {*charts.PALETTE.values(), style.NEUTRAL}
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_every_mechanism_is_drawn_in_its_colour_in_each_of_its_implementations(attention):
-    names = ATTENTION[attention].implementations
+    names = ATTENTION[attention].choices()
     rows = cost_rows([(attention, i) for i in names])
     drawing = svg(charts.cost_chart(frames.costs(rows), title="T"))
     assert charts.colour(attention) in drawing
@@ -301,19 +303,17 @@ def test_every_mechanism_is_drawn_in_its_colour_in_each_of_its_implementations(a
 
 def test_implementations_of_a_mechanism_differ_in_dash_and_shape():
     for mechanism in ATTENTION.values():
-        for marks in (charts.style.DASHES, charts.style.SHAPES):
-            used = [str(marks[i]) for i in mechanism.implementations]
+        for marks in (style.DASHES, style.SHAPES):
+            used = [str(marks[i]) for i in mechanism.choices()]
             assert len(set(used)) == len(used)
 
 
 def test_registered_mechanisms_have_colours_of_their_own_and_unknown_ones_a_stable_one():
     colours = [charts.colour(name) for name in ATTENTION]
     assert len(set(colours)) == len(colours) and set(ATTENTION) <= set(charts.PALETTE)
-    assert charts.colour("new") == charts.colour("new") in charts.style.SPARE_COLOURS
-    implementations = {i for mechanism in ATTENTION.values() for i in mechanism.implementations}
-    assert implementations <= set(charts.style.DASHES) and implementations <= set(
-        charts.style.SHAPES
-    )
+    assert charts.colour("new") == charts.colour("new") in style.SPARE_COLOURS
+    implementations = {i for mechanism in ATTENTION.values() for i in mechanism.choices()}
+    assert implementations <= set(style.DASHES) and implementations <= set(style.SHAPES)
 
 
 def contrast(one, other):
@@ -327,9 +327,7 @@ def contrast(one, other):
 
 
 @pytest.mark.parametrize("page", ["#FFFFFF", "#181C1A"])
-@pytest.mark.parametrize(
-    "colour", [*charts.PALETTE.values(), *charts.style.SPARE_COLOURS, charts.style.NEUTRAL]
-)
+@pytest.mark.parametrize("colour", [*charts.PALETTE.values(), *style.SPARE_COLOURS, style.NEUTRAL])
 def test_colours_stand_out_on_light_and_dark_pages(colour, page):
     assert contrast(colour, page) >= 3  # WCAG 2.2, 1.4.11
 
@@ -356,7 +354,7 @@ def test_live_points_are_filled_and_recorded_ones_hollow():
 def test_diverged_run_is_marked_and_its_curve_drawn():
     rows = [training_row("linear", 16, 0, diverged=True), training_row("linear", 16, 1)]
     assert rows[0]["curve"]["loss"][-1] is None
-    for y in charts.curves.CURVES:
+    for y in curves.CURVES:
         drawing = svg(charts.learning_curves(frames.training_curves(rows), y=y, title="T"))
         assert ">diverged<" in drawing and "NaN" not in drawing
     seeds = svg(charts.seeds_chart(frames.training_summaries(rows), title="T"))
@@ -404,8 +402,8 @@ def test_long_curves_stay_below_the_row_limit_and_keep_their_extremes():
     values = [
         point["value"] for data in spec["datasets"].values() for point in data if "run" in point
     ]
-    assert 50.0 in values and len(values) < 2 * charts.curves.MAX_CURVE_POINTS
-    assert min(values) == charts.curves.LOSS_FLOOR
+    assert 50.0 in values and len(values) < 2 * curves.MAX_CURVE_POINTS
+    assert min(values) == curves.LOSS_FLOOR
 
 
 def test_ratio_is_time_of_softmax_over_time_of_each_implementation_of_linear():
@@ -429,9 +427,9 @@ def test_ratio_is_time_of_softmax_over_time_of_each_implementation_of_linear():
 
 
 def test_ratio_to_one_softmax_fills_the_chart():
-    rows = [row for row in cost_rows() if row["config"]["implementation"] != "textbook"]
+    rows = [row for row in cost_rows() if row["config"]["kernel"] != "textbook"]
     one = charts.ratio_chart(frames.costs(rows), title="T").to_dict()
-    assert one["height"] == charts.style.HEIGHT < draw("ratio").to_dict()["height"]
+    assert one["height"] == style.HEIGHT < draw("ratio").to_dict()["height"]
 
 
 def test_crossings_are_told_with_their_intervals_and_open_where_none_was_measured():
@@ -532,15 +530,15 @@ def test_speedups_stand_in_groups_beside_the_published_ones_of_their_images_alon
 def test_a_stream_chart_extends_the_cache_to_the_last_token_and_shows_the_process():
     frame = frames.streams(stream_rows())
     chart = charts.stream_chart(frame, cache_bytes_per_token=16384, title="T")
-    drawing, values = svg(chart), charts.generation._stream_lines(frame, 16384, 100_000)
-    assert {charts.colour("linear"), charts.colour("softmax"), charts.style.NEUTRAL} <= set(
+    drawing, values = svg(chart), generation_charts._stream_lines(frame, 16384, 100_000)
+    assert {charts.colour("linear"), charts.colour("softmax"), style.NEUTRAL} <= set(
         re.findall(r"#[0-9A-F]{6}\b", drawing)
     )
     assert "tokens generated" in drawing and "memory (MB)" in drawing
     last = dict(values.filter(pl.col("position") == 100_000).select("series", "value").rows())
-    assert last[charts.generation.CACHE_NEEDED] == pytest.approx(1638.4)
-    assert last[charts.generation.RECURRENT_KEPT] == pytest.approx(8 * 8 * 32 * 33 * 4 / 1e6)
-    assert last[charts.generation.PROCESS] == pytest.approx(1000)
+    assert last[generation_charts.CACHE_NEEDED] == pytest.approx(1638.4)
+    assert last[generation_charts.RECURRENT_KEPT] == pytest.approx(8 * 8 * 32 * 33 * 4 / 1e6)
+    assert last[generation_charts.PROCESS] == pytest.approx(1000)
 
 
 def pixel_rows():
@@ -552,7 +550,7 @@ def pixel_rows():
             curve = {"step": [1, 2, 4, 8], "loss": losses, "train_loss": losses}
             config = {
                 "task": {"images": "digits", "seq_len": 64},
-                "model": {"attention": attention, "implementation": None},
+                "model": {"attention": attention, "kernel": None},
             }
             rows.append(store.make_row("images", "laptop", config, seed, "ok", {}, curve))
     return rows
@@ -590,7 +588,7 @@ def test_an_image_grows_in_its_colour_below_what_was_given(n_drawn, capfd):
     drawing = svg(chart)
     assert "WARN" not in "".join(capfd.readouterr())
     assert len(pixels(drawing, charts.colour("linear"))) == 2 * (n_drawn - 3)
-    assert len(pixels(drawing, charts.style.NEUTRAL)) == 9 + 2 * 3
+    assert len(pixels(drawing, style.NEUTRAL)) == 9 + 2 * 3
     assert "by linear" in drawing and "real" in drawing
     assert chart.to_dict()["width"] == "container"
 
@@ -610,7 +608,7 @@ def test_the_slider_hides_what_was_drawn_and_nothing_that_was_given():
     next(p for p in spec["params"] if p["name"] == "n_drawn")["value"] = 3
     drawing = vl_convert.vegalite_to_svg(spec)
     assert pixels(drawing, charts.colour("linear")) == []
-    assert len(pixels(drawing, charts.style.NEUTRAL)) == 9 + 2 * 3
+    assert len(pixels(drawing, style.NEUTRAL)) == 9 + 2 * 3
 
 
 def test_images_with_colours_are_refused():
@@ -646,7 +644,7 @@ def test_a_long_subtitle_follows_the_width_of_the_page_too():
     subtitle = (
         "An Unusually Long Name Of A Processor @ 2.45 GHz, 2 threads; Quadro P4000 8GB (article)"
     )
-    spec = charts.style.finished(charts.cost_chart(linear_costs(), title="T"), "T", subtitle, "")
+    spec = style.finished(charts.cost_chart(linear_costs(), title="T"), "T", subtitle, "")
     spec = charts.printable(spec).to_dict()
     (patch,) = spec["usermeta"]["embedOptions"]["patch"]
     compiled = vl_convert.vegalite_to_vega(spec)

@@ -17,6 +17,7 @@ from replib.__main__ import main
 from replib.claims.capacity import frames as frames_memory
 from replib.claims.experiments import EXPERIMENTS
 from replib.lab import recorded, store
+from replib.lab.configs import config_from
 from replib.lab.recorded import recorded_rows
 from replib.models import TransformerConfig
 from replib.pages import frames
@@ -74,7 +75,7 @@ def test_every_recorded_row_is_read_as_it_was_written(name):
     assert not n_skipped
     by_id = [{one["run_id"]: one for one in rows} for rows in (found, written)]
     assert by_id[0].keys() == by_id[1].keys() and len(found) == len(written)
-    for read_row, row in ((by_id[0][run], by_id[1][run]) for run in by_id[0]):
+    for read_row, row in ((one, by_id[1][name]) for name, one in by_id[0].items()):
         for part in ("summary", "curve", "seed", "outcome", "versions", "provenance"):
             assert read_row[part] == row[part]
         assert store.plain(recorded.config_of(read_row)) == read_row["config"]
@@ -158,13 +159,13 @@ class Newer:
 
 
 def test_a_config_is_built_again_from_its_plain_fields():
-    config = recorded.config_from(
+    config = config_from(
         Newer, {"n": 3, "names": ["a"], "inner": {"n_layers": 2}, "twice": 6}
     )
     assert config == Newer(n=3, names=("a",), inner=TransformerConfig(n_layers=2))
-    assert recorded.config_from(Newer, store.plain(config)) == config
+    assert config_from(Newer, store.plain(config)) == config
     with pytest.raises(ValueError, match="'twice' is 7, not 6"):
-        recorded.config_from(Newer, {"n": 3, "twice": 7})
+        config_from(Newer, {"n": 3, "twice": 7})
 
 
 def test_a_device_name_holds_no_markup(data, training_row):

@@ -120,4 +120,4 @@ def test_a_recording_ended_at_random_times_goes_on_to_the_same_rows(server, whol
     assert ended[-1] == 0 and set(ended) <= set(expected) and expected[0] in ended
     assert compared(store.read_rows("tiny", data)) == whole
     left = [path for path in cache.rglob("*") if path.is_file()]
-    assert left == [] and {path.name for path in data.iterdir()} <= {"tiny.jsonl", ".claims"}
+    assert left == [] and {path.name for path in data.iterdir()} <= {"tiny.jsonl", ".locks"}
