@@ -15,7 +15,7 @@ with app.setup(hide_code=True):
     from replib.attention import ATTENTION
     from replib.claims import charts, judging
     from replib.claims.convergence import page
-    from replib.lab.record import recorded_rows
+    from replib.lab.recorded import recorded_rows
     from replib.pages import controls, frames
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns

@@ -14,8 +14,7 @@ with app.setup(hide_code=True):
 
     from replib.claims import charts, judging
     from replib.claims.scaling import judge, page
-    from replib.lab.record import recorded_rows
-    from replib.lab.store import old_rows
+    from replib.lab.recorded import old_rows, recorded_rows
     from replib.pages import controls, frames
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns

@@ -16,7 +16,7 @@ with app.setup(hide_code=True):
     from replib.claims.generation import judge
     from replib.claims.generation import page as parts
     from replib.claims.images import page as drawing
-    from replib.lab.record import recorded_rows
+    from replib.lab.recorded import recorded_rows
     from replib.pages import controls
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns

@@ -14,7 +14,7 @@ with app.setup(hide_code=True):
 
     from replib.claims.autopsy import hypotheses, judge, step_times
     from replib.claims.autopsy import page as parts
-    from replib.lab.record import recorded_rows
+    from replib.lab.recorded import recorded_rows
     from replib.pages import controls
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns

@@ -13,7 +13,7 @@ with app.setup(hide_code=True):
     import marimo as mo
 
     from replib.claims.capacity import page as parts
-    from replib.lab.record import recorded_rows
+    from replib.lab.recorded import recorded_rows
     from replib.pages import controls
     from replib.pages.live import LiveRuns
     from replib.pages.live_jobs import live_retrieval_jobs

@@ -109,6 +109,15 @@ class TrainingConfig:
             "training": VERSION,
         }
 
+    @property
+    def experiment(self) -> str:
+        """What its rows are stored under, unless they are recorded for another experiment."""
+        return self.task.experiment
+
+    def missing_data(self) -> str | None:
+        """Why what it is trained on cannot be read; None where it can, or is drawn."""
+        return self.task.missing_data()
+
     def training(self, *, seed: int = 0, device: str | None = None) -> "Training":
         """A run of this config from its start."""
         return Training(self, seed=seed, device=device)

@@ -6,20 +6,17 @@ import signal
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 from time import monotonic, sleep
 
 import pytest
 import torch
-from test_bench import TINY
 
-from benchmarks import run
-from benchmarks.comparison import Setting
 from replib.__main__ import main
-from replib.claims.experiments import EXPERIMENTS, SCALES, Experiment, laptop_copy
+from replib.claims.experiments import EXPERIMENTS, laptop_copy
 from replib.lab import interrupts, store
-from replib.lab.record import core_seconds, recorded_rows
-from replib.lab.run import TrainingJob, configs_of, on_device
+from replib.lab.record import SCALES, Experiment, core_seconds
+from replib.lab.recorded import recorded_rows
+from replib.lab.run import TrainingJob
 
 PATIENCE_S = 60.0  # a busy machine; no test waits so long unless it fails
 
@@ -81,7 +78,7 @@ def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(
     jobs = EXPERIMENTS[name].jobs("smoke")
     assert main(["record", name, "--device", "cpu", "--threads", "1"]) == 0
     rows = store.read_rows(name)
-    assert len(rows) == sum(len(configs_of(on_device(job, "cpu"))) for job in jobs)
+    assert len(rows) == sum(len(job.on_device("cpu").configs) for job in jobs)
     assert {row["outcome"] for row in rows} == {"ok"}
     assert {row["provenance"]["threads"] for row in rows} == {1}
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
@@ -103,8 +100,6 @@ def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(
         (["record", "convergence", "--threads", "two"], "invalid int value"),
         (["record", "convergence", "--sale", "smoke"], "unrecognized arguments: --sale"),
         (["record"], "EXPERIMENT"),
-        (["bench", "--device", "tpu"], "use auto, cpu or cuda"),
-        (["bench", "--only", "casual"], "use causal, memory, not_causal"),
         (["rekord"], "invalid choice"),
         ([], "COMMAND"),
     ],
@@ -161,48 +156,6 @@ def test_doctor_tells_what_cannot_be_written(tmp_path, monkeypatch, capsys):
     assert "set REPLIB_CACHE to another folder" in capsys.readouterr().out
 
 
-@pytest.fixture
-def tiny_bench(monkeypatch):
-    """`bench` at the sizes of tests, under the name of the quick scale."""
-    monkeypatch.setattr(run, "QUICK", replace(TINY, name="quick"))
-
-
-def test_bench_tells_ratios_and_saves_its_rows(tiny_bench, capsys):
-    assert main(["bench", "--quick", "--only", "not_causal", "delta", "--device", "cpu"]) == 0
-    told = capsys.readouterr().out
-    rows = store.read_rows("bench")
-    assert [row["config"]["work"] for row in rows] == [
-        run.NOT_CAUSAL,
-        run.LAST_READ,
-        run.ALL_READS,
-    ]
-    assert {row["scale"] for row in rows} == {"quick"}
-    assert run.bench_table(rows) in told
-    for row in rows:
-        assert f"{Setting(**row['config'])}: " in told
-
-
-def test_bench_saves_nothing_when_told_so(tiny_bench, capsys):
-    arguments = ["bench", "--quick", "--no-save", "--only", "delta", "--device", "cpu"]
-    assert main(arguments) == 0
-    assert run.LAST_READ in capsys.readouterr().out
-    assert store.read_rows("bench") == []
-
-
-def test_an_interrupted_bench_keeps_what_it_measured(tiny_bench, monkeypatch, capsys):
-    append = store.append
-
-    def append_and_interrupt(*arguments):
-        append(*arguments)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(store, "append", append_and_interrupt)
-    assert main(["bench", "--quick", "--only", "delta", "--device", "cpu"]) == 130
-    assert [row["config"]["work"] for row in store.read_rows("bench")] == [run.LAST_READ]
-    told = capsys.readouterr()
-    assert "what was measured is kept" in told.err and f"delta rule: {run.LAST_READ}" in told.out
-
-
 def tiny_jobs(scale):
     config = laptop_copy("linear", 16, 50, eval_every=5, eval_batches=1, batch_size=4)
     return [TrainingJob(config=config, seed=seed) for seed in (0, 1)]
@@ -211,14 +164,17 @@ def tiny_jobs(scale):
 # Slow, so that there is time to interrupt it.
 SLOW = f"""
 import sys, time
-from replib import __main__ as cli, interrupts, recording
-from replib.experiments import EXPERIMENTS, Experiment, laptop_copy
-from replib.jobs import TrainingJob
+from replib import __main__ as cli
+from replib.claims.experiments import EXPERIMENTS, laptop_copy
+from replib.lab import interrupts
+from replib.lab.record import Experiment
+from replib.lab.run import TrainingJob
+from replib.lab.runs import checkpointed
 
 {inspect.getsource(tiny_jobs)}
 EXPERIMENTS["tiny"] = Experiment(name="tiny", title="", jobs=tiny_jobs)
-recording.CHECKPOINT_EVERY_S, interrupts.GRACE_S = 0.0, 60.0
-cli._print_metrics = lambda job, metrics: time.sleep(0.4)
+checkpointed.CHECKPOINT_EVERY_S, interrupts.GRACE_S = 0.0, 60.0
+cli._print_progress = lambda glimpse: time.sleep(0.4)
 sys.exit(cli.main(["record", "tiny", "--device", "cpu", "--threads", "1"]))
 """
 
@@ -255,7 +211,7 @@ def test_an_interrupted_recording_keeps_what_it_has_and_the_same_command_continu
 
 ENDLESS = """
 import time
-from replib import interrupts
+from replib.lab import interrupts
 with interrupts.stopping() as stop:
     print("running", flush=True)
     end = time.monotonic() + 60
@@ -313,7 +269,10 @@ def test_what_is_no_data_file_is_told_and_the_rest_listed(data, capsys):
         assert told.count("no access to") == 2 and "images" in told
 
 
-COMPUTING = "live claims verdicts statistics experiments generation published store bench __main__"
+COMPUTING = (
+    "pages.live claims.judging claims.experiments lab.verdict lab.statistics lab.store lab.record "
+    "lab.recorded generation published __main__"
+)
 
 
 def test_computing_modules_import_no_marimo_altair_or_polars():

@@ -1,6 +1,6 @@
 """The claims, judged on stored rows: what turns recorded or live rows into verdicts.
 
-Rows are those of `store.read_rows`; each function takes whatever rows there are and says
+Rows are those of `lab.recorded`; each function takes whatever rows there are and says
 "inconclusive" where they do not suffice.
 """
 
@@ -13,8 +13,9 @@ from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any
 
 from replib.claims.autopsy.article_losses import article_jumps
-from replib.claims.experiments import BOTH, LSH_COPY, SOLVED_ACCURACY, VARIANTS
+from replib.claims.experiments import BOTH, LSH_COPY, VARIANTS
 from replib.lab.run import variant_of
+from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.statistics import (
     SOFTMAX_MODELS,
     Crossover,

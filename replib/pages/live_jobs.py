@@ -56,7 +56,6 @@ def live_copy_jobs(values: Mapping[str, Any]) -> list[TrainingJob]:
     ]
 
 
-TASK_EXPERIMENTS = {CausalCopy: "convergence", SequenceCopy: "sequence_copy"}
 TASKS = {"causal copy": CausalCopy, "encoder-decoder copy": SequenceCopy}
 ALL_VARIANTS = {
     f"{attention} {name}".strip(): (attention, options, kernel)

@@ -34,7 +34,7 @@ from replib.claims.generation import page as generation_parts
 from replib.claims.images import page as drawing_parts
 from replib.claims.scaling import judge as claims_scaling
 from replib.claims.scaling import page as cost_parts
-from replib.lab.record import recorded_rows
+from replib.lab.recorded import recorded_rows
 from replib.lab.statistics import SOFTMAX_MODELS, article_regression
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table

@@ -14,8 +14,8 @@ from typing import Any
 from replib.claims.autopsy.article_losses import bag_entropy
 from replib.claims.autopsy.defects import DEFECTS, full_size_defects
 from replib.claims.autopsy.judge import NEAR_ZERO, article_ends
-from replib.claims.experiments import SOLVED_ACCURACY
 from replib.claims.judging import each_device
+from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.store import Row
 from replib.lab.text import markdown_table
 from replib.lab.verdict import NOT_SUPPORTED, SUPPORTED, Criterion, Verdict

@@ -25,8 +25,9 @@ from replib.claims.autopsy.article_losses import (
     unigram_entropy,
 )
 from replib.claims.autopsy.defects import DEFECTS, all_defects, article_defects, loss_defects
-from replib.claims.experiments import BOTH, SOLVED_ACCURACY, replication_model
+from replib.claims.experiments import BOTH, replication_model
 from replib.claims.judging import article_convergence, each_device
+from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.statistics import difference_interval, wilson_interval
 from replib.lab.store import Row
 from replib.lab.text import LEFT, RIGHT, markdown_table

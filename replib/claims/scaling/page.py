@@ -8,8 +8,9 @@ import marimo as mo
 
 from replib.claims import charts, judging
 from replib.claims.scaling import judge
+from replib.lab.recorded import latest
 from replib.lab.statistics import Crossover, Exponent
-from replib.lab.store import Row, latest
+from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
 from replib.lab.verdict import ARTICLE_CROSSOVER, PAPER_CROSSOVER, SUPPORTED
 from replib.pages import frames
