@@ -35,7 +35,7 @@ from benchmarks.comparison import (
     table,
 )
 from benchmarks.peers import FAST_TRANSFORMERS, FLASH_LINEAR, PEERS, Unavailable
-from replib.attention import ATTENTION, linear_attention, softmax_attention
+from replib.attention import linear_attention, softmax_attention
 from replib.attention.delta import delta_retrieve, delta_rule
 from replib.attention.dpfp import DPFPAttention
 from replib.claims.experiments import retrieval_config
@@ -47,7 +47,7 @@ from replib.kernels.delta import torch as delta
 from replib.lab import store
 from replib.lab.memory_use import peak_memory_bytes
 from replib.lab.statistics import crossover
-from replib.lab.timing import DTYPES, Stop, interleave
+from replib.lab.timing import DTYPES, CostConfig, Stop, interleave, predicted_bytes
 from replib.models import CausalTransformer, MultiHeadAttention, TransformerConfig
 from replib.tasks import CausalCopy
 from replib.training import Training, TrainingConfig
@@ -246,14 +246,11 @@ def _attention_call(
 
 
 def _stored_bytes(setting: Setting, attention: str, kernel: str, backward: bool) -> int:
-    return ATTENTION[attention].peak_bytes(
-        batch_size=setting.batch_size,
-        n_heads=setting.n_heads,
-        seq_len=setting.seq_len,
-        head_dim=setting.head_dim,
-        itemsize=DTYPES[setting.dtype].itemsize,
-        backward=backward,
-        kernel=kernel,
+    sizes = {"seq_len": setting.seq_len, "batch_size": setting.batch_size}
+    sizes |= {"n_heads": setting.n_heads, "head_dim": setting.head_dim}
+    work = "forward_backward" if backward else "forward"
+    return predicted_bytes(
+        CostConfig(attention=attention, kernel=kernel, dtype=setting.dtype, work=work, **sizes)
     )
 
 

@@ -37,8 +37,7 @@ class Attention(nn.Module):
     its `options`, by which of several ways its `kernel`.
     One with a recurrent form sets `recurrent = True` and defines `init_state` and `step`; `step`
     repeated is then `forward` of a causal sequence. From them it has `step_` and `prefill`, which
-    it overrides where it can be faster. `peak_bytes` and `operations` let the pages say what a run
-    will cost.
+    it overrides where it can be faster.
 
     A state is a tuple, named or not, of tensors (B, ...) or (), and of numbers. It is a value:
     `step` and `prefill` leave the given one as it was, so that several continuations may start from
@@ -213,37 +212,6 @@ class Attention(nn.Module):
             y.append(read.unsqueeze(2))
             state = following
         return torch.cat(y, dim=2), state
-
-    @classmethod
-    def peak_bytes(
-        cls,
-        *,
-        batch_size: int,
-        n_heads: int,
-        seq_len: int,
-        head_dim: int,
-        itemsize: int,
-        backward: bool,
-        options: Options | None = None,
-        kernel: str | None = None,
-    ) -> int:
-        """About the memory that `forward` (and its gradients) adds to the inputs, in bytes."""
-        raise NotImplementedError
-
-    @classmethod
-    def operations(
-        cls,
-        *,
-        seq_len: int,
-        head_dim: int,
-        causal: bool,
-        options: Options | None = None,
-        kernel: str | None = None,
-    ) -> float:
-        """About the floating-point operations of `forward` a head and sample, divided by the
-        share of a matrix product's rate that they reach: what a run's predicted time is made of.
-        """
-        raise NotImplementedError
 
 
 def _kept_at(padding: Tensor, before: Any, after: Any) -> Any:

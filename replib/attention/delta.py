@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from replib import plain
 from replib.attention.base import Attention, check_qkv, packed, repeat_heads
 from replib.attention.feature_maps import check_nu, dpfp
-from replib.attention.kernels import chunked_delta, installed, refusal, why_not
+from replib.attention.kernels import chunked_delta, refusal, why_not
 from replib.attention.padding import without_padding
 from replib.plain import without_autocast
 
@@ -24,9 +24,6 @@ from replib.plain import without_autocast
 KERNELS, RETRIEVAL_KERNELS = ("torch", "cpu", "plain"), ("torch", "plain")
 
 EPS = 1e-6  # added to the sum of a token's features, as in the published code
-# A kernel's share of a matrix product's rate, at R = 64 and M = 32 on a 2-core AMD EPYC; "plain" is
-# bound by its calls, and its share is a guess.
-EFFICIENCY = {"torch": 0.1, "cpu": 0.3, "plain": 0.01}
 
 
 def delta_rule(
@@ -319,31 +316,6 @@ class DeltaAttention(Attention):
         # The features are float32 or wider, the values of this dtype.
         sizes = {"head_dim": 2 * head_dim * nu, "value_dim": head_dim}
         return why_not(kernel, device_type=device_type, dtype=dtype, **sizes)
-
-    @classmethod
-    def peak_bytes(
-        cls,
-        *,
-        batch_size,
-        n_heads,
-        seq_len,
-        head_dim,
-        itemsize,
-        backward,
-        options=None,
-        kernel=None,
-    ):
-        rows, r = batch_size * n_heads * seq_len, 2 * head_dim * (options or cls.Options()).nu
-        if kernel == "plain" and backward:  # a memory for each position
-            return rows * r * head_dim * max(itemsize, 4) * 3
-        return rows * (r + head_dim) * max(itemsize, 4) * (10 if backward else 5)
-
-    @classmethod
-    def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
-        kernel = kernel or ("cpu" if installed("numba") else "torch")
-        r = 2 * head_dim * (options or cls.Options()).nu
-        per_token = chunked_delta.operations_per_token(r, head_dim, backward=False)
-        return seq_len * per_token / EFFICIENCY[kernel]
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from replib.plain import delta_write, without_autocast
 
 FEATURES = ("tanh", "dpfp1")  # with which it was published; "tanh" is that of the paper's own
 NORM_EPS = 1e-5  # of the layer normalisation of what is read
-EFFICIENCY = 0.01  # share of a matrix product's rate: a loop over positions is bound by its calls
 
 
 class FWMAttention(DeltaAttention):
@@ -116,30 +115,6 @@ class FWMAttention(DeltaAttention):
     @classmethod
     def unavailable(cls, kernel, *, device_type, dtype, head_dim, options=None):
         return None
-
-    @classmethod
-    def peak_bytes(
-        cls,
-        *,
-        batch_size,
-        n_heads,
-        seq_len,
-        head_dim,
-        itemsize,
-        backward,
-        options=None,
-        kernel=None,
-    ):
-        rows, r = batch_size * n_heads * seq_len, 2 * head_dim
-        if backward:  # a memory for each position, before and after it is divided
-            return rows * r * head_dim * max(itemsize, 4) * 2
-        return rows * (r + head_dim) * max(itemsize, 4) * 5
-
-    @classmethod
-    def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
-        r = 2 * head_dim
-        # A product to recall, one to write, one to read; the norm, and a division.
-        return seq_len * r * head_dim * 9.0 / EFFICIENCY
 
 
 def _write(s: Tensor, key: Tensor, value: Tensor, beta: Tensor) -> Tensor:

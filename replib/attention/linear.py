@@ -12,16 +12,9 @@ from torch import Tensor
 
 from replib.attention.base import Attention, check_qkv, packed, repeat_heads
 from replib.attention.feature_maps import feature_map_named
-from replib.attention.kernels import KERNELS, fastest_kernel, installed, refusal, why_not
+from replib.attention.kernels import KERNELS, fastest_kernel, refusal, why_not
 from replib.attention.padding import without_padding
 from replib.plain import without_autocast, without_what_is_not_finite
-
-# From timings at D = 32 and 64, N = 64 to 65536, on a 2-core AMD EPYC: a kernel's share of a matrix
-# product's rate and its chunk, and what storing one (N, N) weight costs besides products. That of
-# "cuda" is a guess: it has not been measured.
-EFFICIENCY = {"torch": 0.2, "cpu": 0.4, "cuda": 0.4}
-CHUNK_LEN = {"torch": 64, "cpu": 16, "cuda": 64}
-OPERATIONS_PER_STORED_WEIGHT = 600
 
 EPS = 1e-6  # of the original code; biases denominators that are as small (φ(q)·φ(k) near 1e-6)
 
@@ -213,31 +206,6 @@ class LinearAttention(Attention):
         sizes = {"head_dim": head_dim, "value_dim": head_dim}
         return why_not(kernel, device_type=device_type, dtype=dtype, **sizes)
 
-    @classmethod
-    def peak_bytes(
-        cls,
-        *,
-        batch_size,
-        n_heads,
-        seq_len,
-        head_dim,
-        itemsize,
-        backward,
-        options=None,
-        kernel=None,
-    ):
-        rows = batch_size * n_heads * seq_len * itemsize
-        if kernel == "plain":
-            return rows * seq_len * (4 if backward else 2) + rows * head_dim * 3
-        return rows * head_dim * (5 if backward else 2)
-
-    @classmethod
-    def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
-        if kernel == "plain":
-            return seq_len**2 * (4.0 * head_dim + OPERATIONS_PER_STORED_WEIGHT)
-        kernel = kernel or ("cpu" if installed("numba") else "torch")
-        return seq_len * 4.0 * head_dim * (head_dim + CHUNK_LEN[kernel]) / EFFICIENCY[kernel]
-
 
 class FeatureAttention(LinearAttention):
     """Linear attention with features of another size; the kernel is the fastest for it. A subclass
@@ -277,31 +245,3 @@ class FeatureAttention(LinearAttention):
     @classmethod
     def unavailable(cls, kernel, *, device_type, dtype, head_dim, options=None):
         return None
-
-    @classmethod
-    def peak_bytes(
-        cls,
-        *,
-        batch_size,
-        n_heads,
-        seq_len,
-        head_dim,
-        itemsize,
-        backward,
-        options=None,
-        kernel=None,
-    ):
-        rows = batch_size * n_heads * seq_len
-        n_features = cls.for_model(
-            n_heads=1, head_dim=head_dim, max_len=1, options=options
-        ).n_features(head_dim)
-        features = rows * n_features * max(itemsize, 4) * (8 if backward else 4)
-        return features + rows * head_dim * itemsize * (5 if backward else 2)
-
-    @classmethod
-    def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
-        n_features = cls.for_model(
-            n_heads=1, head_dim=head_dim, max_len=1, options=options
-        ).n_features(head_dim)
-        products = 4.0 * n_features * head_dim + 2.0 * CHUNK_LEN["torch"] * (n_features + head_dim)
-        return seq_len * products / EFFICIENCY["torch"]

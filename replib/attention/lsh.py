@@ -25,10 +25,6 @@ OWN_POSITION = -1e5  # the score of a position with itself: chosen only where th
 SEED = 0
 MAX_ROUNDS = 64  # more is taken for a slip
 
-# A guess: the share of a matrix product's rate, and what a score costs besides its products.
-EFFICIENCY, OPERATIONS_PER_SCORE = 0.2, 100
-
-
 # The cache starts at this many positions and doubles, as that of softmax attention does.
 FIRST_CACHE_LEN = 64
 
@@ -356,35 +352,6 @@ class LSHAttention(Attention):
         caches = [pad(x, room) for x in (keys, values, buckets, rank)]
         length = torch.full_like(length, n) if isinstance(length, Tensor) else n
         return y.to(v.dtype), HashedCache(*caches, length)
-
-    @classmethod
-    def peak_bytes(
-        cls,
-        *,
-        batch_size,
-        n_heads,
-        seq_len,
-        head_dim,
-        itemsize,
-        backward,
-        options=None,
-        kernel=None,
-    ):
-        chosen = options or cls.Options()
-        rounds, original = chosen.rounds, chosen.original
-        # Half of the places are empty where a chunk begins anew at each bucket.
-        places = (1 if original else 2) * batch_size * n_heads * seq_len * max(itemsize, 4)
-        a_round = places * (2 * CHUNK_LEN * 3 + 8 * head_dim)
-        return a_round * (rounds + 2 if backward else 1) + places * head_dim * rounds
-
-    @classmethod
-    def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
-        if not causal:
-            return seq_len**2 * 4.0 * head_dim / EFFICIENCY
-        chosen = options or cls.Options()
-        rounds, original = chosen.rounds, chosen.original
-        scores = rounds * (1 if original else 2) * seq_len * 2 * CHUNK_LEN
-        return scores * (4.0 * head_dim / EFFICIENCY + OPERATIONS_PER_SCORE)
 
 
 def buckets(x: Tensor, rotation: Tensor, n_buckets: int) -> Tensor:

@@ -23,11 +23,6 @@ FIRST_CACHE_LEN = 64
 # 32. Fewer rows it reads in 0.7 to 0.8 of the time of the products.
 MANY_ROWS = 2**16
 
-# From timings at D = 32 and 64, N = 64 to 16384, on a 2-core AMD EPYC: the fused form's share of a
-# matrix product's rate, and what storing one (N, N) score costs besides its products.
-FUSED_EFFICIENCY = 0.4
-OPERATIONS_PER_STORED_SCORE = 600
-
 
 def softmax_attention(
     q: Tensor,
@@ -261,28 +256,3 @@ class SoftmaxAttention(Attention):
     @property
     def _kernel(self) -> str:
         return self.kernel or self.kernels[0]
-
-    @classmethod
-    def peak_bytes(
-        cls,
-        *,
-        batch_size,
-        n_heads,
-        seq_len,
-        head_dim,
-        itemsize,
-        backward,
-        options=None,
-        kernel=None,
-    ):
-        rows = batch_size * n_heads * seq_len * itemsize
-        if kernel != "textbook":
-            return rows * head_dim * (5 if backward else 1)
-        rows = batch_size * n_heads * seq_len * max(itemsize, 4)
-        return rows * seq_len * (4 if backward else 3) + rows * head_dim
-
-    @classmethod
-    def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
-        if kernel == "textbook":  # a causal mask saves it nothing
-            return seq_len**2 * (4.0 * head_dim + OPERATIONS_PER_STORED_SCORE)
-        return seq_len**2 * 4.0 * head_dim * (0.5 if causal else 1.0) / FUSED_EFFICIENCY

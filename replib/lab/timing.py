@@ -13,9 +13,10 @@ import math
 import random
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field, fields, replace
+from functools import lru_cache
 from time import perf_counter
-from typing import ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -33,8 +34,7 @@ from replib.lab.memory_use import (
     release_memory,
     trim_memory,
 )
-from replib.tasks import SequenceCopy
-from replib.training import TrainingConfig
+from replib.training import MODELS, Training, TrainingConfig
 
 VERSION = 1  # raised when what is counted as a time or a memory changes
 
@@ -64,21 +64,9 @@ LOCK_POLL_S = 0.1
 # that it does not have and kills the process when it is touched, so no exception can be awaited.
 MEMORY_SHARE = 0.8
 
-# The predicted time of a call: the backward pass takes this many forward passes,
-BACKWARD_PER_FORWARD = 2.5
-# and Python and torch take this long a call, however small it is.
-CALL_OVERHEAD_S = 3e-4
-# A training step costs this much, and this much a block, however small the model is; the matrix
-# products of a block, with the element-wise work around them, reach this share of the rate.
-STEP_OVERHEAD_S = 2e-3
-BLOCK_OVERHEAD_S = 1.5e-3
-PRODUCTS_EFFICIENCY = 0.4
-# Matrix products of this size, for this long, give the rate of a device.
-CALIBRATION_SIZE = 512
-CALIBRATION_MS = 50.0
-# While another timing runs, a prediction waits this long for its own and then takes this rate.
-CALIBRATION_WAIT_S = 1.0
-ASSUMED_OPERATIONS_PER_S = 5e10
+# The memory of a call is measured at these lengths, and a polynomial of N through them taken for
+# longer ones: nothing here grows faster than N².
+TRACED_LENGTHS = (32, 64, 128)
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -417,7 +405,7 @@ def measure_cost(
 
     The mechanisms of a group get the same random q, k, v and output gradient, are run once for
     their memory and then timed by `interleave`. "forward" runs without autograd. A mechanism
-    that runs out of memory, or by its own `peak_bytes` would, is a Cost with the outcome
+    that runs out of memory, or by `predicted_bytes` would, is a Cost with the outcome
     "out_of_memory"; the others go on.
 
     Args:
@@ -491,9 +479,12 @@ class _Candidate:
 
     def prepare(self) -> None:
         """Build the work and run it once for its memory."""
-        self.shortage = _predicted_shortage(self.config, self.device)
+        self._attempt(self._look_ahead)
         if self.shortage is None:
             self._attempt(self._build_and_trace)
+
+    def _look_ahead(self) -> None:
+        self.shortage = predicted_shortage(self.config, self.device)
 
     def _build_and_trace(self) -> None:
         self.work = _build_work(self.config, self.device, self.seed)
@@ -568,9 +559,9 @@ def _build_work(
     return forward if config.work == "forward" else forward_backward
 
 
-def _predicted_shortage(config: CostConfig | TrainingConfig, device: torch.device) -> str | None:
+def predicted_shortage(config: CostConfig | TrainingConfig, device: torch.device) -> str | None:
     """Why a config would not fit into memory, or None when it is expected to."""
-    needed, available = predicted_bytes(config), available_memory_bytes(device)
+    needed, available = predicted_bytes(config, device), available_memory_bytes(device)
     if needed <= MEMORY_SHARE * available:
         return None
     return (
@@ -580,128 +571,74 @@ def _predicted_shortage(config: CostConfig | TrainingConfig, device: torch.devic
     )
 
 
-def predicted_bytes(config: CostConfig | TrainingConfig) -> int:
+def predicted_bytes(config: CostConfig | TrainingConfig, device: str | torch.device = "cpu") -> int:
     """About the memory that a call of attention, or a run's training, takes in all."""
+    device = resolve_device(device)
     if isinstance(config, TrainingConfig):
-        return _training_bytes(config)
-    sizes = {
-        "batch_size": config.batch_size,
-        "n_heads": config.n_heads,
-        "seq_len": config.seq_len,
-        "head_dim": config.head_dim,
-    }
-    itemsize = DTYPES[config.dtype].itemsize
-    extra = ATTENTION[config.attention].peak_bytes(
-        **sizes,
-        itemsize=itemsize,
-        backward=config.work == "forward_backward",
-        options=config.options,
-        kernel=config.kernel,
-    )
-    return extra + 4 * math.prod(sizes.values()) * itemsize  # q, k, v and the output gradient
+        return _training_bytes(config, device)
+    sizes = (config.batch_size, config.n_heads, config.seq_len, config.head_dim)
+    inputs = 4 * math.prod(sizes) * DTYPES[config.dtype].itemsize  # q, k, v, the output gradient
+    key = replace(config, seq_len=1, batch_size=1)
+    return inputs + round(config.batch_size * at_length(config.seq_len, _call_bytes, key, device))
 
 
-def _training_bytes(config: TrainingConfig) -> int:
-    model, n = config.model, config.task.seq_len
-    attention = ATTENTION[model.attention].peak_bytes(
-        batch_size=config.batch_size,
-        n_heads=model.n_heads,
-        seq_len=n,
-        head_dim=model.head_dim,
-        itemsize=4,
-        backward=True,
-        options=model.options,
-        kernel=model.kernel,
-    )
-    # What a block keeps for its backward pass: about ten states and the feed-forward twice.
-    kept = config.batch_size * n * (10 * model.d_model + 2 * model.d_feedforward) * 4
-    weights = 16 * _block_weights(config)  # with gradient and two moments, 4 bytes each
-    return _n_blocks(config) * (kept + attention + weights)
+def at_length(n: int, measured: Callable[..., float], *arguments) -> float:
+    """A quantity at a length N that `measured(*arguments, n)` gives at short ones."""
+    if n <= TRACED_LENGTHS[-1]:
+        return measured(*arguments, n)
+    values = [measured(*arguments, length) for length in TRACED_LENGTHS]
+    return float(np.polyval(np.polyfit(TRACED_LENGTHS, values, 2), n))
 
 
-def _n_blocks(config: TrainingConfig) -> int:
-    return config.model.n_layers * (2 if isinstance(config.task, SequenceCopy) else 1)
+@lru_cache(maxsize=4096)
+def _call_bytes(config: CostConfig, device: torch.device, seq_len: int) -> int:
+    """What a call of one sample adds to its inputs."""
+    return peak_memory_bytes(_build_work(replace(config, seq_len=seq_len), device, 0), device)
 
 
-def _block_weights(config: TrainingConfig) -> int:
-    e, f = config.model.d_model, config.model.d_feedforward
-    projections = 6 if isinstance(config.task, SequenceCopy) else 4  # half of its blocks have 8
-    return projections * e * e + 2 * e * f
+def _training_bytes(config: TrainingConfig, device: torch.device) -> int:
+    with torch.device("meta"):
+        model = MODELS[type(config.task)](config.model, **config.task.model_sizes)
+    kept = 12 * sum(x.numel() for x in model.parameters())  # weights and two moments
+    if kept > MEMORY_SHARE * available_memory_bytes(device):
+        return kept
+    key, n = trial(config), config.task.seq_len
+    if not resizable(config.task):
+        one, two = (_step_bytes(key, device, size, n) for size in (1, 2))
+    else:
+        one, two = (at_length(n, _step_bytes, key, device, size) for size in (1, 2))
+    return round(kept + one + (config.batch_size - 1) * max(0, two - one))
 
 
-def predict_cost_seconds(
-    configs: Iterable[CostConfig],
-    n_repeats: int = 7,
-    device: str | torch.device = "cpu",
-    max_seconds_per_point: float = 10.0,
-) -> float:
-    """Roughly how long `measure_cost` of these configs takes, in seconds.
-
-    A config that would not fit into memory takes none. Any other is run once for its memory,
-    warmed up, and timed n_repeats times or until max_seconds_per_point; see `_call_seconds`.
-    Expect it to be right within a factor of 3: the efficiencies were taken from one CPU.
-    """
-    _check_at_least_one("n_repeats", n_repeats)
-    device = resolve_device(device)
-    seconds = 0.0
-    for config in configs:
-        if _predicted_shortage(config, device) is not None:
-            continue
-        call_s = _call_seconds(config, device)
-        sample_s = max(call_s, MIN_SAMPLE_MS / 1000)
-        timing_s = min((1 + n_repeats) * sample_s, max(max_seconds_per_point, 2 * sample_s))
-        seconds += call_s + timing_s
-    return seconds
+def trial(config: TrainingConfig) -> TrainingConfig:
+    """What is the same of all trainings that differ in their batch and steps."""
+    changes = dict.fromkeys(("batch_size", "n_steps", "eval_every", "eval_batches"), 1)
+    return replace(config, **changes, compile=False)
 
 
-def _call_seconds(config: CostConfig, device: torch.device) -> float:
-    passes = 1.0 if config.work == "forward" else 1.0 + BACKWARD_PER_FORWARD
-    operations = ATTENTION[config.attention].operations(
-        seq_len=config.seq_len,
-        head_dim=config.head_dim,
-        causal=config.causal,
-        options=config.options,
-        kernel=config.kernel,
-    )
-    operations *= passes * config.batch_size * config.n_heads
-    return CALL_OVERHEAD_S + operations / operations_per_s(device)
+def resizable(task: Any) -> bool:
+    """Whether a task can be given another length: images have one of their own."""
+    return next(one for one in fields(task) if one.name == "seq_len").init
 
 
-def predict_training_seconds(config: TrainingConfig, device: str | torch.device = "cpu") -> float:
-    """Roughly how long a run takes, in seconds; expect it to be right within a factor of 2."""
-    device = resolve_device(device)
-    model, n = config.model, config.task.seq_len
-    attention = ATTENTION[model.attention].operations(
-        seq_len=n, head_dim=model.head_dim, causal=True, options=model.options, kernel=model.kernel
-    )
-    attention *= config.batch_size * model.n_heads * (1 + BACKWARD_PER_FORWARD)
-    products = 6.0 * _block_weights(config) * config.batch_size * n / PRODUCTS_EFFICIENCY
-    rate = operations_per_s(device)
-    block_s = BLOCK_OVERHEAD_S + (attention + products) / rate
-    return config.n_steps * (STEP_OVERHEAD_S + _n_blocks(config) * block_s)
+def at_size(config: TrainingConfig, batch_size: int, seq_len: int) -> TrainingConfig:
+    """A training with another batch, and sequences of another length."""
+    task = config.task
+    if task.seq_len != seq_len:
+        task = replace(task, seq_len=seq_len)
+    return replace(config, task=task, batch_size=batch_size)
 
 
-_measured_rates: dict[torch.device, float] = {}
+@lru_cache(maxsize=2)
+def built(config: TrainingConfig, device: torch.device) -> Training:
+    """A training to be tried, with the batch of its `config`, which may be set to other sizes."""
+    return config.training(device=str(device))
 
 
-def operations_per_s(device: torch.device) -> float:
-    """Floating-point operations a second of a float32 matrix product, measured once a process."""
-    if device in _measured_rates:
-        return _measured_rates[device]
-    if not TIMING_LOCK.acquire(timeout=CALIBRATION_WAIT_S):
-        return ASSUMED_OPERATIONS_PER_S
-    try:
-        _measured_rates[device] = _calibrate(device)
-    finally:
-        TIMING_LOCK.release()
-    return _measured_rates[device]
-
-
-def _calibrate(device: torch.device) -> float:
-    """The fastest of several samples: what else runs on the machine can only slow a sample."""
-    x = torch.ones(CALIBRATION_SIZE, CALIBRATION_SIZE, device=device)
-    call_ms = _Meter(lambda: x @ x, device).warm_up(1)
-    n_calls = _calls_per_sample(call_ms)
-    n_samples = max(3, round(CALIBRATION_MS / max(n_calls * call_ms, 1e-3)))
-    fastest_ms = min(_elapsed_ms(lambda: x @ x, n_calls, device) for _ in range(n_samples))
-    return n_calls * 2 * CALIBRATION_SIZE**3 / (fastest_ms / 1000)
+@lru_cache(maxsize=4096)
+def _step_bytes(config: TrainingConfig, device: torch.device, batch_size: int, n: int) -> int:
+    """What a training step holds besides the weights and the moments of the optimiser."""
+    training = built(config, device)
+    training.config = at_size(training.config, batch_size, n)
+    training.train_step()  # at the first, the moments are made
+    return peak_memory_bytes(training.train_step, device)

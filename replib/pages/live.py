@@ -4,12 +4,11 @@ marimo serves all notebooks as threads of one process, so one such thread works 
 run whose page is no longer open ends by itself.
 """
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
@@ -17,29 +16,19 @@ from typing import TypeVar
 import torch
 
 from replib import files
-from replib.claims.autopsy.defects import AutopsyConfig
 from replib.device import resolve_device
-from replib.lab import recorded, store
+from replib.lab import predict, recorded, store
 from replib.lab.memory_use import available_memory_bytes
 from replib.lab.run import (
     CostJob,
     Glimpse,
     Job,
-    RetrievalJob,
     TrainingJob,
     Where,
     uses_compiled,
 )
-from replib.lab.runs import retrieval_costs
-from replib.lab.runs.generation import GenerationConfig, predict_generation_seconds
-from replib.lab.runs.retrieval import TYPICAL_STEPS
-from replib.lab.timing import (
-    MEMORY_SHARE,
-    predict_cost_seconds,
-    predict_training_seconds,
-    predicted_bytes,
-)
-from replib.training import Training, TrainingConfig
+from replib.lab.timing import MEMORY_SHARE
+from replib.training import Training
 
 SCALE = "live"
 MAX_POINT_S = 5.0  # of timing for one mechanism at one length
@@ -50,8 +39,6 @@ LONG_RUN_S, LONG_RUN_ABANDONED_AFTER_S = 240.0, 90.0
 ASKED = "n_repeats_asked"  # in the summary of a cost, which may have had time for fewer
 COMPILE_S = 15.0  # about; a kernel for the CPU, on two cores, once for this machine
 MAX_PREDICTED_S = 3600.0  # a reader who wants more has the command line, which resumes
-# About; what defects of the autopsy do to a step, for predictions alone.
-SLOWER = {"float64": 1.5, "unfused": 1.5, "extra_losses": 1.3}
 _WORK_LOCK = threading.Lock()
 # Before any run: a thread that begins while another is spared one would find fewer.
 ALL_THREADS = torch.get_num_threads()
@@ -349,44 +336,12 @@ def in_passing_thread(function: Callable[..., Result], *arguments) -> Result:
 
 
 def _predicted_seconds(jobs: Sequence[Job], device: str | None) -> float:
-    kind = resolve_device(device)
-    return sum(_predicted_job_seconds(job, kind) for job in jobs)
-
-
-def _predicted_job_seconds(job: Job, kind: torch.device) -> float:
-    if isinstance(job, TrainingJob):
-        return _predicted_training_seconds(job.config, kind)
-    if isinstance(job, RetrievalJob):
-        steps = min(job.config.n_steps, TYPICAL_STEPS)
-        return retrieval_costs.predicted_seconds(job.config, len(job.seeds), steps, kind.type)
-    if isinstance(job.configs[0], TrainingConfig):
-        steps = (replace(config, n_steps=1) for config in job.configs)
-        step_s = (_predicted_training_seconds(step, kind) for step in steps)
-        # Once for its memory and to warm up, then an untimed and a timed one a repeat.
-        return sum(2 * s + min(2 * job.n_repeats * s, max(MAX_POINT_S, 2 * s)) for s in step_s)
-    predict = predict_cost_seconds
-    if job.configs[0].kind == GenerationConfig.kind:
-        predict = predict_generation_seconds
-    return predict(job.configs, job.n_repeats, kind, MAX_POINT_S)
-
-
-def _predicted_training_seconds(config: TrainingConfig, kind: torch.device) -> float:
-    if not isinstance(config, AutopsyConfig):
-        return predict_training_seconds(config, kind)
-    slower = math.prod(SLOWER.get(defect, 1.0) for defect in config.defects)
-    return slower * predict_training_seconds(config.with_defects(), kind)
-
-
-def _predicted_job_bytes(job: Job) -> float:
-    """About the memory that training takes; a cost that does not fit becomes a row that says so."""
-    if isinstance(job, RetrievalJob):
-        return retrieval_costs.predicted_bytes(job.config, len(job.seeds))
-    return predicted_bytes(job.config) if isinstance(job, TrainingJob) else 0.0
+    return predict.seconds(jobs, device, max_seconds_per_point=MAX_POINT_S, threads=threads_of)
 
 
 def refusal(jobs: Sequence[Job], device: str | None = None) -> str | None:
     """Why jobs should not be started from a page, with the remedy; None if they may."""
-    needed = max(map(_predicted_job_bytes, jobs), default=0)
+    needed = in_passing_thread(predict.needed_bytes, jobs, device)
     free = available_memory_bytes(resolve_device(device))
     if needed > MEMORY_SHARE * free:
         return (

@@ -16,7 +16,6 @@ from replib.lab.runs.generation import (
     build_stepper,
     geometric_positions,
     measure_generation,
-    predict_generation_seconds,
     process_bytes,
     state_bytes,
     stream_points,
@@ -247,7 +246,6 @@ def test_what_would_not_fit_is_not_tried(span, monkeypatch):
     config = tiny("cache", span=span, seq_len=2**16)
     (cost,) = measure_generation([config], n_repeats=2)
     assert cost.outcome == "out_of_memory" and "lower seq_len or batch_size" in cost.detail
-    assert predict_generation_seconds([config]) == 0
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch):
@@ -341,13 +339,3 @@ def test_process_bytes_are_those_of_the_system_or_unknown(tmp_path):
     found = process_bytes()
     assert found is None or found > 10**6
     assert process_bytes(statm=tmp_path / "missing") is None
-
-
-def test_predictions_grow_with_the_position_where_the_work_does():
-    def seconds(way, n, **changes):
-        return predict_generation_seconds([tiny(way, seq_len=n, **changes)], n_repeats=5)
-
-    assert seconds("recurrent", 16) == seconds("recurrent", 4096)
-    assert seconds("cache", 16) < seconds("cache", 2**18)
-    assert seconds("recompute", 16) < seconds("recompute", 4096)
-    assert seconds("recurrent", 10**6, span="stream") > 10

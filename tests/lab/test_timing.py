@@ -24,9 +24,13 @@ from replib.lab.timing import (
     interleave,
     measure_cost,
     peak_memory_bytes,
-    predict_cost_seconds,
+    predicted_bytes,
     tokens_batch,
 )
+from replib.models import TransformerConfig
+from replib.tasks import CausalCopy, SequenceCopy
+from replib.tasks.images import Pixels
+from replib.training import TrainingConfig
 
 ALLOCATOR_TEXT = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
 
@@ -52,7 +56,7 @@ def clock(monkeypatch):
 
 
 class BrokenAttention(Attention):
-    """Takes no memory by its own estimate, and raises what it is told to at its n-th call."""
+    """Raises what it is told to at its n-th call."""
 
     label = "broken"
     error: Exception
@@ -63,10 +67,6 @@ class BrokenAttention(Attention):
         if self.calls > type(self).healthy_calls:
             raise type(self).error
         return v * 1
-
-    @classmethod
-    def peak_bytes(cls, **sizes):
-        return 0
 
 
 @pytest.fixture
@@ -603,7 +603,6 @@ def test_the_longest_softmax_is_out_of_memory_before_anything_is_allocated():
     (cost,) = measure_cost([config])
     assert cost.outcome == "out_of_memory"
     assert "needs about" in cost.detail and "lower seq_len or batch_size" in cost.detail
-    assert predict_cost_seconds([config]) == 0
 
 
 def test_the_inputs_count_among_what_must_fit(broken, monkeypatch):
@@ -727,43 +726,34 @@ def test_a_batch_of_no_tokens_is_refused():
         tokens_batch(0, 16)
 
 
-def test_the_predicted_time_follows_the_rate_and_the_order_of_growth(monkeypatch):
-    monkeypatch.setattr(timing, "_measured_rates", {torch.device("cpu"): 1e9})
-
-    def call_s(seq_len, **changes):
-        return timing._call_seconds(small(seq_len=seq_len, **changes), torch.device("cpu"))
-
-    for kernel in ("textbook", "fused"):
-        softmax = {"attention": "softmax", "kernel": kernel}
-        assert call_s(8192, **softmax) / call_s(4096, **softmax) == pytest.approx(4, abs=0.01)
-    assert call_s(8192) / call_s(4096) == pytest.approx(2, abs=0.01)
-    before = call_s(4096)
-    monkeypatch.setattr(timing, "_measured_rates", {torch.device("cpu"): 2e9})
-    assert call_s(4096) == pytest.approx(before / 2, rel=0.01)
+@pytest.mark.parametrize("work", timing.WORKS)
+@pytest.mark.parametrize("name", ATTENTION)
+def test_memory_is_predicted_from_short_lengths(name, work):
+    n = 96 if name == "fwm" else 640  # it takes a position at a time
+    config = small(name, seq_len=n, batch_size=3, work=work)
+    (cost,) = measure_cost([config], n_repeats=1)
+    inputs = 4 * 3 * n * 2 * 16 * 4
+    assert predicted_bytes(config) - inputs == pytest.approx(cost.memory_bytes, rel=0.4)
 
 
-def test_the_prediction_adds_up_and_counts_repeats(monkeypatch):
-    monkeypatch.setattr(timing, "_measured_rates", {torch.device("cpu"): 1e9})
-    one, other = small(seq_len=256), small("softmax", seq_len=512)
-    both = predict_cost_seconds([one, other])
-    assert both == pytest.approx(predict_cost_seconds([one]) + predict_cost_seconds([other]))
-    assert predict_cost_seconds([one], n_repeats=20) > 2 * predict_cost_seconds([one], n_repeats=5)
+def test_memory_that_grows_as_n_squared_is_predicted_exactly():
+    config = small("softmax", kernel="textbook", seq_len=1024)
+    (cost,) = measure_cost([config], n_repeats=1)
+    assert predicted_bytes(config) == pytest.approx(cost.memory_bytes, rel=0.05)
 
 
-def test_the_machine_is_calibrated_once_and_not_while_another_timing_runs(monkeypatch):
-    calibrations = []
-    monkeypatch.setattr(timing, "_measured_rates", {})
-    monkeypatch.setattr(timing, "CALIBRATION_WAIT_S", 0.01)
-    monkeypatch.setattr(timing, "_calibrate", lambda device: calibrations.append(device) or 7e9)
-    with TIMING_LOCK:
-        predict_cost_seconds([small()])
-    assert calibrations == []
-    for _ in range(3):
-        predict_cost_seconds([small()])
-    assert len(calibrations) == 1
+@pytest.mark.parametrize("task", [CausalCopy(seq_len=256), SequenceCopy(seq_len=200), Pixels()])
+def test_the_memory_of_a_training_is_predicted_from_small_steps(task):
+    model = TransformerConfig(n_layers=2, n_heads=2, d_model=32, d_feedforward=64, dropout=0.0)
+    config = TrainingConfig(task=task, model=model, batch_size=8)
+    training = config.training(device="cpu")
+    training.train_step()
+    kept = 12 * sum(x.numel() for x in training.model.parameters())
+    peak = kept + peak_memory_bytes(training.train_step)
+    assert predicted_bytes(config) == pytest.approx(peak, rel=0.15)
 
 
-def test_the_calibration_counts_the_operations_of_a_matrix_product(clock, monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda x, y: clock.work(4))
-    expected = 2 * timing.CALIBRATION_SIZE**3 / 4e-3
-    assert timing._calibrate(torch.device("cpu")) == pytest.approx(expected)
+def test_a_model_that_does_not_fit_is_not_built(monkeypatch):
+    monkeypatch.setattr(timing, "available_memory_bytes", lambda device: 10**6)
+    model = TransformerConfig(n_layers=64, d_model=8192, n_heads=8, d_feedforward=32768)
+    assert predicted_bytes(TrainingConfig(model=model)) > 10**11

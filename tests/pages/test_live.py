@@ -16,10 +16,9 @@ from replib.lab.memory_use import TIMING_LOCK
 from replib.lab.run import CostJob, RetrievalJob, TrainingJob
 from replib.lab.runs.checkpointed import path_of
 from replib.lab.runs.generation import GenerationConfig
-from replib.lab.runs.retrieval_costs import predicted_seconds as retrieval_seconds
 from replib.lab.timing import CostConfig
 from replib.pages import live as module
-from replib.pages.live import LiveRuns, kernel_to_compile, predicted_seconds, refusal
+from replib.pages.live import LiveRuns, kernel_to_compile, refusal
 from replib.pages.live_jobs import live_autopsy_jobs
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.training import Training
@@ -371,14 +370,6 @@ def test_a_stream_shows_its_curve_on_the_way_and_keeps_it_when_stopped():
     assert live.missing(jobs, "cpu") == jobs
 
 
-def test_generation_is_predicted_by_its_own_estimate():
-    jobs = [
-        CostJob(configs=(GenerationConfig(way="recompute", seq_len=n),), n_repeats=3)
-        for n in (4, 4096)
-    ]
-    assert predicted_seconds(jobs[:1], "cpu") < predicted_seconds(jobs[1:], "cpu")
-
-
 def autopsy_jobs(**changes):
     values = {
         "seq_len": 8,
@@ -402,20 +393,6 @@ def test_runs_of_the_autopsy_are_kept_with_their_own_experiments():
         for defects in ((), ("float64", "extra_losses"))
     }
     assert len(LiveRuns("autopsy_time").rows(autopsy_jobs(), "cpu")) == 4
-
-
-def test_defects_that_slow_a_step_are_predicted_to():
-    for measure in ("losses", "step times"):
-        mended, slower, more = (
-            predicted_seconds(autopsy_jobs(measure=measure, **changes), "cpu")
-            for changes in (
-                {"defects": ()},
-                {"defects": ("float64",)},
-                {"repeats": 9, "n_steps": 90},
-            )
-        )
-        assert 2 * mended < slower < 3 * mended
-        assert more > slower
 
 
 def retrieval_job(seeds=(0,), attention="relu", rule="sum", n_keys=5, again=False, **changes):
@@ -473,25 +450,6 @@ def test_a_memory_in_training_shows_its_curves_and_resumes_after_a_stop():
     resumed = live.finished[-1]["curve"]
     assert len(resumed["step"]) >= longer
     assert resumed["loss"][: len(stopped["loss"])] == stopped["loss"]
-
-
-def test_memories_are_predicted_by_their_own_estimate_up_to_where_most_have_ended():
-    short, long = retrieval_job(n_steps=100), retrieval_job(n_steps=200)
-    assert predicted_seconds([long], "cpu") == pytest.approx(2 * predicted_seconds([short], "cpu"))
-    published = retrieval_job(n_steps=100_000)
-    typical = retrieval_seconds(published.config, 1, module.TYPICAL_STEPS)
-    assert predicted_seconds([published], "cpu") == pytest.approx(typical)
-    small = predicted_seconds([short], "cpu")
-    for changes in (
-        {"seeds": (0, 1, 2)},
-        {"n_keys": 100},
-        {"attention": "performer"},
-        {"rule": "fwm"},
-        {"again": True},
-    ):
-        assert predicted_seconds([retrieval_job(n_steps=100, **changes)], "cpu") > small
-    assert retrieval_seconds(short.config, 1, 100, "cuda") < small
-    assert kernel_to_compile([short], "cpu") is None
 
 
 def test_memories_that_this_machine_cannot_hold_are_refused_with_the_remedy(monkeypatch):
@@ -635,11 +593,3 @@ def test_the_memory_of_the_machine_decides_on_a_refusal(monkeypatch):
     monkeypatch.setattr(module, "available_memory_bytes", lambda device: 1000)
     assert "more than 80% of the 0.0 GB free" in refusal([job()], "cpu")
     assert refusal([cost_job()], "cpu") is None  # it would be a row that says so
-
-
-def test_predicted_time_adds_up_over_jobs_and_grows_with_the_steps():
-    short, long = predicted_seconds([job(100)], "cpu"), predicted_seconds([job(200)], "cpu")
-    assert long == pytest.approx(2 * short)
-    assert predicted_seconds([job(100), job(200)], "cpu") == pytest.approx(short + long)
-    assert predicted_seconds([], "cpu") == 0
-    assert predicted_seconds([cost_job()], "cpu") > 0

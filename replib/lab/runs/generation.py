@@ -39,12 +39,10 @@ from replib.lab.memory_use import (
 from replib.lab.timing import (
     DTYPES,
     MEMORY_SHARE,
-    MIN_SAMPLE_MS,
     Cost,
     Samples,
     Stop,
     interleave,
-    operations_per_s,
 )
 from replib.models import CausalTransformer, TransformerConfig
 
@@ -69,14 +67,6 @@ MAX_TOKENS_PER_SAMPLE = 256
 STREAM_FACTOR = 1.25
 STREAM_SHARE = 0.01
 STOP_EVERY = 64  # tokens
-
-# Predicted times: a block of a step costs this much, however small it is, a block of a whole
-# forward pass this much; products reach this share of the rate, and memory is read at this rate.
-STEP_BLOCK_S = 8e-5
-FORWARD_BLOCK_S = 4e-4
-PRODUCTS_EFFICIENCY = 0.4
-ATTENTION_EFFICIENCY = 0.3
-READ_BYTES_PER_S = 1.6e10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,39 +416,3 @@ def process_bytes(device: str | torch.device = "cpu", statm: Path = Path("/proc/
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError, ValueError, AttributeError):
         return None
-
-
-def predict_generation_seconds(
-    configs: Iterable[GenerationConfig],
-    n_repeats: int = 7,
-    device: str | torch.device = "cpu",
-    max_seconds_per_point: float = 10.0,
-) -> float:
-    """Roughly how long `measure_generation` takes, in seconds; right within a factor of 3."""
-    device, seconds = resolve_device(device), 0.0
-    for config in configs:
-        if _shortage(config, device) is not None:
-            continue
-        call_s = _token_seconds(config, device)
-        if config.span != "token":
-            growth = 2 if config.way == "recompute" else 1  # of tokens, from none to the last
-            call_s *= config.seq_len / growth
-        if config.span == "stream":
-            seconds += call_s
-            continue
-        least_ms = TOKEN_SAMPLE_MS if config.span == "token" else MIN_SAMPLE_MS
-        sample_s = max(call_s, least_ms / 1000)
-        timing_s = min((1 + n_repeats) * sample_s, max(max_seconds_per_point, 2 * sample_s))
-        seconds += call_s + timing_s
-    return seconds
-
-
-def _token_seconds(config: GenerationConfig, device: torch.device) -> float:
-    """One token of each sequence at position N."""
-    e, n, rate = config.d_model, config.seq_len, operations_per_s(device)
-    products = 2 * 12 * e * e * config.batch_size / (PRODUCTS_EFFICIENCY * rate)
-    if config.way == "recompute":
-        attention = 2 * n * n * e * config.batch_size / (ATTENTION_EFFICIENCY * rate)
-        return config.n_layers * (FORWARD_BLOCK_S + products * n + attention)
-    read = 12 * e * e * DTYPES[config.dtype].itemsize + state_bytes(config) / config.n_layers
-    return config.n_layers * (STEP_BLOCK_S + products + read / READ_BYTES_PER_S)
