@@ -38,17 +38,17 @@ BUDGET_S = 0.4  # for all that a prediction measures
 SHORTEST, FEWEST_KEYS = 32, 8  # the size to begin with
 WAIT_S = 0.3  # for another timing to end; after that a prediction is from what is known
 CALLS = 5  # one untimed, twice two
-# Which of c0, c1 and c2 are above 0; of two sizes the first.
-CHOICES = ((0, 1), (0, 1, 2), (0, 2), (1, 2), (1,), (2,), (0,))
 Size = tuple[int, int]
 """n and b."""
 
 
 @dataclass
 class Part:
-    """What is called again and again: seconds of a call, at the sizes measured so far."""
+    """What is called again and again: seconds of a call, at the sizes measured so far, and those
+    that were asked for, whose prediction stays what it was."""
 
     seconds: dict[Size, float] = field(default_factory=dict)
+    asked: set[Size] = field(default_factory=set)
 
     def at(self, n: int, b: int) -> float:
         """Seconds of a call; NaN where nothing has been measured."""
@@ -66,25 +66,18 @@ class Part:
         if len(times) < 2:  # all of it grows as b n
             found = (times / _terms([*self.seconds])[:, 1]).item() if len(times) else math.nan
             return np.array([0.0, found, 0.0])
-        rows = _terms([*self.seconds]) / times[:, None]
-        errors = {}
-        for kept in CHOICES:
-            found, _, rank, _ = np.linalg.lstsq(rows[:, kept], np.ones(len(rows)), rcond=None)
-            if rank == len(kept) and (found >= 0).all():
-                coefficients = np.zeros(3)
-                coefficients[list(kept)] = found
-                errors[tuple(coefficients)] = np.square(rows @ coefficients - 1).sum()
-        return np.array(min(errors, key=errors.get))
+        return timing.fitted(_terms([*self.seconds]), times)
 
     def covers(self, n: int, b: int) -> bool:
-        """Whether a size as large has been measured."""
-        return any(size[0] >= n and size[1] >= b for size in self.seconds)
+        """Whether a size as large has been asked for or measured."""
+        return any(size[0] >= n and size[1] >= b for size in (*self.seconds, *self.asked))
 
     def measure(self, use: "Use", budget_s: float, device: torch.device) -> None:
         """Call it at sizes that grow up to that of a use, two at least, as long as the next would
         end in time. To build it is not counted, nor is the first call, which loads what it needs.
         """
         size, left_s = self._first(use), budget_s
+        self.asked.add(use.size)
         while size not in self.seconds:
             call = use.build(*size)
             if not self.seconds:

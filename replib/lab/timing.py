@@ -64,9 +64,11 @@ LOCK_POLL_S = 0.1
 # that it does not have and kills the process when it is touched, so no exception can be awaited.
 MEMORY_SHARE = 0.8
 
-# The memory of a call is measured at these lengths, and a polynomial of N through them taken for
-# longer ones: nothing here grows faster than N².
-TRACED_LENGTHS = (32, 64, 128)
+# The memory of a call is measured at these lengths, and longer ones are taken to grow as N² or
+# slower; shorter ones would be mostly buffers.
+TRACED_LENGTHS = (128, 256, 512)
+# Which of c0, c1 and c2 are above 0, of what is fitted to measurements; of two the first.
+TERMS = ((0, 1), (0, 1, 2), (0, 2), (1, 2), (1,), (2,), (0,))
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -586,8 +588,21 @@ def at_length(n: int, measured: Callable[..., float], *arguments) -> float:
     """A quantity at a length N that `measured(*arguments, n)` gives at short ones."""
     if n <= TRACED_LENGTHS[-1]:
         return measured(*arguments, n)
-    values = [measured(*arguments, length) for length in TRACED_LENGTHS]
-    return float(np.polyval(np.polyfit(TRACED_LENGTHS, values, 2), n))
+    values = np.array([measured(*arguments, length) for length in TRACED_LENGTHS], dtype=float)
+    powers = np.vander([*TRACED_LENGTHS, n], 3, increasing=True)
+    return float(powers[-1] @ fitted(powers[:-1], values))
+
+
+def fitted(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The c of rows (k, 3), none below 0, with rows·c nearest to values (k,), relative to them."""
+    rows, errors = rows / values[:, None], {}
+    for kept in TERMS:
+        found, _, rank, _ = np.linalg.lstsq(rows[:, kept], np.ones(len(rows)), rcond=None)
+        if rank == len(kept) and (found >= 0).all():
+            c = np.zeros(3)
+            c[list(kept)] = found
+            errors[tuple(c)] = np.square(rows @ c - 1).sum()
+    return np.array(min(errors, key=errors.get))
 
 
 @lru_cache(maxsize=4096)
@@ -603,11 +618,12 @@ def _training_bytes(config: TrainingConfig, device: torch.device) -> int:
     if kept > MEMORY_SHARE * available_memory_bytes(device):
         return kept
     key, n = trial(config), config.task.seq_len
-    if not resizable(config.task):
-        one, two = (_step_bytes(key, device, size, n) for size in (1, 2))
+    if resizable(config.task):
+        forward = at_length(n, _forward_bytes, key, device)
     else:
-        one, two = (at_length(n, _step_bytes, key, device, size) for size in (1, 2))
-    return round(kept + one + (config.batch_size - 1) * max(0, two - one))
+        forward = _forward_bytes(key, device, n)
+    # Going back, gradients take the place of what the forward pass has kept.
+    return round(kept + max(kept / 3, config.batch_size * forward))
 
 
 def trial(config: TrainingConfig) -> TrainingConfig:
@@ -636,9 +652,14 @@ def built(config: TrainingConfig, device: torch.device) -> Training:
 
 
 @lru_cache(maxsize=4096)
-def _step_bytes(config: TrainingConfig, device: torch.device, batch_size: int, n: int) -> int:
-    """What a training step holds besides the weights and the moments of the optimiser."""
+def _forward_bytes(config: TrainingConfig, device: torch.device, n: int) -> int:
+    """What the forward pass of one sequence holds, with all that the backward pass needs of it."""
     training = built(config, device)
-    training.config = at_size(training.config, batch_size, n)
-    training.train_step()  # at the first, the moments are made
-    return peak_memory_bytes(training.train_step, device)
+    training.config, kept = at_size(training.config, 1, n), []
+    batch = training.config.task.sample(1, training.data)
+    training.model.train()
+
+    def forward() -> None:
+        kept.append(training.config.task.loss(training.model(*batch.inputs), batch))
+
+    return peak_memory_bytes(forward, device)

@@ -727,13 +727,14 @@ def test_a_batch_of_no_tokens_is_refused():
 
 
 @pytest.mark.parametrize("work", timing.WORKS)
-@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("name", [name for name in ATTENTION if name != "fwm"])
 def test_memory_is_predicted_from_short_lengths(name, work):
-    n = 96 if name == "fwm" else 640  # it takes a position at a time
+    """Of fwm, a position at a time, it would take seconds."""
+    n = 1024
     config = small(name, seq_len=n, batch_size=3, work=work)
     (cost,) = measure_cost([config], n_repeats=1)
-    inputs = 4 * 3 * n * 2 * 16 * 4
-    assert predicted_bytes(config) - inputs == pytest.approx(cost.memory_bytes, rel=0.4)
+    inputs = 4 * 3 * n * 2 * 32 * 4
+    assert 0.7 < (predicted_bytes(config) - inputs) / cost.memory_bytes < 1.7
 
 
 def test_memory_that_grows_as_n_squared_is_predicted_exactly():

@@ -581,7 +581,7 @@ def test_a_kernel_that_cannot_be_compiled_is_a_failure_that_is_told(monkeypatch,
     [
         ({"batch_size": 65_536, "task": CausalCopy(seq_len=4096)}, "batch size"),
         ({"batch_size": 512, "task": CausalCopy(seq_len=131_072)}, "sequence length"),
-        ({"n_steps": 1_000_000}, "lower the steps"),
+        ({"n_steps": 1_000_000, "batch_size": 512}, "lower the steps"),
     ],
 )
 def test_runs_that_this_machine_cannot_hold_are_refused_with_the_remedy(changes, remedy):
