@@ -7,42 +7,39 @@ Rows are those of `store.read_rows`; each function takes whatever rows there are
 import json
 import math
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, wraps
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from replib.claims.autopsy.article_losses import article_jumps
 from replib.claims.experiments import BOTH, LSH_COPY, SOLVED_ACCURACY, VARIANTS
 from replib.lab.statistics import (
-    SOFTMAX_MODELS,
     Crossover,
     Regression,
-    article_regression,
     crossover,
 )
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
 from replib.lab.verdict import (
-    INCONCLUSIVE,
     MAX_LOSS_RATIO,
     MIN_COMPARED_SEEDS,
     MIN_SEEDS,
     NOT_SUPPORTED,
-    NOT_TESTED,
-    SUPPORTED,
     Criterion,
     SeedResult,
     Verdict,
     accuracy_criterion,
+    by_device,
     convergence_verdict,
     crossover_verdict,
+    each_device,
     images_verdict,
     implementations_verdict,
     loss_ratio,
     ratio_criterion,
     ratio_text,
     three_digits,
+    together,
 )
 from replib.training import TrainingConfig
 
@@ -52,102 +49,7 @@ if TYPE_CHECKING:
 Variant = tuple[str, str | None]
 """Attention and implementation."""
 
-PAPER_SAYS = {
-    "convergence": "Linear attention converges smoothly, below LSH attention and to the same loss "
-    "as softmax (figure 2, N = 128; only curves are printed).",
-    "scaling": "Time and memory of linear attention grow as N, those of softmax as N² "
-    "(section 3.2, figure 1).",
-    "crossover": "Linear attention is faster than softmax at every length shown, the shortest "
-    "being N = 512 (figure 1; GTX 1080 Ti, only curves are printed).",
-    "generation": "Generating needs constant time and memory a token (section 3.4). Images come "
-    "317 (MNIST) and 4462 (CIFAR-10) times faster than with softmax, on a GPU. Softmax that keeps "
-    "its keys and values is 16.8 and 80 times as fast as without (supplement), which leaves 18.9 "
-    "and 55.8 (our quotients).",
-}
-
-
-def article_convergence(article: Mapping[str, Any]) -> str:
-    """What Do & Bergner 2022 found. Their figures show the loss summed over a batch; divided by
-    the batch that we infer (softmax 8, linear 32) it is in nats a token."""
-    losses = article["loss_scale"]["nats_per_token"]
-    jumps = "".join(f" Among these {one.text}." for one in article_jumps(article))
-    told = {
-        name: ", ".join(f"{loss:z.2f} at N = {n}" for n, loss in by_length.items())
-        for name, by_length in losses.items()
-    }
-    return (
-        "No stable convergence. Final loss in nats a token (our reading of their figures, batch "
-        f"inferred), linear: {told['linear']}; softmax: {told['softmax']}.{jumps} Guessing costs "
-        "ln 10 = 2.30. By its code the decoder could see its target, which could explain the zeros."
-    )
-
-
-def article_scaling(article: Mapping[str, Any]) -> str:
-    """What the article's Table 1 says of growth."""
-    fits = {fit.softmax_model: fit for fit in article_fits(article)}
-    square, line = fits["quadratic"], fits["linear"]
-    return (
-        f"Linear: time grows as N (R² {square.r2_linear:z.4f}). Softmax: fitted with N² (R² "
-        f"{square.r2_softmax:z.4f}), but a straight line fits as well (R² {line.r2_softmax:z.4f}). "
-        f"N = {article['N'][0]} to {article['N'][-1]}; no memory was measured."
-    )
-
-
-def article_fits(article: Mapping[str, Any]) -> list[Regression]:
-    """The article's regression on its Table 1, under each model of softmax."""
-    times = article["N"], article["softmax_s"], article["linear_s"]
-    return [article_regression(*times, softmax_model=model) for model in SOFTMAX_MODELS]
-
-
-def article_crossover(article: Mapping[str, Any]) -> str:
-    """What the article extrapolated."""
-    ratios = article["ratio_linear_softmax"]
-    return (
-        f"Linear is {ratios[0]:z.0f} to {ratios[-1]:z.0f} times slower at N = {article['N'][0]} to "
-        f"{article['N'][-1]}; a fit puts the crossover at N = {article['fit']['ceil']}, "
-        f"{article['fit']['ceil'] / article['N'][-1]:z.0f} times beyond the data."
-    )
-
-
-def article_generation(article: Mapping[str, Any]) -> str:
-    """The article has nothing on generation."""
-    return "Generation was not measured."
-
-
-NOTHING_RUN = "Nothing has run yet with the settings below."
-
-
-def of_session(judge: Callable[[list[Row]], Verdict], rows: Sequence[Row]) -> Verdict | str:
-    """A verdict on the rows of this session, or that there are none."""
-    if not rows:
-        return NOTHING_RUN
-    return judge(list(rows))
-
-
-_MET = {SUPPORTED: True, NOT_SUPPORTED: False, NOT_TESTED: None, INCONCLUSIVE: None}
 _SAID = {True: "yes", False: "no", None: "cannot be told"}
-
-
-def each_device(judge: Callable[..., Verdict]) -> Callable[..., Verdict]:
-    """Judge the rows of each device by themselves, and together say where the claim holds."""
-
-    @wraps(judge)
-    def judged(rows: Sequence[Row], *options, **named) -> Verdict:
-        devices = by_device(rows)
-        if len(devices) < 2:
-            return judge(rows, *options, **named)
-        verdicts = {device: judge(some, *options, **named) for device, some in devices.items()}
-        return together(verdicts, "no rows yet")
-
-    return judged
-
-
-def by_device(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each device, by its name."""
-    devices: dict[str, list[Row]] = {}
-    for row in rows:
-        devices.setdefault(row["provenance"]["device_name"], []).append(row)
-    return devices
 
 
 # The setting of the paper's figure 2. Smaller ones may support its claim, and cannot refute it.
@@ -319,18 +221,6 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def paper_images(paper: Mapping[str, Any]) -> str:
-    """What the paper found of images: `published()["katharopoulos2020"]`."""
-    told = []
-    for name, table, title, digits in (("mnist", 1, "MNIST", 3), ("cifar10", 2, "CIFAR-10", 2)):
-        rows = paper[f"table{table}_{name}"]["rows"]
-        told.append(
-            f"{title}: linear {rows['linear'][0]:z.{digits}f}, softmax "
-            f"{rows['softmax'][0]:z.{digits}f} (table {table})"
-        )
-    return f"Bits per dimension on images that are not those here. {'. '.join(told)}."
-
-
 @each_device
 def images(rows: Sequence[Row]) -> Verdict:
     """Linear attention models images as well as softmax: `images_verdict` of each data set and
@@ -499,44 +389,6 @@ def order_of(variant: Variant) -> tuple:
     """In the order of VARIANTS, others after them by name."""
     known = VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
     return known, name_of(variant)
-
-
-def together(verdicts: dict[str, Verdict], nothing: str) -> Verdict:
-    """One verdict that is supported where all of several are."""
-    if not verdicts:
-        return Verdict(nothing, (Criterion("some rows", None, "0"),))
-    criteria = tuple(
-        Criterion(f"{name}: {verdict.status}", _MET[verdict.status], _why(verdict))
-        for name, verdict in verdicts.items()
-    )
-    evidence = tuple(
-        f"{name}: {line}" for name, verdict in verdicts.items() for line in verdict.evidence
-    )
-    if len(verdicts) == 1:
-        (name,) = verdicts
-        return replace(verdicts[name], headline=f"{name}: {verdicts[name].headline}")
-    judged_by = {tuple(one.text for one in verdict.criteria) for verdict in verdicts.values()}
-    if len(judged_by) == 1:  # else each has its own, and says so
-        evidence = (f"judged each by: {'; '.join(*judged_by)}", *evidence)
-    counts = [f"{status} in {n}" for status in _MET if (n := _count(verdicts, status))]
-    return Verdict(
-        f"{', '.join(counts)} of {len(verdicts)} settings",
-        criteria,
-        evidence,
-        untested=any(one.untested for one in verdicts.values())
-        and not _count(verdicts, NOT_SUPPORTED),
-    )
-
-
-def _why(verdict: Verdict) -> str:
-    """The headline, and which criteria are not met."""
-    said = {None: "cannot be told", False: "violated"}
-    reasons = [f"{said[one.met]}: {one.text}" for one in verdict.criteria if not one.met]
-    return "; ".join([verdict.headline, *reasons])
-
-
-def _count(verdicts: dict[str, Verdict], status: str) -> int:
-    return sum(verdict.status == status for verdict in verdicts.values())
 
 
 def sequence_copy_table(article: Mapping[str, Any], rows: Sequence[Row]) -> str:

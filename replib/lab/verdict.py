@@ -7,8 +7,9 @@ the numbers; the caller adds the device they were measured on.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from replib.lab.statistics import (
     difference_interval,
     wilson_interval,
 )
+from replib.lab.store import Row
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 NOT_TESTED = "not tested at the paper's size"
@@ -537,3 +539,71 @@ def _article_line(crossover: Crossover, article: float) -> str:
     else:
         place = "above the 95 % interval" if met else "below the 95 % interval"
     return f"the 2022 article extrapolated N = {article:zg}: {place} here"
+
+
+_MET = {SUPPORTED: True, NOT_SUPPORTED: False, NOT_TESTED: None, INCONCLUSIVE: None}
+
+
+def each_device(judge: Callable[..., Verdict]) -> Callable[..., Verdict]:
+    """Judge the rows of each device by themselves, and together say where the claim holds."""
+
+    @wraps(judge)
+    def judged(rows: Sequence[Row], *options, **named) -> Verdict:
+        devices = by_device(rows)
+        if len(devices) < 2:
+            return judge(rows, *options, **named)
+        verdicts = {device: judge(some, *options, **named) for device, some in devices.items()}
+        return together(verdicts, "no rows yet")
+
+    return judged
+
+
+def by_device(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each device, by its name."""
+    devices: dict[str, list[Row]] = {}
+    for row in rows:
+        devices.setdefault(row["provenance"]["device_name"], []).append(row)
+    return devices
+
+
+def device_names(rows: Sequence[Row]) -> str:
+    """The devices that rows were computed on."""
+    return ", ".join(sorted(by_device(rows))) or "nothing yet"
+
+
+def together(verdicts: dict[str, Verdict], nothing: str) -> Verdict:
+    """One verdict that is supported where all of several are."""
+    if not verdicts:
+        return Verdict(nothing, (Criterion("some rows", None, "0"),))
+    criteria = tuple(
+        Criterion(f"{name}: {verdict.status}", _MET[verdict.status], _why(verdict))
+        for name, verdict in verdicts.items()
+    )
+    evidence = tuple(
+        f"{name}: {line}" for name, verdict in verdicts.items() for line in verdict.evidence
+    )
+    if len(verdicts) == 1:
+        (name,) = verdicts
+        return replace(verdicts[name], headline=f"{name}: {verdicts[name].headline}")
+    judged_by = {tuple(one.text for one in verdict.criteria) for verdict in verdicts.values()}
+    if len(judged_by) == 1:  # else each has its own, and says so
+        evidence = (f"judged each by: {'; '.join(*judged_by)}", *evidence)
+    counts = [f"{status} in {n}" for status in _MET if (n := _count(verdicts, status))]
+    return Verdict(
+        f"{', '.join(counts)} of {len(verdicts)} settings",
+        criteria,
+        evidence,
+        untested=any(one.untested for one in verdicts.values())
+        and not _count(verdicts, NOT_SUPPORTED),
+    )
+
+
+def _why(verdict: Verdict) -> str:
+    """The headline, and which criteria are not met."""
+    said = {None: "cannot be told", False: "violated"}
+    reasons = [f"{said[one.met]}: {one.text}" for one in verdict.criteria if not one.met]
+    return "; ".join([verdict.headline, *reasons])
+
+
+def _count(verdicts: dict[str, Verdict], status: str) -> int:
+    return sum(verdict.status == status for verdict in verdicts.values())
