@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from replib.lab.verdict import Verdict
 
 DOCS = files.ROOT / "docs" / "claims"
+METHOD = "Method and limits"  # the part of a claim's document that its page shows, folded
 
 Rows = Mapping[str, Sequence[Row]]
 """The rows of each experiment, by its name."""
@@ -86,11 +87,14 @@ class Claim:
         """The statements that have a line in the tables."""
         return tuple(one for one in self.statements if one.title)
 
-    @property
-    def method(self) -> str:
-        """How it is measured and judged, and where that departs from the paper, as Markdown."""
-        text = (DOCS / f"{self.name}.md").read_text(encoding="utf-8")
-        return text.partition("\n")[2].strip()  # without its heading
+    def method(self, *others: "Claim", beside: str = ""):
+        """How it and others on its page are measured and judged, and where that departs from the
+        paper, folded."""
+        import marimo as mo
+
+        files_ = (DOCS / f"{claim.name}.md" for claim in (self, *others))
+        texts = (path.read_text(encoding="utf-8").partition(f"## {METHOD}\n")[2] for path in files_)
+        return mo.accordion({METHOD: mo.md("\n".join([*map(str.strip, texts), beside]))})
 
     def judge(self, statement: Statement, rows: Rows) -> "Verdict":
         """What rows say of a statement."""

@@ -391,36 +391,6 @@ def order_of(variant: Variant) -> tuple:
     return known, name_of(variant)
 
 
-def sequence_copy_table(article: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """Final losses on the article's task, its own beside those recorded here, as Markdown."""
-    lines, losses = [], article["loss_scale"]["nats_per_token"]
-    for name in BOTH:
-        cells = [f"{losses[name][str(n)]:z.2f}" for n in article["N"]]
-        lines.append([f"2022 article, {name}", *cells])
-    for name in BOTH:
-        lines.append([f"here, {name}", *(_median_loss(rows, name, n) for n in article["N"])])
-    table = markdown_table(["loss", *(f"N = {n}" for n in article["N"])], lines, LEFT)
-    return (
-        "## The 2022 replication's task\n\nAn encoder reads the sequence and a decoder writes it "
-        "again. Here the decoder cannot see what it has yet to write; in the article's code it "
-        "could (found by reading it, not by running it), which would explain its zeros. Loss "
-        f"after {article['steps']} steps in nats a token; the article's is our reading of its "
-        "figures, divided by the batch that we infer; ours is the median of the seeds:"
-        f"\n\n{table}"
-    )
-
-
-def _median_loss(rows: Sequence[Row], attention: str, seq_len: int) -> str:
-    losses = [
-        row["summary"]["final_loss"]
-        for row in rows
-        if row["config"]["model"]["attention"] == attention
-        and row["config"]["task"]["seq_len"] == seq_len
-        and row["summary"].get("final_loss") is not None
-    ]
-    return f"{statistics.median(losses):z.4f} ({len(losses)} seeds)" if losses else "–"
-
-
 MODEL_NAMES = {
     "quadratic": "a + c N² (the article's)",
     "linear": "a + b N, a straight line",
@@ -506,6 +476,12 @@ def _step_times(steps: Sequence[Row]) -> dict[tuple, float]:
 
 def _seconds(time_ms: float | None, n_steps: int) -> str:
     return "–" if time_ms is None else f"{time_ms * n_steps / 1000:z.0f}"
+
+
+def work_of(rows: Sequence[Row]) -> str:
+    """The work that is judged: forward and backward where it was measured, else the other."""
+    measured = {row["config"]["work"] for row in rows}
+    return "forward" if measured == {"forward"} else "forward_backward"
 
 
 def of_work(costs: "polars.DataFrame", work: str) -> "polars.DataFrame":

@@ -4,7 +4,6 @@ marimo serves all notebooks as threads of one process, so one such thread works 
 run whose page is no longer open ends by itself.
 """
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,6 @@ from typing import TypeVar
 import torch
 
 from replib import files, kernels
-from replib.claims.autopsy.defects import AutopsyConfig
 from replib.device import resolve_device
 from replib.fast_weights import RetrievalConfig, RetrievalMetrics, RetrievalTraining
 from replib.lab import store
@@ -38,6 +36,7 @@ from replib.lab.run import (
     configs_of,
     identity,
     is_generation,
+    kind_of,
     run_ids,
     uses_compiled,
 )
@@ -49,7 +48,6 @@ from replib.lab.timing import (
     predict_training_seconds,
     predicted_bytes,
 )
-from replib.pages.live_jobs import TASK_EXPERIMENTS
 from replib.training import Metrics, Training, TrainingConfig
 
 SCALE = "live"
@@ -61,8 +59,6 @@ LONG_RUN_S, LONG_RUN_ABANDONED_AFTER_S = 240.0, 90.0
 ASKED = "n_repeats_asked"  # in the summary of a cost, which may have had time for fewer
 COMPILE_S = 15.0  # about; a kernel for the CPU, on two cores, once for this machine
 MAX_PREDICTED_S = 3600.0  # a reader who wants more has the command line, which resumes
-# About; what defects of the autopsy do to a step, for predictions alone.
-SLOWER = {"float64": 1.5, "unfused": 1.5, "extra_losses": 1.3}
 # Of associative retrieval: most runs have solved it by then, or make no more progress.
 TYPICAL_STEPS = 3000
 _WORK_LOCK = threading.Lock()
@@ -86,7 +82,8 @@ class Progress:
 
 
 class LiveRuns:
-    """The runs of one open notebook: what is cached, what is running, what has finished.
+    """The runs of one open notebook: what is cached, what is running, what has finished. The rows
+    of a job are kept under an experiment: one for all, or what a function says of a job.
 
     Example:
         >>> live = LiveRuns("convergence")
@@ -94,8 +91,8 @@ class LiveRuns:
         >>> live.poll().fraction
     """
 
-    def __init__(self, experiment: str):
-        self.experiment = experiment
+    def __init__(self, experiment: str | Callable[[Job], str]):
+        self._name = experiment if callable(experiment) else lambda job: experiment
         self.folder = files.cache_folder()
         self.finished: list[store.Row] = []
         """Rows of this page, oldest first; they stay when the settings move on."""
@@ -243,15 +240,6 @@ class LiveRuns:
         except files.FileError as error:
             self.warning = self.warning or f"Earlier runs cannot be found: {error}"
             return []
-
-    def _name(self, job: Job) -> str:
-        """The experiment that a job's rows are kept under: a task has one of its own."""
-        if isinstance(job, TrainingJob):
-            autopsy = isinstance(job.config, AutopsyConfig)
-            return "autopsy" if autopsy else TASK_EXPERIMENTS[type(job.config.task)]
-        if isinstance(job, RetrievalJob):
-            return "update_rules" if job.config.task.with_replacement else "capacity"
-        return self.experiment
 
     def _stopped(self) -> bool:
         now = monotonic()
@@ -437,7 +425,7 @@ def _predicted_job_seconds(job: Job, kind: torch.device) -> float:
     if isinstance(job, RetrievalJob):
         steps = expected_steps(job.config)
         return retrieval_costs.predicted_seconds(job.config, len(job.seeds), steps, kind.type)
-    if isinstance(job.configs[0], TrainingConfig):
+    if kind_of(job.configs[0], cost=True) == "step":
         steps = (replace(config, n_steps=1) for config in job.configs)
         step_s = (_predicted_training_seconds(step, kind) for step in steps)
         # Once for its memory and to warm up, then an untimed and a timed one a repeat.
@@ -447,10 +435,7 @@ def _predicted_job_seconds(job: Job, kind: torch.device) -> float:
 
 
 def _predicted_training_seconds(config: TrainingConfig, kind: torch.device) -> float:
-    if not isinstance(config, AutopsyConfig):
-        return predict_training_seconds(config, kind)
-    slower = math.prod(SLOWER.get(defect, 1.0) for defect in config.defects)
-    return slower * predict_training_seconds(config.with_defects(), kind)
+    return config.time_factor * predict_training_seconds(config.trained, kind)
 
 
 def _predicted_job_bytes(job: Job) -> float:
@@ -478,6 +463,3 @@ def refusal(jobs: Sequence[Job], device: str | None = None) -> str | None:
             "it stopped."
         )
     return None
-
-
-__all__ = ["CostJob", "LiveRuns", "Progress", "TrainingJob", "predicted_seconds", "refusal"]

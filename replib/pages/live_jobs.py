@@ -2,60 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from replib.attention import ATTENTION
-from replib.claims.autopsy.defects import all_defects
-from replib.claims.experiments import (
-    NO_EPS,
-    laptop_copy,
-    laptop_model,
-    replication_model,
-    retrieval_config,
-    seed_jobs,
-    stream_jobs,
-    token_jobs,
-    with_defects,
-)
+from replib.claims.experiments import NO_EPS, retrieval_config
 from replib.device import resolve_device
 from replib.fast_weights import MemoryConfig, RetrievalConfig
-from replib.lab.run import CostJob, RetrievalJob, TrainingJob, unavailable
+from replib.lab.run import CostJob, RetrievalJob, unavailable
 from replib.lab.timing import CostConfig, tokens_batch
-from replib.tasks import CausalCopy, SequenceCopy
 
-
-def live_copy_jobs(values: Mapping[str, Any]) -> list[TrainingJob]:
-    """The runs that the convergence notebook's controls ask for; a run per mechanism and seed."""
-    task = TASKS[values["task"]](seq_len=values["seq_len"])
-    sizes = {
-        "n_layers": values["n_layers"],
-        "n_heads": values["n_heads"],
-        "d_model": values["n_heads"] * values["head_dim"],
-        "d_feedforward": 2 * values["n_heads"] * values["head_dim"],
-    }
-    return [
-        TrainingJob(
-            config=laptop_copy(
-                attention,
-                values["seq_len"],
-                values["n_steps"],
-                task=task,
-                model=replace(laptop_model(attention), **sizes),
-                batch_size=values["batch_size"],
-                lr=values["lr"],
-            ),
-            seed=seed,
-        )
-        for seed in range(values["seeds"])
-        for attention in values["attention"]
-    ]
-
-
-TASK_EXPERIMENTS = {CausalCopy: "convergence", SequenceCopy: "sequence_copy"}
-TASKS = {"causal copy": CausalCopy, "encoder-decoder copy": SequenceCopy}
 ALL_VARIANTS = {
     f"{attention} {implementation}": (attention, implementation)
     for attention, mechanism in ATTENTION.items()
@@ -98,44 +55,6 @@ def live_cost_jobs(values: Mapping[str, Any]) -> list[CostJob]:
         if why_not := unavailable(config, device_type):
             name = f"{config.attention} {config.implementation}"
             raise ValueError(f"{name} cannot run with these settings: {why_not}")
-    return jobs
-
-
-def live_generation_jobs(values: Mapping[str, Any]) -> list[CostJob]:
-    """The tokens that the generation notebook's controls ask for; a job a position."""
-    names = ("batch_size", "n_layers", "n_heads", "head_dim")
-    sizes = {name: values[name] for name in names}
-    return token_jobs(values["seq_len"], values["repeats"], values["ways"], **sizes)
-
-
-def live_stream_jobs(values: Mapping[str, Any]) -> list[CostJob]:
-    """The two streams that the generation notebook's second panel asks for."""
-    return stream_jobs(values["n_tokens"], min(values["n_tokens"], values["n_cached"]))
-
-
-AUTOPSY_MODELS = ("small", "the article's")
-
-
-def live_autopsy_jobs(values: Mapping[str, Any]) -> list[TrainingJob | CostJob]:
-    """The runs that the autopsy notebook's switches ask for: mended, and with those of the
-    `defects` that the article's runs of the mechanism had; the steps of all are timed together.
-
-    `measure` leaves out the losses ("step times") or the times ("losses").
-    """
-    n = values["seq_len"]
-    configs = []
-    for attention in values["attention"]:
-        chosen = tuple(one for one in all_defects(attention) if one in values["defects"])
-        options = {"task": SequenceCopy(seq_len=n), "batch_size": 8, "lr": 2e-3}
-        if values["model"] != AUTOPSY_MODELS[0]:
-            options |= {"model": replication_model(attention), "lr": 1e-3}
-        mended = laptop_copy(attention, n, values["n_steps"], **options)
-        configs += [with_defects(mended, defects) for defects in dict.fromkeys(((), chosen))]
-    jobs: list[TrainingJob | CostJob] = []
-    if values["measure"] != "losses" and configs:
-        jobs.append(CostJob(configs=tuple(configs), n_repeats=values["repeats"]))
-    if values["measure"] != "step times":
-        jobs += seed_jobs(configs, values["seeds"])
     return jobs
 
 

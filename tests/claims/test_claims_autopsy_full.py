@@ -51,7 +51,7 @@ def test_the_jobs_are_the_articles_model_as_written_and_with_one_thing_mended():
         kind = attention, "batch_32" in config.defects
         assert config.n_steps == {("softmax", True): 1000, ("linear", True): 2000}.get(kind, 3000)
         sets.setdefault((*kind, frozenset(off)), []).append(job.seed)
-        trained = config.with_defects()
+        trained = config.trained
         as_written = {"adam", "details"} <= {*config.defects}
         assert not as_written or (trained.lr, trained.clip) == (1e-4, "none")
     for attention in ("softmax", "linear"):

@@ -1,4 +1,4 @@
-"""Why the 2022 replication found otherwise: do its conclusions stand once its defects are mended?"""
+"""Why the 2022 replication found otherwise: do its conclusions stand after mending its defects?"""
 
 from replib.claims import convergence, crossover
 from replib.claims.common import Claim, Statement
@@ -24,7 +24,7 @@ def _article_crossover() -> str:
 
 
 def _article_softmax() -> str:
-    from replib.claims.autopsy.judge import article_ends
+    from replib.claims.autopsy.ablation import article_ends
 
     end = article_ends(published()["dm2022"])["softmax", 8]
     return (

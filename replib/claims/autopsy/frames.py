@@ -10,15 +10,7 @@ from typing import Any
 import polars as pl
 
 from replib.claims.autopsy import full_size
-from replib.claims.autopsy.article_losses import (
-    FINAL,
-    article_curves,
-    article_losses,
-    bag_entropy,
-    unigram_entropy,
-)
-from replib.claims.autopsy.defects import DEFECTS, article_defects
-from replib.claims.autopsy.judge import (
+from replib.claims.autopsy.ablation import (
     ALONE_OFF,
     ALONE_ON,
     BROKEN,
@@ -31,6 +23,14 @@ from replib.claims.autopsy.judge import (
     final_losses,
     lengths_of,
 )
+from replib.claims.autopsy.article_losses import (
+    FINAL,
+    article_curves,
+    article_losses,
+    bag_entropy,
+    unigram_entropy,
+)
+from replib.claims.autopsy.defects import DEFECTS, article_defects
 from replib.claims.autopsy.step_times import Attribution, Part, time_effects
 from replib.lab.statistics import Ratio
 from replib.lab.store import Row

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from replib.claims.autopsy.defects import DEFECTS
-from replib.claims.autopsy.judge import (
+from replib.claims.autopsy.ablation import (
     ALONE_OFF,
     ALONE_ON,
     BROKEN,
@@ -26,6 +25,7 @@ from replib.claims.autopsy.judge import (
     final_losses,
     lengths_of,
 )
+from replib.claims.autopsy.defects import DEFECTS
 from replib.claims.autopsy.step_times import Attribution, attribution, step_times
 from replib.lab.statistics import Ratio, Total, ratio
 from replib.lab.store import Row

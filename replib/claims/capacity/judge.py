@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from replib.claims.experiments import CAPACITY_MEMORIES, UPDATE_RULE_MEMORIES, retrieval_config
-from replib.claims.judging import each_device
 from replib.fast_weights import MemoryConfig, RetrievalConfig
 from replib.lab.record import core_seconds
 from replib.lab.statistics import (
@@ -34,7 +33,16 @@ from replib.lab.statistics import (
 )
 from replib.lab.store import Row, plain
 from replib.lab.text import markdown_table
-from replib.lab.verdict import MOST, Criterion, Verdict, bound_text, three_digits, within
+from replib.lab.verdict import (
+    MOST,
+    Criterion,
+    Verdict,
+    bound_text,
+    each_device,
+    three_digits,
+    within,
+)
+from replib.published import published
 
 SOLVED_LOSS = RetrievalConfig().solved_loss
 GRID_STEP = 20  # keys, the least step from one recorded S to the next
@@ -60,16 +68,6 @@ ABOVE = (  # the claimed order, which does not say which of softmax and DPFP-3 i
     ("linear_sum", "favor512_sum"),
 )
 DELTA_AND_SUM = ("dpfp1_sum", "linear_ours", "dpfp1_ours", "dpfp2_ours")
-
-PAPER_SAYS = {
-    "capacity": "With every key written once, softmax and DPFP-3 remember most keys, then DPFP-2, "
-    "DPFP-1, linear attention and FAVOR+: a memory with R features holds at most R keys (section "
-    "6.1.1).",
-    "as_published": "Its authors' logs hold one run of each memory and S. The figures we compare "
-    "with are those at S = 20, 60, 100, 200, ... 600, without DPFP-3, which the logs hold as well.",
-    "update_rules": "Where keys come back with new values, the delta rule replaces the old value; "
-    "a sum cannot, and the earlier rule of fast weight memories (fwm) does worse (section 6.1.2).",
-}
 
 Losses = dict[int, dict[int, float]]
 """S -> seed -> best loss; infinite where none was finite."""
@@ -571,3 +569,11 @@ def _loss(loss: float) -> str:
     return (
         "diverged" if math.isinf(loss) else f"{loss:z.2g}" if loss < SOLVED_LOSS else f"{loss:z.3g}"
     )
+
+
+VERDICTS = {
+    "capacity": lambda rows: capacity([*rows["capacity"], *rows[WITHOUT_EPS]]),
+    "as_published": lambda rows: as_published(
+        [*rows["capacity"], *rows["update_rules"], *rows[MEANS]], published()["fastweights_logs"]
+    ),
+}

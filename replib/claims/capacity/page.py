@@ -15,9 +15,10 @@ from replib.claims.capacity import filling
 from replib.claims.capacity import filling_charts as charts
 from replib.claims.capacity import frames as frames_memory
 from replib.claims.capacity import judge as claims_memory
+from replib.claims.capacity.charts import capacity_chart, solved_chart, update_rules_chart
 from replib.claims.capacity.filling import FillConfig, Filling
-from replib.claims.charts import capacity_chart, solved_chart, update_rules_chart
 from replib.fast_weights import FEATURES, UPDATE_RULES
+from replib.lab.run import RetrievalJob
 from replib.lab.store import Row
 from replib.pages import controls, frames
 from replib.pages.controls import Control
@@ -26,14 +27,6 @@ from replib.pages.live_jobs import RETRIEVAL_SETTINGS
 
 Result = TypeVar("Result")
 
-CLAIMS = {
-    "capacity": "A memory holds no more keys than it has features: softmax and DPFP-3 remember "
-    "most, then DPFP-2, DPFP-1, linear attention and FAVOR+.",
-    "as_published": "The runs here solve as many keys as the published ones, to a step of the "
-    "grid, and end at the same losses, to 15 %.",
-    "update_rules": "Where keys come back with new values, the delta rule solves what neither a "
-    "sum nor the earlier rule of fast weight memories (fwm) does.",
-}
 FEATURE_LABELS = {
     "linear": "linear (elu + 1)",
     "dpfp": "dpfp (DPFP-ν)",
@@ -42,14 +35,6 @@ FEATURE_LABELS = {
 TITLES = {"capacity": "Every key once", "update_rules": "Keys come back"}
 # The experiments whose rows the page shows.
 RECORDED = (*TITLES, claims_memory.MEANS, claims_memory.WITHOUT_EPS)
-JUDGES = {  # what judges a claim, on rows of which experiments
-    "capacity": (
-        lambda rows, _: claims_memory.capacity(rows),
-        ("capacity", claims_memory.WITHOUT_EPS),
-    ),
-    "as_published": (claims_memory.as_published, RECORDED),
-    "update_rules": (lambda rows, _: claims_memory.update_rules(rows), ("update_rules",)),
-}
 PERFORMER_SIZES = (64, 128, 512)
 PAUSE_S = 0.04  # after each picture of a memory that is filled
 MAX_FRAMES = 40  # of them: a browser needs some 0.2 s for each
@@ -75,6 +60,11 @@ def training_controls() -> list[Control]:
         controls.DEVICE,
         Control("attention", "Features", FEATURES, ("softmax", "linear", "dpfp")),
     ]
+
+
+def experiment_of(job: RetrievalJob) -> str:
+    """What the rows of a live run are kept under."""
+    return "update_rules" if job.config.task.with_replacement else "capacity"
 
 
 def filling_controls() -> list[Control]:
@@ -115,24 +105,18 @@ DEFECTS = {
 }
 
 
-NONE = "none"  # in the URL, where no switch is on
-SWITCHES = Control("defects", "Defects", (*DEFECTS, NONE), (NONE,))
-
-
-def defects() -> mo.ui.dictionary:
-    """Switches for what the published code and figures do, off but where the URL or the command
-    line asks for them."""
-    sources = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
-    on = controls.initial_values([SWITCHES], *sources)[0][SWITCHES.name]
-    return mo.ui.dictionary(
-        {name: mo.ui.switch(value=name in on, label=label) for name, (label, _) in DEFECTS.items()}
-    )
+SWITCHES = Control(
+    "defects",
+    "Defects",
+    (*DEFECTS, controls.NONE),
+    (controls.NONE,),
+    labels={name: label for name, (label, _) in DEFECTS.items()},
+)
 
 
 def chosen_defects(elements: mo.ui.dictionary) -> dict[str, Any]:
-    """The switches as settings of `live_jobs.live_retrieval_jobs`, and in the URL."""
-    on = tuple(name for name, value in elements.value.items() if value)
-    controls.share({SWITCHES.name: on or (NONE,)})
+    """The switches as settings of `live_retrieval_jobs`, and in the URL."""
+    on = controls.switched_on(elements, SWITCHES.name)
     return {
         "eval_half_length": "eval_half_length" in on,
         "report": "last" if "last_loss" in on else "best",
@@ -144,57 +128,15 @@ def show_defects(elements: mo.ui.dictionary) -> mo.Html:
     """Each switch with what it does."""
     if controls.in_static_page():
         return mo.md("")
-    cells = "".join(
-        f"<div>{elements[name]}<div style='font-size:.9rem'>{text}</div></div>"
-        for name, (_, text) in DEFECTS.items()
+    cells = (
+        f"{elements[name]}<div class='r-note'>{text}</div>" for name, (_, text) in DEFECTS.items()
     )
-    return _grid(cells, "17rem", label="defects")
-
-
-def _grid(cells: str, least: str, label: str = "") -> mo.Html:
-    role = f'role="group" aria-label="{label}" ' if label else ""
-    return mo.Html(
-        f'<div {role}style="display:grid; gap:1rem 2rem; '
-        f'grid-template-columns:repeat(auto-fit, minmax(min(100%, {least}), 1fr))">{cells}</div>'
-    )
+    return controls.grid(cells, "17rem", label="defects")
 
 
 def side_by_side(*charts_shown: alt.LayerChart, least: str = "22rem") -> mo.Html:
     """Charts beside each other where the page is wide enough."""
-    return _grid(
-        "".join(f'<div style="min-width:0">{mo.as_html(c).text}</div>' for c in charts_shown),
-        least,
-    )
-
-
-def cards(
-    recorded: Mapping[str, Sequence[Row]],
-    session: Sequence[Row],
-    published: Mapping[str, Any],
-) -> mo.Html:
-    """A verdict card a claim."""
-    return mo.vstack([_card(claim, recorded, session, published) for claim in CLAIMS], gap=1.5)
-
-
-def _card(
-    claim: str,
-    recorded: Mapping[str, Sequence[Row]],
-    session: Sequence[Row],
-    published: Mapping[str, Any],
-) -> mo.Html:
-    judge, experiments = JUDGES[claim]
-    rows = [row for name in experiments for row in recorded[name]]
-    mine = [row for row in session if row["experiment"] in experiments]
-    here = "Nothing has run yet with the settings below."
-    return controls.verdict_card(
-        CLAIMS[claim],
-        [
-            ("Paper", claims_memory.PAPER_SAYS[claim]),
-            ("2022 replication", "Fast weights were not part of it."),
-            (f"Recorded here, {controls.device_names(rows)}", judge(rows, published)),
-            (controls.THIS_MACHINE, judge(mine, published) if mine else here),
-        ],
-    )
+    return controls.grid((mo.as_html(chart).text for chart in charts_shown), least)
 
 
 def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str, Any]) -> mo.Html:
@@ -220,7 +162,7 @@ def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str,
 
 def _table(table, rows: Sequence[Row], published: Mapping[str, Any]) -> mo.Html:
     shown = mo.md(table(rows, published)).text
-    return mo.Html(f'<div style="overflow-x:auto"><div style="min-width:50rem">{shown}</div></div>')
+    return controls.styled(f'<div class="r-scroll"><div>{shown}</div></div>')
 
 
 def recorded_chart(rows: Sequence[Row], published: Mapping[str, Any], name: str) -> alt.LayerChart:
@@ -247,13 +189,12 @@ def session_charts(
     return side_by_side(curves, recorded_chart([*recorded[name], *same], published, name))
 
 
-def fill_config(settings: Mapping[str, Any]) -> tuple[FillConfig | None, mo.Html]:
-    """The filling that the panel asks for; none, and what is wrong, where there can be none."""
-    made, problem = controls.attempt(lambda values: [_fill_config(values)], settings)
-    return (made[0] if made else None), problem
+def fill_config(settings: Mapping[str, Any]) -> FillConfig:
+    """The filling that the panel asks for.
 
-
-def _fill_config(settings: Mapping[str, Any]) -> FillConfig:
+    Raises:
+        ValueError: there can be none.
+    """
     attention, n_keys = settings["fill_features"], settings["fill_keys"]
     sizes = {"dpfp": f"nu{settings['fill_nu']}", "performer": str(settings["fill_directions"])}
     return FillConfig(
@@ -332,7 +273,7 @@ def show_sliders(*elements) -> mo.Html:
     """The sliders and the button that let a reader watch the memory; dead in a static page."""
     if controls.in_static_page():
         return mo.md("")
-    return _grid("".join(f"<div>{element}</div>" for element in elements), "15rem")
+    return controls.grid(elements, "15rem")
 
 
 def fill_button() -> mo.ui.run_button:

@@ -1,12 +1,15 @@
 """Where linear attention overtakes softmax, for each implementation of the two."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import altair as alt
 import polars as pl
 
-from replib.pages import style
+from replib.claims.common import Figure, Rows
+from replib.lab.statistics import article_fits
+from replib.pages import frames, style
+from replib.published import published
 
 LINE_PX = 20
 MARGIN = 1.4  # free space beside the longest and the shortest length, as a factor
@@ -153,3 +156,30 @@ def _reference_layers(
         base.mark_rule(color=style.NEUTRAL, strokeDash=[4, 3]),
         base.mark_text(align="right", dx=-5, color=style.NEUTRAL).encode(y, text="label:N"),
     ]
+
+
+def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    """Speed against softmax, where it crosses, the article's extrapolation and its Table 1."""
+    from replib.claims.crossover.extrapolation import extrapolation_chart
+    from replib.claims.scaling import page
+    from replib.claims.scaling.charts import replication_chart
+
+    work, article = "forward_backward", published()["dm2022"]
+    some = [row for row in rows["crossover"] if row["config"]["work"] == work]
+    for batch_size in (8, 1):
+        used = [row for row in some if row["config"]["batch_size"] == batch_size]
+        chart = page.crossover_chart(used, work, batch_size)
+        yield (
+            f"crossover_batch_{batch_size}",
+            Figure(chart=chart, experiment="crossover", rows=used),
+        )
+    chart = page.crossings_chart(some, work)
+    yield "crossings", Figure(chart=chart, experiment="crossover", rows=some)
+    title = "Four points up to N = 64, extended to 8192"
+    chart = extrapolation_chart(article, article_fits(article), title=title)
+    yield "extrapolation_2022", Figure(chart=chart, published=True)
+    steps = frames.steps_alike(rows["step_time"])
+    chart = replication_chart(
+        frames.costs(steps), article, title="3000 training steps of the 2022 model"
+    )
+    yield "table_1", Figure(chart=chart, experiment="step_time", rows=steps, published=True)

@@ -1,14 +1,16 @@
 """Charts of generation: a token's cost against its position, long streams, and speed-ups."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import altair as alt
 import polars as pl
 
+from replib.claims.common import Figure, Rows
 from replib.claims.scaling.charts import growth_chart
 from replib.pages import style
+from replib.published import published
 
 TOKEN_MEASURES = {  # column -> axis title, factor to its unit
     "time_ms": ("time of a token (ms)", 1.0),
@@ -264,3 +266,22 @@ def _ratio_layers(drawn: pl.DataFrame, y: alt.Y, x_domain: Sequence[float]) -> l
             )
         )
     return marks
+
+
+def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    """A token's time and memory, streams, and speed-ups beside the published ones."""
+    from replib.claims.generation import page
+
+    recorded = rows["generation"]
+    sizes = page.rows_by_size(recorded)
+    if not sizes:
+        return
+    name = max(sizes, key=lambda size: len(sizes[size]))  # the size that most points are of
+    shown = {"experiment": "generation", "rows": sizes[name]}
+    yield "generation_tokens", Figure(chart=page.token_chart(sizes[name], name=name), **shown)
+    chart = page.token_chart(sizes[name], "state_bytes", name)
+    yield "generation_memory", Figure(chart=chart, **shown)
+    shown["rows"] = recorded
+    yield "generation_streams", Figure(chart=page.stream_chart(recorded), **shown)
+    chart = page.speedup_chart(recorded, published()["katharopoulos2020"])
+    yield "generation_speedups", Figure(chart=chart, **shown, published=True)

@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Any
 
 from replib.claims.experiments import IMAGE_SHAPES
-from replib.claims.judging import by_device, each_device, together
 from replib.lab.runs.generation import WAYS
 from replib.lab.statistics import (
     Exponent,
@@ -23,10 +22,13 @@ from replib.lab.store import Row
 from replib.lab.text import markdown_table
 from replib.lab.verdict import (
     Verdict,
+    by_device,
     constant_cost_verdict,
+    each_device,
     faster_generation_verdict,
     ratio_text,
     three_digits,
+    together,
 )
 from replib.published import published
 
@@ -393,3 +395,10 @@ def _times(one: Speedup | None) -> str:
 
 def _unbroken(name: str) -> str:
     return name.replace(" ", "\N{NO-BREAK SPACE}")  # a narrow page scrolls the table
+
+
+VERDICTS = {
+    "generation": lambda rows: generation(rows["generation"]),
+    "constant_cost": lambda rows: constant_cost(rows["generation"]),
+    "faster_generation": lambda rows: faster_generation(rows["generation"]),
+}

@@ -7,15 +7,16 @@ import altair as alt
 import marimo as mo
 import torch
 
-from replib.claims import charts, judging
-from replib.claims.generation import agreement, judge
+from replib.claims.experiments import stream_jobs, token_jobs
+from replib.claims.generation import agreement, charts, judge
 from replib.claims.generation.agreement import Agreement
 from replib.device import resolve_device
 from replib.lab.kept_models import Kept
+from replib.lab.run import CostJob
 from replib.lab.runs.generation import WAYS, GenerationConfig, state_bytes
 from replib.lab.store import Row
 from replib.lab.text import LEFT, RIGHT, markdown_table
-from replib.lab.verdict import three_digits
+from replib.lab.verdict import by_device, three_digits
 from replib.pages import controls, frames
 from replib.pages.live import in_passing_thread
 
@@ -27,10 +28,22 @@ WAY_LABELS = {
 EVERY = "Every comparison"
 
 
+def live_jobs(values: Mapping[str, Any]) -> list[CostJob]:
+    """The tokens that the controls ask for; a job a position."""
+    names = ("batch_size", "n_layers", "n_heads", "head_dim")
+    sizes = {name: values[name] for name in names}
+    return token_jobs(values["seq_len"], values["repeats"], values["ways"], **sizes)
+
+
+def live_stream_jobs(values: Mapping[str, Any]) -> list[CostJob]:
+    """The two streams that the second panel asks for."""
+    return stream_jobs(values["n_tokens"], min(values["n_tokens"], values["n_cached"]))
+
+
 def rows_by_size(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of single tokens, by the name of their model, batch and device."""
     found: dict[str, list[Row]] = {}
-    devices = judging.by_device(rows)
+    devices = by_device(rows)
     for device, some in devices.items():
         for size, members in judge.tokens_by_size(some).items():
             name = f"{size.text}, {device}" if len(devices) > 1 else size.text

@@ -1,10 +1,11 @@
 """Charts of pixel models: images as they are drawn, and bits per dimension over training."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import altair as alt
 import polars as pl
 
+from replib.claims.common import Figure, Rows
 from replib.pages import style
 
 GAP, LABEL = 1, 3  # pixels of an image: between two of a strip, and above a strip for its name
@@ -178,3 +179,12 @@ def _reference(name: str, value: float, y: alt.Y) -> alt.LayerChart:
     rule = base.mark_rule(color=style.NEUTRAL, strokeDash=[4, 3])
     text = base.mark_text(align="right", baseline="bottom", dx=-4, dy=-3, color=style.NEUTRAL)
     return alt.layer(rule, text.encode(x=alt.value("width"), text="text:N"))
+
+
+def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    """Bits per dimension over training."""
+    from replib.claims.images import page
+
+    if rows["images"]:
+        chart = page.bits_chart(rows["images"])
+        yield "images_bits", Figure(chart=chart, experiment="images", rows=rows["images"])

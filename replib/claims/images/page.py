@@ -9,7 +9,7 @@ import marimo as mo
 import torch
 from torch import Tensor
 
-from replib.claims import charts
+from replib.claims.images import charts
 from replib.lab.kept_models import Drawing, Kept, complete, draw, load_model
 from replib.lab.store import Row
 from replib.pages import frames

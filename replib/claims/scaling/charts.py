@@ -2,12 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import altair as alt
 import polars as pl
 
+from replib.claims.common import Figure, Rows
 from replib.pages import frames, style
 
 PANE, PANE_GAP = 190, 26  # pixels: the height of a pane, and what is free between two
@@ -406,3 +407,18 @@ CROSSING_LABELS = {
     "above, after": {"dy": -13, "align": "left", "dx": 2},
     "below": {"dy": 14, "align": "left", "dx": 2},
 }
+
+
+def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    """Time and memory of forward and backward against N."""
+    from replib.claims.scaling.judge import judged_rows
+
+    some = [row for row in rows["scaling"] if row["config"]["work"] == "forward_backward"]
+    some = judged_rows(some)
+    costs = frames.pooled(frames.costs(some))
+    for name, y, title in (
+        ("scaling_time", "time_ms_per_sample", "Time of attention, per sequence"),
+        ("scaling_memory", "memory_bytes_per_sample", "Memory of attention, per sequence"),
+    ):
+        chart = cost_chart(costs, y=y, title=title)
+        yield name, Figure(chart=chart, experiment="scaling", rows=some)

@@ -12,16 +12,22 @@ from dataclasses import replace
 
 from replib.claims.judging import (
     Variant,
-    by_device,
-    each_device,
     judged_linear,
     name_of,
     order_of,
     variant_of,
+    work_of,
 )
 from replib.lab.statistics import MIN_FIT_LENGTHS, Exponent, exponent_of_recordings
 from replib.lab.store import Row
-from replib.lab.verdict import Criterion, Verdict, exponent_text, scaling_verdict
+from replib.lab.verdict import (
+    Criterion,
+    Verdict,
+    by_device,
+    each_device,
+    exponent_text,
+    scaling_verdict,
+)
 
 # What is claimed to grow how (paper, section 3.2 and fig. 1): exponents of N, of attention alone.
 SCALING_CLAIMS = {"linear": 1.0, "softmax": 2.0}
@@ -173,3 +179,6 @@ def _repeats(row: Row, what: str) -> list[float]:
         memory = summary.get("memory_bytes_per_sample")
         return [memory] if memory else []
     return [time_ms / batch_size for time_ms in summary.get("time_ms_samples", ())]
+
+
+VERDICTS = {"scaling": lambda rows: scaling(rows["scaling"], work_of(rows["scaling"]))}

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 import altair as alt
 import marimo as mo
 
-from replib.claims import charts, judging
-from replib.claims.scaling import judge
+from replib.claims import judging
+from replib.claims.crossover import charts as crossover_charts
+from replib.claims.scaling import charts, judge
 from replib.lab.statistics import Crossover, Exponent
 from replib.lab.store import Row, latest
 from replib.lab.text import LEFT, markdown_table
-from replib.lab.verdict import ARTICLE_CROSSOVER, PAPER_CROSSOVER, SUPPORTED
+from replib.lab.verdict import ARTICLE_CROSSOVER, PAPER_CROSSOVER, SUPPORTED, by_device
 from replib.pages import frames
 from replib.pages.controls import WORK_LABELS, has_own_run, in_static_page
 
@@ -46,7 +47,7 @@ def _rounded(found: Crossover) -> str:
 
 def crossover_tabs(rows: Sequence[Row]) -> mo.Html:
     """`crossover_chart` of each device, work and batch size of recorded rows."""
-    devices = judging.by_device(rows) or {"": []}
+    devices = by_device(rows) or {"": []}
     return mo.ui.tabs(
         {
             f"{text.capitalize()}, batch {batch_size}{f', {device}' if len(devices) > 1 else ''}": (
@@ -69,7 +70,7 @@ def crossings_chart(rows: Sequence[Row], work: str = "forward_backward") -> alt.
     """The crossover of each implementation, beside those of the paper and the 2022 article."""
     moves = judging.implementations(rows, work=work).status == SUPPORTED
     title = "The crossover moves to shorter N as linear attention's implementation improves"
-    return charts.crossings_chart(
+    return crossover_charts.crossings_chart(
         frames.crossings(judging.crossings(rows, work)),
         references={"2022 article": ARTICLE_CROSSOVER, "paper": PAPER_CROSSOVER},
         title=title if moves else "Where linear attention overtakes softmax, by implementation",
