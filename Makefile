@@ -3,12 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCALE ?= laptop
 
-.PHONY: run test report pdf record bench lint
+.PHONY: run test check report pdf record bench lint
 
 run: .venv/ready
 	$(BIN)/python -m replib serve
 
 test: .venv/ready
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+
+check: .venv/ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 report: .venv/ready
@@ -21,11 +24,12 @@ record: .venv/ready
 	$(BIN)/python -m replib record all --scale $(SCALE)
 
 bench: .venv/ready
-	$(BIN)/python -m replib bench
+	$(BIN)/python -m benchmarks
 
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/marimo -l ERROR check --strict notebooks
 
 .venv/ready: requirements.txt pyproject.toml

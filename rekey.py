@@ -8,12 +8,33 @@ group of rows was run again with the present code and agreed.
 import json
 from pathlib import Path
 
-from replib.experiments import EXPERIMENTS
-from replib.jobs import kind_of, versions_of
-from replib.races import EXPERIMENT as BENCH
+import benchmarks.schema  # noqa: F401
+from replib import files
+from replib.claims import experiments  # noqa: F401
+from replib.lab import recorded, store
+from replib.lab.run import CONFIGS, STEPS, versions_of
 
-from replib import files, rows, store
-
+KINDS = {
+    "autopsy": "autopsy",
+    "autopsy_full": "autopsy",
+    "autopsy_longer": "autopsy",
+    "autopsy_time": "autopsy step",
+    "bench": "bench",
+    "capacity": "retrieval",
+    "convergence": "training",
+    "crossover": "cost",
+    "evaluation": "evaluation",
+    "favor_eps": "retrieval",
+    "generation": "generation",
+    "images": "training",
+    "scaling": "cost",
+    "sequence_copy": "training",
+    "step_time": "training step",
+    "update_rules": "retrieval",
+}
+TASKS = {"images": "Pixels"}
+TASKS |= dict.fromkeys([n for n in KINDS if "autopsy" in n], "SequenceCopy")
+TASKS |= dict.fromkeys(["sequence_copy", "step_time"], "SequenceCopy")
 OLD = {}  # (experiment, source): versions of rows that a repeated seed did not agree with
 
 
@@ -22,18 +43,18 @@ def rekeyed(experiment: str, row: store.Row) -> store.Row:
     row = store.NOT_TOLD | row
     if row["versions"] is not None:  # is one already
         return row
-    if experiment == BENCH:
-        config, kind, versions = rows.config_from(rows.Setting, row["config"]), "bench", {}
-    else:
-        found, config = rows._first_that_fits(rows._kinds(EXPERIMENTS[experiment]), row["config"])
-        kind = kind_of(config, cost=found.cost)
-        versions = versions_of(config, cost=found.cost)
-        if "timing" in versions and "page_faults_samples" not in row["summary"]:
-            versions["timing"] = 0
-        versions |= OLD.get((experiment, row["provenance"]["source"]), {})
+    kind, config = KINDS[experiment], row["config"]
+    if experiment in TASKS:
+        config = config | {"task": {store.CLASS: TASKS[experiment]} | config["task"]}
+    typed = recorded.config_from(CONFIGS[kind], config)
+    versions = dict(versions_of(typed, cost=kind in STEPS))
+    if "timing" in versions and "page_faults_samples" not in row["summary"]:
+        versions["timing"] = 0
+    versions |= OLD.get((experiment, row["provenance"]["source"]), {})
     return row | {
-        "run_id": store.run_id(kind, config, row["seed"], versions),
+        "run_id": store.run_id(kind, typed, row["seed"], versions),
         "kind": kind,
+        "config": config,
         "versions": versions,
         "former_id": former,
     }

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +40,9 @@ SIZES = {"B": "batch_size", "H": "n_heads", "N": "seq_len", "D": "head_dim", "M"
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What is measured at which sizes: the config of a row."""
+
+    kind: ClassVar[str] = EXPERIMENT
+    versions: ClassVar[Mapping[str, int]] = {}
 
     work: str
     batch_size: int

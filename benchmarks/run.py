@@ -18,7 +18,6 @@ from torch.nn.functional import normalize, one_hot
 from benchmarks import peers
 from benchmarks.comparison import (
     CROSSOVER,
-    EXPERIMENT,
     SHARE,
     SIZES,
     TENSORS,
@@ -700,8 +699,10 @@ def bench_table(rows: Iterable[store.Row]) -> str:
 
 def recorded_table() -> str:
     """What is recorded at the full sizes of what has a target, a table for each device."""
+    from benchmarks.schema import recorded_rows  # which a bare machine lacks the packages of
+
     devices: dict[str, list[Figure]] = {}
-    for figure in latest_figures(row for row in store.read_rows(EXPERIMENT) if _is_full(row)):
+    for figure in latest_figures(row for row in recorded_rows() if _is_full(row)):
         if figure["target"] is not None:
             devices.setdefault(figure["device_name"], []).append(figure)
     tables = [f"**{device}**\n\n{table(figures)}" for device, figures in devices.items()]

@@ -37,7 +37,7 @@ def _():
 @app.cell(hide_code=True)
 def _():
     recorded = convergence.CLAIM.recorded()
-    live = LiveRuns(page.experiment_of)
+    live = LiveRuns("convergence")
     get_changes, set_changes = mo.state(0)
     recorded.unread()
     return get_changes, live, recorded, set_changes

@@ -14,7 +14,7 @@ with app.setup(hide_code=True):
 
     from replib.claims import scaling
     from replib.claims.scaling import charts, page
-    from replib.lab.store import old_rows
+    from replib.lab.recorded import old_rows
     from replib.pages import controls, frames
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns

@@ -42,7 +42,7 @@ def _():
 def _():
     recorded, article = autopsy.CLAIM.recorded(), published()["dm2022"]
     losses, times = recorded.rows["autopsy"], recorded.rows["autopsy_time"]
-    live = LiveRuns(parts.experiment_of)
+    live = LiveRuns("autopsy_time")
     get_changes, set_changes = mo.state(0)
     recorded.unread()
     return article, get_changes, live, losses, recorded, set_changes, times

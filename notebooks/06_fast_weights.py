@@ -43,7 +43,7 @@ def _():
 def _():
     logs = published()["fastweights_logs"]
     recorded, recorded_rules = capacity.CLAIM.recorded(), update_rules.CLAIM.recorded()
-    live = LiveRuns(parts.experiment_of)
+    live = LiveRuns("capacity")
     get_changes, set_changes = mo.state(0)
     recorded.unread()
     return get_changes, live, logs, recorded, recorded_rules, set_changes

@@ -1,4 +1,4 @@
-"""The command line: `python -m replib list | record | bench | serve | report | doctor`."""
+"""The command line: `python -m replib list | record | serve | report | doctor`."""
 
 from replib import files
 from replib.lab import interrupts, provenance
@@ -8,12 +8,10 @@ if __name__ == "__main__":  # before all that takes a while to import
 
 import argparse
 import itertools
-import os
 import platform
 import runpy
 import socket
 import sys
-import warnings
 from contextlib import suppress
 from functools import partial
 
@@ -29,27 +27,13 @@ FIGURES += ("time_ms", "memory_bytes")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 2 for a caller's mistake, and as a shell tells of
-    signals: 130 for a run that Ctrl-C has stopped, 143 for SIGTERM, 141 where nobody reads on."""
-    warnings.formatwarning = lambda message, *_, **__: f"replib: {message}\n"
+    """Run a command; returns the exit status, see `interrupts.run`."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.run is not _report:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
-    try:
-        status = arguments.run(arguments)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        interrupts.to_nobody()
-        return interrupts.BROKEN_PIPE
-    except (ValueError, files.FileError) as error:
-        print(f"replib: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"replib: {interrupts.ENDED}", file=sys.stderr)
-        return 130
+    return interrupts.run(lambda: arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,11 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--retime-below", type=int, default=0, metavar="N", help=text)
     text = "number of a recording of scaling (default: 0); make the next at another time"
     sub.add_argument("--recording", type=int, default=0, metavar="K", help=text)
-    sub = command("bench", _bench, "measure what is here against its peers, interleaved")
-    sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
-    sub.add_argument("--quick", action="store_true", help="small sizes: about a minute")
-    sub.add_argument("--only", nargs="+", default=[], metavar="GROUP", help="(default: all)")
-    sub.add_argument("--no-save", action="store_true", help="append no rows to data/")
     sub = command("report", _report, "write figures/ and figures/report/")
     sub.add_argument("--pdf", action="store_true", help="print the pages too, by Chromium")
     sub.usage = f"{parser.prog} report [--pdf] [NOTEBOOK ...] [--PARAMETER VALUE ...]"
@@ -91,21 +70,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(arguments) -> int:
-    from replib.claims.experiments import EXPERIMENTS, SCALES
-    from replib.lab.record import core_seconds
+    from replib.claims.experiments import EXPERIMENTS
+    from replib.lab import recorded
+    from replib.lab.record import SCALES, core_seconds
 
     for experiment in EXPERIMENTS.values():
         print(f"{experiment.name:14} {experiment.title}")
         try:
-            rows = store.read_rows(experiment.name)
+            found = recorded.read_rows(experiment.name)
         except files.FileError as error:
             print(f"{'':14} {error}")
             continue
-        counts = [f"{s}: {sum(row['scale'] == s for row in rows)} rows" for s in SCALES]
-        hours = sum(map(core_seconds, rows)) / 3600
+        counts = [f"{s}: {sum(row['scale'] == s for row in found)} rows" for s in SCALES]
+        hours = sum(map(core_seconds, found)) / 3600
         span = f"{hours:.1f} core-hours" if hours >= 1 else f"{60 * hours:.0f} core-minutes"
         took = f"; trained for {span}" if hours else ""
-        n_old = len(store.old_rows(experiment.name))
+        n_old = len(recorded.old_rows(experiment.name))
         old = f"; {n_old} rows of earlier versions" if n_old else ""
         print(f"{'':14} recorded: {', '.join(counts)}{took}{old}")
     return 0
@@ -133,7 +113,7 @@ def _record(arguments) -> int:
                 arguments.scale,
                 device=arguments.device,
                 stop=stop.is_set,
-                on_metrics=_print_metrics,
+                watch=_print_progress,
                 retime_below=arguments.retime_below,
                 recording=arguments.recording,
             ):
@@ -150,16 +130,9 @@ def _record(arguments) -> int:
     return 0
 
 
-def _print_metrics(job, metrics) -> None:
+def _print_progress(glimpse) -> None:
     if sys.stderr.isatty():
-        seeds = ", ".join(map(str, getattr(job, "seeds", None) or [job.seed]))
-        print(
-            f"\r{job.config.model.attention} N={job.config.task.seq_len} seed {seeds}: "
-            f"step {metrics.step}/{job.config.n_steps}, loss {metrics.loss:.4f}, "
-            f"{metrics.steps_per_s:.1f} steps/s, {metrics.seconds_left:.0f} s left  ",
-            end="",
-            file=sys.stderr,
-        )
+        print(f"\r{glimpse.text}  ", end="", file=sys.stderr)
 
 
 def _line(row: store.Row) -> str:
@@ -178,36 +151,6 @@ def _line(row: store.Row) -> str:
     return (
         f"{row['experiment']} {who} N={length} seed {row['seed']}: {row['outcome']}{why} {figures}"
     )
-
-
-def _bench(arguments) -> int:
-    from benchmarks.comparison import EXPERIMENT
-    from benchmarks.run import QUICK, bench_table, run_bench
-    from replib.device import resolve_device
-    from replib.lab.memory_use import tune_memory
-
-    tune_memory()
-    device, rows = resolve_device(arguments.device), []
-    with interrupts.stopping() as stop:
-        measured = run_bench(
-            arguments.only,
-            device=device,
-            scale=QUICK if arguments.quick else None,
-            stop=stop,
-            say=partial(print, flush=True),
-        )
-        if not arguments.no_save and (why_not := files.writable(files.data_folder())):
-            raise files.FileError(why_not)
-        facts = provenance.provenance(str(device))
-        print(f"{facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}")
-        for row in measured:
-            rows.append(row)
-            if not arguments.no_save:
-                store.append(EXPERIMENT, row)
-    print(f"\n{bench_table(rows)}")
-    if stop.is_set():
-        print("stopped: what was measured is kept", file=sys.stderr)
-    return interrupts.status(stop.number) if stop.is_set() else 0
 
 
 def _serve(arguments) -> int:
@@ -300,7 +243,8 @@ def _doctor(arguments) -> int:
         print(f"{folder}: {files.writable(folder) or 'writable'}")
     for name in EXPERIMENTS:
         try:
-            n_rows, n_without = len(store.read_rows(name)), store.n_without_digest(name)
+            content = store.read(name)
+            n_rows, n_without = len(content.rows), content.n_without_digest
         except files.FileError as error:
             print(f"{name}: {error}")
             continue
@@ -310,9 +254,4 @@ def _doctor(arguments) -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    if code > 128:  # a signal: torch takes a while to be taken down
-        with suppress(OSError):
-            sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    interrupts.leave(main())

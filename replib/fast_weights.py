@@ -172,6 +172,18 @@ class RetrievalConfig:
             f"rule {rule}": VERSIONS[rule],
         }
 
+    def training(self, *, seeds: Sequence[int], device: str | None = None) -> "RetrievalTraining":
+        """Runs of this config from their start, together."""
+        return RetrievalTraining(self, seeds=seeds, device=device)
+
+    @property
+    def experiment(self) -> str:
+        """What its rows are stored under, unless they are recorded for another experiment."""
+        return "update_rules" if self.task.with_replacement else "capacity"
+
+    def missing_data(self) -> None:
+        """Nothing: its sequences are drawn."""
+
     @property
     def eval_task(self) -> AssociativeRetrieval:
         if self.eval_half_length:
@@ -476,6 +488,10 @@ class RetrievalTraining:
         self.step = 0
         self.threads = torch.get_num_threads()
         """Of the process as the run began; with others sums round otherwise."""
+
+    def summary(self, seed: int) -> dict[str, Any]:
+        """The figures of a seed's run as it stands."""
+        return next(one for one in self.seeds if one.seed == seed).summary(self.config)
 
     def metrics(self, stop: Callable[[], bool] = lambda: False) -> Iterator[RetrievalMetrics]:
         """Train until every seed has ended, yielding at each evaluation. `stop()` is asked before

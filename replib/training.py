@@ -110,6 +110,15 @@ class TrainingConfig:
         }
 
     @property
+    def experiment(self) -> str:
+        """What its rows are stored under, unless they are recorded for another experiment."""
+        return self.task.experiment
+
+    def missing_data(self) -> str | None:
+        """Why what it is trained on cannot be read; None where it can, or is drawn."""
+        return self.task.missing_data()
+
+    @property
     def trained(self) -> "TrainingConfig":
         """What is trained in the end; here it itself."""
         return self

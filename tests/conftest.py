@@ -1,6 +1,13 @@
-"""What every test runs under: no recorded or cached run of the reader's is touched."""
+"""What every test runs under: no recorded or cached run of the reader's is touched.
+
+Two tiers: `make test` leaves out what is marked slow, `make check` runs all. Whole folders that
+drive a browser, run notebooks or write the report are slow, and so is a test that says so itself. A
+test that is not may take BUDGET_S of a processor's time.
+"""
 
 import shutil
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +15,38 @@ import torch
 
 # The models here are too small to share out, and threads would fight with the tests' own.
 torch.set_num_threads(1)
+
+SLOW_FOLDERS = {"browser", "notebooks", "report"}
+BUDGET_S = 2.0  # of a processor as fast as one that counts to COUNTED in COUNTED_S
+COUNTED, COUNTED_S = 2_000_000, 0.1
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).parts[0] in SLOW_FOLDERS:
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_sessionstart(session):
+    began = time.process_time()
+    for _ in range(COUNTED):
+        pass
+    session.config.budget_s = BUDGET_S * max(1.0, (time.process_time() - began) / COUNTED_S)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    began = time.process_time()
+    result = yield
+    took, budget = time.process_time() - began, item.config.budget_s
+    if took > budget and not item.get_closest_marker("slow"):
+        pytest.fail(
+            f"took {took:.1f} s of processor time, a fast test has {budget:.1f}: make it smaller, "
+            "or mark it slow",
+            pytrace=False,
+        )
+    return result
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Jobs small enough to run in a test."""
 
-from replib.claims.experiments import Experiment, laptop_copy
+from replib.claims.experiments import laptop_copy
+from replib.lab.record import Experiment
 from replib.lab.run import CostJob, TrainingJob
 from replib.lab.timing import CostConfig
 

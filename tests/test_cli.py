@@ -6,20 +6,17 @@ import signal
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 from time import monotonic, sleep
 
 import pytest
 import torch
-from test_bench import TINY
 
-from benchmarks import run
-from benchmarks.comparison import Setting
 from replib.__main__ import main
-from replib.claims.experiments import EXPERIMENTS, SCALES, Experiment, laptop_copy
+from replib.claims.experiments import EXPERIMENTS, laptop_copy
 from replib.lab import interrupts, store
-from replib.lab.record import core_seconds, recorded_rows
-from replib.lab.run import TrainingJob, configs_of, on_device
+from replib.lab.record import SCALES, Experiment, core_seconds
+from replib.lab.recorded import recorded_rows
+from replib.lab.run import TrainingJob
 
 PATIENCE_S = 60.0  # a busy machine; no test waits so long unless it fails
 
@@ -81,7 +78,7 @@ def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(
     jobs = EXPERIMENTS[name].jobs("smoke")
     assert main(["record", name, "--device", "cpu", "--threads", "1"]) == 0
     rows = store.read_rows(name)
-    assert len(rows) == sum(len(configs_of(on_device(job, "cpu"))) for job in jobs)
+    assert len(rows) == sum(len(job.on_device("cpu").configs) for job in jobs)
     assert {row["outcome"] for row in rows} == {"ok"}
     assert {row["provenance"]["threads"] for row in rows} == {1}
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
@@ -103,8 +100,6 @@ def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(
         (["record", "convergence", "--threads", "two"], "invalid int value"),
         (["record", "convergence", "--sale", "smoke"], "unrecognized arguments: --sale"),
         (["record"], "EXPERIMENT"),
-        (["bench", "--device", "tpu"], "use auto, cpu or cuda"),
-        (["bench", "--only", "casual"], "use causal, memory, not_causal"),
         (["rekord"], "invalid choice"),
         ([], "COMMAND"),
     ],
@@ -159,48 +154,6 @@ def test_doctor_tells_what_cannot_be_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("REPLIB_CACHE", str(tmp_path / "file" / "cache"))
     assert main(["doctor"]) == 0
     assert "set REPLIB_CACHE to another folder" in capsys.readouterr().out
-
-
-@pytest.fixture
-def tiny_bench(monkeypatch):
-    """`bench` at the sizes of tests, under the name of the quick scale."""
-    monkeypatch.setattr(run, "QUICK", replace(TINY, name="quick"))
-
-
-def test_bench_tells_ratios_and_saves_its_rows(tiny_bench, capsys):
-    assert main(["bench", "--quick", "--only", "not_causal", "delta", "--device", "cpu"]) == 0
-    told = capsys.readouterr().out
-    rows = store.read_rows("bench")
-    assert [row["config"]["work"] for row in rows] == [
-        run.NOT_CAUSAL,
-        run.LAST_READ,
-        run.ALL_READS,
-    ]
-    assert {row["scale"] for row in rows} == {"quick"}
-    assert run.bench_table(rows) in told
-    for row in rows:
-        assert f"{Setting(**row['config'])}: " in told
-
-
-def test_bench_saves_nothing_when_told_so(tiny_bench, capsys):
-    arguments = ["bench", "--quick", "--no-save", "--only", "delta", "--device", "cpu"]
-    assert main(arguments) == 0
-    assert run.LAST_READ in capsys.readouterr().out
-    assert store.read_rows("bench") == []
-
-
-def test_an_interrupted_bench_keeps_what_it_measured(tiny_bench, monkeypatch, capsys):
-    append = store.append
-
-    def append_and_interrupt(*arguments):
-        append(*arguments)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(store, "append", append_and_interrupt)
-    assert main(["bench", "--quick", "--only", "delta", "--device", "cpu"]) == 130
-    assert [row["config"]["work"] for row in store.read_rows("bench")] == [run.LAST_READ]
-    told = capsys.readouterr()
-    assert "what was measured is kept" in told.err and f"delta rule: {run.LAST_READ}" in told.out
 
 
 def tiny_jobs(scale):

@@ -16,7 +16,6 @@ from replib.claims.experiments import (
     CAPACITY_MEMORIES,
     EXPERIMENTS,
     UPDATE_RULE_MEMORIES,
-    Experiment,
     retrieval_config,
 )
 from replib.fast_weights import (
@@ -29,8 +28,8 @@ from replib.fast_weights import (
 from replib.kernels import installed
 from replib.kernels.delta.torch import read_weights
 from replib.kernels.retrieval import fwm
-from replib.lab import store
-from replib.lab.record import record, recorded_rows
+from replib.lab.record import Experiment, record
+from replib.lab.recorded import latest, recorded_rows
 from replib.lab.run import RetrievalJob
 from replib.published import published
 from replib.tasks import Associations, AssociativeRetrieval
@@ -577,7 +576,7 @@ def test_a_stopped_recording_continues_and_each_seed_has_a_row(data, cache):
             "smoke",
             device="cpu",
             stop=lambda: len(seen) == 2,
-            on_metrics=lambda job, metrics: seen.append(metrics.step),
+            watch=lambda glimpse: glimpse.metrics and seen.append(glimpse.metrics),
         )
     )
     assert [row["outcome"] for row in rows] == ["interrupted"] * 2
@@ -585,7 +584,7 @@ def test_a_stopped_recording_continues_and_each_seed_has_a_row(data, cache):
     rows = list(record(experiment, "smoke", device="cpu"))
     assert [(row["seed"], row["outcome"]) for row in rows] == [(0, "ok"), (1, "ok")]
     assert not list(cache.glob("checkpoints/**/*.pt"))
-    assert rows == store.latest(recorded_rows("tiny"))
+    assert rows == latest(recorded_rows("tiny"))
     assert list(record(experiment, "smoke", device="cpu")) == []
     expected = RetrievalTraining(job.config, seeds=job.seeds)
     list(expected.metrics())

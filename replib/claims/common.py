@@ -106,7 +106,7 @@ class Claim:
 
     def recorded(self) -> "Recorded":
         """What is recorded of it."""
-        from replib.lab.record import recorded_rows
+        from replib.lab.recorded import recorded_rows
 
         return Recorded(self, {name: recorded_rows(name) for name in self.reads})
 

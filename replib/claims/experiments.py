@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from itertools import product
 
 from replib.claims.autopsy.defects import (
@@ -16,6 +16,7 @@ from replib.claims.autopsy.defects import (
 )
 from replib.claims.capacity.evaluation import MeansConfig
 from replib.fast_weights import MemoryConfig, RetrievalConfig
+from replib.lab.record import Experiment
 from replib.lab.run import CostJob, Job, RetrievalJob, TrainingJob
 from replib.lab.runs.generation import WAYS, GenerationConfig, geometric_positions
 from replib.lab.timing import WORKS, CostConfig, tokens_batch
@@ -25,8 +26,6 @@ from replib.tasks.image_files import dataset_named
 from replib.tasks.images import Pixels
 from replib.training import TrainingConfig
 
-SCALES = ("smoke", "laptop", "paper")
-SOLVED_ACCURACY = 0.99  # a copy task counts as learned from here on
 BOTH = ("softmax", "linear")
 # What is timed side by side: softmax as the 2022 replication wrote it, and fused; linear attention
 # as its equation stands, in chunks of torch operations, and compiled for the device.
@@ -45,17 +44,6 @@ WEIGHTS_FORMED = (("softmax", "textbook"), ("linear", "plain"))
 LSH_COPY = ("lsh", "4 rounds")
 LSH_VARIANTS = (("lsh", "1 round"), LSH_COPY, ("lsh", "8 rounds"))
 ORIGINAL_LSH = tuple((attention, f"original {rounds}") for attention, rounds in LSH_VARIANTS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """A named grid of jobs a scale, the same for every device; see `on_device`. Where it is
-    `repeated` its recordings at different times are judged together."""
-
-    name: str
-    title: str
-    jobs: Callable[[str], list[Job]]
-    repeated: bool = False
 
 
 def paper_model(attention: str, **changes) -> TransformerConfig:

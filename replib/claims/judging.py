@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from replib.claims.experiments import BOTH, LSH_COPY, SOLVED_ACCURACY, VARIANTS
+from replib.claims.experiments import BOTH, LSH_COPY, VARIANTS
+from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.statistics import (
     Crossover,
     Regression,

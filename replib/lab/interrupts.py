@@ -7,8 +7,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import NoReturn
+
+from replib.files import FileError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 0.5  # for the step under way to end, and be checkpointed
@@ -95,7 +99,35 @@ def stopping() -> Iterator[Stop]:
         watcher.join()
 
 
-def to_nobody() -> None:
+def run(command: Callable[[], int]) -> int:
+    """Run a command; the exit status is its own, 2 for a caller's mistake, and as a shell tells of
+    signals: 130 for a run that Ctrl-C has stopped, 143 for SIGTERM, 141 where nobody reads on."""
+    warnings.formatwarning = lambda message, *_, **__: f"replib: {message}\n"
+    try:
+        status = command()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        _to_nobody()
+        return BROKEN_PIPE
+    except (ValueError, FileError) as error:
+        print(f"replib: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"replib: {ENDED}", file=sys.stderr)
+        return 130
+
+
+def leave(code: int) -> NoReturn:
+    """End the process; where a signal did, at once: torch takes a while to be taken down."""
+    if code > 128:
+        with suppress(OSError):
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _to_nobody() -> None:
     """What is still to be written goes nowhere: its reader, such as `head`, has closed the pipe."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

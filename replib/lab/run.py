@@ -3,56 +3,183 @@ and its identity.
 """
 
 import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from replib.attention import ATTENTION
-from replib.fast_weights import RetrievalConfig
+from replib.fast_weights import RetrievalConfig, RetrievalMetrics, RetrievalTraining
 from replib.lab import store
 from replib.lab.runs.generation import GenerationConfig
 from replib.lab.timing import DTYPES, CostConfig, timing_versions
-from replib.training import TrainingConfig
+from replib.training import Metrics, Training, TrainingConfig
+
+# The config of each kind of run, by the `kind` of its rows.
+CONFIGS: dict[str, type] = {}
+STEPS: set[str] = set()  # kinds that are the cost of a step of a training
+
+
+def register(config: type) -> None:
+    """Let rows of a kind of run be read, and those of the cost of its steps where it trains."""
+    CONFIGS[config.kind] = config
+    if issubclass(config, TrainingConfig):
+        CONFIGS[f"{config.kind} step"] = config
+        STEPS.add(f"{config.kind} step")
+
+
+for one in (TrainingConfig, CostConfig, GenerationConfig, RetrievalConfig):
+    register(one)
+
+Config = TrainingConfig | CostConfig | GenerationConfig | RetrievalConfig
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a job's rows belong, and what it runs on.
+
+    Attributes:
+        experiment, scale: what the rows are stored under.
+        device: a name for `resolve_device`.
+        stop: asked at every step; what is true ends the run, which is checkpointed.
+        watch: told how far a run is.
+        max_seconds_per_point: of timing; the slowest points get fewer repeats, never none.
+        recording: the number of a recording of costs, the seed of its rows.
+    """
+
+    experiment: str
+    scale: str
+    device: str | None = None
+    stop: Callable[[], bool] = lambda: False
+    watch: Callable[["Glimpse"], None] = lambda glimpse: None
+    max_seconds_per_point: float = 20.0
+    recording: int = 0
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """A run on its way: its share that is done, one line of words, its rows as if it were stopped
+    now; of a training also itself, and its last evaluation, None before the first."""
+
+    fraction: float
+    text: str
+    rows: Callable[[], list[store.Row]]
+    training: Training | RetrievalTraining | None = None
+    metrics: Metrics | RetrievalMetrics | None = None
+
+
+class Job:
+    """What is run at once, and gives a row a config and seed."""
+
+    configs: tuple[Config, ...]
+    seeds: tuple[int, ...]
+    timed: ClassVar[bool] = False
+
+    @property
+    def ids(self) -> list[str]:
+        """The run_id of each row under the present code."""
+        pairs = zip(self.configs, self.seeds, strict=True)
+        return [identity(config, seed, cost=self.timed) for config, seed in pairs]
+
+    def on_device(self, device_type: str) -> "Job":
+        """The job without what cannot be run on a kind of device; a warning says so."""
+        return self
+
+    def left(self, done: Collection[str]) -> "Job | None":
+        """What of it has no row among those of some run_ids; None where all has."""
+        raise NotImplementedError
+
+    def execute(self, where: Where) -> Iterator[store.Row]:
+        """Run, from a checkpoint where there is one, and yield the rows; nothing is stored."""
+        raise NotImplementedError
+
+    def ended(self, rows: Sequence[store.Row]) -> None:
+        """To be called when the rows have been stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingJob:
+class TrainingJob(Job):
     """One run of a training experiment; `keep` its weights beside its row (`lab.kept_models`)."""
 
     config: TrainingConfig
     seed: int
     keep: bool = False
 
+    @property
+    def configs(self) -> tuple[Config, ...]:
+        return (self.config,)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return (self.seed,)
+
+    def left(self, done):
+        from replib.lab.kept_models import kept_run
+
+        (run,) = self.ids
+        kept = not self.keep or kept_run(self.config.model) == run
+        return None if run in done and kept else self
+
+    def execute(self, where):
+        from replib.lab.runs import training
+
+        return training.execute(self, where)
+
+    def ended(self, rows):
+        from replib.lab.runs import checkpointed
+
+        checkpointed.discard(self, rows)
+
 
 @dataclass(frozen=True, kw_only=True)
-class CostJob:
-    """Points that are measured together, interleaved, with this many repeats: of attention
-    alone, of a whole training step, or of generating a token or a sequence."""
-
-    configs: tuple[CostConfig, ...] | tuple[TrainingConfig, ...] | tuple[GenerationConfig, ...]
-    n_repeats: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrievalJob:
+class RetrievalJob(Job):
     """Runs of associative retrieval that differ in their seed alone, computed together."""
 
     config: RetrievalConfig
     seeds: tuple[int, ...]
 
+    @property
+    def configs(self) -> tuple[Config, ...]:
+        return (self.config,) * len(self.seeds)
 
-Config = TrainingConfig | CostConfig | GenerationConfig | RetrievalConfig
-Job = TrainingJob | CostJob | RetrievalJob
+    def left(self, done):
+        pairs = zip(self.seeds, self.ids, strict=True)
+        seeds = tuple(seed for seed, run in pairs if run not in done)
+        return replace(self, seeds=seeds) if seeds else None
+
+    def execute(self, where):
+        from replib.lab.runs import retrieval
+
+        return retrieval.execute(self, where)
+
+    def ended(self, rows):
+        from replib.lab.runs import checkpointed
+
+        checkpointed.discard(self, rows)
 
 
-def configs_of(job: Job) -> tuple[Config, ...]:
-    """What a job runs; a row each."""
-    if isinstance(job, RetrievalJob):
-        return (job.config,) * len(job.seeds)
-    return (job.config,) if isinstance(job, TrainingJob) else job.configs
+@dataclass(frozen=True, kw_only=True)
+class CostJob(Job):
+    """Points that are measured together, interleaved, with this many repeats: of attention
+    alone, of a whole training step, or of generating a token or a sequence."""
 
+    configs: tuple[CostConfig, ...] | tuple[TrainingConfig, ...] | tuple[GenerationConfig, ...]
+    n_repeats: int
+    timed: ClassVar[bool] = True
 
-def is_generation(job: Job) -> bool:
-    """Whether a job generates, a token at a time."""
-    return any(isinstance(config, GenerationConfig) for config in configs_of(job))
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return (0,) * len(self.configs)
+
+    def on_device(self, device_type):
+        return on_device(self, device_type)
+
+    def left(self, done):
+        return None if done.issuperset(self.ids) else self
+
+    def execute(self, where):
+        from replib.lab.runs import cost
+
+        return cost.execute(self, where)
 
 
 def unavailable(config: Config, device_type: str) -> str | None:
@@ -98,7 +225,7 @@ def on_device(job: Job, device_type: str) -> Job:
 
 def kind_of(config: Config, *, cost: bool) -> str:
     """What kind of run a config is of, where a training's cost is that of a step."""
-    return "step" if cost and isinstance(config, TrainingConfig) else config.kind
+    return f"{config.kind} step" if cost and isinstance(config, TrainingConfig) else config.kind
 
 
 def versions_of(config: Config, *, cost: bool) -> dict[str, int]:
@@ -112,12 +239,3 @@ def identity(config: Config, seed: int = 0, *, cost: bool) -> str:
     """The run_id of a run, or of the cost of a config, under the present code."""
     versions = versions_of(config, cost=cost)
     return store.run_id(kind_of(config, cost=cost), config, seed, versions)
-
-
-def run_ids(job: Job) -> list[str]:
-    """The identities of the rows that a job yields."""
-    if isinstance(job, TrainingJob):
-        return [identity(job.config, job.seed, cost=False)]
-    if isinstance(job, RetrievalJob):
-        return [identity(job.config, seed, cost=False) for seed in job.seeds]
-    return [identity(config, cost=True) for config in job.configs]

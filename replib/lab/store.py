@@ -47,6 +47,7 @@ COLUMNS: dict[str, tuple[type, ...]] = {
     "curve": (dict, type(None)),
 }
 NOT_TOLD = {name: None for name, types in COLUMNS.items() if type(None) in types}
+CLASS = "class"  # names the class of a part of a config that is not its default's
 DIGEST = "digest"  # of a line: SHA-256 of the canonical JSON of its columns
 EXPERIMENT_NAME = re.compile(r"[a-z0-9_]+")  # a file name on every system, and no path
 HASH_DIGITS = 16  # 64 bits: no collision among the thousands of runs of a data folder
@@ -113,7 +114,7 @@ def make_row(
     detail: str | None = None,
     device: str = "cpu",
     *,
-    kind: str = "training",
+    kind: str | None = None,
     versions: Mapping[str, int] | None = None,
     started: datetime | None = None,
 ) -> Row:
@@ -121,13 +122,14 @@ def make_row(
 
     Args:
         config: the frozen dataclass (may nest) or dict of the run.
-        kind, versions: of the run, as `run_id` takes them.
+        kind, versions: of the run, as `run_id` takes them; the config's own if left out.
         started: when the run began (with a time zone); now if left out.
 
     Raises:
         ValueError: a value that a row cannot hold.
     """
-    versions = dict(versions or {})
+    kind = kind or getattr(config, "kind", "")
+    versions = dict(getattr(config, "versions", {}) if versions is None else versions)
     row = {
         "run_id": run_id(kind, config, seed, versions),
         "experiment": experiment,
@@ -328,72 +330,40 @@ def _say(text: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Content:
-    """What a file held when it was read: `version` is (inode, modification time, size)."""
+class Content:
+    """What a file held when it was read: its rows and what is wrong with other lines, each by the
+    number of its line, and how many rows were written before lines had a digest."""
 
-    version: tuple[int, int, int]
-    rows: list[Row]
-    old_rows: list[Row]
-    skipped: str | None
-    n_without_digest: int
+    version: tuple[int, int, int] = (0, 0, 0)  # inode, modification time, size
+    rows: tuple[tuple[int, Row], ...] = ()
+    problems: tuple[tuple[int, str], ...] = ()
+    n_without_digest: int = 0
 
 
-_READ: dict[Path, _Content] = {}  # notebooks read far oftener than runs end
+_READ: dict[Path, Content] = {}  # notebooks read far oftener than runs end
 
 
 def read_rows(experiment: str, folder: Path | None = None) -> list[Row]:
-    """The rows of an experiment that the present code computes (of the present versions of their
-    parts), oldest first; none if the file is missing. The others are `old_rows`.
-
-    The list is the caller's own; its rows are shared between calls, so do not change them. A field
-    of a config that a row lacks, as it was added later, has its default. Lines that are no rows, or
-    rows that the code cannot use (`lab.rows`), are skipped, with one warning that names them and
-    says why; `skipped` says it too.
+    """All rows of an experiment, oldest first, as they were written; none if the file is missing.
+    Lines that are no rows are skipped, with one warning that names them and says why. What is
+    judged and shown is read by `lab.recorded`, which looks into them.
 
     Raises:
         FileError: the file is there and cannot be read.
     """
-    content = _read(experiment, folder)
-    if content.skipped:
-        warnings.warn(content.skipped, stacklevel=2)
-    return list(content.rows)
+    content = read(experiment, folder)
+    if content.problems:
+        told = skipped_text(experiment, content.problems, len(content.rows))
+        warnings.warn(told, stacklevel=2)
+    return [row for _, row in content.rows]
 
 
-def old_rows(experiment: str, folder: Path | None = None) -> list[Row]:
-    """The rows of an experiment by earlier versions of a part that computes them, oldest first:
-    they are kept, and neither judged nor shown as present ones."""
-    return list(_read(experiment, folder).old_rows)
+def read(experiment: str, folder: Path | None = None) -> Content:
+    """What a file holds; the same object until the file changes.
 
-
-def left_out(experiment: str, folder: Path | None = None) -> str | None:
-    """How many runs are left out, as only an earlier version of what computes them recorded them;
-    None where there are none."""
-    try:
-        content = _read(experiment, folder)
-    except FileError:
-        return None  # `skipped` says so
-    present = set(map(_run_of, content.rows))
-    n = len({_run_of(row) for row in content.old_rows} - present)
-    if not n:
-        return None
-    runs = f"{n} {'run' if n == 1 else 'runs'}"
-    return f"{experiment}: {runs} left out, as earlier versions of this program recorded them"
-
-
-def skipped(experiment: str, folder: Path | None = None) -> str | None:
-    """Which lines of a file are skipped, and why; why it cannot be read; None where all is read."""
-    try:
-        return _read(experiment, folder).skipped
-    except FileError as error:
-        return str(error)
-
-
-def n_without_digest(experiment: str, folder: Path | None = None) -> int:
-    """How many rows of an experiment were written before lines had a digest."""
-    return _read(experiment, folder).n_without_digest
-
-
-def _read(experiment: str, folder: Path | None) -> _Content:
+    Raises:
+        FileError: the file is there and cannot be read.
+    """
     path = _path(experiment, folder)
     try:
         about = os.stat(path)
@@ -405,38 +375,34 @@ def _read(experiment: str, folder: Path | None) -> _Content:
                 if not content or content.endswith(b"\n"):
                     break
                 time.sleep(WHOLE_LINE_EVERY_S)
-            _READ[path] = _Content(version, *_parse(path, content))
+            _READ[path] = _parse(experiment, content, version)
     except FileNotFoundError:
-        return _Content((0, 0, 0), [], [], None, 0)
+        return Content()
     except OSError as error:
         raise FileError(remedy(path, error)) from error
     return _READ[path]
 
 
-def _parse(path: Path, content: bytes) -> tuple[list[Row], list[Row], str | None, int]:
-    """The rows of a file, those by older versions, what to say of the lines that are none, and how
-    many rows have no digest."""
-    from replib.lab import rows as known
+def skipped_text(experiment: str, problems: Sequence[tuple[int, str]], n_rows: int) -> str:
+    """Which lines of a file are skipped, and why."""
+    named = ", ".join(f"line {number} ({why})" for number, why in problems[:MAX_NAMED_LINES])
+    more = f" and {len(problems) - MAX_NAMED_LINES} more" * (len(problems) > MAX_NAMED_LINES)
+    n = len(problems)
+    return f"{experiment}.jsonl: {n} of {n + n_rows} lines skipped: {named}{more}"
 
-    check, rows, old, skipped, n_without = known.checker(path.stem), [], [], [], 0
+
+def _parse(experiment: str, content: bytes, version: tuple[int, int, int]) -> Content:
+    rows, problems, n_without = [], [], 0
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            row, has_digest = _row(path.stem, line)
-            row, current = check(row)
-            (rows if current else old).append(row)
+            row, has_digest = _row(experiment, line)
+            rows.append((number, row))
             n_without += not has_digest
-        except Exception as error:  # what other hands write is without end
-            skipped.append(f"line {number} ({error})")
-    if not skipped:
-        return rows, old, None, n_without
-    more = f" and {len(skipped) - MAX_NAMED_LINES} more" * (len(skipped) > MAX_NAMED_LINES)
-    told = (
-        f"{path.name}: {len(skipped)} of {len(skipped) + len(rows) + len(old)} lines skipped: "
-        f"{', '.join(skipped[:MAX_NAMED_LINES])}{more}"
-    )
-    return rows, old, told, n_without
+        except ValueError as error:
+            problems.append((number, str(error)))
+    return Content(version, tuple(rows), tuple(problems), n_without)
 
 
 def _row(experiment: str, line: bytes) -> tuple[Row, bool]:
@@ -473,21 +439,6 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def latest(rows: Sequence[Row]) -> list[Row]:
-    """The last row of each config, seed and kind of device, oldest first; a later recording takes
-    the place of an earlier one, and a finished run that of a stopped one. Later is what stands
-    later in the file, as clocks are set back."""
-    ordered = sorted(rows, key=lambda row: row["outcome"] != "interrupted")
-    kept = {id(row) for row in {_run_of(row): row for row in ordered}.values()}
-    return [row for row in rows if id(row) in kept]
-
-
-def _run_of(row: Row) -> tuple[str, int, str]:
-    """What two recordings of one thing have in common."""
-    config = json.dumps(row["config"], sort_keys=True)
-    return config, row["seed"], row["provenance"].get("device_name")
-
-
 def run_id(kind: str, config: Any, seed: int, versions: Mapping[str, int]) -> str:
     """The identity of a run, 16 hex digits: a hash of its kind, config, seed and of the versions of
     the parts that compute it.
@@ -512,20 +463,25 @@ def _changed_fields(config: Any) -> Any:
         return config
     found = {}
     for field in dataclasses.fields(config):
-        value, default = getattr(config, field.name), _default_of(field)
+        value, default = getattr(config, field.name), default_of(field)
         if not field.init or value == default:
             continue
-        plain = _changed_fields(value)
-        if dataclasses.is_dataclass(value) and type(value) is not type(default):
-            plain = {"__class__": type(value).__name__} | plain
-        found[field.name] = plain
+        found[field.name] = _with_class(value, default, _changed_fields(value))
     return found
 
 
-def _default_of(field: dataclasses.Field) -> Any:
+def default_of(field: dataclasses.Field) -> Any:
+    """The default of a field, MISSING where it has none."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
+
+
+def _with_class(value: Any, default: Any, plain: Any) -> Any:
+    """A part of a config, where its class is not the default's with its name."""
+    if dataclasses.is_dataclass(default) and type(value) is not type(default):
+        return {CLASS: type(value).__name__} | plain
+    return plain
 
 
 def of_versions(row: Row, versions: Mapping[str, int]) -> bool:
@@ -555,7 +511,11 @@ def _walk(value: Any, number: Callable[[float], Any]) -> Any:
     if isinstance(value, list | tuple):
         return [walk(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: walk(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        found = {}
+        for field in dataclasses.fields(value):
+            part, default = getattr(value, field.name), default_of(field)
+            found[field.name] = _with_class(part, default, walk(part))
+        return found
     if hasattr(value, "tolist"):  # numpy and torch
         return walk(value.tolist())
     raise ValueError(f"{value!r} has no JSON form: use numbers, text, lists, dicts or dataclasses")

@@ -14,8 +14,7 @@ import marimo as mo
 import torch
 
 from replib.device import resolve_device
-from replib.lab import store
-from replib.lab.run import run_ids
+from replib.lab import recorded
 from replib.lab.store import Row
 from replib.lab.text import LEFT, as_text, markdown_table
 from replib.lab.verdict import (
@@ -324,7 +323,7 @@ def attempt(build: Callable, settings: Mapping[str, Any]) -> tuple[Any, mo.Html 
 def unread(*experiments: str) -> mo.Html:
     """What of recorded rows is not on the page, as the code cannot use it or computes otherwise
     since; nothing where all is."""
-    asked = (ask(name) for name in experiments for ask in (store.skipped, store.left_out))
+    asked = (ask(name) for name in experiments for ask in (recorded.skipped, recorded.left_out))
     said = [text for text in asked if text]
     return mo.vstack([callout(text) for text in said]) if said else mo.md("")
 
@@ -429,7 +428,7 @@ def gate(
             _run_for_page(live, jobs, device)
         return None, how_measured(live.rows(jobs, device)) if has_own_run() else ""
     missing = live.missing(jobs, device)
-    if not any(run_ids(job) for job in jobs):
+    if not any(job.ids for job in jobs):
         return None, "Nothing is chosen: choose at least one attention."
     if live.running:
         return None, "A run is under way; the next can start when it ends."

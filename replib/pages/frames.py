@@ -1,7 +1,7 @@
 """Stored rows as tidy polars frames: what charts, tables and verdicts are made of.
 
-Every function takes rows as `store.read_rows` returns them (pass them through `store.latest` where
-one row a config is wanted) and returns a frame with the same columns for no rows as for many.
+Every function takes rows as `lab.recorded` reads them (`latest` ones where one row a config is
+wanted) and returns a frame with the same columns for no rows as for many.
 `series` names a mechanism with its implementation, such as "linear (torch)", where the run asked
 for one; `source` tells runs of this session ("live") from committed ones ("recorded"). Losses are
 nats a token, accuracies shares.

@@ -17,38 +17,26 @@ import torch
 
 from replib import files, kernels
 from replib.device import resolve_device
-from replib.fast_weights import RetrievalConfig, RetrievalMetrics, RetrievalTraining
-from replib.lab import store
+from replib.lab import recorded, store
 from replib.lab.memory_use import available_memory_bytes
-from replib.lab.record import (
-    discard_checkpoint,
-    retrieval_row,
-    run_cost,
-    run_retrieval,
-    run_training,
-    training_row,
-)
 from replib.lab.run import (
-    CostJob,
+    Glimpse,
     Job,
     RetrievalJob,
     TrainingJob,
-    configs_of,
-    identity,
-    is_generation,
-    kind_of,
-    run_ids,
+    Where,
     uses_compiled,
 )
 from replib.lab.runs import retrieval_costs
-from replib.lab.runs.generation import predict_generation_seconds
+from replib.lab.runs.generation import GenerationConfig, predict_generation_seconds
+from replib.lab.runs.retrieval import TYPICAL_STEPS
 from replib.lab.timing import (
     MEMORY_SHARE,
     predict_cost_seconds,
     predict_training_seconds,
     predicted_bytes,
 )
-from replib.training import Metrics, Training, TrainingConfig
+from replib.training import Training, TrainingConfig
 
 SCALE = "live"
 MAX_POINT_S = 5.0  # of timing for one mechanism at one length
@@ -59,8 +47,6 @@ LONG_RUN_S, LONG_RUN_ABANDONED_AFTER_S = 240.0, 90.0
 ASKED = "n_repeats_asked"  # in the summary of a cost, which may have had time for fewer
 COMPILE_S = 15.0  # about; a kernel for the CPU, on two cores, once for this machine
 MAX_PREDICTED_S = 3600.0  # a reader who wants more has the command line, which resumes
-# Of associative retrieval: most runs have solved it by then, or make no more progress.
-TYPICAL_STEPS = 3000
 _WORK_LOCK = threading.Lock()
 # Before any run: a thread that begins while another is spared one would find fewer.
 ALL_THREADS = torch.get_num_threads()
@@ -82,8 +68,7 @@ class Progress:
 
 
 class LiveRuns:
-    """The runs of one open notebook: what is cached, what is running, what has finished. The rows
-    of a job are kept under an experiment: one for all, or what a function says of a job.
+    """The runs of one open notebook: what is cached, what is running, what has finished.
 
     Example:
         >>> live = LiveRuns("convergence")
@@ -91,8 +76,8 @@ class LiveRuns:
         >>> live.poll().fraction
     """
 
-    def __init__(self, experiment: str | Callable[[Job], str]):
-        self._name = experiment if callable(experiment) else lambda job: experiment
+    def __init__(self, experiment: str):
+        self.experiment = experiment
         self.folder = files.cache_folder()
         self.finished: list[store.Row] = []
         """Rows of this page, oldest first; they stay when the settings move on."""
@@ -109,7 +94,7 @@ class LiveRuns:
     @property
     def measuring(self) -> bool:
         """Whether the batch under way takes times, which a busy page would disturb."""
-        return self.running and any(isinstance(job, CostJob) for job in self._batch)
+        return self.running and any(job.timed for job in self._batch)
 
     @property
     def running(self) -> bool:
@@ -130,13 +115,13 @@ class LiveRuns:
         alike = [
             [row for row in by_id.get(run, []) if _as_asked(row, job)]
             for job in jobs
-            for run in run_ids(job)
+            for run in job.ids
         ]
         return [rows[-1] for rows in alike if rows]
 
     def missing(self, jobs: Sequence[Job], device: str | None = None) -> list[Job]:
         """The jobs of which some row is not there."""
-        return [job for job in jobs if len(self.rows([job], device)) < len(run_ids(job))]
+        return [job for job in jobs if len(self.rows([job], device)) < len(job.ids)]
 
     def start(self, jobs: Sequence[Job], device: str | None = None) -> None:
         """Run the missing jobs in a thread; nothing happens while one of this page is running."""
@@ -194,7 +179,7 @@ class LiveRuns:
 
     def model(self, job: TrainingJob, device: str | None = None) -> Training | None:
         """The trained model of a finished job, from memory or from the cache."""
-        run = identity(job.config, job.seed, cost=False)
+        (run,) = job.ids
         path = self._model_path(run, device)
         if run not in self.models and path.exists():
             training = job.config.training(seed=job.seed, device=device)
@@ -219,13 +204,8 @@ class LiveRuns:
                 for done, job in enumerate(jobs):
                     if self._stopped():
                         break
-                    share = done / len(jobs), 1 / len(jobs)
-                    if isinstance(job, TrainingJob | RetrievalJob):
-                        train = self._train if isinstance(job, TrainingJob) else self._retrieve
-                        with one_thread_spared():
-                            train(job, device, progress, *share)
-                    else:
-                        self._measure(job, device, progress, *share)
+                    with _on_threads(threads_of(job)):
+                        self._run(job, device, progress, done / len(jobs), 1 / len(jobs))
             finally:
                 _WORK_LOCK.release()
             progress.fraction = 1.0
@@ -236,10 +216,14 @@ class LiveRuns:
     def _cached(self, name: str) -> list[store.Row]:
         """Rows of the cache; none, with a warning, where it cannot be read."""
         try:
-            return store.read_rows(name, self.folder)
+            return recorded.read_rows(name, self.folder)
         except files.FileError as error:
             self.warning = self.warning or f"Earlier runs cannot be found: {error}"
             return []
+
+    def _name(self, job: Job) -> str:
+        """The experiment that a job's rows are kept under: what is trained has one of its own."""
+        return self.experiment if job.timed else job.configs[0].experiment
 
     def _stopped(self) -> bool:
         now = monotonic()
@@ -248,75 +232,31 @@ class LiveRuns:
         self._abandoned = self._abandoned or now - self._polled > patience
         return self._stop.is_set() or self._abandoned
 
-    def _train(self, job, device, progress: Progress, before: float, share: float) -> None:
-        name, who = self._name(job), f"{_who(job.config)}, seed {job.seed}"
-        progress.text = f"{who}: first steps"
-        training: Training | None = None
-
-        def on_start(started: Training) -> None:
+    def _run(self, job, device, progress: Progress, before: float, share: float) -> None:
+        def watch(glimpse: Glimpse) -> None:
             nonlocal training
-            training = started
+            training = glimpse.training
+            progress.rows.update({row["run_id"]: row for row in glimpse.rows()})
+            progress.fraction = before + share * glimpse.fraction
+            progress.text = glimpse.text
 
-        def on_metrics(_, metrics: Metrics) -> None:
-            progress.rows[run] = training_row(name, SCALE, job, training, "interrupted")
-            progress.fraction = before + share * metrics.step / job.config.n_steps
-            progress.text = (
-                f"{who}: step {metrics.step} of {job.config.n_steps}, "
-                f"loss {metrics.loss:.3f} nats a token, accuracy {metrics.accuracy:.1%}, "
-                f"{metrics.steps_per_s:.0f} steps/s, {metrics.seconds_left:.0f} s left"
-            )
+        training: Training | None = None
+        where = Where(self._name(job), SCALE, device, self._stopped, watch, MAX_POINT_S)
+        rows = []
+        for row in job.execute(where):
+            if job.timed:
+                row["summary"][ASKED] = job.n_repeats
+            rows.append(row)
+            self._finish(row, progress)
+        if hasattr(training, "model") and len(rows) == 1:
+            self._keep_model(rows[0], training, device)
+        job.ended(rows)
 
-        run = identity(job.config, job.seed, cost=False)
-        row = run_training(name, SCALE, job, device, self._stopped, on_metrics, on_start)
+    def _keep_model(self, row: store.Row, training: Training, device: str | None) -> None:
+        run = row["run_id"]
         self.models[run] = training
         if row["outcome"] == "ok":
             self._keep(lambda: training.save(self._model_path(run, device)))
-        self._finish(row, progress)
-        discard_checkpoint(job, [row])
-
-    def _retrieve(self, job, device, progress: Progress, before: float, share: float) -> None:
-        name, config, began = self._name(job), job.config, monotonic()
-        who = _memory_text(config) + (f", {len(job.seeds)} seeds" if len(job.seeds) > 1 else "")
-        progress.text = f"{who}: first steps (a kernel is compiled once)"
-        training: RetrievalTraining | None = None
-
-        def on_start(started: RetrievalTraining) -> None:
-            nonlocal training
-            training = started
-
-        def on_metrics(_, metrics: RetrievalMetrics) -> None:
-            for seed, run in zip(job.seeds, run_ids(job), strict=True):
-                options = {"seconds": monotonic() - began}
-                progress.rows[run] = retrieval_row(
-                    name, SCALE, job, training, seed, "interrupted", **options
-                )
-            expected = max(metrics.step, expected_steps(config))
-            progress.fraction = before + share * metrics.step / expected
-            progress.text = (
-                f"{who}: step {metrics.step} of at most {config.n_steps}, loss {metrics.loss:.4f}, "
-                f"{metrics.steps_per_s:.0f} steps/s"
-            )
-
-        rows = run_retrieval(name, SCALE, job, device, self._stopped, on_metrics, on_start)
-        for row in rows:
-            self._finish(row, progress)
-        discard_checkpoint(job, rows)
-
-    def _measure(self, job, device, progress: Progress, before: float, share: float) -> None:
-        def on_partial(row: store.Row) -> None:
-            done, of = row["curve"]["position"][-1], row["config"]["seq_len"]
-            progress.rows[row["run_id"]] = row
-            progress.fraction = before + share * done / of
-            progress.text = f"{row['config']['way']}: {done:,} of {of:,} tokens"
-
-        progress.fraction = before
-        config = job.configs[0]
-        progress.text = f"measuring N = {getattr(config, 'task', config).seq_len}"
-        name = self._name(job)
-        with _on_threads(timing_threads(job)):
-            for row in run_cost(name, SCALE, job, device, self._stopped, MAX_POINT_S, on_partial):
-                row["summary"][ASKED] = job.n_repeats
-                self._finish(row, progress)
 
     def _finish(self, row: store.Row, progress: Progress) -> None:
         progress.rows[row["run_id"]] = row
@@ -334,28 +274,10 @@ class LiveRuns:
         return self.folder / "models" / resolve_device(device).type / f"{run}.pt"
 
 
-def _who(config: TrainingConfig) -> str:
-    """The mechanism of a run, and how many defects it has."""
-    n = len(getattr(config, "defects", ()))
-    return config.model.attention + (f" with {n} defect{'s' * (n > 1)}" if n else "")
-
-
-def _memory_text(config: RetrievalConfig) -> str:
-    """The features and the update rule of a memory; softmax has none."""
-    model = config.model
-    text = model.attention + (f" {model.implementation}" if model.implementation else "")
-    return text if model.attention == "softmax" else f"{text}, {model.update_rule}"
-
-
-def expected_steps(config: RetrievalConfig) -> int:
-    """About how many steps a run of associative retrieval takes before it ends by itself."""
-    return min(config.n_steps, TYPICAL_STEPS)
-
-
 def kernel_to_compile(jobs: Sequence[Job], device: str | None = None) -> str | None:
     """The kernel that jobs use on a device and that this machine has yet to compile."""
     kind = resolve_device(device).type
-    used = any(uses_compiled(config, kind) for job in jobs for config in configs_of(job))
+    used = any(uses_compiled(config, kind) for job in jobs for config in job.configs)
     return kind if used and not kernels.compiled(kind) else None
 
 
@@ -366,8 +288,7 @@ def predicted_seconds(jobs: Sequence[Job], device: str | None = None) -> float:
 
 @contextmanager
 def one_thread_spared() -> Iterator[None]:
-    """Leave a core to the page: threads that wait for one that the browser has displaced take
-    longer than one thread fewer (on two cores a run took 52 s, and 31 s so)."""
+    """Leave a core to the page, as in `threads_of`."""
     with _on_threads(_spared_threads()):
         yield
 
@@ -385,19 +306,20 @@ def _on_threads(n: int) -> Iterator[None]:
         torch.set_num_threads(ALL_THREADS)  # what a thread began with may be another's spared ones
 
 
-def timing_threads(job: CostJob) -> int:
-    """The threads that a cost is measured with: all, but for a stream, which the page draws on
-    its way, one fewer."""
+def threads_of(job: Job) -> int:
+    """The threads that a job runs with: all where it takes times, but for a stream, which the page
+    draws on its way. Others leave a core to the page: threads that wait for one that the browser
+    has displaced take longer than one thread fewer (on two cores a run took 52 s, and 31 s so)."""
     streaming = any(getattr(config, "span", None) == "stream" for config in job.configs)
-    return _spared_threads() if streaming else ALL_THREADS
+    return ALL_THREADS if job.timed and not streaming else _spared_threads()
 
 
 def _as_asked(row: store.Row, job: Job) -> bool:
     """Whether a row is what running the job now would give: a cost measured with as many threads
     and samples, or with all the samples that there was time for."""
-    if not isinstance(job, CostJob):
+    if not job.timed:
         return True
-    if row["provenance"]["threads"] != timing_threads(job):
+    if row["provenance"]["threads"] != threads_of(job):
         return False
     told = row["summary"]
     samples = max(len(told["time_ms_samples"]), told.get(ASKED, 0))
@@ -423,14 +345,16 @@ def _predicted_job_seconds(job: Job, kind: torch.device) -> float:
     if isinstance(job, TrainingJob):
         return _predicted_training_seconds(job.config, kind)
     if isinstance(job, RetrievalJob):
-        steps = expected_steps(job.config)
+        steps = min(job.config.n_steps, TYPICAL_STEPS)
         return retrieval_costs.predicted_seconds(job.config, len(job.seeds), steps, kind.type)
-    if kind_of(job.configs[0], cost=True) == "step":
+    if isinstance(job.configs[0], TrainingConfig):
         steps = (replace(config, n_steps=1) for config in job.configs)
         step_s = (_predicted_training_seconds(step, kind) for step in steps)
         # Once for its memory and to warm up, then an untimed and a timed one a repeat.
         return sum(2 * s + min(2 * job.n_repeats * s, max(MAX_POINT_S, 2 * s)) for s in step_s)
-    predict = predict_generation_seconds if is_generation(job) else predict_cost_seconds
+    predict = predict_cost_seconds
+    if job.configs[0].kind == GenerationConfig.kind:
+        predict = predict_generation_seconds
     return predict(job.configs, job.n_repeats, kind, MAX_POINT_S)
 
 

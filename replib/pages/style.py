@@ -398,5 +398,5 @@ def check_single(frame: pl.DataFrame) -> None:
         twice = frame.filter(frame.select(keys).is_duplicated()).row(0, named=True)
         raise ValueError(
             f"{twice['series']} has two values at N = {twice['seq_len']}: "
-            "filter the frame to one work and batch_size, of store.latest rows"
+            "filter the frame to one work and batch_size, of latest rows"
         )

@@ -36,8 +36,14 @@ class Batch:
 class TokenTask:
     """What training asks of a task whose model puts out a logit for each token, (B, N, V)."""
 
+    experiment: ClassVar[str]
+    """What trainings on it are stored under."""
     VERSION: ClassVar[int] = 1
     """Raised when what is drawn or counted changes: its recorded runs are then old."""
+
+    def missing_data(self) -> str | None:
+        """Why its data cannot be read; None where they can, or are drawn as here."""
+        return None
 
     @property
     def model_sizes(self) -> dict[str, int]:
@@ -74,6 +80,8 @@ class CausalCopy(TokenTask):
     The accuracy leaves out the separator: its loss can be zero by always expecting it before
     it came, which is no copying.
     """
+
+    experiment: ClassVar[str] = "convergence"
 
     seq_len: int = 128
     n_symbols: int = 10
@@ -140,6 +148,8 @@ class SequenceCopy(TokenTask):
         decoder input  11 7 3 9 1
         targets         7 3 9 1 12
     """
+
+    experiment: ClassVar[str] = "sequence_copy"
 
     seq_len: int = 64
     n_symbols: int = 10

@@ -42,6 +42,7 @@ class Pixels:
         seq_len: N, which follows from the images and stands in recorded rows.
     """
 
+    experiment: ClassVar[str] = "images"
     VERSION: ClassVar[int] = 1  # as of `replib.tasks.TokenTask`
 
     images: str = "digits"
@@ -57,6 +58,14 @@ class Pixels:
     def shape(self) -> tuple[int, int, int]:
         """(h, w, c) of an image."""
         return dataset_named(self.images).shape
+
+    def missing_data(self) -> str | None:
+        """Why the images cannot be read; None where they can."""
+        try:
+            load_images(self.images)
+        except ValueError as error:
+            return str(error)
+        return None
 
     @property
     def n_levels(self) -> int:

@@ -8,7 +8,7 @@ from drawn import title_of
 from replib.claims import charts
 from replib.claims.autopsy import page as parts
 from replib.claims.autopsy.defects import DEFECTS, all_defects, article_defects
-from replib.lab import store
+from replib.lab.recorded import read_rows
 from replib.lab.run import CostJob
 from replib.pages.live_jobs import AUTOPSY_MODELS, live_autopsy_jobs
 from replib.published import published
@@ -43,7 +43,7 @@ def test_each_defect_alone_is_timed_beside_mended_steps_whatever_the_switches_ar
 
 def test_steps_with_each_defect_alone_are_drawn_as_its_effect(tmp_path):
     synthetic.write_recorded(tmp_path, "autopsy_time")
-    recorded = store.read_rows("autopsy_time", tmp_path)
+    recorded = read_rows("autopsy_time", tmp_path)
     alone = [r for r in recorded if len(r["config"]["defects"]) < 2]
     shown = parts.session_charts([r for r in alone if r["config"]["task"]["seq_len"] == 8])
     assert "“batch 32, loss summed” costs most of a linear step: 3×" in shown.text.replace(
@@ -61,7 +61,7 @@ def test_steps_with_each_defect_alone_are_drawn_as_its_effect(tmp_path):
 
 def test_the_losses_are_titled_with_the_defect_that_it_helps_most_to_mend(tmp_path):
     synthetic.write_recorded(tmp_path, "autopsy")
-    rows, article = store.read_rows("autopsy", tmp_path), published()["dm2022"]
+    rows, article = read_rows("autopsy", tmp_path), published()["dm2022"]
     title = title_of(parts.losses_chart(rows, article))
     assert title == (
         "At N = 64, linear runs end at 2.2 broken, 1.5 with “Adam at 1e-4” alone mended (1.5 with "
@@ -79,7 +79,7 @@ def test_what_was_not_measured_has_no_column(tmp_path):
     synthetic.write_recorded(tmp_path, "autopsy_time", "autopsy")
 
     def rows(name):
-        found = store.read_rows(name, tmp_path)
+        found = read_rows(name, tmp_path)
         return [r for r in found if r["config"]["defects"] in ([], ["leak"])]
 
     steps, losses = (rows(name)[:40] for name in ("autopsy_time", "autopsy"))

@@ -14,7 +14,7 @@ from replib.claims.autopsy import judge as claims
 from replib.claims.autopsy import step_times as timing
 from replib.claims.autopsy.defects import DEFECTS, article_defects
 from replib.claims.autopsy.step_times import NOT_THERE
-from replib.lab import store
+from replib.lab import recorded
 from replib.published import published
 
 ARTICLE = published()["dm2022"]
@@ -24,7 +24,7 @@ ARTICLE = published()["dm2022"]
 def rows(tmp_path_factory):
     names = ("autopsy", "autopsy_time")
     folder = synthetic.write_recorded(tmp_path_factory.mktemp("rows"), *names)
-    return {name: store.read_rows(name, folder) for name in names}
+    return {name: recorded.read_rows(name, folder) for name in names}
 
 
 def drawn(rows, name, title="T"):

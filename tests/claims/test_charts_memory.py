@@ -13,7 +13,7 @@ from replib.claims import charts
 from replib.claims.capacity import frames
 from replib.claims.capacity.judge import SOLVED_LOSS
 from replib.claims.experiments import EXPERIMENTS
-from replib.lab import store
+from replib.lab import recorded
 from replib.published import published
 
 THEIRS = published()["fastweights_logs"]
@@ -24,7 +24,7 @@ CHARTS = {"capacity": charts.capacity_chart, "update_rules": charts.update_rules
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     folder = synthetic.write_recorded(tmp_path_factory.mktemp("rows"), *CHARTS)
-    return [row for name in CHARTS for row in store.read_rows(name, folder)]
+    return [row for name in CHARTS for row in recorded.read_rows(name, folder)]
 
 
 @pytest.fixture(scope="module")

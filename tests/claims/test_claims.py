@@ -6,7 +6,8 @@ import pytest
 from replib.claims import judging
 from replib.claims.experiments import laptop_copy
 from replib.lab import store
-from replib.lab.record import recorded_rows, training_summary
+from replib.lab.recorded import recorded_rows
+from replib.lab.runs.training import summary_of
 from replib.lab.statistics import SOFTMAX_MODELS
 from replib.lab.timing import Cost, CostConfig
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
@@ -31,7 +32,7 @@ def run_row(attention, seed, *, loss=0.01, accuracy=1.0, outcome="ok", seq_len=3
         for step in (50, 100)
     ]
     config = laptop_copy(attention, seq_len, 100)
-    summary = training_summary(metrics)
+    summary = summary_of(metrics)
     row = store.make_row("convergence", "laptop", config, seed, outcome, summary)
     row["provenance"]["device_name"] = device
     return row

@@ -12,7 +12,7 @@ from replib.claims.autopsy import judge as autopsy
 from replib.claims.autopsy import step_times as timing
 from replib.claims.autopsy.defects import article_defects, break_model, loss_defects
 from replib.claims.experiments import ablation, replication_model
-from replib.lab import store
+from replib.lab import recorded
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 from replib.models import EncoderDecoder, TransformerConfig
 from replib.published import published
@@ -34,7 +34,7 @@ def times(tmp_path_factory):
 
 def rows_of(name, tmp_path_factory):
     folder = synthetic.write_recorded(tmp_path_factory.mktemp("rows"), name)
-    return store.read_rows(name, folder)
+    return recorded.read_rows(name, folder)
 
 
 def changed(rows, change, **where):

@@ -10,7 +10,7 @@ from replib.claims.autopsy import full_size as full
 from replib.claims.autopsy import page as parts
 from replib.claims.autopsy.defects import full_size_defects
 from replib.claims.experiments import EXPERIMENTS, replication_model
-from replib.lab import store
+from replib.lab import recorded
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 from replib.published import published
 
@@ -22,7 +22,7 @@ def rows(tmp_path_factory):
     """As written softmax stands at 10.3 as printed, with the usual scale at 6; linear ends at 0."""
     folder = synthetic.write_recorded(tmp_path_factory.mktemp("rows"), "autopsy_full")
     return with_ends(
-        store.read_rows("autopsy_full", folder),
+        recorded.read_rows("autopsy_full", folder),
         lambda attention, off: 0.0 if attention == "linear" else 10.3 if not off else 6.0,
     )
 

@@ -11,7 +11,7 @@ import synthetic
 
 from replib.claims.capacity import judge as claims
 from replib.claims.experiments import EXPERIMENTS
-from replib.lab import store
+from replib.lab.recorded import read_rows
 from replib.published import published
 
 THEIRS = published()["fastweights_logs"]
@@ -21,7 +21,7 @@ THEIRS = published()["fastweights_logs"]
 def recorded(tmp_path_factory):
     names = ("capacity", "update_rules", "evaluation", "favor_eps")
     folder = synthetic.write_recorded(tmp_path_factory.mktemp("rows"), *names)
-    return {name: store.read_rows(name, folder) for name in names}
+    return {name: read_rows(name, folder) for name in names}
 
 
 def changed(rows, name, loss):

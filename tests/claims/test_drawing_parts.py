@@ -7,7 +7,7 @@ import torch
 from replib.claims.images import page as parts
 from replib.lab import store
 from replib.lab.kept_models import draw
-from replib.lab.record import recorded_rows
+from replib.lab.recorded import recorded_rows
 from replib.pages.controls import initial_values
 from replib.tasks.image_files import load_images
 

@@ -17,7 +17,7 @@ from replib.claims.capacity.evaluation import (
     means_of,
     query_losses,
 )
-from replib.claims.experiments import EXPERIMENTS, Experiment, retrieval_config
+from replib.claims.experiments import EXPERIMENTS, retrieval_config
 from replib.fast_weights import (
     AssociativeMemory,
     MemoryConfig,
@@ -26,7 +26,7 @@ from replib.fast_weights import (
     retrieval_loss,
 )
 from replib.lab import store
-from replib.lab.record import record
+from replib.lab.record import Experiment, record
 from replib.lab.run import RetrievalJob, identity
 from replib.published import published
 from replib.tasks import Associations, AssociativeRetrieval

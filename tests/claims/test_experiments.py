@@ -7,9 +7,8 @@ from small import experiment_of, is_whole, tiny
 
 from replib.claims import experiments
 from replib.claims.autopsy.defects import article_defects, loss_defects
-from replib.claims.experiments import EXPERIMENTS, SCALES, VARIANTS
-from replib.lab.record import record
-from replib.lab.run import configs_of, run_ids
+from replib.claims.experiments import EXPERIMENTS, VARIANTS
+from replib.lab.record import SCALES, record
 from replib.lab.runs.generation import SPANS, WAYS
 from replib.tasks import CausalCopy
 
@@ -19,7 +18,7 @@ RETRIEVAL = ("capacity", "update_rules")
 
 @pytest.mark.parametrize("name, scale", GRIDS)
 def test_no_run_of_a_grid_occurs_twice(name, scale):
-    ids = [run for job in EXPERIMENTS[name].jobs(scale) for run in run_ids(job)]
+    ids = [run for job in EXPERIMENTS[name].jobs(scale) for run in job.ids]
     assert ids and len(ids) == len(set(ids))
 
 
@@ -40,7 +39,7 @@ OF_THEIR_OWN = {
 def test_every_point_of_a_grid_has_softmax_beside_linear(name, scale):
     found = {}
     for job in EXPERIMENTS[name].jobs(scale):
-        for config in configs_of(job):
+        for config in job.configs:
             model = getattr(config, "model", config)
             other = {k: v for k, v in asdict(config).items() if k != "model"}
             other |= {k: v for k, v in asdict(model).items()}
@@ -70,7 +69,7 @@ def test_recorded_convergence_has_five_seeds_at_three_lengths_or_more():
 @pytest.mark.parametrize("name", ["convergence", "scaling"])
 def test_lsh_is_recorded_by_itself_after_what_is_judged(name, scale):
     jobs = EXPERIMENTS[name].jobs(scale)
-    variants = [[getattr(c, "model", c) for c in configs_of(job)] for job in jobs]
+    variants = [[getattr(c, "model", c) for c in job.configs] for job in jobs]
     is_lsh = [{model.attention for model in some} == {"lsh"} for some in variants]
     assert is_lsh == sorted(is_lsh) and any(is_lsh)
     first = is_lsh.index(True)
@@ -205,7 +204,7 @@ def test_every_cost_is_measured_beside_the_others_of_its_shape():
 
 @pytest.mark.parametrize("scale", ["laptop", "paper"])
 def test_generation_is_measured_at_the_sizes_of_the_papers_images(scale):
-    configs = [c for job in EXPERIMENTS["generation"].jobs(scale) for c in configs_of(job)]
+    configs = [c for job in EXPERIMENTS["generation"].jobs(scale) for c in job.configs]
     last = {}
     for config in configs:
         if config.span == "token":
@@ -247,7 +246,7 @@ def sets_of_defects(name):
     """Mechanism and N -> set of defects -> its seeds."""
     found = {}
     for job in EXPERIMENTS[name].jobs("laptop"):
-        for config in configs_of(job):
+        for config in job.configs:
             sets = found.setdefault((config.model.attention, config.task.seq_len), {})
             sets.setdefault(config.defects, []).append(getattr(job, "seed", 0))
     return found

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from replib import files
-from replib.claims.experiments import EXPERIMENTS, Experiment
+from replib.claims.experiments import EXPERIMENTS
 from replib.generation import Decoder
 from replib.lab import kept_models, store
 from replib.lab.kept_models import complete, draw, kept_run, load_model, model_path
-from replib.lab.record import record, recorded_rows
+from replib.lab.record import Experiment, record
+from replib.lab.recorded import recorded_rows
 from replib.tasks.image_files import load_images
 from replib.tasks.images import bits, level_log_probs, sample_levels
 

@@ -13,8 +13,11 @@ from replib import files
 from replib.claims.experiments import EXPERIMENTS, retrieval_config
 from replib.fast_weights import MemoryConfig
 from replib.lab import store
-from replib.lab.record import TIMING, checkpoint_path, record, recorded_rows, training_summary
-from replib.lab.run import RetrievalJob, run_ids
+from replib.lab.record import TIMING, record
+from replib.lab.recorded import recorded_rows
+from replib.lab.run import RetrievalJob
+from replib.lab.runs.checkpointed import path_of
+from replib.lab.runs.training import summary_of
 from replib.training import Metrics, Training
 
 
@@ -43,7 +46,7 @@ def test_a_further_recording_has_rows_of_its_own_once(data):
     assert recorded_rows("tiny") == [*first, *second]
     assert not list(record(experiment, "smoke", device="cpu", recording=1))
     for refused in (experiment_of(cost_job()), 1), (experiment, -1):
-        with pytest.raises(ValueError, match="use 0, or a higher number for scaling"):
+        with pytest.raises(ValueError, match="use 0, or a higher number for an"):
             list(record(refused[0], "smoke", device="cpu", recording=refused[1]))
 
 
@@ -106,6 +109,11 @@ def after(n):
     return lambda: next(asked, None) is None
 
 
+def evaluations(seen):
+    """A `watch` that collects them."""
+    return lambda glimpse: glimpse.metrics and seen.append(glimpse.metrics)
+
+
 class Killed(BaseException):
     """What no handler catches, like the end of a process."""
 
@@ -146,7 +154,7 @@ def test_what_is_timed_is_left_to_the_process_that_times(data, tmp_path):
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(data, tmp_path):
-    theirs, mine = run_ids(tiny(seed=0)) + run_ids(tiny(seed=1))
+    (theirs,), (mine,) = tiny(seed=0).ids, tiny(seed=1).ids
     with claimed_elsewhere(f"{theirs} cpu", data, tmp_path):
         rows = rows_of(tiny(seed=0), tiny(seed=1))
     assert [row["run_id"] for row in rows] == [mine]
@@ -157,7 +165,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(data, tmp_path):
 def test_a_run_that_was_killed_before_its_row_was_written_is_finished(data, monkeypatch):
     (whole,) = rows_of(tiny())
     (data / "tiny.jsonl").unlink()
-    monkeypatch.setattr("replib.lab.record.CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("replib.lab.runs.checkpointed.CHECKPOINT_EVERY_S", 0.0)
 
     def kill(*arguments):
         raise Killed
@@ -179,7 +187,7 @@ def test_seeds_that_were_stopped_together_go_on_together(data):
     job, seen = RetrievalJob(config=config, seeds=(0, 1, 2)), []
     whole = {row["seed"]: row["curve"] for row in rows_of(job)}
     (data / "tiny.jsonl").unlink()
-    stopped = rows_of(job, stop=lambda: len(seen) > 1, on_metrics=lambda job, m: seen.append(m))
+    stopped = rows_of(job, stop=lambda: len(seen) > 1, watch=evaluations(seen))
     assert {row["outcome"] for row in stopped} == {"interrupted"}
     assert {row["seed"]: row["curve"] for row in rows_of(job)} == whole
     assert rows_of(job) == []
@@ -190,7 +198,7 @@ def test_a_damaged_checkpoint_is_told_and_the_run_starts_anew(data, monkeypatch)
     (data / "tiny.jsonl").unlink()
     rows_of(tiny(), stop=after(8))
     (data / "tiny.jsonl").unlink()
-    path = checkpoint_path(*run_ids(tiny()), "cpu")
+    path = path_of(tiny(), "cpu")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -240,29 +248,29 @@ def test_without_locks_every_process_runs(data):
 
 
 def test_a_killed_run_resumes_at_its_checkpoint_to_the_same_end(data, monkeypatch):
-    monkeypatch.setattr("replib.lab.record.CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("replib.lab.runs.checkpointed.CHECKPOINT_EVERY_S", 0.0)
     (whole,) = rows_of(tiny())
     (data / "tiny.jsonl").unlink()
 
-    def kill(job, metrics):
-        if metrics.step == 15:
+    def kill(glimpse):
+        if glimpse.metrics and glimpse.metrics.step == 15:
             raise Killed
 
     with pytest.raises(Killed):
-        rows_of(tiny(), on_metrics=kill)
+        rows_of(tiny(), watch=kill)
     assert store.read_rows("tiny", data) == []
-    assert checkpoint_path(*run_ids(tiny()), "cpu").exists()
+    assert path_of(tiny(), "cpu").exists()
     steps = []
-    (row,) = rows_of(tiny(), on_metrics=lambda job, metrics: steps.append(metrics.step))
-    assert steps == [15, 20]  # the checkpoint was of step 10
+    (row,) = rows_of(tiny(), watch=evaluations(steps))
+    assert [m.step for m in steps] == [15, 20]  # the checkpoint was of step 10
     assert curve_without_speed(row) == curve_without_speed(whole)
-    assert not checkpoint_path(row["run_id"], "cpu").exists()
+    assert not path_of(tiny(), "cpu").exists()
 
 
 def test_a_stopped_run_is_recorded_as_interrupted_and_continued(data):
     seen = []
     stop = lambda: len(seen) >= 2  # noqa: E731
-    rows = rows_of(tiny(), tiny(seed=1), stop=stop, on_metrics=lambda job, m: seen.append(m))
+    rows = rows_of(tiny(), tiny(seed=1), stop=stop, watch=evaluations(seen))
     (row,) = rows
     assert row["outcome"] == "interrupted" and row["curve"]["step"] == [5, 10]
     rest = rows_of(tiny(), tiny(seed=1))
@@ -309,7 +317,7 @@ def test_a_data_folder_that_cannot_be_written_is_told_before_anything_is_compute
 def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_no_run(data, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("REPLIB_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr("replib.lab.record.CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("replib.lab.runs.checkpointed.CHECKPOINT_EVERY_S", 0.0)
     with pytest.warns(UserWarning, match="REPLIB_CACHE"):
         (row,) = rows_of(tiny())
     assert row["outcome"] == "ok"
@@ -328,8 +336,8 @@ def test_a_summary_says_where_the_run_ended_and_when_it_was_solved():
         Metrics(step=s, train_loss=1, loss=x, accuracy=a, steps_per_s=1, seconds_left=0)
         for s, x, a in ((10, 2.0, 0.1), (20, 0.1, 0.995), (30, 0.3, 0.9), (40, 0.2, 1.0))
     ]
-    found = training_summary(history)
+    found = summary_of(history)
     assert (found["n_steps"], found["final_loss"], found["final_accuracy"]) == (40, 0.2, 1.0)
     assert (found["best_loss"], found["steps_to_solved"]) == (0.1, 20)
-    assert training_summary(history[:1])["steps_to_solved"] is None
-    assert training_summary([]) == {"n_steps": 0}
+    assert summary_of(history[:1])["steps_to_solved"] is None
+    assert summary_of([]) == {"n_steps": 0}

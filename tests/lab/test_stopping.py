@@ -20,7 +20,7 @@ MOST_KILLS = 6  # then the run is let go to its end
 SERVER = """
 import os, sys, time
 from replib import __main__ as cli, interrupts, recording, store
-import replib.lab.rows
+import replib.lab.recorded
 from replib.experiments import EXPERIMENTS, Experiment, laptop_copy, retrieval_config
 from replib.jobs import RetrievalJob, TrainingJob
 from replib.retrieval import MemoryConfig

@@ -22,8 +22,7 @@ from replib.claims.autopsy.defects import DEFECTS, article_defects
 from replib.claims.experiments import EXPERIMENTS
 from replib.claims.generation.agreement import TOLERANCES
 from replib.lab import store
-from replib.lab.record import recorded_rows
-from replib.lab.run import run_ids
+from replib.lab.recorded import recorded_rows
 from replib.lab.runs.generation import WAYS
 from replib.pages import controls
 from replib.pages.live_jobs import ALL_VARIANTS, refused_variants
@@ -477,8 +476,8 @@ def test_with_the_most_steps_and_no_defects_a_memory_is_trained_as_recorded():
     settings = {"n_steps": 100_000, "head_dim": 64, "n_keys": 40, "published_eps": True}
     settings |= {"attention": ("softmax", "dpfp", "performer")}
     _, names = run_notebook(FAST_WEIGHTS, {"auto": NOT_AUTO}, **settings)
-    recorded = {run for job in EXPERIMENTS["capacity"].jobs("laptop") for run in run_ids(job)}
-    assert {run_ids(job)[0] for job in names["jobs"]} <= recorded
+    recorded = {run for job in EXPERIMENTS["capacity"].jobs("laptop") for run in job.ids}
+    assert {job.ids[0] for job in names["jobs"]} <= recorded
 
 
 def test_half_the_length_where_every_key_comes_once_is_explained():

@@ -13,8 +13,8 @@ from replib.fast_weights import MemoryConfig, RetrievalTraining
 from replib.generation import copy_with
 from replib.lab import store
 from replib.lab.memory_use import TIMING_LOCK
-from replib.lab.record import checkpoint_path
-from replib.lab.run import CostJob, RetrievalJob, TrainingJob, run_ids
+from replib.lab.run import CostJob, RetrievalJob, TrainingJob
+from replib.lab.runs.checkpointed import path_of
 from replib.lab.runs.generation import GenerationConfig
 from replib.lab.runs.retrieval_costs import predicted_seconds as retrieval_seconds
 from replib.lab.timing import CostConfig
@@ -131,7 +131,7 @@ def test_a_stopped_run_resumes_where_it_stopped():
     assert ended["outcome"] == "ok" and ended["curve"]["step"][-1] == 60
     assert ended["curve"]["loss"][: len(steps)] == stopped["curve"]["loss"]
     assert ended["run_id"] == stopped["run_id"]
-    assert not checkpoint_path(ended["run_id"], "cpu").exists()
+    assert not path_of(config, "cpu").exists()
 
 
 def test_finished_runs_stay_when_the_settings_move_on():
@@ -184,7 +184,7 @@ def test_a_trained_model_copies_a_sequence_after_its_page_was_closed():
 
 def test_a_torn_model_file_is_no_model():
     first = run([job()])
-    first._model_path(run_ids(job())[0], "cpu").write_bytes(b"torn")
+    first._model_path(job().ids[0], "cpu").write_bytes(b"torn")
     assert LiveRuns("convergence").model(job(), "cpu") is None
 
 

@@ -10,7 +10,7 @@ import synthetic
 from replib.__main__ import main
 from replib.claims import judging
 from replib.claims.capacity import judge
-from replib.lab.record import recorded_rows
+from replib.lab.recorded import recorded_rows
 from replib.report import offline, write
 
 SIGNATURES = {"svg": b"<svg", "png": b"\x89PNG\r\n"}

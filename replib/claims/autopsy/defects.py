@@ -18,6 +18,7 @@ from torch.nn.functional import elu, layer_norm, linear
 from torch.overrides import TorchFunctionMode
 
 from replib.attention.linear import EPS
+from replib.lab.run import register
 from replib.models import Dropout, EncoderDecoder, TransformerConfig, set_dropout_generator
 from replib.tasks import SequenceCopy
 from replib.training import Training, TrainingConfig
@@ -178,6 +179,7 @@ class AutopsyConfig(TrainingConfig):
     """
 
     kind: ClassVar[str] = "autopsy"
+    experiment: ClassVar[str] = "autopsy"
 
     defects: tuple[str, ...] = ()
 
@@ -224,6 +226,9 @@ class AutopsyConfig(TrainingConfig):
 
     def training(self, *, seed: int = 0, device: str | None = None) -> Training:
         return Autopsy(self, seed=seed, device=device)
+
+
+register(AutopsyConfig)
 
 
 class Autopsy(Training):

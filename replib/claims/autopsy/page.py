@@ -140,11 +140,6 @@ MEASURES = ("both", "losses", "step times", EACH_ALONE)
 MODELS = ("small", "the article's")
 
 
-def experiment_of(job: Job) -> str:
-    """What the rows of a live run are kept under."""
-    return "autopsy" if isinstance(job, TrainingJob) else "autopsy_time"
-
-
 def live_jobs(values: Mapping[str, Any]) -> list[Job]:
     """The runs that the switches ask for; or the steps with each defect alone and with none, timed
     together, whatever the switches are."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from replib.fast_weights import RetrievalConfig, RetrievalTraining, _stacked
+from replib.lab.run import register
 from replib.tasks import Associations
 
 VERSION = 1  # raised when a mean is taken otherwise
@@ -32,6 +33,12 @@ class MeansConfig(RetrievalConfig):
     @property
     def versions(self) -> dict[str, int]:
         return super().versions | {"evaluation": VERSION}
+
+    def training(self, *, seeds: Sequence[int], device: str | None = None) -> "MeansTraining":
+        return MeansTraining(self, seeds=seeds, device=device)
+
+
+register(MeansConfig)
 
 
 @dataclass(frozen=True)
@@ -106,10 +113,11 @@ class MeansTraining(RetrievalTraining):
             self.means[self.seeds[i].seed].append(tuple(of_seed))
         return means.asked
 
-    def best_means(self, seed: int) -> dict[str, float]:
-        """The least of each mean over a seed's evaluations; nothing before the first."""
+    def summary(self, seed: int) -> dict[str, Any]:
+        """With the least of each mean over a seed's evaluations; without before the first."""
         names = ("best_all_keys_loss", "best_asked_loss", "best_batches_loss")
-        return dict(zip(names, map(min, zip(*self.means[seed], strict=True)), strict=False))
+        least = map(min, zip(*self.means[seed], strict=True))
+        return super().summary(seed) | dict(zip(names, least, strict=False))
 
     def _restore(self, state: dict[str, Any]) -> None:
         super()._restore(state)

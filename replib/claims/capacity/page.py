@@ -18,7 +18,6 @@ from replib.claims.capacity import judge as claims_memory
 from replib.claims.capacity.charts import capacity_chart, solved_chart, update_rules_chart
 from replib.claims.capacity.filling import FillConfig, Filling
 from replib.fast_weights import FEATURES, UPDATE_RULES
-from replib.lab.run import RetrievalJob
 from replib.lab.store import Row
 from replib.pages import controls, frames
 from replib.pages.controls import Control
@@ -60,11 +59,6 @@ def training_controls() -> list[Control]:
         controls.DEVICE,
         Control("attention", "Features", FEATURES, ("softmax", "linear", "dpfp")),
     ]
-
-
-def experiment_of(job: RetrievalJob) -> str:
-    """What the rows of a live run are kept under."""
-    return "update_rules" if job.config.task.with_replacement else "capacity"
 
 
 def filling_controls() -> list[Control]:

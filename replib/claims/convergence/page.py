@@ -51,11 +51,6 @@ def live_jobs(values: Mapping[str, Any]) -> list[TrainingJob]:
     ]
 
 
-def experiment_of(job: TrainingJob) -> str:
-    """What the rows of a live run are kept under."""
-    return "sequence_copy" if isinstance(job.config.task, SequenceCopy) else "convergence"
-
-
 def recorded_behind(shown: pl.DataFrame, recorded: pl.DataFrame) -> pl.DataFrame | None:
     """The recorded curves to draw behind shown ones: those of the same length, if there are."""
     if shown.is_empty():

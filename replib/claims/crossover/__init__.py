@@ -29,7 +29,7 @@ CLAIM = Claim(
             name="crossover",
             title="3 crossover",
             text="Linear attention is faster from N = 512 on.",
-            PAPER=PAPER,
+            paper=PAPER,
             article=article,
             experiments=("crossover",),
             figure="crossings",

@@ -18,8 +18,8 @@ CLAIM = Claim(
             name="generation",
             title="4 generation",
             text="Linear attention generates at a constant cost a token, and faster than softmax.",
-            PAPER=PAPER,
-            ARTICLE=ARTICLE,
+            paper=PAPER,
+            article=ARTICLE,
             experiments=("generation",),
             figure="generation_tokens",
         ),
@@ -27,8 +27,8 @@ CLAIM = Claim(
             name="constant_cost",
             text="With linear attention a token costs the same at every position; with softmax it "
             "does not.",
-            PAPER=PAPER,
-            ARTICLE=ARTICLE,
+            paper=PAPER,
+            article=ARTICLE,
             experiments=("generation",),
         ),
         Statement(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from replib.device import resolve_device
-from replib.generation import Decoder, Difference, Recompute, Stepper
+from replib.generation import Decoder, Recompute, Stepper
 from replib.kernels import fastest_kernel
 from replib.lab.kept_models import Kept
 from replib.lab.memory_use import TIMING_LOCK
@@ -34,6 +34,14 @@ STEPS = {"linear": "recurrent state", "softmax": "cache"}
 AT_ONCE, PROMPT, RECOMPUTED = "all at once", "prompt at once, then tokens", "recomputed"
 N_TOKENS = 100
 N_DRAWN = 6  # images
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference of outputs, and relative to the largest output."""
+
+    absolute: float
+    relative: float
 
 
 @dataclass(frozen=True)

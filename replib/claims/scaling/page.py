@@ -9,8 +9,9 @@ import marimo as mo
 from replib.claims import judging
 from replib.claims.crossover import charts as crossover_charts
 from replib.claims.scaling import charts, judge
+from replib.lab.recorded import latest
 from replib.lab.statistics import Crossover, Exponent
-from replib.lab.store import Row, latest
+from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
 from replib.lab.verdict import ARTICLE_CROSSOVER, PAPER_CROSSOVER, SUPPORTED, by_device
 from replib.pages import frames

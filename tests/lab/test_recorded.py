@@ -15,8 +15,8 @@ from replib import files
 from replib.__main__ import main
 from replib.claims.capacity import frames as frames_memory
 from replib.claims.experiments import EXPERIMENTS
-from replib.lab import rows, store
-from replib.lab.record import recorded_rows
+from replib.lab import recorded, store
+from replib.lab.recorded import recorded_rows
 from replib.models import TransformerConfig
 from replib.pages import frames
 from replib.published import published
@@ -30,8 +30,8 @@ def read(name):
     """The rows of an experiment, and how many lines were skipped."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = store.read_rows(name)
-    told = re.search(r": (\d+) of \d+ lines skipped", store.skipped(name) or "")
+        found = recorded.read_rows(name)
+    told = re.search(r": (\d+) of \d+ lines skipped", recorded.skipped(name) or "")
     return found, int(told[1]) if told else 0
 
 
@@ -110,7 +110,7 @@ def test_a_row_that_cannot_be_used_is_skipped_with_the_reason(data, training_row
     WRONG[why](training_row)
     (data / "images.jsonl").write_text(json.dumps(training_row) + "\n")
     assert read("images") == ([], 1)
-    assert why in store.skipped("images")
+    assert why in recorded.skipped("images")
 
 
 def test_a_run_that_diverged_may_have_no_losses(data, training_row):
@@ -143,11 +143,13 @@ class Newer:
 
 
 def test_a_config_is_built_again_from_its_plain_fields():
-    config = rows.config_from(Newer, {"n": 3, "names": ["a"], "inner": {"n_layers": 2}, "twice": 6})
+    config = recorded.config_from(
+        Newer, {"n": 3, "names": ["a"], "inner": {"n_layers": 2}, "twice": 6}
+    )
     assert config == Newer(n=3, names=("a",), inner=TransformerConfig(n_layers=2))
-    assert rows.config_from(Newer, store.plain(config)) == config
+    assert recorded.config_from(Newer, store.plain(config)) == config
     with pytest.raises(ValueError, match="'twice' is 7, not 6"):
-        rows.config_from(Newer, {"n": 3, "twice": 7})
+        recorded.config_from(Newer, {"n": 3, "twice": 7})
 
 
 def test_a_device_name_holds_no_markup(data, training_row):
