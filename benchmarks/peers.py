@@ -69,7 +69,6 @@ class FastTransformersAttention(Attention):
     """fast-transformers' attention as a model here holds it."""
 
     label = FAST_TRANSFORMERS
-    implementations = ("compiled",)
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         return fast_transformers_attention(q, k, v, causal)

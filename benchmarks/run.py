@@ -37,6 +37,7 @@ from benchmarks.comparison import (
 from benchmarks.peers import FAST_TRANSFORMERS, FLASH_LINEAR, PEERS, Unavailable
 from replib.attention import ATTENTION, linear_attention, softmax_attention
 from replib.attention.delta import delta_retrieve, delta_rule
+from replib.attention.dpfp import DPFPAttention
 from replib.claims.experiments import retrieval_config
 from replib.device import resolve_device
 from replib.fast_weights import AssociativeMemory, MemoryConfig, RetrievalConfig, RetrievalTraining
@@ -244,7 +245,7 @@ def _attention_call(
     return lambda: torch.autograd.grad(attend(*inputs, causal), inputs, grad_y)
 
 
-def _stored_bytes(setting: Setting, attention: str, implementation: str, backward: bool) -> int:
+def _stored_bytes(setting: Setting, attention: str, kernel: str, backward: bool) -> int:
     return ATTENTION[attention].peak_bytes(
         batch_size=setting.batch_size,
         n_heads=setting.n_heads,
@@ -252,7 +253,7 @@ def _stored_bytes(setting: Setting, attention: str, implementation: str, backwar
         head_dim=setting.head_dim,
         itemsize=DTYPES[setting.dtype].itemsize,
         backward=backward,
-        implementation=implementation,
+        kernel=kernel,
     )
 
 
@@ -420,7 +421,7 @@ def _delta(run: Run, scale: Scale) -> Iterator[store.Row]:
 
 def _delta_amounts(setting: Setting) -> Amounts:
     """Of the kernel of the delta rule, forward and backward."""
-    fused = import_module(f"replib.kernels.{'delta_cpu' if installed('numba') else 'delta'}")
+    fused = import_module(f"replib.kernels.delta.{'cpu' if installed('numba') else 'torch'}")
     (r, m), passes = (setting.head_dim, setting.value_dim), (False, True)
     moved = sum(delta.bytes_per_token(r, m, backward=backward) for backward in passes)
     done = sum(fused.operations_per_token(r, m, backward=backward) for backward in passes)
@@ -456,10 +457,10 @@ def _delta_call(run: Run, setting: Setting, name: str) -> Callable[[], object]:
 
 RETRIEVALS = (
     MemoryConfig(),
-    MemoryConfig(attention="dpfp", implementation="nu3"),
-    MemoryConfig(attention="dpfp", implementation="nu1", update_rule="delta"),
-    MemoryConfig(attention="dpfp", implementation="nu2", update_rule="delta"),
-    MemoryConfig(attention="dpfp", implementation="nu1", update_rule="fwm"),
+    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=3)),
+    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=1), update_rule="delta"),
+    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=2), update_rule="delta"),
+    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=1), update_rule="fwm"),
 )
 
 
@@ -516,7 +517,7 @@ def _model_config(run: Run, scale: Scale, attention: str = LINEAR, **changes) ->
     refused = why_not(compiled, device_type=compiled, dtype=torch.float32, **sizes)
     return TransformerConfig(
         attention=attention,
-        implementation="fused" if attention != LINEAR else "torch" if refused else compiled,
+        kernel="fused" if attention != LINEAR else "torch" if refused else compiled,
         n_layers=scale.n_layers,
         **changes,
     )

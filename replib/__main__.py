@@ -139,8 +139,13 @@ def _line(row: store.Row) -> str:
     config, summary = row["config"], row["summary"]
     model = config.get("model", config)
     length = config.get("task", config)["seq_len"]
-    parts = ("way", "span") if "way" in model else ("attention", "implementation", "update_rule")
-    who = " ".join(filter(None, map(model.get, parts)))
+    from replib.lab.run import variant_of
+
+    if "way" in model:
+        parts = [model["way"], model["span"]]
+    else:
+        parts = [*variant_of(row), model.get("update_rule")]
+    who = " ".join(filter(None, parts))
     if "way" in model:
         who += f" {model['n_layers']} layers batch {model['batch_size']}"
     who += "".join(f" +{defect}" for defect in config.get("defects", ()))

@@ -24,11 +24,10 @@ from torch import Tensor, nn
 
 from replib import checkpoints
 from replib.attention import ATTENTION
+from replib.attention.base import Options, variant_label
 from replib.attention.feature_maps import FEATURE_MAPS, dpfp, favor_keys, orthogonal_directions
+from replib.attention.kernels import delta_read_weights, fwm_retrieve, installed
 from replib.device import resolve_device
-from replib.kernels import installed
-from replib.kernels.delta import torch as delta
-from replib.kernels.retrieval import fwm
 from replib.tasks import Associations, AssociativeRetrieval
 
 # What a key may be mapped by, as mechanisms are named where there is one.
@@ -49,7 +48,8 @@ class MemoryConfig:
     Attributes:
         attention: the features of keys and queries, one of FEATURES; "softmax" is no memory but
             attention to all writes.
-        implementation: ν of "dpfp", the number of directions of "performer", as in `ATTENTION`.
+        options: ν of "dpfp", the number of directions of "performer", as in `ATTENTION`; None for
+            the mechanism's default.
         update_rule: "sum" adds values times keys, and normalises; "delta" is the paper's rule, with
             features that sum to 1; "fwm" is that of fast weight memories (`kernels.fwm`).
         head_dim: D.
@@ -60,8 +60,10 @@ class MemoryConfig:
             those of "performer" become, it reads NaN, which 18 of its 20 runs with them ended in.
     """
 
+    kernel: ClassVar[None] = None  # the fastest always
+
     attention: str = "linear"
-    implementation: str | None = None
+    options: Options | None = None
     update_rule: str = "sum"
     head_dim: int = 64
     eps: float = 1e-6
@@ -72,19 +74,16 @@ class MemoryConfig:
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: use {', '.join(known)}")
         if self.attention in ("dpfp", "performer"):
-            ATTENTION[self.attention].resolve(self.implementation)
-        elif self.implementation is not None:
-            raise ValueError(
-                f"{self.attention} features have no implementation {self.implementation!r}: "
-                "use None"
-            )
+            ATTENTION[self.attention].check(self.options, None)
+        elif self.options is not None:
+            raise ValueError(f"{self.attention} features have no options: use None")
         if self.attention == "softmax" and self.update_rule != "sum":
             raise ValueError("softmax attention has no memory to update: use update_rule='sum'")
         if not 2 <= self.head_dim <= 1024:
             raise ValueError(f"head_dim {self.head_dim}: use 2 to 1024")
         if self.attention == "dpfp" and self.size >= self.head_dim:
             raise ValueError(
-                f"dpfp {self.implementation} of head_dim {self.head_dim}: use a nu below head_dim, "
+                f"dpfp nu{self.size} of head_dim {self.head_dim}: use a nu below head_dim, "
                 "where features are 0 and from where on they repeat"
             )
         if not 0 <= self.eps < 1:
@@ -95,8 +94,13 @@ class MemoryConfig:
         """ν of "dpfp", m of "performer"."""
         if self.attention not in ("dpfp", "performer"):
             return None
-        name = ATTENTION[self.attention].resolve(self.implementation)
-        return int(name.removeprefix("nu"))
+        options = self.options or ATTENTION[self.attention].Options()
+        return options.nu if self.attention == "dpfp" else options.n_directions
+
+    @property
+    def variant(self) -> tuple[str, str | None]:
+        """The features, and what charts call their options."""
+        return self.attention, variant_label(self.options, None)
 
     @property
     def n_features(self) -> int | None:
@@ -250,7 +254,7 @@ class AssociativeMemory(nn.Module):
             return y.scatter_add(3, index, weights)
         q, k, beta = self.memorised(batch, directions)
         values = nn.functional.one_hot(batch.values, self.n_keys).to(k.dtype)
-        y = fwm.retrieve(*(x.flatten(0, 1) for x in (q, k, values, beta)))
+        y = fwm_retrieve(*(x.flatten(0, 1) for x in (q, k, values, beta)))
         y = nn.functional.layer_norm(y, y.shape[-1:], eps=NORM_EPS)
         return y.unflatten(0, q.shape[:2])
 
@@ -311,7 +315,7 @@ class AssociativeMemory(nn.Module):
             if config.attention == "softmax":
                 return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
             if config.update_rule == "delta":
-                return delta.read_weights(q, k, beta)
+                return delta_read_weights(q, k, beta)
             weights = q @ k.mT
         if config.update_rule == "delta":
             return weights

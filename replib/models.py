@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from replib.attention import ATTENTION
-from replib.attention.base import Packing
+from replib.attention.base import Options, Packing, variant_label
 
 VERSION = 1  # raised when what a model computes, or how it starts, changes beyond rounding
 
@@ -31,7 +31,9 @@ class TransformerConfig:
     """Sizes and choices of a Transformer; the defaults are the paper's causal copy model.
 
     Attributes:
-        attention, implementation: a name of `ATTENTION`, and one of its implementations.
+        attention: a name of `ATTENTION`.
+        options: what the mechanism computes, of its own `Options`; None for its default.
+        kernel: how, one of its `kernels`; None for the fastest.
         n_layers: blocks (in the encoder and again in the decoder, where there are both).
         d_model: E, shared among `n_heads` heads.
         d_feedforward: hidden size of the position-wise network.
@@ -44,7 +46,8 @@ class TransformerConfig:
     """
 
     attention: str = "linear"
-    implementation: str | None = None
+    options: Options | None = None
+    kernel: str | None = None
     n_layers: int = 4
     n_heads: int = 8
     d_model: int = 256
@@ -58,7 +61,7 @@ class TransformerConfig:
     def __post_init__(self):
         if self.attention not in ATTENTION:
             raise ValueError(f"unknown attention {self.attention!r}: use {', '.join(ATTENTION)}")
-        ATTENTION[self.attention].resolve(self.implementation)
+        ATTENTION[self.attention].check(self.options, self.kernel)
         limits = (
             ("n_layers", MAX_LAYERS),
             ("n_heads", MAX_HEADS),
@@ -88,6 +91,11 @@ class TransformerConfig:
                 f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}: "
                 "use a divisor of it"
             )
+
+    @property
+    def variant(self) -> tuple[str, str | None]:
+        """The mechanism, and what charts call its options and kernel."""
+        return self.attention, variant_label(self.options, self.kernel)
 
     @property
     def head_dim(self) -> int:
@@ -256,7 +264,8 @@ class MultiHeadAttention(nn.Module):
             n_heads=self.n_kv_heads,
             head_dim=config.head_dim,
             max_len=max_len,
-            implementation=config.implementation,
+            options=config.options,
+            kernel=config.kernel,
         )
         self.out = nn.Linear(config.d_model, config.d_model)
 

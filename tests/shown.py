@@ -22,7 +22,7 @@ def job(n_steps=10, attention="linear", seed=0):
 
 
 def cost_row(outcome="ok", samples=(1.0, 2.0, 3.0), detail=None, device="cpu", **changes):
-    config = CostConfig(**{"attention": "linear", "implementation": "torch", **changes})
+    config = CostConfig(**{"attention": "linear", "kernel": "torch", **changes})
     summary = Cost(config, outcome, detail, samples, 100).summary()
     row = store.make_row("scaling", "live", config, 0, outcome, summary, detail=detail)
     row["provenance"]["device_name"] = device

@@ -20,8 +20,7 @@ EVERYWHERE = (("softmax", "textbook"), ("softmax", "fused"), ("linear", "torch")
 
 def cost_job(n=16, variants=EVERYWHERE):
     configs = [
-        CostConfig(attention=a, implementation=i, seq_len=n, n_heads=1, head_dim=4)
-        for a, i in variants
+        CostConfig(attention=a, kernel=k, seq_len=n, n_heads=1, head_dim=4) for a, k in variants
     ]
     return CostJob(configs=tuple(configs), n_repeats=2)
 
@@ -31,4 +30,4 @@ def is_whole(job):
 
 
 def variants_of(job):
-    return [(config.attention, config.implementation) for config in job.configs]
+    return [config.variant for config in job.configs]

@@ -21,7 +21,7 @@ from replib.lab.timing import Cost
 from replib.tasks.images import Pixels, bits
 
 CROSSOVERS = {"textbook": 100, "fused": 600}
-SLOWER = {"cpu": 1, "torch": 3}  # linear attention's implementations, but for the plain one
+SLOWER = {"cpu": 1, "torch": 3}  # linear attention's kernels, but for the plain one
 JITTER = (0.99, 1.0, 1.01, 0.995, 1.005)  # of repeats, so that intervals are narrow, not empty
 KB = 1024
 # What a defect of the 2022 replication does to the time of a step, and to the loss.
@@ -55,7 +55,7 @@ def on_a_cpu(job):
     """A job as recorded on a CPU, whatever is installed here."""
     if isinstance(job, TrainingJob | RetrievalJob):
         return job
-    kept = (c for c in job.configs if getattr(c, "model", c).implementation != "cuda")
+    kept = (c for c in job.configs if getattr(c, "model", c).kernel != "cuda")
     return replace(job, configs=tuple(kept))
 
 
@@ -167,7 +167,7 @@ def _cost_row(name, config):
         times = tuple(_autopsy_ms(config) * jitter for jitter in JITTER)
         return _row(name, config, 0, Cost(config, "ok", None, times, memory).summary(), None)
     time_ms = 0.01 * seq_len * config.batch_size * _growth(model, seq_len)
-    quadratic = model.implementation in ("textbook", "plain")
+    quadratic = model.kernel in ("textbook", "plain")
     cost = Cost(
         config=config,
         outcome="ok",
@@ -210,12 +210,12 @@ def _generation_row(name, config):
 
 def _growth(model, seq_len):
     if model.attention == "lsh":  # as linear attention in torch operations, a round
-        return SLOWER["torch"] * int(model.implementation.split()[0])
+        return SLOWER["torch"] * model.options.rounds
     if model.attention == "softmax":
-        return seq_len / CROSSOVERS[model.implementation or "fused"]
-    if model.implementation == "plain":  # a fifth more than the slower softmax, and at least torch
+        return seq_len / CROSSOVERS[model.kernel or "fused"]
+    if model.kernel == "plain":  # a fifth more than the slower softmax, and at least torch
         return max(SLOWER["torch"], 1.2 * seq_len / min(CROSSOVERS.values()))
-    return SLOWER[model.implementation or "torch"]
+    return SLOWER[model.kernel or "torch"]
 
 
 def _row(name, config, seed, summary, curve):

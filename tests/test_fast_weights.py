@@ -12,6 +12,8 @@ from torch.nn.functional import layer_norm
 
 from benchmarks.peers import PublishedMemory
 from replib import fast_weights
+from replib.attention.dpfp import DPFPAttention
+from replib.attention.performer import PerformerAttention
 from replib.claims.experiments import (
     CAPACITY_MEMORIES,
     EXPERIMENTS,
@@ -351,7 +353,11 @@ def test_embeddings_and_features_of_memories_have_second_derivatives():
 
 def test_without_the_guard_features_that_are_all_0_end_a_run_as_published():
     """Those of FAVOR+ are for long keys, and the published code divides them by their sum."""
-    memory = MemoryConfig(attention="performer", implementation="64", update_rule="delta")
+    memory = MemoryConfig(
+        attention="performer",
+        options=PerformerAttention.Options(n_directions=64),
+        update_rule="delta",
+    )
     outcomes = []
     for guarded in (True, False):
         config = small(replace(memory, guarded=guarded), n_steps=1, eval_every=1)
@@ -405,9 +411,15 @@ def test_published_names_are_those_of_the_published_logs():
     [
         ({"attention": "lsh"}, "unknown attention 'lsh': use softmax, linear"),
         ({"update_rule": "ours"}, "unknown update_rule 'ours': use sum, delta, fwm"),
-        ({"attention": "dpfp", "implementation": "nu4"}, "use nu1, nu2, nu3"),
-        ({"attention": "dpfp", "implementation": "nu3", "head_dim": 3}, "use a nu below head_dim"),
-        ({"implementation": "torch"}, "linear features have no implementation 'torch'"),
+        (
+            {"attention": "dpfp", "options": PerformerAttention.Options()},
+            "are no options of DPFP attention",
+        ),
+        (
+            {"attention": "dpfp", "options": DPFPAttention.Options(nu=3), "head_dim": 3},
+            "use a nu below head_dim",
+        ),
+        ({"options": DPFPAttention.Options()}, "linear features have no options: use None"),
         ({"attention": "softmax", "update_rule": "delta"}, "no memory to update"),
         ({"head_dim": 1}, "head_dim 1: use 2 to 1024"),
         ({"eps": 1.0}, "eps 1.0"),
@@ -448,7 +460,10 @@ def test_linear_attention_solves_ten_keys_within_some_hundred_steps():
 
 
 def test_a_seed_is_the_same_alone_and_among_others():
-    for memory in (MemoryConfig(), MemoryConfig(attention="performer", implementation="64")):
+    for memory in (
+        MemoryConfig(),
+        MemoryConfig(attention="performer", options=PerformerAttention.Options(n_directions=64)),
+    ):
         config = small(memory)
         together = RetrievalTraining(config, seeds=(0, 1, 2))
         list(together.metrics())

@@ -14,7 +14,7 @@ FLOAT32 = {part.name: part for part in parts.float32_parts()}
 COMPILED = [
     (name, causal)
     for name, mechanism in ATTENTION.items()
-    if "cpu" in mechanism.implementations
+    if "cpu" in mechanism.kernels
     for causal in (True, False)
 ]
 
@@ -48,6 +48,6 @@ def test_a_run_of_three_steps_is_what_it_was(name):
 def test_a_compiled_kernel_computes_the_same(name, causal):
     pytest.importorskip("numba")
     kind = "causal" if causal else "not causal"
-    right = VALUES[f"attention/{name}/{ATTENTION[name].implementations[0]}/{kind}"]["numbers"]
+    right = VALUES[f"attention/{name}/{ATTENTION[name].kernels[0]}/{kind}"]["numbers"]
     found = parts.attention(name, "cpu", causal, torch.float32)
     assert found == pytest.approx(right, rel=1e-3, abs=1e-3)

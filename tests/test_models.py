@@ -138,7 +138,7 @@ def test_dropout_keeps_the_mean_and_follows_its_generator():
     "changes, message",
     [
         ({"attention": "flash"}, "unknown attention 'flash': use softmax, linear"),
-        ({"implementation": "cuda9"}, "has no implementation 'cuda9'"),
+        ({"kernel": "cuda9"}, "has no kernel 'cuda9'"),
         ({"n_heads": 3}, "use d_model 18, or other n_heads"),
         ({"n_heads": 0}, "n_heads 0: use 1 to"),
         ({"d_model": 10**9}, "use 1 to"),
@@ -414,7 +414,7 @@ def test_a_model_is_exported_and_compiled_whole(name):
 @every_mechanism
 def test_a_model_has_second_derivatives(name):
     """Along a direction, by the first derivatives at two places."""
-    fused = {"implementation": "textbook"} if name == "softmax" else {}  # torch's has none
+    fused = {"kernel": "textbook"} if name == "softmax" else {}  # torch's has none
     config = small(name, n_layers=1, **fused)
     model, tokens = build(CausalTransformer, config), random_tokens(35)
     parameters = [p for p in model.parameters() if p.dim() > 1]

@@ -5,17 +5,36 @@ Queries and keys are (B, H, N, D), values and outputs (B, H, N, M).
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a mechanism computes, where it can be told to compute one thing or another: sizes and
+    switches. A mechanism that has some defines its own `Options` with a default for each."""
+
+    @property
+    def label(self) -> str:
+        """What charts and controls call them."""
+        return ""
+
+
+def variant_label(options: Options | None, kernel: str | None) -> str | None:
+    """What charts call a mechanism with these options by this kernel, besides its name; None where
+    neither was asked for."""
+    return " ".join(filter(None, (options and options.label, kernel))) or None
+
+
 class Attention(nn.Module):
     """A mechanism that mixes values by the similarity of queries and keys.
 
-    A new one is a file and a line in `replib.attention.ATTENTION`. It defines `label`,
-    `implementations` and `forward`, and `for_model` where its parameters depend on a model's sizes.
+    A new one is a file and a line in `replib.attention.ATTENTION`. It defines `label` and
+    `forward`, and `for_model` where its parameters depend on a model's sizes. What it computes is
+    its `options`, by which of several ways its `kernel`.
     One with a recurrent form sets `recurrent = True` and defines `init_state` and `step`; `step`
     repeated is then `forward` of a causal sequence. From them it has `step_` and `prefill`, which
     it overrides where it can be faster. `peak_bytes` and `operations` let the pages say what a run
@@ -30,48 +49,68 @@ class Attention(nn.Module):
 
     label: ClassVar[str]
     """What charts and controls call it."""
-    implementations: ClassVar[tuple[str, ...]]
-    """Ways to compute the same function; without a name it is the first, or the fastest for the
-    tensors. One compiled for a kind of device is named after it ("cpu", "cuda")."""
+    Options: ClassVar[type[Options]] = Options
+    offered: ClassVar[tuple[Options, ...]] = ()
+    """The options that controls offer."""
+    kernels: ClassVar[tuple[str, ...]] = ()
+    """Ways to compute the same function, where there are several; without a name it is the fastest
+    for the tensors. One compiled for a kind of device is named after it ("cpu", "cuda")."""
     recurrent: ClassVar[bool] = False
     VERSION: ClassVar[int] = 1
     """Raised when what it computes changes beyond rounding: its recorded runs are then old."""
-    SPEED: ClassVar[Mapping[str, int]] = {}
-    """Of an implementation, 1 where it is not named; raised when it becomes faster or slower: its
-    recorded times are then old."""
+    SPEED: ClassVar[Mapping[str | None, int]] = {}
+    """Of a kernel (None where there is no choice), 1 where it is not named; raised when it becomes
+    faster or slower: its recorded times are then old."""
 
-    def __init__(self, *, implementation: str | None = None):
+    def __init__(self, *, options: Options | None = None, kernel: str | None = None):
         super().__init__()
-        self.resolve(implementation)
-        self.implementation = implementation
+        self.check(options, kernel)
+        self.options = self.Options() if options is None else options
+        self.kernel = kernel
 
     @classmethod
-    def resolve(cls, implementation: str | None) -> str:
-        """The implementation meant by a name, where None is the default.
-
-        Raises:
-            ValueError: the mechanism has no such implementation.
+    def check(cls, options: Options | None, kernel: str | None) -> None:
         """
-        if implementation is None:
-            return cls.implementations[0]
-        if implementation not in cls.implementations:
-            known = ", ".join(cls.implementations)
-            raise ValueError(
-                f"{cls.label} attention has no implementation {implementation!r}: use {known}"
-            )
-        return implementation
+        Raises:
+            ValueError: the options are another mechanism's, or there is no such kernel.
+        """
+        if options is not None and type(options) is not cls.Options:
+            raise ValueError(f"{options!r} are no options of {cls.label} attention: use its own")
+        if kernel is not None and kernel not in cls.kernels:
+            known = ", ".join(cls.kernels) or "None"
+            raise ValueError(f"{cls.label} attention has no kernel {kernel!r}: use {known}")
+
+    @classmethod
+    def choices(cls) -> dict[str, tuple[Options | None, str | None]]:
+        """The options and kernels that controls offer, by name: each kernel with the default
+        options, and each of the other options offered with the fastest kernel."""
+        named: dict[str, tuple[Options | None, str | None]] = {k: (None, k) for k in cls.kernels}
+        default = cls.Options() if named else None
+        named |= {o.label: (o, None) for o in cls.offered if o != default}
+        return named or {"": (None, None)}
 
     @classmethod
     def unavailable(
-        cls, implementation: str | None, *, device_type: str, dtype: torch.dtype, head_dim: int
+        cls,
+        kernel: str | None,
+        *,
+        device_type: str,
+        dtype: torch.dtype,
+        head_dim: int,
+        options: Options | None = None,
     ) -> str | None:
-        """Why an implementation cannot take tensors of this kind, with what to do; None where it
-        can."""
+        """Why a kernel cannot take tensors of this kind, with what to do; None where it can."""
         return None
 
     @classmethod
     def for_model(
-        cls, *, n_heads: int, head_dim: int, max_len: int, implementation: str | None = None
+        cls,
+        *,
+        n_heads: int,
+        head_dim: int,
+        max_len: int,
+        options: Options | None = None,
+        kernel: str | None = None,
     ) -> "Attention":
         """Build the mechanism for a model's sizes, which those with parameters depend on.
 
@@ -79,7 +118,7 @@ class Attention(nn.Module):
             n_heads: those of keys and values.
             max_len: positions of the longest sequence.
         """
-        return cls(implementation=implementation)
+        return cls(options=options, kernel=kernel)
 
     def reset_buffers(self) -> None:
         """Fill the buffers anew, which a model built on the meta device has not filled."""
@@ -185,14 +224,21 @@ class Attention(nn.Module):
         head_dim: int,
         itemsize: int,
         backward: bool,
-        implementation: str | None = None,
+        options: Options | None = None,
+        kernel: str | None = None,
     ) -> int:
         """About the memory that `forward` (and its gradients) adds to the inputs, in bytes."""
         raise NotImplementedError
 
     @classmethod
     def operations(
-        cls, *, seq_len: int, head_dim: int, causal: bool, implementation: str | None = None
+        cls,
+        *,
+        seq_len: int,
+        head_dim: int,
+        causal: bool,
+        options: Options | None = None,
+        kernel: str | None = None,
     ) -> float:
         """About the floating-point operations of `forward` a head and sample, divided by the
         share of a matrix product's rate that they reach: what a run's predicted time is made of.

@@ -6,24 +6,23 @@ Queries and keys are features already, φ(q) and φ(k) in the paper; β (`beta`)
 strengths. The paper's W (M, R) is kept transposed: `DeltaState.s` is Wᵀ (R, M).
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from replib import plain
 from replib.attention.base import Attention, check_qkv, packed, repeat_heads
-from replib.attention.feature_maps import DPFP_NU, dpfp
+from replib.attention.feature_maps import check_nu, dpfp
+from replib.attention.kernels import chunked_delta, installed, refusal, why_not
 from replib.attention.padding import without_padding
-from replib.kernels import installed, refusal, why_not
-from replib.kernels.delta import torch as delta
-from replib.kernels.library import without_autocast
+from replib.plain import without_autocast
 
 # Ways to compute the same function, all positions and after the last write.
 KERNELS, RETRIEVAL_KERNELS = ("torch", "cpu", "plain"), ("torch", "plain")
 
-# ν of the features of `DeltaAttention`, DPFP-ν with R = 2·D·ν, where no implementation names it.
-NU = 1
 EPS = 1e-6  # added to the sum of a token's features, as in the published code
 # A kernel's share of a matrix product's rate, at R = 64 and M = 32 on a 2-core AMD EPYC; "plain" is
 # bound by its calls, and its share is a guess.
@@ -79,7 +78,9 @@ def delta_rule(
         from replib.kernels.delta import cpu
 
         return cpu.delta_rule(q, k, v, beta)
-    return (delta.recurrent if kernel == "plain" else delta.delta_rule)(q, k, v, beta)
+    if kernel == "torch" and chunked_delta is not None:
+        return chunked_delta.delta_rule(q, k, v, beta)
+    return plain.delta_rule(q, k, v, beta)
 
 
 def delta_retrieve(
@@ -101,8 +102,11 @@ def delta_retrieve(
     """
     _check(q, k, v, beta)
     kernel = _resolve(kernel or "torch", RETRIEVAL_KERNELS)
-    retrieve = _plain_retrieve if kernel == "plain" else delta.retrieve
-    retrieve = _nothing if 0 in (*q.shape, *k.shape, *v.shape) else retrieve
+    retrieve = _plain_retrieve
+    if 0 in (*q.shape, *k.shape, *v.shape):
+        retrieve = _nothing
+    elif kernel == "torch" and chunked_delta is not None:
+        retrieve = chunked_delta.retrieve
     grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, G, H/G · L, R)
     y = retrieve(grouped, k, v, beta)
     return y.unflatten(2, (q.shape[1] // k.shape[1], q.shape[2])).flatten(1, 2)
@@ -137,7 +141,7 @@ def step(
     s = state.s.flatten(0, 1)
     with without_autocast(s.device.type):
         key, value = (x.flatten(0, 1).unsqueeze(1).to(s.dtype) for x in (k, v))
-        _, s = delta.write(s, key, value, beta.reshape(-1, 1, 1).to(s.dtype))
+        _, s = plain.delta_write(s, key, value, beta.reshape(-1, 1, 1).to(s.dtype))
         y = read(s, q, k.shape[1])
     return y.to(v.dtype), DeltaState(s.view(state.s.shape))
 
@@ -171,7 +175,7 @@ def prefill(
 
 
 def _plain_retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-    """Writes, one after the other, as in `delta.recurrent`."""
+    """Writes, one after the other, as in `plain.delta_rule`."""
     (b, h, _, r), m = k.shape, v.shape[-1]
     with without_autocast(q.device.type):
         s = init_state(b, h, r, m, dtype=torch.promote_types(k.dtype, v.dtype), device=k.device).s
@@ -179,7 +183,7 @@ def _plain_retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
         tensors = (k, v, beta.unsqueeze(-1))
         rows = (x.to(s.dtype).flatten(0, 1).unsqueeze(2).unbind(1) for x in tensors)
         for row in zip(*rows, strict=True):
-            _, s = delta.write(s, *row)
+            _, s = plain.delta_write(s, *row)
         y = torch.bmm(q.flatten(0, 1).to(s.dtype), s)
     return y.unflatten(0, q.shape[:2]).to(v.dtype)
 
@@ -213,43 +217,49 @@ class DeltaAttention(Attention):
     which is a projection of that input: σ(w·k + b), w and b learned for each head and 0 at first.
     `n_heads` are those of keys; given more, a key's head takes the first of its share.
 
-    The implementation is a kernel, with ν = 1, or "nu2" or "nu3" with the fastest kernel. Features
-    of both signs, such as tanh, are not offered: their sum normalises nothing, and without it the
-    memory may grow without bound; `fwm` has them.
+    Features of both signs, such as tanh, are not offered: their sum normalises nothing, and without
+    it the memory may grow without bound; `fwm` has them.
 
     Not causal, every query reads the memory after the last write.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Attention.Options):
+        """ν of the features DPFP-ν, R = 2·D·ν."""
+
+        nu: int = 1
+
+        def __post_init__(self):
+            check_nu(self.nu)
+
+        @property
+        def label(self) -> str:
+            return f"nu{self.nu}"
+
     label = "delta rule"
-    implementations = (*KERNELS, *(f"nu{nu}" for nu in DPFP_NU if nu != NU))
+    offered = (Options(nu=1), Options(nu=2), Options(nu=3))
+    kernels = KERNELS
     recurrent = True
 
-    def __init__(self, *, n_heads: int, head_dim: int, implementation: str | None = None):
-        super().__init__(implementation=implementation)
+    def __init__(self, *, n_heads: int, head_dim: int, options=None, kernel=None):
+        super().__init__(options=options, kernel=kernel)
         self.to_beta = nn.Parameter(torch.zeros(n_heads, head_dim))
         self.beta_bias = nn.Parameter(torch.zeros(n_heads))
 
     @classmethod
-    def for_model(cls, *, n_heads, head_dim, max_len, implementation=None) -> Attention:
-        return cls(n_heads=n_heads, head_dim=head_dim, implementation=implementation)
+    def for_model(cls, *, n_heads, head_dim, max_len, options=None, kernel=None) -> Attention:
+        return cls(n_heads=n_heads, head_dim=head_dim, options=options, kernel=kernel)
 
-    @classmethod
-    def nu(cls, implementation: str | None) -> int:
-        """ν of an implementation."""
-        name = cls.resolve(implementation)
-        return NU if name in KERNELS else int(name.removeprefix("nu"))
-
-    @classmethod
-    def n_features(cls, head_dim: int, implementation: str | None = None) -> int:
+    def n_features(self, head_dim: int) -> int:
         """R, for keys of size D."""
-        return 2 * head_dim * cls.nu(implementation)
+        return 2 * head_dim * self.options.nu
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
         q, k, v, beta = self._writes(q, k, v, key_padding_mask, causal=causal)
         if causal:
-            return delta_rule(q, k, v, beta, kernel=self._kernel(KERNELS))
-        return delta_retrieve(q, k, v, beta, kernel=self._kernel(RETRIEVAL_KERNELS))
+            return delta_rule(q, k, v, beta, kernel=self.kernel)
+        return delta_retrieve(q, k, v, beta, kernel=self._retrieval_kernel)
 
     def _writes(
         self, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, *, causal: bool
@@ -264,10 +274,11 @@ class DeltaAttention(Attention):
 
     def _features(self, x: Tensor) -> Tensor:
         """φ(x), (..., D) -> (..., R), float32 or wider."""
-        return _normalised(x, self.nu(self.implementation))
+        return _normalised(x, self.options.nu)
 
-    def _kernel(self, kernels: tuple[str, ...]) -> str | None:
-        return self.implementation if self.implementation in kernels else None
+    @property
+    def _retrieval_kernel(self) -> str | None:
+        return self.kernel if self.kernel in RETRIEVAL_KERNELS else None
 
     def init_state(
         self,
@@ -280,8 +291,7 @@ class DeltaAttention(Attention):
         device="cpu",
         max_len=None,
     ) -> DeltaState:
-        n_features = self.n_features(head_dim, self.implementation)
-        sizes = (batch_size, n_heads, n_features, value_dim or head_dim)
+        sizes = (batch_size, n_heads, self.n_features(head_dim), value_dim or head_dim)
         return init_state(*sizes, dtype=dtype, device=device)
 
     def step(self, state: DeltaState, q, k, v):
@@ -292,7 +302,7 @@ class DeltaAttention(Attention):
     def prefill(self, state: DeltaState, q, k, v, *, key_padding_mask=None):
         check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
         writes = self._writes(q, k, v, key_padding_mask, causal=True)
-        return prefill(state, *writes, kernel=self._kernel(KERNELS))
+        return prefill(state, *writes, kernel=self.kernel)
 
     def _beta(self, k: Tensor, sizes: str) -> Tensor:
         k = _wide(k)
@@ -302,12 +312,13 @@ class DeltaAttention(Attention):
         return torch.sigmoid(torch.einsum(sizes, k, w) + b)
 
     @classmethod
-    def unavailable(cls, implementation, *, device_type, dtype, head_dim):
-        if implementation != "cpu":
+    def unavailable(cls, kernel, *, device_type, dtype, head_dim, options=None):
+        if kernel != "cpu":
             return None
-        sizes = {"head_dim": cls.n_features(head_dim, implementation), "value_dim": head_dim}
+        nu = (options or cls.Options()).nu
         # The features are float32 or wider, the values of this dtype.
-        return why_not(implementation, device_type=device_type, dtype=dtype, **sizes)
+        sizes = {"head_dim": 2 * head_dim * nu, "value_dim": head_dim}
+        return why_not(kernel, device_type=device_type, dtype=dtype, **sizes)
 
     @classmethod
     def peak_bytes(
@@ -319,19 +330,19 @@ class DeltaAttention(Attention):
         head_dim,
         itemsize,
         backward,
-        implementation=None,
+        options=None,
+        kernel=None,
     ):
-        rows, r = batch_size * n_heads * seq_len, cls.n_features(head_dim, implementation)
-        if cls.resolve(implementation) == "plain" and backward:  # a memory for each position
+        rows, r = batch_size * n_heads * seq_len, 2 * head_dim * (options or cls.Options()).nu
+        if kernel == "plain" and backward:  # a memory for each position
             return rows * r * head_dim * max(itemsize, 4) * 3
         return rows * (r + head_dim) * max(itemsize, 4) * (10 if backward else 5)
 
     @classmethod
-    def operations(cls, *, seq_len, head_dim, causal, implementation=None):
-        fastest = "cpu" if installed("numba") else "torch"
-        kernel = implementation if implementation in KERNELS else fastest
-        r = cls.n_features(head_dim, implementation)
-        per_token = delta.operations_per_token(r, head_dim, backward=False)
+    def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
+        kernel = kernel or ("cpu" if installed("numba") else "torch")
+        r = 2 * head_dim * (options or cls.Options()).nu
+        per_token = chunked_delta.operations_per_token(r, head_dim, backward=False)
         return seq_len * per_token / EFFICIENCY[kernel]
 
 

@@ -1,25 +1,34 @@
 """Linear attention with the features of *Linear Transformers Are Secretly Fast Weight Memory
 Systems* (Schlag, Irie & Schmidhuber 2021, section 5.3): DPFP-ν, R = 2·D·ν."""
 
-from replib.attention.feature_maps import DPFP_NU, dpfp
+from dataclasses import dataclass
+
+from replib.attention.base import Attention
+from replib.attention.feature_maps import check_nu, dpfp
 from replib.attention.linear import FeatureAttention
 
 
 class DPFPAttention(FeatureAttention):
-    """Linear attention with DPFP features; the implementation is ν, "nu1" to "nu3"."""
+    """Linear attention with DPFP features."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Attention.Options):
+        """ν of DPFP-ν."""
+
+        nu: int = 1
+
+        def __post_init__(self):
+            check_nu(self.nu)
+
+        @property
+        def label(self) -> str:
+            return f"nu{self.nu}"
 
     label = "DPFP"
-    implementations = tuple(f"nu{nu}" for nu in DPFP_NU)
+    offered = (Options(nu=1), Options(nu=2), Options(nu=3))  # the sizes of Schlag et al. 2021
 
-    @classmethod
-    def nu(cls, implementation: str | None) -> int:
-        """ν of an implementation."""
-        return DPFP_NU[cls.implementations.index(cls.resolve(implementation))]
-
-    @classmethod
-    def n_features(cls, head_dim, implementation=None):
-        return 2 * head_dim * cls.nu(implementation)
+    def n_features(self, head_dim):
+        return 2 * head_dim * self.options.nu
 
     def features(self, q, k):
-        nu = self.nu(self.implementation)
-        return dpfp(q, nu), dpfp(k, nu)
+        return dpfp(q, self.options.nu), dpfp(k, self.options.nu)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 DPFP_NU = (1, 2, 3)  # the sizes of Schlag et al. 2021
+MAX_NU = 64  # more is taken for a slip
 # The largest exponent of a key's random feature: sums of e^60 over millions still fit float32.
 MAX_EXPONENT = 60.0
 
@@ -23,6 +24,15 @@ def elu1(x: Tensor) -> Tensor:
     0, 1 for this minimum and 0 for relu, add up to 1.
     """
     return torch.exp(x.clamp(max=0)) + torch.relu(x)
+
+
+def check_nu(nu: int) -> None:
+    """
+    Raises:
+        ValueError: it is no ν of `dpfp`, however large D is.
+    """
+    if not 1 <= nu <= MAX_NU:
+        raise ValueError(f"nu {nu}: use 1 to {MAX_NU}, and below head_dim")
 
 
 def dpfp(x: Tensor, nu: int) -> Tensor:

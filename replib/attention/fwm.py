@@ -5,15 +5,16 @@ B batch, H heads, N sequence length, D query/key size, R feature size, M value s
 paper's W (M, R) is kept transposed, as in `delta`: `DeltaState.s` is Wᵀ (R, M).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from replib.attention.base import check_qkv
+from replib.attention.base import Attention, check_qkv
 from replib.attention.delta import DeltaAttention, DeltaState, read
 from replib.attention.feature_maps import feature_map_named
-from replib.kernels.delta import torch as delta
-from replib.kernels.library import without_autocast
+from replib.plain import delta_write, without_autocast
 
 FEATURES = ("tanh", "dpfp1")  # with which it was published; "tanh" is that of the paper's own
 NORM_EPS = 1e-5  # of the layer normalisation of what is read
@@ -28,8 +29,8 @@ class FWMAttention(DeltaAttention):
 
     with the Frobenius norm, and a layer normalisation over M without parameters. The norm is what
     lets features of both signs be written, as those of tanh are: nothing normalises them, and the
-    delta rule alone would let W grow without bound where β |φ(k)|² is above 2. The implementation
-    names the features, "tanh" (R = D) or "dpfp1" (R = 2·D); it is a loop over positions in torch.
+    delta rule alone would let W grow without bound where β |φ(k)|² is above 2. It is a loop over
+    positions in torch.
 
     Deviation: the published code of Schlag, Irie & Schmidhuber 2021 does not divide after the first
     write (and so `kernels.fwm`, which reproduces it); here every write is alike, as in the paper of
@@ -38,12 +39,26 @@ class FWMAttention(DeltaAttention):
     Not causal, every query reads the memory after the last write.
     """
 
-    label = "fast weight memory"
-    implementations = FEATURES
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Attention.Options):
+        """The features, "tanh" (R = D) or "dpfp1" (R = 2·D)."""
 
-    @classmethod
-    def n_features(cls, head_dim, implementation=None):
-        return head_dim * (2 if cls.resolve(implementation) == "dpfp1" else 1)
+        features: str = "tanh"
+
+        def __post_init__(self):
+            if self.features not in FEATURES:
+                raise ValueError(f"features {self.features!r}: use {', '.join(FEATURES)}")
+
+        @property
+        def label(self) -> str:
+            return self.features
+
+    label = "fast weight memory"
+    offered = (Options(features="tanh"), Options(features="dpfp1"))
+    kernels = ()
+
+    def n_features(self, head_dim):
+        return head_dim * (2 if self.options.features == "dpfp1" else 1)
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
@@ -95,11 +110,11 @@ class FWMAttention(DeltaAttention):
         return y.to(v.dtype), DeltaState(s.view(state.s.shape))
 
     def _features(self, x: Tensor) -> Tensor:
-        phi = feature_map_named(self.resolve(self.implementation))
+        phi = feature_map_named(self.options.features)
         return phi(x.to(torch.promote_types(x.dtype, torch.float32)))
 
     @classmethod
-    def unavailable(cls, implementation, *, device_type, dtype, head_dim):
+    def unavailable(cls, kernel, *, device_type, dtype, head_dim, options=None):
         return None
 
     @classmethod
@@ -112,21 +127,22 @@ class FWMAttention(DeltaAttention):
         head_dim,
         itemsize,
         backward,
-        implementation=None,
+        options=None,
+        kernel=None,
     ):
-        rows, r = batch_size * n_heads * seq_len, cls.n_features(head_dim, implementation)
+        rows, r = batch_size * n_heads * seq_len, 2 * head_dim
         if backward:  # a memory for each position, before and after it is divided
             return rows * r * head_dim * max(itemsize, 4) * 2
         return rows * (r + head_dim) * max(itemsize, 4) * 5
 
     @classmethod
-    def operations(cls, *, seq_len, head_dim, causal, implementation=None):
-        r = cls.n_features(head_dim, implementation)
+    def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
+        r = 2 * head_dim
         # A product to recall, one to write, one to read; the norm, and a division.
         return seq_len * r * head_dim * 9.0 / EFFICIENCY
 
 
 def _write(s: Tensor, key: Tensor, value: Tensor, beta: Tensor) -> Tensor:
     """s (B·H, R, M), key (B·H, 1, R), value (B·H, 1, M), beta (B·H, 1, 1)."""
-    _, s = delta.write(s, key, value, beta)
+    _, s = delta_write(s, key, value, beta)
     return s / torch.linalg.vector_norm(s, dim=(1, 2), keepdim=True).clamp(min=1)

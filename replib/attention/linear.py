@@ -12,8 +12,9 @@ from torch import Tensor
 
 from replib.attention.base import Attention, check_qkv, packed, repeat_heads
 from replib.attention.feature_maps import feature_map_named
-from replib.kernels import KERNELS, fastest_kernel, installed, refusal, why_not
-from replib.kernels.linear.operator import exactly, without_what_is_not_finite
+from replib.attention.kernels import KERNELS, fastest_kernel, installed, refusal, why_not
+from replib.attention.padding import without_padding
+from replib.plain import without_autocast, without_what_is_not_finite
 
 # From timings at D = 32 and 64, N = 64 to 65536, on a 2-core AMD EPYC: a kernel's share of a matrix
 # product's rate and its chunk, and what storing one (N, N) weight costs besides products. That of
@@ -22,7 +23,6 @@ EFFICIENCY = {"torch": 0.2, "cpu": 0.4, "cuda": 0.4}
 CHUNK_LEN = {"torch": 64, "cpu": 16, "cuda": 64}
 OPERATIONS_PER_STORED_WEIGHT = 600
 
-LARGEST = 1e15  # a larger query's square leaves float32's range
 EPS = 1e-6  # of the original code; biases denominators that are as small (φ(q)·φ(k) near 1e-6)
 
 
@@ -69,29 +69,29 @@ def linear_attention(
     check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
     phi = feature_map_named(feature_map)
     elu1 = feature_map == "elu1" and kernel != "plain"  # is left to the kernel
-    mask = None if key_padding_mask is None else key_padding_mask[:, None, :, None]
-    if mask is not None:
-        # -∞ is a key whose feature is 0.
-        q, k, v = without_padding(q, k, v, mask, causal, key=-torch.inf if elu1 else 0)
+    nothing = -torch.inf if elu1 else 0  # -∞ is a key whose feature is 0
+    q, k, v = without_padding(q, k, v, key_padding_mask, causal=causal, key=nothing)
     if not elu1:
         wide = torch.promote_types(q.dtype, torch.float32)
-        with exactly(q):
+        with without_autocast(q.device.type):
             q, k = phi(q.to(wide)), phi(k.to(wide))
-        if mask is not None:
-            k = k.masked_fill(mask, 0)
+        if key_padding_mask is not None:
+            k = k.masked_fill(key_padding_mask[:, None, :, None], 0)
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if kernel == "plain":
         return _plain(q, k, v, causal, eps)
     if kernel is None:
         kernel = fastest_kernel(q, k, v)
-    elif refused := refusal(LinearAttention.resolve(kernel), q, k, v):
-        raise ValueError(refused)
+    else:
+        LinearAttention.check(None, kernel)
+        if refused := refusal(kernel, q, k, v):
+            raise ValueError(refused)
     return KERNELS[kernel](q, k, v, eps, elu1, causal)
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool, eps: float) -> Tensor:
     dtype, seen = v.dtype, 0
-    with exactly(q):
+    with without_autocast(q.device.type):
         v = v.to(q.dtype)
         if causal:
             q, k, v, seen = without_what_is_not_finite(q, k, v, elu1=False)
@@ -102,17 +102,6 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool, eps: float) -> Tensor:
     return y.to(dtype)
 
 
-def without_padding(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, *, key: float = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys that are padding filled with `key` and their values with 0, whatever they hold; mask is
-    (B, 1, N, 1). Causal, queries lie at the same positions: those that have no finite feature are
-    filled with 0, as they would pass NaN on to the gradient of every key."""
-    if causal:
-        q = q.masked_fill(mask & ~(q.abs() <= LARGEST), 0)
-    return q, k.masked_fill(mask, key), v.masked_fill(mask, 0)
-
-
 class LinearState(NamedTuple):
     """s = Σ φ(k_j) v_jᵀ (B, G, R, M) and z = Σ φ(k_j) (B, G, R), of G heads of keys."""
 
@@ -121,13 +110,10 @@ class LinearState(NamedTuple):
 
 
 class LinearAttention(Attention):
-    """Linear attention with φ = elu + 1; its state has one size whatever N is.
-
-    Without an implementation it takes the fastest kernel for the tensors.
-    """
+    """Linear attention with φ = elu + 1; its state has one size whatever N is."""
 
     label = "linear"
-    implementations = (*KERNELS, "plain")
+    kernels = ("torch", "cpu", "cuda", "plain")
     recurrent = True
     feature_map = "elu1"
     eps = EPS
@@ -139,7 +125,7 @@ class LinearAttention(Attention):
             v,
             causal=causal,
             feature_map=self.feature_map,
-            kernel=self.implementation,
+            kernel=self.kernel,
             key_padding_mask=key_padding_mask,
         )
 
@@ -167,7 +153,7 @@ class LinearAttention(Attention):
     def step(self, state: LinearState, q, k, v):
         """Katharopoulos et al. 2020, eq. 18-20: add one key and value, read with one query."""
         (s, z), dtype = state, v.dtype
-        with exactly(q):
+        with without_autocast(q.device.type):
             q, k, v = (x.to(s.dtype) for x in (q, k, v))
             q, k = self.features(q, k)  # (B, H, R), (B, G, R)
             state = LinearState(torch.addcmul(s, k.unsqueeze(-1), v.unsqueeze(-2)), z + k)
@@ -178,7 +164,7 @@ class LinearAttention(Attention):
             with torch.no_grad():  # which takes as long as two operations
                 return self.step_(state, q, k, v)
         (s, z), dtype = state, v.dtype
-        with exactly(q):
+        with without_autocast(q.device.type):
             if not q.dtype == k.dtype == dtype == s.dtype:
                 q, k, v = (x.to(s.dtype) for x in (q, k, v))
             q, k = self.features(q, k)
@@ -202,33 +188,30 @@ class LinearAttention(Attention):
         """A kernel's y times its denominator is its numerator, to which the state's is added."""
         check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
         (s, z), dtype = state, v.dtype
-        with exactly(q):
+        with without_autocast(q.device.type):
             q, k, v = (x.to(s.dtype) for x in (q, k, v))
-            if key_padding_mask is not None:
-                mask = key_padding_mask[:, None, :, None]
-                q, k, v = without_padding(q, k, v, mask, causal=True)
+            q, k, v = without_padding(q, k, v, key_padding_mask, causal=True)
             q, k = self.features(q, k)
             if key_padding_mask is not None:
-                k = k.masked_fill(mask, 0)
+                k = k.masked_fill(key_padding_mask[:, None, :, None], 0)
             y = self._read_all(LinearState(s, z), q, k, v)
             return y.to(dtype), LinearState(s + k.mT @ v, z + k.sum(2))
 
     def _read_all(self, state: LinearState, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal, after a state: features (B, H, N, R) and (B, G, N, R), values (B, G, N, M)."""
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        kernel = self.implementation if self.implementation in (*KERNELS, "plain") else None
-        options = {"feature_map": "identity", "eps": self.eps, "kernel": kernel}
+        options = {"feature_map": "identity", "eps": self.eps, "kernel": self.kernel}
         denominator = (q * k.cumsum(2)).sum(-1, keepdim=True) + self.eps
         numerator = linear_attention(q, k, v, **options) * denominator
         s, z = (repeat_heads(x, q.shape[1]) for x in state)
         return (numerator + q @ s) / (denominator + (q * z.unsqueeze(2)).sum(-1, keepdim=True))
 
     @classmethod
-    def unavailable(cls, implementation, *, device_type, dtype, head_dim):
-        if implementation not in KERNELS:
+    def unavailable(cls, kernel, *, device_type, dtype, head_dim, options=None):
+        if kernel in (None, "plain"):
             return None
         sizes = {"head_dim": head_dim, "value_dim": head_dim}
-        return why_not(implementation, device_type=device_type, dtype=dtype, **sizes)
+        return why_not(kernel, device_type=device_type, dtype=dtype, **sizes)
 
     @classmethod
     def peak_bytes(
@@ -240,30 +223,31 @@ class LinearAttention(Attention):
         head_dim,
         itemsize,
         backward,
-        implementation=None,
+        options=None,
+        kernel=None,
     ):
         rows = batch_size * n_heads * seq_len * itemsize
-        if cls.resolve(implementation) == "plain":
+        if kernel == "plain":
             return rows * seq_len * (4 if backward else 2) + rows * head_dim * 3
         return rows * head_dim * (5 if backward else 2)
 
     @classmethod
-    def operations(cls, *, seq_len, head_dim, causal, implementation=None):
-        if cls.resolve(implementation) == "plain":
+    def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
+        if kernel == "plain":
             return seq_len**2 * (4.0 * head_dim + OPERATIONS_PER_STORED_WEIGHT)
-        kernel = implementation or ("cpu" if installed("numba") else "torch")
+        kernel = kernel or ("cpu" if installed("numba") else "torch")
         return seq_len * 4.0 * head_dim * (head_dim + CHUNK_LEN[kernel]) / EFFICIENCY[kernel]
 
 
 class FeatureAttention(LinearAttention):
-    """Linear attention with features of another size, which the implementation's name chooses; the
-    kernel is the fastest for it. A subclass defines `features` and `n_features`."""
+    """Linear attention with features of another size; the kernel is the fastest for it. A subclass
+    defines `features` and `n_features`."""
 
+    kernels = ()
     recurrent = True
     feature_map = "identity"
 
-    @classmethod
-    def n_features(cls, head_dim: int, implementation: str | None = None) -> int:
+    def n_features(self, head_dim: int) -> int:
         """R, for keys of size D."""
         raise NotImplementedError
 
@@ -272,10 +256,9 @@ class FeatureAttention(LinearAttention):
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
-        if key_padding_mask is not None:
-            q, k, v = without_padding(q, k, v, key_padding_mask[:, None, :, None], causal)
+        q, k, v = without_padding(q, k, v, key_padding_mask, causal=causal)
         wide = torch.promote_types(q.dtype, torch.float32)
-        with exactly(q):
+        with without_autocast(q.device.type):
             q, k = self.features(q.to(wide), k.to(wide))
         return linear_attention(
             q,
@@ -288,11 +271,11 @@ class FeatureAttention(LinearAttention):
         )
 
     def init_state(self, batch_size, n_heads, head_dim, value_dim=None, **options) -> LinearState:
-        n_features = self.n_features(head_dim, self.implementation)
-        return super().init_state(batch_size, n_heads, n_features, value_dim or head_dim, **options)
+        sizes = (batch_size, n_heads, self.n_features(head_dim), value_dim or head_dim)
+        return super().init_state(*sizes, **options)
 
     @classmethod
-    def unavailable(cls, implementation, *, device_type, dtype, head_dim):
+    def unavailable(cls, kernel, *, device_type, dtype, head_dim, options=None):
         return None
 
     @classmethod
@@ -305,15 +288,20 @@ class FeatureAttention(LinearAttention):
         head_dim,
         itemsize,
         backward,
-        implementation=None,
+        options=None,
+        kernel=None,
     ):
         rows = batch_size * n_heads * seq_len
-        n_features = cls.n_features(head_dim, implementation)
+        n_features = cls.for_model(
+            n_heads=1, head_dim=head_dim, max_len=1, options=options
+        ).n_features(head_dim)
         features = rows * n_features * max(itemsize, 4) * (8 if backward else 4)
         return features + rows * head_dim * itemsize * (5 if backward else 2)
 
     @classmethod
-    def operations(cls, *, seq_len, head_dim, causal, implementation=None):
-        n_features = cls.n_features(head_dim, implementation)
+    def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
+        n_features = cls.for_model(
+            n_heads=1, head_dim=head_dim, max_len=1, options=options
+        ).n_features(head_dim)
         products = 4.0 * n_features * head_dim + 2.0 * CHUNK_LEN["torch"] * (n_features + head_dim)
         return seq_len * products / EFFICIENCY["torch"]

@@ -6,6 +6,7 @@ G chunks, S = G·C places in them, T rounds of hashing.
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,15 +16,14 @@ from torch.nn.functional import normalize, pad
 from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.padding import can_be_asked, without_padding
 from replib.attention.softmax import softmax_attention
-from replib.kernels.library import all_finite, without_autocast
+from replib.plain import all_finite, without_autocast
 
 # 64 buckets and chunks of 32 are what Katharopoulos et al. 2020 (section 4) compare with. A shorter
 # sequence has no more buckets than chunks.
 MAX_BUCKETS, CHUNK_LEN = 64, 32
 OWN_POSITION = -1e5  # the score of a position with itself: chosen only where there is no other
 SEED = 0
-ROUNDS = ("1 round", "4 rounds", "8 rounds")
-ORIGINAL = "original "  # before the rounds of an implementation
+MAX_ROUNDS = 64  # more is taken for a slip
 
 # A guess: the share of a matrix product's rate, and what a score costs besides its products.
 EFFICIENCY, OPERATIONS_PER_SCORE = 0.2, 100
@@ -65,8 +65,7 @@ class Places(NamedTuple):
 
 
 class LSHAttention(Attention):
-    """Reformer attention; the implementation is the number of rounds, "1 round" to "8 rounds", or
-    that of fast-transformers with as many ("original 4 rounds").
+    """Reformer attention, ours or that of fast-transformers ("original").
 
     Causal, queries and keys are shared: position i is compared by q_i, and with the unit vector
     of q_j; k is not looked at (Reformer, section 2). In each round positions are hashed by
@@ -78,7 +77,7 @@ class LSHAttention(Attention):
     length, and chunks are cut from one sorted sequence, so that a position attends across buckets,
     and to itself, and which earlier positions it sees depends on the hashes of *later* ones: what
     stands at a position changes with what follows, and there is no recurrent form. Its rounds are
-    averaged. The implementations "original ..." do all that.
+    averaged. With the option `original` it does all that.
     Deviation: a pair that meets in several rounds counts in each; the paper's eq. 4 counts it once.
     Deviation: not causal (an encoder, or attention to one), every query is compared with the unit
     vectors of all keys, without hashing: queries and keys come from different sequences there, and
@@ -89,15 +88,39 @@ class LSHAttention(Attention):
     a buffer; the original draws anew at each step.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Attention.Options):
+        """T rounds of hashing, and whether buckets and chunks are the original's."""
+
+        rounds: int = 1
+        original: bool = False
+
+        def __post_init__(self):
+            if not 1 <= self.rounds <= MAX_ROUNDS:
+                raise ValueError(f"rounds {self.rounds}: use 1 to {MAX_ROUNDS}")
+
+        @property
+        def label(self) -> str:
+            rounds = f"{self.rounds} round{'s' * (self.rounds > 1)}"
+            return f"original {rounds}" if self.original else rounds
+
     label = "LSH"
-    implementations = (*ROUNDS, *(f"{ORIGINAL}{rounds}" for rounds in ROUNDS))
+    offered = (  # the rounds of Katharopoulos et al. 2020, fig. 1
+        Options(rounds=1),
+        Options(rounds=4),
+        Options(rounds=8),
+        Options(rounds=1, original=True),
+        Options(rounds=4, original=True),
+        Options(rounds=8, original=True),
+    )
     recurrent = True
 
     def __init__(
         self,
         *,
         head_dim: int,
-        implementation: str | None = None,
+        options=None,
+        kernel=None,
         chunk_len: int = CHUNK_LEN,
         n_buckets: int = MAX_BUCKETS,
     ):
@@ -108,16 +131,14 @@ class LSHAttention(Attention):
         Raises:
             ValueError: a size is out of range.
         """
-        super().__init__(implementation=implementation)
+        super().__init__(options=options, kernel=kernel)
         if chunk_len < 1:
             raise ValueError(f"chunk_len {chunk_len}: use at least 1")
         if n_buckets != 1 and (n_buckets % 2 or not 2 <= n_buckets <= MAX_BUCKETS):
             raise ValueError(f"n_buckets {n_buckets}: use 1, or an even number to {MAX_BUCKETS}")
         self.chunk_len, self.n_buckets = chunk_len, n_buckets
-        self.original = self.resolve(implementation).startswith(ORIGINAL)
-        self.register_buffer(
-            "rotations", torch.empty(self.n_rounds(implementation), head_dim, MAX_BUCKETS // 2)
-        )
+        rotations = torch.empty(self.options.rounds, head_dim, MAX_BUCKETS // 2)
+        self.register_buffer("rotations", rotations)
         self.reset_buffers()
 
     def reset_buffers(self) -> None:
@@ -127,17 +148,12 @@ class LSHAttention(Attention):
             self.rotations.copy_(torch.randn(self.rotations.shape, generator=generator))
 
     @classmethod
-    def n_rounds(cls, implementation: str | None) -> int:
-        """T of an implementation."""
-        return int(cls.resolve(implementation).removeprefix(ORIGINAL).split()[0])
-
-    @classmethod
-    def for_model(cls, *, n_heads, head_dim, max_len, implementation=None) -> Attention:
+    def for_model(cls, *, n_heads, head_dim, max_len, options=None, kernel=None) -> Attention:
         n_chunks = max_len // CHUNK_LEN
         n_buckets = 1 if n_chunks < 2 else min(MAX_BUCKETS, n_chunks // 2 * 2)
-        if cls.resolve(implementation).startswith(ORIGINAL):
+        if options is not None and options.original:
             n_buckets = MAX_BUCKETS
-        return cls(head_dim=head_dim, implementation=implementation, n_buckets=n_buckets)
+        return cls(head_dim=head_dim, options=options, kernel=kernel, n_buckets=n_buckets)
 
     def get_extra_state(self) -> int:
         return self.n_buckets
@@ -194,10 +210,10 @@ class LSHAttention(Attention):
 
     def _average(self, rounds: list[tuple[Tensor, Tensor]]) -> Tensor:
         y, log_sum = (torch.stack(x) for x in zip(*rounds, strict=True))  # (T, B, H, N, M or 1)
-        return y.mean(0) if self.original else (y * log_sum.softmax(0)).sum(0)
+        return y.mean(0) if self.options.original else (y * log_sum.softmax(0)).sum(0)
 
     def _places(self, bucket: Tensor, padded: bool) -> Places:
-        if self.original:
+        if self.options.original:
             placed = sorted_places(bucket, self.chunk_len)
         else:
             placed = places(bucket, self.n_buckets + padded, self.chunk_len)
@@ -234,7 +250,7 @@ class LSHAttention(Attention):
         keys, values = (torch.cat([_previous(x), x], dim=3) for x in (keys, values))
         scores = queries @ keys.mT / math.sqrt(q.shape[-1])  # (B, H, G, C, 2C)
         scores = scores.masked_fill(there > here, -torch.inf)  # later, or empty
-        if not self.original:
+        if not self.options.original:
             scores = scores.masked_fill(there == here, OWN_POSITION)
         log_sum = scores.logsumexp(-1, keepdim=True)
         y = (scores - log_sum).exp() @ values
@@ -255,11 +271,10 @@ class LSHAttention(Attention):
         Raises:
             ValueError: it is the original's, which has no recurrent form.
         """
-        if self.original:
-            ours = self.implementation.removeprefix(ORIGINAL)
+        if self.options.original:
             raise ValueError(
-                f"LSH attention as {self.implementation!r} has no recurrent form, as an output "
-                f"depends on later positions: use {ours!r}"
+                f"LSH attention of {self.options.label} has no recurrent form, as an output "
+                "depends on later positions: use original=False"
             )
         shape = (batch_size, n_heads, max_len or FIRST_CACHE_LEN)
         wide = torch.promote_types(dtype, torch.float32)
@@ -352,21 +367,22 @@ class LSHAttention(Attention):
         head_dim,
         itemsize,
         backward,
-        implementation=None,
+        options=None,
+        kernel=None,
     ):
-        rounds = cls.n_rounds(implementation)
-        original = cls.resolve(implementation).startswith(ORIGINAL)
+        chosen = options or cls.Options()
+        rounds, original = chosen.rounds, chosen.original
         # Half of the places are empty where a chunk begins anew at each bucket.
         places = (1 if original else 2) * batch_size * n_heads * seq_len * max(itemsize, 4)
         a_round = places * (2 * CHUNK_LEN * 3 + 8 * head_dim)
         return a_round * (rounds + 2 if backward else 1) + places * head_dim * rounds
 
     @classmethod
-    def operations(cls, *, seq_len, head_dim, causal, implementation=None):
+    def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
         if not causal:
             return seq_len**2 * 4.0 * head_dim / EFFICIENCY
-        rounds = cls.n_rounds(implementation)
-        original = cls.resolve(implementation).startswith(ORIGINAL)
+        chosen = options or cls.Options()
+        rounds, original = chosen.rounds, chosen.original
         scores = rounds * (1 if original else 2) * seq_len * 2 * CHUNK_LEN
         return scores * (4.0 * head_dim / EFFICIENCY + OPERATIONS_PER_SCORE)
 

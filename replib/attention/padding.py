@@ -6,23 +6,25 @@ B batch, H heads of queries, G heads of keys and values, N sequence length.
 import torch
 from torch import Tensor
 
+LARGEST = 1e15  # a larger query's square leaves float32's range
+
 
 def without_padding(
-    q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, *, causal: bool
+    q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, *, causal: bool, key: float = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys and values with 0 at padding (B, N), which a weight of 0 may then be multiplied with.
+    """Keys with `key` and values with 0 at padding (B, N), whatever they hold, so that a weight of
+    0 may be multiplied with them.
 
-    Causal, queries stand at the same positions. One at padding is left as it is unless its square
-    is not finite, when its gradient, 0 or not, would reach the keys: then it is 0.
+    Causal, queries stand at the same positions. What is not finite, or near that, of one at padding
+    is 0, as its gradient, 0 or not, would reach the keys.
     """
     if padding is None:
         return q, k, v
     padding = padding[:, None, :, None]
     if causal:
-        wide = q.to(torch.promote_types(q.dtype, torch.float32))
-        square = wide.detach().square().sum(-1, keepdim=True)
-        q = q.masked_fill(padding & ~square.isfinite(), 0)
-    return q, k.masked_fill(padding, 0), v.masked_fill(padding, 0)
+        size = q.detach().abs().to(torch.promote_types(q.dtype, torch.float32))
+        q = q.masked_fill(padding & ~(size <= LARGEST), 0)
+    return q, k.masked_fill(padding, key), v.masked_fill(padding, 0)
 
 
 def nothing_seen(padding: Tensor) -> Tensor:

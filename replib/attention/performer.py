@@ -4,6 +4,7 @@ softmax's exp(q·k / sqrt(D)) (Choromanski et al. 2021, *Rethinking Attention wi
 D query/key size, m random directions, R = 2·m features.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor
 
 from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.feature_maps import favor_exponents, orthogonal_directions
-from replib.attention.linear import FeatureAttention, linear_attention, without_padding
-from replib.kernels.linear.operator import exactly, without_what_is_not_finite
+from replib.attention.linear import FeatureAttention, linear_attention
+from replib.attention.padding import without_padding
+from replib.plain import without_autocast, without_what_is_not_finite
 
 # Of sums of features that are divided by their largest: what an eps like the 1e-6 of linear
 # attention would outweigh.
 FAVOR_EPS = 1e-30
 SEED = 0
+MAX_DIRECTIONS = 2**14  # more is taken for a slip
 # One divisor for all keys of a head is enough, causal, where the largest exponent so far rises by
 # no more than this from the first key to the last, and no ωᵀk is larger than that: products of
 # features are then within float32's range, with room to spare.
@@ -36,8 +39,7 @@ class PerformerState(NamedTuple):
 
 
 class PerformerAttention(FeatureAttention):
-    """Linear attention with FAVOR+ features; the implementation is the number m of random
-    directions, "64" to "512".
+    """Linear attention with FAVOR+ features.
 
     exp(-|k|²/2) leaves float32's range where keys are long. Features of keys are therefore divided
     by the largest of the head, or each by its largest, which those of queries are multiplied by;
@@ -59,21 +61,38 @@ class PerformerAttention(FeatureAttention):
         ValueError: redraw_every is less than 1.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Attention.Options):
+        """The number m of random directions."""
+
+        n_directions: int = 64
+
+        def __post_init__(self):
+            if not 1 <= self.n_directions <= MAX_DIRECTIONS:
+                raise ValueError(f"n_directions {self.n_directions}: use 1 to {MAX_DIRECTIONS}")
+
+        @property
+        def label(self) -> str:
+            return str(self.n_directions)
+
     label = "Performer"
-    implementations = ("64", "128", "512")
+    offered = (
+        Options(n_directions=64),
+        Options(n_directions=128),
+        Options(n_directions=512),
+    )
     eps = FAVOR_EPS
 
     def __init__(
-        self, *, head_dim: int, implementation: str | None = None, redraw_every: int | None = None
+        self, *, head_dim: int, options=None, kernel=None, redraw_every: int | None = None
     ):
-        super().__init__(implementation=implementation)
+        super().__init__(options=options, kernel=kernel)
         if redraw_every is not None and redraw_every < 1:
             raise ValueError(f"redraw_every {redraw_every}: use at least 1, or None to keep them")
-        n_directions = int(self.resolve(implementation))
         self.redraw_every = redraw_every
         if redraw_every is not None:
             self.register_buffer("n_calls", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("directions", torch.empty(head_dim, n_directions))
+        self.register_buffer("directions", torch.empty(head_dim, self.options.n_directions))
         self.reset_buffers()
 
     def reset_buffers(self) -> None:
@@ -82,8 +101,8 @@ class PerformerAttention(FeatureAttention):
             self.n_calls.zero_()
 
     @classmethod
-    def for_model(cls, *, n_heads, head_dim, max_len, implementation=None) -> Attention:
-        return cls(head_dim=head_dim, implementation=implementation)
+    def for_model(cls, *, n_heads, head_dim, max_len, options=None, kernel=None) -> Attention:
+        return cls(head_dim=head_dim, options=options, kernel=kernel)
 
     def resample(self, generator: torch.Generator) -> None:
         """Draw other directions."""
@@ -96,9 +115,8 @@ class PerformerAttention(FeatureAttention):
             self.resample(torch.Generator().manual_seed(seed))
         self.n_calls += 1
 
-    @classmethod
-    def n_features(cls, head_dim, implementation=None):
-        return 2 * int(cls.resolve(implementation))
+    def n_features(self, head_dim):
+        return 2 * self.options.n_directions
 
     def _exponents(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Of the features of queries and of keys."""
@@ -112,7 +130,7 @@ class PerformerAttention(FeatureAttention):
         if causal:
             return self._causal(None, q, k, v, key_padding_mask)[0]
         check_qkv(q, k, v, causal=False, key_padding_mask=key_padding_mask)
-        with exactly(q):
+        with without_autocast(q.device.type):
             q, k, v = self._without_padding(q, k, v, key_padding_mask, causal=False)
             if k.shape[2]:
                 largest = k.detach().amax(2, keepdim=True).clamp(min=LOWEST)
@@ -125,11 +143,11 @@ class PerformerAttention(FeatureAttention):
     def _without_padding(self, q, k, v, key_padding_mask, causal: bool):
         """Exponents of queries and of keys, float32 or wider, and values."""
         wide = torch.promote_types(q.dtype, torch.float32)
-        mask = None if key_padding_mask is None else key_padding_mask[:, None, :, None]
-        if mask is not None:
-            q, k, v = without_padding(q, k, v, mask, causal)
+        q, k, v = without_padding(q, k, v, key_padding_mask, causal=causal)
         q, k = self._exponents(q.to(wide), k.to(wide))
-        return q, k if mask is None else k.masked_fill(mask, -torch.inf), v
+        if key_padding_mask is not None:
+            k = k.masked_fill(key_padding_mask[:, None, :, None], -torch.inf)
+        return q, k, v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         return linear_attention(q, k, v, causal=causal, feature_map="identity", eps=self.eps)
@@ -138,7 +156,7 @@ class PerformerAttention(FeatureAttention):
         """y and, of a state, the one after it."""
         check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
         dtype, n_directions = v.dtype, self.directions.shape[1]
-        with exactly(q):
+        with without_autocast(q.device.type):
             if state is not None:
                 q, k, v = (x.to(state.s.dtype) for x in (q, k, v))
             q, k, v = self._without_padding(q, k, v, key_padding_mask, causal=True)
@@ -160,7 +178,7 @@ class PerformerAttention(FeatureAttention):
 
     def step(self, state: PerformerState, q, k, v):
         (s, z, before), dtype = state, v.dtype
-        with exactly(q):
+        with without_autocast(q.device.type):
             q, k, v = (x.to(s.dtype) for x in (q, k, v))
             q, k = self._exponents(q, k)  # (B, H, R), (B, G, R)
             largest = torch.maximum(before, k.detach())
@@ -175,7 +193,7 @@ class PerformerAttention(FeatureAttention):
             with torch.no_grad():
                 return self.step_(state, q, k, v)
         (s, z, before), dtype = state, v.dtype
-        with exactly(q):
+        with without_autocast(q.device.type):
             q, k, v = q.to(s.dtype), k.to(s.dtype), v.to(s.dtype)
             q, k = self._exponents(q, k)
             largest = torch.maximum(before, k)

@@ -25,10 +25,11 @@ class ReluAttention(LinearAttention):
         head_dim,
         itemsize,
         backward,
-        implementation=None,
+        options=None,
+        kernel=None,
     ):
         sizes = {"batch_size": batch_size, "n_heads": n_heads, "seq_len": seq_len}
         sizes |= {"head_dim": head_dim, "itemsize": max(itemsize, 4)}
         features = batch_size * n_heads * seq_len * head_dim * max(itemsize, 4)  # of q or of k
-        products = super().peak_bytes(backward=backward, implementation=implementation, **sizes)
+        products = super().peak_bytes(backward=backward, kernel=kernel, **sizes)
         return products + features * (4 if backward else 2)

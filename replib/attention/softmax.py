@@ -13,7 +13,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from replib.attention.base import Attention, check_qkv, packed, repeat_heads
 from replib.attention.padding import can_be_asked, finite_so_far, nothing_seen, without_padding
-from replib.kernels.library import all_finite, without_autocast
+from replib.plain import all_finite, without_autocast
 
 # The cache starts at this many positions and doubles, so that N steps copy it O(log N) times.
 FIRST_CACHE_LEN = 64
@@ -61,7 +61,7 @@ def softmax_attention(
         attend = partial(softmax_attention, causal=causal, implementation=implementation)
         return packed(attend, cu_seqlens, q, k, v, causal=causal, padding_mask=key_padding_mask)
     check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
-    implementation = SoftmaxAttention.resolve(implementation)
+    SoftmaxAttention.check(None, implementation)
     attend = _fused if implementation == "fused" else _textbook
     q, k, v = without_padding(q, k, v, key_padding_mask, causal=causal)
     if not q.dtype == k.dtype == v.dtype:
@@ -145,7 +145,7 @@ class SoftmaxAttention(Attention):
     """Softmax attention; its state is the cache of all keys and values, which grows with N."""
 
     label = "softmax"
-    implementations = ("fused", "textbook")
+    kernels = ("fused", "textbook")
     recurrent = True
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
@@ -154,7 +154,7 @@ class SoftmaxAttention(Attention):
             k,
             v,
             causal=causal,
-            implementation=self.implementation,
+            implementation=self._kernel,
             key_padding_mask=key_padding_mask,
         )
 
@@ -256,7 +256,11 @@ class SoftmaxAttention(Attention):
 
     @property
     def _attend(self):
-        return _fused if self.resolve(self.implementation) == "fused" else _textbook
+        return _fused if self._kernel == "fused" else _textbook
+
+    @property
+    def _kernel(self) -> str:
+        return self.kernel or self.kernels[0]
 
     @classmethod
     def peak_bytes(
@@ -268,16 +272,17 @@ class SoftmaxAttention(Attention):
         head_dim,
         itemsize,
         backward,
-        implementation=None,
+        options=None,
+        kernel=None,
     ):
         rows = batch_size * n_heads * seq_len * itemsize
-        if cls.resolve(implementation) == "fused":
+        if kernel != "textbook":
             return rows * head_dim * (5 if backward else 1)
         rows = batch_size * n_heads * seq_len * max(itemsize, 4)
         return rows * seq_len * (4 if backward else 3) + rows * head_dim
 
     @classmethod
-    def operations(cls, *, seq_len, head_dim, causal, implementation=None):
-        if cls.resolve(implementation) == "textbook":  # a causal mask saves it nothing
+    def operations(cls, *, seq_len, head_dim, causal, options=None, kernel=None):
+        if kernel == "textbook":  # a causal mask saves it nothing
             return seq_len**2 * (4.0 * head_dim + OPERATIONS_PER_STORED_SCORE)
         return seq_len**2 * 4.0 * head_dim * (0.5 if causal else 1.0) / FUSED_EFFICIENCY

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from itertools import product
 
+from replib.attention.dpfp import DPFPAttention
+from replib.attention.lsh import LSHAttention
+from replib.attention.performer import PerformerAttention
 from replib.claims.autopsy.defects import (
     AutopsyConfig,
     article_defects,
@@ -41,9 +44,8 @@ VARIANTS = (
 WEIGHTS_FORMED = (("softmax", "textbook"), ("linear", "plain"))
 # The paper's figures have LSH attention beside the two that are judged: figure 2 of 4 rounds,
 # figure 1 of each of these. At the paper scale it is as in the original's code.
-LSH_COPY = ("lsh", "4 rounds")
-LSH_VARIANTS = (("lsh", "1 round"), LSH_COPY, ("lsh", "8 rounds"))
-ORIGINAL_LSH = tuple((attention, f"original {rounds}") for attention, rounds in LSH_VARIANTS)
+LSH_COPY = LSHAttention.Options(rounds=4)
+LSH_OPTIONS = (LSHAttention.Options(rounds=1), LSH_COPY, LSHAttention.Options(rounds=8))
 
 
 def paper_model(attention: str, **changes) -> TransformerConfig:
@@ -52,7 +54,7 @@ def paper_model(attention: str, **changes) -> TransformerConfig:
     return TransformerConfig(attention=attention, embedding_dropout=0.0, **changes)
 
 
-def laptop_model(attention: str, implementation: str | None = None) -> TransformerConfig:
+def laptop_model(attention: str, **how) -> TransformerConfig:
     """A model that learns to copy in seconds on a CPU.
 
     Deviation: the paper's has 4 layers, 8 heads of 32, post-norm and dropout; pre-norm without
@@ -60,13 +62,13 @@ def laptop_model(attention: str, implementation: str | None = None) -> Transform
     """
     return TransformerConfig(
         attention=attention,
-        implementation=implementation,
         n_layers=2,
         n_heads=4,
         d_model=64,
         d_feedforward=128,
         norm="pre",
         dropout=0.0,
+        **how,
     )
 
 
@@ -89,17 +91,15 @@ def laptop_copy(attention: str, seq_len: int, n_steps: int, **changes) -> Traini
 
 def _convergence(scale: str) -> list[Job]:
     """Katharopoulos et al. 2020, Fig. 2; LSH attention after those that are judged."""
-    attention, rounds = LSH_COPY
     if scale == "paper":
         configs = [TrainingConfig(model=paper_model(a)) for a in BOTH]
-        original = paper_model(attention, implementation=f"original {rounds}")
-        lsh = TrainingConfig(model=original)
+        lsh = TrainingConfig(model=paper_model("lsh", options=replace(LSH_COPY, original=True)))
         return seed_jobs(configs, 5) + seed_jobs([lsh], 3)
     if scale == "smoke":
         return seed_jobs([laptop_copy(a, 16, 60) for a in BOTH], 1)
     steps = {16: 1000, 32: 1500, 64: 3000, 128: 3000}
-    model = laptop_model(attention, rounds)
-    lsh = [laptop_copy(attention, n, s, model=model) for n, s in steps.items()]
+    model = laptop_model("lsh", options=LSH_COPY)
+    lsh = [laptop_copy("lsh", n, s, model=model) for n, s in steps.items()]
     judged = [laptop_copy(a, n, s) for n, s in steps.items() for a in BOTH]
     short, long = lsh[:2], lsh[2:]  # a long one takes up to half an hour
     return seed_jobs(judged, 5) + seed_jobs(short, 3) + seed_jobs(long, 1)
@@ -131,16 +131,16 @@ def _sequence_copy(scale: str) -> list[Job]:
     return seed_jobs(configs, 1 if scale == "smoke" else 3)
 
 
-def replication_model(attention: str, implementation: str | None = None) -> TransformerConfig:
+def replication_model(attention: str, **how) -> TransformerConfig:
     """The sizes that Do & Bergner 2022 give for their encoder and decoder."""
     return TransformerConfig(
         attention=attention,
-        implementation=implementation,
         n_layers=4,
         n_heads=8,
         d_model=512,
         d_feedforward=1024,
         positions="added",
+        **how,
     )
 
 
@@ -162,8 +162,8 @@ def _scaling(scale: str) -> list[Job]:
         return [
             CostJob(
                 configs=tuple(
-                    CostConfig(attention=a, implementation=i, seq_len=n, batch_size=b, work=work)
-                    for a, i in variants
+                    CostConfig(attention=a, **how, seq_len=n, batch_size=b, work=work)
+                    for a, how in variants
                 ),
                 n_repeats=n_repeats,
             )
@@ -176,11 +176,11 @@ def _scaling(scale: str) -> list[Job]:
         ("forward_backward", one_sequence, WEIGHTS_FORMED[:1]),
         ("forward", same_tokens, WEIGHTS_FORMED),
     ):
-        found += jobs(others, points, work, n_repeats)
-        found += jobs(slow, points, work, n_slow)
+        found += jobs([(a, {"kernel": k}) for a, k in others], points, work, n_repeats)
+        found += jobs([(a, {"kernel": k}) for a, k in slow], points, work, n_slow)
     if scale == "smoke":
         return found
-    lsh = ORIGINAL_LSH if scale == "paper" else LSH_VARIANTS
+    lsh = [("lsh", {"options": replace(o, original=scale == "paper")}) for o in LSH_OPTIONS]
     return found + [job for work in WORKS for job in jobs(lsh, same_tokens, work, n_slow)]
 
 
@@ -194,8 +194,8 @@ def _crossover(scale: str) -> list[Job]:
     return [
         CostJob(
             configs=tuple(
-                CostConfig(attention=a, implementation=i, seq_len=2**e, batch_size=batch, work=work)
-                for a, i in VARIANTS
+                CostConfig(attention=a, kernel=k, seq_len=2**e, batch_size=batch, work=work)
+                for a, k in VARIANTS
             ),
             n_repeats=n_repeats,
         )
@@ -217,9 +217,12 @@ def _step_time(scale: str) -> list[Job]:
         CostJob(
             configs=tuple(
                 TrainingConfig(
-                    task=SequenceCopy(seq_len=n), model=model(a, i), batch_size=8, n_steps=3000
+                    task=SequenceCopy(seq_len=n),
+                    model=model(a, kernel=k),
+                    batch_size=8,
+                    n_steps=3000,
                 )
-                for a, i in VARIANTS
+                for a, k in VARIANTS
             ),
             n_repeats=3 if scale == "smoke" else 11,
         )
@@ -492,20 +495,24 @@ def seed_jobs(configs: list[TrainingConfig], n_seeds: int) -> list[Job]:
 CAPACITY_MEMORIES = (
     MemoryConfig(attention="softmax"),
     MemoryConfig(attention="linear"),
-    MemoryConfig(attention="dpfp", implementation="nu1"),
-    MemoryConfig(attention="dpfp", implementation="nu2"),
-    MemoryConfig(attention="dpfp", implementation="nu3"),
-    MemoryConfig(attention="performer", implementation="64"),
-    MemoryConfig(attention="performer", implementation="128"),
-    MemoryConfig(attention="performer", implementation="512"),
+    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=1)),
+    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=2)),
+    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=3)),
+    MemoryConfig(attention="performer", options=PerformerAttention.Options(n_directions=64)),
+    MemoryConfig(attention="performer", options=PerformerAttention.Options(n_directions=128)),
+    MemoryConfig(attention="performer", options=PerformerAttention.Options(n_directions=512)),
 )
 UPDATE_RULE_MEMORIES = (
-    MemoryConfig(attention="dpfp", implementation="nu1", update_rule="sum"),
+    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=1), update_rule="sum"),
     MemoryConfig(attention="linear", update_rule="delta"),
-    MemoryConfig(attention="dpfp", implementation="nu1", update_rule="delta"),
-    MemoryConfig(attention="dpfp", implementation="nu2", update_rule="delta"),
-    MemoryConfig(attention="performer", implementation="128", update_rule="delta"),
-    MemoryConfig(attention="dpfp", implementation="nu1", update_rule="fwm"),
+    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=1), update_rule="delta"),
+    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=2), update_rule="delta"),
+    MemoryConfig(
+        attention="performer",
+        options=PerformerAttention.Options(n_directions=128),
+        update_rule="delta",
+    ),
+    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=1), update_rule="fwm"),
     MemoryConfig(attention="tanh", update_rule="fwm"),
 )
 TANH_FWM = ("tanh", "fwm")
@@ -554,11 +561,11 @@ def _update_rules(scale: str) -> list[Job]:
 # Memory and S at which a published loss is below what a mean over all keys can be.
 WATCHED = (
     (MemoryConfig(attention="linear"), 100),
-    (MemoryConfig(attention="dpfp", implementation="nu1"), 200),
-    (MemoryConfig(attention="dpfp", implementation="nu2"), 400),
+    (MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=1)), 200),
+    (MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=2)), 400),
     (MemoryConfig(attention="linear"), 500),
-    (MemoryConfig(attention="dpfp", implementation="nu1"), 300),
-    (MemoryConfig(attention="dpfp", implementation="nu2"), 300),
+    (MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=1)), 300),
+    (MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=2)), 300),
 )
 
 
@@ -592,13 +599,13 @@ def _favor_eps(scale: str) -> list[Job]:
         RetrievalJob(config=retrieval_config(n, memory, **changes), seeds=seeds)
         for memory in memories
         for n in keys
-        if not (scale == "laptop" and memory.implementation == "512" and n > 100)  # slow
+        if not (scale == "laptop" and memory.size == 512 and n > 100)  # slow
     ]
 
 
 def _is_slow(model: MemoryConfig) -> bool:
     """Whether the runs of a memory take as long as those of all others together."""
-    return model.implementation == "512" or (model.attention, model.update_rule) == TANH_FWM
+    return model.size == 512 or (model.attention, model.update_rule) == TANH_FWM
 
 
 def _retrieval(scale, memories, most_keys: int, *, with_replacement: bool) -> list[Job]:

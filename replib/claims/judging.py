@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from replib.claims.experiments import BOTH, LSH_COPY, VARIANTS
+from replib.lab.run import variant_of
 from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.statistics import (
     Crossover,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     import polars
 
 Variant = tuple[str, str | None]
-"""Attention and implementation."""
+"""Attention, and what its options and kernel are called."""
 
 _SAID = {True: "yes", False: "no", None: "cannot be told"}
 
@@ -164,7 +165,8 @@ def below_lsh(rows: Sequence[Row]) -> Verdict:
     some = [
         row
         for row in rows
-        if variant_of(row) == LSH_COPY or row["config"]["model"]["attention"] == "linear"
+        if variant_of(row) == ("lsh", LSH_COPY.label)
+        or row["config"]["model"]["attention"] == "linear"
     ]
     settings = {name: _sides(some) for name, some in _copy_settings(some).items()}
     settings = {name: sides for name, sides in settings.items() if "lsh" in sides}
@@ -198,7 +200,7 @@ def below_lsh(rows: Sequence[Row]) -> Verdict:
 
 
 def _setting(row: Row) -> str:
-    model = row["config"]["model"] | {"attention": None, "implementation": None}
+    model = row["config"]["model"] | {"attention": None, "options": None, "kernel": None}
     return json.dumps(row["config"] | {"model": model}, sort_keys=True)
 
 
@@ -373,12 +375,6 @@ def implementations(rows: Sequence[Row], *, work: str = "forward_backward") -> V
     for one in crossings(rows, work):
         settings.setdefault(one.setting, {})[one.implementation or "fastest"] = one.found
     return implementations_verdict(settings)
-
-
-def variant_of(row: Row) -> Variant:
-    """What a row was computed by."""
-    config = row["config"].get("model", row["config"])
-    return config["attention"], config["implementation"]
 
 
 def name_of(variant: Variant) -> str:

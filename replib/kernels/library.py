@@ -5,161 +5,215 @@ once a kernel goes without the operator, which would cost about 25 µs more.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import torch
 from torch import Tensor
 
 
+def _all_but_y(outputs: Sequence[Tensor], *options) -> Sequence[Tensor]:
+    return outputs[1:]
+
+
+def _like_inputs(dy: Tensor, kept: Sequence[Tensor], *arguments) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in arguments if isinstance(x, Tensor))
+
+
 def operator(
     name: str,
-    forward: Callable[..., tuple[Tensor, ...]],
-    backward: Callable[..., tuple[Tensor, ...]],
+    forward: Callable[..., Sequence[Tensor]],
+    backward: Callable[..., Sequence[Tensor]],
     *,
     plain: Callable[..., Tensor],
-    empty: Callable[..., tuple[Tensor, ...]],
-    empty_gradients: Callable[..., tuple[Tensor, ...]],
-    n_kept: int,
+    empty: Callable[..., Sequence[Tensor]],
+    empty_gradients: Callable[..., Sequence[Tensor]] = _like_inputs,
+    kept: Callable[..., Sequence[Tensor]] = _all_but_y,
 ) -> Callable[..., Tensor]:
-    """A function (*inputs) -> y with derivatives of any order.
+    """A function (*inputs, *options) -> y with derivatives of any order.
 
-    All tensors have a batch first, each row of which is computed by itself.
+    The inputs are tensors with a batch first, each row of which is computed by itself; the options
+    are text and numbers.
 
     Args:
-        forward: (*inputs) -> (y, *kept).
-        backward: (dy, *inputs, *kept) -> the gradient of each input; it changes none of them.
-        plain: (*inputs) -> y in operations of torch, which second derivatives are those of.
+        forward: (*inputs, *options) -> y, and other tensors.
+        backward: (dy, kept, *inputs, *options) -> the gradient of each input; it changes none.
+        plain: (*inputs, *options) -> y in operations of torch, which second derivatives are those
+            of; its annotations say what the arguments are.
         empty, empty_gradients: what the two give, of these sizes, dtypes and strides, unfilled.
+        kept: (outputs of forward, *options) -> those that the backward pass needs.
     """
-    inputs = [f"Tensor {parameter}" for parameter in inspect.signature(plain).parameters]
-    kept = [f"Tensor kept{i}" for i in range(n_kept)]
+    parameters = inspect.signature(plain).parameters.values()
+    n_arguments = len(parameters)
+    n = sum(one.annotation is Tensor for one in parameters)  # inputs
+    schema = ", ".join(f"{one.annotation.__name__} {one.name}" for one in parameters)
     forward_op = torch.library.custom_op(
         f"replib::{name}",
-        forward,
+        lambda *arguments: list(forward(*arguments)),
         mutates_args=(),
-        schema=f"({', '.join(inputs)}) -> ({', '.join(['Tensor'] * (1 + n_kept))})",
+        schema=f"({schema}) -> Tensor[]",
     )
     backward_op = torch.library.custom_op(
         f"replib::{name}_backward",
-        backward,
+        lambda *arguments: list(backward(*arguments)),
         mutates_args=(),
-        schema=f"({', '.join(['Tensor dy', *inputs, *kept])})"
-        f" -> ({', '.join(['Tensor'] * len(inputs))})",
+        schema=f"(Tensor dy, Tensor[] kept, {schema}) -> Tensor[]",
     )
-    forward_op.register_fake(empty)
-    backward_op.register_fake(empty_gradients)
-    n_inputs = len(inputs)
+    forward_op.register_fake(lambda *arguments: list(empty(*arguments)))
+    backward_op.register_fake(lambda *arguments: list(empty_gradients(*arguments)))
 
-    def second(saved: Sequence[Tensor], directions: Sequence[Tensor | None]) -> tuple:
+    def gradients(options: Sequence, dy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Those of the plain form."""
+        return torch.func.vjp(lambda *x: plain(*x, *options), *inputs)[1](dy)
+
+    def second(ctx, directions: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """The gradients of dy and the inputs, by those of the gradients of the inputs."""
-        given = tuple(
-            torch.zeros_like(x) if d is None else d
-            for x, d in zip(saved[1:], directions, strict=True)
-        )
-
-        def gradients(dy, *tensors):
-            return torch.func.vjp(plain, *tensors)[1](dy)
-
-        return *torch.func.vjp(gradients, *saved)[1](given), *[None] * n_kept
+        saved = ctx.saved_tensors
+        given = _or_zeros(directions, saved[1:])
+        return torch.func.vjp(lambda *x: gradients(ctx.options, *x), *saved)[1](given)
 
     def keep(ctx, inputs, output):
-        ctx.save_for_backward(*inputs, *output[1:])
+        ctx.options = inputs[n:]
+        ctx.save_for_backward(*inputs[:n], *kept(output, *ctx.options))
         ctx.set_materialize_grads(False)
 
-    def keep_for_second(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[: 1 + n_inputs])
+    def keep_for_second(ctx, dy, arguments):
+        ctx.options = arguments[n:n_arguments]
+        ctx.save_for_backward(dy, *arguments[:n])
+        ctx.save_for_forward(dy, *arguments[:n])
         ctx.set_materialize_grads(False)
 
     class Backward(torch.autograd.Function):
-        @staticmethod
-        def forward(*tensors):
-            return backward(*tensors)
+        """(dy, *inputs, *options, *kept) -> the gradients of the inputs."""
 
-        setup_context = staticmethod(keep_for_second)
+        @staticmethod
+        def forward(dy, *arguments):
+            return tuple(backward(dy, arguments[n_arguments:], *arguments[:n_arguments]))
+
+        @staticmethod
+        def setup_context(ctx, arguments, outputs):
+            keep_for_second(ctx, arguments[0], arguments[1:])
+            ctx.n_others = len(arguments) - 1 - n
 
         @staticmethod
         def backward(ctx, *directions):
-            return second(ctx.saved_tensors, directions)
+            return *second(ctx, directions), *[None] * ctx.n_others
 
         @staticmethod
-        def vmap(info, in_dims, *tensors):
-            return _folded(Backward.apply, info, in_dims, tensors)
+        def jvp(ctx, *tangents):
+            saved = ctx.saved_tensors
+            given = _or_zeros(tangents[: 1 + n], saved)
+            return torch.func.jvp(lambda *x: gradients(ctx.options, *x), saved, given)[1]
+
+        @staticmethod
+        def vmap(info, in_dims, *arguments):
+            return _folded(Backward.apply, info, in_dims, arguments)
 
     class Transformed(torch.autograd.Function):
         @staticmethod
-        def forward(*tensors):
-            return forward(*tensors)
+        def forward(*arguments):
+            return tuple(forward(*arguments))
 
         @staticmethod
-        def setup_context(ctx, tensors, outputs):
+        def setup_context(ctx, arguments, outputs):
+            ctx.n_outputs = len(outputs)
             ctx.mark_non_differentiable(*outputs[1:])
-            ctx.save_for_forward(*tensors)
-            keep(ctx, tensors, outputs)
+            ctx.save_for_forward(*arguments[:n])
+            keep(ctx, arguments, outputs)
 
         @staticmethod
         def backward(ctx, dy, *_):
             if dy is None:
-                return (None,) * n_inputs
+                return (None,) * n_arguments
+            saved = ctx.saved_tensors
+            inputs, rest = saved[:n], saved[n:]
             # Where no gradient of the gradient is asked for, `apply` would be for nothing.
-            traced = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-            return (Backward.apply if traced else backward)(dy, *ctx.saved_tensors)
+            if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+                found = Backward.apply(dy, *inputs, *ctx.options, *rest)
+            else:
+                found = backward(dy, rest, *inputs, *ctx.options)
+            return *found, *[None] * len(ctx.options)
 
         @staticmethod
         def jvp(ctx, *tangents):
-            tensors = ctx.saved_tensors[:n_inputs]
-            given = (
-                torch.zeros_like(x) if t is None else t
-                for x, t in zip(tensors, tangents, strict=True)
-            )
-            return torch.func.jvp(plain, tensors, tuple(given))[1], *[None] * n_kept
+            inputs = ctx.saved_tensors[:n]
+            given = _or_zeros(tangents[:n], inputs)
+            y = torch.func.jvp(lambda *x: plain(*x, *ctx.options), inputs, given)[1]
+            return y, *[None] * (ctx.n_outputs - 1)
 
         @staticmethod
-        def vmap(info, in_dims, *tensors):
-            return _folded(Transformed.apply, info, in_dims, tensors)
+        def vmap(info, in_dims, *arguments):
+            return _folded(Transformed.apply, info, in_dims, arguments)
 
     class Forward(torch.autograd.Function):
         """The same for autograd alone: with a `setup_context`, `apply` takes 100 µs more."""
 
         @staticmethod
-        def forward(ctx, *tensors):
-            outputs = forward(*tensors)
-            Transformed.setup_context(ctx, tensors, outputs)
+        def forward(ctx, *arguments):
+            outputs = tuple(forward(*arguments))
+            Transformed.setup_context(ctx, arguments, outputs)
             return outputs
 
         backward, jvp = staticmethod(Transformed.backward), staticmethod(Transformed.jvp)
 
-    forward_op.register_autograd(
-        lambda ctx, dy, *_: backward_op(dy, *ctx.saved_tensors), setup_context=keep
-    )
-    backward_op.register_autograd(
-        lambda ctx, *directions: second(ctx.saved_tensors, directions),
-        setup_context=keep_for_second,
-    )
-    for op in (forward_op, backward_op):
-        op.register_vmap(partial(_folded, op))
+    def pull(ctx, given):
+        saved = ctx.saved_tensors
+        inputs, rest = saved[:n], saved[n:]
+        found = backward_op(given[0], list(rest), *inputs, *ctx.options)
+        return *found, *[None] * len(ctx.options)
 
-    def call(*tensors: Tensor) -> Tensor:
+    def keep_gradient(ctx, inputs, output):
+        dy, rest, *arguments = inputs
+        keep_for_second(ctx, dy, arguments)
+        ctx.n_kept = len(rest)
+
+    def pull_gradient(ctx, directions):
+        d_dy, *found = second(ctx, directions)
+        return d_dy, [None] * ctx.n_kept, *found, *[None] * len(ctx.options)
+
+    def fold(info, in_dims, *arguments):
+        return _as_lists(_folded(forward_op, info, in_dims, arguments))
+
+    def fold_gradient(info, in_dims, dy, rest, *arguments):
+        def flat(dy, *all_arguments):
+            given, rest = all_arguments[:n_arguments], all_arguments[n_arguments:]
+            return backward_op(dy, list(rest), *given)
+
+        dims = (in_dims[0], *in_dims[2:], *in_dims[1])
+        return _as_lists(_folded(flat, info, dims, (dy, *arguments, *rest)))
+
+    forward_op.register_autograd(pull, setup_context=keep)
+    backward_op.register_autograd(pull_gradient, setup_context=keep_gradient)
+    forward_op.register_vmap(fold)
+    backward_op.register_vmap(fold_gradient)
+
+    def call(*arguments) -> Tensor:
         if torch.compiler.is_compiling():
-            return forward_op(*tensors)[0]
+            return forward_op(*arguments)[0]
         transformed = torch._C._are_functorch_transforms_active()
-        return (Transformed if transformed else Forward).apply(*tensors)[0]
+        return (Transformed if transformed else Forward).apply(*arguments)[0]
 
     return call
 
 
-def _folded(function, info, in_dims: Sequence[int | None], tensors: Sequence[Tensor]):
+def _or_zeros(given: Sequence[Tensor | None], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    pairs = zip(given, like, strict=True)
+    return tuple(torch.zeros_like(x) if g is None else g for g, x in pairs)
+
+
+def _folded(function: Callable, info, in_dims: Sequence, arguments: Sequence):
     """A function of tensors with one more dimension, as more rows of their batch."""
-    size = info.batch_size
-    moved = [
-        x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-        for x, dim in zip(tensors, in_dims, strict=True)
-    ]
-    batch = moved[0].shape[1]
-    found = function(*(x.flatten(0, 1) for x in moved))
-    return tuple(x.unflatten(0, (size, batch)) for x in found), (0,) * len(found)
+    size, folded = info.batch_size, []
+    for x, dim in zip(arguments, in_dims, strict=True):
+        if isinstance(x, Tensor):
+            x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+            x = x.flatten(0, 1)
+        folded.append(x)
+    found = function(*folded)
+    return tuple(x.unflatten(0, (size, x.shape[0] // size)) for x in found), (0,) * len(found)
+
+
+def _as_lists(found: tuple) -> tuple[list, ...]:
+    return tuple(map(list, found))
 
 
 def once(name: str, backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple]:
@@ -184,20 +238,3 @@ def once(name: str, backward: Callable[..., tuple[Tensor | None, ...]]) -> Calla
             )
 
     return Backward.apply
-
-
-def without_autocast(device_type: str) -> AbstractContextManager:
-    """A context without autocast: 20 µs less where there is none."""
-    available = torch.amp.is_autocast_available(device_type)  # "meta" has none
-    if available and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
-
-
-def all_finite(x: Tensor) -> bool:
-    """Whether no number is NaN or infinite: one pass. A sum beyond float32 reads as infinite, and a
-    tensor without numbers as finite."""
-    if x.is_meta:
-        return True
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return math.isfinite(x.detach().sum(dtype=wide).item())

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from replib import files
+from replib.attention import options_of
 from replib.generation import Decoder
 from replib.lab import store
 from replib.models import TransformerConfig
@@ -116,7 +117,8 @@ def load_model(model: TransformerConfig | str) -> Kept:
 def training_config(config: dict[str, Any]) -> TrainingConfig:
     """The config that a row of a pixel model holds as plain JSON."""
     task = {name: value for name, value in config["task"].items() if name != "seq_len"}
-    parts = {"task": Pixels(**task), "model": TransformerConfig(**config["model"])}
+    model = config["model"] | {"options": options_of(config["model"])}
+    parts = {"task": Pixels(**task), "model": TransformerConfig(**model)}
     return TrainingConfig(**config | parts)
 
 

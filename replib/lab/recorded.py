@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from replib.attention import ATTENTION, Attention
 from replib.files import FileError, data_folder
 from replib.lab import store
 from replib.lab.provenance import clean_name
@@ -347,7 +348,10 @@ def config_from(kind: type, plain: Any) -> Any:
     """
     if not isinstance(plain, dict):
         raise ValueError(f"the config of a {kind.__name__} is {_short(plain)}")
-    hints, known = _hints(kind), {one.name: one for one in dataclasses.fields(kind)}
+    hints, known = dict(_hints(kind)), {one.name: one for one in dataclasses.fields(kind)}
+    if plain.get("options") is not None and "attention" in known:
+        attention = plain.get("attention", known["attention"].default)
+        hints["options"] = ATTENTION.get(attention, Attention).Options
     for name in plain:
         if name not in known:
             raise ValueError(f"config field {name!r} is not known: it is of a newer version")

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from replib.attention import ATTENTION
+from replib.attention import ATTENTION, options_of
+from replib.attention.base import variant_label
 from replib.fast_weights import RetrievalConfig, RetrievalMetrics, RetrievalTraining
 from replib.lab import store
 from replib.lab.runs.generation import GenerationConfig
@@ -183,8 +184,8 @@ class CostJob(Job):
 
 
 def unavailable(config: Config, device_type: str) -> str | None:
-    """Why a config's implementation cannot run on a kind of device; None where it can."""
-    return _unavailable(config, getattr(config, "model", config).implementation, device_type)
+    """Why a config's kernel cannot run on a kind of device; None where it can."""
+    return _unavailable(config, getattr(config, "model", config).kernel, device_type)
 
 
 def uses_compiled(config: Config, device_type: str) -> bool:
@@ -192,18 +193,17 @@ def uses_compiled(config: Config, device_type: str) -> bool:
     if isinstance(config, RetrievalConfig):
         return False  # its kernels are compiled on the way
     model = getattr(config, "model", config)
-    if device_type not in ATTENTION[model.attention].implementations:
+    if device_type not in ATTENTION[model.attention].kernels:
         return False
-    asked = model.implementation in (None, device_type)
+    asked = model.kernel in (None, device_type)
     return asked and _unavailable(config, device_type, device_type) is None
 
 
-def _unavailable(config, implementation: str | None, device_type: str) -> str | None:
+def _unavailable(config, kernel: str | None, device_type: str) -> str | None:
     model = getattr(config, "model", config)
-    dtype = DTYPES[getattr(config, "dtype", "float32")]
-    return ATTENTION[model.attention].unavailable(
-        implementation, device_type=device_type, dtype=dtype, head_dim=model.head_dim
-    )
+    kind = {"device_type": device_type, "dtype": DTYPES[getattr(config, "dtype", "float32")]}
+    sizes = {"head_dim": model.head_dim, "options": model.options}
+    return ATTENTION[model.attention].unavailable(kernel, **kind, **sizes)
 
 
 def on_device(job: Job, device_type: str) -> Job:
@@ -217,10 +217,16 @@ def on_device(job: Job, device_type: str) -> Job:
         model = getattr(config, "model", config)
         if why_not is None:
             kept.append(config)
-        elif model.implementation == device_type:
-            name = f"{model.attention} {model.implementation}"
+        elif model.kernel == device_type:
+            name = f"{model.attention} {model.kernel}"
             warnings.warn(f"{name} is left out: {why_not}", stacklevel=2)
     return replace(job, configs=tuple(kept))
+
+
+def variant_of(row: store.Row) -> tuple[str, str | None]:
+    """A row's mechanism, and what charts call its options and kernel: its config's `variant`."""
+    model = row["config"].get("model", row["config"])
+    return model["attention"], variant_label(options_of(model), model.get("kernel"))
 
 
 def kind_of(config: Config, *, cost: bool) -> str:
@@ -232,7 +238,7 @@ def versions_of(config: Config, *, cost: bool) -> dict[str, int]:
     """The versions of the parts that compute a run, or the cost of a config, by their names."""
     if not (cost and isinstance(config, TrainingConfig)):
         return config.versions
-    return config.versions | timing_versions(config.model.attention, config.model.implementation)
+    return config.versions | timing_versions(config.model.attention, config.model.kernel)
 
 
 def identity(config: Config, seed: int = 0, *, cost: bool) -> str:

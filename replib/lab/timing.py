@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from replib.attention import ATTENTION
+from replib.attention.base import Options, variant_label
 from replib.device import resolve_device
 from replib.lab.memory_use import (
     TIMING_LOCK,
@@ -102,7 +103,8 @@ class CostConfig:
     kind: ClassVar[str] = "cost"
 
     attention: str = "linear"
-    implementation: str | None = None
+    options: Options | None = None
+    kernel: str | None = None
     seq_len: int = 1024
     batch_size: int = 1
     n_heads: int = 8
@@ -113,7 +115,7 @@ class CostConfig:
 
     def __post_init__(self):
         _check_known("attention", self.attention, ATTENTION)
-        ATTENTION[self.attention].resolve(self.implementation)
+        ATTENTION[self.attention].check(self.options, self.kernel)
         _check_known("dtype", self.dtype, DTYPES)
         _check_known("work", self.work, WORKS)
         for name in ("seq_len", "batch_size", "n_heads", "head_dim"):
@@ -125,15 +127,21 @@ class CostConfig:
     def versions(self) -> dict[str, int]:
         """Of each part that the cost is of, by its name."""
         own = {self.attention: ATTENTION[self.attention].VERSION}
-        return own | timing_versions(self.attention, self.implementation)
+        return own | timing_versions(self.attention, self.kernel)
+
+    @property
+    def variant(self) -> tuple[str, str | None]:
+        """The mechanism, and what charts call its options and kernel."""
+        return self.attention, variant_label(self.options, self.kernel)
 
 
-def timing_versions(attention: str, implementation: str | None) -> dict[str, int]:
-    """Of the protocol, and of each implementation of a mechanism that may be timed."""
-    mechanism = ATTENTION[attention]
-    may_be = mechanism.implementations if implementation is None else (implementation,)
-    speeds = {one: mechanism.SPEED.get(one, 1) for one in may_be}
-    return {"timing": VERSION} | {f"speed of {attention} {n}": s for n, s in speeds.items()}
+def timing_versions(attention: str, kernel: str | None) -> dict[str, int]:
+    """Of the protocol, and of each kernel of a mechanism that may be timed."""
+    mechanism, found = ATTENTION[attention], {"timing": VERSION}
+    for one in (mechanism.kernels or (None,)) if kernel is None else (kernel,):
+        name = " ".join(filter(None, ("speed of", attention, one)))
+        found[name] = mechanism.SPEED.get(one, 1)
+    return found
 
 
 def _check_known(name: str, value: str, known: Iterable[str]) -> None:
@@ -213,7 +221,7 @@ def _shape(config: CostConfig | TrainingConfig) -> tuple:
     """Everything but the mechanism: points of the same shape are timed together."""
     if isinstance(config, TrainingConfig):
         return (config.task, config.batch_size, config.precision)
-    return astuple(replace(config, attention="softmax", implementation=None))
+    return astuple(replace(config, attention="softmax", options=None, kernel=None))
 
 
 def tokens_batch(tokens: int, seq_len: int) -> int:
@@ -543,7 +551,8 @@ def _build_work(
         n_heads=config.n_heads,
         head_dim=config.head_dim,
         max_len=config.seq_len,
-        implementation=config.implementation,
+        options=config.options,
+        kernel=config.kernel,
     )
     attention = attention.to(device=device, dtype=dtype).eval()
     inputs = [*(x.requires_grad_() for x in (q, k, v)), *attention.parameters()]
@@ -586,7 +595,8 @@ def predicted_bytes(config: CostConfig | TrainingConfig) -> int:
         **sizes,
         itemsize=itemsize,
         backward=config.work == "forward_backward",
-        implementation=config.implementation,
+        options=config.options,
+        kernel=config.kernel,
     )
     return extra + 4 * math.prod(sizes.values()) * itemsize  # q, k, v and the output gradient
 
@@ -600,7 +610,8 @@ def _training_bytes(config: TrainingConfig) -> int:
         head_dim=model.head_dim,
         itemsize=4,
         backward=True,
-        implementation=model.implementation,
+        options=model.options,
+        kernel=model.kernel,
     )
     # What a block keeps for its backward pass: about ten states and the feed-forward twice.
     kept = config.batch_size * n * (10 * model.d_model + 2 * model.d_feedforward) * 4
@@ -649,7 +660,8 @@ def _call_seconds(config: CostConfig, device: torch.device) -> float:
         seq_len=config.seq_len,
         head_dim=config.head_dim,
         causal=config.causal,
-        implementation=config.implementation,
+        options=config.options,
+        kernel=config.kernel,
     )
     operations *= passes * config.batch_size * config.n_heads
     return CALL_OVERHEAD_S + operations / operations_per_s(device)
@@ -660,7 +672,7 @@ def predict_training_seconds(config: TrainingConfig, device: str | torch.device 
     device = resolve_device(device)
     model, n = config.model, config.task.seq_len
     attention = ATTENTION[model.attention].operations(
-        seq_len=n, head_dim=model.head_dim, causal=True, implementation=model.implementation
+        seq_len=n, head_dim=model.head_dim, causal=True, options=model.options, kernel=model.kernel
     )
     attention *= config.batch_size * model.n_heads * (1 + BACKWARD_PER_FORWARD)
     products = 6.0 * _block_weights(config) * config.batch_size * n / PRODUCTS_EFFICIENCY

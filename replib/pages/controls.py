@@ -15,6 +15,7 @@ import torch
 
 from replib.device import resolve_device
 from replib.lab import recorded
+from replib.lab.run import variant_of
 from replib.lab.store import Row
 from replib.lab.text import LEFT, as_text, markdown_table
 from replib.lab.verdict import (
@@ -115,7 +116,7 @@ DEVICE = Control("device", "Device", ("auto", "cpu", *["cuda"] * torch.cuda.is_a
 
 
 def variants() -> Control:
-    """The choice of mechanisms in their implementations, of those that can run on this machine. It
+    """The choice of mechanisms, options and kernels, of those that can run on this machine. It
     begins with the one compiled for the device, beside what is to be had everywhere."""
     refused = refused_variants()
     offered = tuple(name for name in ALL_VARIANTS if name not in refused)
@@ -609,7 +610,7 @@ def history(live: LiveRuns) -> mo.Html:
 def _history_line(row: Row) -> list[str]:
     config, summary = row["config"], row["summary"]
     if "n_keys" in config.get("task", {}):
-        what = _retrieval_text(config, row["seed"])
+        what = _retrieval_text(row)
         result = row["detail"] or ""
         if (best := summary.get("best_loss")) is not None:
             result = f"best loss {best:.4f} in {summary['n_steps']} steps, ended: " + (
@@ -638,17 +639,18 @@ def _history_line(row: Row) -> list[str]:
     else:
         time_ms = summary.get("time_ms")
         what = (
-            f"{config['attention']} ({config['implementation']}), N = {config['seq_len']}, "
+            f"{config['attention']} ({variant_of(row)[1]}), N = {config['seq_len']}, "
             f"batch {config['batch_size']}, {WORK_LABELS[config['work']]}"
         )
         result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"
     return [what, row["outcome"], as_text(result)]
 
 
-def _retrieval_text(config: Mapping[str, Any], seed: int) -> str:
+def _retrieval_text(row: Row) -> str:
     """What a run of associative retrieval was of."""
+    config, seed = row["config"], row["seed"]
     model, task = config["model"], config["task"]
-    name = " ".join(filter(None, (model["attention"], model["implementation"])))
+    name = " ".join(filter(None, variant_of(row)))
     rule = "" if model["attention"] == "softmax" else f", {model['update_rule']}"
     again = ", keys come back" if task["with_replacement"] else ""
     half = ", evaluated on half the length" if config["eval_half_length"] else ""

@@ -18,6 +18,7 @@ import polars as pl
 
 from replib.claims.generation.judge import Speedup
 from replib.claims.judging import Crossing
+from replib.lab.run import variant_of
 from replib.lab.runs.generation import WAYS
 from replib.lab.store import Row
 
@@ -247,7 +248,7 @@ def steps_alike(rows: Sequence[Row]) -> list[Row]:
 
     def setting(row: Row) -> str:
         config = row["config"]
-        model = config["model"] | {"attention": None, "implementation": None}
+        model = config["model"] | {"attention": None, "options": None, "kernel": None}
         task = config["task"] | {"seq_len": None}
         return json.dumps(config | {"model": model, "task": task}, sort_keys=True)
 
@@ -259,7 +260,7 @@ def crossings(found: Iterable[Crossing]) -> pl.DataFrame:
     """One line a crossover: CROSSING_COLUMNS. A length or bound that is infinite is null."""
     return _frame(
         [
-            _mechanism(one.row["config"])
+            _mechanism(*variant_of(one.row))
             | {"against": f"softmax ({one.baseline})", "setting": one.setting}
             | {"batch_size": one.batch_size}
             | asdict(one.found)
@@ -320,9 +321,7 @@ def speedups(
 def _way(config: dict[str, Any]) -> dict[str, Any]:
     way = config["way"]
     sizes = ("seq_len", "batch_size", "n_layers", "n_heads", "head_dim")
-    return _mechanism({"attention": WAYS[way], "implementation": way}) | {
-        name: config[name] for name in sizes
-    }
+    return _mechanism(WAYS[way], way) | {name: config[name] for name in sizes}
 
 
 def _cost(row: Row) -> dict[str, Any]:
@@ -331,6 +330,7 @@ def _cost(row: Row) -> dict[str, Any]:
     figures += ("memory_bytes", "memory_bytes_per_sample")
     return (
         _cost_config(row["config"])
+        | _mechanism(*variant_of(row))
         | {name: summary.get(name) for name in figures}
         | {"q25": summary.get("time_ms_q25"), "q75": summary.get("time_ms_q75")}
         | {"outcome": row["outcome"], "detail": row["detail"]}
@@ -341,9 +341,9 @@ def _cost(row: Row) -> dict[str, Any]:
 def _cost_config(config: dict[str, Any]) -> dict[str, Any]:
     if "task" not in config:
         kept = ("seq_len", "batch_size", "n_heads", "head_dim", "work")
-        return _mechanism(config) | {name: config.get(name) for name in kept}
+        return {name: config.get(name) for name in kept}
     model = config["model"]
-    return _mechanism(model) | {
+    return {
         "seq_len": config["task"]["seq_len"],
         "batch_size": config["batch_size"],
         "n_heads": model["n_heads"],
@@ -356,7 +356,7 @@ def _cost_config(config: dict[str, Any]) -> dict[str, Any]:
 def _run(row: Row) -> dict[str, Any]:
     config, model = row["config"], row["config"]["model"]
     return (
-        _mechanism(model)
+        _mechanism(*variant_of(row))
         | {"seq_len": config["task"]["seq_len"], "seed": row["seed"]}
         | {name: config.get(name) for name in ("batch_size", "n_steps", "lr")}
         | {name: model.get(name) for name in ("n_layers", "n_heads", "d_model")}
@@ -364,8 +364,7 @@ def _run(row: Row) -> dict[str, Any]:
     )
 
 
-def _mechanism(config: dict[str, Any]) -> dict[str, Any]:
-    attention, implementation = config["attention"], config.get("implementation")
+def _mechanism(attention: str, implementation: str | None) -> dict[str, Any]:
     series = f"{attention} ({implementation})" if implementation else attention
     return {"attention": attention, "implementation": implementation, "series": series}
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from replib import files, kernels
+from replib import files
 from replib.device import resolve_device
 from replib.lab import recorded, store
 from replib.lab.memory_use import available_memory_bytes
@@ -200,7 +200,7 @@ class LiveRuns:
                 progress.status, progress.text = "running", "starting"
                 if kernel := kernel_to_compile(jobs, device):
                     progress.text = f"compiling the {kernel} kernel, once: about {COMPILE_S:.0f} s"
-                    kernels.compile_now(kernel)
+                    _kernels().compile_now(kernel)
                 for done, job in enumerate(jobs):
                     if self._stopped():
                         break
@@ -278,7 +278,14 @@ def kernel_to_compile(jobs: Sequence[Job], device: str | None = None) -> str | N
     """The kernel that jobs use on a device and that this machine has yet to compile."""
     kind = resolve_device(device).type
     used = any(uses_compiled(config, kind) for job in jobs for config in job.configs)
-    return kind if used and not kernels.compiled(kind) else None
+    return kind if used and not _kernels().compiled(kind) else None
+
+
+def _kernels():
+    """The package, which is there where something uses it."""
+    from replib import kernels
+
+    return kernels
 
 
 def predicted_seconds(jobs: Sequence[Job], device: str | None = None) -> float:

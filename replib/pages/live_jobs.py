@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from replib.attention import ATTENTION
+from replib.attention.dpfp import DPFPAttention
+from replib.attention.performer import PerformerAttention
 from replib.claims.experiments import NO_EPS, retrieval_config
 from replib.device import resolve_device
 from replib.fast_weights import MemoryConfig, RetrievalConfig
@@ -14,11 +16,11 @@ from replib.lab.run import CostJob, RetrievalJob, unavailable
 from replib.lab.timing import CostConfig, tokens_batch
 
 ALL_VARIANTS = {
-    f"{attention} {implementation}": (attention, implementation)
+    f"{attention} {name}".strip(): (attention, options, kernel)
     for attention, mechanism in ATTENTION.items()
-    for implementation in mechanism.implementations
+    for name, (options, kernel) in mechanism.choices().items()
 }
-"""Every mechanism in each of its implementations, by the name that controls show."""
+"""Every mechanism with the options and kernels that it offers, by the name that controls show."""
 
 
 def live_cost_jobs(values: Mapping[str, Any]) -> list[CostJob]:
@@ -28,7 +30,7 @@ def live_cost_jobs(values: Mapping[str, Any]) -> list[CostJob]:
     has as many; without it the batch is `batch_size`.
 
     Raises:
-        ValueError: an implementation cannot run on the device.
+        ValueError: a kernel cannot run on the device.
     """
     first, last = (round(math.log2(values[name])) for name in ("shortest", "seq_len"))
     tokens = max(values["tokens"], 2**last) if "tokens" in values else None
@@ -37,14 +39,15 @@ def live_cost_jobs(values: Mapping[str, Any]) -> list[CostJob]:
             configs=tuple(
                 CostConfig(
                     attention=attention,
-                    implementation=implementation,
+                    options=options,
+                    kernel=kernel,
                     seq_len=2**e,
                     batch_size=tokens_batch(tokens, 2**e) if tokens else values["batch_size"],
                     n_heads=values["n_heads"],
                     head_dim=values["head_dim"],
                     work=values["work"],
                 )
-                for attention, implementation in map(ALL_VARIANTS.get, values["variants"])
+                for attention, options, kernel in map(ALL_VARIANTS.get, values["variants"])
             ),
             n_repeats=values["repeats"],
         )
@@ -53,7 +56,7 @@ def live_cost_jobs(values: Mapping[str, Any]) -> list[CostJob]:
     device_type = resolve_device(values.get("device")).type
     for config in jobs[0].configs:
         if why_not := unavailable(config, device_type):
-            name = f"{config.attention} {config.implementation}"
+            name = f"{config.attention} {config.kernel}"
             raise ValueError(f"{name} cannot run with these settings: {why_not}")
     return jobs
 
@@ -73,11 +76,14 @@ def live_retrieval_jobs(values: Mapping[str, Any]) -> list[RetrievalJob]:
     """
     jobs = []
     for attention in values["attention"]:
-        implementations = {"dpfp": f"nu{values['nu']}", "performer": str(values["n_directions"])}
+        options = {
+            "dpfp": DPFPAttention.Options(nu=values["nu"]),
+            "performer": PerformerAttention.Options(n_directions=values["n_directions"]),
+        }
         mended = attention == "performer" and not values["published_eps"]
         model = MemoryConfig(
             attention=attention,
-            implementation=implementations.get(attention),
+            options=options.get(attention),
             update_rule="sum" if attention == "softmax" else values["update_rule"],
             head_dim=values["head_dim"],
             **({"eps": NO_EPS} if mended else {}),
@@ -101,8 +107,8 @@ def refused_variants() -> dict[str, str]:
     """The names of ALL_VARIANTS that can run on no device of this machine, each with the reason."""
     kinds = ["cpu", *["cuda"] * torch.cuda.is_available()]
     refused = {}
-    for name, (attention, implementation) in ALL_VARIANTS.items():
-        config = CostConfig(attention=attention, implementation=implementation)
+    for name, (attention, options, kernel) in ALL_VARIANTS.items():
+        config = CostConfig(attention=attention, options=options, kernel=kernel)
         reasons = [unavailable(config, kind) for kind in kinds]
         if all(reasons):
             refused[name] = reasons[0]

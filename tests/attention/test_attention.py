@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from choices import for_model
 from torch.autograd import gradcheck
 from torch.nn.functional import elu, scaled_dot_product_attention
 
@@ -28,7 +29,7 @@ HERE = kernels_for(torch.float32)
 VARIANTS = [
     (name, i)
     for name, cls in ATTENTION.items()
-    for i in cls.implementations
+    for i in cls.choices()
     if (i not in KERNELS or i in EXACT) and not i.startswith("original")  # which sees the future
 ]
 # A query may have no feature or bucket in common with a key, which it then does not see.
@@ -45,10 +46,8 @@ def random_qkv(n, *, seed=0, dtype=torch.float64, b=B, h=H, d=D, m=M, n_keys=Non
     ]
 
 
-def build(name, implementation=None, max_len=256):
-    return ATTENTION[name].for_model(
-        n_heads=H, head_dim=D, max_len=max_len, implementation=implementation
-    )
+def build(name, choice=None, max_len=256):
+    return for_model(name, choice, n_heads=H, head_dim=D, max_len=max_len)
 
 
 def gradients(y, inputs, seed=1):
@@ -267,7 +266,7 @@ def test_causal_memory_grows_with_n_and_not_with_n_squared(kernel):
 
 @pytest.mark.parametrize("n_keys", [7, 20])
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("implementation", ATTENTION["softmax"].implementations)
+@pytest.mark.parametrize("implementation", ATTENTION["softmax"].kernels)
 def test_softmax_attention_is_vaswani_equation_1(implementation, causal, n_keys):
     n = n_keys if causal else 7
     q, k, v = random_qkv(n, n_keys=n_keys)
@@ -280,10 +279,10 @@ def test_softmax_attention_is_vaswani_equation_1(implementation, causal, n_keys)
     torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name, implementation", VARIANTS)
-def test_no_output_depends_on_a_later_token(name, implementation):
+@pytest.mark.parametrize("name, choice", VARIANTS)
+def test_no_output_depends_on_a_later_token(name, choice):
     q, k, v = random_qkv(70)
-    attention, at = build(name, implementation), 37
+    attention, at = build(name, choice), 37
     before = attention(q, k, v)
     for x in (q, k, v):
         x[:, :, at] += 1.0
@@ -309,9 +308,9 @@ def test_recurrent_form_equals_parallel_form(name, dtype, tolerance, n):
     )
 
 
-@pytest.mark.parametrize("name, implementation", VARIANTS)
-def test_padding_takes_no_part(name, implementation):
-    attention, n, kept = build(name, implementation), 20, 13
+@pytest.mark.parametrize("name, choice", VARIANTS)
+def test_padding_takes_no_part(name, choice):
+    attention, n, kept = build(name, choice), 20, 13
     q, k, v = random_qkv(7, n_keys=n)
     mask = torch.zeros(B, n, dtype=torch.bool)
     mask[0, kept:] = True
@@ -321,11 +320,11 @@ def test_padding_takes_no_part(name, implementation):
     torch.testing.assert_close(y[1:], attention(q[1:], k[1:], v[1:], causal=False))
 
 
-@pytest.mark.parametrize("name, implementation", VARIANTS)
-def test_a_query_whose_keys_are_all_padding_gets_zero(name, implementation):
+@pytest.mark.parametrize("name, choice", VARIANTS)
+def test_a_query_whose_keys_are_all_padding_gets_zero(name, choice):
     q, k, v = random_qkv(4)
     mask = torch.ones(B, 4, dtype=torch.bool)
-    y = build(name, implementation)(q, k, v, causal=False, key_padding_mask=mask)
+    y = build(name, choice)(q, k, v, causal=False, key_padding_mask=mask)
     assert torch.equal(y, torch.zeros_like(y))
 
 

@@ -319,7 +319,6 @@ class Newcomer(Attention):
     """Linear attention as its equations stand: what the base class says to define, and no more."""
 
     label = "newcomer"
-    implementations = ("sums",)
     recurrent = True
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):

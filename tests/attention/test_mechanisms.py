@@ -11,6 +11,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from choices import for_model
 
 from replib.attention import ATTENTION, softmax_attention
 from replib.attention.dpfp import DPFPAttention
@@ -23,14 +24,14 @@ from replib.attention.feature_maps import (
     orthogonal_directions,
 )
 from replib.attention.fwm import FWMAttention
-from replib.attention.lsh import ROUNDS, LSHAttention, buckets, places
+from replib.attention.lsh import LSHAttention, buckets, places
 from replib.attention.performer import PerformerAttention
 from replib.attention.relu import ReluAttention
 from replib.kernels import KERNELS, why_not
 from replib.kernels.retrieval import fwm
 
 B, H, D, M = 2, 3, 8, 5
-VARIANTS = [(name, i) for name, cls in ATTENTION.items() for i in (None, *cls.implementations)]
+VARIANTS = [(name, i) for name, cls in ATTENTION.items() for i in (None, *cls.choices())]
 
 
 def random_qkv(n, *, seed=0, scale=1.0, dtype=torch.float64, d=D):
@@ -46,14 +47,12 @@ def gradients(y, inputs, seed=1):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("name, implementation", VARIANTS)
-def test_float16_gives_what_float64_does(name, implementation, causal):
+@pytest.mark.parametrize("name, choice", VARIANTS)
+def test_float16_gives_what_float64_does(name, choice, causal):
     kind = {"device_type": "cpu", "dtype": torch.float16, "head_dim": D}
-    attention = ATTENTION[name].for_model(
-        n_heads=H, head_dim=D, max_len=64, implementation=implementation
-    )
+    attention = for_model(name, choice, n_heads=H, head_dim=D, max_len=64)
     rounded = [x.half().requires_grad_() for x in random_qkv(40)]
-    if ATTENTION[name].unavailable(implementation, **kind):
+    if ATTENTION[name].unavailable(attention.kernel, **kind):
         with pytest.raises(ValueError, match="use kernel='torch'"):
             attention(*rounded)
         return
@@ -112,8 +111,11 @@ def test_the_stabiliser_divides_the_features_of_a_query_by_their_largest():
     assert (stabilised.amax(-1) == 1).all()
 
 
+MANY = PerformerAttention.Options(n_directions=128)
+
+
 def performer(n_directions, seed):
-    attention = PerformerAttention(head_dim=D, implementation="64").double()
+    attention = PerformerAttention(head_dim=D).double()
     attention.directions = directions_of(n_directions, seed)
     return attention
 
@@ -140,14 +142,14 @@ def test_performer_converges_to_softmax_attention_as_one_over_root_m(causal):
 def test_performer_stays_finite_in_float32(scale, d):
     q, k, v = random_qkv(40, scale=scale, dtype=torch.float32, d=d)
     inputs = [x.requires_grad_() for x in (q, k, v)]
-    attention = PerformerAttention(head_dim=d, implementation="128")
+    attention = PerformerAttention(head_dim=d, options=MANY)
     y = attention(*inputs)
     assert y.isfinite().all() and all(g.isfinite().all() for g in gradients(y, inputs))
     assert favor_keys(k, attention.directions).amax() <= math.exp(MAX_EXPONENT)
 
 
 def test_directions_stay_as_drawn_until_they_are_resampled():
-    first, second = (PerformerAttention(head_dim=D, implementation="128") for _ in range(2))
+    first, second = (PerformerAttention(head_dim=D, options=MANY) for _ in range(2))
     assert torch.equal(first.directions, second.directions)
     first(*random_qkv(5, dtype=torch.float32))
     assert torch.equal(first.directions, second.directions)
@@ -174,12 +176,12 @@ def test_dpfp_is_equation_37_and_38(nu):
 
 def test_dpfp_attention_is_linear_attention_of_its_features():
     q, k, v = random_qkv(20)
-    for name in DPFPAttention.implementations:
-        nu = int(name[-1])
+    for nu in (1, 2, 3, 5):
         phi_q, phi_k = dpfp(q, nu), dpfp(k, nu)
         weights = (phi_q @ phi_k.mT).tril()
         expected = weights @ v / (weights.sum(-1, keepdim=True) + 1e-6)
-        torch.testing.assert_close(DPFPAttention(implementation=name)(q, k, v), expected)
+        attention = DPFPAttention(options=DPFPAttention.Options(nu=nu))
+        torch.testing.assert_close(attention(q, k, v), expected)
 
 
 def test_dpfp_features_of_orthogonal_orthants_share_nothing():
@@ -211,12 +213,12 @@ def relu_weights(q, k, causal):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("implementation", [None, "torch", "plain"])
-def test_relu_attention_weighs_values_by_products_of_what_is_positive(implementation, causal):
+@pytest.mark.parametrize("kernel", [None, "torch", "plain"])
+def test_relu_attention_weighs_values_by_products_of_what_is_positive(kernel, causal):
     q, k, v = random_qkv(70)
     weights = relu_weights(q, k, causal)
     expected = weights @ v.numpy() / (weights.sum(-1, keepdims=True) + 1e-6)
-    y = ReluAttention(implementation=implementation)(q, k, v, causal=causal)
+    y = ReluAttention(kernel=kernel)(q, k, v, causal=causal)
     torch.testing.assert_close(y, torch.from_numpy(expected), rtol=1e-9, atol=1e-12)
 
 
@@ -225,14 +227,12 @@ def relu_kernels():
     return [None, "plain", *(kernel for kernel in KERNELS if why_not(kernel, **kind) is None)]
 
 
-@pytest.mark.parametrize("implementation", relu_kernels())
-def test_a_relu_query_that_meets_no_feature_reads_zero_with_gradients_that_are_finite(
-    implementation,
-):
+@pytest.mark.parametrize("kernel", relu_kernels())
+def test_a_relu_query_that_meets_no_feature_reads_zero_with_gradients_that_are_finite(kernel):
     inputs = [x.requires_grad_() for x in random_qkv(40, dtype=torch.float32)]
     q, k, v = inputs
     q = torch.cat([-q[:, :, :20].abs(), q[:, :, 20:]], dim=2)
-    y = ReluAttention(implementation=implementation)(q, k, v)
+    y = ReluAttention(kernel=kernel)(q, k, v)
     assert (y[:, :, :20] == 0).all() and (y[:, :, 20:] != 0).any()
     assert all(g.isfinite().all() for g in gradients(y, inputs))
 
@@ -240,11 +240,8 @@ def test_a_relu_query_that_meets_no_feature_reads_zero_with_gradients_that_are_f
 # The delta rule
 
 
-def delta_attention(seed=0, name="delta", implementation=None):
-    attention = ATTENTION[name].for_model(
-        n_heads=H, head_dim=D, max_len=64, implementation=implementation
-    )
-    attention = attention.double()
+def delta_attention(seed=0, name="delta", choice=None):
+    attention = for_model(name, choice, n_heads=H, head_dim=D, max_len=64).double()
     generator = torch.Generator().manual_seed(seed)
     for parameter in attention.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -252,12 +249,10 @@ def delta_attention(seed=0, name="delta", implementation=None):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("implementation, nu", [(None, 1), ("torch", 1), ("nu2", 2), ("nu3", 3)])
-def test_delta_attention_writes_normalised_features_with_strengths_of_the_keys(
-    implementation, nu, causal
-):
+@pytest.mark.parametrize("choice, nu", [(None, 1), ("torch", 1), ("nu2", 2), ("nu3", 3)])
+def test_delta_attention_writes_normalised_features_with_strengths_of_the_keys(choice, nu, causal):
     q, k, v = random_qkv(12)
-    attention = delta_attention(implementation=implementation)
+    attention = delta_attention(choice=choice)
     y, expected = attention(q, k, v, causal=causal), torch.empty_like(v)
     w, b = (x.detach() for x in (attention.to_beta, attention.beta_bias))
     phi_q, phi_k = (x / (x.sum(-1, keepdim=True) + 1e-6) for x in (dpfp(q, nu), dpfp(k, nu)))
@@ -273,15 +268,15 @@ def test_delta_attention_writes_normalised_features_with_strengths_of_the_keys(
     torch.testing.assert_close(y, expected)
 
 
-@pytest.mark.parametrize("implementation", ["nu2", "nu3"])
-def test_steps_of_delta_read_what_the_whole_sequence_reads_with_more_features(implementation):
+@pytest.mark.parametrize("choice", ["nu2", "nu3"])
+def test_steps_of_delta_read_what_the_whole_sequence_reads_with_more_features(choice):
     q, k, v = random_qkv(20)
-    attention = delta_attention(implementation=implementation)
+    attention = delta_attention(choice=choice)
     state, reads = attention.init_state(B, H, D, M, dtype=torch.float64), []
     for n in range(q.shape[2]):
         y, state = attention.step(state, q[:, :, n], k[:, :, n], v[:, :, n])
         reads.append(y)
-    assert state.s.shape == (B, H, attention.n_features(D, implementation), M)
+    assert state.s.shape == (B, H, attention.n_features(D), M)
     torch.testing.assert_close(torch.stack(reads, 2), attention(q, k, v))
 
 
@@ -296,7 +291,7 @@ def test_the_strengths_of_delta_attention_learn():
 
 def fwm_reads(q, k, v, attention, causal):
     """The written recurrence, a write at a time, in numpy."""
-    phi = FEATURE_MAPS[attention.resolve(attention.implementation)]
+    phi = FEATURE_MAPS[attention.options.features]
     w, b = (x.detach().numpy() for x in (attention.to_beta, attention.beta_bias))
     phi_q, phi_k, y = phi(q).numpy(), phi(k).numpy(), np.empty(v.shape)
     for i, h in np.ndindex(B, H):
@@ -315,10 +310,10 @@ def fwm_reads(q, k, v, attention, causal):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("scale", [0.05, 1.0, 5.0])
-@pytest.mark.parametrize("implementation", FWMAttention.implementations)
-def test_fwm_attention_is_its_written_recurrence(implementation, scale, causal):
+@pytest.mark.parametrize("choice", FWMAttention.choices())
+def test_fwm_attention_is_its_written_recurrence(choice, scale, causal):
     q, k, v = random_qkv(30, scale=scale)
-    attention = delta_attention(name="fwm", implementation=implementation)
+    attention = delta_attention(name="fwm", choice=choice)
     y = attention(q, k, v, causal=causal)
     torch.testing.assert_close(y, fwm_reads(q, k, v, attention, causal), rtol=1e-8, atol=1e-10)
 
@@ -327,17 +322,17 @@ def test_after_a_small_first_write_fwm_reads_what_the_kernel_of_memories_reads()
     """The kernel, as the published code of the retrieval task, does not divide after the first."""
     q, k, v = random_qkv(25)
     v[:, :, 0] *= 1e-3
-    attention = delta_attention(name="fwm", implementation="tanh")
+    attention = delta_attention(name="fwm", choice="tanh")
     beta = attention._beta(k, "bhnd,hd->bhn").detach()
     y = fwm.retrieve(*(x.flatten(0, 1) for x in (q.tanh(), k.tanh(), v, beta)))
     y = torch.nn.functional.layer_norm(y, y.shape[-1:], eps=1e-5).unflatten(0, (B, H))
     torch.testing.assert_close(attention(q, k, v, causal=False), y, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("implementation", FWMAttention.implementations)
-def test_steps_of_fwm_read_what_the_whole_sequence_reads(implementation):
+@pytest.mark.parametrize("choice", FWMAttention.choices())
+def test_steps_of_fwm_read_what_the_whole_sequence_reads(choice):
     q, k, v = random_qkv(20)
-    attention = delta_attention(name="fwm", implementation=implementation)
+    attention = delta_attention(name="fwm", choice=choice)
     state, reads = attention.init_state(B, H, D, M, dtype=torch.float64), []
     for n in range(q.shape[2]):
         y, state = attention.step(state, q[:, :, n], k[:, :, n], v[:, :, n])
@@ -346,12 +341,10 @@ def test_steps_of_fwm_read_what_the_whole_sequence_reads(implementation):
     torch.testing.assert_close(torch.stack(reads, 2), attention(q, k, v))
 
 
-@pytest.mark.parametrize("implementation", FWMAttention.implementations)
-def test_gradients_of_fwm_are_those_of_finite_differences(implementation):
+@pytest.mark.parametrize("choice", FWMAttention.choices())
+def test_gradients_of_fwm_are_those_of_finite_differences(choice):
     generator = torch.Generator().manual_seed(0)
-    attention = ATTENTION["fwm"].for_model(
-        n_heads=1, head_dim=3, max_len=8, implementation=implementation
-    )
+    attention = for_model("fwm", choice, n_heads=1, head_dim=3, max_len=8)
     parameters = [p for _, p in attention.double().named_parameters()]
     q, k, v = (
         torch.randn(1, 1, 5, d, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -383,10 +376,11 @@ def shared_softmax(q, v):
 
 
 @pytest.mark.parametrize("n", [1, 2, 31, 64])
-@pytest.mark.parametrize("rounds", ROUNDS)
+@pytest.mark.parametrize("rounds", [1, 4, 8])
 def test_lsh_is_softmax_when_one_bucket_holds_all(rounds, n):
     q, k, v = (x.requires_grad_() for x in random_qkv(n))
-    attention = LSHAttention(head_dim=D, implementation=rounds, n_buckets=1).double()
+    options = LSHAttention.Options(rounds=rounds)
+    attention = LSHAttention(head_dim=D, options=options, n_buckets=1).double()
     y, expected = attention(q, k, v), shared_softmax(q, v)
     torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-11)
     dq, _, dv = gradients(y, (q, k, v))
@@ -407,15 +401,15 @@ def test_one_bucket_of_several_chunks_sees_this_chunk_and_the_one_before():
 
 
 @pytest.mark.parametrize("n_buckets", [2, 6])
-@pytest.mark.parametrize("rounds", ["1 round", "4 rounds"])
+@pytest.mark.parametrize("rounds", [1, 4])
 def test_a_round_is_softmax_within_the_bucket_and_rounds_are_weighted_by_normalisers(
     rounds, n_buckets
 ):
     n, c = 50, 4
     q, k, v = random_qkv(n)
-    attention = LSHAttention(
-        head_dim=D, implementation=rounds, chunk_len=c, n_buckets=n_buckets
-    ).double()
+    options = LSHAttention.Options(rounds=rounds)
+    sizes = {"chunk_len": c, "n_buckets": n_buckets}
+    attention = LSHAttention(head_dim=D, options=options, **sizes).double()
     y, expected = attention(q, k, v), torch.zeros_like(v)
     unit = q / q.norm(dim=-1, keepdim=True)
     found = [buckets(q, r, n_buckets) for r in attention.rotations]
@@ -470,13 +464,14 @@ def original_rounds(q, v, rotations, n_buckets, c, padding=()):
     return y
 
 
-def original(rounds, **options):
-    options = {"chunk_len": 4, "n_buckets": 6} | options
-    return LSHAttention(head_dim=D, implementation=f"original {rounds}", **options).double()
+def original(rounds, **sizes):
+    options = LSHAttention.Options(rounds=rounds, original=True)
+    sizes = {"chunk_len": 4, "n_buckets": 6} | sizes
+    return LSHAttention(head_dim=D, options=options, **sizes).double()
 
 
 @pytest.mark.parametrize("n", [3, 4, 30])
-@pytest.mark.parametrize("rounds", ["1 round", "4 rounds"])
+@pytest.mark.parametrize("rounds", [1, 4])
 def test_the_original_cuts_chunks_from_one_sorted_sequence_and_averages_rounds(rounds, n):
     q, k, v = random_qkv(n)
     attention = original(rounds)
@@ -492,19 +487,17 @@ def test_the_original_cuts_chunks_from_one_sorted_sequence_and_averages_rounds(r
 
 def test_the_original_has_64_buckets_at_any_length_and_no_recurrent_form():
     for max_len in (16, 128, 4096):
-        attention = ATTENTION["lsh"].for_model(
-            n_heads=H, head_dim=D, max_len=max_len, implementation="original 4 rounds"
-        )
+        attention = for_model("lsh", "original 4 rounds", n_heads=H, head_dim=D, max_len=max_len)
         assert attention.n_buckets == 64 and len(attention.rotations) == 4
-    with pytest.raises(ValueError, match="depends on later positions: use '4 rounds'"):
+    with pytest.raises(ValueError, match="depends on later positions: use original=False"):
         attention.init_state(B, H, D)
 
 
 def test_what_the_original_gives_at_a_position_changes_with_later_ones():
     """And so its causal form is not that of a decoder, which has not seen them."""
     q, k, v = random_qkv(60)
-    whole = original("4 rounds")(q, k, v)[:, :, :40]
-    alone = original("4 rounds")(*(x[:, :, :40] for x in (q, k, v)))
+    whole = original(4)(q, k, v)[:, :, :40]
+    alone = original(4)(*(x[:, :, :40] for x in (q, k, v)))
     assert ((whole - alone).abs().amax(-1) > 1e-3).double().mean() > 0.1
     ours = LSHAttention(head_dim=D, chunk_len=4, n_buckets=6).double()
     torch.testing.assert_close(ours(q, k, v)[:, :, :40], ours(*(x[:, :, :40] for x in (q, k, v))))
@@ -516,7 +509,8 @@ def test_what_the_original_gives_at_a_position_changes_with_later_ones():
         ({"chunk_len": 0}, "chunk_len 0: use at least 1"),
         ({"n_buckets": 3}, "n_buckets 3: use 1, or an even number to 64"),
         ({"n_buckets": 66}, "n_buckets 66"),
-        ({"implementation": "2 rounds"}, "use 1 round, 4 rounds, 8 rounds, original 1 round"),
+        ({"options": DPFPAttention.Options()}, "are no options of LSH attention"),
+        ({"kernel": "2 rounds"}, "LSH attention has no kernel '2 rounds': use None"),
     ],
 )
 def test_sizes_that_lsh_has_not_are_refused(options, message):

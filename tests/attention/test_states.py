@@ -7,11 +7,11 @@ import math
 
 import pytest
 import torch
+from choices import for_model
 from torch.nn.functional import scaled_dot_product_attention
 
 from replib.attention import ATTENTION
 from replib.attention.base import repeat_heads
-from replib.attention.lsh import ORIGINAL
 from replib.kernels import installed
 
 B, H, D, M = 2, 4, 8, 5
@@ -19,18 +19,16 @@ NAMES = ("softmax", "delta", "fwm", "lsh")
 VARIANTS = [
     (name, i)
     for name in NAMES
-    for i in ATTENTION[name].implementations
-    if i not in ("cpu", "nu3", "8 rounds") and not i.startswith(ORIGINAL)
+    for i in ATTENTION[name].choices()
+    if i not in ("cpu", "nu3", "8 rounds") and not i.startswith("original")
 ]
 COMPILED = [("delta", "cpu")] * installed("numba")
 BAD = (math.nan, math.inf, 1e30)
-every_variant = pytest.mark.parametrize("name, implementation", VARIANTS)
+every_variant = pytest.mark.parametrize("name, choice", VARIANTS)
 
 
-def build(name, implementation=None, n_heads=H, dtype=torch.float64):
-    attention = ATTENTION[name].for_model(
-        n_heads=n_heads, head_dim=D, max_len=256, implementation=implementation
-    )
+def build(name, choice=None, n_heads=H, dtype=torch.float64):
+    attention = for_model(name, choice, n_heads=n_heads, head_dim=D, max_len=256)
     generator = torch.Generator().manual_seed(1)
     for parameter in attention.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)
@@ -77,8 +75,8 @@ def assert_near(actual, expected):
 
 
 @every_variant
-def test_step_and_prefill_leave_the_state_and_give_what_forward_does(name, implementation):
-    attention, inputs = build(name, implementation), random_qkv(70)
+def test_step_and_prefill_leave_the_state_and_give_what_forward_does(name, choice):
+    attention, inputs = build(name, choice), random_qkv(70)
     expected = attention(*inputs)
     read, first = attention.prefill(empty_state(attention), *part(inputs, 40))
     before = numbers(first)
@@ -91,8 +89,8 @@ def test_step_and_prefill_leave_the_state_and_give_what_forward_does(name, imple
 
 
 @every_variant
-def test_gradients_flow_through_steps_and_prefill(name, implementation):
-    attention, inputs = build(name, implementation), [x.requires_grad_() for x in random_qkv(9)]
+def test_gradients_flow_through_steps_and_prefill(name, choice):
+    attention, inputs = build(name, choice), [x.requires_grad_() for x in random_qkv(9)]
     sought = [*inputs, *attention.parameters()]
     expected = gradients(attention(*inputs), sought)
     read, state = attention.prefill(empty_state(attention), *part(inputs, 4))
@@ -122,8 +120,8 @@ SIDES = {"left": slice(13), "right": slice(14, 27), "middle": slice(8, 21)}
     [("left", None), ("right", None), ("left", math.nan), ("right", math.inf), ("middle", 1e30)],
 )
 @every_variant
-def test_padding_reaches_no_output_gradient_or_state(name, implementation, side, bad):
-    attention, n = build(name, implementation), 27
+def test_padding_reaches_no_output_gradient_or_state(name, choice, side, bad):
+    attention, n = build(name, choice), 27
     padding = torch.zeros(B, n, dtype=torch.bool)
     padding[0, SIDES[side]] = True
     real = ~padding[0]
@@ -158,8 +156,8 @@ def test_padding_reaches_no_output_gradient_or_state(name, implementation, side,
 
 @every_variant
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_sample_that_is_all_padding_reads_0_with_gradients_of_0(name, implementation, causal):
-    attention, inputs = build(name, implementation), [x.requires_grad_() for x in random_qkv(6)]
+def test_a_sample_that_is_all_padding_reads_0_with_gradients_of_0(name, choice, causal):
+    attention, inputs = build(name, choice), [x.requires_grad_() for x in random_qkv(6)]
     padding = torch.zeros(B, 6, dtype=torch.bool)
     padding[0] = True
     y = attention(*inputs, causal=causal, key_padding_mask=padding)
@@ -168,12 +166,12 @@ def test_a_sample_that_is_all_padding_reads_0_with_gradients_of_0(name, implemen
         assert x.isfinite().all() and not x[0].any()
 
 
-@pytest.mark.parametrize("implementation", ATTENTION["softmax"].implementations)
-def test_causal_softmax_under_a_mask_is_torchs(implementation):
+@pytest.mark.parametrize("choice", ATTENTION["softmax"].kernels)
+def test_causal_softmax_under_a_mask_is_torchs(choice):
     q, k, v = random_qkv(20, g=2)
     padding = torch.zeros(B, 20, dtype=torch.bool)
     padding[0, 3:7], padding[1, 15:] = True, True
-    y = build("softmax", implementation)(q, k, v, key_padding_mask=padding)
+    y = build("softmax", choice)(q, k, v, key_padding_mask=padding)
     visible = torch.ones(20, 20, dtype=torch.bool).tril() & ~padding[:, None, None]
     k, v = (repeat_heads(x, H) for x in (k, v))
     assert_near([y], [scaled_dot_product_attention(q, k, v, attn_mask=visible)])
@@ -181,15 +179,15 @@ def test_causal_softmax_under_a_mask_is_torchs(implementation):
 
 @pytest.mark.parametrize("which", range(3), ids="qkv")
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("name, implementation", [*VARIANTS, *COMPILED])
-def test_what_is_not_finite_reaches_no_earlier_output(name, implementation, bad, which):
-    dtype = torch.float32 if implementation == "cpu" else torch.float64
-    attention = build(name, implementation, dtype=dtype)
+@pytest.mark.parametrize("name, choice", [*VARIANTS, *COMPILED])
+def test_what_is_not_finite_reaches_no_earlier_output(name, choice, bad, which):
+    dtype = torch.float32 if choice == "cpu" else torch.float64
+    attention = build(name, choice, dtype=dtype)
     inputs, at = random_qkv(70, dtype=dtype), 50
     expected = attention(*inputs)
     inputs[which][:, :, at] = bad
     y = attention(*inputs)
-    tolerance = {"rtol": 1e-4, "atol": 1e-5} if implementation == "cpu" else {}
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if choice == "cpu" else {}
     torch.testing.assert_close(y[:, :, :at], expected[:, :, :at], **tolerance)
     steps = stepped(attention, empty_state(attention, dtype=dtype), inputs)[0]
     assert torch.equal(y.isfinite(), steps.isfinite())
@@ -200,8 +198,8 @@ def test_what_is_not_finite_reaches_no_earlier_output(name, implementation, bad,
 
 @pytest.mark.parametrize("causal", [True, False])
 @every_variant
-def test_heads_of_keys_are_shared_by_groups_of_queries(name, implementation, causal):
-    attention, all_heads = build(name, implementation, 2), build(name, implementation)
+def test_heads_of_keys_are_shared_by_groups_of_queries(name, choice, causal):
+    attention, all_heads = build(name, choice, 2), build(name, choice)
     for one, every in zip(attention.parameters(), all_heads.parameters(), strict=True):
         every.data = one.data.repeat_interleave(2, dim=0)
     q, k, v = random_qkv(40, g=2)
@@ -237,10 +235,10 @@ def test_steps_under_autocast_are_as_exact_as_float32(name, dtype):
 
 
 @pytest.mark.parametrize("sizes", [(0, 5, 5), (2, 0, 0), (2, 3, 0), (2, 0, 4)])
-@pytest.mark.parametrize("name, implementation", [*VARIANTS, *COMPILED])
-def test_where_nothing_is_there_nothing_is_read(name, implementation, sizes):
+@pytest.mark.parametrize("name, choice", [*VARIANTS, *COMPILED])
+def test_where_nothing_is_there_nothing_is_read(name, choice, sizes):
     b, n_queries, n_keys = sizes
-    attention = build(name, implementation, dtype=torch.float32)
+    attention = build(name, choice, dtype=torch.float32)
     for causal in (True, False)[n_queries != n_keys :]:
         for padding in (None, torch.zeros(b, n_keys, dtype=torch.bool)):
             q = torch.zeros(b, H, n_queries, D, requires_grad=True)
@@ -256,16 +254,14 @@ def test_where_nothing_is_there_nothing_is_read(name, implementation, sizes):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("name, implementation", [*VARIANTS, *COMPILED])
-def test_gradients_of_bfloat16_keep_their_digits_where_values_have_a_mean(
-    name, implementation, causal
-):
-    attention = build(name, implementation, dtype=torch.float32)
+@pytest.mark.parametrize("name, choice", [*VARIANTS, *COMPILED])
+def test_gradients_of_bfloat16_keep_their_digits_where_values_have_a_mean(name, choice, causal):
+    attention = build(name, choice, dtype=torch.float32)
     rounded = [x.requires_grad_() for x in random_qkv(300, b=1, dtype=torch.bfloat16)]
     with torch.no_grad():
         rounded[2] += 5
     exact = [x.detach().double().requires_grad_() for x in rounded]
-    wide = build(name, "plain" if implementation == "cpu" else implementation)
+    wide = build(name, "plain" if choice == "cpu" else choice)
     found = gradients(attention(*rounded, causal=causal), rounded)
     for a, e in zip(found, gradients(wide(*exact, causal=causal), exact), strict=True):
         assert (a.double() - e).norm() <= 0.02 * e.norm()

@@ -423,7 +423,7 @@ def test_fast_transformers_computes_the_same_attention_and_gradient(causal):
 
 @with_fast_transformers
 def test_fast_transformers_encoder_decodes_as_our_model_does():
-    config = TransformerConfig(n_layers=2, implementation="torch", dropout=0.0)
+    config = TransformerConfig(n_layers=2, kernel="torch", dropout=0.0)
     model = CausalTransformer(config, vocab_size=11, max_len=8).eval()
     tokens = torch.randint(11, (3, 8), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

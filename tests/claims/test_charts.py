@@ -51,7 +51,7 @@ def cost_row(attention, implementation, n, *, scale="laptop", batch_size=4):
         scale,
         {
             "attention": attention,
-            "implementation": implementation,
+            "kernel": implementation,
             "seq_len": n,
             "batch_size": batch_size,
             "n_heads": 8,
@@ -77,7 +77,8 @@ def training_row(attention, n, seed, *, scale="laptop", diverged=False, n_points
             "task": {"seq_len": n, "n_symbols": 10},
             "model": {
                 "attention": attention,
-                "implementation": None,
+                "options": None,
+                "kernel": None,
                 "n_layers": 2,
                 "n_heads": 4,
                 "d_model": 64,
@@ -137,7 +138,7 @@ def step_rows():
     rows = []
     for row in cost_rows():
         config = row["config"]
-        model = {"attention": config["attention"], "implementation": config["implementation"]}
+        model = {"attention": config["attention"], "options": None, "kernel": config["kernel"]}
         task = {"seq_len": config["seq_len"]}
         config = {"task": task, "model": model | {"n_heads": 8, "d_model": 512}}
         rows.append(row | {"config": config | {"batch_size": 8, "n_steps": 3000}})
@@ -297,7 +298,7 @@ def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
 
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_every_mechanism_is_drawn_in_its_colour_in_each_of_its_implementations(attention):
-    names = ATTENTION[attention].implementations
+    names = ATTENTION[attention].choices()
     rows = cost_rows([(attention, i) for i in names])
     drawing = svg(costs_charts.cost_chart(frames.costs(rows), title="T"))
     assert style.colour(attention) in drawing
@@ -555,7 +556,7 @@ def pixel_rows():
             curve = {"step": [1, 2, 4, 8], "loss": losses, "train_loss": losses}
             config = {
                 "task": {"images": "digits", "seq_len": 64},
-                "model": {"attention": attention, "implementation": None},
+                "model": {"attention": attention, "kernel": None},
             }
             rows.append(store.make_row("images", "laptop", config, seed, "ok", {}, curve))
     return rows

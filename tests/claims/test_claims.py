@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from choices import how
 
 from replib.claims import judging
 from replib.claims.experiments import laptop_copy
@@ -60,7 +61,7 @@ def papers(rows):
 def cost_row(attention, implementation, n, time_ms, *, memory=None, outcome="ok", **changes):
     options = {"batch_size": 8, "work": "forward_backward"} | changes
     device = options.pop("device", "cpu")
-    config = CostConfig(attention=attention, implementation=implementation, seq_len=n, **options)
+    config = CostConfig(attention=attention, seq_len=n, **how(attention, implementation), **options)
     samples = tuple(time_ms * factor for factor in (0.99, 1.0, 1.01)) if time_ms else ()
     cost = Cost(config, outcome, None, samples, memory)
     row = store.make_row("scaling", "laptop", config, 0, outcome, cost.summary())
@@ -145,7 +146,7 @@ def test_intervals_of_losses_are_wider_where_several_lengths_are_judged():
 def test_linear_attention_is_judged_beside_lsh_where_the_seeds_suffice(lsh_loss, n_seeds, status):
     lsh = [run_row("lsh", seed, loss=lsh_loss * (1 + seed / 10)) for seed in range(n_seeds)]
     for row in lsh:
-        row["config"]["model"]["implementation"] = "4 rounds"
+        row["config"]["model"]["options"] = {"rounds": 4, "original": False}
     rows = [*runs(), *lsh]
     assert judging.below_lsh(papers(rows)).status == status
     small = NOT_TESTED if status == NOT_SUPPORTED else status
@@ -254,7 +255,7 @@ def test_speed_crossover_follows_the_times(rows, status):
 def test_speed_crossover_is_judged_by_the_fastest_and_tells_what_the_others_would_say():
     slow = cost_rows(1.5)  # torch crosses at N = 90000
     assert judging.speed_crossover(slow).status == NOT_SUPPORTED
-    extra = [row for row in kernel_rows() if row["config"]["implementation"] in ("cpu", "plain")]
+    extra = [row for row in kernel_rows() if row["config"]["kernel"] in ("cpu", "plain")]
     verdict = judging.speed_crossover([*slow, *extra])
     assert verdict.status == SUPPORTED
     assert "linear cpu judged" in verdict.headline
@@ -376,7 +377,7 @@ def step_row(attention, implementation, n, time_ms, outcome="ok"):
     from replib.claims.experiments import replication_model
 
     config = TrainingConfig(
-        task=SequenceCopy(seq_len=n), model=replication_model(attention, implementation)
+        task=SequenceCopy(seq_len=n), model=replication_model(attention, kernel=implementation)
     )
     summary = Cost(config, outcome, None, (time_ms,) if time_ms else (), None).summary()
     return store.make_row("step_time", "laptop", config, 0, outcome, summary)
@@ -416,7 +417,7 @@ def test_what_the_article_says_is_quoted_from_its_figures():
 def images_row(attention, seed, bits, *, n_steps=2000, outcome="ok"):
     config = {
         "task": {"images": "digits", "seq_len": 64},
-        "model": {"attention": attention, "implementation": None, "n_layers": 3},
+        "model": {"attention": attention, "kernel": None, "n_layers": 3},
         "n_steps": n_steps,
         "batch_size": 32,
     }

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from choices import how
 
 from replib.claims.scaling import judge, page
 from replib.lab import store
@@ -29,7 +30,7 @@ def row(attention, implementation, n, time_ms, **options):
     )
     config = CostConfig(
         attention=attention,
-        implementation=implementation,
+        **how(attention, implementation),
         seq_len=n,
         batch_size=batch_size,
         **{"work": "forward_backward"} | options,

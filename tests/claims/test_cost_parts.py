@@ -11,7 +11,7 @@ from replib.claims.scaling import page as cost_parts
 
 def crossing(power=1.0, **changes):
     return [
-        cost_row(attention=a, implementation=i, seq_len=n, samples=(ms, ms * 1.01), **changes)
+        cost_row(attention=a, kernel=i, seq_len=n, samples=(ms, ms * 1.01), **changes)
         for n in (64, 256, 1024)
         for a, i, ms in (("softmax", "fused", n**2), ("linear", "torch", 100 * n**power))
     ]
@@ -36,7 +36,7 @@ def test_the_crossings_chart_says_whether_the_implementation_matters():
     rows = crossing()
     title = str(cost_parts.crossings_chart(rows).to_dict()["title"]["text"])
     assert "Where linear attention" in title
-    rows += [cost_row(implementation="plain", seq_len=n, samples=(n**3,) * 2) for n in (64, 1024)]
+    rows += [cost_row(kernel="plain", seq_len=n, samples=(n**3,) * 2) for n in (64, 1024)]
     title = str(cost_parts.crossings_chart(rows).to_dict()["title"]["text"])
     assert "moves to shorter" in title
     assert "no data yet" in str(cost_parts.crossings_chart([]).to_dict())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from replib.attention.performer import PerformerAttention
 from replib.claims.capacity import judge
 from replib.claims.capacity.evaluation import (
     MeansConfig,
@@ -92,7 +93,9 @@ def test_losses_of_queries_are_those_whose_mean_is_trained_on():
     "memory",
     [
         MemoryConfig(attention="linear", head_dim=4),
-        MemoryConfig(attention="performer", implementation="64", head_dim=4),
+        MemoryConfig(
+            attention="performer", options=PerformerAttention.Options(n_directions=64), head_dim=4
+        ),
     ],
 )
 def test_a_watched_run_is_the_run_that_nobody_watches(memory):

@@ -43,7 +43,7 @@ def test_every_point_of_a_grid_has_softmax_beside_linear(name, scale):
             model = getattr(config, "model", config)
             other = {k: v for k, v in asdict(config).items() if k != "model"}
             other |= {k: v for k, v in asdict(model).items()}
-            del other["attention"], other["implementation"]
+            del other["attention"], other["options"], other["kernel"]
             point = (str(other), getattr(job, "seed", None))
             found.setdefault(point, set()).add(model.attention)
     assert all(names - {"lsh"} == {"softmax", "linear"} for names in found.values())
@@ -74,7 +74,7 @@ def test_lsh_is_recorded_by_itself_after_what_is_judged(name, scale):
     assert is_lsh == sorted(is_lsh) and any(is_lsh)
     first = is_lsh.index(True)
     assert "lsh" not in {model.attention for some in variants[:first] for model in some}
-    found = {model.implementation for some in variants[first:] for model in some}
+    found = {model.variant[1] for some in variants[first:] for model in some}
     rounds = {"4 rounds"} | ({"1 round", "8 rounds"} if name == "scaling" else set())
     assert found == {f"original {x}" if scale == "paper" else x for x in rounds}
 
@@ -83,7 +83,7 @@ def test_lsh_has_the_settings_of_what_it_stands_beside():
     jobs = EXPERIMENTS["convergence"].jobs("laptop")
     settings = {}
     for job in jobs:
-        model = replace(job.config.model, attention="linear", implementation=None)
+        model = replace(job.config.model, attention="linear", options=None)
         setting = replace(job.config, model=model)
         settings.setdefault(job.config.model.attention, set()).add(setting)
     assert settings["lsh"] == settings["linear"]
@@ -105,7 +105,7 @@ def test_scaling_has_as_many_tokens_at_every_length_and_beside_that_one_sequence
             points = sorted(
                 (config.seq_len, config.batch_size)
                 for config in configs
-                if (config.attention, config.implementation, config.work) == (*variant, work)
+                if (*config.variant, config.work) == (*variant, work)
             )
             expected = {(n, lengths[-1] // n) for n in lengths}
             if work == "forward_backward":
@@ -133,7 +133,7 @@ def test_the_grid_of_keys_has_steps_of_40_at_most_and_all_that_was_published(nam
 
 def test_three_seeds_come_first_and_the_slowest_memories_last():
     capacity = memory_jobs("capacity")
-    slow = [job.config.model.implementation == "512" for job in capacity]
+    slow = [job.config.model.size == 512 for job in capacity]
     assert slow == sorted(slow) and 0 < sum(slow) * 8 < len(slow)  # of eight memories
     for some in (capacity[: slow.index(True)], capacity[slow.index(True) :]):
         n_seeds = [len(job.seeds) for job in some]
@@ -198,7 +198,7 @@ def test_costs_are_measured_over_the_lengths_that_the_claims_are_about(name, sca
 
 def test_every_cost_is_measured_beside_the_others_of_its_shape():
     for job in EXPERIMENTS["crossover"].jobs("laptop"):
-        assert [(c.attention, c.implementation) for c in job.configs] == list(VARIANTS)
+        assert [c.variant for c in job.configs] == list(VARIANTS)
         assert len({(c.seq_len, c.batch_size, c.work) for c in job.configs}) == 1
 
 

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from replib.attention.dpfp import DPFPAttention
 from replib.attention.feature_maps import dpfp, elu1
+from replib.attention.performer import PerformerAttention
 from replib.claims.capacity.filling import (
     MEMORIES,
     FillConfig,
@@ -138,18 +140,18 @@ def test_with_delta_at_full_strength_the_last_written_key_reads_its_value(attent
 
 
 @pytest.mark.parametrize(
-    "attention, implementation, n_features",
+    "attention, options, n_features",
     [
         ("linear", None, 6),
         ("relu", None, 6),
         ("tanh", None, 6),
-        ("dpfp", "nu1", 12),
-        ("dpfp", "nu3", 36),
-        ("performer", "64", 128),
+        ("dpfp", DPFPAttention.Options(nu=1), 12),
+        ("dpfp", DPFPAttention.Options(nu=3), 36),
+        ("performer", PerformerAttention.Options(n_directions=64), 128),
     ],
 )
-def test_no_more_than_r_keys_are_independent(attention, implementation, n_features):
-    sized = FillConfig(head_dim=6, attention=attention, implementation=implementation)
+def test_no_more_than_r_keys_are_independent(attention, options, n_features):
+    sized = FillConfig(head_dim=6, attention=attention, options=options)
     assert sized.n_features == n_features
     for n in (1, n_features // 2, n_features + 9):
         x = key_features(sized, n)
@@ -168,7 +170,7 @@ def test_the_effective_rank_counts_equal_eigenvalues():
 
 
 def test_features_are_those_of_the_mechanisms_and_the_first_keys_stay():
-    with_two = config("dpfp", implementation="nu2")
+    with_two = config("dpfp", options=DPFPAttention.Options(nu=2))
     x = torch.atanh(key_features(config("tanh"), 5))
     torch.testing.assert_close(key_features(with_two, 5), dpfp(x, 2))
     torch.testing.assert_close(key_features(config("linear"), 5), elu1(x))
@@ -177,7 +179,8 @@ def test_features_are_those_of_the_mechanisms_and_the_first_keys_stay():
 
 
 def test_random_features_come_near_the_exponential_of_products():
-    sized = FillConfig(head_dim=4, attention="performer", implementation="512")
+    many = PerformerAttention.Options(n_directions=512)
+    sized = FillConfig(head_dim=4, attention="performer", options=many)
     x = torch.atanh(key_features(FillConfig(head_dim=4, attention="tanh"), 6)) / 4**0.25
     f = key_features(sized, 6)
     near = (x[:, None] + x).norm(dim=-1) < 2  # beyond, the error grows as the exponential
@@ -195,7 +198,7 @@ def test_random_features_come_near_the_exponential_of_products():
         ({"strength": 0.0}, "use above 0"),
         ({"values": "two-hot"}, "use one-hot, random"),
         ({"scale": "sum 1", "attention": "tanh"}, "length 1"),
-        ({"attention": "dpfp", "implementation": "nu9"}, "nu1"),
+        ({"attention": "relu", "options": DPFPAttention.Options()}, "no options: use None"),
     ],
 )
 def test_a_filling_out_of_range_is_refused_with_the_remedy(changes, remedy):

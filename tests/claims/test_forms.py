@@ -75,7 +75,7 @@ def test_a_model_stays_as_it_is():
     list(agreement.agreements(model, TOKENS, "bfloat16"))
     assert {x.dtype for x in model.parameters()} == {torch.float32}
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
-    assert all(block.self_attention.attention.implementation is None for block in model.blocks)
+    assert all(block.self_attention.attention.kernel is None for block in model.blocks)
 
 
 @pytest.mark.parametrize("mechanism", ["linear", "softmax"])

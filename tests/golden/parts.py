@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from replib.attention import ATTENTION
+from replib.attention.dpfp import DPFPAttention
 from replib.claims.autopsy.defects import DEFECTS, AutopsyConfig
 from replib.claims.experiments import laptop_copy
 from replib.fast_weights import FEATURES, MemoryConfig, RetrievalConfig, RetrievalTraining
@@ -39,13 +40,13 @@ def numbers(*tensors: Tensor) -> list[float]:
 
 
 def attention(
-    name: str, implementation: str, causal: bool, dtype: torch.dtype = torch.float64
+    name: str, choice: str, causal: bool, dtype: torch.dtype = torch.float64
 ) -> list[float]:
     """Outputs and gradients of a mechanism."""
     generator = torch.Generator().manual_seed(1)
-    mechanism = ATTENTION[name].for_model(
-        n_heads=H, head_dim=D, max_len=N, implementation=implementation
-    )
+    options, kernel = ATTENTION[name].choices()[choice]
+    sizes = {"n_heads": H, "head_dim": D, "max_len": N}
+    mechanism = ATTENTION[name].for_model(**sizes, options=options, kernel=kernel)
     parameters = list(mechanism.to(dtype).parameters())
     for parameter in parameters:
         drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -92,10 +93,8 @@ def _with_defects(name: str, *defects: str) -> AutopsyConfig:
 
 
 def _memory(features: str, rule: str) -> RetrievalConfig:
-    sized = {"dpfp": "nu2", "performer": "64"}
-    model = MemoryConfig(
-        attention=features, implementation=sized.get(features), update_rule=rule, head_dim=16
-    )
+    options = {"dpfp": DPFPAttention.Options(nu=2)}.get(features)
+    model = MemoryConfig(attention=features, options=options, update_rule=rule, head_dim=16)
     again = rule != "sum"
     task = AssociativeRetrieval(n_keys=8, with_replacement=again)
     return RetrievalConfig(task=task, model=model, batch_size=4, eval_sequences=2)
@@ -119,14 +118,14 @@ class Part:
 def float64_parts() -> Iterator[Part]:
     """Parts that are computed in float64, or whole numbers."""
     for name, mechanism in ATTENTION.items():
-        for implementation in mechanism.implementations:
+        for choice in mechanism.choices():
             for causal in (True, False):
-                if implementation not in COMPILED:
+                if choice not in COMPILED:
                     kind = "causal" if causal else "not causal"
                     yield Part(
-                        f"attention/{name}/{implementation}/{kind}",
+                        f"attention/{name}/{choice}/{kind}",
                         {name: mechanism.VERSION},
-                        partial(attention, name, implementation, causal),
+                        partial(attention, name, choice, causal),
                     )
     for task in (
         CausalCopy(seq_len=21),

@@ -61,7 +61,7 @@ def compile_alone(run, **options):
 
 triton.runtime.driver.set_active(Hopper())
 triton.testing.do_bench = compile_alone
-from replib.kernels import cuda
+from replib.kernels.linear import cuda
 
 cuda._candidates = lambda width, precise, all=cuda._candidates: all(width, precise)[:1]
 cuda._processors = lambda device: 132

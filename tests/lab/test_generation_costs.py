@@ -53,7 +53,7 @@ def test_the_recurrent_state_gives_what_linear_attention_gives_at_once():
     tokens, config = random_tokens(), tiny(dtype="float64")
     model = build_model(config)
     for block in model.blocks:
-        block.self_attention.attention.implementation = "plain"  # the O(N²) form
+        block.self_attention.attention.kernel = "plain"  # the O(N²) form
     with torch.inference_mode():
         parallel = model(tokens)
     found = logits_of(build_stepper(config), tokens)

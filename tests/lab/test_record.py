@@ -61,7 +61,7 @@ def test_recording_without_a_compiled_kernel_goes_on_and_measures_the_group_agai
     packages("numba")
     pytest.importorskip("numba")
     after = rows_of(job)
-    assert [row["config"]["implementation"] for row in after] == [i for _, i in variants_of(job)]
+    assert [row["config"]["kernel"] for row in after] == [i for _, i in variants_of(job)]
     assert rows_of(job) == []
     assert store.read_rows("tiny") == [*before, *after]  # nothing is lost,
     assert recorded_rows("tiny") == after  # and what was timed together is shown together

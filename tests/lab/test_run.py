@@ -78,8 +78,8 @@ def test_a_run_is_named_after_the_versions_of_its_parts(monkeypatch, attention):
 
     before = identity(trained, cost=False), identity(trained, cost=True), identity(timed, cost=True)
     mechanism = ATTENTION[attention]
-    other = ATTENTION["softmax" if attention == "linear" else "linear"]
-    fastest = mechanism.implementations[-1]
+    other = ATTENTION["linear" if attention == "softmax" else "softmax"]
+    fastest = mechanism.kernels[-1] if mechanism.kernels else None
     for owner, name, value, expected in (
         (other, "VERSION", 2, [False, False, False]),
         (mechanism, "VERSION", 2, [True, True, True]),
@@ -93,8 +93,8 @@ def test_a_run_is_named_after_the_versions_of_its_parts(monkeypatch, attention):
             assert renamed() == expected, (owner, name)
 
 
-def test_the_speed_of_another_implementation_leaves_a_timing_what_it_was(monkeypatch):
-    timed = CostConfig(attention="linear", implementation="torch")
+def test_the_speed_of_another_kernel_leaves_a_timing_what_it_was(monkeypatch):
+    timed = CostConfig(attention="linear", kernel="torch")
     before = identity(timed, cost=True)
     monkeypatch.setattr(ATTENTION["linear"], "SPEED", {"cuda": 2})
     assert identity(timed, cost=True) == before

@@ -10,9 +10,11 @@ from collections import Counter
 
 import pytest
 import torch
+from choices import how
 
 from replib.attention import ATTENTION, Attention
 from replib.lab import memory_use, timing
+from replib.lab.run import unavailable
 from replib.lab.timing import (
     TIMING_LOCK,
     Cost,
@@ -53,7 +55,6 @@ class BrokenAttention(Attention):
     """Takes no memory by its own estimate, and raises what it is told to at its n-th call."""
 
     label = "broken"
-    implementations = ("only",)
     error: Exception
     healthy_calls = 0
 
@@ -222,7 +223,7 @@ def test_samples_with_faults_that_are_not_the_calls_own_are_marked():
 
 
 def test_measured_costs_count_the_page_faults_of_each_sample():
-    (cost,) = measure_cost([small(implementation="torch")], n_repeats=3)
+    (cost,) = measure_cost([small(kernel="torch")], n_repeats=3)
     assert len(cost.page_faults) == len(cost.time_ms) == 3
     assert cost.own_page_faults <= min(cost.page_faults)
 
@@ -386,9 +387,9 @@ def memory_at(seq_len, **changes):
 
 
 def test_softmax_memory_grows_as_n_squared_and_linear_memory_as_n():
-    textbook = {"attention": "softmax", "implementation": "textbook"}
+    textbook = {"attention": "softmax", "kernel": "textbook"}
     softmax = [memory_at(n, **textbook) for n in (256, 512)]
-    linear = [memory_at(n, attention="linear", implementation="torch") for n in (1024, 2048)]
+    linear = [memory_at(n, attention="linear", kernel="torch") for n in (1024, 2048)]
     assert 3.6 < softmax[1] / softmax[0] < 4.1
     assert 1.7 < linear[1] / linear[0] < 2.1
 
@@ -466,8 +467,8 @@ def tuned(how):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
 def test_tuned_memory_has_fewer_page_faults_and_the_same_peak():
     before, peak, _ = tuned("as it is")
-    for how in ("large pages", "kept"):
-        after, same, told = tuned(how)
+    for tuning in ("large pages", "kept"):
+        after, same, told = tuned(tuning)
         assert same == peak > 0
         if before > 16 * 2**20 * 4 / mmap.PAGESIZE / 2:  # else all pages are large already
             assert after < before * 0.8, told
@@ -511,16 +512,13 @@ def test_a_system_with_neither_is_left_as_it_is(monkeypatch, tmp_path, trouble):
 @pytest.mark.parametrize("work", timing.WORKS)
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", timing.DTYPES)
-def test_every_mechanism_and_implementation_has_a_cost(work, causal, dtype):
+def test_every_choice_of_every_mechanism_has_a_cost(work, causal, dtype):
     configs = [
-        small(name, implementation=implementation, work=work, causal=causal, dtype=dtype)
+        small(name, work=work, causal=causal, dtype=dtype, **how(name, choice))
         for name, mechanism in ATTENTION.items()
-        for implementation in (None, *mechanism.implementations)
-        if mechanism.unavailable(
-            implementation, device_type="cpu", dtype=timing.DTYPES[dtype], head_dim=16
-        )
-        is None
+        for choice in (None, *mechanism.choices())
     ]
+    configs = [config for config in configs if unavailable(config, "cpu") is None]
     assert {config.attention for config in configs} == set(ATTENTION)
     costs = list(measure_cost(configs, n_repeats=2))
     assert [cost.config for cost in costs] == configs
@@ -593,7 +591,7 @@ def test_a_summary_without_samples_has_no_time():
 
 def test_a_point_that_would_not_fit_is_a_row_and_the_others_go_on(monkeypatch):
     monkeypatch.setattr(timing, "available_memory_bytes", lambda device: 5_000_000)
-    textbook = small("softmax", implementation="textbook", seq_len=1024)
+    textbook = small("softmax", kernel="textbook", seq_len=1024)
     huge, fits = measure_cost([textbook, small("linear", seq_len=1024)], n_repeats=1)
     assert (huge.outcome, huge.time_ms, huge.memory_bytes) == ("out_of_memory", (), None)
     assert huge.detail.endswith("0.0 GB free: lower seq_len or batch_size")
@@ -601,9 +599,7 @@ def test_a_point_that_would_not_fit_is_a_row_and_the_others_go_on(monkeypatch):
 
 
 def test_the_longest_softmax_is_out_of_memory_before_anything_is_allocated():
-    config = CostConfig(
-        attention="softmax", implementation="textbook", seq_len=2**20, batch_size=64
-    )
+    config = CostConfig(attention="softmax", kernel="textbook", seq_len=2**20, batch_size=64)
     (cost,) = measure_cost([config])
     assert cost.outcome == "out_of_memory"
     assert "needs about" in cost.detail and "lower seq_len or batch_size" in cost.detail
@@ -701,7 +697,7 @@ def test_a_point_is_ok_when_the_stop_came_after_its_last_repeat():
         ({"n_heads": True}, "n_heads is True: use"),
         ({"head_dim": "32"}, "head_dim is '32': use"),
         ({"attention": "quadratic"}, "unknown attention 'quadratic': use softmax, linear"),
-        ({"implementation": "fastest"}, "no implementation 'fastest': use "),
+        ({"kernel": "fastest"}, "no kernel 'fastest': use "),
         ({"work": "backward"}, "unknown work 'backward': use forward, forward_backward"),
         ({"dtype": "float16"}, "unknown dtype 'float16': use float32, bfloat16, float64"),
     ],
@@ -737,8 +733,8 @@ def test_the_predicted_time_follows_the_rate_and_the_order_of_growth(monkeypatch
     def call_s(seq_len, **changes):
         return timing._call_seconds(small(seq_len=seq_len, **changes), torch.device("cpu"))
 
-    for implementation in ("textbook", "fused"):
-        softmax = {"attention": "softmax", "implementation": implementation}
+    for kernel in ("textbook", "fused"):
+        softmax = {"attention": "softmax", "kernel": kernel}
         assert call_s(8192, **softmax) / call_s(4096, **softmax) == pytest.approx(4, abs=0.01)
     assert call_s(8192) / call_s(4096) == pytest.approx(2, abs=0.01)
     before = call_s(4096)

@@ -188,7 +188,7 @@ def test_cost_jobs_follow_the_settings(stem, variants, work):
     _, names = run_notebook(stem, {"auto": NOT_AUTO}, **changes)
     assert lengths_of(names["jobs"]) == [16, 32, 64]
     for job in names["jobs"]:
-        assert [f"{c.attention} {c.implementation}" for c in job.configs] == list(variants)
+        assert [" ".join(c.variant) for c in job.configs] == list(variants)
         assert {(c.work, c.n_heads, c.head_dim) for c in job.configs} == {(work, 2, 8)}
         assert job.n_repeats == 5
     batches = [job.configs[0].batch_size for job in names["jobs"]]

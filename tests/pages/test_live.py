@@ -35,7 +35,7 @@ def job(n_steps=20, attention="linear", seed=0, **changes):
 def cost_job(seq_len=16, n_repeats=2):
     variants = (("softmax", "textbook"), ("linear", "torch"))
     configs = [
-        CostConfig(attention=a, implementation=i, seq_len=seq_len, n_heads=1, head_dim=4)
+        CostConfig(attention=a, kernel=i, seq_len=seq_len, n_heads=1, head_dim=4)
         for a, i in variants
     ]
     return CostJob(configs=tuple(configs), n_repeats=n_repeats)
@@ -507,9 +507,7 @@ def test_half_a_length_is_measured_again():
     live = run([cost_job()], "crossover")
     half = replace(cost_job(), configs=cost_job().configs[:1])
     assert live.missing([half], "cpu") == []
-    more = CostJob(
-        configs=(*half.configs, replace(half.configs[0], implementation="fused")), n_repeats=2
-    )
+    more = CostJob(configs=(*half.configs, replace(half.configs[0], kernel="fused")), n_repeats=2)
     assert live.missing([more], "cpu") == [more]
 
 

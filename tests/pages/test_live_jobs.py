@@ -82,7 +82,7 @@ def test_controls_become_a_job_a_length():
     jobs = live_cost_jobs(COST)
     assert [[c.seq_len for c in job.configs] for job in jobs] == [[16, 16], [32, 32], [64, 64]]
     assert {c.batch_size for job in jobs for c in job.configs} == {2}
-    assert [(c.attention, c.implementation) for c in jobs[0].configs] == [
+    assert [c.variant for c in jobs[0].configs] == [
         ("softmax", "fused"),
         ("linear", "torch"),
     ]
@@ -96,13 +96,13 @@ from replib.attention import ATTENTION
 from replib.attention.linear import LinearAttention
 
 class Mean(LinearAttention):
-    label, implementations = "Mean", ("slow", "quick")
+    label, kernels = "Mean", ("slow", "quick")
 
 ATTENTION["mean"] = Mean
-from replib.live_jobs import ALL_VARIANTS, live_copy_jobs, live_cost_jobs
-assert ALL_VARIANTS["mean quick"] == ("mean", "quick")
+from replib.pages.live_jobs import ALL_VARIANTS, live_copy_jobs, live_cost_jobs
+assert ALL_VARIANTS["mean quick"] == ("mean", None, "quick")
 jobs = live_cost_jobs(COST | {"variants": ("mean slow", "mean quick")})
-assert [c.implementation for c in jobs[0].configs] == ["slow", "quick"]
+assert [c.kernel for c in jobs[0].configs] == ["slow", "quick"]
 assert live_copy_jobs(COPY | {"attention": ("mean",)})[0].config.model.attention == "mean"
 """
 
@@ -114,6 +114,9 @@ def test_one_line_in_the_registry_brings_a_mechanism_into_the_controls():
     assert done.returncode == 0, done.stderr
 
 
-def test_controls_offer_every_implementation_of_every_mechanism():
-    expected = {(name, i) for name, cls in ATTENTION.items() for i in cls.implementations}
+def test_controls_offer_all_options_and_every_kernel_of_every_mechanism():
+    expected = {(n, None, kernel) for n, cls in ATTENTION.items() for kernel in cls.kernels}
+    for name, mechanism in ATTENTION.items():
+        others = [o for o in mechanism.offered if not mechanism.kernels or o != mechanism.Options()]
+        expected |= {(name, options, None) for options in others}
     assert set(ALL_VARIANTS.values()) == expected and len(ALL_VARIANTS) == len(expected)

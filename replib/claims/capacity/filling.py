@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from replib.attention.base import Options
 from replib.attention.feature_maps import orthogonal_directions
 from replib.fast_weights import FEATURES, SMALLEST, UPDATE_RULES, MemoryConfig, features
 
@@ -34,7 +35,7 @@ class FillConfig:
     """A filling: S random keys written one after the other, then some of them again.
 
     Attributes:
-        attention, implementation: the features, as in `retrieval.MemoryConfig`.
+        attention, options: the features, as in `retrieval.MemoryConfig`.
         n_again: how many keys, from the first on, are written once more with new values.
         values: "one-hot", a unit vector each (M = S + n_again), or "random" of length 1 (M = D).
         scale: what features are divided by for the rules delta and fwm: their length, their sum
@@ -48,7 +49,7 @@ class FillConfig:
     n_keys: int = 40
     head_dim: int = 16
     attention: str = "dpfp"
-    implementation: str | None = None
+    options: Options | None = None
     n_again: int = 1
     values: str = "one-hot"
     scale: str = "length 1"
@@ -75,7 +76,7 @@ class FillConfig:
     @property
     def memory(self) -> MemoryConfig:
         """The feature map and its sizes."""
-        sizes = {"implementation": self.implementation, "head_dim": self.head_dim}
+        sizes = {"options": self.options, "head_dim": self.head_dim}
         return MemoryConfig(attention=self.attention, **sizes)
 
     @property

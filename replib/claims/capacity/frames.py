@@ -8,7 +8,13 @@ from typing import Any
 
 import polars as pl
 
-from replib.claims.capacity.judge import MEMORIES, SOLVED_LOSS, label, published_losses
+from replib.claims.capacity.judge import (
+    MEMORIES,
+    SOLVED_LOSS,
+    label,
+    memory_config,
+    published_losses,
+)
 from replib.fast_weights import MemoryConfig
 from replib.lab.store import Row
 
@@ -52,7 +58,7 @@ def retrieval_frame(rows: Sequence[Row], published: Mapping[str, Any]) -> pl.Dat
             continue
         key = (
             2 if config["task"]["with_replacement"] else 1,
-            MemoryConfig(**config["model"]),
+            memory_config(row),
             config["task"]["n_keys"],
             row["provenance"]["device_name"],
             "live" if live else "recorded",
@@ -89,7 +95,7 @@ def _line(
         "series": series,
         "mechanism": memory.attention if memory.update_rule == "sum" else memory.update_rule,
         "attention": memory.attention,
-        "implementation": memory.implementation,
+        "implementation": memory.variant[1],
         "update_rule": memory.update_rule,
         "n_features": memory.n_features,
         "n_keys": n_keys,

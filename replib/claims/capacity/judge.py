@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from replib.attention import options_of
 from replib.claims.experiments import CAPACITY_MEMORIES, UPDATE_RULE_MEMORIES, retrieval_config
 from replib.fast_weights import MemoryConfig, RetrievalConfig
 from replib.lab.record import core_seconds
@@ -224,12 +225,16 @@ def _at_most_features(found: Mapping[str, Losses]) -> Criterion:
     )
 
 
+def memory_config(row: Row) -> MemoryConfig:
+    """The memory that a row is of."""
+    model = row["config"]["model"]
+    return MemoryConfig(**model | {"options": options_of(model)})
+
+
 def _without_eps(rows: Sequence[Row], found: Mapping[str, Losses]) -> Iterator[str]:
     """What becomes of FAVOR+ without the ε that the published code adds to its normalisers."""
     named = [
-        (MemoryConfig(**row["config"]["model"]).published_name, row)
-        for row in rows
-        if row["experiment"] == WITHOUT_EPS
+        (memory_config(row).published_name, row) for row in rows if row["experiment"] == WITHOUT_EPS
     ]
     diverged = Counter(name for name, row in named if row["outcome"] == "diverged")
     for name, losses in _ordered(_best_losses(named)):

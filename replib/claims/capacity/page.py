@@ -11,6 +11,8 @@ import marimo as mo
 import polars as pl
 import torch
 
+from replib.attention.dpfp import DPFPAttention
+from replib.attention.performer import PerformerAttention
 from replib.claims.capacity import filling
 from replib.claims.capacity import filling_charts as charts
 from replib.claims.capacity import frames as frames_memory
@@ -190,12 +192,15 @@ def fill_config(settings: Mapping[str, Any]) -> FillConfig:
         ValueError: there can be none.
     """
     attention, n_keys = settings["fill_features"], settings["fill_keys"]
-    sizes = {"dpfp": f"nu{settings['fill_nu']}", "performer": str(settings["fill_directions"])}
+    sizes = {
+        "dpfp": DPFPAttention.Options(nu=settings["fill_nu"]),
+        "performer": PerformerAttention.Options(n_directions=settings["fill_directions"]),
+    }
     return FillConfig(
         n_keys=n_keys,
         head_dim=settings["fill_dim"],
         attention=attention,
-        implementation=sizes.get(attention),
+        options=sizes.get(attention),
         n_again=min(settings["fill_again"], n_keys),
         values=settings["fill_values"],
         scale=settings["fill_scale"],

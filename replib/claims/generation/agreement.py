@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from replib.attention.kernels import fastest_kernel
 from replib.device import resolve_device
 from replib.generation import Decoder, Recompute, Stepper
-from replib.kernels import fastest_kernel
 from replib.lab.kept_models import Kept
 from replib.lab.memory_use import TIMING_LOCK
 from replib.lab.runs.generation import (
@@ -99,14 +99,14 @@ def _kernels(model: CausalTransformer) -> list[str]:
 
 def _whole(model: CausalTransformer, tokens: Tensor, kernel: str | None) -> Tensor:
     attentions = [block.self_attention.attention for block in model.blocks]
-    before = [attention.implementation for attention in attentions]
+    before = [attention.kernel for attention in attentions]
     try:
         for attention in attentions:
-            attention.implementation = kernel
+            attention.kernel = kernel
         return model(tokens)
     finally:
-        for attention, implementation in zip(attentions, before, strict=True):
-            attention.implementation = implementation
+        for attention, usual in zip(attentions, before, strict=True):
+            attention.kernel = usual
 
 
 def _difference(one: Tensor, other: Tensor) -> Difference:

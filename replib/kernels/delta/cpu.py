@@ -26,8 +26,8 @@ from numba import njit
 from torch import Tensor
 from torch.nn.functional import pad
 
-from replib.kernels.delta import torch as delta
-from replib.kernels.library import all_finite, operator
+from replib import plain
+from replib.kernels.library import operator
 from replib.kernels.linear import cpu
 from replib.kernels.linear.cpu import (
     BATCH_HEADS,
@@ -40,6 +40,7 @@ from replib.kernels.linear.cpu import (
 )
 from replib.kernels.numba import vectors as vec
 from replib.kernels.numba.rows import empty_like_rows, rows_together
+from replib.plain import all_finite
 
 # The memories of a block should stay in the second-level cache; the longer it is, the fewer are
 # kept for the backward pass.
@@ -378,14 +379,15 @@ def _forward_pass(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor
     if all_finite(y):
         return y, errors, memories
     # A product with a triangle of zeros spreads a NaN to positions before it, the loop does not.
-    y, *found = delta._recurrent(q, k, v, beta, BLOCK_CHUNKS * C)
+    y, *found = plain.delta_writes(q, k, v, beta, BLOCK_CHUNKS * C)
     r, m = -k.shape[-1] % vec.WIDTH, -v.shape[-1] % vec.WIDTH
     errors.copy_(pad(found[0], (0, m)).neg())
     memories.copy_(pad(found[1], (0, m, 0, r)).mT.flatten(3))
     return y, errors, memories
 
 
-def _backward_pass(dy, q, k, v, beta, errors, memories) -> tuple[Tensor, ...]:
+def _backward_pass(dy, kept, q, k, v, beta) -> tuple[Tensor, ...]:
+    errors, memories = kept
     wide = [cpu._widen(x, 0.0) for x in (q, k)]
     found = [empty_like_rows(x) for x in wide]
     dv = torch.empty_like(errors, dtype=v.dtype)
@@ -412,7 +414,7 @@ def _empty(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
     return y, errors, v.new_empty(b, h, n_blocks, size, dtype=torch.float32)
 
 
-def _empty_gradients(dy, q, k, v, beta, errors, memories) -> tuple[Tensor, ...]:
+def _empty_gradients(dy, kept, q, k, v, beta) -> tuple[Tensor, ...]:
     def of(x: Tensor) -> Tensor:
         whole = x.shape[-1] == _padded(x.shape[-1])
         return empty_like_rows(rows_together(x)) if whole else x.new_empty(x.shape)
@@ -424,10 +426,9 @@ _fused = operator(
     "delta_rule_cpu",
     _forward_pass,
     _backward_pass,
-    plain=delta.recurrent,
+    plain=plain.delta_rule,
     empty=_empty,
     empty_gradients=_empty_gradients,
-    n_kept=2,
 )
 
 

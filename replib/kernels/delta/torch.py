@@ -43,7 +43,9 @@ import math
 import torch
 from torch import Tensor
 
-from replib.kernels.library import all_finite, operator, without_autocast
+from replib import plain
+from replib.kernels.library import operator
+from replib.plain import all_finite, without_autocast
 
 # Short chunks spend least on (C, C) products, long ones on calls.
 CHUNK_LEN = 32
@@ -57,11 +59,6 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
     q, k (B, H, N, R), v (B, H, N, M), beta (B, H, N) -> (B, H, N, M) in the dtype of v.
     """
     return _chunked(q, k, v, beta)
-
-
-def recurrent(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-    """`delta_rule` as the loop over positions, in operations that torch can differentiate."""
-    return _recurrent(q, k, v, beta)[0]
 
 
 def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
@@ -139,7 +136,8 @@ def _sweep(q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
     return p, queries, x, similarity, transforms.contiguous()
 
 
-def _sweep_backward(dp, q, k, beta, queries, x, similarity, transforms):
+def _sweep_backward(dp, kept, q, k, beta):
+    queries, x, similarity, transforms = kept
     with without_autocast(dp.device.type):
         # A copy, as it is changed below: with one query, the transpose needs none.
         dp = dp.unflatten(2, beta.shape[1:]).transpose(1, 2)  # (B·H, G, L, C)
@@ -162,14 +160,7 @@ def _sweep_backward(dp, q, k, beta, queries, x, similarity, transforms):
 
 
 def _plain_sweep(q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
-    """The query passes the writes from the last to the first, one at a time."""
-    with without_autocast(q.device.type):
-        p, k, beta = [], k.flatten(1, 2), beta.flatten(1, 2)
-        for key, rate in zip(k.unbind(1)[::-1], beta.unbind(1)[::-1], strict=True):
-            weight = torch.bmm(q, key.unsqueeze(-1)) * rate.view(-1, 1, 1)  # (B·H, L, 1)
-            q = q - weight * key.unsqueeze(1)
-            p.append(weight)
-        return torch.cat(p[::-1], dim=-1)
+    return plain.delta_read_weights(q, k.flatten(1, 2), beta.flatten(1, 2))
 
 
 def _empty_sweep(q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
@@ -184,18 +175,8 @@ def _empty_sweep(q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
     return tuple(q.new_empty(shape) for shape in shapes)
 
 
-def _empty_like_inputs(dy: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in tensors)
-
-
 _swept = operator(
-    "delta_read_weights",
-    _sweep,
-    _sweep_backward,
-    plain=_plain_sweep,
-    empty=_empty_sweep,
-    empty_gradients=lambda *x: _empty_like_inputs(*x[:4]),
-    n_kept=4,
+    "delta_read_weights", _sweep, _sweep_backward, plain=_plain_sweep, empty=_empty_sweep
 )
 
 
@@ -269,38 +250,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, ...
             return found
         # A product with a triangle of zeros spreads a NaN to earlier positions, the loop does not.
         every = math.ceil(math.ceil(q.shape[2] / CHUNK_LEN) / n_blocks) * CHUNK_LEN
-        return _recurrent(q, k, v, beta, every)
-
-
-def _recurrent(q, k, v, beta, every: int | None = None) -> tuple[Tensor, ...]:
-    """A position at a time: y, and where `every` is given the errors (B, H, N, M), and the memory
-    before each so many positions (B, H, count, R, M)."""
-    wide, heads = _wide(q, v), q.shape[:2]
-    y, errors, memories = [], [], []
-    with without_autocast(q.device.type):
-        s = torch.zeros(heads.numel(), q.shape[-1], v.shape[-1], dtype=wide, device=q.device)
-        # (B·H, 1, size) of each position. A slice at each would cost O(N²) in the backward pass,
-        # `unbind` costs it once.
-        tensors = (q, k, v, beta.unsqueeze(-1))
-        rows = (x.to(wide).flatten(0, 1).unsqueeze(2).unbind(1) for x in tensors)
-        for i, (query, key, value, strength) in enumerate(zip(*rows, strict=True)):
-            if every and i % every == 0:
-                memories.append(s.unflatten(0, heads))
-            error, s = write(s, key, value, strength)
-            y.append(torch.bmm(query, s))
-            if every:
-                errors.append(error)
-    y = torch.cat(y, dim=1).unflatten(0, heads).to(v.dtype)
-    if not every:
-        return (y,)
-    return y, torch.cat(errors, dim=1).unflatten(0, heads), torch.stack(memories, dim=2)
-
-
-def write(s: Tensor, key: Tensor, value: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-    """The error of a write and the memory after it: s (B·H, R, M), key (B·H, 1, R), value
-    (B·H, 1, M), strength (B·H, 1, 1)."""
-    error = torch.baddbmm(value, key, s, alpha=-1)
-    return error, torch.baddbmm(s, key.mT, strength * error)
+        return plain.delta_writes(q, k, v, beta, every)
 
 
 def _in_chunks(q, k, v, beta, n_blocks):
@@ -336,21 +286,10 @@ def _empty(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
     return y, errors, v.new_empty(memories, dtype=wide)
 
 
-def _backward(dy, q, k, v, beta, errors, memories):
+def _backward(dy, kept, q, k, v, beta):
     with without_autocast(dy.device.type):
-        *found, d_beta = _backward_in_chunks(dy, q, k, v, beta.unsqueeze(-1), errors, memories)
+        *found, d_beta = _backward_in_chunks(dy, q, k, v, beta.unsqueeze(-1), *kept)
     return *found, d_beta.squeeze(-1)
-
-
-_chunked = operator(
-    "delta_rule",
-    _forward,
-    _backward,
-    plain=recurrent,
-    empty=_empty,
-    empty_gradients=lambda *x: _empty_like_inputs(*x[:5]),
-    n_kept=2,
-)
 
 
 def _backward_in_chunks(dy, q, k, v, beta, all_errors, kept_memories):
@@ -397,3 +336,6 @@ def _backward_in_chunks(dy, q, k, v, beta, all_errors, kept_memories):
         for buffer, gradient in zip(found, gradients, strict=True):
             blocks.store(buffer, span, gradient)
     return tuple(gradients)
+
+
+_chunked = operator("delta_rule", _forward, _backward, plain=plain.delta_rule, empty=_empty)

@@ -44,7 +44,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from replib.kernels import CPU_DTYPES
-from replib.kernels.linear import operator
+from replib.kernels.linear.operator import attend
 from replib.kernels.numba import vectors as vec
 from replib.kernels.numba.rows import empty_like_rows, rows_together
 
@@ -658,7 +658,7 @@ def linear_attention(
     """
     nothing = PADDED if elu1 else 0.0
     wide = _widen(q, nothing), _widen(k, nothing), _widen(v, 0.0)
-    return operator.attend("cpu", *wide, eps, elu1, causal)[..., : v.shape[-1]]
+    return attend(*wide, "cpu", eps, elu1, causal)[..., : v.shape[-1]]
 
 
 def operations_per_token(d: int, m: int, c: int, backward: bool) -> float:

@@ -55,7 +55,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from replib.kernels.linear import operator
+from replib.kernels.linear.operator import attend
 from replib.kernels.numba.rows import empty_like_rows, rows_together
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -561,7 +561,7 @@ def linear_attention(
         if x.dtype not in OPERANDS:
             raise ValueError(f"a tensor of {x.dtype}: use float32, bfloat16 or float16")
     q, k, v = (rows_together(x) for x in (q, k, v))
-    return operator.attend("cuda", q, k, v, eps, elu1, causal)
+    return attend(q, k, v, "cuda", eps, elu1, causal)
 
 
 def operations_per_token(d: int, m: int, c: int, backward: bool, segmented: bool = False) -> float:

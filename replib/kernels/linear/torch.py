@@ -23,7 +23,7 @@ causal, S and R are those of the whole sequence, and no product with a triangle 
 import torch
 from torch import Tensor
 
-from replib.kernels.linear import operator
+from replib.kernels.linear.operator import attend
 
 # Short chunks spend least on the (C, C) products, long ones on calls. With this many heads or
 # more in a batch, a call is long enough for the short chunk.
@@ -37,7 +37,7 @@ def linear_attention(
     q: Tensor, k: Tensor, v: Tensor, eps: float, elu1: bool, causal: bool
 ) -> Tensor:
     """Normalised linear attention; sums in float32 or wider."""
-    return operator.attend("torch", q, k, v, eps, elu1, causal)
+    return attend(q, k, v, "torch", eps, elu1, causal)
 
 
 def results(q: Tensor, k: Tensor, v: Tensor, elu1: bool, causal: bool) -> tuple[Tensor, ...]:

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from replib.kernels import installed
-from replib.kernels.library import once, without_autocast
+from replib.kernels.library import once
+from replib.plain import without_autocast
 
 
 def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:

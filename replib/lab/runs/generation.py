@@ -120,14 +120,16 @@ class GenerationConfig:
         """Of each part that the cost is of, by its name."""
         parts = {"models": models.VERSION, "generation": generation.VERSION}
         parts["speed of generation"] = generation.SPEED
-        return parts | timing.timing_versions(self.attention, self.implementation)
+        return parts | timing.timing_versions(self.attention, self.kernel)
 
     @property
     def attention(self) -> str:
         return WAYS[self.way]
 
+    options: ClassVar[None] = None
+
     @property
-    def implementation(self) -> str:
+    def kernel(self) -> str:
         """What computes it: a step of linear attention is its equation as it stands."""
         return "plain" if self.way == "recurrent" else "fused"
 

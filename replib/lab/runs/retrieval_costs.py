@@ -4,8 +4,8 @@ P seeds, B batch, N sequence length, S keys, R feature size. The constants were 
 of a server CPU; expect a time to be right within a factor of 2 there.
 """
 
+from replib.attention.kernels import installed
 from replib.fast_weights import EMBEDDING_PER_SYMBOL, RetrievalConfig
-from replib.kernels import installed
 
 OVERHEAD_S = 8e-4  # of a step, whatever its size
 WRITE_S = 3.5e-7  # to look up a key and its value, and back
