@@ -10,6 +10,7 @@ from replib.claims import (
     scaling,
     update_rules,
 )
+from replib.lab.record import Experiment
 
 CLAIMS = (
     convergence.CLAIM,
@@ -21,3 +22,16 @@ CLAIMS = (
     capacity.CLAIM,
     update_rules.CLAIM,
 )
+
+EXPERIMENTS = {one.name: one for claim in CLAIMS for one in claim.experiments}
+
+
+def experiment_named(name: str) -> Experiment:
+    """The experiment of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"unknown experiment {name!r}: use {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]

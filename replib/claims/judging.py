@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from replib.claims.experiments import BOTH, LSH_COPY, VARIANTS
+from replib.claims.common import BOTH, LSH_COPY, VARIANTS
 from replib.lab.run import variant_of
 from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.statistics import (

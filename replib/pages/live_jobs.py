@@ -9,7 +9,7 @@ import torch
 from replib.attention import ATTENTION
 from replib.attention.dpfp import DPFPAttention
 from replib.attention.performer import PerformerAttention
-from replib.claims.experiments import NO_EPS, retrieval_config
+from replib.claims.capacity.grid import NO_EPS, retrieval_config
 from replib.device import resolve_device
 from replib.fast_weights import MemoryConfig, RetrievalConfig
 from replib.lab.run import CostJob, RetrievalJob, unavailable

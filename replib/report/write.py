@@ -23,7 +23,7 @@ import vl_convert
 from benchmarks import run
 from replib import files
 from replib.claims import CLAIMS
-from replib.claims.common import Figure, Recorded
+from replib.claims.claim import Figure, Recorded
 from replib.claims.judging import step_ratios
 from replib.lab.text import LEFT, markdown_table
 from replib.lab.verdict import Verdict

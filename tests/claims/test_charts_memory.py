@@ -9,10 +9,10 @@ import synthetic
 import vl_convert
 from drawn import title_of
 
+from replib.claims import EXPERIMENTS
 from replib.claims.capacity import charts as memories
 from replib.claims.capacity import frames
 from replib.claims.capacity.judge import SOLVED_LOSS
-from replib.claims.experiments import EXPERIMENTS
 from replib.lab import recorded
 from replib.pages import style
 from replib.published import published

@@ -5,7 +5,7 @@ import pytest
 from choices import how
 
 from replib.claims import judging
-from replib.claims.experiments import laptop_copy
+from replib.claims.common import laptop_copy
 from replib.lab import store
 from replib.lab.recorded import recorded_rows
 from replib.lab.runs.training import summary_of

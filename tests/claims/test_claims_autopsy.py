@@ -11,7 +11,8 @@ from replib.claims.autopsy import ablation as autopsy
 from replib.claims.autopsy import article_losses, hypotheses, judge, tables
 from replib.claims.autopsy import step_times as timing
 from replib.claims.autopsy.defects import article_defects, break_model, loss_defects
-from replib.claims.experiments import ablation, replication_model
+from replib.claims.autopsy.grid import ablation
+from replib.claims.common import replication_model
 from replib.lab import recorded
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 from replib.models import EncoderDecoder, TransformerConfig

@@ -5,11 +5,12 @@ import copy
 import pytest
 import synthetic
 
+from replib.claims import EXPERIMENTS
 from replib.claims.autopsy import frames, judge, tables
 from replib.claims.autopsy import full_size as full
 from replib.claims.autopsy import page as parts
 from replib.claims.autopsy.defects import full_size_defects
-from replib.claims.experiments import EXPERIMENTS, replication_model
+from replib.claims.common import replication_model
 from replib.lab import recorded
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 from replib.published import published

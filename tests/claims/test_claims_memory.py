@@ -9,8 +9,8 @@ import re
 import pytest
 import synthetic
 
+from replib.claims import EXPERIMENTS
 from replib.claims.capacity import judge as claims
-from replib.claims.experiments import EXPERIMENTS
 from replib.lab.recorded import read_rows
 from replib.published import published
 

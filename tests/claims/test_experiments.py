@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 import pytest
 from small import experiment_of, is_whole, tiny
 
-from replib.claims import experiments
+from replib.claims import EXPERIMENTS, experiments
 from replib.claims.autopsy.defects import article_defects, loss_defects
-from replib.claims.experiments import EXPERIMENTS, VARIANTS
+from replib.claims.common import VARIANTS
 from replib.lab.record import SCALES, record
 from replib.lab.runs.generation import SPANS, WAYS
 from replib.tasks import CausalCopy

@@ -13,8 +13,8 @@ from synthetic import write_recorded
 from benchmarks import run
 from replib import files
 from replib.__main__ import main
+from replib.claims import EXPERIMENTS
 from replib.claims.capacity import frames as frames_memory
-from replib.claims.experiments import EXPERIMENTS
 from replib.lab import recorded, store
 from replib.lab.recorded import recorded_rows
 from replib.models import TransformerConfig

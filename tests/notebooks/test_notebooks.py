@@ -17,9 +17,9 @@ import synthetic
 import torch
 
 from replib.attention import linear
+from replib.claims import EXPERIMENTS
 from replib.claims.autopsy import page as autopsy_parts
 from replib.claims.autopsy.defects import DEFECTS, article_defects
-from replib.claims.experiments import EXPERIMENTS
 from replib.claims.generation.agreement import TOLERANCES
 from replib.lab import store
 from replib.lab.recorded import recorded_rows

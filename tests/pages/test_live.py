@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from replib import files, kernels
-from replib.claims.experiments import laptop_copy, retrieval_config
+from replib.claims.capacity.grid import retrieval_config
+from replib.claims.common import laptop_copy
 from replib.fast_weights import MemoryConfig, RetrievalTraining
 from replib.generation import copy_with
 from replib.lab import store

@@ -1,7 +1,8 @@
 """Why the 2022 replication found otherwise: do its conclusions stand after mending its defects?"""
 
 from replib.claims import convergence, crossover
-from replib.claims.common import Claim, Statement
+from replib.claims.autopsy import grid
+from replib.claims.claim import Claim, Statement
 from replib.published import published
 
 ASKED = "Does it stand after mending?"
@@ -36,7 +37,7 @@ def _article_softmax() -> str:
 CLAIM = Claim(
     name="autopsy",
     notebook="05_replication_autopsy",
-    experiments=("autopsy", "autopsy_full", "autopsy_time", "autopsy_longer"),
+    experiments=grid.EXPERIMENTS,
     statements=(
         Statement(
             name="slowdown",

@@ -48,7 +48,7 @@ from replib.claims.autopsy.step_times import (
     predicted,
     time_effects,
 )
-from replib.claims.common import Figure, Rows
+from replib.claims.claim import Figure, Rows
 from replib.claims.crossover.extrapolation import MODELS, fitted_curves, measured_range
 from replib.lab.store import Row
 from replib.lab.verdict import LOSS_MARGIN, device_names, three_digits

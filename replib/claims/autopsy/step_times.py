@@ -25,7 +25,7 @@ from replib.claims.autopsy.ablation import (
     seq_len_of,
 )
 from replib.claims.autopsy.defects import DEFECTS, all_defects
-from replib.claims.experiments import BOTH
+from replib.claims.common import BOTH
 from replib.claims.judging import judged_linear, variant_of
 from replib.lab.statistics import (
     Crossover,

@@ -1,6 +1,7 @@
 """Claim 6: a fast weight memory holds as many keys as it has features."""
 
-from replib.claims.common import Claim, Statement
+from replib.claims.capacity import grid
+from replib.claims.claim import Claim, Statement
 
 CAPACITY_SAYS = (
     "With every key written once, softmax and DPFP-3 remember most keys, then DPFP-2, DPFP-1, "
@@ -14,7 +15,7 @@ LOGS_SAY = (
 CLAIM = Claim(
     name="capacity",
     notebook="06_fast_weights",
-    experiments=("capacity", "evaluation", "favor_eps"),
+    experiments=grid.EXPERIMENTS,
     statements=(
         Statement(
             name="capacity",

@@ -9,7 +9,7 @@ import polars as pl
 
 from replib.claims.capacity.frames import retrieval_frame
 from replib.claims.capacity.judge import GRID_STEP, SOLVED_LOSS, keys_text, least_loss
-from replib.claims.common import Figure, Rows
+from replib.claims.claim import Figure, Rows
 from replib.fast_weights import RetrievalConfig
 from replib.lab.statistics import Threshold, solved_threshold
 from replib.pages import style

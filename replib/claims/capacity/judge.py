@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from replib.attention import options_of
-from replib.claims.experiments import CAPACITY_MEMORIES, UPDATE_RULE_MEMORIES, retrieval_config
+from replib.claims.capacity.grid import CAPACITY_MEMORIES, retrieval_config
+from replib.claims.update_rules.grid import UPDATE_RULE_MEMORIES
 from replib.fast_weights import MemoryConfig, RetrievalConfig
 from replib.lab.record import core_seconds
 from replib.lab.statistics import (

@@ -1,6 +1,7 @@
 """Claim 1: a Transformer with linear attention learns to copy as one with softmax does."""
 
-from replib.claims.common import Claim, Statement
+from replib.claims.claim import Claim, Statement
+from replib.claims.convergence import grid
 from replib.published import published
 
 PAPER = (
@@ -31,7 +32,7 @@ def article() -> str:
 CLAIM = Claim(
     name="convergence",
     notebook="01_convergence",
-    experiments=("convergence", "sequence_copy"),
+    experiments=grid.EXPERIMENTS,
     statements=(
         Statement(
             name="convergence",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from replib.claims.common import Figure, Rows
+from replib.claims.claim import Figure, Rows
 from replib.pages import curves, frames
 
 

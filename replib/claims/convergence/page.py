@@ -10,7 +10,7 @@ import marimo as mo
 import polars as pl
 import torch
 
-from replib.claims.experiments import BOTH, laptop_copy, laptop_model
+from replib.claims.common import BOTH, laptop_copy, laptop_model
 from replib.generation import copy_with
 from replib.lab.run import TrainingJob
 from replib.lab.store import Row

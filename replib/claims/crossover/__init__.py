@@ -1,6 +1,7 @@
 """Claim 3: linear attention is faster than softmax from some hundred tokens on."""
 
-from replib.claims.common import Claim, Statement
+from replib.claims.claim import Claim, Statement
+from replib.claims.crossover import grid
 from replib.published import published
 
 PAPER = (
@@ -23,7 +24,7 @@ def article() -> str:
 CLAIM = Claim(
     name="crossover",
     notebook="03_speed_crossover",
-    experiments=("crossover", "step_time"),
+    experiments=grid.EXPERIMENTS,
     statements=(
         Statement(
             name="crossover",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import altair as alt
 import polars as pl
 
-from replib.claims.common import Figure, Rows
+from replib.claims.claim import Figure, Rows
 from replib.lab.statistics import article_fits
 from replib.pages import frames, style
 from replib.published import published

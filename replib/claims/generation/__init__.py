@@ -1,6 +1,7 @@
 """Claim 4: a causal Transformer with linear attention is an RNN: every token costs the same."""
 
-from replib.claims.common import Claim, Statement
+from replib.claims.claim import Claim, Statement
+from replib.claims.generation import grid
 
 PAPER = (
     "Generating needs constant time and memory a token (section 3.4). Images come 317 (MNIST) "
@@ -12,7 +13,7 @@ ARTICLE = "Generation was not measured."
 CLAIM = Claim(
     name="generation",
     notebook="04_transformers_are_rnns",
-    experiments=("generation",),
+    experiments=grid.EXPERIMENTS,
     statements=(
         Statement(
             name="generation",

@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from replib.claims.common import Figure, Rows
+from replib.claims.claim import Figure, Rows
 from replib.claims.scaling.charts import growth_chart
 from replib.pages import style
 from replib.published import published

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from replib.claims.experiments import IMAGE_SHAPES
+from replib.claims.generation.grid import IMAGE_SHAPES
 from replib.lab.runs.generation import WAYS
 from replib.lab.statistics import (
     Exponent,

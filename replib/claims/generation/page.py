@@ -7,9 +7,9 @@ import altair as alt
 import marimo as mo
 import torch
 
-from replib.claims.experiments import stream_jobs, token_jobs
 from replib.claims.generation import agreement, charts, judge
 from replib.claims.generation.agreement import Agreement
+from replib.claims.generation.grid import stream_jobs, token_jobs
 from replib.device import resolve_device
 from replib.lab.kept_models import Kept
 from replib.lab.run import CostJob

@@ -1,6 +1,7 @@
 """Claim 4, for real: linear attention models images as well as softmax."""
 
-from replib.claims.common import Claim, Statement
+from replib.claims.claim import Claim, Statement
+from replib.claims.images import grid
 from replib.published import published
 
 
@@ -19,7 +20,7 @@ def paper() -> str:
 CLAIM = Claim(
     name="images",
     notebook="04_transformers_are_rnns",
-    experiments=("images",),
+    experiments=grid.EXPERIMENTS,
     statements=(
         Statement(
             name="images",

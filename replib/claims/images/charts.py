@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import altair as alt
 import polars as pl
 
-from replib.claims.common import Figure, Rows
+from replib.claims.claim import Figure, Rows
 from replib.pages import style
 
 GAP, LABEL = 1, 3  # pixels of an image: between two of a strip, and above a strip for its name

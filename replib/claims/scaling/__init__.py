@@ -1,6 +1,7 @@
 """Claim 2: time and memory of linear attention grow as N, those of softmax as N²."""
 
-from replib.claims.common import Claim, Statement
+from replib.claims.claim import Claim, Statement
+from replib.claims.scaling import grid
 from replib.published import published
 
 PAPER = (
@@ -25,7 +26,7 @@ def article() -> str:
 CLAIM = Claim(
     name="scaling",
     notebook="02_linear_scaling",
-    experiments=("scaling",),
+    experiments=grid.EXPERIMENTS,
     statements=(
         Statement(
             name="scaling",

@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from replib.claims.common import Figure, Rows
+from replib.claims.claim import Figure, Rows
 from replib.pages import frames, style
 
 PANE, PANE_GAP = 190, 26  # pixels: the height of a pane, and what is free between two

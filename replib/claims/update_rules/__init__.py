@@ -1,6 +1,7 @@
 """Claim 6, where keys come back: the delta rule replaces the old value, a sum cannot."""
 
-from replib.claims.common import Claim, Statement
+from replib.claims.claim import Claim, Statement
+from replib.claims.update_rules import grid
 
 PAPER = (
     "Where keys come back with new values, the delta rule replaces the old value; a sum "
@@ -9,7 +10,7 @@ PAPER = (
 CLAIM = Claim(
     name="update_rules",
     notebook="06_fast_weights",
-    experiments=("update_rules",),
+    experiments=grid.EXPERIMENTS,
     statements=(
         Statement(
             name="update_rules",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from replib.claims.capacity.charts import update_rules_chart
 from replib.claims.capacity.frames import retrieval_frame
-from replib.claims.common import Figure, Rows
+from replib.claims.claim import Figure, Rows
 from replib.published import published
 
 
