@@ -1,7 +1,11 @@
 """What the grids of several claims share: models, variants, seeds."""
 
+import json
+from collections.abc import Hashable, Sequence
+
 from replib.attention.lsh import LSHAttention
-from replib.lab.run import Job, TrainingJob
+from replib.lab.run import Job, TrainingJob, variant_of
+from replib.lab.store import Row
 from replib.models import TransformerConfig
 from replib.tasks.copy import CausalCopy
 from replib.training import TrainingConfig
@@ -82,3 +86,66 @@ def replication_model(attention: str, **how) -> TransformerConfig:
 
 def seed_jobs(configs: list[TrainingConfig], n_seeds: int) -> list[Job]:
     return [TrainingJob(config=config, seed=seed) for config in configs for seed in range(n_seeds)]
+
+
+def setting_of(row: Row) -> str:
+    model = row["config"]["model"] | {"attention": None, "options": None, "kernel": None}
+    return json.dumps(row["config"] | {"model": model}, sort_keys=True)
+
+
+Variant = tuple[str, str | None]
+"""Attention, and what its options and kernel are called."""
+
+
+def name_of(variant: Variant) -> str:
+    """Such as "linear torch"."""
+    return " ".join(filter(None, variant))
+
+
+def order_of(variant: Variant) -> tuple:
+    """In the order of VARIANTS, others after them by name."""
+    known = VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
+    return known, name_of(variant)
+
+
+def judged_linear(rows: Sequence[Row]) -> str | None:
+    """The implementation of linear attention that is judged: of those in the rows the fastest, by
+    the sum of its times over the points that all of them finished; None where there is none.
+
+    A claim about linear attention is one about the best that is known of it; every other
+    implementation is told as evidence. This rule was written before a compiled kernel had rows.
+    """
+    times: dict[str, dict[Hashable, float]] = {}
+    for row in rows:
+        attention, implementation = variant_of(row)
+        if attention == "linear" and row["outcome"] == "ok":
+            times.setdefault(implementation, {})[_point(row)] = row["summary"]["time_ms"]
+    if not times:
+        return None
+    shared = set.intersection(*map(set, times.values()))
+    return min(times, key=lambda name: sum(times[name][point] for point in shared))
+
+
+def _point(row: Row) -> Hashable:
+    config = row["config"]
+    return config.get("task", config)["seq_len"], config["batch_size"], config.get("work")
+
+
+def work_of(rows: Sequence[Row]) -> str:
+    """The work that is judged: forward and backward where it was measured, else the other."""
+    measured = {row["config"]["work"] for row in rows}
+    return "forward" if measured == {"forward"} else "forward_backward"
+
+
+PAPER_CROSSOVER = 512  # the shortest N of the paper's fig. 1, where linear is already faster
+
+
+ARTICLE_CROSSOVER = 3149  # the 2022 article's extrapolation
+
+
+# A fiftieth of the 2.3 nats that guessing one of 10 symbols costs.
+LOSS_MARGIN = 0.05  # nats a token
+
+
+# Scaling: far from the next whole exponent, wide enough for cache effects and lower-order terms.
+EXPONENT_TOLERANCE = 0.15

@@ -55,7 +55,7 @@ class CostFigures(Struct):
     time_ms: Positive
     time_ms_q25: Positive
     time_ms_q75: Positive
-    time_ms_samples: Annotated[list[Positive], Meta(min_length=1)]
+    time_ms_samples: list[Positive]
     time_ms_per_sample: Positive
     memory_bytes: Count
     memory_bytes_per_sample: Amount
@@ -277,6 +277,8 @@ def _check(row: store.Row, config: Config) -> None:
         for name in ("bits_per_dim", "histogram_bits_per_dim"):
             if row["summary"].get(name) is None:
                 raise ValueError(f"is 'ok' and has no {name}")
+    if ended and row["summary"].get("time_ms_samples") == []:
+        raise ValueError("is 'ok' and has no time_ms_samples")
     if row["curve"] is not None and curve:
         _check_curve(row, msgspec.convert(row["curve"], curve))
     elif ended and curve and getattr(config, "span", "stream") == "stream":

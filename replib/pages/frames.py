@@ -16,8 +16,8 @@ from typing import Any
 
 import polars as pl
 
+from replib.claims.crossover.crossings import Crossing
 from replib.claims.generation.judge import Speedup
-from replib.claims.judging import Crossing
 from replib.lab.run import variant_of
 from replib.lab.runs.generation import WAYS
 from replib.lab.store import Row

@@ -24,7 +24,7 @@ from benchmarks import run
 from replib import files
 from replib.claims import CLAIMS
 from replib.claims.claim import Figure, Recorded
-from replib.claims.judging import step_ratios
+from replib.claims.crossover.steps import step_ratios
 from replib.lab.text import LEFT, markdown_table
 from replib.lab.verdict import Verdict
 from replib.pages import controls, style

@@ -25,8 +25,8 @@ from replib.claims.autopsy.ablation import (
     seq_len_of,
 )
 from replib.claims.autopsy.defects import DEFECTS, all_defects
-from replib.claims.common import BOTH
-from replib.claims.judging import judged_linear, variant_of
+from replib.claims.common import BOTH, judged_linear
+from replib.lab.run import variant_of
 from replib.lab.statistics import (
     Crossover,
     Ratio,

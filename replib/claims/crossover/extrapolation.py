@@ -1,5 +1,6 @@
 """The 2022 article's four points, and how far its crossover moves with the model."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import altair as alt
 import polars as pl
 
 from replib.lab.statistics import SOFTMAX_POWERS, Regression
+from replib.lab.text import LEFT, markdown_table
 from replib.pages import style
 
 MODELS = {
@@ -158,3 +160,30 @@ def measured_range(low: float, high: float) -> alt.Chart:
 def _model_dash() -> alt.StrokeDash:
     scale = alt.Scale(domain=list(MODEL_DASHES), range=list(MODEL_DASHES.values()))
     return alt.StrokeDash("model:N", legend=None, scale=scale)
+
+
+MODEL_NAMES = {
+    "quadratic": "a + c N² (the article's)",
+    "linear": "a + b N, a straight line",
+    "full_quadratic": "a + b N + c N²",
+    "power_law": "a Nᵖ",
+}
+
+
+def extrapolation_text(fits: Sequence[Regression]) -> str:
+    """What the article's four points give under each model of softmax, as Markdown."""
+    lines = [
+        [MODEL_NAMES[fit.softmax_model], f"{fit.r2_softmax:z.4f}", _crossing(fit.crossover)]
+        for fit in fits
+    ]
+    table = markdown_table(["model of softmax", "R²", "crossover N"], lines, LEFT)
+    return (
+        "## Where 3149 comes from\n\n"
+        "The article fits its softmax times with N², its linear times with N, and extends both. "
+        "Other models of the same four points disagree, a better fitting one among them:\n\n"
+        f"{table}"
+    )
+
+
+def _crossing(length: float) -> str:
+    return f"{length:z.0f}" if math.isfinite(length) else "never"

@@ -1,12 +1,14 @@
 """What it costs to generate, judged on the rows of the experiment `generation`: a constant cost a
 token, and how much faster linear attention generates than softmax in each way."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from replib.claims.common import EXPONENT_TOLERANCE
 from replib.claims.generation.grid import IMAGE_SHAPES
 from replib.lab.runs.generation import WAYS
 from replib.lab.statistics import (
@@ -21,14 +23,15 @@ from replib.lab.statistics import (
 from replib.lab.store import Row
 from replib.lab.text import markdown_table
 from replib.lab.verdict import (
+    Criterion,
     Verdict,
     by_device,
-    constant_cost_verdict,
     each_device,
-    faster_generation_verdict,
+    exponent_text,
     ratio_text,
     three_digits,
     together,
+    within,
 )
 from replib.published import published
 
@@ -395,6 +398,57 @@ def _times(one: Speedup | None) -> str:
 
 def _unbroken(name: str) -> str:
     return name.replace(" ", "\N{NO-BREAK SPACE}")  # a narrow page scrolls the table
+
+
+def constant_cost_verdict(
+    recurrent: Exponent | None,
+    recompute: Exponent | None,
+    state: Exponent | None,
+    cache: Exponent | None,
+    *,
+    tolerance: float = EXPONENT_TOLERANCE,
+) -> Verdict:
+    """Judge: with a recurrent state every token costs the same time and memory wherever it stands,
+    and softmax's costs grow (Katharopoulos et al. 2020, section 3.4).
+
+    Criteria, on 95 % intervals of growth exponents of the position: the time of a token and the
+    bytes of the state within ± `tolerance` of 0; the time of a token that is computed with
+    everything before it, and the bytes of a cache, above `tolerance`. What was not measured cannot
+    be told.
+    """
+    still, growing = f"(exponent within ± {tolerance:zg})", f"(exponent above {tolerance:zg})"
+    steady, rising = (-tolerance, tolerance), (tolerance, math.inf)
+    criteria = (
+        _growth_criterion(f"recurrent: a token's time does not grow {still}", recurrent, steady),
+        _growth_criterion(f"recurrent: the state does not grow {still}", state, steady),
+        _growth_criterion(f"recompute: a token's time grows {growing}", recompute, rising),
+        _growth_criterion(f"cache: its bytes grow {growing}", cache, rising),
+    )
+    told = ", ".join(
+        f"as N^{found.value:z.2f} ({name})"
+        for name, found in (("recurrent", recurrent), ("recompute", recompute))
+        if found is not None
+    )
+    return Verdict(f"the N-th token's time grows {told}" if told else "too few positions", criteria)
+
+
+def _growth_criterion(text: str, found: Exponent | None, bounds: tuple[float, float]) -> Criterion:
+    if found is None:
+        return Criterion(text, None, "fewer than 2 positions")
+    return Criterion(text, within(found.low, found.high, *bounds), exponent_text(found))
+
+
+def faster_generation_verdict(speedup: Ratio, *, beside: str = "") -> Verdict:
+    """Judge: linear attention generates a sequence in less time than softmax with its cache.
+
+    The criterion is met where the 95 % interval of the ratio of times lies above 1, violated where
+    it lies below. `beside` is told beside it.
+    """
+    text = ratio_text(speedup)
+    met = within(speedup.low, speedup.high, 1.0, math.inf)
+    criterion = Criterion("linear takes less time a sequence than cached softmax", met, text)
+    beside = f", {beside}" if beside else ""
+    return Verdict(f"linear is {text} as fast as cached softmax{beside}", (criterion,))
 
 
 VERDICTS = {

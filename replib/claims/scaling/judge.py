@@ -7,17 +7,18 @@ times, each in a process of its own at another time, and an interval holds what 
 recordings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from replib.claims.judging import (
+from replib.claims.common import (
+    EXPONENT_TOLERANCE,
     Variant,
     judged_linear,
     name_of,
     order_of,
-    variant_of,
     work_of,
 )
+from replib.lab.run import variant_of
 from replib.lab.statistics import MIN_FIT_LENGTHS, Exponent, exponent_of_recordings
 from replib.lab.store import Row
 from replib.lab.verdict import (
@@ -26,7 +27,7 @@ from replib.lab.verdict import (
     by_device,
     each_device,
     exponent_text,
-    scaling_verdict,
+    within,
 )
 
 # What is claimed to grow how (paper, section 3.2 and fig. 1): exponents of N, of attention alone.
@@ -179,6 +180,32 @@ def _repeats(row: Row, what: str) -> list[float]:
         memory = summary.get("memory_bytes_per_sample")
         return [memory] if memory else []
     return [time_ms / batch_size for time_ms in summary.get("time_ms_samples", ())]
+
+
+def scaling_verdict(
+    claims: Mapping[str, tuple[Exponent, float]], *, tolerance: float = EXPONENT_TOLERANCE
+) -> Verdict:
+    """Judge growth exponents: `{"linear time": (exponent, 1.0), "softmax time": (..., 2.0)}`.
+
+    A claim is met where the 95 % interval lies within the claimed exponent ± `tolerance`, violated
+    where it lies wholly outside, and cannot be told otherwise. The headline has those that are not
+    met first, with the reason.
+    """
+    criteria, reasons, as_claimed = [], [], []
+    for name, (fit, claimed) in claims.items():
+        text = f"{name} grows as N^{claimed:zg} (exponent within ± {tolerance:zg})"
+        met = within(fit.low, fit.high, claimed - tolerance, claimed + tolerance)
+        criteria.append(Criterion(text, met, exponent_text(fit)))
+        grows = f"{name} grows as N^{fit.value:z.2f}"
+        if met:
+            as_claimed.append(f"{grows}, claimed {claimed:zg}")
+        else:
+            place = "is outside" if met is False else "passes"
+            reasons.append(
+                f"{grows} ({fit.low:z.2f} to {fit.high:z.2f}): the interval {place} claimed "
+                f"{claimed:zg} ± {tolerance:zg}"
+            )
+    return Verdict("; ".join(reasons + as_claimed) or "nothing measured", tuple(criteria))
 
 
 VERDICTS = {"scaling": lambda rows: scaling(rows["scaling"], work_of(rows["scaling"]))}

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import altair as alt
 import marimo as mo
 
-from replib.claims import judging
+from replib.claims.common import judged_linear
 from replib.claims.crossover import charts as crossover_charts
+from replib.claims.crossover.crossings import crossings
+from replib.claims.crossover.judge import implementations
 from replib.claims.scaling import charts, judge
 from replib.lab.recorded import latest
 from replib.lab.statistics import Crossover, Exponent
@@ -26,7 +28,7 @@ def crossover_chart(rows: Sequence[Row], work: str, batch_size: int) -> alt.Laye
         for row in rows
         if row["config"]["work"] == work and row["config"]["batch_size"] == batch_size
     ]
-    found, judged = judging.crossings(rows, work), judging.judged_linear(rows)
+    found, judged = crossings(rows, work), judged_linear(rows)
     where = ", ".join(
         f"{_rounded(one.found)} against softmax ({one.baseline})"
         for one in found
@@ -34,8 +36,8 @@ def crossover_chart(rows: Sequence[Row], work: str, batch_size: int) -> alt.Laye
     )
     title = "Two lengths or more are needed" if rows else "No measurements yet"
     title = f"Linear ({judged or 'fastest'}) is faster {where}" if where else title
-    crossings = frames.crossings(found)
-    return charts.ratio_chart(frames.costs(rows), crossings=crossings, title=title)
+    crossed = frames.crossings(found)
+    return charts.ratio_chart(frames.costs(rows), crossings=crossed, title=title)
 
 
 def _rounded(found: Crossover) -> str:
@@ -69,10 +71,10 @@ def session_crossover_chart(rows: Sequence[Row]) -> alt.LayerChart:
 
 def crossings_chart(rows: Sequence[Row], work: str = "forward_backward") -> alt.LayerChart:
     """The crossover of each implementation, beside those of the paper and the 2022 article."""
-    moves = judging.implementations(rows, work=work).status == SUPPORTED
+    moves = implementations(rows, work=work).status == SUPPORTED
     title = "The crossover moves to shorter N as linear attention's implementation improves"
     return crossover_charts.crossings_chart(
-        frames.crossings(judging.crossings(rows, work)),
+        frames.crossings(crossings(rows, work)),
         references={"2022 article": ARTICLE_CROSSOVER, "paper": PAPER_CROSSOVER},
         title=title if moves else "Where linear attention overtakes softmax, by implementation",
     )
@@ -81,7 +83,7 @@ def crossings_chart(rows: Sequence[Row], work: str = "forward_backward") -> alt.
 def session_crossings(rows: Sequence[Row]) -> mo.Html:
     """`crossings_chart` of the rows of one setting, where there is a crossover to show."""
     nothing = in_static_page() and not has_own_run()
-    if nothing or not rows or not judging.crossings(rows, rows[0]["config"]["work"]):
+    if nothing or not rows or not crossings(rows, rows[0]["config"]["work"]):
         return mo.md("")
     return mo.as_html(crossings_chart(rows, rows[0]["config"]["work"]))
 
