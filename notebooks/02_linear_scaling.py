@@ -13,10 +13,11 @@ with app.setup(hide_code=True):
     import marimo as mo
 
     from replib.claims import scaling
-    from replib.claims.scaling import charts, page
+    from replib.claims.scaling import page
     from replib.lab.recorded import old_rows
     from replib.pages import controls, frames
     from replib.pages.controls import Control
+    from replib.pages.costs import cost_chart
     from replib.pages.live import LiveRuns
     from replib.pages.live_jobs import live_cost_jobs
 
@@ -126,7 +127,7 @@ def _(jobs, live, set_changes, settings, tick):
     _progress = controls.watch(live, set_changes)
     _costs = frames.costs(live.showing(jobs, settings["device"]))
     _time, _memory = (
-        charts.cost_chart(_costs, y=_y, title=f"{_what} per sequence, this session")
+        cost_chart(_costs, y=_y, title=f"{_what} per sequence, this session")
         for _y, _what in (("time_ms_per_sample", "Time"), ("memory_bytes_per_sample", "Memory"))
     )
     controls.live_only(_progress, _time, _memory)
@@ -136,7 +137,7 @@ def _(jobs, live, set_changes, settings, tick):
 @app.cell(hide_code=True)
 def _(get_changes, jobs, live, settings):
     get_changes()
-    page.exponents(live.rows(jobs, settings["device"]), settings["work"])
+    page.exponents_table(live.rows(jobs, settings["device"]), settings["work"])
     return
 
 

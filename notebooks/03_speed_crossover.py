@@ -12,10 +12,9 @@ app = marimo.App(width="medium", app_title="Speed crossover")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib.claims import crossover, judging
-    from replib.claims.crossover.extrapolation import extrapolation_chart
-    from replib.claims.scaling import page
-    from replib.claims.scaling.charts import replication_chart
+    from replib.claims import crossover
+    from replib.claims.crossover import charts, extrapolation, page
+    from replib.claims.crossover import steps as training_steps
     from replib.lab.statistics import article_fits
     from replib.pages import controls, frames
     from replib.pages.controls import Control
@@ -77,7 +76,7 @@ def _():
 def _(recorded):
     mo.ui.tabs(
         {
-            _text.capitalize(): page.crossings_chart(recorded.rows["crossover"], _work)
+            _text.capitalize(): charts.crossings_chart(recorded.rows["crossover"], _work)
             for _work, _text in reversed(controls.WORK_LABELS.items())
         }
     )
@@ -170,8 +169,10 @@ def _(article):
     _fits = article_fits(article)
     mo.vstack(
         [
-            mo.md(judging.extrapolation_text(_fits)),
-            extrapolation_chart(article, _fits, title="Four points up to N = 64, extended to 8192"),
+            mo.md(extrapolation.extrapolation_text(_fits)),
+            extrapolation.extrapolation_chart(
+                article, _fits, title="Four points up to N = 64, extended to 8192"
+            ),
         ]
     )
     return
@@ -182,8 +183,8 @@ def _(article, recorded):
     _steps = recorded.rows["step_time"]
     mo.vstack(
         [
-            mo.md(judging.table_1(article, _steps)),
-            replication_chart(
+            mo.md(training_steps.table_1(article, _steps)),
+            training_steps.replication_chart(
                 frames.costs(frames.steps_alike(_steps)),
                 article,
                 title="3000 training steps of the 2022 model",

@@ -13,9 +13,11 @@ with app.setup(hide_code=True):
     import marimo as mo
 
     from replib.claims import generation, images
-    from replib.claims.generation import judge
+    from replib.claims.generation import charts
     from replib.claims.generation import page as parts
+    from replib.claims.generation.measured import speedups
     from replib.claims.images import page as drawing
+    from replib.claims.images.charts import bits_chart
     from replib.pages import controls
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
@@ -88,8 +90,8 @@ def _(paper, recorded):
     mo.vstack(
         [
             mo.md("## The paper's images"),
-            parts.speedup_chart(recorded.rows["generation"], paper),
-            mo.md(judge.generation_table(recorded.rows["generation"], paper)),
+            charts.speedup_chart(speedups(recorded.rows["generation"]), paper),
+            mo.md(parts.generation_table(recorded.rows["generation"], paper)),
         ]
     )
     return
@@ -199,14 +201,16 @@ def _(jobs, live, set_changes, settings, tick):
     tick
     _progress = controls.watch(live, set_changes)
     _rows = live.showing(jobs, settings["device"])
-    controls.live_only(_progress, parts.token_chart(_rows), parts.token_chart(_rows, "state_bytes"))
+    controls.live_only(
+        _progress, charts.token_chart(_rows), charts.token_chart(_rows, "state_bytes")
+    )
     return
 
 
 @app.cell(hide_code=True)
 def _(get_changes, jobs, live, paper, settings):
     get_changes()
-    controls.live_only(parts.speedup_chart(live.rows(jobs, settings["device"]), paper))
+    controls.live_only(charts.speedup_chart(speedups(live.rows(jobs, settings["device"])), paper))
     return
 
 
@@ -250,7 +254,7 @@ def _(set_streamed, settings, stream_jobs, stream_tick, streams):
     stream_tick
     _progress = controls.watch(streams, set_streamed)
     _rows = streams.showing(stream_jobs, settings["device"])
-    controls.live_only(_progress, parts.stream_chart(_rows))
+    controls.live_only(_progress, charts.stream_chart(_rows))
     return
 
 
@@ -267,7 +271,7 @@ def _(recorded_images):
         [
             mo.md("## Images for real\n\nModels of the 8 x 8 handwritten digits, trained here."),
             recorded_images.cards(),
-            drawing.bits_chart(recorded_images.rows["images"]),
+            bits_chart(recorded_images.rows["images"]),
         ]
     )
     return

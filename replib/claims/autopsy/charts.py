@@ -49,9 +49,10 @@ from replib.claims.autopsy.step_times import (
     time_effects,
 )
 from replib.claims.claim import Figure, Rows
+from replib.claims.common import LOSS_MARGIN
 from replib.claims.crossover.extrapolation import MODELS, fitted_curves, measured_range
 from replib.lab.store import Row
-from replib.lab.verdict import LOSS_MARGIN, device_names, three_digits
+from replib.lab.verdict import device_names, three_digits
 from replib.pages import style
 from replib.pages.curves import LOSS_FLOOR
 from replib.published import published

@@ -27,10 +27,11 @@ from replib.claims.autopsy.ablation import (
 )
 from replib.claims.autopsy.defects import DEFECTS
 from replib.claims.autopsy.step_times import Attribution, attribution, step_times
+from replib.claims.common import LOSS_MARGIN
 from replib.lab.statistics import Ratio, Total, ratio
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
-from replib.lab.verdict import LOSS_MARGIN, MARKS, ratio_text
+from replib.lab.verdict import MARKS, ratio_text
 from replib.published import published
 
 RIGHT, WRONG, UNDECIDED = "right", "wrong", "cannot be told"

@@ -37,12 +37,11 @@ from replib.claims.autopsy.step_times import (
     step_crossovers,
     step_times,
 )
-from replib.claims.common import replication_model
+from replib.claims.common import ARTICLE_CROSSOVER, replication_model
 from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.statistics import Crossover, Ratio, ratio, wilson_interval
 from replib.lab.store import Row
 from replib.lab.verdict import (
-    ARTICLE_CROSSOVER,
     MOST,
     Criterion,
     Verdict,

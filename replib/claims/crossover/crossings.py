@@ -1,6 +1,6 @@
 """Where linear attention overtakes softmax in measured rows, for each implementation of the two."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -70,3 +70,20 @@ def _crossings(timed: dict[Variant, dict[int, Row]], batch_size: int) -> list[Cr
 
 # A page asks for the same ones several times, and again while a run goes on beside it.
 _crossover = lru_cache(maxsize=1000)(crossover)
+
+
+def by_setting(found: Iterable[Crossing]) -> dict[tuple[str, str], dict[str, Crossover]]:
+    """The crossovers of a device and setting, by implementation, in the order in which these
+    improve."""
+    settings: dict[tuple[str, str], dict[str, Crossover]] = {}
+    for one in found:
+        of_setting = settings.setdefault((one.row["provenance"]["device_name"], one.setting), {})
+        of_setting[one.implementation or "fastest"] = one.found
+    return settings
+
+
+def moved(found: Mapping[str, Crossover]) -> bool | None:
+    """Whether the last implementation's crossover lies wholly below that of the first; None where
+    their intervals meet."""
+    start, *_, end = *found.values(), *found.values()
+    return True if end.high < start.low else False if end.low > start.high else None

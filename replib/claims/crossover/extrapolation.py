@@ -1,7 +1,7 @@
 """The 2022 article's four points, and how far its crossover moves with the model."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -26,7 +26,7 @@ MODEL_DASHES = {
 
 
 def extrapolation_chart(
-    published: Mapping[str, Any], regressions: Iterable[Regression], *, title: str
+    published: Mapping[str, Any], regressions: Sequence[Regression]
 ) -> alt.LayerChart:
     """The article's four lengths, and how far its crossover moves with the model of the softmax.
 
@@ -34,9 +34,6 @@ def extrapolation_chart(
         published: `published()["dm2022"]`.
         regressions: of `statistics.article_regression` on its table, one a model.
     """
-    regressions = list(regressions)
-    if not regressions:
-        return style.no_data(title)
     shortest, longest, last = min(published["N"]), max(published["N"]), 8192
     curves = fitted_curves(regressions, [2 ** (i / 8) for i in range(8 * 3, 8 * 13 + 1)])
     points = pl.DataFrame(
@@ -67,7 +64,7 @@ def extrapolation_chart(
     ]
     return style.finished(
         alt.layer(*layers),
-        title,
+        f"Four points up to N = {longest}, extended to {last}",
         published["gpu"] + " (the article's measurements)",
         "Fits through the article's four lengths, extended to N = 8192, and where they cross.",
         style.TALL,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from replib.claims.common import ARTICLE_CROSSOVER, PAPER_CROSSOVER, judged_linear, name_of, work_of
-from replib.claims.crossover.crossings import crossings
+from replib.claims.crossover.crossings import crossings, moved
 from replib.lab.statistics import Crossover
 from replib.lab.store import Row
 from replib.lab.verdict import (
@@ -114,15 +114,12 @@ def implementations_verdict(settings: Mapping[str, Mapping[str, Crossover]]) -> 
     """
     criteria = []
     for setting, found in settings.items():
-        names = list(found)
-        first, last = names[0], names[-1]
-        start, end = found[first], found[last]
-        met = True if end.high < start.low else False if end.low > start.high else None
+        first, *_, last = *found, *found
         figure = "; ".join(f"{name} {crossover_text(one)}" for name, one in found.items())
         text = f"{setting}: {last} crosses before {first}"
         if first == last:
             text = f"{setting}: two implementations or more"
-        criteria.append(Criterion(text, met, figure))
+        criteria.append(Criterion(text, moved(found), figure))
     names = dict.fromkeys(name for found in settings.values() for name in found)
     spans = {
         name: crossovers_span([found[name] for found in settings.values() if name in found])

@@ -3,10 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import altair as alt
+import polars as pl
+
 from replib.claims.common import BOTH, judged_linear, name_of, order_of
 from replib.lab.run import variant_of
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
+from replib.pages import style
+from replib.pages.costs import growth_chart
 
 
 def table_1(article: Mapping[str, Any], steps: Sequence[Row]) -> str:
@@ -67,3 +72,43 @@ def _step_times(steps: Sequence[Row]) -> dict[tuple, float]:
 
 def _seconds(time_ms: float | None, n_steps: int) -> str:
     return "–" if time_ms is None else f"{time_ms * n_steps / 1000:z.0f}"
+
+
+def replication_chart(
+    frame: pl.DataFrame, published: Mapping[str, Any], *, title: str
+) -> alt.LayerChart:
+    """Seconds of a whole training against N: ours, projected from the step time, and Table 1 of Do
+    & Bergner 2022.
+
+    Args:
+        frame: of `frames.costs`, from step_time rows.
+        published: `published()["dm2022"]`.
+
+    Raises:
+        ValueError: a frame with two values at one N of a series.
+    """
+    style.check_single(frame)
+    steps = published["steps"]
+    ours = frame.with_columns(
+        value=pl.col("time_ms") * steps / 1000,
+        low=pl.col("q25") * steps / 1000,
+        high=pl.col("q75") * steps / 1000,
+    )
+    article = pl.DataFrame(
+        [
+            {
+                "attention": attention,
+                "implementation": "2022 article",
+                "series": f"{attention} (2022 article)",
+                "seq_len": n,
+                "value": float(seconds),
+                "outcome": "ok",
+                "device": published["gpu"] + " (article)",
+                "source": "recorded",
+            }
+            for attention in ("softmax", "linear")
+            for n, seconds in zip(published["N"], published[f"{attention}_s"], strict=True)
+        ]
+    )
+    drawn = pl.concat([ours, article], how="diagonal")
+    return growth_chart(drawn, f"time of {steps} steps (s)", title, guides=False)
