@@ -12,14 +12,13 @@ app = marimo.App(width="medium", app_title="Linear scaling")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib.claims import scaling
+    from replib.claims import cost_page, scaling
     from replib.claims.scaling import page
     from replib.lab.recorded import old_rows
     from replib.pages import controls, frames
     from replib.pages.controls import Control
     from replib.pages.costs import cost_chart
     from replib.pages.live import LiveRuns
-    from replib.pages.live_jobs import live_cost_jobs
 
 
 @app.cell(hide_code=True)
@@ -90,9 +89,9 @@ def _():
         Control("n_heads", "Heads", (1, 2, 4, 8, 16), 8),
         Control("head_dim", "Head size", (8, 16, 32, 64, 128), 32),
         Control("repeats", "Repeats", (1, 3, 5, 7, 15, 31), 5),
-        controls.WORK,
+        cost_page.WORK,
         controls.DEVICE,
-        controls.variants(),
+        cost_page.variants(),
     ]
     panel, _shown = controls.panel(PARAMETERS)
     _shown
@@ -115,7 +114,7 @@ def _():
 def _(auto, get_changes, live, set_changes, settings):
     get_changes()
     jobs, run, stop, tick, _shown = controls.run_panel(
-        live, live_cost_jobs, settings, auto, set_changes, auto
+        live, cost_page.live_jobs, settings, auto, set_changes, auto
     )
     _shown
     return jobs, run, stop, tick

@@ -12,14 +12,13 @@ app = marimo.App(width="medium", app_title="Speed crossover")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib.claims import crossover
+    from replib.claims import cost_page, crossover
     from replib.claims.crossover import charts, extrapolation, page
     from replib.claims.crossover import steps as training_steps
     from replib.lab.statistics import article_fits
     from replib.pages import controls, frames
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
-    from replib.pages.live_jobs import live_cost_jobs
     from replib.published import published
 
 
@@ -77,7 +76,7 @@ def _(recorded):
     mo.ui.tabs(
         {
             _text.capitalize(): charts.crossings_chart(recorded.rows["crossover"], _work)
-            for _work, _text in reversed(controls.WORK_LABELS.items())
+            for _work, _text in reversed(cost_page.WORK_LABELS.items())
         }
     )
     return
@@ -110,9 +109,9 @@ def _():
         Control("n_heads", "Heads", (1, 2, 4, 8, 16), 8),
         Control("head_dim", "Head size", (8, 16, 32, 64, 128), 32),
         Control("repeats", "Repeats", (3, 5, 7, 15, 31), 7),
-        controls.WORK,
+        cost_page.WORK,
         controls.DEVICE,
-        controls.variants(),
+        cost_page.variants(),
     ]
     panel, _shown = controls.panel(PARAMETERS)
     _shown
@@ -135,7 +134,7 @@ def _():
 def _(auto, get_changes, live, set_changes, settings):
     get_changes()
     jobs, run, stop, tick, _shown = controls.run_panel(
-        live, live_cost_jobs, settings, auto, set_changes, auto
+        live, cost_page.live_jobs, settings, auto, set_changes, auto
     )
     _shown
     return jobs, run, stop, tick

@@ -16,7 +16,6 @@ with app.setup(hide_code=True):
     from replib.claims.capacity import page as parts
     from replib.pages import controls
     from replib.pages.live import LiveRuns
-    from replib.pages.live_jobs import live_retrieval_jobs
     from replib.published import published
 
 
@@ -212,7 +211,7 @@ def _():
 def _(auto, get_changes, live, set_changes, settings):
     get_changes()
     jobs, run, stop, tick, _shown = controls.run_panel(
-        live, live_retrieval_jobs, settings, auto, set_changes, auto
+        live, parts.live_jobs, settings, auto, set_changes, auto
     )
     _shown
     return jobs, run, stop, tick

@@ -38,7 +38,6 @@ from replib.pages.live import (
     predicted_seconds,
     refusal,
 )
-from replib.pages.live_jobs import ALL_VARIANTS, refused_variants
 
 failures.show_on_pages()
 
@@ -111,18 +110,7 @@ class Control:
 
 
 WORK_LABELS = {"forward": "forward", "forward_backward": "forward and backward"}
-WORK = Control("work", "Work", tuple(WORK_LABELS), "forward_backward", labels=WORK_LABELS)
 DEVICE = Control("device", "Device", ("auto", "cpu", *["cuda"] * torch.cuda.is_available()), "auto")
-
-
-def variants() -> Control:
-    """The choice of mechanisms, options and kernels, of those that can run on this machine. It
-    begins with the one compiled for the device, beside what is to be had everywhere."""
-    refused = refused_variants()
-    offered = tuple(name for name in ALL_VARIANTS if name not in refused)
-    first = ("softmax textbook", "softmax fused", "linear torch", f"linear {resolve_device().type}")
-    default = tuple(name for name in offered if name in first)
-    return Control("variants", "Attention", offered, default, refused=refused)
 
 
 def initial_values(

@@ -8,7 +8,7 @@ import altair as alt
 import polars as pl
 
 from replib.claims.capacity.frames import retrieval_frame
-from replib.claims.capacity.judge import GRID_STEP, SOLVED_LOSS, keys_text, least_loss
+from replib.claims.capacity.memories import GRID_STEP, SOLVED_LOSS, keys_text, least_loss
 from replib.claims.claim import Figure, Rows
 from replib.fast_weights import RetrievalConfig
 from replib.lab.statistics import Threshold, solved_threshold

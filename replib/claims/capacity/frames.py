@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from replib.claims.capacity.judge import (
+from replib.claims.capacity.memories import (
     MEMORIES,
     SOLVED_LOSS,
     label,

@@ -13,18 +13,18 @@ import torch
 
 from replib.attention.dpfp import DPFPAttention
 from replib.attention.performer import PerformerAttention
-from replib.claims.capacity import filling
+from replib.claims.capacity import filling, memories, tables
 from replib.claims.capacity import filling_charts as charts
 from replib.claims.capacity import frames as frames_memory
-from replib.claims.capacity import judge as claims_memory
 from replib.claims.capacity.charts import capacity_chart, solved_chart, update_rules_chart
 from replib.claims.capacity.filling import FillConfig, Filling
-from replib.fast_weights import FEATURES, UPDATE_RULES
+from replib.claims.capacity.grid import NO_EPS, retrieval_config
+from replib.fast_weights import FEATURES, UPDATE_RULES, MemoryConfig, RetrievalConfig
+from replib.lab.run import RetrievalJob
 from replib.lab.store import Row
 from replib.pages import controls, frames
 from replib.pages.controls import Control
 from replib.pages.live import in_passing_thread
-from replib.pages.live_jobs import RETRIEVAL_SETTINGS
 
 Result = TypeVar("Result")
 
@@ -35,7 +35,7 @@ FEATURE_LABELS = {
 }
 TITLES = {"capacity": "Every key once", "update_rules": "Keys come back"}
 # The experiments whose rows the page shows.
-RECORDED = (*TITLES, claims_memory.MEANS, claims_memory.WITHOUT_EPS)
+RECORDED = (*TITLES, memories.MEANS, memories.WITHOUT_EPS)
 PERFORMER_SIZES = (64, 128, 512)
 PAUSE_S = 0.04  # after each picture of a memory that is filled
 MAX_FRAMES = 40  # of them: a browser needs some 0.2 s for each
@@ -111,7 +111,7 @@ SWITCHES = Control(
 
 
 def chosen_defects(elements: mo.ui.dictionary) -> dict[str, Any]:
-    """The switches as settings of `live_retrieval_jobs`, and in the URL."""
+    """The switches as settings of `live_jobs`, and in the URL."""
     on = controls.switched_on(elements, SWITCHES.name)
     return {
         "eval_half_length": "eval_half_length" in on,
@@ -138,16 +138,13 @@ def side_by_side(*charts_shown: alt.LayerChart, least: str = "22rem") -> mo.Html
 def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str, Any]) -> mo.Html:
     """The recorded curves of both settings, how long they took and of how many seeds they are, with
     tables, and how many keys those of the first solve."""
-    tables = {
-        "capacity": claims_memory.capacity_table,
-        "update_rules": claims_memory.update_rules_table,
-    }
+    made = {"capacity": tables.capacity_table, "update_rules": tables.update_rules_table}
     tabs = {
         title: mo.vstack(
             [
                 recorded_chart(recorded[name], published, name),
-                mo.md(f"*Recorded: {claims_memory.recording(recorded[name])}.*"),
-                mo.accordion({"As a table": _table(tables[name], recorded[name], published)}),
+                mo.md(f"*Recorded: {tables.recording(recorded[name])}.*"),
+                mo.accordion({"As a table": _table(made[name], recorded[name], published)}),
             ]
         )
         for name, title in TITLES.items()
@@ -488,3 +485,47 @@ def _crosstalk_charts(config: FillConfig) -> list[alt.LayerChart]:
             subtitle="all at 1 if no key disturbed another",
         ),
     ]
+
+
+RETRIEVAL_SETTINGS = {"every key once": False, "keys come back": True}
+"""Whether keys are drawn with replacement: settings 1 and 2 of the paper."""
+
+
+MIN_EVALUATIONS = 10  # of a live run; from 1000 steps on they are 100 steps apart, as published
+
+
+def live_jobs(values: Mapping[str, Any]) -> list[RetrievalJob]:
+    """The runs that the fast weights notebook's controls ask for; a job a mechanism, its seeds
+    together. Softmax attention has no update rule. With the most steps and all defects off a run is
+    as published.
+
+    Raises:
+        ValueError: evaluation on half the length where every key comes once.
+    """
+    jobs = []
+    for attention in values["attention"]:
+        options = {
+            "dpfp": DPFPAttention.Options(nu=values["nu"]),
+            "performer": PerformerAttention.Options(n_directions=values["n_directions"]),
+        }
+        mended = attention == "performer" and not values["published_eps"]
+        model = MemoryConfig(
+            attention=attention,
+            options=options.get(attention),
+            update_rule="sum" if attention == "softmax" else values["update_rule"],
+            head_dim=values["head_dim"],
+            **({"eps": NO_EPS} if mended else {}),
+        )
+        config = retrieval_config(
+            values["n_keys"],
+            model,
+            with_replacement=RETRIEVAL_SETTINGS[values["setting"]],
+            n_steps=values["n_steps"],
+            eval_every=max(
+                1, min(RetrievalConfig.eval_every, values["n_steps"] // MIN_EVALUATIONS)
+            ),
+            eval_half_length=values["eval_half_length"],
+            report=values["report"],
+        )
+        jobs.append(RetrievalJob(config=config, seeds=tuple(range(values["seeds"]))))
+    return jobs

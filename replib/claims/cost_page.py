@@ -1,4 +1,4 @@
-"""The jobs that the controls of a notebook ask for."""
+"""What the pages of scaling and of the crossover share: the choice of kernels, and the jobs."""
 
 import math
 from collections.abc import Mapping
@@ -7,13 +7,10 @@ from typing import Any
 import torch
 
 from replib.attention import ATTENTION
-from replib.attention.dpfp import DPFPAttention
-from replib.attention.performer import PerformerAttention
-from replib.claims.capacity.grid import NO_EPS, retrieval_config
 from replib.device import resolve_device
-from replib.fast_weights import MemoryConfig, RetrievalConfig
-from replib.lab.run import CostJob, RetrievalJob, unavailable
+from replib.lab.run import CostJob, unavailable
 from replib.lab.timing import CostConfig, tokens_batch
+from replib.pages.controls import WORK_LABELS, Control
 
 ALL_VARIANTS = {
     f"{attention} {name}".strip(): (attention, options, kernel)
@@ -23,7 +20,7 @@ ALL_VARIANTS = {
 """Every mechanism with the options and kernels that it offers, by the name that controls show."""
 
 
-def live_cost_jobs(values: Mapping[str, Any]) -> list[CostJob]:
+def live_jobs(values: Mapping[str, Any]) -> list[CostJob]:
     """The points that a cost notebook's controls ask for; a job a length, shortest first.
 
     `tokens` scales the batch inversely with N, and is the longest N at least, so that every batch
@@ -61,48 +58,6 @@ def live_cost_jobs(values: Mapping[str, Any]) -> list[CostJob]:
     return jobs
 
 
-RETRIEVAL_SETTINGS = {"every key once": False, "keys come back": True}
-"""Whether keys are drawn with replacement: settings 1 and 2 of the paper."""
-MIN_EVALUATIONS = 10  # of a live run; from 1000 steps on they are 100 steps apart, as published
-
-
-def live_retrieval_jobs(values: Mapping[str, Any]) -> list[RetrievalJob]:
-    """The runs that the fast weights notebook's controls ask for; a job a mechanism, its seeds
-    together. Softmax attention has no update rule. With the most steps and all defects off a run is
-    as published.
-
-    Raises:
-        ValueError: evaluation on half the length where every key comes once.
-    """
-    jobs = []
-    for attention in values["attention"]:
-        options = {
-            "dpfp": DPFPAttention.Options(nu=values["nu"]),
-            "performer": PerformerAttention.Options(n_directions=values["n_directions"]),
-        }
-        mended = attention == "performer" and not values["published_eps"]
-        model = MemoryConfig(
-            attention=attention,
-            options=options.get(attention),
-            update_rule="sum" if attention == "softmax" else values["update_rule"],
-            head_dim=values["head_dim"],
-            **({"eps": NO_EPS} if mended else {}),
-        )
-        config = retrieval_config(
-            values["n_keys"],
-            model,
-            with_replacement=RETRIEVAL_SETTINGS[values["setting"]],
-            n_steps=values["n_steps"],
-            eval_every=max(
-                1, min(RetrievalConfig.eval_every, values["n_steps"] // MIN_EVALUATIONS)
-            ),
-            eval_half_length=values["eval_half_length"],
-            report=values["report"],
-        )
-        jobs.append(RetrievalJob(config=config, seeds=tuple(range(values["seeds"]))))
-    return jobs
-
-
 def refused_variants() -> dict[str, str]:
     """The names of ALL_VARIANTS that can run on no device of this machine, each with the reason."""
     kinds = ["cpu", *["cuda"] * torch.cuda.is_available()]
@@ -113,3 +68,16 @@ def refused_variants() -> dict[str, str]:
         if all(reasons):
             refused[name] = reasons[0]
     return refused
+
+
+WORK = Control("work", "Work", tuple(WORK_LABELS), "forward_backward", labels=WORK_LABELS)
+
+
+def variants() -> Control:
+    """The choice of mechanisms, options and kernels, of those that can run on this machine. It
+    begins with the one compiled for the device, beside what is to be had everywhere."""
+    refused = refused_variants()
+    offered = tuple(name for name in ALL_VARIANTS if name not in refused)
+    first = ("softmax textbook", "softmax fused", "linear torch", f"linear {resolve_device().type}")
+    default = tuple(name for name in offered if name in first)
+    return Control("variants", "Attention", offered, default, refused=refused)
