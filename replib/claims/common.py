@@ -1,9 +1,10 @@
 """What the grids of several claims share: models, variants, seeds."""
 
-import json
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 from replib.attention.lsh import LSHAttention
+from replib.lab.recorded import config_of
 from replib.lab.run import Job, TrainingJob, variant_of
 from replib.lab.store import Row
 from replib.models import TransformerConfig
@@ -89,8 +90,9 @@ def seed_jobs(configs: list[TrainingConfig], n_seeds: int) -> list[Job]:
 
 
 def setting_of(row: Row) -> str:
-    model = row["config"]["model"] | {"attention": None, "options": None, "kernel": None}
-    return json.dumps(row["config"] | {"model": model}, sort_keys=True)
+    config = config_of(row)
+    model = replace(config.model, attention="softmax", options=None, kernel=None)
+    return repr(replace(config, model=model))
 
 
 Variant = tuple[str, str | None]
@@ -127,13 +129,14 @@ def judged_linear(rows: Sequence[Row]) -> str | None:
 
 
 def _point(row: Row) -> Hashable:
-    config = row["config"]
-    return config.get("task", config)["seq_len"], config["batch_size"], config.get("work")
+    config = config_of(row)
+    seq_len = getattr(config, "task", config).seq_len
+    return seq_len, config.batch_size, getattr(config, "work", None)
 
 
 def work_of(rows: Sequence[Row]) -> str:
     """The work that is judged: forward and backward where it was measured, else the other."""
-    measured = {row["config"]["work"] for row in rows}
+    measured = {config_of(row).work for row in rows}
     return "forward" if measured == {"forward"} else "forward_backward"
 
 

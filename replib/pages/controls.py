@@ -15,7 +15,7 @@ import torch
 
 from replib.device import resolve_device
 from replib.lab import recorded
-from replib.lab.run import variant_of
+from replib.lab.recorded import config_of
 from replib.lab.store import Row
 from replib.lab.text import LEFT, as_text, markdown_table
 from replib.lab.verdict import (
@@ -445,7 +445,7 @@ def how_measured(rows: Sequence[Row]) -> str:
     short = [
         (len(row["summary"]["time_ms_samples"]), row["summary"][ASKED])
         for row in timed
-        if row["config"].get("span") != "stream"  # is timed once, token by token
+        if getattr(config_of(row), "span", None) != "stream"  # is timed once, token by token
     ]
     if short and min(n for n, _ in short) < max(asked for _, asked in short):
         asked = max(asked for _, asked in short)
@@ -596,50 +596,40 @@ def history(live: LiveRuns) -> mo.Html:
 
 
 def _history_line(row: Row) -> list[str]:
-    config, summary = row["config"], row["summary"]
-    if "n_keys" in config.get("task", {}):
-        what = _retrieval_text(row)
-        result = row["detail"] or ""
-        if (best := summary.get("best_loss")) is not None:
-            result = f"best loss {best:.4f} in {summary['n_steps']} steps, ended: " + (
-                summary["reason"] or row["outcome"]
-            )
-    elif "model" in config:
-        loss, accuracy = summary.get("final_loss"), summary.get("final_accuracy")
-        what = (
-            f"{config['model']['attention']}, N = {config['task']['seq_len']}, batch "
-            f"{config['batch_size']}, {config['n_steps']} steps, seed {row['seed']}"
+    """What a run was of, how it ended, and its result."""
+    config, summary = config_of(row), row["summary"]
+    result, loss = row["detail"] or "", summary.get("final_loss")
+    if (time_ms := summary.get("time_ms")) is not None:
+        step = "a step " if hasattr(config, "task") else ""
+        result = f"{step}{time_ms:.3g} ms"
+    elif (best := summary.get("best_loss")) is not None and "solved" in summary:
+        result = f"best loss {best:.4f} in {summary['n_steps']} steps, ended: " + (
+            summary["reason"] or row["outcome"]
         )
-        if config.get("defects"):
-            what += f", {', '.join(config['defects'])}"
-        time_ms = summary.get("time_ms")
-        result = row["detail"] or "" if time_ms is None else f"a step {time_ms:.3g} ms"
-        if loss is not None:
-            result = f"loss {loss:.4f} nats a token, accuracy {accuracy:.1%}"
-    elif "way" in config:
-        time_ms = summary.get("time_ms")
-        what = (
-            f"{config['way']}, {config['span']}, N = {config['seq_len']}, batch "
-            f"{config['batch_size']}, "
-            f"{sizes_text(config['n_layers'], config['n_heads'], config['head_dim'])}"
-        )
-        result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"
+    elif loss is not None:
+        result = f"loss {loss:.4f} nats a token, accuracy {summary['final_accuracy']:.1%}"
+    return [words(config, row["seed"]), row["outcome"], as_text(result)]
+
+
+def words(config: Any, seed: int) -> str:
+    """A run, in a line: what is asked of a config is what it has."""
+    model, task = getattr(config, "model", config), getattr(config, "task", config)
+    said = [" ".join(filter(None, getattr(model, "variant", (getattr(model, "way", None),))))]
+    if getattr(model, "update_rule", None) and model.attention != "softmax":
+        said.append(model.update_rule)
+    if hasattr(model, "span"):
+        said.append(model.span)
+    said.append(f"S = {task.n_keys}" if hasattr(task, "n_keys") else f"N = {task.seq_len}")
+    if hasattr(task, "with_replacement"):
+        said.append(f"D = {model.head_dim}")
+        said += ["keys come back"] * task.with_replacement
+        said += ["evaluated on half the length"] * config.eval_half_length
     else:
-        time_ms = summary.get("time_ms")
-        what = (
-            f"{config['attention']} ({variant_of(row)[1]}), N = {config['seq_len']}, "
-            f"batch {config['batch_size']}, {WORK_LABELS[config['work']]}"
-        )
-        result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"
-    return [what, row["outcome"], as_text(result)]
-
-
-def _retrieval_text(row: Row) -> str:
-    """What a run of associative retrieval was of."""
-    config, seed = row["config"], row["seed"]
-    model, task = config["model"], config["task"]
-    name = " ".join(filter(None, variant_of(row)))
-    rule = "" if model["attention"] == "softmax" else f", {model['update_rule']}"
-    again = ", keys come back" if task["with_replacement"] else ""
-    half = ", evaluated on half the length" if config["eval_half_length"] else ""
-    return f"{name}{rule}, S = {task['n_keys']}, D = {model['head_dim']}{again}{half}, seed {seed}"
+        said.append(f"batch {config.batch_size}")
+    if hasattr(model, "span"):
+        said.append(sizes_text(model.n_layers, model.n_heads, model.head_dim))
+    if hasattr(config, "work"):
+        said.append(WORK_LABELS[config.work])
+    elif hasattr(config, "task"):
+        said += [f"{config.n_steps} steps"] * (not hasattr(task, "n_keys")) + [f"seed {seed}"]
+    return ", ".join([*said, *getattr(config, "defects", ())])

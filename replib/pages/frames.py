@@ -7,16 +7,19 @@ for one; `source` tells runs of this session ("live") from committed ones ("reco
 nats a token, accuracies shares.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
+from replib.lab.recorded import config_of
 from replib.lab.run import variant_of
 from replib.lab.store import Row
+from replib.lab.timing import CostConfig
+from replib.training import TrainingConfig
 
 _RUN = {
     "attention": pl.String,
@@ -135,10 +138,9 @@ def steps_alike(rows: Sequence[Row]) -> list[Row]:
     setting that most are of, as a chart has one value for each."""
 
     def setting(row: Row) -> str:
-        config = row["config"]
-        model = config["model"] | {"attention": None, "options": None, "kernel": None}
-        task = config["task"] | {"seq_len": None}
-        return json.dumps(config | {"model": model, "task": task}, sort_keys=True)
+        config = config_of(row)
+        model = replace(config.model, attention="softmax", options=None, kernel=None)
+        return repr(replace(config, model=model, task=replace(config.task, seq_len=8)))
 
     most = Counter(map(setting, rows)).most_common(1)
     return [row for row in rows if setting(row) == most[0][0]]
@@ -149,7 +151,7 @@ def _cost(row: Row) -> dict[str, Any]:
     figures = ("time_ms", "time_ms_samples", "time_ms_per_sample")
     figures += ("memory_bytes", "memory_bytes_per_sample")
     return (
-        _cost_config(row["config"])
+        _cost_config(config_of(row))
         | mechanism(*variant_of(row))
         | {name: summary.get(name) for name in figures}
         | {"q25": summary.get("time_ms_q25"), "q75": summary.get("time_ms_q75")}
@@ -158,28 +160,22 @@ def _cost(row: Row) -> dict[str, Any]:
     )
 
 
-def _cost_config(config: dict[str, Any]) -> dict[str, Any]:
-    if "task" not in config:
-        kept = ("seq_len", "batch_size", "n_heads", "head_dim", "work")
-        return {name: config.get(name) for name in kept}
-    model = config["model"]
-    return {
-        "seq_len": config["task"]["seq_len"],
-        "batch_size": config["batch_size"],
-        "n_heads": model["n_heads"],
-        "head_dim": model["d_model"] // model["n_heads"],
-        "work": "training_step",
-        "n_steps": config["n_steps"],
-    }
+def _cost_config(config: CostConfig | TrainingConfig) -> dict[str, Any]:
+    kept = ("seq_len", "batch_size", "n_heads", "head_dim", "work")
+    if not hasattr(config, "task"):
+        return {name: getattr(config, name) for name in kept}
+    model = config.model
+    values = config.task.seq_len, config.batch_size, model.n_heads, model.head_dim, "training_step"
+    return dict(zip(kept, values, strict=True)) | {"n_steps": config.n_steps}
 
 
 def _run(row: Row) -> dict[str, Any]:
-    config, model = row["config"], row["config"]["model"]
+    config, model = config_of(row), config_of(row).model
     return (
         mechanism(*variant_of(row))
-        | {"seq_len": config["task"]["seq_len"], "seed": row["seed"]}
-        | {name: config.get(name) for name in ("batch_size", "n_steps", "lr")}
-        | {name: model.get(name) for name in ("n_layers", "n_heads", "d_model")}
+        | {"seq_len": config.task.seq_len, "seed": row["seed"]}
+        | {name: getattr(config, name) for name in ("batch_size", "n_steps", "lr")}
+        | {name: getattr(model, name, None) for name in ("n_layers", "n_heads", "d_model")}
         | origin(row)
     )
 

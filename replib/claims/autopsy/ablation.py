@@ -5,7 +5,6 @@ Rows are those of the experiments `autopsy` (losses) and `autopsy_time` (steps).
 in an otherwise mended run, or *alone off* in an otherwise broken one.
 """
 
-import json
 import math
 import statistics
 from collections import Counter
@@ -20,6 +19,7 @@ from replib.claims.autopsy.article_losses import (
     bag_entropy,
 )
 from replib.claims.autopsy.defects import all_defects, article_defects, loss_defects
+from replib.lab.recorded import config_of
 from replib.lab.statistics import difference_interval
 from replib.lab.store import Row
 from replib.tasks import SequenceCopy
@@ -57,25 +57,25 @@ def ablated(rows: Sequence[Row]) -> dict[Key, list[Row]]:
     seed the last, one with all defects before one without those that are merely slow."""
     sizes = Counter(map(_size, rows))
     found: dict[Key, dict[int, Row]] = {}
-    for row in sorted(rows, key=lambda row: len(row["config"]["defects"])):
-        model = row["config"]["model"]
-        role = role_of(model["attention"], row["config"]["defects"])
+    for row in sorted(rows, key=lambda row: len(config_of(row).defects)):
+        model = config_of(row).model
+        role = role_of(model.attention, config_of(row).defects)
         kept = row["outcome"] in ("ok", "diverged") and _size(row) == sizes.most_common(1)[0][0]
         if role is not None and kept:
-            key = (model["attention"], seq_len_of(row), *role)
+            key = (model.attention, seq_len_of(row), *role)
             found.setdefault(key, {})[row["seed"]] = row
     return {key: list(some.values()) for key, some in found.items()}
 
 
 def _size(row: Row) -> str:
-    config = row["config"]
-    model = {name: config["model"][name] for name in ("n_layers", "n_heads", "d_model", "norm")}
-    return json.dumps([model, config["n_steps"], row["provenance"]["device_name"]])
+    config, model = config_of(row), config_of(row).model
+    sizes = model.n_layers, model.n_heads, model.d_model, model.norm
+    return repr((sizes, config.n_steps, row["provenance"]["device_name"]))
 
 
 def seq_len_of(row: Row) -> int:
     """The N of a row."""
-    return row["config"]["task"]["seq_len"]
+    return config_of(row).task.seq_len
 
 
 def lengths_of(rows: Sequence[Row]) -> list[int]:

@@ -51,6 +51,7 @@ from replib.claims.autopsy.step_times import (
 from replib.claims.claim import Figure, Rows
 from replib.claims.common import LOSS_MARGIN
 from replib.claims.crossover.extrapolation import MODELS, fitted_curves, measured_range
+from replib.lab.recorded import config_of
 from replib.lab.store import Row
 from replib.lab.verdict import device_names, three_digits
 from replib.pages import style
@@ -502,8 +503,8 @@ def _names_of_curves(found: Prediction, curves: pl.DataFrame) -> alt.Chart:
 
 def switches_curves(rows: Sequence[Row]) -> alt.LayerChart:
     """Loss while learning with the chosen switches (solid) and mended (dashed)."""
-    frame, config = frames.curves(rows), rows[0]["config"]
-    title = f"N = {config['task']['seq_len']}, {config['n_steps']} steps"
+    frame, config = frames.curves(rows), config_of(rows[0])
+    title = f"N = {config.task.seq_len}, {config.n_steps} steps"
     drawn = frame.with_columns(value=pl.col("loss").clip(lower_bound=LOSS_FLOOR)).select(
         "attention", "switches", "seed", "run_id", "step", "value", "loss", "accuracy"
     )

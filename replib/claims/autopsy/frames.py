@@ -32,6 +32,7 @@ from replib.claims.autopsy.article_losses import (
 )
 from replib.claims.autopsy.defects import DEFECTS, article_defects
 from replib.claims.autopsy.step_times import Attribution, Part, time_effects
+from replib.lab.recorded import config_of
 from replib.lab.statistics import Ratio
 from replib.lab.store import Row
 from replib.pages import frames
@@ -253,7 +254,7 @@ def curves(rows: Sequence[Row]) -> pl.DataFrame:
     """`frames.training_curves` with `switches`: "mended" or "with switches"."""
     parts = [
         frames.training_curves([row]).with_columns(
-            switches=pl.lit("with switches" if row["config"]["defects"] else MENDED)
+            switches=pl.lit("with switches" if config_of(row).defects else MENDED)
         )
         for row in rows
     ]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replib.claims.autopsy.defects import DEFECTS, full_size_defects
+from replib.lab.recorded import config_of
 from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.store import Row
 
@@ -41,7 +42,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        if not any(row["config"]["defects"] for row in self.rows):
+        if not any(config_of(row).defects for row in self.rows):
             return MENDED
         named = " and ".join(BUT_FOR.get(one, DEFECTS[one].title) for one in self.mended)
         batch = "" if self.batch == BATCH else f", batch {self.batch}"
@@ -50,7 +51,7 @@ class Variant:
 
     @property
     def n_steps(self) -> int:
-        return self.rows[0]["config"]["n_steps"]
+        return config_of(self.rows[0]).n_steps
 
     @property
     def ends(self) -> list[float]:
@@ -70,7 +71,7 @@ class Variant:
 def end_of(row: Row) -> float:
     """The median loss of a run's last steps (END), which a spike does not move."""
     curve = zip(row["curve"]["step"], row["curve"]["loss"], strict=True)
-    first = row["config"]["n_steps"] * (1 - END)
+    first = config_of(row).n_steps * (1 - END)
     return statistics.median(loss for step, loss in curve if step > first)
 
 
@@ -78,10 +79,10 @@ def variants(rows: Sequence[Row]) -> list[Variant]:
     """Finished runs of the article's size, by what is mended; of each seed the last."""
     found: dict[tuple, dict[int, Row]] = {}
     for row in rows:
-        config = row["config"]
-        if row["outcome"] != "ok" or config["task"]["seq_len"] != SEQ_LEN:
+        config = config_of(row)
+        if row["outcome"] != "ok" or config.task.seq_len != SEQ_LEN:
             continue
-        attention, defects = config["model"]["attention"], config["defects"]
+        attention, defects = config.model.attention, config.defects
         every = full_size_defects(attention)
         batch = 4 * BATCH if "batch_32" in defects else BATCH
         off = tuple(one for one in every if one not in (*defects, "batch_32"))

@@ -28,6 +28,7 @@ from replib.claims.autopsy.ablation import (
 from replib.claims.autopsy.defects import DEFECTS
 from replib.claims.autopsy.step_times import Attribution, attribution, step_times
 from replib.claims.common import LOSS_MARGIN
+from replib.lab.recorded import config_of
 from replib.lab.statistics import Ratio, Total, ratio
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
@@ -265,7 +266,7 @@ def _slower(ablation: Ablation, defect: str, n: int) -> Judged | None:
     if not any(one for side in solved for one in side):
         return None, "neither learns"
     steps = [
-        [math.log(one or row["config"]["n_steps"]) for one, row in zip(side, some, strict=True)]
+        [math.log(one or config_of(row).n_steps) for one, row in zip(side, some, strict=True)]
         for side, some in zip(solved, runs, strict=True)
     ]
     found = difference(*steps)

@@ -38,6 +38,7 @@ from replib.claims.autopsy.step_times import (
     step_times,
 )
 from replib.claims.common import ARTICLE_CROSSOVER, replication_model
+from replib.lab.recorded import config_of
 from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.statistics import Crossover, Ratio, ratio, wilson_interval
 from replib.lab.store import Row
@@ -74,11 +75,11 @@ def convergence(rows: Sequence[Row]) -> Verdict:
         for n in sorted({key[1] for key in runs if key[0] == "linear"})
         for name, which in what_decides(runs, n).items()
     ]
-    model = linear[0]["config"]["model"]
+    model = config_of(linear[0]).model
     learn = f"{len(linear) - len(failed)} of {len(linear)} mended linear runs learn to copy"
     told = {True: "it stands", False: "refuted, it does learn", None: "open"}[met]
     return Verdict(
-        f"{told}: {learn} (model size {model['d_model']}; the article's "
+        f"{told}: {learn} (model size {model.d_model}; the article's "
         f"{replication_model('linear').d_model})",
         (Criterion(text, met, figure),),
         (*evidence, *decisive),
@@ -97,7 +98,7 @@ def _solved(row: Row) -> bool:
 
 def _told_runs(key: Key, rows: Sequence[Row]) -> str:
     attention, seq_len, role, _ = key
-    n_steps = rows[0]["config"]["n_steps"]
+    n_steps = config_of(rows[0]).n_steps
     spikes = sum(row["summary"].get("n_spikes") or 0 for row in rows)
     steps = [row["summary"].get("steps_to_solved") for row in rows if _solved(row)]
     speed = f", after {statistics.median(steps):zg} steps (median)" if steps else ""

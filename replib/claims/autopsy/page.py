@@ -17,6 +17,7 @@ from replib.claims.autopsy.defects import DEFECTS, all_defects, article_defects
 from replib.claims.autopsy.grid import with_defects
 from replib.claims.common import laptop_copy, replication_model, seed_jobs
 from replib.claims.crossover.extrapolation import MODEL_NAMES
+from replib.lab.recorded import config_of
 from replib.lab.run import CostJob, Job, TrainingJob
 from replib.lab.statistics import SOFTMAX_MODELS, Total, measured_total, ratio
 from replib.lab.store import Row
@@ -175,7 +176,7 @@ def _switched_jobs(values: Mapping[str, Any]) -> list[TrainingJob | CostJob]:
 
 def _each_alone(times: Sequence[Row]) -> bool:
     """Whether rows are of more than a mechanism's mended and switched steps."""
-    sets = {(r["config"]["model"]["attention"], *r["config"]["defects"]) for r in times}
+    sets = {(config_of(r).model.attention, *config_of(r).defects) for r in times}
     return any(sum(one[0] == name for one in sets) > 2 for name, *_ in sets)
 
 
@@ -208,7 +209,7 @@ def comparison(losses: Sequence[Row], times: Sequence[Row]) -> str:
         if any(cells[column] != NONE_YET for cells in told.values())
     ]
     if not columns:
-        switched = any(row["config"]["defects"] for row in times)
+        switched = any(config_of(row).defects for row in times)
         return "" if switched or not times else "*All switches are off: turn one on to compare.*"
     lines = ([name, *(cells[one] for one in columns)] for name, cells in told.items())
     return markdown_table(["", *columns], lines)
@@ -219,7 +220,7 @@ NONE_YET = "–"
 
 def _compared(losses: Sequence[Row], times: Sequence[Row], attention: str) -> dict[str, str]:
     """What there is to say of a mechanism, by column."""
-    steps = {bool(row["config"]["defects"]): row for row in times if _of(row, attention)}
+    steps = {bool(config_of(row).defects): row for row in times if _of(row, attention)}
     totals = {on: _total(row) for on, row in steps.items() if row["outcome"] == "ok"}
     factor = NONE_YET
     if len(totals) == 2:
@@ -233,7 +234,7 @@ def _compared(losses: Sequence[Row], times: Sequence[Row], attention: str) -> di
 
 
 def _of(row: Row, attention: str) -> bool:
-    return row["config"]["model"]["attention"] == attention
+    return config_of(row).model.attention == attention
 
 
 def _total(row: Row) -> Total:
@@ -245,7 +246,7 @@ def _ends(rows: Sequence[Row], *, switched: bool) -> str:
     told = [
         f"{row['summary']['final_loss']:z.4f} ({row['summary']['final_accuracy']:z.0%})"
         for row in rows
-        if row["outcome"] == "ok" and bool(row["config"]["defects"]) == switched
+        if row["outcome"] == "ok" and bool(config_of(row).defects) == switched
     ]
     return ", ".join(told) or NONE_YET
 

@@ -26,6 +26,7 @@ from replib.claims.autopsy.ablation import (
 )
 from replib.claims.autopsy.defects import DEFECTS, all_defects
 from replib.claims.common import BOTH, judged_linear
+from replib.lab.recorded import config_of
 from replib.lab.run import variant_of
 from replib.lab.statistics import (
     Crossover,
@@ -195,12 +196,12 @@ def _share(one: Total, whole: Total) -> Ratio | None:
 
 
 def autopsied(steps: Sequence[Row]) -> list[Row]:
-    return [row for row in steps if "defects" in row["config"]]
+    return [row for row in steps if hasattr(config_of(row), "defects")]
 
 
 def step_crossovers(steps: Sequence[Row]) -> dict[str, Crossover]:
     """The crossover of the mended steps of `step_time`, against each softmax."""
-    steps = [row for row in steps if "defects" not in row["config"]]
+    steps = [row for row in steps if not hasattr(config_of(row), "defects")]
     samples = {
         (*variant_of(row), seq_len_of(row)): tuple(row["summary"]["time_ms_samples"])
         for row in steps

@@ -3,7 +3,6 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from replib.claims.autopsy.ablation import (
@@ -57,11 +56,13 @@ from replib.claims.autopsy.step_times import (
 )
 from replib.claims.common import BOTH, replication_model
 from replib.claims.crossover.extrapolation import MODEL_NAMES
+from replib.lab.recorded import config_of
 from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.statistics import SOFTMAX_MODELS, Ratio, Regression, article_regression
 from replib.lab.store import Row
 from replib.lab.text import LEFT, RIGHT, markdown_table
 from replib.lab.verdict import NOT_SUPPORTED, SUPPORTED, bound_text, crossover_place, ratio_text
+from replib.models import TransformerConfig
 from replib.tasks.copy import SequenceCopy
 
 
@@ -173,7 +174,7 @@ def _unlike(rows: Sequence[Row]) -> str:
     broken = [row for key, some in ablated(rows).items() if key[2] == BROKEN for row in some]
     if not broken:
         return "No broken run is recorded here yet."
-    here, theirs = broken[0]["config"]["model"], asdict(replication_model("linear"))
+    here, theirs = config_of(broken[0]).model, replication_model("linear")
     differ = "; ".join(
         f"{name} {_told_size(here, key)} for {_told_size(theirs, key)}"
         for key, name in SIZES.items()
@@ -204,10 +205,10 @@ SIZES = {
 }
 
 
-def _told_size(model: Mapping[str, Any], key: str) -> str:
+def _told_size(model: TransformerConfig, key: str) -> str:
     if key != "split":
-        return str(model[key])
-    heads, head_dim = split_again(model["n_heads"], model["d_model"] // model["n_heads"])
+        return str(getattr(model, key))
+    heads, head_dim = split_again(model.n_heads, model.head_dim)
     return f"{heads} of {head_dim}"
 
 
@@ -252,8 +253,8 @@ def recorded_text(rows: Sequence[Row]) -> str:
     runs = ablated(rows)
     if not runs:
         return "no run is recorded yet"
-    some = next(iter(runs.values()))[0]["config"]
-    model, told = some["model"], []
+    some = config_of(next(iter(runs.values()))[0])
+    model, told = some.model, []
     for role in ROLES:
         seeds = [len(found) for key, found in runs.items() if key[2] == role]
         often = _from_to(seeds) if seeds else "none yet"
@@ -262,13 +263,13 @@ def recorded_text(rows: Sequence[Row]) -> str:
         row
         for found in runs.values()
         for row in found
-        if tuple(row["config"]["defects"]) == article_defects("linear")
+        if tuple(config_of(row).defects) == article_defects("linear")
     ]
     slow = ", ".join(one.title for one in DEFECTS.values() if one.slow)
     return (
-        f"a {model['norm']}-norm model of {model['n_layers']} + {model['n_layers']} layers and "
-        f"{model['n_heads']} heads of {model['d_model'] // model['n_heads']} that trains for "
-        f"{some['n_steps']} steps. Seeds (a set is of one mechanism and N): {'; '.join(told)}. "
+        f"a {model.norm}-norm model of {model.n_layers} + {model.n_layers} layers and "
+        f"{model.n_heads} heads of {model.head_dim} that trains for {some.n_steps} "
+        f"steps. Seeds (a set is of one mechanism and N): {'; '.join(told)}. "
         f"{len(every)} broken linear runs have all defects; the others are without those that are "
         f"merely slow ({slow}), which change losses by rounding alone"
     )

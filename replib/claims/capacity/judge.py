@@ -21,7 +21,6 @@ from replib.claims.capacity.memories import (
     label,
     least_loss,
     loss_text,
-    memory_config,
     memory_of,
     named_losses,
     of_setting,
@@ -33,6 +32,7 @@ from replib.claims.capacity.memories import (
     typical,
 )
 from replib.fast_weights import RetrievalConfig
+from replib.lab.recorded import config_of
 from replib.lab.statistics import (
     CONFIDENCE,
     difference_interval,
@@ -132,7 +132,9 @@ def _at_most_features(found: Mapping[str, Losses]) -> Criterion:
 def _without_eps(rows: Sequence[Row], found: Mapping[str, Losses]) -> Iterator[str]:
     """What becomes of FAVOR+ without the ε that the published code adds to its normalisers."""
     named = [
-        (memory_config(row).published_name, row) for row in rows if row["experiment"] == WITHOUT_EPS
+        (config_of(row).model.published_name, row)
+        for row in rows
+        if row["experiment"] == WITHOUT_EPS
     ]
     diverged = Counter(name for name, row in named if row["outcome"] == "diverged")
     for name, losses in ordered(named_losses(named)):
@@ -248,8 +250,8 @@ def _of_means(rows: Sequence[Row], name: str, n_keys: int, theirs: float) -> str
         for row in rows
         if row["experiment"] == MEANS
         and row["outcome"] == "ok"
-        and row["config"]["task"]["n_keys"] == n_keys
-        and memory_of(row["config"]) == name
+        and config_of(row).task.n_keys == n_keys
+        and memory_of(config_of(row)) == name
     ]
     how = "the mean is of batches of which the last is smaller and counts as much"
     if n_keys > RetrievalConfig.eval_queries:

@@ -15,10 +15,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from replib.attention import options_of
 from replib.claims.capacity.grid import CAPACITY_MEMORIES, retrieval_config
 from replib.claims.update_rules.grid import UPDATE_RULE_MEMORIES
 from replib.fast_weights import MemoryConfig, RetrievalConfig
+from replib.lab.recorded import config_of
 from replib.lab.statistics import SolvedCounts, Threshold, solved_threshold
 from replib.lab.store import Row, plain
 from replib.lab.verdict import bound_text
@@ -62,30 +62,24 @@ def label(memory: MemoryConfig, *, rule: bool = False) -> str:
     return f"{name} ({memory.update_rule})" if rule else name
 
 
-def memory_of(config: Mapping[str, Any], *, half_length: bool = False) -> str | None:
+def memory_of(config: RetrievalConfig, *, half_length: bool = False) -> str | None:
     """The published name of a run's memory; None where its settings are not the published ones.
     Those of setting 2 are evaluated on the whole length, or, with `half_length`, as published."""
     for name, memory in MEMORIES.items():
-        if config["model"] == plain(memory):
-            task, options = config["task"], {"eval_half_length": True} if half_length else {}
-            options["with_replacement"] = task["with_replacement"]
-            if half_length and not task["with_replacement"]:
+        if config.model == memory:
+            task, options = config.task, {"eval_half_length": True} if half_length else {}
+            if half_length and not task.with_replacement:
                 return None
-            expected = plain(retrieval_config(task["n_keys"], memory, **options))
-            return name if expected == dict(config) else None
+            options["with_replacement"] = task.with_replacement
+            expected = retrieval_config(task.n_keys, memory, **options)
+            return name if plain(expected) == plain(config) else None
     return None
-
-
-def memory_config(row: Row) -> MemoryConfig:
-    """The memory that a row is of."""
-    model = row["config"]["model"]
-    return MemoryConfig(**model | {"options": options_of(model)})
 
 
 def best_losses(rows: Iterable[Row], *, half_length: bool = False) -> dict[str, Losses]:
     """The best loss of every run that has ended, by memory, S and seed; see `memory_of`."""
     return named_losses(
-        (memory_of(row["config"], half_length=half_length), row)
+        (memory_of(config_of(row), half_length=half_length), row)
         for row in rows
         if row["experiment"] not in (MEANS, WITHOUT_EPS)
     )
@@ -99,7 +93,7 @@ def named_losses(named: Iterable[tuple[str | None, Row]]) -> dict[str, Losses]:
             continue
         best = row["summary"].get("best_loss")
         by_keys = found.setdefault(name, {})
-        seeds = by_keys.setdefault(row["config"]["task"]["n_keys"], {})
+        seeds = by_keys.setdefault(config_of(row).task.n_keys, {})
         seeds[row["seed"]] = math.inf if best is None else best
     return {name: dict(sorted(by_keys.items())) for name, by_keys in found.items()}
 
@@ -155,7 +149,7 @@ def one_run(losses: Mapping[int, float]) -> Losses:
 
 
 def of_setting(rows: Sequence[Row], *, with_replacement: bool) -> dict[str, Losses]:
-    some = (row for row in rows if row["config"]["task"]["with_replacement"] == with_replacement)
+    some = (row for row in rows if config_of(row).task.with_replacement == with_replacement)
     return best_losses(some)
 
 

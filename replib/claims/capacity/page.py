@@ -20,6 +20,7 @@ from replib.claims.capacity.charts import capacity_chart, solved_chart, update_r
 from replib.claims.capacity.filling import FillConfig, Filling
 from replib.claims.capacity.grid import NO_EPS, retrieval_config
 from replib.fast_weights import FEATURES, UPDATE_RULES, MemoryConfig, RetrievalConfig
+from replib.lab.recorded import config_of
 from replib.lab.run import RetrievalJob
 from replib.lab.store import Row
 from replib.pages import controls, frames
@@ -174,9 +175,9 @@ def session_charts(
         return mo.md("*Nothing has run yet with these settings.*")
     name = rows[0]["experiment"]
     same = [row for row in rows if row["experiment"] == name]
-    config = same[0]["config"]
-    rules = {row["config"]["model"]["update_rule"] for row in same}
-    title = f"S = {config['task']['n_keys']}, D = {config['model']['head_dim']}"
+    config = config_of(same[0])
+    rules = {config_of(row).model.update_rule for row in same}
+    title = f"S = {config.task.n_keys}, D = {config.model.head_dim}"
     title += f", rule {max(rules, key=UPDATE_RULES.index)}"  # softmax beside others says "sum"
     curves = charts.memory_curves(frames.training_curves(same), title=title)
     return side_by_side(curves, recorded_chart([*recorded[name], *same], published, name))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from replib.claims.claim import Figure, Rows
+from replib.lab.recorded import config_of
 from replib.pages import curves, frames
 
 
@@ -14,7 +15,7 @@ def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
             recorded.filter(recorded["seq_len"] == seq_len),
             title=f"Learning to copy, N = {seq_len}",
         )
-        some = [row for row in rows["convergence"] if row["config"]["task"]["seq_len"] == seq_len]
+        some = [row for row in rows["convergence"] if config_of(row).task.seq_len == seq_len]
         yield (
             f"convergence_{seq_len}",
             Figure(chart=chart, experiment="convergence", rows=some),

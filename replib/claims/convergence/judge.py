@@ -2,13 +2,13 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from replib.claims.common import BOTH, LOSS_MARGIN, LSH_COPY, setting_of
+from replib.lab.recorded import config_of
 from replib.lab.run import variant_of
 from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.statistics import CONFIDENCE, Ratio, difference_interval, wilson_interval
@@ -62,10 +62,10 @@ PAPER_COPY = TrainingConfig()
 PAPER_SIZES = ("n_layers", "n_heads", "d_model", "d_feedforward")
 
 
-def of_papers_size(config: Mapping[str, Any]) -> bool:
+def of_papers_size(config: TrainingConfig) -> bool:
     """Whether a run of the copy task has the length, model, batch and steps of the paper's."""
-    found = [config["model"][name] for name in PAPER_SIZES]
-    found += [config["task"]["seq_len"], config["batch_size"], config["n_steps"]]
+    found = [getattr(config.model, name) for name in PAPER_SIZES]
+    found += [config.task.seq_len, config.batch_size, config.n_steps]
     papers = [getattr(PAPER_COPY.model, name) for name in PAPER_SIZES]
     papers += [PAPER_COPY.task.seq_len, PAPER_COPY.batch_size, PAPER_COPY.n_steps]
     return all(one >= least for one, least in zip(found, papers, strict=True))
@@ -79,7 +79,7 @@ def _sides(rows: Sequence[Row]) -> Sides:
     found: Sides = {}
     for row in rows:
         if row["outcome"] in ("ok", "diverged"):
-            found.setdefault(row["config"]["model"]["attention"], []).append(_seed_result(row))
+            found.setdefault(config_of(row).model.attention, []).append(_seed_result(row))
     return found
 
 
@@ -87,17 +87,17 @@ def _copy_settings(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The runs of each setting by its name, the shortest first: those of the paper's size where
     there are any. Runs that differ in anything but the mechanism and the seed (two scales, say) are
     not judged together."""
-    if papers := [row for row in rows if of_papers_size(row["config"])]:
+    if papers := [row for row in rows if of_papers_size(config_of(row))]:
         rows = papers
     settings: dict[str, list[Row]] = {}
     for row in rows:
         settings.setdefault(setting_of(row), []).append(row)
     named: dict[str, list[Row]] = {}
     for some in sorted(settings.values(), key=_seq_len):
-        config = some[0]["config"]
-        name = f"N = {_seq_len(some)}, {config['n_steps']} steps"
+        config = config_of(some[0])
+        name = f"N = {_seq_len(some)}, {config.n_steps} steps"
         if name in named:
-            name += f", d_model {config['model']['d_model']}, batch {config['batch_size']}"
+            name += f", d_model {config.model.d_model}, batch {config.batch_size}"
         named[name] = some
     return named
 
@@ -108,7 +108,7 @@ def convergence(rows: Sequence[Row]) -> Verdict:
     there is, together, with the intervals of losses corrected for their number. Runs of a smaller
     size than the paper's do not refute its claim: where they fail it is not tested. Mechanisms
     besides softmax and linear have no part in it; `below_lsh` is told as evidence."""
-    judged = [row for row in rows if row["config"]["model"]["attention"] in BOTH]
+    judged = [row for row in rows if config_of(row).model.attention in BOTH]
     settings = {name: (some, _sides(some)) for name, some in _copy_settings(judged).items()}
     verdicts = {}
     for name, (some, sides) in settings.items():
@@ -118,7 +118,7 @@ def convergence(rows: Sequence[Row]) -> Verdict:
             n_comparisons=len(settings),
         )
         failed = verdict.status == NOT_SUPPORTED
-        small = not of_papers_size(some[0]["config"])
+        small = not of_papers_size(config_of(some[0]))
         verdicts[name] = replace(verdict, untested=failed and small)
     verdict = together(verdicts, "no runs yet")
     lsh = below_lsh(rows)
@@ -153,7 +153,7 @@ def _learned(settings: Iterable[tuple[list[Row], Sides]]) -> str:
         )
         if name in told
     ]
-    small = not any(of_papers_size(some[0]["config"]) for some, _ in settings)
+    small = not any(of_papers_size(config_of(some[0])) for some, _ in settings)
     return f"{'small models: ' * small}{'; '.join(said)}" if said else ""
 
 
@@ -168,8 +168,7 @@ def below_lsh(rows: Sequence[Row]) -> Verdict:
     some = [
         row
         for row in rows
-        if variant_of(row) == ("lsh", LSH_COPY.label)
-        or row["config"]["model"]["attention"] == "linear"
+        if variant_of(row) == ("lsh", LSH_COPY.label) or config_of(row).model.attention == "linear"
     ]
     settings = {name: _sides(some) for name, some in _copy_settings(some).items()}
     settings = {name: sides for name, sides in settings.items() if "lsh" in sides}
@@ -195,7 +194,7 @@ def below_lsh(rows: Sequence[Row]) -> Verdict:
         missing = Criterion("runs of LSH attention and of linear", None, "none: not judged")
         return Verdict("not judged: no runs of LSH attention", (missing,))
     met = [one.met for one in criteria]
-    small = not any(of_papers_size(row["config"]) for row in some)
+    small = not any(of_papers_size(config_of(row)) for row in some)
     counts = f"{met.count(True)} lower, {met.count(False)} higher, {met.count(None)} not told"
     return Verdict(
         f"of {len(met)} lengths {counts}", tuple(criteria), untested=small and False in met
@@ -203,7 +202,7 @@ def below_lsh(rows: Sequence[Row]) -> Verdict:
 
 
 def _seq_len(rows: Sequence[Row]) -> int:
-    return rows[0]["config"]["task"]["seq_len"]
+    return config_of(rows[0]).task.seq_len
 
 
 def _seed_result(row: Row) -> SeedResult:

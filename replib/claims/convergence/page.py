@@ -12,6 +12,7 @@ import torch
 
 from replib.claims.common import BOTH, laptop_copy, laptop_model
 from replib.generation import copy_with
+from replib.lab.recorded import config_of
 from replib.lab.run import TrainingJob
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
@@ -185,8 +186,8 @@ def _median_loss(rows: Sequence[Row], attention: str, seq_len: int) -> str:
     losses = [
         row["summary"]["final_loss"]
         for row in rows
-        if row["config"]["model"]["attention"] == attention
-        and row["config"]["task"]["seq_len"] == seq_len
+        if config_of(row).model.attention == attention
+        and config_of(row).task.seq_len == seq_len
         and row["summary"].get("final_loss") is not None
     ]
     return f"{statistics.median(losses):z.4f} ({len(losses)} seeds)" if losses else "–"

@@ -14,6 +14,7 @@ from replib.claims.common import ARTICLE_CROSSOVER, PAPER_CROSSOVER, judged_line
 from replib.claims.crossover.crossings import Crossing, by_setting, crossings, moved
 from replib.claims.crossover.extrapolation import extrapolation_chart
 from replib.claims.crossover.steps import replication_chart
+from replib.lab.recorded import config_of
 from replib.lab.run import variant_of
 from replib.lab.statistics import Crossover, article_fits
 from replib.lab.store import Row
@@ -195,9 +196,9 @@ def _reference_layers(
 def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     """Speed against softmax, where it crosses, the article's extrapolation and its Table 1."""
     work, article = "forward_backward", published()["dm2022"]
-    some = [row for row in rows["crossover"] if row["config"]["work"] == work]
+    some = [row for row in rows["crossover"] if config_of(row).work == work]
     for batch_size in (8, 1):
-        used = [row for row in some if row["config"]["batch_size"] == batch_size]
+        used = [row for row in some if config_of(row).batch_size == batch_size]
         chart = crossover_chart(used, work, batch_size)
         yield (
             f"crossover_batch_{batch_size}",
@@ -367,7 +368,7 @@ def crossover_chart(rows: Sequence[Row], work: str, batch_size: int) -> alt.Laye
     rows = [
         row
         for row in rows
-        if row["config"]["work"] == work and row["config"]["batch_size"] == batch_size
+        if config_of(row).work == work and config_of(row).batch_size == batch_size
     ]
     found, judged = crossings(rows, work), judged_linear(rows)
     where = ", ".join(

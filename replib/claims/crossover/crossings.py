@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from replib.claims.common import Variant, order_of
+from replib.lab.recorded import config_of
 from replib.lab.run import variant_of
 from replib.lab.statistics import Crossover, crossover
 from replib.lab.store import Row
@@ -32,13 +33,13 @@ def crossings(rows: Sequence[Row], work: str = "forward_backward") -> list[Cross
     """The measured crossover of each implementation of linear attention, for each batch size,
     device and softmax; the largest batch first, and the compiled implementations last. One needs
     two lengths at which both ran."""
-    rows = [row for row in rows if row["config"]["work"] == work and row["outcome"] == "ok"]
+    rows = [row for row in rows if config_of(row).work == work and row["outcome"] == "ok"]
     found = []
     for some in by_device(rows).values():
         timed: dict[int, dict[Variant, dict[int, Row]]] = {}
         for row in some:
-            batch = timed.setdefault(row["config"]["batch_size"], {})
-            batch.setdefault(variant_of(row), {})[row["config"]["seq_len"]] = row
+            batch = timed.setdefault(config_of(row).batch_size, {})
+            batch.setdefault(variant_of(row), {})[config_of(row).seq_len] = row
         for batch_size in sorted(timed, reverse=True):
             found += _crossings(timed[batch_size], batch_size)
     return found

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from replib.claims.common import ARTICLE_CROSSOVER, PAPER_CROSSOVER, judged_linear, name_of, work_of
 from replib.claims.crossover.crossings import crossings, moved
+from replib.lab.recorded import config_of
 from replib.lab.statistics import Crossover
 from replib.lab.store import Row
 from replib.lab.verdict import (
@@ -29,7 +30,7 @@ def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> V
     linear attention. That the textbook softmax is the one was chosen after the first rows were
     seen: with the fused one among the criteria they read "inconclusive".
     """
-    rows = [row for row in rows if row["config"]["work"] == work]
+    rows = [row for row in rows if config_of(row).work == work]
     found, judged = crossings(rows, work), judged_linear(rows)
     verdicts: dict[str, dict[str, Verdict]] = {"textbook": {}, "fused": {}}
     for one in found:

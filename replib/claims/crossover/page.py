@@ -7,6 +7,7 @@ import marimo as mo
 
 from replib.claims.crossover.charts import crossings_chart, crossover_chart
 from replib.claims.crossover.crossings import crossings
+from replib.lab.recorded import config_of
 from replib.lab.store import Row
 from replib.lab.verdict import by_device
 from replib.pages.controls import WORK_LABELS, has_own_run, in_static_page
@@ -29,13 +30,14 @@ def crossover_tabs(rows: Sequence[Row]) -> mo.Html:
 
 def session_crossover_chart(rows: Sequence[Row]) -> alt.LayerChart:
     """`crossover_chart` of the rows of one setting."""
-    config = rows[0]["config"] if rows else {"work": "forward", "batch_size": 1}
-    return crossover_chart(rows, config["work"], config["batch_size"])
+    if not rows:
+        return crossover_chart([], "forward", 1)
+    return crossover_chart(rows, config_of(rows[0]).work, config_of(rows[0]).batch_size)
 
 
 def session_crossings(rows: Sequence[Row]) -> mo.Html:
     """`crossings_chart` of the rows of one setting, where there is a crossover to show."""
     nothing = in_static_page() and not has_own_run()
-    if nothing or not rows or not crossings(rows, rows[0]["config"]["work"]):
+    if nothing or not rows or not crossings(rows, config_of(rows[0]).work):
         return mo.md("")
-    return mo.as_html(crossings_chart(rows, rows[0]["config"]["work"]))
+    return mo.as_html(crossings_chart(rows, config_of(rows[0]).work))

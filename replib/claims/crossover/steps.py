@@ -7,6 +7,7 @@ import altair as alt
 import polars as pl
 
 from replib.claims.common import BOTH, judged_linear, name_of, order_of
+from replib.lab.recorded import config_of
 from replib.lab.run import variant_of
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
@@ -64,7 +65,7 @@ def step_ratios(article: Mapping[str, Any], steps: Sequence[Row]) -> tuple[str, 
 def _step_times(steps: Sequence[Row]) -> dict[tuple, float]:
     """Milliseconds of a training step, by variant and length."""
     return {
-        (variant_of(row), row["config"]["task"]["seq_len"]): row["summary"]["time_ms"]
+        (variant_of(row), config_of(row).task.seq_len): row["summary"]["time_ms"]
         for row in steps
         if row["outcome"] == "ok"
     }

@@ -11,7 +11,7 @@ import polars as pl
 from replib.claims.claim import Figure, Rows
 from replib.claims.generation.measured import Speedup, published_speedups, speedups, tokens_by_size
 from replib.lab.recorded import config_of
-from replib.lab.runs.generation import WAYS, state_bytes
+from replib.lab.runs.generation import WAYS, GenerationConfig, state_bytes
 from replib.lab.store import Row
 from replib.lab.verdict import by_device, three_digits
 from replib.pages import style
@@ -101,7 +101,7 @@ def stream_chart(rows: Sequence[Row]) -> alt.LayerChart:
     frame = streams(rows)
     if frame.is_empty():
         return style.no_data("No measurements yet")
-    stream = next(row for row in rows if row["config"]["span"] == "stream" and row["curve"])
+    stream = next(row for row in rows if config_of(row).span == "stream" and row["curve"])
     config = replace(config_of(stream), way="cache", seq_len=1)
     cache_bytes_per_token, last = state_bytes(config), frame["position"].max()
     title, kept = f"{last:,} tokens", frame.filter(frame["implementation"] == "recurrent")
@@ -341,9 +341,9 @@ def tokens(rows: Iterable[Row]) -> pl.DataFrame:
     to generate stands for an implementation; a cache's and a state's bytes are those allocated."""
     lines = []
     for row in rows:
-        if row["config"]["span"] == "token":
+        if config_of(row).span == "token":
             summary = row["summary"]
-            line = _way(row["config"]) | {n: row[n] for n in ("outcome", "detail")} | origin(row)
+            line = _way(config_of(row)) | {n: row[n] for n in ("outcome", "detail")} | origin(row)
             line |= {name: summary.get(name) for name in ("time_ms", "state_bytes", "memory_bytes")}
             line |= {"q25": summary.get("time_ms_q25"), "q75": summary.get("time_ms_q75")}
             lines.append(line)
@@ -355,8 +355,8 @@ def streams(rows: Iterable[Row]) -> pl.DataFrame:
     names = ("position", "ms_per_token", "state_bytes", "process_bytes")
     lines = []
     for row in rows:
-        if row["config"]["span"] == "stream" and row["curve"]:
-            run = _way(row["config"]) | origin(row)
+        if config_of(row).span == "stream" and row["curve"]:
+            run = _way(config_of(row)) | origin(row)
             points = zip(*(row["curve"][name] for name in names), strict=True)
             lines += [run | dict(zip(names, point, strict=True)) for point in points]
     return frame_of(lines, STREAM_COLUMNS)
@@ -383,18 +383,18 @@ def speedup_frame(
     return frame_of(ours + theirs, SPEEDUP_COLUMNS)
 
 
-def _way(config: dict[str, Any]) -> dict[str, Any]:
-    way = config["way"]
+def _way(config: GenerationConfig) -> dict[str, Any]:
+    way = config.way
     sizes = ("seq_len", "batch_size", "n_layers", "n_heads", "head_dim")
-    return mechanism(WAYS[way], way) | {name: config[name] for name in sizes}
+    return mechanism(WAYS[way], way) | {name: getattr(config, name) for name in sizes}
 
 
 def _token_title(rows: Sequence[Row], y: str, name: str | None) -> str:
     done = [row for row in rows if row["outcome"] == "ok" and row["summary"].get(y)]
     if not done:
         return "No measurements yet"
-    last = max(row["config"]["seq_len"] for row in done)
-    found = {r["config"]["way"]: r["summary"][y] for r in done if r["config"]["seq_len"] == last}
+    last = max(config_of(row).seq_len for row in done)
+    found = {config_of(r).way: r["summary"][y] for r in done if config_of(r).seq_len == last}
     where = f"{name}: " if name else ""
     if "recurrent" not in found or len(found) == 1:
         return f"{where}tokens up to {last}"

@@ -16,6 +16,7 @@ from replib.claims.generation.measured import (
     speedups,
     tokens_of,
 )
+from replib.lab.recorded import config_of
 from replib.lab.statistics import (
     Exponent,
     Ratio,
@@ -48,7 +49,7 @@ def constant_cost(rows: Sequence[Row]) -> Verdict:
         for some, one in zip(times.values(), found, strict=False):
             some += [one.value] if one else []
         verdicts[replace(size, seq_len=last).text] = constant_cost_verdict(*found)
-    streams = [row for row in rows if row["config"]["span"] == "stream" and row["outcome"] == "ok"]
+    streams = [row for row in rows if config_of(row).span == "stream" and row["outcome"] == "ok"]
     verdict = together(verdicts, "no measurements yet")
     headline = verdict.headline
     if len(verdicts) > 1 and any(times.values()):
@@ -73,10 +74,10 @@ def _position_exponent(points: Mapping[int, Row], what: str) -> Exponent | None:
 
 def _stream_text(row: Row) -> str:
     """How memory went in a long stream."""
-    config, curve = row["config"], row["curve"]
+    config, curve = config_of(row), row["curve"]
     text = (
-        f"{config['way']}, {config['n_layers']} layers of {config['n_heads']} heads of "
-        f"{config['head_dim']}: {config['seq_len']:,} tokens in {samples(row)[0] / 1000:z.0f} s, "
+        f"{config.way}, {config.n_layers} layers of {config.n_heads} heads of "
+        f"{config.head_dim}: {config.seq_len:,} tokens in {samples(row)[0] / 1000:z.0f} s, "
         f"{three_digits(curve['state_bytes'][0] / 1e3)} kB kept at first, "
         f"{three_digits(curve['state_bytes'][-1] / 1e3)} kB at the end"
     )

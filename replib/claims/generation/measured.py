@@ -7,7 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from replib.claims.generation.grid import IMAGE_SHAPES
-from replib.lab.runs.generation import WAYS
+from replib.lab.recorded import config_of
+from replib.lab.runs.generation import WAYS, GenerationConfig
 from replib.lab.statistics import Ratio, Total, integrated_total, measured_total, ratio
 from replib.lab.store import Row
 from replib.lab.verdict import by_device
@@ -97,10 +98,10 @@ def tokens_by_size(rows: Sequence[Row]) -> dict[Size, list[Row]]:
     """All rows of single tokens, by model, batch and last position, whatever their outcome."""
     found: dict[Size, list[Row]] = {}
     for row in rows:
-        if row["config"]["span"] == "token":
-            found.setdefault(replace(size(row["config"]), seq_len=1), []).append(row)
+        if config_of(row).span == "token":
+            found.setdefault(replace(size(config_of(row)), seq_len=1), []).append(row)
     return {
-        replace(size, seq_len=max(row["config"]["seq_len"] for row in some)): some
+        replace(size, seq_len=max(config_of(row).seq_len for row in some)): some
         for size, some in found.items()
     }
 
@@ -117,23 +118,23 @@ def tokens_of(rows: Sequence[Row]) -> dict[Size, dict[str, dict[int, Row]]]:
     """The finished single tokens: model and batch (a size whose length is 1) -> way -> N -> row."""
     found: dict[Size, dict[str, dict[int, Row]]] = {}
     for row in rows:
-        config = row["config"]
-        if config["span"] == "token" and row["outcome"] == "ok":
+        config = config_of(row)
+        if config.span == "token" and row["outcome"] == "ok":
             ways = found.setdefault(replace(size(config), seq_len=1), {})
-            ways.setdefault(config["way"], {})[config["seq_len"]] = row
+            ways.setdefault(config.way, {})[config.seq_len] = row
     return found
 
 
 def _runs_of(rows: Sequence[Row]) -> dict[tuple[Size, str], Row]:
     return {
-        (size(row["config"]), row["config"]["way"]): row
+        (size(config_of(row)), config_of(row).way): row
         for row in rows
-        if row["config"]["span"] == "sequence" and row["outcome"] == "ok"
+        if config_of(row).span == "sequence" and row["outcome"] == "ok"
     }
 
 
-def size(config: Mapping[str, Any]) -> Size:
-    return Size(**{name: config[name] for name in Size.__dataclass_fields__})
+def size(config: GenerationConfig) -> Size:
+    return Size(**{name: getattr(config, name) for name in Size.__dataclass_fields__})
 
 
 def samples(row: Row) -> list[float]:

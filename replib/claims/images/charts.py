@@ -7,6 +7,7 @@ import altair as alt
 import polars as pl
 
 from replib.claims.claim import Figure, Rows
+from replib.lab.recorded import config_of
 from replib.lab.store import Row
 from replib.pages import style
 from replib.pages.frames import _RUN, CURVE_COLUMNS, frame_of, training_curves
@@ -155,7 +156,7 @@ def bits_chart(rows: Sequence[Row]) -> alt.LayerChart:
     title, digits = "Learning the 8 x 8 digits, pixel by pixel", DATASETS["digits"]
     histogram = histogram_bits(load_images("digits"), digits.n_levels)
     references = {"each position by its own histogram": histogram}
-    frame = bits_curves(row for row in rows if row["config"]["task"]["images"] == "digits")
+    frame = bits_curves(row for row in rows if config_of(row).task.images == "digits")
     frame = frame.filter(pl.col("bits_per_dim").is_not_null())
     if frame.is_empty():
         return style.no_data(title)
@@ -206,7 +207,7 @@ def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
 def bits_curves(rows: Iterable[Row]) -> pl.DataFrame:
     """One line an evaluation of a pixel model, in bits per dimension: BITS_COLUMNS."""
     parts = [
-        training_curves([row]).with_columns(images=pl.lit(row["config"]["task"]["images"]))
+        training_curves([row]).with_columns(images=pl.lit(config_of(row).task.images))
         for row in rows
     ]
     curves = pl.concat(parts) if parts else frame_of([], CURVE_COLUMNS | {"images": pl.String})

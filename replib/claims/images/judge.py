@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from replib.claims.common import setting_of
+from replib.lab.recorded import config_of
 from replib.lab.statistics import difference_interval
 from replib.lab.store import Row
 from replib.lab.verdict import Criterion, Verdict, each_device, together, within
@@ -21,10 +22,10 @@ def images(rows: Sequence[Row]) -> Verdict:
             settings.setdefault(setting_of(row), []).append(row)
     verdicts = {}
     for some in settings.values():
-        config = some[0]["config"]
-        name = f"{config['task']['images']}, {config['n_steps']} steps"
+        config = config_of(some[0])
+        name = f"{config.task.images}, {config.n_steps} steps"
         if name in verdicts:
-            name += f", {config['model']['n_layers']} layers, batch {config['batch_size']}"
+            name += f", {config.model.n_layers} layers, batch {config.batch_size}"
         verdicts[name] = _images_of_setting(some)
     return together(verdicts, "no runs yet")
 
@@ -33,7 +34,7 @@ def _images_of_setting(rows: Sequence[Row]) -> Verdict:
     found: dict[str, list[float]] = {"linear": [], "softmax": []}
     n_diverged = 0
     for row in rows:
-        attention = row["config"]["model"]["attention"]
+        attention = config_of(row).model.attention
         if row["outcome"] == "ok" and attention in found:
             found[attention].append(row["summary"]["bits_per_dim"])
         n_diverged += attention == "linear" and row["outcome"] == "diverged"

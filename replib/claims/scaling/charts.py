@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from replib.claims.claim import Figure, Rows
+from replib.lab.recorded import config_of
 from replib.pages import frames
 from replib.pages.costs import cost_chart
 
@@ -11,7 +12,7 @@ def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     """Time and memory of forward and backward against N."""
     from replib.claims.scaling.growth import judged_rows
 
-    some = [row for row in rows["scaling"] if row["config"]["work"] == "forward_backward"]
+    some = [row for row in rows["scaling"] if config_of(row).work == "forward_backward"]
     some = judged_rows(some)
     costs = frames.pooled(frames.costs(some))
     for name, y, title in (

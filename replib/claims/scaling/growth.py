@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from replib.claims.common import Variant, judged_linear, order_of
+from replib.lab.recorded import config_of
 from replib.lab.run import variant_of
 from replib.lab.statistics import MIN_FIT_LENGTHS, Exponent, exponent_of_recordings
 from replib.lab.store import Row
@@ -18,7 +19,7 @@ def first_exponent(rows: Sequence[Row], work: str = "forward_backward") -> Expon
     older = [row for row in rows if _counts(row, work)]
     variant = "linear", judged_linear(older)
     points = {
-        row["config"]["seq_len"]: row["summary"]["time_ms_per_sample"]
+        config_of(row).seq_len: row["summary"]["time_ms_per_sample"]
         for row in older
         if variant_of(row) == variant
     }
@@ -40,11 +41,11 @@ def curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
     the one with the most lengths first. A point can be on two. One needs two lengths."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        n, batch_size = row["config"]["seq_len"], row["config"]["batch_size"]
+        n, batch_size = config_of(row).seq_len, config_of(row).batch_size
         for name in (f"{n * batch_size} tokens a batch", f"batch {batch_size}"):
             found.setdefault(name, []).append(row)
     n_lengths = {
-        name: len({one["config"]["seq_len"] for one in some}) for name, some in found.items()
+        name: len({config_of(one).seq_len for one in some}) for name, some in found.items()
     }
 
     def rank(name: str) -> tuple:
@@ -72,7 +73,7 @@ def exponents(
 
 
 def _counts(row: Row, work: str) -> bool:
-    return row["config"]["work"] == work and row["outcome"] == "ok"
+    return config_of(row).work == work and row["outcome"] == "ok"
 
 
 def _recordings(
@@ -83,7 +84,7 @@ def _recordings(
     found: dict[int, dict[int, list[float]]] = {}
     for row in rows:
         if variant_of(row) == variant and (repeats := _repeats(row, what)):
-            found.setdefault(row["seed"], {})[row["config"]["seq_len"]] = repeats
+            found.setdefault(row["seed"], {})[config_of(row).seq_len] = repeats
     if not found:
         return [], []
     most = max(map(len, found.values()))
@@ -93,7 +94,7 @@ def _recordings(
 
 
 def _repeats(row: Row, what: str) -> list[float]:
-    summary, batch_size = row["summary"], row["config"]["batch_size"]
+    summary, batch_size = row["summary"], config_of(row).batch_size
     if what == MEMORY:
         memory = summary.get("memory_bytes_per_sample")
         return [memory] if memory else []

@@ -17,6 +17,7 @@ from replib.claims.common import (
     work_of,
 )
 from replib.claims.scaling.growth import exponents
+from replib.lab.recorded import config_of
 from replib.lab.run import variant_of
 from replib.lab.statistics import Exponent
 from replib.lab.store import Row
@@ -40,7 +41,7 @@ def scaling(rows: Sequence[Row], work: str = "forward_backward") -> Verdict:
     `curves`; what else was measured is evidence, and which samples have page faults that are not
     the call's own.
     """
-    rows = [row for row in rows if row["config"]["work"] == work]
+    rows = [row for row in rows if config_of(row).work == work]
     lines = exponents(rows, work)
     judged = [("linear", judged_linear(rows)), ("softmax", "textbook")]
     first = next((curve for curve, *_ in lines), None)
@@ -80,7 +81,7 @@ def _disturbed(rows: Sequence[Row]) -> tuple[str, ...]:
     """Which points have samples with page faults that are not the call's own, of how many."""
     counts: dict[str, list[int]] = {}
     for row in rows:
-        n, batch_size = row["config"]["seq_len"], row["config"]["batch_size"]
+        n, batch_size = config_of(row).seq_len, config_of(row).batch_size
         count = counts.setdefault(
             f"{name_of(variant_of(row))} at N = {n}, batch {batch_size}", [0, 0]
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import marimo as mo
 
 from replib.claims.scaling.growth import curves, exponents, first_exponent
-from replib.lab.recorded import latest
+from replib.lab.recorded import config_of, latest
 from replib.lab.statistics import Exponent
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
@@ -17,7 +17,7 @@ from replib.pages.costs import cost_chart
 def scaling_charts(rows: Sequence[Row], work: str) -> mo.Html:
     """Time and memory of one work, one above the other, on the first of `claims_scaling.curves`,
     and time on the others."""
-    rows = [row for row in rows if row["config"]["work"] == work]
+    rows = [row for row in rows if config_of(row).work == work]
     parts = []
     for curve, some in curves(rows).items() or {"": []}.items():
         costs, where = frames.pooled(frames.costs(some)), f", {curve}" if curve else ""
