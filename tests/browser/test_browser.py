@@ -21,8 +21,9 @@ import pytest
 import synthetic
 
 from replib import files
+from replib.claims import CLAIMS
 from replib.pages import style
-from replib.report.write import CLAIMS, NOTEBOOKS
+from replib.report.write import NOTEBOOKS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect

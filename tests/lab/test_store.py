@@ -13,6 +13,7 @@ import pytest
 
 from replib import files
 from replib.lab import provenance, store
+from replib.lab.recorded import skipped
 
 WRITER = """
 import sys
@@ -125,7 +126,7 @@ def test_foreign_lines_are_skipped_and_reported(tmp_path, foreign, why):
     with pytest.warns(UserWarning, match=told) as caught:
         assert seeds(tmp_path) == [1, 2]
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
-    assert store.skipped("copy", tmp_path) == str(caught[0].message)
+    assert skipped("copy", tmp_path) == str(caught[0].message)
 
 
 def test_no_flipped_bit_changes_a_row_unnoticed(tmp_path):
@@ -159,7 +160,7 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, make):
     for attempt in (lambda: store.append("copy", row(), tmp_path), lambda: seeds(tmp_path)):
         with pytest.raises(files.FileError, match=r"copy\.jsonl"):
             attempt()
-    assert "copy.jsonl" in store.skipped("copy", tmp_path)
+    assert "copy.jsonl" in skipped("copy", tmp_path)
 
 
 HOLDER = """
