@@ -165,14 +165,17 @@ def tiny_jobs(scale):
 # Slow, so that there is time to interrupt it.
 SLOW = f"""
 import sys, time
-from replib import __main__ as cli, interrupts, recording
-from replib.experiments import EXPERIMENTS, Experiment, laptop_copy
-from replib.jobs import TrainingJob
+from replib import __main__ as cli
+from replib.claims.experiments import EXPERIMENTS, laptop_copy
+from replib.lab import interrupts
+from replib.lab.record import Experiment
+from replib.lab.run import TrainingJob
+from replib.lab.runs import checkpointed
 
 {inspect.getsource(tiny_jobs)}
 EXPERIMENTS["tiny"] = Experiment(name="tiny", title="", jobs=tiny_jobs)
-recording.CHECKPOINT_EVERY_S, interrupts.GRACE_S = 0.0, 60.0
-cli._print_metrics = lambda job, metrics: time.sleep(0.4)
+checkpointed.CHECKPOINT_EVERY_S, interrupts.GRACE_S = 0.0, 60.0
+cli._print_progress = lambda glimpse: time.sleep(0.4)
 sys.exit(cli.main(["record", "tiny", "--device", "cpu", "--threads", "1"]))
 """
 
@@ -209,7 +212,7 @@ def test_an_interrupted_recording_keeps_what_it_has_and_the_same_command_continu
 
 ENDLESS = """
 import time
-from replib import interrupts
+from replib.lab import interrupts
 with interrupts.stopping() as stop:
     print("running", flush=True)
     end = time.monotonic() + 60
@@ -267,7 +270,10 @@ def test_what_is_no_data_file_is_told_and_the_rest_listed(data, capsys):
         assert told.count("no access to") == 2 and "images" in told
 
 
-COMPUTING = "live claims verdicts statistics experiments generation published store bench __main__"
+COMPUTING = (
+    "pages.live claims.judging claims.experiments lab.verdict lab.statistics lab.store lab.record "
+    "lab.recorded generation published __main__"
+)
 
 
 def test_computing_modules_import_no_marimo_altair_or_polars():

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from replib import files
-from replib.attention import options_of
 from replib.generation import Decoder
 from replib.lab import store
+from replib.lab.configs import config_from
 from replib.models import TransformerConfig
 from replib.tasks.images import Pixels, sample_levels
 from replib.training import Training, TrainingConfig
@@ -100,7 +100,8 @@ def load_model(model: TransformerConfig | str) -> Kept:
         content = base64.b85decode(b"".join(lines))
         if hashlib.sha256(content).hexdigest() != header["sha256"]:
             raise ValueError("its weights are not those of its header")
-        training = Training(training_config(header["config"]), seed=header["seed"], device="cpu")
+        config = config_from(TrainingConfig, header["config"])
+        training = Training(config, seed=header["seed"], device="cpu")
         n_parameters = sum(p.numel() for p in training.model.parameters())
         weights = torch.from_numpy(np.frombuffer(content, dtype="<f2").astype(np.float32))
         if len(weights) != n_parameters:
@@ -112,14 +113,6 @@ def load_model(model: TransformerConfig | str) -> Kept:
         raise ValueError(f"{path} is damaged ({error}): {REMEDY}") from error
     training.model.eval()
     return Kept(training, header)
-
-
-def training_config(config: dict[str, Any]) -> TrainingConfig:
-    """The config that a row of a pixel model holds as plain JSON."""
-    task = {name: value for name, value in config["task"].items() if name != "seq_len"}
-    model = config["model"] | {"options": options_of(config["model"])}
-    parts = {"task": Pixels(**task), "model": TransformerConfig(**model)}
-    return TrainingConfig(**config | parts)
 
 
 @torch.inference_mode()

@@ -10,25 +10,22 @@ row again.
 
 import dataclasses
 import json
-import types
-import typing
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
-from replib.attention import ATTENTION, Attention
 from replib.files import FileError, data_folder
 from replib.lab import store
+from replib.lab.configs import config_from, short
 from replib.lab.provenance import clean_name
 from replib.lab.run import CONFIGS, STEPS, Config, versions_of
 from replib.lab.timing import CostConfig
-from replib.tasks import SequenceCopy
 from replib.tasks.images import Pixels
 
 Count = Annotated[int, Meta(ge=0)]
@@ -120,8 +117,6 @@ SCHEMAS: dict[str, tuple[type[Struct], type[Struct] | None]] = {
     "retrieval": (RetrievalFigures, RetrievalCurve),
 }
 """Of the figures and the curve of each kind of run."""
-PARTS: dict[str, type] = {part.__name__: part for part in (SequenceCopy, Pixels)}
-"""What may stand in a config in place of a part's default, by the name of its class."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +237,7 @@ def checked(row: store.Row) -> tuple[store.Row, bool]:
         ValueError: the code cannot use it; the message says why in some words.
     """
     if row["kind"] not in CONFIGS:
-        raise ValueError(f"its kind is {_short(row['kind'])}")
+        raise ValueError(f"its kind is {short(row['kind'])}")
     config = config_from(CONFIGS[row["kind"]], row["config"])
     try:
         _check(row, config)
@@ -316,7 +311,7 @@ class Origin(Struct):
             try:
                 datetime.fromisoformat(self.started)
             except ValueError as error:
-                raise ValueError(f"started is {_short(self.started)}") from error
+                raise ValueError(f"started is {short(self.started)}") from error
 
 
 def _check_curve(row: store.Row, curve: Struct) -> None:
@@ -340,76 +335,3 @@ def _unfinished(figures: type[Struct]) -> type[Struct]:
     """The schema of figures of a run that did not end, all of which may be missing."""
     fields = [(f.name, f.type | None, None) for f in msgspec.structs.fields(figures)]
     return msgspec.defstruct(f"Unfinished{figures.__name__}", fields)
-
-
-def config_from(kind: type, plain: Any) -> Any:
-    """The config of a row's plain fields; a field that is missing has its default.
-
-    Raises:
-        ValueError: a field is unknown, of another kind, or has an impossible value.
-    """
-    if not isinstance(plain, dict):
-        raise ValueError(f"the config of a {kind.__name__} is {_short(plain)}")
-    hints, known = dict(_hints(kind)), {one.name: one for one in dataclasses.fields(kind)}
-    if plain.get("options") is not None and "attention" in known:
-        attention = plain.get("attention", known["attention"].default)
-        hints["options"] = ATTENTION.get(attention, Attention).Options
-    for name in plain:
-        if name not in known:
-            raise ValueError(f"config field {name!r} is not known: it is of a newer version")
-    values = {
-        name: _part(known[name], value) or _value(name, hints[name], value)
-        for name, value in plain.items()
-        if known[name].init
-    }
-    try:
-        config = kind(**values)
-    except TypeError as error:  # a field without a default is missing, or values do not compare
-        raise ValueError(f"config: {error}") from error
-    for name, value in plain.items():
-        if not known[name].init and value != getattr(config, name):
-            raise ValueError(f"config field {name!r} is {value!r}, not {getattr(config, name)!r}")
-    return config
-
-
-@lru_cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _part(field: dataclasses.Field, value: Any) -> Any:
-    """A dataclass in a config, of the class that it names, else its default's; None where the
-    field holds something else."""
-    default = store.default_of(field)
-    if not dataclasses.is_dataclass(default) or isinstance(default, type):
-        return None
-    if not isinstance(value, Mapping):
-        raise ValueError(f"config field {field.name!r} is {_short(value)}")
-    named = value.get(store.CLASS)
-    if named is not None and named not in PARTS:
-        raise ValueError(f"its {field.name} is {_short(named)}, which is not known")
-    fields = {name: x for name, x in value.items() if name != store.CLASS}
-    return config_from(PARTS[named] if named else type(default), fields)
-
-
-def _value(name: str, hint: Any, value: Any) -> Any:
-    """A field's value as its annotation has it."""
-    if isinstance(hint, types.UnionType):
-        options = [one for one in typing.get_args(hint) if one is not types.NoneType]
-        if value is None and len(options) < len(typing.get_args(hint)):
-            return None
-        hint = options[0]
-    if dataclasses.is_dataclass(hint):
-        return config_from(hint, value)
-    if typing.get_origin(hint) is tuple:
-        of = typing.get_args(hint)[0]
-        if isinstance(value, list):
-            return tuple(_value(name, of, one) for one in value)
-    elif type(value) is hint or (hint is float and type(value) is int):
-        return value
-    raise ValueError(f"config field {name!r} is {_short(value)}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

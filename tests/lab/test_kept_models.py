@@ -17,7 +17,7 @@ from replib.generation import Decoder
 from replib.lab import kept_models, store
 from replib.lab.kept_models import complete, draw, kept_run, load_model, model_path
 from replib.lab.record import Experiment, record
-from replib.lab.recorded import recorded_rows
+from replib.lab.recorded import config_of, recorded_rows
 from replib.tasks.image_files import load_images
 from replib.tasks.images import bits, level_log_probs, sample_levels
 
@@ -43,7 +43,7 @@ def given_images(n=4):
 
 def test_the_kept_model_is_that_of_a_recorded_row_to_the_rounding_of_float16(kept):
     (row,) = (r for r in recorded_rows("images") if r["run_id"] == kept.header["run_id"])
-    assert row["config"] == kept.header["config"] and row["seed"] == kept.header["seed"]
+    assert config_of(row) == kept.training.config and row["seed"] == kept.header["seed"]
     assert row["provenance"]["commit"] == kept.header["commit"]
     loss, _ = kept.training.evaluate()
     assert bits(loss) == pytest.approx(row["summary"]["bits_per_dim"], abs=1e-3)
@@ -129,7 +129,7 @@ def test_a_damaged_file_is_refused_with_the_remedy(models, damage):
 
 
 def test_a_missing_file_is_refused_with_the_remedy(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     with pytest.raises(ValueError, match="is missing: .*record images --scale laptop"):
         load_model("linear")
 

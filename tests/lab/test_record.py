@@ -128,7 +128,7 @@ def claimed_elsewhere(work, data, tmp_path):
     """Another process, which reaches the data folder by a link and has another cache, is at work;
     yields it."""
     program = (
-        "import sys\nfrom replib import store\n"
+        "import sys\nfrom replib.lab import store\n"
         f"with store.claimed({work!r}) as ours:\n    print(ours, flush=True)\n"
         "    sys.stdin.read()"
     )

@@ -10,6 +10,7 @@ import pytest
 from mutants import write_mutants
 from synthetic import write_recorded
 
+import benchmarks.schema  # noqa: F401
 from benchmarks import run
 from replib import files
 from replib.__main__ import main
@@ -17,6 +18,7 @@ from replib.claims import CLAIMS, EXPERIMENTS
 from replib.claims.capacity import frames as frames_memory
 from replib.claims.generation.charts import streams, tokens
 from replib.lab import recorded, store
+from replib.lab.configs import config_from
 from replib.lab.recorded import recorded_rows
 from replib.models import TransformerConfig
 from replib.pages import frames
@@ -27,10 +29,10 @@ N_MUTANTS, N_WHOLE = 40, 3
 
 
 def read(name):
-    """The rows of an experiment, and how many lines were skipped."""
+    """The rows of an experiment, older ones too, and how many lines were skipped."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = recorded.read_rows(name)
+        found = recorded.read_rows(name) + recorded.old_rows(name)
     told = re.search(r": (\d+) of \d+ lines skipped", recorded.skipped(name) or "")
     return found, int(told[1]) if told else 0
 
@@ -70,8 +72,22 @@ def test_rows_changed_at_random_are_read_or_said_and_nothing_raises(name, data, 
 def test_every_recorded_row_is_read_as_it_was_written(name):
     found, n_skipped = read(name)
     lines = (files.ROOT / "data" / f"{name}.jsonl").read_text().splitlines()
-    plain = [{n: x for n, x in json.loads(line).items() if n != store.DIGEST} for line in lines]
-    assert not n_skipped and found == plain
+    written = [json.loads(line) for line in lines]
+    assert not n_skipped
+    by_id = [{one["run_id"]: one for one in rows} for rows in (found, written)]
+    assert by_id[0].keys() == by_id[1].keys() and len(found) == len(written)
+    for read_row, row in ((one, by_id[1][name]) for name, one in by_id[0].items()):
+        for part in ("summary", "curve", "seed", "outcome", "versions", "provenance"):
+            assert read_row[part] == row[part]
+        assert store.plain(recorded.config_of(read_row)) == read_row["config"]
+        assert contains(read_row["config"], row["config"])
+
+
+def contains(whole, part):
+    """Whether a config has all fields of another as they are; one that was added is more."""
+    if not isinstance(part, dict):
+        return whole == part
+    return all(name in whole and contains(whole[name], value) for name, value in part.items())
 
 
 WRONG = {
@@ -82,20 +98,20 @@ WRONG = {
     "config field 'n_layers' is True": lambda row: row["config"]["model"].update(n_layers=True),
     "batch_size -8: use 1": lambda row: row["config"].update(batch_size=-8),
     "its config has no task": lambda row: row["config"].pop("task"),
-    "its device_name is None": lambda row: row["provenance"].pop("device_name"),
-    "its device is None": lambda row: row["provenance"].clear(),
-    "threads is 0": lambda row: row["provenance"].update(threads=0),
+    "missing required field `device_name`": lambda row: row["provenance"].pop("device_name"),
+    "missing required field `device`": lambda row: row["provenance"].clear(),
+    "Expected `int` >= 1 - at `$.threads`": lambda row: row["provenance"].update(threads=0),
     "started is 'yesterday'": lambda row: row["provenance"].update(started="yesterday"),
-    "is 'ok' and has no final_loss": lambda row: row["summary"].update(final_loss=None),
-    "best_loss is -1": lambda row: row["summary"].update(best_loss=-1),
-    "final_accuracy is 1.5": lambda row: row["summary"].update(final_accuracy=1.5),
+    "got `null` - at `$.final_loss`": lambda row: row["summary"].update(final_loss=None),
+    ">= 0.0 - at `$.best_loss`": lambda row: row["summary"].update(best_loss=-1),
+    "<= 1.0 - at `$.final_accuracy`": lambda row: row["summary"].update(final_accuracy=1.5),
     "columns of its curve differ": lambda row: row["curve"]["loss"].pop(),
     "its curve's loss is None": lambda row: row["curve"]["loss"].__setitem__(3, None),
-    "its curve's loss is '0.5'": lambda row: row["curve"]["loss"].__setitem__(3, "0.5"),
+    "got `str` - at `$.loss[3]`": lambda row: row["curve"]["loss"].__setitem__(3, "0.5"),
     "its curve's step falls": lambda row: row["curve"]["step"].reverse(),
     "has no curve": lambda row: row.update(curve=None),
-    "seed is -1": lambda row: row.update(seed=-1),
-    "scale is": lambda row: row.update(scale="<b>laptop</b>"),
+    ">= 0 - at `$.seed`": lambda row: row.update(seed=-1),
+    "at `$.scale`": lambda row: row.update(scale="<b>laptop</b>"),
 }
 
 
@@ -144,13 +160,13 @@ class Newer:
 
 
 def test_a_config_is_built_again_from_its_plain_fields():
-    config = recorded.config_from(
+    config = config_from(
         Newer, {"n": 3, "names": ["a"], "inner": {"n_layers": 2}, "twice": 6}
     )
     assert config == Newer(n=3, names=("a",), inner=TransformerConfig(n_layers=2))
-    assert recorded.config_from(Newer, store.plain(config)) == config
+    assert config_from(Newer, store.plain(config)) == config
     with pytest.raises(ValueError, match="'twice' is 7, not 6"):
-        recorded.config_from(Newer, {"n": 3, "twice": 7})
+        config_from(Newer, {"n": 3, "twice": 7})
 
 
 def test_a_device_name_holds_no_markup(data, training_row):

@@ -19,11 +19,13 @@ MOST_KILLS = 6  # then the run is let go to its end
 # its number, and tells its exit status once it has ended.
 SERVER = """
 import os, sys, time
-from replib import __main__ as cli, interrupts, recording, store
-import replib.lab.recorded
-from replib.experiments import EXPERIMENTS, Experiment, laptop_copy, retrieval_config
-from replib.jobs import RetrievalJob, TrainingJob
-from replib.retrieval import MemoryConfig
+from replib import __main__ as cli
+from replib.claims.experiments import EXPERIMENTS, laptop_copy, retrieval_config
+from replib.fast_weights import MemoryConfig
+from replib.lab import interrupts
+from replib.lab.record import Experiment
+from replib.lab.run import RetrievalJob, TrainingJob
+from replib.lab.runs import checkpointed
 from replib.training import Training
 import torch
 torch.set_num_threads(1)
@@ -38,7 +40,7 @@ def jobs(scale):
     ]
 
 EXPERIMENTS["tiny"] = Experiment(name="tiny", title="", jobs=jobs)
-recording.CHECKPOINT_EVERY_S = 0.0
+checkpointed.CHECKPOINT_EVERY_S = 0.0
 step = Training.train_step
 def slow_step(self):
     time.sleep(0.002)
@@ -118,4 +120,4 @@ def test_a_recording_ended_at_random_times_goes_on_to_the_same_rows(server, whol
     assert ended[-1] == 0 and set(ended) <= set(expected) and expected[0] in ended
     assert compared(store.read_rows("tiny", data)) == whole
     left = [path for path in cache.rglob("*") if path.is_file()]
-    assert left == [] and {path.name for path in data.iterdir()} <= {"tiny.jsonl", ".claims"}
+    assert left == [] and {path.name for path in data.iterdir()} <= {"tiny.jsonl", ".locks"}

@@ -13,11 +13,10 @@ import pytest
 
 from replib import files
 from replib.lab import provenance, store
-from replib.lab.recorded import skipped
 
 WRITER = """
 import sys
-from replib import store
+from replib.lab import store
 folder, writer = sys.argv[1], int(sys.argv[2])
 for seed in range(150):
     curve = {"step": list(range(400)), "loss": [seed + 0.123456789] * 400}
@@ -56,7 +55,16 @@ def row(seed=0, **changes):
         "detail": None,
         "summary": {"loss": 0.5},
         "curve": None,
+        "kind": None,
+        "versions": None,
+        "former_id": None,
     } | changes
+
+
+def said_of(folder):
+    """What is said of the lines that are skipped."""
+    content = store.read("copy", folder)
+    return store.skipped_text("copy", content.problems, len(content.rows))
 
 
 def seeds(folder):
@@ -126,7 +134,7 @@ def test_foreign_lines_are_skipped_and_reported(tmp_path, foreign, why):
     with pytest.warns(UserWarning, match=told) as caught:
         assert seeds(tmp_path) == [1, 2]
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
-    assert skipped("copy", tmp_path) == str(caught[0].message)
+    assert said_of(tmp_path) == str(caught[0].message)
 
 
 def test_no_flipped_bit_changes_a_row_unnoticed(tmp_path):
@@ -150,7 +158,7 @@ def test_rows_without_a_digest_are_read_and_counted(tmp_path):
     (tmp_path / "copy.jsonl").write_text(json.dumps(row(0)) + "\n")
     store.append("copy", row(1), tmp_path)
     assert seeds(tmp_path) == [0, 1]
-    assert store.n_without_digest("copy", tmp_path) == 1
+    assert store.read("copy", tmp_path).n_without_digest == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in this file system")
@@ -160,7 +168,6 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, make):
     for attempt in (lambda: store.append("copy", row(), tmp_path), lambda: seeds(tmp_path)):
         with pytest.raises(files.FileError, match=r"copy\.jsonl"):
             attempt()
-    assert "copy.jsonl" in skipped("copy", tmp_path)
 
 
 HOLDER = """
@@ -216,7 +223,7 @@ def test_a_file_is_replaced_whole_and_what_was_left_aside_is_removed(tmp_path, m
 
 def test_what_is_written_aside_goes_through_no_link_that_was_laid(tmp_path, monkeypatch):
     """Names cannot be guessed; and one that is guessed is not opened."""
-    monkeypatch.setattr(store.secrets, "token_hex", lambda n: "known")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "known")
     aside = tmp_path / f".text.md.{os.getpid()}.known{files.ASIDE}"
     aside.symlink_to(tmp_path / "victim")
     with pytest.raises(files.FileError):
@@ -420,7 +427,7 @@ def test_make_row_is_self_contained_and_can_be_appended(tmp_path):
     assert store.read_rows("copy", tmp_path) == [made]
     assert list(made) == list(store.COLUMNS)
     assert made["config"] == {"seq_len": 128, "learning_rate": 1e-3, "inner": {"n_heads": 4}}
-    assert made["run_id"] == store.run_id("training", Config(), 3, {"a": 2})
+    assert made["run_id"] == store.run_id("", Config(), 3, {"a": 2})
     assert made["versions"] == {"a": 2} and made["former_id"] is None
     assert len(made["curve"]["step"]) <= 400 and made["curve"]["loss"][-1] is None
 
@@ -430,7 +437,7 @@ def test_provenance_names_the_device_but_no_host_user_or_path():
     assert known["device"] == "cpu" and known["device_name"] and known["threads"] >= 1
     assert known["started"].endswith("+00:00")
     expected = (
-        "commit dirty source python torch numpy device device_name cpu_capability threads cores "
+        "commit dirty python torch numpy device device_name cpu_capability threads cores "
         "started"
     )
     assert list(known) == expected.split()

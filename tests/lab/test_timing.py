@@ -436,7 +436,7 @@ TUNED = """
 import sys
 from pathlib import Path
 import replib.__main__  # makes no tensors
-from replib import memory
+from replib.lab import memory_use as memory
 if sys.argv[1] == "kept":
     memory.LARGE_PAGES = Path("/nowhere")
 told = memory.tune_memory() if sys.argv[1] != "as it is" else ""

@@ -64,5 +64,5 @@ def execute(job: RetrievalJob, where: Where) -> Iterator[store.Row]:
 def _words(job: RetrievalJob) -> str:
     """The features and the update rule of a memory; softmax has none."""
     model = job.config.model
-    text = model.attention + (f" {model.implementation}" if model.implementation else "")
+    text = " ".join(filter(None, model.variant))
     return text if model.attention == "softmax" else f"{text}, {model.update_rule}"
