@@ -160,9 +160,7 @@ class Newer:
 
 
 def test_a_config_is_built_again_from_its_plain_fields():
-    config = config_from(
-        Newer, {"n": 3, "names": ["a"], "inner": {"n_layers": 2}, "twice": 6}
-    )
+    config = config_from(Newer, {"n": 3, "names": ["a"], "inner": {"n_layers": 2}, "twice": 6})
     assert config == Newer(n=3, names=("a",), inner=TransformerConfig(n_layers=2))
     assert config_from(Newer, store.plain(config)) == config
     with pytest.raises(ValueError, match="'twice' is 7, not 6"):
