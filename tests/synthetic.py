@@ -11,8 +11,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from replib.claims import EXPERIMENTS
 from replib.claims.capacity.evaluation import MeansConfig
-from replib.claims.experiments import EXPERIMENTS
 from replib.fast_weights import MemoryConfig, RetrievalConfig
 from replib.lab import store
 from replib.lab.run import RetrievalJob, TrainingJob

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from replib.__main__ import main
-from replib.claims.experiments import EXPERIMENTS, laptop_copy
+from replib.claims import EXPERIMENTS
+from replib.claims.common import laptop_copy
 from replib.lab import interrupts, store
 from replib.lab.record import SCALES, Experiment, core_seconds
 from replib.lab.recorded import recorded_rows

@@ -9,8 +9,10 @@ import polars as pl
 import pytest
 import vl_convert
 
+from replib.claims.generation.judge import constant_cost_verdict
+from replib.claims.images.judge import images_verdict
 from replib.lab.statistics import Exponent, Ratio
-from replib.lab.verdict import constant_cost_verdict, exponent_text, images_verdict, ratio_text
+from replib.lab.verdict import exponent_text, ratio_text
 
 HERE = Path(__file__).parents[1]
 # Modules whose numbers readers see; others print sizes and times, which have no sign.

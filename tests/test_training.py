@@ -9,7 +9,7 @@ import torch
 
 from replib import checkpoints, files
 from replib.attention import ATTENTION
-from replib.claims.experiments import laptop_copy
+from replib.claims.common import laptop_copy
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.tasks.images import Pixels
 from replib.training import MODELS, Training, TrainingConfig

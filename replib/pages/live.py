@@ -4,7 +4,6 @@ marimo serves all notebooks as threads of one process, so one such thread works 
 run whose page is no longer open ends by itself.
 """
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +16,10 @@ from typing import TypeVar
 import torch
 
 from replib import files
-from replib.claims.autopsy.defects import AutopsyConfig
 from replib.device import resolve_device
 from replib.lab import recorded, store
 from replib.lab.memory_use import available_memory_bytes
 from replib.lab.run import (
-    CostJob,
     Glimpse,
     Job,
     RetrievalJob,
@@ -50,8 +47,6 @@ LONG_RUN_S, LONG_RUN_ABANDONED_AFTER_S = 240.0, 90.0
 ASKED = "n_repeats_asked"  # in the summary of a cost, which may have had time for fewer
 COMPILE_S = 15.0  # about; a kernel for the CPU, on two cores, once for this machine
 MAX_PREDICTED_S = 3600.0  # a reader who wants more has the command line, which resumes
-# About; what defects of the autopsy do to a step, for predictions alone.
-SLOWER = {"float64": 1.5, "unfused": 1.5, "extra_losses": 1.3}
 _WORK_LOCK = threading.Lock()
 # Before any run: a thread that begins while another is spared one would find fewer.
 ALL_THREADS = torch.get_num_threads()
@@ -371,10 +366,7 @@ def _predicted_job_seconds(job: Job, kind: torch.device) -> float:
 
 
 def _predicted_training_seconds(config: TrainingConfig, kind: torch.device) -> float:
-    if not isinstance(config, AutopsyConfig):
-        return predict_training_seconds(config, kind)
-    slower = math.prod(SLOWER.get(defect, 1.0) for defect in config.defects)
-    return slower * predict_training_seconds(config.with_defects(), kind)
+    return config.time_factor * predict_training_seconds(config.trained, kind)
 
 
 def _predicted_job_bytes(job: Job) -> float:
@@ -402,6 +394,3 @@ def refusal(jobs: Sequence[Job], device: str | None = None) -> str | None:
             "it stopped."
         )
     return None
-
-
-__all__ = ["CostJob", "LiveRuns", "Progress", "TrainingJob", "predicted_seconds", "refusal"]

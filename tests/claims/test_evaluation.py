@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from replib.attention.performer import PerformerAttention
+from replib.claims import EXPERIMENTS
 from replib.claims.capacity import judge
 from replib.claims.capacity.evaluation import (
     MeansConfig,
@@ -18,7 +19,7 @@ from replib.claims.capacity.evaluation import (
     means_of,
     query_losses,
 )
-from replib.claims.experiments import EXPERIMENTS, retrieval_config
+from replib.claims.capacity.grid import retrieval_config
 from replib.fast_weights import (
     AssociativeMemory,
     MemoryConfig,

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from replib import files
-from replib.claims.experiments import EXPERIMENTS
+from replib.claims import EXPERIMENTS
 from replib.generation import Decoder
-from replib.lab import kept_models, store
+from replib.lab import kept_models
 from replib.lab.kept_models import complete, draw, kept_run, load_model, model_path
 from replib.lab.record import Experiment, record
 from replib.lab.recorded import config_of, recorded_rows

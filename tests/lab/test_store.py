@@ -437,8 +437,7 @@ def test_provenance_names_the_device_but_no_host_user_or_path():
     assert known["device"] == "cpu" and known["device_name"] and known["threads"] >= 1
     assert known["started"].endswith("+00:00")
     expected = (
-        "commit dirty python torch numpy device device_name cpu_capability threads cores "
-        "started"
+        "commit dirty python torch numpy device device_name cpu_capability threads cores started"
     )
     assert list(known) == expected.split()
     assert str(files.ROOT) not in json.dumps(known)

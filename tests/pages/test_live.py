@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from replib import files, kernels
-from replib.claims.experiments import laptop_copy, retrieval_config
+from replib.claims.autopsy import page as autopsy
+from replib.claims.capacity.grid import retrieval_config
+from replib.claims.common import laptop_copy
 from replib.fast_weights import MemoryConfig, RetrievalTraining
 from replib.generation import copy_with
 from replib.lab import store
@@ -20,7 +22,6 @@ from replib.lab.runs.retrieval_costs import predicted_seconds as retrieval_secon
 from replib.lab.timing import CostConfig
 from replib.pages import live as module
 from replib.pages.live import LiveRuns, kernel_to_compile, predicted_seconds, refusal
-from replib.pages.live_jobs import live_autopsy_jobs
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.training import Training
 
@@ -390,7 +391,7 @@ def autopsy_jobs(**changes):
         "attention": ("linear",),
         "defects": ("float64", "extra_losses"),
     }
-    return live_autopsy_jobs(values | changes)
+    return autopsy.live_jobs(values | changes)
 
 
 def test_runs_of_the_autopsy_are_kept_with_their_own_experiments():
