@@ -201,6 +201,7 @@ def test_no_more_keys_come_back_than_there_are():
     assert config(fill_keys=2, fill_again=32).n_again == 2
 
 
+@pytest.mark.slow
 def test_watching_shows_the_writes_as_they_arrive_and_ends_with_all(monkeypatch):
     shown = []
     monkeypatch.setattr(mo.output, "replace", lambda page: shown.append(page.text))

@@ -174,6 +174,7 @@ def test_a_new_page_finds_cached_runs_and_their_models():
     assert torch.equal(copy_with(loaded.model, loaded.config.task, symbols), expected)
 
 
+@pytest.mark.slow
 def test_a_trained_model_copies_a_sequence_after_its_page_was_closed():
     config = laptop_copy("linear", 16, 250)
     run([TrainingJob(config=config, seed=0)])
@@ -504,6 +505,7 @@ def test_memories_that_this_machine_cannot_hold_are_refused_with_the_remedy(monk
     assert "This would take about" in refusal([slow], "cpu")
 
 
+@pytest.mark.slow
 def test_half_a_length_is_measured_again():
     live = run([cost_job()], "crossover")
     half = replace(cost_job(), configs=cost_job().configs[:1])
