@@ -38,7 +38,7 @@ from benchmarks.peers import FAST_TRANSFORMERS, FLASH_LINEAR, PEERS, Unavailable
 from replib.attention import linear_attention, softmax_attention
 from replib.attention.delta import delta_retrieve, delta_rule
 from replib.attention.dpfp import DPFPAttention
-from replib.claims.experiments import retrieval_config
+from replib.claims.capacity.grid import retrieval_config
 from replib.device import resolve_device
 from replib.fast_weights import AssociativeMemory, MemoryConfig, RetrievalConfig, RetrievalTraining
 from replib.generation import Decoder

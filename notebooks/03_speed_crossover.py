@@ -12,13 +12,13 @@ app = marimo.App(width="medium", app_title="Speed crossover")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib.claims import charts, judging
-    from replib.claims.scaling import page
-    from replib.lab.recorded import recorded_rows
+    from replib.claims import cost_page, crossover
+    from replib.claims.crossover import charts, extrapolation, page
+    from replib.claims.crossover import steps as training_steps
+    from replib.lab.statistics import article_fits
     from replib.pages import controls, frames
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
-    from replib.pages.live_jobs import live_cost_jobs
     from replib.published import published
 
 
@@ -39,42 +39,24 @@ def _():
 
 @app.cell(hide_code=True)
 def _():
-    recorded = recorded_rows("crossover")
-    steps = recorded_rows("step_time")
+    recorded = crossover.CLAIM.recorded()
     article = published()["dm2022"]
     live = LiveRuns("crossover")
     get_changes, set_changes = mo.state(0)
-    controls.unread("crossover", "step_time")
-    return article, get_changes, live, recorded, set_changes, steps
+    recorded.unread()
+    return article, get_changes, live, recorded, set_changes
 
 
 @app.cell(hide_code=True)
-def _(article, recorded):
-    recorded_columns = [
-        ("Paper", judging.PAPER_SAYS["crossover"]),
-        ("2022 replication", judging.article_crossover(article)),
-        (f"Recorded here, {controls.device_names(recorded)}", judging.speed_crossover(recorded)),
-    ]
-    return (recorded_columns,)
-
-
-@app.cell(hide_code=True)
-def _(get_changes, jobs, live, recorded_columns, settings):
+def _(get_changes, jobs, live, recorded, settings):
     get_changes()
-    _rows = live.rows(jobs, settings["device"])
-    _session = judging.of_session(
-        lambda rows: judging.speed_crossover(rows, work=settings["work"]), _rows
-    )
-    controls.verdict_card(
-        "Linear attention is faster from N = 512 on.",
-        [*recorded_columns, (controls.THIS_MACHINE, _session)],
-    )
+    recorded.cards(live.rows(jobs, settings["device"]))
     return
 
 
 @app.cell(hide_code=True)
 def _(recorded):
-    page.crossover_tabs(recorded)
+    page.crossover_tabs(recorded.rows["crossover"])
     return
 
 
@@ -93,8 +75,8 @@ def _():
 def _(recorded):
     mo.ui.tabs(
         {
-            _text.capitalize(): page.crossings_chart(recorded, _work)
-            for _work, _text in reversed(controls.WORK_LABELS.items())
+            _text.capitalize(): charts.crossings_chart(recorded.rows["crossover"], _work)
+            for _work, _text in reversed(cost_page.WORK_LABELS.items())
         }
     )
     return
@@ -103,20 +85,7 @@ def _(recorded):
 @app.cell(hide_code=True)
 def _(get_changes, jobs, live, recorded, settings):
     get_changes()
-    _session = judging.of_session(
-        lambda rows: judging.implementations(rows, work=settings["work"]),
-        live.rows(jobs, settings["device"]),
-    )
-    controls.verdict_card(
-        "The crossover moves to shorter N as the implementation of linear attention improves.",
-        [
-            (
-                f"Recorded here, {controls.device_names(recorded)}",
-                judging.implementations(recorded),
-            ),
-            (controls.THIS_MACHINE, _session),
-        ],
-    )
+    recorded.cards(live.rows(jobs, settings["device"]), "implementations")
     return
 
 
@@ -140,64 +109,35 @@ def _():
         Control("n_heads", "Heads", (1, 2, 4, 8, 16), 8),
         Control("head_dim", "Head size", (8, 16, 32, 64, 128), 32),
         Control("repeats", "Repeats", (3, 5, 7, 15, 31), 7),
-        controls.WORK,
+        cost_page.WORK,
         controls.DEVICE,
-        controls.variants(),
+        cost_page.variants(),
     ]
-    panel, notes = controls.panel(PARAMETERS)
-    return notes, panel
-
-
-@app.cell(hide_code=True)
-def _(notes, panel):
-    controls.show_panel(panel, notes)
-    return
+    panel, _shown = controls.panel(PARAMETERS)
+    _shown
+    return (panel,)
 
 
 @app.cell(hide_code=True)
 def _(panel):
-    settings = panel.value
-    controls.share(settings)
+    settings = controls.chosen(panel)
     return (settings,)
 
 
 @app.cell(hide_code=True)
-def _(settings):
-    jobs, problem = controls.attempt(live_cost_jobs, settings)
-    problem
-    return (jobs,)
-
-
-@app.cell(hide_code=True)
 def _():
-    auto = mo.ui.switch(value=True, label="run short settings automatically")
+    auto = controls.auto_switch()
     return (auto,)
 
 
 @app.cell(hide_code=True)
-def _(auto, get_changes, jobs, live, settings):
+def _(auto, get_changes, live, set_changes, settings):
     get_changes()
-    run, _why_none = controls.gate(live, jobs, auto=auto.value, device=settings["device"])
-    controls.show_gate(run, _why_none, auto)
-    return (run,)
-
-
-@app.cell(hide_code=True)
-def _(get_changes, jobs, live, run, set_changes, settings):
-    get_changes()
-    if controls.pressed(run):
-        live.start(jobs, settings["device"])
-        set_changes(lambda n: n + 1)
-    stop, tick = controls.stop_button(live), controls.ticker(live)
-    controls.show_stop(stop, tick)
-    return stop, tick
-
-
-@app.cell(hide_code=True)
-def _(live, stop):
-    if controls.pressed(stop):
-        live.stop()
-    return
+    jobs, run, stop, tick, _shown = controls.run_panel(
+        live, cost_page.live_jobs, settings, auto, set_changes, auto
+    )
+    _shown
+    return jobs, run, stop, tick
 
 
 @app.cell(hide_code=True)
@@ -225,11 +165,11 @@ def _(get_changes, live):
 
 @app.cell(hide_code=True)
 def _(article):
-    _fits = judging.article_fits(article)
+    _fits = article_fits(article)
     mo.vstack(
         [
-            mo.md(judging.extrapolation_text(_fits)),
-            charts.extrapolation_chart(
+            mo.md(extrapolation.extrapolation_text(_fits)),
+            extrapolation.extrapolation_chart(
                 article, _fits, title="Four points up to N = 64, extended to 8192"
             ),
         ]
@@ -238,12 +178,13 @@ def _(article):
 
 
 @app.cell(hide_code=True)
-def _(article, steps):
+def _(article, recorded):
+    _steps = recorded.rows["step_time"]
     mo.vstack(
         [
-            mo.md(judging.table_1(article, steps)),
-            charts.replication_chart(
-                frames.costs(frames.steps_alike(steps)),
+            mo.md(training_steps.table_1(article, _steps)),
+            training_steps.replication_chart(
+                frames.costs(frames.steps_alike(_steps)),
                 article,
                 title="3000 training steps of the 2022 model",
             ),
@@ -254,30 +195,7 @@ def _(article, steps):
 
 @app.cell(hide_code=True)
 def _():
-    _text = mo.md("""
-    - **Crossover.** The length from which linear attention stays faster: log-log interpolation
-      between measured lengths, with a 95 % interval from resampling the repeats. It is called
-      *extrapolated* only where no crossing was measured.
-    - **Verdict.** Judged are the textbook softmax, which the paper had in 2020, and the fastest
-      implementation of linear attention in the rows; the fused softmax, which came later, and the
-      other implementations are given as evidence. That linear attention is judged at its best was
-      settled before its compiled kernels were measured; that softmax is judged in its textbook form
-      was chosen after the first rows were seen: with the fused one among the criteria they read
-      "inconclusive".
-    - **Times.** Attention alone, causal, float32, 8 heads of 32 in the recorded runs; all
-      mechanisms of a length timed together in random order. Training steps: the model of the
-      2022 article (4 + 4 layers, 8 heads of 64, feed-forward 1024, batch 8), 3000 times the
-      median of 11 steps. *Deviation:* the article's times include further evaluations of the loss
-      at each step and other overheads, and its linear runs seem to have used batch 32 (our
-      inference from its losses).
-    - **Linear attention** is computed in one of these, which give the same numbers to rounding:
-      *plain* forms the (N, N) weights; *torch* goes through chunks with torch operations and a
-      closed-form backward pass; *cpu* (Numba) and *cuda* (Triton) do the same in one compiled
-      pass. The order in which they improve is this one, and is not taken from their times.
-    - **First use.** The CPU kernel is compiled when it is first needed, and kept on disk; no
-      timing includes that.
-    """)
-    mo.accordion({"Method and limits": _text})
+    crossover.CLAIM.method()
     return
 
 

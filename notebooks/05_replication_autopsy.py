@@ -12,13 +12,12 @@ app = marimo.App(width="medium", app_title="Autopsy of a replication")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib.claims.autopsy import hypotheses, judge, step_times
+    from replib.claims import autopsy
+    from replib.claims.autopsy import charts, hypotheses, tables
     from replib.claims.autopsy import page as parts
-    from replib.lab.recorded import recorded_rows
     from replib.pages import controls
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
-    from replib.pages.live_jobs import AUTOPSY_MODELS
     from replib.published import published
 
 
@@ -41,34 +40,24 @@ def _():
 
 @app.cell(hide_code=True)
 def _():
-    article = published()["dm2022"]
-    losses, times = recorded_rows("autopsy"), recorded_rows("autopsy_time")
-    full_size = recorded_rows("autopsy_full")
-    steps = [*recorded_rows("step_time"), *recorded_rows("autopsy_longer")]
+    recorded, article = autopsy.CLAIM.recorded(), published()["dm2022"]
+    losses, times = recorded.rows["autopsy"], recorded.rows["autopsy_time"]
     live = LiveRuns("autopsy_time")
     get_changes, set_changes = mo.state(0)
-    controls.unread("autopsy", "autopsy_full", "autopsy_time", "step_time", "autopsy_longer")
-    return article, full_size, get_changes, live, losses, set_changes, steps, times
+    recorded.unread()
+    return article, get_changes, live, losses, recorded, set_changes, times
 
 
 @app.cell(hide_code=True)
-def _(article, losses, steps, times):
-    recorded = parts.cards(losses, times, steps, article)
-    device = controls.device_names([*losses, *times])
-    article_says = judge.article_said(article)
-    return article_says, device, recorded
-
-
-@app.cell(hide_code=True)
-def _(article, article_says, device, get_changes, jobs, live, recorded, settings):
+def _(get_changes, jobs, live, recorded, settings):
     get_changes()
-    _session = parts.session_cards(live.rows(jobs, settings["device"]), article)
+    _rows = live.rows(jobs, settings["device"])
+    _stands = """
+    Result 2, that the time of linear attention grows linearly with N, stands: it is not among the
+    conclusions judged above, and page 2 measures it.
+    """
     mo.vstack(
-        [
-            parts.verdict_cards(article_says, recorded, _session, device),
-            mo.md(judge.STANDS),
-        ],
-        gap=1.5,
+        [recorded.cards(_rows, "convergence", "slowdown", "crossover"), mo.md(_stands)], gap=1.5
     )
     return
 
@@ -87,7 +76,7 @@ def _():
 
 @app.cell(hide_code=True)
 def _(times):
-    controls.device_tabs(times, parts.effects_chart)
+    controls.device_tabs(times, charts.effects_chart)
     return
 
 
@@ -102,7 +91,7 @@ def _(article, times):
     mo.vstack(
         [
             mo.md("**The article's four points, and ours**"),
-            controls.device_tabs(times, lambda rows: mo.md(step_times.four_points(article, rows))),
+            controls.device_tabs(times, lambda rows: mo.md(tables.four_points(article, rows))),
         ]
     )
     return
@@ -122,7 +111,7 @@ def _():
 
 @app.cell(hide_code=True)
 def _(article, losses):
-    controls.device_tabs(losses, lambda rows: parts.losses_chart(rows, article))
+    controls.device_tabs(losses, lambda rows: charts.losses_chart(rows, article))
     return
 
 
@@ -130,8 +119,8 @@ def _(article, losses):
 def _(article, losses):
     mo.vstack(
         [
-            mo.md(judge.failure_table(losses)),
-            *(mo.md(judge.loss_table(article, losses, _name)) for _name in ("linear", "softmax")),
+            mo.md(tables.failure_table(losses)),
+            *(mo.md(tables.loss_table(article, losses, _name)) for _name in ("linear", "softmax")),
         ],
         gap=1.5,
     )
@@ -142,8 +131,8 @@ def _(article, losses):
 def _(article, losses):
     mo.vstack(
         [
-            mo.md(f"## The loss scale\n\n{judge.scale_text(article, losses)}"),
-            parts.scale_chart(losses, article),
+            mo.md(f"## The loss scale\n\n{tables.scale_text(article, losses)}"),
+            charts.scale_chart(losses, article),
         ]
     )
     return
@@ -154,20 +143,23 @@ def _(article, losses):
     mo.vstack(
         [
             mo.md("## The article's curves, beside broken runs here"),
-            parts.loss_curves_chart(losses, article),
-            mo.md(judge.level_text(article, losses)),
+            charts.loss_curves_chart(losses, article),
+            mo.md(tables.level_text(article, losses)),
         ]
     )
     return
 
 
 @app.cell(hide_code=True)
-def _(article, full_size):
+def _(article, recorded):
+    _rows = recorded.rows["autopsy_full"]
     mo.vstack(
         [
             mo.md("## At the article's own size"),
-            controls.device_tabs(full_size, lambda rows: parts.full_size(rows, article)),
-        ]
+            recorded.cards(None, "softmax_returns"),
+            controls.device_tabs(_rows, lambda rows: parts.full_size(rows, article)),
+        ],
+        gap=1.5,
     )
     return
 
@@ -198,14 +190,14 @@ def _():
 
 @app.cell(hide_code=True)
 def _():
-    get_chosen, set_chosen = mo.state(parts.chosen_at_first())
+    get_chosen, set_chosen = mo.state(controls.asked_for(parts.SWITCHES))
     buttons = parts.presets(set_chosen)
     return buttons, get_chosen
 
 
 @app.cell(hide_code=True)
 def _(get_chosen):
-    switches = parts.switches(get_chosen())
+    switches = controls.switches(parts.SWITCHES, get_chosen())
     return (switches,)
 
 
@@ -228,7 +220,7 @@ def _(article):
         Control("n_steps", "Steps of a run", (50, 100, 200, 300, 500, 1000, 3000), 200),
         Control("seeds", "Seeds of a run", (1, 2, 3), 1),
         Control("repeats", "Repeats of a timed step", (3, 5, 9, 15, 31), 9),
-        Control("model", "Model", AUTOPSY_MODELS, AUTOPSY_MODELS[0]),
+        Control("model", "Model", parts.MODELS, parts.MODELS[0]),
         Control("measure", "Measure", parts.MEASURES, "step times"),
         controls.DEVICE,
         Control("attention", "Attention", ("softmax", "linear"), ("softmax", "linear")),
@@ -246,48 +238,24 @@ def _(notes, panel):
 
 @app.cell(hide_code=True)
 def _(panel, switches):
-    settings = panel.value | parts.chosen(switches)
-    controls.share(panel.value)
+    settings = controls.chosen(panel, defects=controls.switched_on(switches, "defects"))
     return (settings,)
 
 
 @app.cell(hide_code=True)
-def _(settings):
-    jobs, problem = controls.attempt(parts.live_jobs, settings)
-    problem
-    return (jobs,)
-
-
-@app.cell(hide_code=True)
 def _():
-    auto = mo.ui.switch(value=True, label="run short settings automatically")
+    auto = controls.auto_switch()
     return (auto,)
 
 
 @app.cell(hide_code=True)
-def _(auto, get_changes, jobs, live, settings):
+def _(auto, get_changes, live, set_changes, settings):
     get_changes()
-    run, _why_none = controls.gate(live, jobs, auto=auto.value, device=settings["device"])
-    controls.show_gate(run, _why_none, auto)
-    return (run,)
-
-
-@app.cell(hide_code=True)
-def _(get_changes, jobs, live, run, set_changes, settings):
-    get_changes()
-    if controls.pressed(run):
-        live.start(jobs, settings["device"])
-        set_changes(lambda n: n + 1)
-    stop, tick = controls.stop_button(live), controls.ticker(live)
-    controls.show_stop(stop, tick)
-    return stop, tick
-
-
-@app.cell(hide_code=True)
-def _(live, stop):
-    if controls.pressed(stop):
-        live.stop()
-    return
+    jobs, run, stop, tick, _shown = controls.run_panel(
+        live, parts.live_jobs, settings, auto, set_changes, auto
+    )
+    _shown
+    return jobs, run, stop, tick
 
 
 @app.cell(hide_code=True)
@@ -319,26 +287,21 @@ def _():
 
 @app.cell(hide_code=True)
 def _(OF_PREDICTION, PARAMETERS):
-    prediction_panel, prediction_notes = controls.panel(OF_PREDICTION, PARAMETERS, [parts.SWITCHES])
-    return prediction_notes, prediction_panel
-
-
-@app.cell(hide_code=True)
-def _(prediction_notes, prediction_panel):
-    controls.show_panel(prediction_panel, prediction_notes)
-    return
+    prediction_panel, _shown = controls.panel(OF_PREDICTION, PARAMETERS, [parts.SWITCHES])
+    _shown
+    return (prediction_panel,)
 
 
 @app.cell(hide_code=True)
 def _(article, prediction_panel):
-    controls.share(prediction_panel.value)
-    parts.prediction(article, prediction_panel.value)
+    parts.prediction(article, controls.chosen(prediction_panel))
     return
 
 
 @app.cell(hide_code=True)
-def _(article, steps, times):
-    mo.md(step_times.prediction_table(article, times, steps))
+def _(article, recorded, times):
+    _steps = [*recorded.rows["step_time"], *recorded.rows["autopsy_longer"]]
+    mo.md(tables.prediction_table(article, times, _steps))
     return
 
 
@@ -366,49 +329,7 @@ def _(others):
 
 @app.cell(hide_code=True)
 def _(losses):
-    _text = mo.md(f"""
-    - **What is re-enacted.** Twelve differences that can be in torch, on our `EncoderDecoder`, its
-      task and its loop; with all switches off a run is the real one, bit for bit. Three of them
-      were found later, at the article's own size, and are not in the ablation of the small model.
-      What Julia's compiler, GPU and libraries did is not re-enacted: it is in what stays
-      unexplained.
-    - **The article's own size.** 512, 8 heads of 64, feed-forward 1024, post-norm, dropout 0.1, 2
-      encoder layers that count and 4 of the decoder, as in `LinTrans.jl`. Its softmax stands there
-      as a comment: that its softmax runs had all else of that file is inferred. *Deviation:*
-      positions count from 0, there from 1; labels are not smoothed, there by a millionth; a loss
-      is of fresh sequences, there of those that were just learned from. The extra evaluations are
-      left out, as they change no loss. Our other details are those of the paper's model:
-      gradients clipped to norm 1, last norms, dropout of the embedding.
-    - **Conclusions.** A card says *supported* where the article's conclusion stands after
-      mending, *not supported* where it falls. No stable convergence: most mended linear runs end
-      below 99 % accuracy (all lengths together, Wilson interval). Slower: at each length the ratio
-      of linear to softmax steps is above 1, and at or above the article's least. Crossover: the
-      interval of a measured crossover holds 3149; an extrapolated one decides nothing.
-    - **Times.** The article's sizes, batch 8 (the switch makes it 32); all sets of defects of a
-      length are timed in turns, and rounds are resampled together. Factors are multiplied, so
-      shares are of logarithms; *between* is the geometric mean of alone on and alone off, and
-      the rest what remains of the whole, other defects and how they act together.
-    - **What a switch does besides.** A compiled kernel takes float32 alone: a step in float64 falls
-      back to torch operations, so that its factor is of both. Unfused attention is compared with
-      the compiled kernel, so that its factor holds what compiling gains. A time is the median of
-      repeated steps: of the extra evaluations, the one before each eighth update does not count.
-      *Half an encoder* costs less than a whole one, as its unused layers have no backward pass, and
-      more than a model that has only the layers it uses. *Adam* here costs less than RAdam, whose
-      step is more operations.
-    - **Losses.** *Deviation:* recorded with a smaller model than the article's:
-      {judge.recorded_text(losses)}. Differences are by Welch's t. Losses are nats a token
-      for all runs, whatever the batch.
-    - **The article's losses** are our reading of its figures; its batches are inferred from the
-      plateaus (its text says 8 for both). Of its curves the plateaus, ends, jumps and spikes were
-      read, and drawn; what is between them is not known. That its runs end where the order is
-      unknown is our inference.
-    - **The interval of a prediction** draws both fits anew with errors of the size of their
-      residuals; that a model may be wrong beyond the data is not in it.
-    - **Devices.** Charts of steps and losses, and the article's four points, have a tab for each
-      device where there are several; other tables are of the one with most rows; cards judge each.
-    - **Other works.** The corpus is generated; the language models have one layer, 2 heads of 32.
-    """)
-    mo.accordion({"Method and limits": _text})
+    autopsy.CLAIM.method(beside=f"Recorded: {tables.recorded_text(losses)}.")
     return
 
 

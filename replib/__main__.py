@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(arguments) -> int:
-    from replib.claims.experiments import EXPERIMENTS
+    from replib.claims import EXPERIMENTS
     from replib.lab import recorded
     from replib.lab.record import SCALES, core_seconds
 
@@ -94,7 +94,7 @@ def _list(arguments) -> int:
 def _record(arguments) -> int:
     import torch
 
-    from replib.claims.experiments import EXPERIMENTS, experiment_named
+    from replib.claims import EXPERIMENTS, experiment_named
     from replib.lab.memory_use import tune_memory
     from replib.lab.record import record
 
@@ -230,7 +230,7 @@ def _doctor(arguments) -> int:
     import torch
 
     from benchmarks.peers import PEERS
-    from replib.claims.experiments import EXPERIMENTS
+    from replib.claims import EXPERIMENTS
     from replib.lab.memory_use import tune_memory
 
     print(f"replib {__version__}, Python {platform.python_version()}, torch {torch.__version__}")

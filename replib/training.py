@@ -118,6 +118,16 @@ class TrainingConfig:
         """Why what it is trained on cannot be read; None where it can, or is drawn."""
         return self.task.missing_data()
 
+    @property
+    def trained(self) -> "TrainingConfig":
+        """What is trained in the end; here it itself."""
+        return self
+
+    @property
+    def time_factor(self) -> float:
+        """About how many times as long a step takes as its sizes tell."""
+        return 1.0
+
     def training(self, *, seed: int = 0, device: str | None = None) -> "Training":
         """A run of this config from its start."""
         return Training(self, seed=seed, device=device)

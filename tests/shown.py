@@ -4,7 +4,7 @@ import html
 import json
 import re
 
-from replib.claims.experiments import laptop_copy
+from replib.claims.common import laptop_copy
 from replib.lab import store
 from replib.lab.run import TrainingJob
 from replib.lab.timing import Cost, CostConfig

@@ -1,6 +1,6 @@
 """Jobs small enough to run in a test."""
 
-from replib.claims.experiments import laptop_copy
+from replib.claims.common import laptop_copy
 from replib.lab.record import Experiment
 from replib.lab.run import CostJob, TrainingJob
 from replib.lab.timing import CostConfig

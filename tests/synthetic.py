@@ -11,11 +11,11 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from replib.claims import EXPERIMENTS
 from replib.claims.capacity.evaluation import MeansConfig
-from replib.claims.experiments import EXPERIMENTS
 from replib.fast_weights import MemoryConfig, RetrievalConfig
 from replib.lab import store
-from replib.lab.run import RetrievalJob, TrainingJob
+from replib.lab.run import RetrievalJob, TrainingJob, kind_of, versions_of
 from replib.lab.runs.generation import GenerationCost, state_bytes
 from replib.lab.timing import Cost
 from replib.tasks.images import Pixels, bits
@@ -219,4 +219,6 @@ def _growth(model, seq_len):
 
 
 def _row(name, config, seed, summary, curve):
-    return store.make_row(name, "laptop", config, seed, "ok", summary, curve)
+    cost = "time_ms" in summary
+    of_run = {"kind": kind_of(config, cost=cost), "versions": versions_of(config, cost=cost)}
+    return store.make_row(name, "laptop", config, seed, "ok", summary, curve, **of_run)

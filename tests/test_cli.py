@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from replib.__main__ import main
-from replib.claims.experiments import EXPERIMENTS, laptop_copy
+from replib.claims import EXPERIMENTS
+from replib.claims.common import laptop_copy
 from replib.lab import interrupts, store
 from replib.lab.record import SCALES, Experiment, core_seconds
 from replib.lab.recorded import recorded_rows
@@ -73,6 +74,7 @@ def test_the_time_of_a_training_counts_seeds_together_once_and_every_thread():
     assert core_seconds(row(1, n_steps=0)) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(name, capsys):
     jobs = EXPERIMENTS[name].jobs("smoke")
@@ -130,6 +132,7 @@ def test_a_data_folder_that_cannot_be_written_is_refused_with_the_remedy(
     assert "set REPLIB_DATA to another folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_torn_line_is_reported_and_recording_goes_on(data, capsys):
     assert main(["record", "step_time", "--device", "cpu"]) == 0
     rows = store.read_rows("step_time")

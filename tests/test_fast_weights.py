@@ -14,12 +14,9 @@ from benchmarks.peers import PublishedMemory
 from replib import fast_weights
 from replib.attention.dpfp import DPFPAttention
 from replib.attention.performer import PerformerAttention
-from replib.claims.experiments import (
-    CAPACITY_MEMORIES,
-    EXPERIMENTS,
-    UPDATE_RULE_MEMORIES,
-    retrieval_config,
-)
+from replib.claims import EXPERIMENTS
+from replib.claims.capacity.grid import CAPACITY_MEMORIES, retrieval_config
+from replib.claims.update_rules.grid import UPDATE_RULE_MEMORIES
 from replib.fast_weights import (
     AssociativeMemory,
     MemoryConfig,

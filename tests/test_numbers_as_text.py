@@ -9,17 +9,19 @@ import polars as pl
 import pytest
 import vl_convert
 
+from replib.claims.generation.judge import constant_cost_verdict
+from replib.claims.images.judge import images_verdict
 from replib.lab.statistics import Exponent, Ratio
-from replib.lab.verdict import constant_cost_verdict, exponent_text, images_verdict, ratio_text
+from replib.lab.verdict import exponent_text, ratio_text
 
 HERE = Path(__file__).parents[1]
 # Modules whose numbers readers see; others print sizes and times, which have no sign.
 TOLD = [
-    *HERE.glob("replib/claims*.py"),
-    *HERE.glob("replib/*_parts.py"),
-    *HERE.glob("replib/charts/*.py"),
+    *HERE.glob("replib/claims/**/*.py"),
+    *(path for path in HERE.glob("replib/pages/*.py") if path.stem not in ("controls", "live")),
+    *HERE.glob("replib/report/index.py"),
+    *HERE.glob("replib/lab/verdict.py"),
     *HERE.glob("notebooks/*.py"),
-    *(HERE / "replib" / f"{name}.py" for name in ("verdicts", "hypotheses", "report_index")),
 ]
 FLOAT = re.compile(r"(.?[<>=^])?[-+ ]?(?P<z>z?)#?0?\d*[,_]?(\.\d*)?[eEfFgG%]")
 ZEROS = [1e-17, -1e-17, -0.0, -0.004]
@@ -32,7 +34,7 @@ def floats(path):
             parts = (getattr(part, "value", "2") for part in node.format_spec.values)
             spec = "".join(part if isinstance(part, str) else "2" for part in parts)
             if found := FLOAT.fullmatch(spec):
-                yield f"{path.name}:{node.lineno} :{spec}", bool(found["z"])
+                yield f"{path.relative_to(HERE)}:{node.lineno} :{spec}", bool(found["z"])
 
 
 def test_every_float_that_is_told_says_z_in_its_format():
@@ -41,7 +43,7 @@ def test_every_float_that_is_told_says_z_in_its_format():
     assert [place for place, coerced in specs if not coerced] == []  # write :z.2f, not :.2f
 
 
-@pytest.mark.parametrize("path", TOLD, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TOLD, ids=lambda path: str(path.relative_to(HERE)))
 def test_no_chart_asks_for_a_sign_which_vega_keeps_on_zero(path):
     assert not re.search(r"""format=["'][^"']*\+""", path.read_text())
 

@@ -9,7 +9,7 @@ import torch
 
 from replib import checkpoints, files
 from replib.attention import ATTENTION
-from replib.claims.experiments import laptop_copy
+from replib.claims.common import laptop_copy
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.tasks.images import Pixels
 from replib.training import MODELS, Training, TrainingConfig
@@ -31,6 +31,7 @@ def same(a: Training, b: Training) -> bool:
     return all(torch.equal(x, y) for x, y in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_some_hundred_steps_beat_chance_by_far(attention):
     n_steps = 600 if attention == "fwm" else 300
@@ -40,6 +41,7 @@ def test_some_hundred_steps_beat_chance_by_far(attention):
     assert last.accuracy > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_the_encoder_decoder_learns_to_copy(attention):
     task = SequenceCopy(seq_len=8)

@@ -7,8 +7,9 @@ repeats stand for a length, because timings err upwards.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -745,3 +746,9 @@ def _r_squared(values: np.ndarray, fitted: np.ndarray) -> float:
     """Return 1 - residual / total sum of squares; NaN where the values do not vary."""
     total = float(((values - values.mean()) ** 2).sum())
     return 1 - float(((values - fitted) ** 2).sum()) / total if total else math.nan
+
+
+def article_fits(article: Mapping[str, Any]) -> list[Regression]:
+    """The article's regression on its Table 1, under each model of softmax."""
+    times = article["N"], article["softmax_s"], article["linear_s"]
+    return [article_regression(*times, softmax_model=model) for model in SOFTMAX_MODELS]

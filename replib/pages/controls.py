@@ -13,14 +13,21 @@ from typing import Any
 import marimo as mo
 import torch
 
-from replib.claims import judging
 from replib.device import resolve_device
 from replib.lab import recorded
-from replib.lab.run import variant_of
+from replib.lab.recorded import config_of
 from replib.lab.store import Row
 from replib.lab.text import LEFT, as_text, markdown_table
-from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, Verdict
+from replib.lab.verdict import (
+    INCONCLUSIVE,
+    NOT_SUPPORTED,
+    NOT_TESTED,
+    SUPPORTED,
+    Verdict,
+    by_device,
+)
 from replib.pages import failures
+from replib.pages.failures import STYLE
 from replib.pages.live import (
     ALL_THREADS,
     ASKED,
@@ -31,14 +38,15 @@ from replib.pages.live import (
     predicted_seconds,
     refusal,
 )
-from replib.pages.live_jobs import ALL_VARIANTS, refused_variants
 
 failures.show_on_pages()
 
+NOTHING_RUN = "Nothing has run yet with the settings below."
 THIS_MACHINE = "This machine, settings below"  # the column of a card for runs of this session
 STATIC_RUN_BELOW_S = 600.0  # a report with parameters waits so long for its run
 AUTO_RUN_BELOW_S = 5.0  # a reader who moves a slider waits so long without having asked
 REDRAW_EVERY_S = 0.25
+NONE = "none"  # in the URL, where no switch of several is on
 REDRAW_TIMINGS_EVERY_S = 1.0  # drawing takes a core from what is timed
 
 
@@ -102,18 +110,7 @@ class Control:
 
 
 WORK_LABELS = {"forward": "forward", "forward_backward": "forward and backward"}
-WORK = Control("work", "Work", tuple(WORK_LABELS), "forward_backward", labels=WORK_LABELS)
 DEVICE = Control("device", "Device", ("auto", "cpu", *["cuda"] * torch.cuda.is_available()), "auto")
-
-
-def variants() -> Control:
-    """The choice of mechanisms, options and kernels, of those that can run on this machine. It
-    begins with the one compiled for the device, beside what is to be had everywhere."""
-    refused = refused_variants()
-    offered = tuple(name for name in ALL_VARIANTS if name not in refused)
-    first = ("softmax textbook", "softmax fused", "linear torch", f"linear {resolve_device().type}")
-    default = tuple(name for name in offered if name in first)
-    return Control("variants", "Attention", offered, default, refused=refused)
 
 
 def initial_values(
@@ -136,9 +133,10 @@ def initial_values(
 
 def panel(
     controls: Sequence[Control], *others: Sequence[Control]
-) -> tuple[mo.ui.dictionary, list[str]]:
-    """The elements of a panel, set from the URL, else from the command line; and notes. `others`
-    are the notebook's other panels, whose parameters a static page may be asked for as well.
+) -> tuple[mo.ui.dictionary, mo.Html]:
+    """The elements of a panel, set from the URL, else from the command line; and the panel as it is
+    shown, with what had to be changed said below. `others` are the notebook's other panels, whose
+    parameters a static page may be asked for as well.
 
     Raises:
         ValueError: a static page was asked for with a parameter or a value that is not offered.
@@ -149,7 +147,14 @@ def panel(
     if in_static_page():
         check_asked(everywhere, _asked(), notes)
     notes += _misspelt(query, controls, everywhere)
-    return mo.ui.dictionary({c.name: _element(c, values[c.name]) for c in controls}), notes
+    elements = mo.ui.dictionary({c.name: _element(c, values[c.name]) for c in controls})
+    return elements, _shown_panel(elements, notes)
+
+
+def chosen(elements: mo.ui.dictionary, **others: Any) -> dict[str, Any]:
+    """The settings of a panel, which are written to the URL, with others that are not."""
+    share(elements.value)
+    return elements.value | others
 
 
 def _misspelt(
@@ -206,18 +211,13 @@ def _element(control: Control, value: Any):
     )
 
 
-def show_panel(elements: mo.ui.dictionary, notes: Sequence[str] = ()) -> mo.Html:
-    """The panel as a grid of its elements, with what had to be changed said below."""
+def _shown_panel(elements: mo.ui.dictionary, notes: Sequence[str]) -> mo.Html:
+    """The panel as a grid of its elements."""
     if in_static_page():
         return mo.callout(mo.Html(_static_text(elements)))
     cells = "".join(map(_cell, elements.elements.values()))
-    grid = mo.Html(
-        '<div style="display:grid; gap:.9rem 2rem; align-items:end; white-space:nowrap; '
-        f'grid-template-columns:repeat(auto-fill, minmax(13rem, 1fr))">{cells}</div>'
-    )
-    if not notes:
-        return grid
-    return mo.vstack([grid, callout("; ".join(notes))])
+    shown = styled(f'<div class="r-panel">{cells}</div>')
+    return mo.vstack([shown, callout("; ".join(notes))]) if notes else shown
 
 
 def _static_text(elements: mo.ui.dictionary) -> str:
@@ -234,7 +234,43 @@ def _static_text(elements: mo.ui.dictionary) -> str:
 def _cell(element) -> str:
     """An element in the grid; a choice of many has a line of its own, to show what is chosen."""
     many = isinstance(element, mo.ui.multiselect) and len(element.options) > 2
-    return f"<div{' style=grid-column:1/-1' * many}>{element}</div>"
+    return f"<div{' class=r-wide' * many}>{element}</div>"
+
+
+def styled(text: str) -> mo.Html:
+    """HTML with the classes of `style.css`."""
+    return mo.Html(f"<style>{STYLE}</style>{text}")
+
+
+def grid(cells: Iterable[Any], least: str, label: str = "") -> mo.Html:
+    """Cells side by side, as many as are at least so wide."""
+    role = f'role="group" aria-label="{label}" ' if label else ""
+    body = "".join(f"<div>{cell}</div>" for cell in cells)
+    return styled(f'<div class="r-grid" {role}style="--least:{least}">{body}</div>')
+
+
+def switches(control: Control, on: Sequence[str]) -> mo.ui.dictionary:
+    """A switch for each value of a control, by its label."""
+    names = (name for name in control.values if name != NONE)
+    return mo.ui.dictionary(
+        {n: mo.ui.switch(value=n in on, label=control.labels[n]) for n in names}
+    )
+
+
+def asked_for(control: Control) -> tuple[str, ...]:
+    """The values of a control that the URL or the command line asks for, else its default."""
+    sources = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
+    values, notes = initial_values([control], *sources)
+    if in_static_page():
+        check_asked([control], (), notes)
+    return tuple(name for name in values[control.name] if name != NONE)
+
+
+def switched_on(elements: mo.ui.dictionary, name: str) -> tuple[str, ...]:
+    """The switches that are on, which are also written to the URL, as the parameter `name`."""
+    on = tuple(switch for switch, value in elements.value.items() if value)
+    share({name: on or (NONE,)})
+    return on
 
 
 def plain(text: str) -> mo.Html:
@@ -265,12 +301,12 @@ def inputs(*elements) -> mo.Html:
     return mo.md("") if in_static_page() else mo.hstack(elements, justify="start", wrap=True)
 
 
-def attempt(build, settings: Mapping[str, Any]) -> tuple[list, mo.Html]:
-    """Jobs of the settings; none, and what is wrong with the settings, where there can be none."""
+def attempt(build: Callable, settings: Mapping[str, Any]) -> tuple[Any, mo.Html | None]:
+    """What is built of the settings; none, and what is wrong with them, where it cannot be."""
     try:
-        return build(settings), mo.md("")
+        return build(settings), None
     except ValueError as error:
-        return [], callout(str(error))
+        return None, callout(str(error))
 
 
 def unread(*experiments: str) -> mo.Html:
@@ -281,15 +317,9 @@ def unread(*experiments: str) -> mo.Html:
     return mo.vstack([callout(text) for text in said]) if said else mo.md("")
 
 
-def device_names(rows: Sequence[Row]) -> str:
-    """The devices that rows were computed on."""
-    names = sorted({row["provenance"]["device_name"] for row in rows})
-    return ", ".join(names) if names else "nothing yet"
-
-
 def device_tabs(rows: Sequence[Row], show: Callable[[Sequence[Row]], Any]) -> mo.Html:
     """What `show` makes of the rows of each device, a tab each where there are several."""
-    devices = judging.by_device(rows)
+    devices = by_device(rows)
     if len(devices) < 2:
         return mo.as_html(show(rows))
     return mo.ui.tabs({device: show(some) for device, some in devices.items()})
@@ -342,9 +372,41 @@ def _run_for_page(live: LiveRuns, jobs: Sequence, device: str | None) -> None:
         raise ValueError(live.poll().error)
 
 
-def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = None):
-    """A Run button with the predicted time, and a text that says why there is none (one of the
-    two is None).
+def run_panel(
+    live: LiveRuns, build: Callable, settings: Mapping[str, Any], auto, announce, *beside
+) -> tuple[list, Any, Any, Any, mo.Html]:
+    """The jobs of the settings; a Run button, or why there is none; while something is running a
+    Stop button and a ticker, which makes the cells that name it look again; and all of it as it is
+    shown, with what stands `beside`.
+
+    Args:
+        build: gives the jobs of the settings, or raises ValueError.
+        auto: the switch of `auto_switch`.
+        announce: the setter of an `mo.state` counter, which is told when a run begins.
+    """
+    jobs, problem = attempt(build, settings)
+    jobs, device = jobs or [], settings.get("device")
+
+    def start(_) -> None:
+        live.start(jobs, device)
+        announce(lambda n: n + 1)
+
+    run, why_none = gate(live, jobs, auto=auto.value, device=device, start=start)
+    stop, tick = stop_button(live), ticker(live)
+    shown = [problem, show_gate(run, why_none, *beside), stop and show_stop(stop, tick)]
+    return jobs, run, stop, tick, mo.vstack(list(filter(None, shown)))
+
+
+def auto_switch() -> mo.ui.switch:
+    """Whether short runs begin by themselves."""
+    return mo.ui.switch(value=True, label="run short settings automatically")
+
+
+def gate(
+    live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = None, start=lambda _: None
+):
+    """A Run button with the predicted time, which calls `start`, and a text that says why there is
+    none (one of the two is None).
 
     Where `auto` is on, what takes less than AUTO_RUN_BELOW_S, and anything on CUDA, is started
     at once. In a static page nothing runs, unless it was asked for with parameters: then what has
@@ -372,7 +434,7 @@ def gate(live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = Non
         return None, f"Running by itself, as it is short{f', after {once}' if kernel else ''}."
     # Of a longer label a phone would show a part.
     label = f"Run (about {_duration(seconds)}{', compiles first' * bool(kernel)})"
-    return mo.ui.run_button(label=label, kind="success"), None
+    return mo.ui.button(label=label, kind="success", on_change=start), None
 
 
 def how_measured(rows: Sequence[Row]) -> str:
@@ -383,7 +445,7 @@ def how_measured(rows: Sequence[Row]) -> str:
     short = [
         (len(row["summary"]["time_ms_samples"]), row["summary"][ASKED])
         for row in timed
-        if row["config"].get("span") != "stream"  # is timed once, token by token
+        if getattr(config_of(row), "span", None) != "stream"  # is timed once, token by token
     ]
     if short and min(n for n, _ in short) < max(asked for _, asked in short):
         asked = max(asked for _, asked in short)
@@ -396,10 +458,10 @@ def how_measured(rows: Sequence[Row]) -> str:
     return " ".join(said)
 
 
-def show_gate(button, text: str | None, *beside) -> mo.Html:
+def show_gate(button, text: str | None, *beside) -> mo.Html | None:
     """The button or its text, and what stands beside it; in a static page the text alone."""
     if in_static_page():
-        return plain(text) if text else mo.md("")
+        return plain(text) if text else None
     shown = plain(text) if button is None else button
     return mo.hstack([shown, *beside], justify="start", align="center", gap=1.5, wrap=True)
 
@@ -414,7 +476,9 @@ def ticker(live: LiveRuns):
 
 def stop_button(live: LiveRuns):
     """A Stop button, while something is running."""
-    return mo.ui.run_button(label="Stop", kind="danger") if live.running else None
+    if not live.running:
+        return None
+    return mo.ui.button(label="Stop", kind="danger", on_change=lambda _: live.stop())
 
 
 def pressed(button) -> bool:
@@ -424,9 +488,7 @@ def pressed(button) -> bool:
 
 def show_stop(stop, tick) -> mo.Html:
     """The Stop button; the ticker works unseen."""
-    if stop is None:
-        return mo.md("")
-    return mo.hstack([stop, mo.Html(f'<div style="display:none">{tick}</div>')], justify="start")
+    return mo.hstack([stop, styled(f'<div class="r-hidden">{tick}</div>')], justify="start")
 
 
 def watch(live: LiveRuns, announce) -> mo.Html:
@@ -445,12 +507,9 @@ def show_progress(live: LiveRuns, progress: Progress | None) -> mo.Html:
     if progress.status == "failed":
         return callout(f"The run failed: {progress.error}", "danger")
     if live.running:
-        bar = (
-            f'<progress aria-label="progress of the run" max="1" value="{progress.fraction:.4f}" '
-            'style="width:min(100%, 20rem); accent-color: #0072b2"></progress>'
-        )
-        return mo.Html(
-            f'<div role="status" style="font-variant-numeric: tabular-nums">{bar} '
+        return styled(
+            '<div role="status" class="r-progress"><progress aria-label="progress of the run" '
+            f'max="1" value="{progress.fraction:.4f}"></progress> '
             f"{progress.fraction:.0%} &nbsp; {html.escape(progress.text)}</div>"
         )
     if live.warning:
@@ -468,12 +527,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min"
 
 
-# Colour-blind safe, and a sign of its own each, as colour alone tells some readers nothing.
+# A sign and the classes of `style.css`.
 _STATUS = {
-    SUPPORTED: ("✓", "#00795a"),
-    NOT_SUPPORTED: ("✗", "#b34a00"),
-    NOT_TESTED: ("?", "#666"),
-    INCONCLUSIVE: ("?", "#666"),
+    SUPPORTED: ("✓", "r-status r-supported"),
+    NOT_SUPPORTED: ("✗", "r-status r-not-supported"),
+    NOT_TESTED: ("?", "r-status"),
+    INCONCLUSIVE: ("?", "r-status"),
 }
 
 
@@ -485,39 +544,30 @@ def verdict_card(claim: str, columns: Sequence[tuple[str, Verdict | str]]) -> mo
         columns = [
             (title, said)
             for title, said in columns
-            if title != THIS_MACHINE or (has_own_run() and said != judging.NOTHING_RUN)
+            if title != THIS_MACHINE or (has_own_run() and said != NOTHING_RUN)
         ]
     cells = "".join(_column(title, said) for title, said in columns)
     below = "".join(
         criteria_html(said, f": {title}") for title, said in columns if isinstance(said, Verdict)
     )
-    return mo.Html(
-        f'<section role="group" aria-label="Verdict: {html.escape(claim)}">'
-        f'<p style="margin:0 0 .6rem">{html.escape(claim)}</p>'
-        '<div style="display:grid; gap:.75rem; '
-        f'grid-template-columns:repeat(auto-fit, minmax(min(100%, 11.5rem), 1fr))">{cells}</div>'
-        f'<div style="font-size:.9rem; margin-top:.5rem">{below}</div></section>'
+    said = html.escape(claim)
+    return styled(
+        f'<section role="group" class="r-card" aria-label="Verdict: {said}"><p>{said}</p>'
+        f'<div class="r-columns">{cells}</div><div class="r-criteria">{below}</div></section>'
     )
 
 
 def _column(title: str, said: Verdict | str) -> str:
-    if isinstance(said, str):
-        body = f"<p style='margin:.4rem 0'>{html.escape(said)}</p>"
-    else:
-        body = verdict_html(said)
-    return (
-        '<div style="border:1px solid var(--border, #ccc); border-radius:.5rem; '
-        f'padding:.7rem .9rem; font-size:.9rem"><strong>{html.escape(title)}</strong>{body}</div>'
-    )
+    body = f"<p>{html.escape(said)}</p>" if isinstance(said, str) else verdict_html(said)
+    return f'<div class="r-column"><strong>{html.escape(title)}</strong>{body}</div>'
 
 
 def verdict_html(said: Verdict) -> str:
     """A verdict's status and headline."""
-    sign, colour = _STATUS[said.status]
+    sign, classes = _STATUS[said.status]
     return (
-        f'<p style="margin:.4rem 0"><span style="background:{colour}; color:#fff; '
-        f'padding:.1rem .55rem; border-radius:1rem; font-weight:600">{sign} {said.status}'
-        f"</span></p><p style='margin:.4rem 0'>{html.escape(said.headline)}</p>"
+        f'<p><span class="{classes}">{sign} {said.status}</span></p>'
+        f"<p>{html.escape(said.headline)}</p>"
     )
 
 
@@ -526,8 +576,7 @@ def criteria_html(said: Verdict, of: str = "") -> str:
     lines = "".join(f"<li>{html.escape(line)}</li>" for line in said.lines)
     return (
         f"<details><summary>criteria and evidence{html.escape(of)}</summary>"
-        "<ul style='padding-left:1.2rem; text-indent:-1.2rem; margin:.3rem 0; list-style:none'>"
-        f"{lines}</ul></details>"
+        f"<ul class='r-list'>{lines}</ul></details>"
     )
 
 
@@ -547,50 +596,40 @@ def history(live: LiveRuns) -> mo.Html:
 
 
 def _history_line(row: Row) -> list[str]:
-    config, summary = row["config"], row["summary"]
-    if "n_keys" in config.get("task", {}):
-        what = _retrieval_text(row)
-        result = row["detail"] or ""
-        if (best := summary.get("best_loss")) is not None:
-            result = f"best loss {best:.4f} in {summary['n_steps']} steps, ended: " + (
-                summary["reason"] or row["outcome"]
-            )
-    elif "model" in config:
-        loss, accuracy = summary.get("final_loss"), summary.get("final_accuracy")
-        what = (
-            f"{config['model']['attention']}, N = {config['task']['seq_len']}, batch "
-            f"{config['batch_size']}, {config['n_steps']} steps, seed {row['seed']}"
+    """What a run was of, how it ended, and its result."""
+    config, summary = config_of(row), row["summary"]
+    result, loss = row["detail"] or "", summary.get("final_loss")
+    if (time_ms := summary.get("time_ms")) is not None:
+        step = "a step " if hasattr(config, "task") else ""
+        result = f"{step}{time_ms:.3g} ms"
+    elif (best := summary.get("best_loss")) is not None and "solved" in summary:
+        result = f"best loss {best:.4f} in {summary['n_steps']} steps, ended: " + (
+            summary["reason"] or row["outcome"]
         )
-        if config.get("defects"):
-            what += f", {', '.join(config['defects'])}"
-        time_ms = summary.get("time_ms")
-        result = row["detail"] or "" if time_ms is None else f"a step {time_ms:.3g} ms"
-        if loss is not None:
-            result = f"loss {loss:.4f} nats a token, accuracy {accuracy:.1%}"
-    elif "way" in config:
-        time_ms = summary.get("time_ms")
-        what = (
-            f"{config['way']}, {config['span']}, N = {config['seq_len']}, batch "
-            f"{config['batch_size']}, "
-            f"{sizes_text(config['n_layers'], config['n_heads'], config['head_dim'])}"
-        )
-        result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"
+    elif loss is not None:
+        result = f"loss {loss:.4f} nats a token, accuracy {summary['final_accuracy']:.1%}"
+    return [words(config, row["seed"]), row["outcome"], as_text(result)]
+
+
+def words(config: Any, seed: int) -> str:
+    """A run, in a line: what is asked of a config is what it has."""
+    model, task = getattr(config, "model", config), getattr(config, "task", config)
+    said = [" ".join(filter(None, getattr(model, "variant", (getattr(model, "way", None),))))]
+    if getattr(model, "update_rule", None) and model.attention != "softmax":
+        said.append(model.update_rule)
+    if hasattr(model, "span"):
+        said.append(model.span)
+    said.append(f"S = {task.n_keys}" if hasattr(task, "n_keys") else f"N = {task.seq_len}")
+    if hasattr(task, "with_replacement"):
+        said.append(f"D = {model.head_dim}")
+        said += ["keys come back"] * task.with_replacement
+        said += ["evaluated on half the length"] * config.eval_half_length
     else:
-        time_ms = summary.get("time_ms")
-        what = (
-            f"{config['attention']} ({variant_of(row)[1]}), N = {config['seq_len']}, "
-            f"batch {config['batch_size']}, {WORK_LABELS[config['work']]}"
-        )
-        result = row["detail"] or "" if time_ms is None else f"{time_ms:.3g} ms"
-    return [what, row["outcome"], as_text(result)]
-
-
-def _retrieval_text(row: Row) -> str:
-    """What a run of associative retrieval was of."""
-    config, seed = row["config"], row["seed"]
-    model, task = config["model"], config["task"]
-    name = " ".join(filter(None, variant_of(row)))
-    rule = "" if model["attention"] == "softmax" else f", {model['update_rule']}"
-    again = ", keys come back" if task["with_replacement"] else ""
-    half = ", evaluated on half the length" if config["eval_half_length"] else ""
-    return f"{name}{rule}, S = {task['n_keys']}, D = {model['head_dim']}{again}{half}, seed {seed}"
+        said.append(f"batch {config.batch_size}")
+    if hasattr(model, "span"):
+        said.append(sizes_text(model.n_layers, model.n_heads, model.head_dim))
+    if hasattr(config, "work"):
+        said.append(WORK_LABELS[config.work])
+    elif hasattr(config, "task"):
+        said += [f"{config.n_steps} steps"] * (not hasattr(task, "n_keys")) + [f"seed {seed}"]
+    return ", ".join([*said, *getattr(config, "defects", ())])

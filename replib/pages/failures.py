@@ -7,6 +7,7 @@ the cell.
 import html
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 try:  # marimo's own, as of 0.25; with another version pages are as marimo makes them
@@ -15,6 +16,8 @@ try:  # marimo's own, as of 0.25; with another version pages are as marimo makes
     from marimo._runtime.context.utils import get_mode
 except ImportError:
     CellNotificationUtils = None
+
+STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
 
 def show_on_pages() -> None:
@@ -53,7 +56,4 @@ def failure_html(errors: Sequence[Any]) -> str:
         elif kind is not None:
             said.append(f"This part of the page failed: {kind}: {error.describe()}")
     text = html.escape(" ".join(dict.fromkeys(said)))
-    return text and (
-        '<p role="alert" style="border-left:.25rem solid #b34a00; padding:.2rem .7rem; '
-        f'margin:.3rem 0; overflow-wrap:anywhere">{text}</p>'
-    )
+    return text and f'<style>{STYLE}</style><p role="alert" class="r-failure">{text}</p>'

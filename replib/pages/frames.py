@@ -7,20 +7,19 @@ for one; `source` tells runs of this session ("live") from committed ones ("reco
 nats a token, accuracies shares.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
-from replib.claims.generation.judge import Speedup
-from replib.claims.judging import Crossing
+from replib.lab.recorded import config_of
 from replib.lab.run import variant_of
-from replib.lab.runs.generation import WAYS
 from replib.lab.store import Row
+from replib.lab.timing import CostConfig
+from replib.training import TrainingConfig
 
 _RUN = {
     "attention": pl.String,
@@ -73,70 +72,9 @@ COST_COLUMNS = {
     "run_id": pl.String,
     "source": pl.String,
 }
-BITS_COLUMNS = _RUN | {"images": pl.String, "step": pl.Int64, "bits_per_dim": pl.Float64}
-DRAWING_COLUMNS = {
-    "strip": pl.String,
-    "attention": pl.String,
-    "image": pl.Int64,
-    "row": pl.Int64,
-    "column": pl.Int64,
-    "order": pl.Int64,
-    "level": pl.Float64,
-    "given": pl.Boolean,
-}
-CROSSING_COLUMNS = {
-    "attention": pl.String,
-    "implementation": pl.String,
-    "series": pl.String,
-    "against": pl.String,
-    "setting": pl.String,
-    "batch_size": pl.Int64,
-    "length": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "extrapolated": pl.Boolean,
-    "shortest": pl.Float64,
-    "longest": pl.Float64,
-    "device": pl.String,
-    "source": pl.String,
-}
 
 
-_GENERATION = {
-    "attention": pl.String,
-    "implementation": pl.String,
-    "series": pl.String,
-    "seq_len": pl.Int64,
-    "batch_size": pl.Int64,
-    "n_layers": pl.Int64,
-    "n_heads": pl.Int64,
-    "head_dim": pl.Int64,
-}
 _ORIGIN = {"device": pl.String, "run_id": pl.String, "source": pl.String}
-GENERATION_COLUMNS = (
-    _GENERATION
-    | {"time_ms": pl.Float64, "q25": pl.Float64, "q75": pl.Float64}
-    | {"state_bytes": pl.Int64, "memory_bytes": pl.Int64}
-    | {"outcome": pl.String, "detail": pl.String}
-    | _ORIGIN
-)
-STREAM_COLUMNS = (
-    _GENERATION
-    | {"position": pl.Int64, "ms_per_token": pl.Float64}
-    | {"state_bytes": pl.Int64, "process_bytes": pl.Int64}
-    | _ORIGIN
-)
-SPEEDUP_COLUMNS = {
-    "setting": pl.String,
-    "over": pl.String,
-    "where": pl.String,
-    "value": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "how": pl.String,
-    "device": pl.String,
-    "source": pl.String,
-}
 
 
 def training_curves(rows: Iterable[Row]) -> pl.DataFrame:
@@ -148,15 +86,15 @@ def training_curves(rows: Iterable[Row]) -> pl.DataFrame:
         empty = [None] * n_points
         columns = {name: [value] * n_points for name, value in _run(row).items()}
         columns |= {name: curve.get(name, empty) for name in ("step", *_POINT)}
-        parts.append(_frame(columns, CURVE_COLUMNS))
-    return pl.concat(parts) if parts else _frame([], CURVE_COLUMNS)
+        parts.append(frame_of(columns, CURVE_COLUMNS))
+    return pl.concat(parts) if parts else frame_of([], CURVE_COLUMNS)
 
 
 def training_summaries(rows: Iterable[Row]) -> pl.DataFrame:
     """One line a training run: SUMMARY_COLUMNS."""
     figures = ("final_loss", "final_accuracy", "best_loss", "steps_to_solved")
     figures += ("n_spikes", "steps_per_s")
-    return _frame(
+    return frame_of(
         [
             _run(row)
             | {"outcome": row["outcome"], "detail": row["detail"]}
@@ -167,59 +105,12 @@ def training_summaries(rows: Iterable[Row]) -> pl.DataFrame:
     )
 
 
-def bits_curves(rows: Iterable[Row]) -> pl.DataFrame:
-    """One line an evaluation of a pixel model, in bits per dimension: BITS_COLUMNS."""
-    parts = [
-        training_curves([row]).with_columns(images=pl.lit(row["config"]["task"]["images"]))
-        for row in rows
-    ]
-    curves = pl.concat(parts) if parts else _frame([], CURVE_COLUMNS | {"images": pl.String})
-    bits_per_dim = pl.col("loss") / math.log(2)
-    return curves.with_columns(bits_per_dim=bits_per_dim).select(list(BITS_COLUMNS))
-
-
-def drawings(
-    strips: Iterable[tuple[str, str | None, Sequence[Sequence[int]], int]],
-    shape: tuple[int, int, int],
-    n_levels: int,
-) -> pl.DataFrame:
-    """One line a position of an image that has a level: DRAWING_COLUMNS.
-
-    Args:
-        strips: of images side by side: what to call them, the mechanism that drew them, their
-            levels in order, which may be fewer than an image has, and how many were given.
-        shape: (h, w, 1) of an image.
-        n_levels: L; `level` is 0 to 1 of the highest.
-
-    Raises:
-        ValueError: the images have several channels.
-    """
-    if shape[2] != 1:
-        raise ValueError(f"images of {shape[2]} channels cannot be drawn: use digits or mnist")
-    lines = [
-        {
-            "strip": name,
-            "attention": attention,
-            "image": image,
-            "row": order // shape[1],
-            "column": order % shape[1],
-            "order": order,
-            "level": level / (n_levels - 1),
-            "given": order < n_given,
-        }
-        for name, attention, images, n_given in strips
-        for image, levels in enumerate(images)
-        for order, level in enumerate(levels)
-    ]
-    return _frame(lines, DRAWING_COLUMNS)
-
-
 def costs(rows: Iterable[Row]) -> pl.DataFrame:
     """One line a measured point, of attention alone or of a training step: COST_COLUMNS.
 
     `work` is "forward", "forward_backward" or "training_step"; `n_steps` belongs to the last alone.
     """
-    return _frame([_cost(row) for row in rows], COST_COLUMNS)
+    return frame_of([_cost(row) for row in rows], COST_COLUMNS)
 
 
 def pooled(costs: pl.DataFrame) -> pl.DataFrame:
@@ -247,81 +138,12 @@ def steps_alike(rows: Sequence[Row]) -> list[Row]:
     setting that most are of, as a chart has one value for each."""
 
     def setting(row: Row) -> str:
-        config = row["config"]
-        model = config["model"] | {"attention": None, "options": None, "kernel": None}
-        task = config["task"] | {"seq_len": None}
-        return json.dumps(config | {"model": model, "task": task}, sort_keys=True)
+        config = config_of(row)
+        model = replace(config.model, attention="softmax", options=None, kernel=None)
+        return repr(replace(config, model=model, task=replace(config.task, seq_len=8)))
 
     most = Counter(map(setting, rows)).most_common(1)
     return [row for row in rows if setting(row) == most[0][0]]
-
-
-def crossings(found: Iterable[Crossing]) -> pl.DataFrame:
-    """One line a crossover: CROSSING_COLUMNS. A length or bound that is infinite is null."""
-    return _frame(
-        [
-            _mechanism(*variant_of(one.row))
-            | {"against": f"softmax ({one.baseline})", "setting": one.setting}
-            | {"batch_size": one.batch_size}
-            | asdict(one.found)
-            | _origin(one.row)
-            for one in found
-        ],
-        CROSSING_COLUMNS,
-    )
-
-
-def tokens(rows: Iterable[Row]) -> pl.DataFrame:
-    """One line a token that was generated at some position, `seq_len`: GENERATION_COLUMNS. The way
-    to generate stands for an implementation; a cache's and a state's bytes are those allocated."""
-    lines = []
-    for row in rows:
-        if row["config"]["span"] == "token":
-            summary = row["summary"]
-            line = _way(row["config"]) | {n: row[n] for n in ("outcome", "detail")} | _origin(row)
-            line |= {name: summary.get(name) for name in ("time_ms", "state_bytes", "memory_bytes")}
-            line |= {"q25": summary.get("time_ms_q25"), "q75": summary.get("time_ms_q75")}
-            lines.append(line)
-    return _frame(lines, GENERATION_COLUMNS)
-
-
-def streams(rows: Iterable[Row]) -> pl.DataFrame:
-    """One line a look at a long stream: STREAM_COLUMNS."""
-    names = ("position", "ms_per_token", "state_bytes", "process_bytes")
-    lines = []
-    for row in rows:
-        if row["config"]["span"] == "stream" and row["curve"]:
-            run = _way(row["config"]) | _origin(row)
-            points = zip(*(row["curve"][name] for name in names), strict=True)
-            lines += [run | dict(zip(names, point, strict=True)) for point in points]
-    return _frame(lines, STREAM_COLUMNS)
-
-
-def speedups(
-    found: Iterable[Speedup], published: Iterable[tuple[str, str, str, float]] = ()
-) -> pl.DataFrame:
-    """One line a ratio of times, ours and those of `claims_generation.published_speedups`:
-    SPEEDUP_COLUMNS. `setting` is the data set whose images have that size, or the size itself."""
-    ours = [
-        {"setting": one.size.image or one.size.text.rsplit(", batch", 1)[0], "over": one.over}
-        | {"where": f"here, batch {one.size.batch_size}"}
-        | asdict(one.found)
-        | {"how": "from single tokens" if one.integrated else "whole runs"}
-        | _origin(one.row)
-        for one in found
-    ]
-    theirs = [
-        {"setting": image, "over": over, "where": f"paper {where}", "value": float(value)}
-        | {"how": "published", "source": "published"}
-        for image, over, where, value in published
-    ]
-    return _frame(ours + theirs, SPEEDUP_COLUMNS)
-
-
-def _way(config: dict[str, Any]) -> dict[str, Any]:
-    way = config["way"]
-    sizes = ("seq_len", "batch_size", "n_layers", "n_heads", "head_dim")
-    return _mechanism(WAYS[way], way) | {name: config[name] for name in sizes}
 
 
 def _cost(row: Row) -> dict[str, Any]:
@@ -329,47 +151,41 @@ def _cost(row: Row) -> dict[str, Any]:
     figures = ("time_ms", "time_ms_samples", "time_ms_per_sample")
     figures += ("memory_bytes", "memory_bytes_per_sample")
     return (
-        _cost_config(row["config"])
-        | _mechanism(*variant_of(row))
+        _cost_config(config_of(row))
+        | mechanism(*variant_of(row))
         | {name: summary.get(name) for name in figures}
         | {"q25": summary.get("time_ms_q25"), "q75": summary.get("time_ms_q75")}
         | {"outcome": row["outcome"], "detail": row["detail"]}
-        | _origin(row)
+        | origin(row)
     )
 
 
-def _cost_config(config: dict[str, Any]) -> dict[str, Any]:
-    if "task" not in config:
-        kept = ("seq_len", "batch_size", "n_heads", "head_dim", "work")
-        return {name: config.get(name) for name in kept}
-    model = config["model"]
-    return {
-        "seq_len": config["task"]["seq_len"],
-        "batch_size": config["batch_size"],
-        "n_heads": model["n_heads"],
-        "head_dim": model["d_model"] // model["n_heads"],
-        "work": "training_step",
-        "n_steps": config["n_steps"],
-    }
+def _cost_config(config: CostConfig | TrainingConfig) -> dict[str, Any]:
+    kept = ("seq_len", "batch_size", "n_heads", "head_dim", "work")
+    if not hasattr(config, "task"):
+        return {name: getattr(config, name) for name in kept}
+    model = config.model
+    values = config.task.seq_len, config.batch_size, model.n_heads, model.head_dim, "training_step"
+    return dict(zip(kept, values, strict=True)) | {"n_steps": config.n_steps}
 
 
 def _run(row: Row) -> dict[str, Any]:
-    config, model = row["config"], row["config"]["model"]
+    config, model = config_of(row), config_of(row).model
     return (
-        _mechanism(*variant_of(row))
-        | {"seq_len": config["task"]["seq_len"], "seed": row["seed"]}
-        | {name: config.get(name) for name in ("batch_size", "n_steps", "lr")}
-        | {name: model.get(name) for name in ("n_layers", "n_heads", "d_model")}
-        | _origin(row)
+        mechanism(*variant_of(row))
+        | {"seq_len": config.task.seq_len, "seed": row["seed"]}
+        | {name: getattr(config, name) for name in ("batch_size", "n_steps", "lr")}
+        | {name: getattr(model, name, None) for name in ("n_layers", "n_heads", "d_model")}
+        | origin(row)
     )
 
 
-def _mechanism(attention: str, implementation: str | None) -> dict[str, Any]:
+def mechanism(attention: str, implementation: str | None) -> dict[str, Any]:
     series = f"{attention} ({implementation})" if implementation else attention
     return {"attention": attention, "implementation": implementation, "series": series}
 
 
-def _origin(row: Row) -> dict[str, Any]:
+def origin(row: Row) -> dict[str, Any]:
     provenance = row["provenance"]
     device, threads = provenance.get("device_name") or "unknown device", provenance.get("threads")
     if threads and str(provenance.get("device")).startswith("cpu"):
@@ -381,7 +197,7 @@ def _origin(row: Row) -> dict[str, Any]:
     }
 
 
-def _frame(data: list[dict] | dict[str, list], columns: dict[str, Any]) -> pl.DataFrame:
+def frame_of(data: list[dict] | dict[str, list], columns: dict[str, Any]) -> pl.DataFrame:
     """The data under these columns alone; a column that is missing and a number that is not finite
     are null."""
     if isinstance(data, list):

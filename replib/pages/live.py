@@ -20,7 +20,6 @@ from replib.device import resolve_device
 from replib.lab import predict, recorded, store
 from replib.lab.memory_use import available_memory_bytes
 from replib.lab.run import (
-    CostJob,
     Glimpse,
     Job,
     TrainingJob,
@@ -357,6 +356,3 @@ def refusal(jobs: Sequence[Job], device: str | None = None) -> str | None:
             "it stopped."
         )
     return None
-
-
-__all__ = ["CostJob", "LiveRuns", "Progress", "TrainingJob", "predicted_seconds", "refusal"]

@@ -4,61 +4,14 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import vl_convert
 
 from replib.pages import controls
+from replib.pages.failures import STYLE
 
-CSS = """
-:root { color-scheme: light dark; --line: #8886; --soft: #6b6b6b; --back: #fff; --text: #1a1a1a;
-  --link: #0b5cad; }
-@media (prefers-color-scheme: dark) {
-  :root { --soft: #a8a8a8; --back: #181c1a; --text: #ececec; --link: #7db8f0; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 1.5rem clamp(1rem, 4vw, 3rem) 4rem;
-  background: var(--back); color: var(--text);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; } h2 { margin-top: 3rem; font-size: 1.25rem; }
-a { color: var(--link); } .soft { color: var(--soft); font-size: .85rem; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-th, td { text-align: left; vertical-align: top; padding: .6rem .7rem .6rem 0;
-  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-.verdicts th[scope=row] { width: 13%; } .verdicts td { width: 29%; }
-.status { color: #fff; padding: .1rem .55rem; border-radius: 1rem; font-weight: 600;
-  white-space: nowrap; }
-ul { list-style: none; padding-left: 1rem; margin: .3rem 0; }
-.chart { width: 100%; min-height: 20rem; } .chart canvas { display: block; }
-figure { margin: 1rem 0; } figcaption { margin-top: .3rem; }
-.vega-embed { width: 100%; padding-right: 0 !important; }
-@media (max-width: 45rem) {
-  .verdicts thead { position: absolute; clip-path: inset(50%); height: 1px; overflow: hidden; }
-  .verdicts tr, .verdicts th[scope], .verdicts td { display: block; width: 100%; }
-  .verdicts tr { padding: .8rem 0; border-bottom: 1px solid var(--line); }
-  .verdicts th, .verdicts td { border: 0; padding: .15rem 0; }
-  .verdicts td::before { content: attr(data-from); display: block; color: var(--soft);
-    font-size: .8rem; } }
-@media (max-width: 45rem) { .sources th, .sources td { display: block; padding: .2rem 0; }
-  .sources th { border: 0; } }
-@media print { section { break-inside: avoid; } details { display: none; } }
-"""
-DRAW = """
-const dark = matchMedia("(prefers-color-scheme: dark)");
-async function draw() {
-  const options = { renderer: "canvas", actions: { export: true, source: false, compiled: false,
-    editor: false }, theme: dark.matches ? "dark" : undefined,
-    tooltip: { theme: dark.matches ? "dark" : "light" } };
-  for (const place of document.querySelectorAll(".chart"))
-  {
-    const spec = JSON.parse(document.getElementById(place.dataset.spec).textContent);
-    place.embedded?.finalize();  // drawn in the other colours before
-    place.embedded = await vegaEmbed(place, spec, options);
-    place.querySelector("summary").setAttribute("aria-label", "save chart");
-  }
-}
-dark.addEventListener("change", draw);
-draw();
-"""
 TITLE = "Does linear attention do what the paper says?"
 
 
@@ -86,7 +39,7 @@ def index_page(
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{TITLE}</title><style>{CSS}</style></head><body><main>
+<title>{TITLE}</title><style>{STYLE}{_file("index.css")}</style></head><body><main>
 <h1>{TITLE}</h1>
 <p>A reproduction of <i>Transformers are RNNs: Fast Autoregressive Transformers with Linear
 Attention</i> (Katharopoulos et al. 2020), beside the replication of 2022 (Do &amp; Bergner). Each
@@ -100,7 +53,7 @@ verdict follows from written criteria and 95&nbsp;% intervals. Made from {html.e
 <h2>Where the figures come from</h2>
 <p>File of recorded rows, number of rows shown, and the hash of these rows.</p>
 <table class="sources"><tbody>{listed}</tbody></table>
-</main><script>{_vega()}</script><script>{DRAW}</script></body></html>
+</main><script>{_vega()}</script><script>{_file("draw.js")}</script></body></html>
 """
 
 
@@ -138,3 +91,7 @@ def _sources(said: Sequence[str]) -> str:
 def _vega() -> str:
     """Vega, Vega-Lite and Vega-Embed, of the version that draws the SVG files."""
     return vl_convert.javascript_bundle()
+
+
+def _file(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")

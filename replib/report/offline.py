@@ -47,11 +47,7 @@ MENU, NAMED_MENU = (
     '<svg viewBox="0 0 16 16"',
     '<svg role="img" aria-label="save chart" viewBox="0 0 16 16"',
 )
-CONTRAST = """
-:root, .light { --muted-foreground: #56637a; }
-.dark { --muted-foreground: #aab2af; }
-body:not(.dark) [class*="grass-11"] { color: #1f6530; }
-"""
+CONTRAST = (Path(__file__).parent / "contrast.css").read_text(encoding="utf-8")
 CONFIG_MARK = '"__MARIMO_MOUNT_CONFIG__", {'
 RANDOM_ID = re.compile(r"(random-id='?\"?)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 FOOTER_ID = "from"  # of the cell that is added at the end
@@ -60,38 +56,7 @@ NOTES = "REPLIB_DATA_FILES_NOTED_IN"  # the environment of a process that export
 Page = dict[str, Any]
 """What marimo mounts: the notebook, its outputs ("session") and the configuration."""
 
-LOADER = """
-(async () => {
-  const say = (text) => { document.getElementById("root").textContent = text; };
-  try {
-    const text = document.getElementById("packed").textContent;
-    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-    const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    const { modules, css, config, entry } = JSON.parse(await new Response(unpacked).text());
-    const at = (source, type) => URL.createObjectURL(new Blob([source], { type }));
-    Object.defineProperty(window, "__MARIMO_MOUNT_CONFIG__", { value: Object.freeze(config) });
-    const sheet = document.createElement("link");
-    sheet.rel = "stylesheet";
-    // marimo copies into its elements the sheets whose address ends so.
-    sheet.href = at(css, "text/css") + "#/@marimo-team/inline.css";
-    const styled = new Promise((done) => { sheet.onload = sheet.onerror = done; });
-    document.head.append(sheet);
-    const imports = {};
-    for (const [name, source] of Object.entries(modules))
-      imports["m/" + name] = at(source, "text/javascript");
-    const map = document.createElement("script");
-    map.type = "importmap";
-    map.textContent = JSON.stringify({ imports });
-    document.head.append(map);
-    await styled;
-    say("");
-    await import("m/" + entry);
-  } catch (error) {
-    say("This page could not be opened: it needs a browser of 2023 or later. " + error);
-    throw error;
-  }
-})();
-"""
+LOADER = (Path(__file__).parent / "loader.js").read_text(encoding="utf-8")
 
 
 def export(notebook: Path, arguments: Sequence[str] = ()) -> tuple[Page, str, list[Path]]:

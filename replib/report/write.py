@@ -12,9 +12,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +22,13 @@ import vl_convert
 
 from benchmarks import run
 from replib import files
-from replib.claims import charts, judging
-from replib.claims.autopsy import judge as claims_autopsy
-from replib.claims.autopsy import page as autopsy_parts
-from replib.claims.autopsy import step_times
-from replib.claims.capacity import frames as frames_memory
-from replib.claims.capacity import judge as claims_memory
-from replib.claims.generation import judge as claims_generation
-from replib.claims.generation import page as generation_parts
-from replib.claims.images import page as drawing_parts
-from replib.claims.scaling import judge as claims_scaling
-from replib.claims.scaling import page as cost_parts
-from replib.lab.recorded import recorded_rows
-from replib.lab.statistics import SOFTMAX_MODELS, article_regression
-from replib.lab.store import Row
+from replib.claims import CLAIMS
+from replib.claims.claim import Figure, Recorded
+from replib.claims.crossover.steps import step_ratios
 from replib.lab.text import LEFT, markdown_table
 from replib.lab.verdict import Verdict
-from replib.pages import controls, frames
+from replib.pages import controls, style
+from replib.pages.failures import STYLE
 from replib.published import published
 from replib.report import offline
 from replib.report.index import index_page
@@ -55,308 +44,26 @@ PICTURE_FONT = 17  # pixels, of pictures that are shown about half as large
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PRINT_WITHIN_S = 120
 HASH_DIGITS = 12
+NOT_STUDIED = "Not studied."
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A chart, and the rows that it was drawn from. `published` is whether it also shows, or only
-    shows, published figures."""
-
-    chart: alt.LayerChart
-    experiment: str | None = None
-    rows: Sequence[Row] = ()
-    published: bool = False
-
-    @property
-    def sources(self) -> list[str]:
-        said = []
-        if self.experiment:
-            path = files.data_folder() / f"{self.experiment}.jsonl"
-            said.append(f"{_short(path)}, {_count(self.rows)}, {_hash(json.dumps(self.rows))}")
-        return said + ["data/published.json"] * self.published
+def sources_of(figure: Figure) -> list[str]:
+    """The files that a figure is drawn from, with how many rows of them, and their hash."""
+    said = []
+    if figure.experiment:
+        path = files.data_folder() / f"{figure.experiment}.jsonl"
+        said.append(f"{_short(path)}, {_count(figure.rows)}, {_hash(json.dumps(figure.rows))}")
+    return said + ["data/published.json"] * figure.published
 
 
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A line of the verdict table, with its figures; the one named `shown` stands for it in the
-    index and in the gallery of notebooks. `paper_on` is what the paper is quoted on, where it is
-    not what the experiment is named after."""
-
-    title: str
-    notebook: str
-    experiment: str
-    article: Callable[[Mapping], str]
-    judge: Callable[[Sequence[Row]], Verdict]
-    figures: Callable[[], Iterator[tuple[str, Figure]]]
-    shown: str
-    paper_on: str = ""
-
-    @property
-    def paper(self) -> str:
-        if self.experiment == "images":  # composed of published figures
-            return judging.paper_images(published()["katharopoulos2020"])
-        said = judging.PAPER_SAYS | claims_memory.PAPER_SAYS
-        return said[self.paper_on or self.experiment]
+def everything() -> list[Recorded]:
+    """What is recorded of each claim."""
+    return [claim.recorded() for claim in CLAIMS]
 
 
-def _convergence_figures() -> Iterator[tuple[str, Figure]]:
-    rows = recorded_rows("convergence")
-    curves = frames.training_curves(rows)
-    for seq_len in sorted(curves["seq_len"].unique()):
-        yield (
-            f"convergence_{seq_len}",
-            Figure(
-                chart=charts.learning_curves(
-                    curves.filter(curves["seq_len"] == seq_len),
-                    title=f"Learning to copy, N = {seq_len}",
-                ),
-                experiment="convergence",
-                rows=[row for row in rows if row["config"]["task"]["seq_len"] == seq_len],
-            ),
-        )
-    for name, experiment, title in (
-        ("convergence_seeds", "convergence", "Where each seed ended"),
-        ("sequence_copy", "sequence_copy", "The 2022 replication's task: where each seed ended"),
-    ):
-        rows = recorded_rows(experiment)
-        chart = charts.seeds_chart(frames.training_summaries(rows), title=title)
-        yield name, Figure(chart=chart, experiment=experiment, rows=rows)
-
-
-def _scaling_figures() -> Iterator[tuple[str, Figure]]:
-    rows = [row for row in recorded_rows("scaling") if row["config"]["work"] == BOTH]
-    rows = claims_scaling.judged_rows(rows)
-    costs = frames.pooled(frames.costs(rows))
-    for name, y, title in (
-        ("scaling_time", "time_ms_per_sample", "Time of attention, per sequence"),
-        ("scaling_memory", "memory_bytes_per_sample", "Memory of attention, per sequence"),
-    ):
-        yield (
-            name,
-            Figure(
-                chart=charts.cost_chart(costs, y=y, title=title), experiment="scaling", rows=rows
-            ),
-        )
-
-
-def _crossover_figures() -> Iterator[tuple[str, Figure]]:
-    rows = [row for row in recorded_rows("crossover") if row["config"]["work"] == BOTH]
-    for batch_size in (8, 1):
-        used = [row for row in rows if row["config"]["batch_size"] == batch_size]
-        chart = cost_parts.crossover_chart(used, BOTH, batch_size)
-        yield (
-            f"crossover_batch_{batch_size}",
-            Figure(chart=chart, experiment="crossover", rows=used),
-        )
-    yield (
-        "crossings",
-        Figure(chart=cost_parts.crossings_chart(rows, BOTH), experiment="crossover", rows=rows),
-    )
-    article = published()["dm2022"]
-    fits = [
-        article_regression(
-            article["N"], article["softmax_s"], article["linear_s"], softmax_model=model
-        )
-        for model in SOFTMAX_MODELS
-    ]
-    title = "Four points up to N = 64, extended to 8192"
-    chart = charts.extrapolation_chart(article, fits, title=title)
-    yield "extrapolation_2022", Figure(chart=chart, published=True)
-    steps = frames.steps_alike(recorded_rows("step_time"))
-    chart = charts.replication_chart(
-        frames.costs(steps), article, title="3000 training steps of the 2022 model"
-    )
-    yield "table_1", Figure(chart=chart, experiment="step_time", rows=steps, published=True)
-
-
-def _generation_figures() -> Iterator[tuple[str, Figure]]:
-    rows = recorded_rows("generation")
-    sizes = generation_parts.rows_by_size(rows)
-    if not sizes:
-        return
-    shown = max(sizes, key=lambda name: len(sizes[name]))  # the size that most points are of
-    for name, chart, used in (
-        ("generation_tokens", generation_parts.token_chart(sizes[shown], name=shown), sizes[shown]),
-        (
-            "generation_memory",
-            generation_parts.token_chart(sizes[shown], "state_bytes", shown),
-            sizes[shown],
-        ),
-        ("generation_streams", generation_parts.stream_chart(rows), rows),
-    ):
-        yield name, Figure(chart=chart, experiment="generation", rows=used)
-    chart = generation_parts.speedup_chart(rows, published()["katharopoulos2020"])
-    yield (
-        "generation_speedups",
-        Figure(chart=chart, experiment="generation", rows=rows, published=True),
-    )
-
-
-def _images_figures() -> Iterator[tuple[str, Figure]]:
-    rows = recorded_rows("images")
-    if rows:
-        chart = drawing_parts.bits_chart(rows)
-        yield "images_bits", Figure(chart=chart, experiment="images", rows=rows)
-
-
-def _autopsy_losses() -> Iterator[tuple[str, Figure]]:
-    rows, article = recorded_rows("autopsy"), published()["dm2022"]
-    drawn = {"experiment": "autopsy", "rows": rows, "published": True}
-    if rows:
-        yield "autopsy_losses", Figure(chart=autopsy_parts.losses_chart(rows, article), **drawn)
-    yield "autopsy_scale", Figure(chart=autopsy_parts.scale_chart(rows, article), **drawn)
-
-
-def _autopsy_slowdown() -> Iterator[tuple[str, Figure]]:
-    rows, article = recorded_rows("autopsy_time"), published()["dm2022"]
-    drawn = {"experiment": "autopsy_time", "rows": rows}
-    if rows:
-        yield "autopsy_effects", Figure(chart=autopsy_parts.effects_chart(rows), **drawn)
-    for n in article["N"]:
-        if step_times.attribution(rows, article, n):
-            chart = autopsy_parts.slowdown_chart(rows, article, n)
-            yield f"autopsy_slowdown_{n}", Figure(chart=chart, published=True, **drawn)
-
-
-def _autopsy_crossover() -> Iterator[tuple[str, Figure]]:
-    article = published()["dm2022"]
-    for model in ("quadratic", "full_quadratic"):  # the article's, and one that fits better
-        chart = autopsy_parts.prediction_chart(article, article["N"], model)
-        yield f"autopsy_prediction_{model}", Figure(chart=chart, published=True)
-
-
-def _memory_figures(
-    name: str, draw: Callable, experiment: str | None = None
-) -> Iterator[tuple[str, Figure]]:
-    rows = recorded_rows(experiment or name)
-    frame = frames_memory.retrieval_frame(rows, published()["fastweights_logs"])
-    yield name, Figure(chart=draw(frame), experiment=experiment or name, rows=rows, published=True)
-
-
-BOTH = "forward_backward"
-# Adding a claim is one entry: its line in the tables, its figures and its card follow.
-CLAIMS = (
-    Claim(
-        title="1 convergence",
-        notebook="01_convergence",
-        experiment="convergence",
-        article=judging.article_convergence,
-        judge=judging.convergence,
-        figures=_convergence_figures,
-        shown="convergence_seeds",
-    ),
-    Claim(
-        title="2 linear scaling",
-        notebook="02_linear_scaling",
-        experiment="scaling",
-        article=judging.article_scaling,
-        judge=claims_scaling.scaling,
-        figures=_scaling_figures,
-        shown="scaling_time",
-    ),
-    Claim(
-        title="3 crossover",
-        notebook="03_speed_crossover",
-        experiment="crossover",
-        article=judging.article_crossover,
-        judge=judging.speed_crossover,
-        figures=_crossover_figures,
-        shown="crossings",
-    ),
-    Claim(
-        title="4 generation",
-        notebook="04_transformers_are_rnns",
-        experiment="generation",
-        article=judging.article_generation,
-        judge=claims_generation.generation,
-        figures=_generation_figures,
-        shown="generation_tokens",
-    ),
-    Claim(
-        title="4 images",
-        notebook="04_transformers_are_rnns",
-        experiment="images",
-        article=lambda article: "Not studied.",
-        judge=judging.images,
-        figures=_images_figures,
-        shown="images_bits",
-    ),
-    Claim(
-        title="5 does “8 to 24 times slower” stand?",
-        notebook="05_replication_autopsy",
-        experiment="autopsy_time",
-        article=lambda article: claims_autopsy.article_said(article)["slowdown"],
-        judge=lambda rows: step_times.slowdown(rows, published()["dm2022"]),
-        figures=_autopsy_slowdown,
-        shown="autopsy_slowdown_64",
-        paper_on="crossover",
-    ),
-    Claim(
-        title="5 does “no stable convergence” stand?",
-        notebook="05_replication_autopsy",
-        experiment="autopsy",
-        article=judging.article_convergence,
-        judge=claims_autopsy.convergence,
-        figures=_autopsy_losses,
-        shown="autopsy_losses",
-        paper_on="convergence",
-    ),
-    Claim(
-        title="5 does “faster from 3149 on” stand?",
-        notebook="05_replication_autopsy",
-        experiment="autopsy_time",
-        article=lambda article: claims_autopsy.article_said(article)["crossover"],
-        judge=lambda rows: step_times.article_crossover(
-            rows, [*recorded_rows("step_time"), *recorded_rows("autopsy_longer")]
-        ),
-        figures=_autopsy_crossover,
-        shown="autopsy_prediction_quadratic",
-        paper_on="crossover",
-    ),
-    Claim(
-        title="6 capacity",
-        notebook="06_fast_weights",
-        experiment="capacity",
-        article=lambda article: "Not studied.",
-        judge=lambda rows: claims_memory.capacity(
-            [*rows, *recorded_rows(claims_memory.WITHOUT_EPS)]
-        ),
-        figures=lambda: _memory_figures("capacity", charts.capacity_chart),
-        shown="capacity",
-    ),
-    Claim(
-        title="6 as published",
-        notebook="06_fast_weights",
-        experiment="capacity",
-        article=lambda article: "Not studied.",
-        judge=lambda rows: claims_memory.as_published(
-            [*rows, *recorded_rows("update_rules"), *recorded_rows(claims_memory.MEANS)],
-            published()["fastweights_logs"],
-        ),
-        figures=lambda: _memory_figures("capacity_solved", charts.solved_chart, "capacity"),
-        shown="capacity_solved",
-        paper_on="as_published",
-    ),
-    Claim(
-        title="6 update rules",
-        notebook="06_fast_weights",
-        experiment="update_rules",
-        article=lambda article: "Not studied.",
-        judge=claims_memory.update_rules,
-        figures=lambda: _memory_figures("update_rules", charts.update_rules_chart),
-        shown="update_rules",
-    ),
-)
-
-
-def sourced_figures() -> dict[str, Figure]:
-    """Every figure of the recorded data with its rows, by its file name."""
-    return {name: figure for claim in CLAIMS for name, figure in claim.figures()}
-
-
-def figures() -> dict[str, alt.LayerChart]:
-    """Every chart of the recorded data, by its file name."""
-    return {name: figure.chart for name, figure in sourced_figures().items()}
+def all_figures(recorded: Sequence[Recorded]) -> dict[str, Figure]:
+    """Every figure of the recorded data, by its file name."""
+    return {name: one for claim in recorded for name, one in claim.figures.items()}
 
 
 def write_report(
@@ -397,9 +104,10 @@ def write_report(
         pages = pool.map(lambda path: _write_page(path, parameters or {}, made_from), chosen)
         written = []
         if not notebooks:
-            drawn = sourced_figures()
-            written = [*write_figures(drawn=drawn), *write_pictures(drawn), write_readme_tables()]
-            written.append(_write_index(drawn, list(known), made_from))
+            recorded = everything()
+            written = [*write_figures(all_figures(recorded)), *write_pictures(recorded)]
+            written += [write_readme_tables(recorded)]
+            written.append(_write_index(recorded, list(known), made_from))
         written += pages
     if printer:
         pages = [path for path in written if path.suffix == ".html"]
@@ -407,13 +115,11 @@ def write_report(
     return written
 
 
-def write_figures(
-    folder: Path | None = None, drawn: Mapping[str, Figure] | None = None
-) -> list[Path]:
-    """Write every figure as SVG and PNG."""
+def write_figures(drawn: Mapping[str, Figure], folder: Path | None = None) -> list[Path]:
+    """Write figures as SVG and PNG."""
     folder, written = folder or FIGURES, []
-    for name, figure in (drawn or sourced_figures()).items():
-        specification = charts.printable(figure.chart).to_json()
+    for name, figure in drawn.items():
+        specification = style.printable(figure.chart).to_json()
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
         drawing = _numbered_clips(vl_convert.vegalite_to_svg(specification))
         files.replace_file(svg, drawing)
@@ -428,17 +134,17 @@ def _numbered_clips(svg: str) -> str:
     return re.sub(r"clip\d+", lambda found: clips[found[0]], svg)
 
 
-def write_pictures(drawn: Mapping[str, Figure], folder: Path | None = None) -> list[Path]:
-    """Write the picture of each notebook's card in the gallery."""
+def write_pictures(recorded: Sequence[Recorded], folder: Path | None = None) -> list[Path]:
+    """Write the picture of each notebook's card in the gallery: its first statement's figure."""
+    shown: dict[str, Figure] = {}
+    for one in recorded:
+        for statement in one.claim.listed:
+            if statement.figure in one.figures:
+                shown.setdefault(one.claim.notebook, one.figures[statement.figure])
     written = []
-    pictured = set()
-    for claim in CLAIMS:
-        if claim.shown not in drawn or claim.notebook in pictured:  # a card shows its first claim
-            continue
-        pictured.add(claim.notebook)
-        path = (folder or PICTURES) / claim.notebook / "opengraph.png"
-        picture = vl_convert.vegalite_to_png(_picture(drawn[claim.shown].chart), scale=0.8)
-        files.replace_file(path, picture)
+    for notebook, figure in shown.items():
+        path = (folder or PICTURES) / notebook / "opengraph.png"
+        files.replace_file(path, vl_convert.vegalite_to_png(_picture(figure.chart), scale=0.8))
         written.append(path)
     return written
 
@@ -453,9 +159,7 @@ def _without(node: Any, names: Sequence[str]) -> Any:
 
 def _picture(chart: alt.LayerChart) -> dict:
     """A chart for a card: labels alone, in large letters, in the card's shape."""
-    drawn = _without(
-        charts.printable(chart, background=PICTURE_TONE).to_dict(), ("legend", "title")
-    )
+    drawn = _without(style.printable(chart, background=PICTURE_TONE).to_dict(), ("legend", "title"))
     drawn["config"]["legend"] = {"disable": True}
     drawn["config"]["text"] = {"fontSize": PICTURE_FONT}
     drawn["config"]["axis"] |= {"labelFontSize": PICTURE_FONT}
@@ -466,20 +170,20 @@ def _picture(chart: alt.LayerChart) -> dict:
     return drawn
 
 
-def readme_table() -> str:
+def verdict_table(recorded: Sequence[Recorded]) -> str:
     """The claims with what the paper, the article and the rows recorded here say, as Markdown."""
-    article = published()["dm2022"]
     lines = []
-    for claim in CLAIMS:
-        rows = recorded_rows(claim.experiment)
-        here = _readme_verdict(claim.judge(rows), controls.device_names(rows))
-        lines.append([claim.title, claim.paper, claim.article(article), here])
-    steps = recorded_rows("step_time")
-    lines.append(["3000 training steps", "–", *judging.step_ratios(article, steps)])
+    for one in recorded:
+        for statement in one.claim.listed:
+            here = _verdict_cell(one.verdict(statement), one.device(statement))
+            says = statement.paper_says, statement.article_says or NOT_STUDIED
+            lines.append([statement.title, *says, here])
+    steps = next(one.rows["step_time"] for one in recorded if "step_time" in one.rows)
+    lines.append(["3000 training steps", "–", *step_ratios(published()["dm2022"], steps)])
     return markdown_table(["claim", "paper", "2022 replication", "here"], lines, LEFT)
 
 
-def _readme_verdict(verdict: Verdict, devices: str) -> str:
+def _verdict_cell(verdict: Verdict, devices: str) -> str:
     return (
         f"**{verdict.status}** on {devices}: {verdict.headline}"
         f"<details><summary>criteria and evidence</summary>{'<br>'.join(verdict.lines)}</details>"
@@ -487,7 +191,10 @@ def _readme_verdict(verdict: Verdict, devices: str) -> str:
 
 
 # What stands between the README's marks of each name.
-TABLES: dict[str, Callable[[], str]] = {"verdicts": readme_table, "bench": run.recorded_table}
+TABLES: dict[str, Callable[[Sequence[Recorded]], str]] = {
+    "verdicts": verdict_table,
+    "bench": lambda recorded: run.recorded_table(),
+}
 
 
 def marks(name: str) -> tuple[str, str]:
@@ -495,7 +202,7 @@ def marks(name: str) -> tuple[str, str]:
     return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
-def write_readme_tables(readme: Path | None = None) -> Path:
+def write_readme_tables(recorded: Sequence[Recorded], readme: Path | None = None) -> Path:
     """Bring the tables between the README's marks up to date with the recorded rows.
 
     Raises:
@@ -510,7 +217,7 @@ def write_readme_tables(readme: Path | None = None) -> Path:
         _, found_end, after = rest.partition(end)
         if not (found_begin and found_end):
             raise ValueError(f"{readme.name} lacks {begin} or {end}: put both back")
-        text = f"{before}{begin}\n{table()}\n{end}{after}"
+        text = f"{before}{begin}\n{table(recorded)}\n{end}{after}"
     files.replace_file(readme, text)
     return readme
 
@@ -536,7 +243,7 @@ def _write_page(notebook: Path, parameters: Mapping[str, str], made_from: str) -
     arguments = [f"--{name}={value}" for name, value in parameters.items()]
     config, around, opened = offline.export(notebook, arguments)
     footer = (
-        '<div style="font-size:.85rem; margin-top:1rem"><p>Figures drawn from '
+        f'<style>{STYLE}</style><div class="r-footer"><p>Figures drawn from '
         f"{'; '.join(map(_file_source, opened)) or 'no recorded data'}. Made from {made_from}. "
         '<a href="index.html">All claims</a></p></div>'
     )
@@ -571,26 +278,27 @@ def _hash(content: bytes | str) -> str:
     return f"sha256 {hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}"
 
 
-def _write_index(drawn: Mapping[str, Figure], notebooks: Sequence[str], made_from: str) -> Path:
-    article = published()["dm2022"]
+def _write_index(recorded: Sequence[Recorded], notebooks: Sequence[str], made_from: str) -> Path:
     sections = []
-    for claim in CLAIMS:
-        rows = recorded_rows(claim.experiment)
-        figure = drawn.get(claim.shown)
-        sections.append(
-            {
-                "title": claim.title,
-                "page": f"{claim.notebook}.html" if claim.notebook in notebooks else None,
-                "paper": claim.paper,
-                "article": claim.article(article),
-                "verdict": claim.judge(rows),
-                "device": controls.device_names(rows),
-                "chart": figure.chart.to_json(indent=None) if figure else None,
-                "sources": figure.sources if figure else [],
-            }
-        )
-    others = [name for name in notebooks if name not in {claim.notebook for claim in CLAIMS}]
-    sources = {name: figure.sources for name, figure in drawn.items()}
+    for one in recorded:
+        page = f"{one.claim.notebook}.html" if one.claim.notebook in notebooks else None
+        for statement in one.claim.listed:
+            figure = one.figures.get(statement.figure)
+            sections.append(
+                {
+                    "title": statement.title,
+                    "page": page,
+                    "paper": statement.paper_says,
+                    "article": statement.article_says or NOT_STUDIED,
+                    "verdict": one.verdict(statement),
+                    "device": one.device(statement),
+                    "chart": figure.chart.to_json(indent=None) if figure else None,
+                    "sources": sources_of(figure) if figure else [],
+                }
+            )
+    claimed = {one.claim.notebook for one in recorded}
+    others = [name for name in notebooks if name not in claimed]
+    sources = {name: sources_of(figure) for name, figure in all_figures(recorded).items()}
     page = FIGURES / "report" / "index.html"
     files.replace_file(page, index_page(sections, sources, others, made_from))
     return page

@@ -76,6 +76,7 @@ def figures_of(rows, **wanted):
 # Rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_group_yields_rows_whose_ratios_follow_from_their_samples(group):
     rows = measured(group)
@@ -144,6 +145,7 @@ def test_an_unknown_group_is_refused_with_those_there_are():
 # Trouble
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_not_installed_is_told_with_the_remedy_and_the_others_go_on(monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda package: None)
     rows, told = [], "fast-transformers not installed: see README, section Bench"
@@ -189,6 +191,7 @@ def test_a_peer_that_fails_is_told_and_stops_nobody_else(monkeypatch, error, tol
     assert all(one["value"] > 0 for one in figures_of([row], against=bench.FUSED))
 
 
+@pytest.mark.slow
 def test_what_would_not_fit_into_memory_is_never_begun(monkeypatch):
     monkeypatch.setattr(comparison, "available_memory_bytes", lambda device: 1000)
     monkeypatch.setattr(peers, "published_delta_loop", lambda *inputs: pytest.fail("called"))

@@ -21,8 +21,9 @@ import pytest
 import synthetic
 
 from replib import files
-from replib.claims import charts
-from replib.report.write import CLAIMS, NOTEBOOKS
+from replib.claims import CLAIMS
+from replib.pages import style
+from replib.report.write import NOTEBOOKS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
@@ -153,7 +154,7 @@ def resting(request, new_page):
 def wait_until_drawn(page):
     """Wait for the last cell, and for the first chart to have its lines."""
     page.get_by_text("Method and limits").wait_for()
-    wait_for(lambda: n_pixels(page, chart(page, 0), charts.PALETTE["linear"]) > 100)
+    wait_for(lambda: n_pixels(page, chart(page, 0), style.PALETTE["linear"]) > 100)
 
 
 def wait_for(holds):
@@ -269,7 +270,7 @@ def test_a_notebook_opens_with_its_verdict_and_recorded_charts(resting):
     for column in ("Paper", "2022 replication", "Recorded here", "This machine, settings below"):
         expect(verdict(resting)).to_contain_text(column)
     expect(verdict(resting)).to_contain_text(RECORDED[resting.stem])
-    assert n_pixels(resting, chart(resting, 0), charts.PALETTE["linear"]) > 100
+    assert n_pixels(resting, chart(resting, 0), style.PALETTE["linear"]) > 100
     photograph(resting, resting.stem)
     assert not resting.problems
 
@@ -413,7 +414,7 @@ def test_a_run_draws_its_curves_lets_the_models_copy_and_is_there_after_a_reload
     right = re.findall(r"(\d+) of (\d+) right", copies.text_content())
     assert len(right) == 3 and right[0][0] == right[0][1]  # the sequence itself
     live = chart(page, "N = 24, batch 8")
-    for colour in (charts.PALETTE["softmax"], charts.PALETTE["linear"]):
+    for colour in (style.PALETTE["softmax"], style.PALETTE["linear"]):
         wait_for(lambda colour=colour: n_pixels(page, live, colour, top=70) > 50)
     expect(page.get_by_text("Runs of this session (2)")).to_be_visible()
     expect(verdict(page)).not_to_contain_text("Nothing has run yet")
@@ -423,7 +424,7 @@ def test_a_run_draws_its_curves_lets_the_models_copy_and_is_there_after_a_reload
     wait_until_drawn(page)
     expect(page.get_by_text("These settings have been run").first).to_be_visible()
     expect(copies.get_by_role("row")).to_have_count(3)
-    wait_for(lambda: n_pixels(page, live, charts.PALETTE["linear"], top=70) > 50)
+    wait_for(lambda: n_pixels(page, live, style.PALETTE["linear"], top=70) > 50)
 
 
 def test_typed_and_shuffled_letters_are_copied_anew(notebook):
@@ -454,14 +455,14 @@ def test_stop_ends_a_long_run_and_keeps_its_curve(notebook):
     expect(progress).to_be_visible()
     expect(page.get_by_role("status")).to_contain_text(re.compile(r"step \d+ of 10000, loss"))
     live = chart(page, "N = 8, batch 4")
-    wait_for(lambda: n_pixels(page, live, charts.PALETTE["linear"], top=70) > 10)
+    wait_for(lambda: n_pixels(page, live, style.PALETTE["linear"], top=70) > 10)
     first = progress.get_attribute("value")
     wait_for(lambda: progress.get_attribute("value") != first)
     photograph(page, "01_convergence_running")
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_text("Stopped; what was computed is kept")).to_be_visible()
     expect(page.get_by_role("button", name="Stop")).to_have_count(0)
-    assert n_pixels(page, live, charts.PALETTE["linear"], top=70) > 10
+    assert n_pixels(page, live, style.PALETTE["linear"], top=70) > 10
     expect(page.get_by_role("button", name="Run (about")).to_be_visible()
 
 
@@ -490,16 +491,16 @@ def test_a_short_measurement_runs_by_itself_and_its_points_appear(notebook, stem
     expect(page.get_by_text("These settings have been run").first).to_be_visible()
     expect(verdict(page)).not_to_contain_text("Nothing has run yet")
     live = page.locator("canvas.marks").nth(LIVE_CHART[stem])
-    wait_for(lambda: n_pixels(page, live, charts.PALETTE["linear"], top=90) > 50)
+    wait_for(lambda: n_pixels(page, live, style.PALETTE["linear"], top=90) > 50)
     photograph(page, f"{stem}_ran")
 
 
 @pytest.mark.parametrize("stem", ["01_convergence", "02_linear_scaling"])
 def test_a_click_on_the_legend_singles_out_a_mechanism(notebook, stem):
     page = notebook(stem, RESTING[stem])
-    canvas, colour = chart(page, 0), charts.PALETTE["linear"]
+    canvas, colour = chart(page, 0), style.PALETTE["linear"]
     before = n_pixels(page, canvas, colour, top=90)
-    legend = [(x, y) for x, y in pixels(canvas, charts.PALETTE["softmax"]) if y < 70]
+    legend = [(x, y) for x, y in pixels(canvas, style.PALETTE["softmax"]) if y < 70]
     left = min(legend)[0]
     symbol = [(x, y) for x, y in legend if x < left + 10]
     x, y = (sum(place) / len(symbol) for place in zip(*symbol, strict=True))
@@ -514,13 +515,13 @@ def test_the_radio_button_of_a_length_changes_the_chart(notebook):
     before = chart(page, 0).screenshot()
     page.get_by_role("radio", name="16").first.check()
     wait_for(lambda: chart(page, 0).screenshot() != before)
-    assert n_pixels(page, chart(page, 0), charts.PALETTE["linear"], top=90) > 100
+    assert n_pixels(page, chart(page, 0), style.PALETTE["linear"], top=90) > 100
 
 
 def test_a_stream_of_tokens_is_drawn_and_its_length_is_in_the_address(notebook):
     page = notebook("04_transformers_are_rnns", QUICK["04_transformers_are_rnns"])
     drawn = page.locator("[role=graphics-document][aria-label^='1,000 tokens'] canvas.marks")
-    wait_for(lambda: n_pixels(page, drawn, charts.PALETTE["softmax"], top=90) > 50)
+    wait_for(lambda: n_pixels(page, drawn, style.PALETTE["softmax"], top=90) > 50)
     slider(page, "Tokens").press("ArrowRight")
     wait_for(lambda: query(page)["n_tokens"] == "5000")
 
@@ -561,7 +562,7 @@ def test_a_memory_fills_as_its_slider_moves_and_a_short_training_runs_by_itself(
 
     shows("9 of 9 writes").to_be_visible()
     memory = chart(page, "The memory W")
-    wait_for(lambda: n_pixels(page, memory, charts.PALETTE["softmax"], top=60) > 50)
+    wait_for(lambda: n_pixels(page, memory, style.PALETTE["softmax"], top=60) > 50)
     slider(page, "Writes that have arrived").press("Home")
     shows("0 of 9 writes").to_be_visible()
     shows("Key 1 is not written yet").to_be_visible()
@@ -576,7 +577,7 @@ def test_a_memory_fills_as_its_slider_moves_and_a_short_training_runs_by_itself(
 
     expect(page.get_by_text("Runs of this session (2)")).to_be_visible()
     live = chart(page, "S = 5, D = 8")
-    wait_for(lambda: n_pixels(page, live, charts.PALETTE["linear"], top=90) > 50)
+    wait_for(lambda: n_pixels(page, live, style.PALETTE["linear"], top=90) > 50)
     expect(page.get_by_text("These settings have been run").first).to_be_visible()
     photograph(page, f"{stem}_ran")
     page.locator("marimo-switch").filter(has_text="show the last loss").get_by_role(

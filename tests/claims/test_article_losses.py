@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from replib.claims import convergence
 from replib.claims.autopsy.article_losses import (
     FINAL,
     PLATEAU,
@@ -17,7 +18,6 @@ from replib.claims.autopsy.article_losses import (
     bag_entropy,
     unigram_entropy,
 )
-from replib.claims.judging import article_convergence
 from replib.published import published
 from replib.tasks import SequenceCopy
 
@@ -44,7 +44,7 @@ def test_a_run_that_jumps_ends_after_its_jump_and_that_is_said():
     assert jump.text == "softmax at N = 32 stands at 2.09 until it jumps at step 2580, to 2.22"
     (final,) = (r for r in article_losses(ARTICLE) if (r.attention, r.seq_len) == ("softmax", 32))
     assert (final.what, final.text) == (FINAL, "2.22")
-    assert f"2.22 at N = 32, 2.24 at N = 64. Among these {jump.text}." in article_convergence(
+    assert f"2.22 at N = 32, 2.24 at N = 64. Among these {jump.text}." in convergence.article(
         ARTICLE
     )
 

@@ -73,6 +73,7 @@ def test_a_run_with_any_one_defect_trains(name, attention):
     assert 0 < loss < 10 and 0 <= accuracy <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", KINDS)
 def test_a_run_with_all_defects_trains_and_measures_nats_a_token(attention):
     metrics = list(config_of(*DEFECTS, attention=attention).training(seed=0).metrics())

@@ -5,12 +5,12 @@ import synthetic
 import vl_convert
 from drawn import title_of
 
-from replib.claims import charts
+from replib.claims.autopsy import charts
 from replib.claims.autopsy import page as parts
 from replib.claims.autopsy.defects import DEFECTS, all_defects, article_defects
 from replib.lab.recorded import read_rows
 from replib.lab.run import CostJob
-from replib.pages.live_jobs import AUTOPSY_MODELS, live_autopsy_jobs
+from replib.pages import style
 from replib.published import published
 
 VALUES = {
@@ -18,16 +18,10 @@ VALUES = {
     "n_steps": 10,
     "seeds": 1,
     "repeats": 3,
-    "model": AUTOPSY_MODELS[0],
+    "model": parts.MODELS[0],
     "attention": ("softmax", "linear"),
     "defects": ("leak", "float64"),
 }
-
-
-@pytest.mark.parametrize("measure", [one for one in parts.MEASURES if one != parts.EACH_ALONE])
-def test_the_switches_say_what_runs_unless_each_is_to_be_alone(measure):
-    values = VALUES | {"measure": measure}
-    assert parts.live_jobs(values) == live_autopsy_jobs(values)
 
 
 @pytest.mark.parametrize("defects", [(), ("leak",), tuple(DEFECTS)])
@@ -49,7 +43,7 @@ def test_steps_with_each_defect_alone_are_drawn_as_its_effect(tmp_path):
     assert "“batch 32, loss summed” costs most of a linear step: 3×" in shown.text.replace(
         "\\n", " "
     )
-    drawing = vl_convert.vegalite_to_svg(charts.printable(parts.effects_chart(alone)).to_json())
+    drawing = vl_convert.vegalite_to_svg(style.printable(charts.effects_chart(alone)).to_json())
     assert all(f">{DEFECTS[name].title}<" in drawing for name in article_defects("linear"))
     for row in alone:
         row["summary"]["time_ms_samples"] = row["summary"]["time_ms_samples"][:1]
@@ -62,17 +56,17 @@ def test_steps_with_each_defect_alone_are_drawn_as_its_effect(tmp_path):
 def test_the_losses_are_titled_with_the_defect_that_it_helps_most_to_mend(tmp_path):
     synthetic.write_recorded(tmp_path, "autopsy")
     rows, article = read_rows("autopsy", tmp_path), published()["dm2022"]
-    title = title_of(parts.losses_chart(rows, article))
+    title = title_of(charts.losses_chart(rows, article))
     assert title == (
         "At N = 64, linear runs end at 2.2 broken, 1.5 with “Adam at 1e-4” alone mended (1.5 with "
         "the mask too), under 0.001 mended"
     )
     masked = [row for row in rows if len(row["config"]["defects"]) != 5]
-    assert "alone mended, under 0.001 mended" in title_of(parts.losses_chart(masked, article))
+    assert "alone mended, under 0.001 mended" in title_of(charts.losses_chart(masked, article))
     some = [row for row in rows if len(row["config"]["defects"]) in (0, 1, 7)]
-    assert "2.2 broken, under 0.001 mended" in title_of(parts.losses_chart(some, article))
+    assert "2.2 broken, under 0.001 mended" in title_of(charts.losses_chart(some, article))
     for few in ([], some[:1]):
-        assert "linear runs end at" not in title_of(parts.losses_chart(few, article))
+        assert "linear runs end at" not in title_of(charts.losses_chart(few, article))
 
 
 def test_what_was_not_measured_has_no_column(tmp_path):

@@ -11,16 +11,31 @@ import pytest
 import vl_convert
 
 from replib.attention import ATTENTION
-from replib.claims import charts, judging
-from replib.claims.generation import charts as generation_charts
-from replib.claims.generation import judge
+from replib.claims.common import laptop_model, replication_model
+from replib.claims.crossover import charts as crossover_charts
+from replib.claims.crossover import extrapolation
+from replib.claims.crossover.charts import crossings_frame, ratio_chart
+from replib.claims.crossover.crossings import Crossing
+from replib.claims.crossover.steps import replication_chart
+from replib.claims.generation import charts as generation
+from replib.claims.generation.charts import streams
+from replib.claims.generation.measured import Size, Speedup
+from replib.claims.images import charts as images
+from replib.claims.images.charts import bits_curves, drawings
+from replib.claims.images.grid import pixel_model
 from replib.lab import store
+from replib.lab.recorded import config_of
 from replib.lab.runs.generation import WAYS, GenerationConfig, GenerationCost, state_bytes
-from replib.lab.statistics import Crossover, Ratio
-from replib.pages import curves, frames, style
+from replib.lab.statistics import Crossover, Ratio, article_fits
+from replib.lab.timing import CostConfig
+from replib.pages import costs, frames, style
+from replib.pages import curves as learning
 from replib.published import published
+from replib.tasks.copy import CausalCopy, SequenceCopy
+from replib.tasks.images import Pixels
+from replib.training import TrainingConfig
 
-PUBLISHED = judge.published_speedups(published()["katharopoulos2020"])
+PAPER = published()["katharopoulos2020"]
 LENGTHS = (64, 128, 256, 512, 1024)
 VARIANTS = (("softmax", "textbook"), ("softmax", "fused"), ("linear", "torch"))
 
@@ -42,18 +57,19 @@ def cost_row(attention, implementation, n, *, scale="laptop", batch_size=4):
         "memory_bytes_per_sample": 4096 * n / batch_size,
         "n_repeats": 3,
     }
+    config = CostConfig(
+        attention=attention,
+        kernel=implementation,
+        seq_len=n,
+        batch_size=batch_size,
+        n_heads=8,
+        head_dim=32,
+        work="forward",
+    )
     return store.make_row(
         "scaling",
         scale,
-        {
-            "attention": attention,
-            "kernel": implementation,
-            "seq_len": n,
-            "batch_size": batch_size,
-            "n_heads": 8,
-            "head_dim": 32,
-            "work": "forward",
-        },
+        config,
         0,
         "out_of_memory" if failed else "ok",
         {"time_ms": None} if failed else summary,
@@ -66,23 +82,17 @@ def training_row(attention, n, seed, *, scale="laptop", diverged=False, n_points
     losses = [2.3 * math.exp(-i / 3 - seed / 9) for i in range(n_points)]
     if diverged:
         losses[-1] = math.nan
+    config = TrainingConfig(
+        task=CausalCopy(seq_len=n),
+        model=laptop_model(attention),
+        batch_size=32,
+        n_steps=steps[-1],
+        lr=0.005,
+    )
     return store.make_row(
         "convergence",
         scale,
-        {
-            "task": {"seq_len": n, "n_symbols": 10},
-            "model": {
-                "attention": attention,
-                "options": None,
-                "kernel": None,
-                "n_layers": 2,
-                "n_heads": 4,
-                "d_model": 64,
-            },
-            "batch_size": 32,
-            "n_steps": steps[-1],
-            "lr": 0.005,
-        },
+        config,
         seed,
         "diverged" if diverged else "ok",
         {"n_steps": steps[-1], "final_loss": losses[-1], "final_accuracy": 0.995, "n_spikes": 0},
@@ -101,7 +111,7 @@ def cost_rows(variants=VARIANTS, **changes):
 
 def crossing(implementation, baseline, length, low, high, *, beyond=False, scale="laptop"):
     """A crossover measured over N = 8 to 1024, or found beyond these lengths."""
-    return judging.Crossing(
+    return Crossing(
         implementation=implementation,
         baseline=baseline,
         batch_size=4,
@@ -110,15 +120,13 @@ def crossing(implementation, baseline, length, low, high, *, beyond=False, scale
     )
 
 
-def crossings(**changes):
-    return frames.crossings(
-        [
-            crossing("plain", "fused", math.inf, 2000, math.inf, beyond=True, **changes),
-            crossing("torch", "fused", 100, 90, 115, **changes),
-            crossing("cpu", "fused", 20, 15, 26, **changes),
-            crossing("cpu", "textbook", 5, 1, 7, beyond=True, **changes),
-        ]
-    )
+def crossed(**changes):
+    return [
+        crossing("plain", "fused", math.inf, 2000, math.inf, beyond=True, **changes),
+        crossing("torch", "fused", 100, 90, 115, **changes),
+        crossing("cpu", "fused", 20, 15, 26, **changes),
+        crossing("cpu", "textbook", 5, 1, 7, beyond=True, **changes),
+    ]
 
 
 def training_rows(**changes):
@@ -133,40 +141,45 @@ def training_rows(**changes):
 def step_rows():
     rows = []
     for row in cost_rows():
-        config = row["config"]
-        model = {"attention": config["attention"], "options": None, "kernel": config["kernel"]}
-        task = {"seq_len": config["seq_len"]}
-        config = {"task": task, "model": model | {"n_heads": 8, "d_model": 512}}
-        rows.append(row | {"config": config | {"batch_size": 8, "n_steps": 3000}})
+        cost = config_of(row)
+        model = replication_model(cost.attention, kernel=cost.kernel)
+        task = SequenceCopy(seq_len=cost.seq_len)
+        config = TrainingConfig(task=task, model=model, batch_size=8, n_steps=3000)
+        rows.append(row | {"kind": "training step", "config": store.plain(config)})
     return rows
 
 
 def draw(name):
-    costs, curves = frames.costs(cost_rows()), frames.training_curves(training_rows())
+    timed, curves = frames.costs(cost_rows()), frames.training_curves(training_rows())
     article = published()["dm2022"]
-    kernels, regressions = frames.costs(cost_rows(KERNELS)), judging.article_fits(article)
+    kernels, regressions = frames.costs(cost_rows(KERNELS)), article_fits(article)
     return {
-        "loss": lambda: charts.learning_curves(curves, title="T"),
-        "accuracy": lambda: charts.learning_curves(curves, y="accuracy", title="T"),
-        "live": lambda: charts.live_curves(
+        "loss": lambda: learning.learning_curves(curves, title="T"),
+        "accuracy": lambda: learning.learning_curves(curves, y="accuracy", title="T"),
+        "live": lambda: learning.live_curves(
             frames.training_curves([training_row("linear", 16, 9, scale="live")]),
             curves.filter(pl.col("seq_len") == 16),
         ),
-        "time": lambda: charts.cost_chart(costs, title="T"),
-        "memory": lambda: charts.cost_chart(costs, y="memory_bytes_per_sample", title="T"),
-        "replication": lambda: charts.replication_chart(
-            frames.costs(step_rows()), article, title="T"
+        "time": lambda: costs.cost_chart(timed, title="T"),
+        "memory": lambda: costs.cost_chart(timed, y="memory_bytes_per_sample", title="T"),
+        "replication": lambda: replication_chart(frames.costs(step_rows()), article, title="T"),
+        "kernels": lambda: costs.cost_chart(kernels, title="T"),
+        "ratio": lambda: ratio_chart(kernels, crossings=crossings_frame(crossed()), title="T"),
+        "crossings": lambda: crossings_drawn(crossed()),
+        "extrapolation": lambda: extrapolation.extrapolation_chart(article, regressions),
+        "seeds": lambda: learning.seeds_chart(
+            frames.training_summaries(training_rows()), title="T"
         ),
-        "kernels": lambda: charts.cost_chart(kernels, title="T"),
-        "ratio": lambda: charts.ratio_chart(kernels, crossings=crossings(), title="T"),
-        "crossings": lambda: charts.crossings_chart(
-            crossings(), references={"paper": 512, "2022 article": 3149}, title="T"
-        ),
-        "extrapolation": lambda: charts.extrapolation_chart(article, regressions, title="T"),
-        "seeds": lambda: charts.seeds_chart(frames.training_summaries(training_rows()), title="T"),
-        "token": lambda: charts.token_chart(frames.tokens(token_rows()), title="T"),
-        "kept": lambda: charts.token_chart(frames.tokens(token_rows()), y="state_bytes", title="T"),
+        "token": lambda: generation.token_chart(token_rows()),
+        "kept": lambda: generation.token_chart(token_rows(), "state_bytes"),
     }[name]()
+
+
+def crossings_drawn(found, references=crossover_charts.REFERENCES):
+    """The chart of some crossovers, in place of those of rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crossover_charts, "crossings", lambda rows, work: found)
+        return crossover_charts.crossings_chart([], references=references)
 
 
 def token_rows(scale="laptop"):
@@ -201,10 +214,10 @@ def stream_rows(last=100_000):
     return rows
 
 
-def speedups(batch_size=1, **changes):
-    size = judge.Size(seq_len=784, n_layers=8, n_heads=8, head_dim=32, batch_size=batch_size)
+def faster(batch_size=1, **changes):
+    size = Size(seq_len=784, n_layers=8, n_heads=8, head_dim=32, batch_size=batch_size)
     return [
-        judge.Speedup(
+        Speedup(
             size=replace(size, **changes),
             over=over,
             found=Ratio(value, 0.9 * value, 1.1 * value),
@@ -239,12 +252,12 @@ def drawn(name):
 
 def svg(chart):
     """The chart as the browser draws it, text marks and points included."""
-    return vl_convert.vegalite_to_svg(charts.printable(chart).to_json())
+    return vl_convert.vegalite_to_svg(style.printable(chart).to_json())
 
 
 def points(drawing, attention):
     """The point symbols of a mechanism outside the legend, filled or hollow."""
-    colour = re.escape(charts.colour(attention))
+    colour = re.escape(style.colour(attention))
     marks = re.findall(r'aria-roledescription="point"[^>]*>', drawing)
     return [mark for mark in marks if re.search(f'(fill|stroke)="{colour}"', mark)]
 
@@ -259,7 +272,7 @@ def test_chart_is_drawn_without_warnings_with_description_and_units(name, capfd)
     assert NAMES[name] in drawing
     assert len(chart.to_dict()["description"]) > 20
     axes = dict.fromkeys(("loss", "accuracy", "live"), "training step")
-    axes |= dict.fromkeys(("token", "kept"), generation_charts.N_AXIS)
+    axes |= dict.fromkeys(("token", "kept"), generation.N_AXIS)
     assert axes.get(name, style.N_AXIS) in drawing
     assert chart.to_dict()["width"] == "container"
 
@@ -270,7 +283,7 @@ def test_axes_of_N_have_powers_of_two_and_no_label_is_a_negative_zero(name):
     assert axes or name in ("crossings", "seeds")
     for title, group in axes:
         labels = re.findall(r"<text[^>]*>([^<]*)</text>", group)
-        if title in (style.N_AXIS, generation_charts.N_AXIS):
+        if title in (style.N_AXIS, generation.N_AXIS):
             lengths = [float(n.replace("k", "")) * (1024 if "k" in n else 1) for n in labels]
             assert all(math.log2(n).is_integer() for n in lengths)
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawn(name))
@@ -285,34 +298,34 @@ def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
     if name in ("live", "ratio", "crossings"):  # each draws one mechanism's series here
         attention = "linear"
     drawing = drawn(name)
-    assert charts.colour(attention) in drawing
+    assert style.colour(attention) in drawing
     colours = {found for found in re.findall(r"#[0-9A-F]{6}\b", drawing)}
-    assert colours <= {*charts.PALETTE.values(), style.NEUTRAL}
+    assert colours <= {*style.PALETTE.values(), style.NEUTRAL}
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_every_mechanism_is_drawn_in_its_colour_in_each_of_its_implementations(attention):
     names = ATTENTION[attention].choices()
     rows = cost_rows([(attention, i) for i in names])
-    drawing = svg(charts.cost_chart(frames.costs(rows), title="T"))
-    assert charts.colour(attention) in drawing
+    drawing = svg(costs.cost_chart(frames.costs(rows), title="T"))
+    assert style.colour(attention) in drawing
     assert all(i in drawing for i in names)
     curves = frames.training_curves([training_row(a, 16, 0) for a in ("softmax", attention)])
-    assert charts.colour(attention) in svg(charts.learning_curves(curves, y="loss", title="T"))
+    assert style.colour(attention) in svg(learning.learning_curves(curves, y="loss", title="T"))
 
 
 def test_implementations_of_a_mechanism_differ_in_dash_and_shape():
     for mechanism in ATTENTION.values():
         for marks in (style.DASHES, style.SHAPES):
-            used = [str(marks[i]) for i in mechanism.choices()]
+            used = [str(marks[i]) for i in mechanism.implementations]
             assert len(set(used)) == len(used)
 
 
 def test_registered_mechanisms_have_colours_of_their_own_and_unknown_ones_a_stable_one():
-    colours = [charts.colour(name) for name in ATTENTION]
-    assert len(set(colours)) == len(colours) and set(ATTENTION) <= set(charts.PALETTE)
-    assert charts.colour("new") == charts.colour("new") in style.SPARE_COLOURS
-    implementations = {i for mechanism in ATTENTION.values() for i in mechanism.choices()}
+    colours = [style.colour(name) for name in ATTENTION]
+    assert len(set(colours)) == len(colours) and set(ATTENTION) <= set(style.PALETTE)
+    assert style.colour("new") == style.colour("new") in style.SPARE_COLOURS
+    implementations = {i for mechanism in ATTENTION.values() for i in mechanism.implementations}
     assert implementations <= set(style.DASHES) and implementations <= set(style.SHAPES)
 
 
@@ -327,7 +340,7 @@ def contrast(one, other):
 
 
 @pytest.mark.parametrize("page", ["#FFFFFF", "#181C1A"])
-@pytest.mark.parametrize("colour", [*charts.PALETTE.values(), *style.SPARE_COLOURS, style.NEUTRAL])
+@pytest.mark.parametrize("colour", [*style.PALETTE.values(), *style.SPARE_COLOURS, style.NEUTRAL])
 def test_colours_stand_out_on_light_and_dark_pages(colour, page):
     assert contrast(colour, page) >= 3  # WCAG 2.2, 1.4.11
 
@@ -337,7 +350,7 @@ def test_every_measured_point_is_drawn_and_out_of_memory_is_marked_and_named():
     assert len(points(drawing, "linear")) == len(LENGTHS)
     assert len(points(drawing, "softmax")) == 2 * len(LENGTHS)  # one of them the failed point
     assert ">out of memory<" in drawing
-    assert "out of memory" not in svg(charts.cost_chart(linear_costs(), title="T"))
+    assert "out of memory" not in svg(costs.cost_chart(linear_costs(), title="T"))
 
 
 def linear_costs(**changes):
@@ -346,37 +359,35 @@ def linear_costs(**changes):
 
 def test_live_points_are_filled_and_recorded_ones_hollow():
     both = pl.concat([linear_costs(), linear_costs(scale="live")])
-    marks = points(svg(charts.cost_chart(both, title="T")), "linear")
-    filled = [mark for mark in marks if f'fill="{charts.colour("linear")}"' in mark]
+    marks = points(svg(costs.cost_chart(both, title="T")), "linear")
+    filled = [mark for mark in marks if f'fill="{style.colour("linear")}"' in mark]
     assert (len(marks), len(filled)) == (2 * len(LENGTHS), len(LENGTHS))
 
 
 def test_diverged_run_is_marked_and_its_curve_drawn():
     rows = [training_row("linear", 16, 0, diverged=True), training_row("linear", 16, 1)]
     assert rows[0]["curve"]["loss"][-1] is None
-    for y in curves.CURVES:
-        drawing = svg(charts.learning_curves(frames.training_curves(rows), y=y, title="T"))
+    for y in learning.CURVES:
+        drawing = svg(learning.learning_curves(frames.training_curves(rows), y=y, title="T"))
         assert ">diverged<" in drawing and "NaN" not in drawing
-    seeds = svg(charts.seeds_chart(frames.training_summaries(rows), title="T"))
+    seeds = svg(learning.seeds_chart(frames.training_summaries(rows), title="T"))
     assert ">diverged<" in seeds
     live = frames.training_curves(rows[:1]).with_columns(loss=pl.lit(math.nan))
-    assert "NaN" not in svg(charts.live_curves(live))
+    assert "NaN" not in svg(learning.live_curves(live))
 
 
 @pytest.mark.parametrize(
     "chart",
     [
-        lambda: charts.learning_curves(frames.training_curves([]), title="T"),
-        lambda: charts.live_curves(frames.training_curves([])),
-        lambda: charts.cost_chart(frames.costs([]), title="T"),
-        lambda: charts.ratio_chart(frames.costs([]), title="T"),
-        lambda: charts.crossings_chart(frames.crossings([]), references={}, title="T"),
-        lambda: charts.extrapolation_chart(published()["dm2022"], [], title="T"),
-        lambda: charts.seeds_chart(frames.training_summaries([]), title="T"),
-        lambda: charts.token_chart(frames.tokens([]), title="T"),
-        lambda: charts.stream_chart(frames.streams([]), cache_bytes_per_token=1, title="T"),
-        lambda: charts.speedup_chart(frames.speedups([]), title="T"),
-        lambda: charts.speedup_chart(frames.speedups([], PUBLISHED), title="T"),
+        lambda: learning.learning_curves(frames.training_curves([]), title="T"),
+        lambda: learning.live_curves(frames.training_curves([])),
+        lambda: costs.cost_chart(frames.costs([]), title="T"),
+        lambda: ratio_chart(frames.costs([]), title="T"),
+        lambda: crossover_charts.crossings_chart([]),
+        lambda: learning.seeds_chart(frames.training_summaries([]), title="T"),
+        lambda: generation.token_chart([]),
+        lambda: generation.stream_chart([]),
+        lambda: generation.speedup_chart([], PAPER),
     ],
 )
 def test_no_rows_give_a_chart_that_says_so(chart):
@@ -384,7 +395,7 @@ def test_no_rows_give_a_chart_that_says_so(chart):
 
 
 def test_article_is_shown_where_nothing_of_ours_is_measured():
-    chart = charts.replication_chart(frames.costs([]), published()["dm2022"], title="T")
+    chart = replication_chart(frames.costs([]), published()["dm2022"], title="T")
     assert len(points(svg(chart), "linear")) == 4
 
 
@@ -398,12 +409,12 @@ def test_length_control_offers_the_recorded_lengths_and_starts_at_the_longest():
 def test_long_curves_stay_below_the_row_limit_and_keep_their_extremes():
     rows = [training_row("linear", 16, seed, n_points=400) for seed in range(20)]
     rows[0]["curve"]["loss"][203] = 50.0
-    spec = charts.learning_curves(frames.training_curves(rows), title="T").to_dict()
+    spec = learning.learning_curves(frames.training_curves(rows), title="T").to_dict()
     values = [
         point["value"] for data in spec["datasets"].values() for point in data if "run" in point
     ]
-    assert 50.0 in values and len(values) < 2 * curves.MAX_CURVE_POINTS
-    assert min(values) == curves.LOSS_FLOOR
+    assert 50.0 in values and len(values) < 2 * learning.MAX_CURVE_POINTS
+    assert min(values) == learning.LOSS_FLOOR
 
 
 def test_ratio_is_time_of_softmax_over_time_of_each_implementation_of_linear():
@@ -427,8 +438,8 @@ def test_ratio_is_time_of_softmax_over_time_of_each_implementation_of_linear():
 
 
 def test_ratio_to_one_softmax_fills_the_chart():
-    rows = [row for row in cost_rows() if row["config"]["kernel"] != "textbook"]
-    one = charts.ratio_chart(frames.costs(rows), title="T").to_dict()
+    rows = [row for row in cost_rows() if config_of(row).kernel != "textbook"]
+    one = ratio_chart(frames.costs(rows), title="T").to_dict()
     assert one["height"] == style.HEIGHT < draw("ratio").to_dict()["height"]
 
 
@@ -445,17 +456,15 @@ def test_crossings_are_told_with_their_intervals_and_open_where_none_was_measure
 
 
 def test_crossings_of_this_session_are_filled_and_told_apart_from_recorded_ones():
-    both = pl.concat([crossings(), crossings(scale="live")])
-    drawing = svg(charts.crossings_chart(both, references={}, title="T"))
+    drawing = svg(crossings_drawn([*crossed(), *crossed(scale="live")], {}))
     marks = points(drawing, "linear")
-    filled = [mark for mark in marks if f'fill="{charts.colour("linear")}"' in mark]
+    filled = [mark for mark in marks if f'fill="{style.colour("linear")}"' in mark]
     assert (len(marks), len(filled)) == (4, 2)
     assert "batch 4, live<" in drawing and "batch 4, recorded<" in drawing
 
 
 def test_a_crossing_without_an_upper_bound_is_open_to_the_right():
-    frame = frames.crossings([crossing(None, "fused", 40, 30, math.inf)])
-    drawing = svg(charts.crossings_chart(frame, references={"paper": 512}, title="T"))
+    drawing = svg(crossings_drawn([crossing(None, "fused", 40, 30, math.inf)], {"paper": 512}))
     assert ">40 (30 to …)<" in drawing and ">→<" in drawing and ">fastest<" in drawing
 
 
@@ -464,7 +473,7 @@ def test_extrapolation_shows_the_articles_crossover_and_how_it_moves():
     assert "3149" in drawing and "6219" in drawing and "measured:" in drawing
 
 
-@pytest.mark.parametrize("call", [charts.cost_chart, charts.ratio_chart])
+@pytest.mark.parametrize("call", [costs.cost_chart, ratio_chart])
 def test_two_values_at_one_length_are_refused(call):
     twice = pl.concat([frames.costs(cost_rows()), frames.costs(cost_rows(batch_size=8))])
     with pytest.raises(ValueError, match="two values at N = 64: filter"):
@@ -473,11 +482,12 @@ def test_two_values_at_one_length_are_refused(call):
 
 def test_unknown_measure_and_length_are_refused():
     with pytest.raises(ValueError, match="use loss, accuracy"):
-        charts.learning_curves(frames.training_curves([]), y="perplexity", title="T")
+        learning.learning_curves(frames.training_curves([]), y="perplexity", title="T")
     with pytest.raises(ValueError, match="use 16, 32"):
-        charts.learning_curves(frames.training_curves(training_rows()), seq_len=64, title="T")
+        learning.learning_curves(frames.training_curves(training_rows()), seq_len=64, title="T")
 
 
+@pytest.mark.slow
 def test_charts_need_no_network_and_text_leaves_its_colour_to_the_page():
     for name in NAMES:
         spec = draw(name).to_dict()
@@ -509,36 +519,34 @@ def test_every_way_to_generate_is_drawn_and_the_one_out_of_memory_is_marked():
 
 def test_a_token_chart_of_two_models_is_refused():
     with pytest.raises(ValueError, match="two values at N = 1"):
-        charts.token_chart(frames.tokens(token_rows() * 2), title="T")
+        generation.token_chart(token_rows() * 2)
     with pytest.raises(ValueError, match="y 'joules': use time_ms, state_bytes"):
-        charts.token_chart(frames.tokens(token_rows()), y="joules", title="T")
+        generation.token_chart(token_rows(), "joules")
 
 
 def test_speedups_stand_in_groups_beside_the_published_ones_of_their_images_alone():
-    drawing = svg(charts.speedup_chart(frames.speedups(speedups(), PUBLISHED), title="T"))
+    drawing = svg(generation.speedup_chart(faster(), PAPER))
     assert ">MNIST" not in drawing  # one setting, which the page names
     assert ">over a cache<" in drawing and ">over recomputing<" in drawing
     for told in ("5×", "200×", "18.9×", "317×", "13.2×", "paper GPU, many", "here, batch 1"):
         assert f">{told}<" in drawing
     assert "4462" not in drawing
-    both = speedups() + speedups(seq_len=3072, n_layers=16)
-    drawing = svg(charts.speedup_chart(frames.speedups(both, PUBLISHED), title="T"))
+    drawing = svg(generation.speedup_chart(faster() + faster(seq_len=3072, n_layers=16), PAPER))
     assert ">MNIST, over a cache<" in drawing and ">CIFAR-10, over recomputing<" in drawing
     assert ">4462×<" in drawing
 
 
 def test_a_stream_chart_extends_the_cache_to_the_last_token_and_shows_the_process():
-    frame = frames.streams(stream_rows())
-    chart = charts.stream_chart(frame, cache_bytes_per_token=16384, title="T")
-    drawing, values = svg(chart), generation_charts._stream_lines(frame, 16384, 100_000)
-    assert {charts.colour("linear"), charts.colour("softmax"), style.NEUTRAL} <= set(
+    drawing = svg(generation.stream_chart(stream_rows()))
+    values = generation._stream_lines(streams(stream_rows()), 16384, 100_000)
+    assert {style.colour("linear"), style.colour("softmax"), style.NEUTRAL} <= set(
         re.findall(r"#[0-9A-F]{6}\b", drawing)
     )
     assert "tokens generated" in drawing and "memory (MB)" in drawing
     last = dict(values.filter(pl.col("position") == 100_000).select("series", "value").rows())
-    assert last[generation_charts.CACHE_NEEDED] == pytest.approx(1638.4)
-    assert last[generation_charts.RECURRENT_KEPT] == pytest.approx(8 * 8 * 32 * 33 * 4 / 1e6)
-    assert last[generation_charts.PROCESS] == pytest.approx(1000)
+    assert last[generation.CACHE_NEEDED] == pytest.approx(1638.4)
+    assert last[generation.RECURRENT_KEPT] == pytest.approx(8 * 8 * 32 * 33 * 4 / 1e6)
+    assert last[generation.PROCESS] == pytest.approx(1000)
 
 
 def pixel_rows():
@@ -548,31 +556,29 @@ def pixel_rows():
         for seed in range(3):
             losses = [math.log(2) * (last + 1 / step) for step in (1, 2, 4, 8)]
             curve = {"step": [1, 2, 4, 8], "loss": losses, "train_loss": losses}
-            config = {
-                "task": {"images": "digits", "seq_len": 64},
-                "model": {"attention": attention, "kernel": None},
-            }
+            config = TrainingConfig(task=Pixels(), model=pixel_model(attention))
             rows.append(store.make_row("images", "laptop", config, seed, "ok", {}, curve))
     return rows
 
 
 def test_bits_per_dimension_are_drawn_with_the_models_to_compare_with(capfd):
-    frame = frames.bits_curves(pixel_rows())
+    frame = bits_curves(pixel_rows())
     assert frame["bits_per_dim"].to_list()[:4] == pytest.approx([3.0, 2.5, 2.25, 2.125])
-    chart = charts.bits_chart(frame, references={"histogram": 2.357}, title="T")
-    drawing = svg(chart)
+    drawing = svg(images.bits_chart(pixel_rows()))
     assert "WARN" not in "".join(capfd.readouterr())
-    assert "histogram: 2.357" in drawing and "bits per dimension of the test" in drawing
-    assert charts.colour("linear") in drawing and charts.colour("softmax") in drawing
-    assert frames.bits_curves([]).columns == frame.columns
-    empty = charts.bits_chart(frames.bits_curves([]), references={}, title="T")
-    assert "no data yet" in svg(empty)
+    assert (
+        "each position by its own histogram: 2." in drawing
+        and "bits per dimension of the test" in drawing
+    )
+    assert style.colour("linear") in drawing and style.colour("softmax") in drawing
+    assert bits_curves([]).columns == frame.columns
+    assert "no data yet" in svg(images.bits_chart([]))
 
 
 def digits_frame(n_drawn=9):
     image = list(range(9))
     strips = [("real", None, [image], 9), ("by linear", "linear", [image[:n_drawn]] * 2, 3)]
-    return frames.drawings(strips, (3, 3, 1), 17)
+    return drawings(strips, (3, 3, 1), 17)
 
 
 def pixels(drawing, colour):
@@ -584,36 +590,36 @@ def pixels(drawing, colour):
 
 @pytest.mark.parametrize("n_drawn", [3, 5, 9])
 def test_an_image_grows_in_its_colour_below_what_was_given(n_drawn, capfd):
-    chart = charts.digits_chart(digits_frame(n_drawn), shape=(3, 3), title="T")
+    chart = images.digits_chart(digits_frame(n_drawn), shape=(3, 3), title="T")
     drawing = svg(chart)
     assert "WARN" not in "".join(capfd.readouterr())
-    assert len(pixels(drawing, charts.colour("linear"))) == 2 * (n_drawn - 3)
+    assert len(pixels(drawing, style.colour("linear"))) == 2 * (n_drawn - 3)
     assert len(pixels(drawing, style.NEUTRAL)) == 9 + 2 * 3
     assert "by linear" in drawing and "real" in drawing
     assert chart.to_dict()["width"] == "container"
 
 
 def test_a_higher_level_has_more_ink():
-    drawing = svg(charts.digits_chart(digits_frame(), shape=(3, 3), title="T"))
+    drawing = svg(images.digits_chart(digits_frame(), shape=(3, 3), title="T"))
     expected = [level / 16 for level in range(3, 9)] * 2
-    found = pixels(drawing, charts.colour("linear"))
+    found = pixels(drawing, style.colour("linear"))
     assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_slider_hides_what_was_drawn_and_nothing_that_was_given():
-    chart = charts.digits_chart(digits_frame(), shape=(3, 3), title="T", slider=True)
+    chart = images.digits_chart(digits_frame(), shape=(3, 3), title="T", slider=True)
     (param,) = (p for p in chart.to_dict()["params"] if p["name"] == "n_drawn")
     assert (param["bind"]["min"], param["bind"]["max"], param["value"]) == (3, 9, 9)
-    spec = charts.printable(chart).to_dict()
+    spec = style.printable(chart).to_dict()
     next(p for p in spec["params"] if p["name"] == "n_drawn")["value"] = 3
     drawing = vl_convert.vegalite_to_svg(spec)
-    assert pixels(drawing, charts.colour("linear")) == []
+    assert pixels(drawing, style.colour("linear")) == []
     assert len(pixels(drawing, style.NEUTRAL)) == 9 + 2 * 3
 
 
 def test_images_with_colours_are_refused():
     with pytest.raises(ValueError, match="3 channels cannot be drawn"):
-        frames.drawings([], (32, 32, 3), 256)
+        drawings([], (32, 32, 3), 256)
 
 
 def heights_of_text(element, above=0.0):
@@ -628,24 +634,24 @@ def heights_of_text(element, above=0.0):
 
 def test_a_long_title_has_fewer_lines_on_a_wider_page_and_is_not_cut_off():
     title = "Every key written once; last S solved: softmax 440, not 480, DPFP-3 360, linear 40"
-    chart = charts.cost_chart(linear_costs(), title=title)
+    chart = costs.cost_chart(linear_costs(), title=title)
     lines = [json.loads(some) for some in re.findall(r"\[\"[^\]]*\]", chart.title.text.expr)]
     counts = [len(some) for some in lines]  # from narrow to wide
     assert counts == sorted(counts, reverse=True) and counts[0] > 2 and counts[-1] == 1
     assert all(" ".join(some) == title for some in lines)
     assert all(f">{line}</" in svg(chart) for line in lines[counts.index(2)])
     for width in (660, 720):  # the plot is narrower, by its axis and labels
-        drawing = vl_convert.vegalite_to_svg(charts.printable(chart, width).to_json())
+        drawing = vl_convert.vegalite_to_svg(style.printable(chart, width).to_json())
         assert min(heights_of_text(ElementTree.fromstring(drawing))) >= 15  # a title's font size
-    assert isinstance(charts.cost_chart(linear_costs(), title="Short").title.text, list)
+    assert isinstance(costs.cost_chart(linear_costs(), title="Short").title.text, list)
 
 
 def test_a_long_subtitle_follows_the_width_of_the_page_too():
     subtitle = (
         "An Unusually Long Name Of A Processor @ 2.45 GHz, 2 threads; Quadro P4000 8GB (article)"
     )
-    spec = style.finished(charts.cost_chart(linear_costs(), title="T"), "T", subtitle, "")
-    spec = charts.printable(spec).to_dict()
+    spec = style.finished(costs.cost_chart(linear_costs(), title="T"), "T", subtitle, "")
+    spec = style.printable(spec).to_dict()
     (patch,) = spec["usermeta"]["embedOptions"]["patch"]
     compiled = vl_convert.vegalite_to_vega(spec)
     for part in patch["path"].split("/")[1:]:  # it is where the page replaces it

@@ -7,14 +7,14 @@ import pytest
 import synthetic
 import vl_convert
 
-from replib.claims import charts
+from replib.claims.autopsy import ablation as claims
 from replib.claims.autopsy import charts as autopsy
 from replib.claims.autopsy import frames
-from replib.claims.autopsy import judge as claims
 from replib.claims.autopsy import step_times as timing
 from replib.claims.autopsy.defects import DEFECTS, article_defects
 from replib.claims.autopsy.step_times import NOT_THERE
 from replib.lab import recorded
+from replib.pages import style
 from replib.published import published
 
 ARTICLE = published()["dm2022"]
@@ -27,33 +27,28 @@ def rows(tmp_path_factory):
     return {name: recorded.read_rows(name, folder) for name in names}
 
 
-def drawn(rows, name, title="T"):
+def drawn(rows, name):
     losses, times = rows["autopsy"], rows["autopsy_time"]
     if name == "effects":
-        return autopsy.effects_chart(frames.effects(times), title=title)
-    if name == "stages":
-        found = timing.attribution(times, ARTICLE, 64)
-        frame = frames.stages(found)
-        return autopsy.stages_chart(frame, title=title, subtitle="S")
+        return autopsy.effects_chart(times)
+    if name == "slowdown":
+        return autopsy.slowdown_chart(times, ARTICLE, 64)
     if name == "losses":
-        return autopsy.losses_chart(frames.losses(losses, ARTICLE), title=title)
+        return autopsy.losses_chart(losses, ARTICLE)
     if name == "scale":
-        return autopsy.scale_chart(frames.scale(ARTICLE, losses), title=title)
+        return autopsy.scale_chart(losses, ARTICLE)
     if name == "loss curves":
-        frame = frames.loss_curves(ARTICLE, losses)
-        return autopsy.loss_curves_chart(frame, frames.levels(ARTICLE), title=title)
+        return autopsy.loss_curves_chart(losses, ARTICLE)
     if name == "prediction":
-        found = timing.predicted(ARTICLE, ARTICLE["N"], "quadratic")
-        return autopsy.prediction_chart(ARTICLE, found, title=title)
-    some = [row for row in losses if row["config"]["defects"] in ([], ["adam"])]
-    return autopsy.switches_curves(frames.curves(some), title=title)
+        return autopsy.prediction_chart(ARTICLE, ARTICLE["N"], "quadratic")
+    return autopsy.switches_curves([r for r in losses if r["config"]["defects"] in ([], ["adam"])])
 
 
-NAMES = ("effects", "stages", "losses", "scale", "loss curves", "prediction", "switches")
+NAMES = ("effects", "slowdown", "losses", "scale", "loss curves", "prediction", "switches")
 
 
 def svg(chart):
-    text = vl_convert.vegalite_to_svg(charts.printable(chart).to_json())
+    text = vl_convert.vegalite_to_svg(style.printable(chart).to_json())
     return text.replace("\u00a0", " ")
 
 
@@ -107,10 +102,15 @@ def test_losses_hold_every_run_and_the_article(rows):
 
 
 def test_losses_of_one_series_stand_beside_their_names_and_without_the_other_in_the_legend(rows):
-    frame = frames.losses(rows["autopsy"], ARTICLE)
-    both = autopsy.losses_chart(frame, title="T")
+    both = drawn(rows, "losses")
     assert "alone off" in svg(both) and "yOffset" in both.to_json()
-    one = autopsy.losses_chart(frame.filter(frame["role"] != claims.ALONE_OFF), title="T")
+    some = [
+        row
+        for key, runs in claims.ablated(rows["autopsy"]).items()
+        for row in runs
+        if key[2] != claims.ALONE_OFF
+    ]
+    one = autopsy.losses_chart(some, ARTICLE)
     assert "alone on<" in svg(one) and "alone off<" not in svg(one)
     assert "yOffset" not in one.to_json()
 
@@ -136,15 +136,13 @@ def test_the_loss_scale_can_be_undone_by_a_button(rows):
     ],
 )
 def test_a_prediction_says_where_it_is_and_where_the_data_end(model, text):
-    found = timing.predicted(ARTICLE, ARTICLE["N"], model)
-    drawing = svg(autopsy.prediction_chart(ARTICLE, found, title="T"))
+    drawing = svg(autopsy.prediction_chart(ARTICLE, ARTICLE["N"], model))
     assert f">{text}<" in drawing
     assert ">measured:" in drawing and "N = 8 to 64" in drawing
 
 
 def test_points_that_are_left_out_are_hollow():
-    used = timing.predicted(ARTICLE, [16, 32, 64], "quadratic")
-    spec = autopsy.prediction_chart(ARTICLE, used, title="T").to_dict()
+    spec = autopsy.prediction_chart(ARTICLE, [16, 32, 64], "quadratic").to_dict()
     points = [p for data in spec["datasets"].values() for p in data if "used" in p]
     assert {p["seq_len"]: p["used"] for p in points} == {8: False, 16: True, 32: True, 64: True}
 
@@ -161,10 +159,9 @@ def test_curves_with_switches_are_told_from_mended_ones(rows):
 @pytest.mark.parametrize(
     "chart",
     [
-        lambda: autopsy.effects_chart(frames.effects([]), title="T"),
-        lambda: autopsy.stages_chart(frames.stages(None), title="T", subtitle=""),
-        lambda: autopsy.losses_chart(frames.losses([], ARTICLE), title="T"),
-        lambda: autopsy.switches_curves(frames.curves([]), title="T"),
+        lambda: autopsy.effects_chart([]),
+        lambda: autopsy.slowdown_chart([], ARTICLE, 64),
+        lambda: autopsy.losses_chart([], ARTICLE),
     ],
 )
 def test_no_rows_give_a_chart_that_says_so(chart):
@@ -175,7 +172,7 @@ def test_the_articles_losses_are_shown_without_rows_of_ours():
     frame = frames.scale(ARTICLE)
     levels = {frames.EXPECTED, frames.BAG}
     assert set(frame["what"]) == {"final", "first plateau", *levels}
-    assert "NaN" not in svg(autopsy.scale_chart(frame, title="T"))
+    assert "NaN" not in svg(autopsy.scale_chart([], ARTICLE))
     assert all(math.isfinite(value) for value in frame["nats"])
 
 
@@ -188,7 +185,7 @@ def test_our_own_first_plateaus_stand_beside_the_articles(rows):
     assert {(r["attention"], r["seq_len"]) for r in here.to_dicts()} == {
         (a, n) for a in ("softmax", "linear") for n in ARTICLE["N"]
     }
-    drawing = svg(autopsy.scale_chart(frame, title="T"))
+    drawing = svg(autopsy.scale_chart(early, ARTICLE))
     assert ">broken here, steps 20–100<" in drawing and ">article, first plateau<" in drawing
 
 
@@ -205,5 +202,4 @@ def test_the_articles_curves_are_drawn_over_our_broken_runs_and_marked_as_read(r
         assert f">{text}<" in drawing
     alone = frames.loss_curves(ARTICLE)
     assert set(alone["kind"]) == {frames.READ, frames.BETWEEN}
-    chart = autopsy.loss_curves_chart(alone, frames.levels(ARTICLE), title="T")
-    assert "here, broken" not in svg(chart)
+    assert "here, broken" not in svg(autopsy.loss_curves_chart([], ARTICLE))

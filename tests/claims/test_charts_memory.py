@@ -9,16 +9,17 @@ import synthetic
 import vl_convert
 from drawn import title_of
 
-from replib.claims import charts
+from replib.claims import EXPERIMENTS
+from replib.claims.capacity import charts as memories
 from replib.claims.capacity import frames
 from replib.claims.capacity.judge import SOLVED_LOSS
-from replib.claims.experiments import EXPERIMENTS
 from replib.lab import recorded
+from replib.pages import style
 from replib.published import published
 
 THEIRS = published()["fastweights_logs"]
 SOLVED = ((520, 600), (360, 400), (240, 280), (120, 140), (60, 80))  # where half of the runs do
-CHARTS = {"capacity": charts.capacity_chart, "update_rules": charts.update_rules_chart}
+CHARTS = {"capacity": memories.capacity_chart, "update_rules": memories.update_rules_chart}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def frame(rows):
 
 
 def svg(chart):
-    text = vl_convert.vegalite_to_svg(charts.printable(chart).to_json())
+    text = vl_convert.vegalite_to_svg(style.printable(chart).to_json())
     return text.replace("\u00a0", " ")
 
 
@@ -84,26 +85,28 @@ def test_a_chart_draws_without_missing_numbers_and_describes_itself(frame, name)
 
 
 def test_every_memory_is_named_with_its_loss_at_the_slider(frame):
-    drawing = svg(charts.capacity_chart(frame, s=400))
+    drawing = svg(memories.capacity_chart(frame, s=400))
     for text in ("linear 0.42", "DPFP-1 0.34", "DPFP-2 0.18", "DPFP-3 0.02", "softmax 0.0005"):
         assert f">{text}" in drawing.replace("  ", " "), text
-    assert ">linear 0.18" in svg(charts.capacity_chart(frame, s=100)).replace("  ", " ")
-    drawing = svg(charts.update_rules_chart(frame, s=200)).replace("  ", " ")
+    assert ">linear 0.18" in svg(memories.capacity_chart(frame, s=100)).replace("  ", " ")
+    drawing = svg(memories.update_rules_chart(frame, s=200)).replace("  ", " ")
     assert ">FAVOR+ 128 (delta) diverged" in drawing and "crosses: diverged" in drawing
 
 
 def test_the_numbers_at_the_right_say_which_s_they_are_for_and_a_missing_one_is_a_dash(frame):
     some = frame.filter((frame["series"] != "linear") | (frame["n_keys"] != 400))
-    drawing = svg(charts.capacity_chart(some, s=400)).replace("  ", " ")
+    drawing = svg(memories.capacity_chart(some, s=400)).replace("  ", " ")
     assert ">loss at S = 400:<" in drawing and ">linear –<" in drawing
-    assert ">loss at S = 100:<" in svg(charts.capacity_chart(some, s=100))
-    published = svg(charts.capacity_chart(frames.retrieval_frame([], THEIRS)))
+    assert ">loss at S = 100:<" in svg(memories.capacity_chart(some, s=100))
+    published = svg(memories.capacity_chart(frames.retrieval_frame([], THEIRS)))
     assert "loss at S" not in published and "–<" not in published
 
 
 @pytest.mark.parametrize(("s", "shown"), [(None, 200), (100, 100), (95, 100), (10_000, 600)])
 def test_the_slider_starts_at_the_nearest_s_that_was_run(frame, s, shown):
-    params = {param["name"]: param for param in charts.capacity_chart(frame, s).to_dict()["params"]}
+    params = {
+        param["name"]: param for param in memories.capacity_chart(frame, s).to_dict()["params"]
+    }
     slider = params["shown_keys"]
     assert slider["value"] == shown
     assert [slider["bind"][name] for name in ("min", "max", "step")] == [20, 600, 20]
@@ -119,16 +122,18 @@ def test_a_click_in_the_legend_singles_out_a_memory(frame, name):
 
 
 def test_the_title_says_what_each_memory_solves(frame):
-    title = title_of(charts.capacity_chart(frame))
+    title = title_of(memories.capacity_chart(frame))
     found = re.findall(r"(softmax|DPFP-\d|linear) (\d+)", title)
     assert [name for name, _ in found] == ["softmax", "DPFP-3", "DPFP-2", "DPFP-1", "linear"]
     assert all(low <= int(n) <= high for (_, n), (low, high) in zip(found, SOLVED, strict=True))
-    title = title_of(charts.update_rules_chart(frame))
+    title = title_of(memories.update_rules_chart(frame))
     assert re.search(r"DPFP-1 \(delta\) 1[23]\d", title) and "(sum)" not in title
 
 
 def test_the_dotted_line_is_the_error_of_the_best_matrix_of_rank_r(frame):
-    (curves,) = data_with(charts.capacity_chart(frame), "series", "n_keys", "drawn", but="n_seeds")
+    (curves,) = data_with(
+        memories.capacity_chart(frame), "series", "n_keys", "drawn", but="n_seeds"
+    )
     held = {"linear": 64, "DPFP-1": 128, "DPFP-2": 256, "DPFP-3": 384}
     assert {row["series"] for row in curves} == held.keys()
     for s in (101, 399):
@@ -140,7 +145,7 @@ def test_the_dotted_line_is_the_error_of_the_best_matrix_of_rank_r(frame):
 
 
 def test_what_is_far_below_the_limit_is_drawn_at_the_edge_and_told_as_it_is(frame):
-    (points,) = data_with(charts.capacity_chart(frame), "drawn", "n_seeds")
+    (points,) = data_with(memories.capacity_chart(frame), "drawn", "n_seeds")
     softmax = [p for p in points if p["series"] == "softmax" and p["source"] == "published"]
     least = min(softmax, key=lambda point: point["value"])
     assert least["value"] < 1e-5 and least["drawn"] == pytest.approx(1e-4)
@@ -148,15 +153,15 @@ def test_what_is_far_below_the_limit_is_drawn_at_the_edge_and_told_as_it_is(fram
 
 def test_published_points_stand_alone_before_anything_is_recorded():
     frame = frames.retrieval_frame([], THEIRS)
-    for chart in (charts.capacity_chart(frame), charts.update_rules_chart(frame)):
+    for chart in (memories.capacity_chart(frame), memories.update_rules_chart(frame)):
         title = title_of(chart)
         assert "published losses" in title and "NaN" not in svg(chart)
-    assert "no data yet" in svg(charts.capacity_chart(frame.clear()))
+    assert "no data yet" in svg(memories.capacity_chart(frame.clear()))
 
 
 def test_one_live_run_makes_a_chart(rows):
     live = [copy.deepcopy(rows[0]) | {"scale": "live"}]
-    chart = charts.capacity_chart(frames.retrieval_frame(live, THEIRS))
+    chart = memories.capacity_chart(frames.retrieval_frame(live, THEIRS))
     drawing = svg(chart)
     assert "filled: this session" in drawing and "NaN" not in drawing
     assert "bind" not in {p["name"]: p for p in chart.to_dict()["params"]}["shown_keys"]
@@ -175,14 +180,14 @@ def test_a_memory_keeps_its_colour_and_no_two_series_look_alike(frame):
             looks[name, series] = [str(scale[series]) for scale in scales.values()]
         drawn = [look for (chart, _), look in looks.items() if chart == name]
         assert len(scales) == 3 and len(set(map(tuple, drawn))) == len(drawn)
-    assert looks["capacity", "linear"][0] == charts.colour("linear")
+    assert looks["capacity", "linear"][0] == style.colour("linear")
     for series in ("DPFP-1", "DPFP-3"):
-        assert looks["capacity", series][0] == charts.colour("dpfp")
-    assert looks["update_rules", "linear (delta)"][0] == charts.colour("delta")
+        assert looks["capacity", series][0] == style.colour("dpfp")
+    assert looks["update_rules", "linear (delta)"][0] == style.colour("delta")
 
 
 def test_the_keys_solved_are_a_point_with_their_interval(rows, frame):
-    drawn = data_with(charts.solved_chart(frame), "solved", "low", "high")[0]
+    drawn = data_with(memories.solved_chart(frame), "solved", "low", "high")[0]
     found = {(one["series"], one["source"]): one for one in drawn}
     for one in drawn:
         assert 0 <= one["low"] <= one["solved"] <= one["high"] <= 600
@@ -191,8 +196,8 @@ def test_the_keys_solved_are_a_point_with_their_interval(rows, frame):
     assert found["FAVOR+ 64", "published"]["solved"] == 0
     assert found["softmax", "recorded"]["solved"] == 600
     assert ("DPFP-3", "published") not in found
-    title = title_of(charts.solved_chart(frame))
+    title = title_of(memories.solved_chart(frame))
     assert "linear" in title and "FAVOR+" not in title
-    published_only = charts.solved_chart(frames.retrieval_frame([], THEIRS))
+    published_only = memories.solved_chart(frames.retrieval_frame([], THEIRS))
     assert title_of(published_only) == "Keys solved, as published"
-    assert "no data yet" in svg(charts.solved_chart(frame.head(0)))
+    assert "no data yet" in svg(memories.solved_chart(frame.head(0)))

@@ -4,16 +4,24 @@ import numpy as np
 import pytest
 from choices import how
 
-from replib.claims import judging
-from replib.claims.experiments import laptop_copy
+from replib import claims
+from replib.claims.common import judged_linear, laptop_copy
+from replib.claims.convergence.judge import BELOW_LSH, below_lsh, convergence
+from replib.claims.crossover.crossings import crossings
+from replib.claims.crossover.extrapolation import extrapolation_text
+from replib.claims.crossover.judge import implementations, speed_crossover
+from replib.claims.crossover.steps import step_ratios, table_1
+from replib.claims.images.grid import pixel_model
+from replib.claims.images.judge import images
 from replib.lab import store
 from replib.lab.recorded import recorded_rows
 from replib.lab.runs.training import summary_of
-from replib.lab.statistics import SOFTMAX_MODELS
+from replib.lab.statistics import SOFTMAX_MODELS, article_fits
 from replib.lab.timing import Cost, CostConfig
-from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
+from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, by_device
 from replib.published import published
 from replib.tasks import SequenceCopy
+from replib.tasks.images import Pixels
 from replib.training import Metrics, TrainingConfig
 
 VARIANTS = (("softmax", "textbook"), ("softmax", "fused"), ("linear", "torch"))
@@ -99,18 +107,18 @@ def cost_rows(power=1.0, lengths=LENGTHS, **changes):
     ],
 )
 def test_convergence_follows_the_runs(rows, status):
-    assert judging.convergence(rows).status == status
+    assert convergence(rows).status == status
 
 
 def test_a_diverged_linear_run_speaks_against_convergence_and_an_interrupted_one_not_at_all():
     diverged = [*runs()[1:], run_row("linear", 0, loss=float("nan"), outcome="diverged")]
-    assert judging.convergence(papers(diverged)).status == NOT_SUPPORTED
+    assert convergence(papers(diverged)).status == NOT_SUPPORTED
     stopped = [*runs(), run_row("linear", 9, loss=2.3, accuracy=0.1, outcome="interrupted")]
-    assert judging.convergence(stopped).criteria == judging.convergence(runs()).criteria
+    assert convergence(stopped).criteria == convergence(runs()).criteria
 
 
 def test_convergence_is_judged_length_by_length():
-    verdict = judging.convergence([*runs(seq_len=16), *runs(seq_len=64, linear_loss=1.5)])
+    verdict = convergence([*runs(seq_len=16), *runs(seq_len=64, linear_loss=1.5)])
     good, bad = verdict.criteria
     assert good.text.startswith("N = 16") and good.text.endswith(" steps: supported")
     assert bad.text.startswith("N = 64") and bad.text.endswith(f" steps: {NOT_TESTED}")
@@ -118,7 +126,7 @@ def test_convergence_is_judged_length_by_length():
     assert "final loss is at most 2× softmax's" in verdict.evidence[0]  # the criteria are listed
     assert "as accurate as softmax at N = 16, 64; loss not as low at 64" in verdict.headline
     assert verdict.headline.startswith("small models")
-    assert not judging.convergence(papers(runs())).headline.startswith("small models")
+    assert not convergence(papers(runs())).headline.startswith("small models")
 
 
 def test_intervals_of_losses_are_wider_where_several_lengths_are_judged():
@@ -131,10 +139,8 @@ def test_intervals_of_losses_are_wider_where_several_lengths_are_judged():
         )
         for seed, loss in enumerate(losses)
     ]
-    one = judging.convergence(some).criteria[3]
-    (of_four, *_) = judging.convergence(
-        some + sum((runs(seq_len=n) for n in (24, 32, 64)), [])
-    ).criteria
+    one = convergence(some).criteria[3]
+    (of_four, *_) = convergence(some + sum((runs(seq_len=n) for n in (24, 32, 64)), [])).criteria
     assert "at most 2×" in one.text and one.met is False
     assert "cannot be told: final loss is at most 2×" in of_four.figure
 
@@ -148,30 +154,26 @@ def test_linear_attention_is_judged_beside_lsh_where_the_seeds_suffice(lsh_loss,
     for row in lsh:
         row["config"]["model"]["options"] = {"rounds": 4, "original": False}
     rows = [*runs(), *lsh]
-    assert judging.below_lsh(papers(rows)).status == status
+    assert below_lsh(papers(rows)).status == status
     small = NOT_TESTED if status == NOT_SUPPORTED else status
-    assert judging.below_lsh(rows).status == small
-    assert any(
-        judging.BELOW_LSH in one and small in one for one in judging.convergence(rows).evidence
-    )
-    assert "not judged" in judging.below_lsh(runs()).headline
+    assert below_lsh(rows).status == small
+    assert any(BELOW_LSH in one and small in one for one in convergence(rows).evidence)
+    assert "not judged" in below_lsh(runs()).headline
 
 
 def test_lsh_takes_no_part_in_the_verdicts_that_it_is_drawn_beside():
     lsh = [run_row("lsh", seed, loss=2.0, accuracy=0.2) for seed in range(3)]
-    assert judging.convergence([*runs(), *lsh]) == judging.convergence(runs())
-    assert judging.convergence(lsh).status == INCONCLUSIVE
+    assert convergence([*runs(), *lsh]) == convergence(runs())
+    assert convergence(lsh).status == INCONCLUSIVE
     alone = [row | {"config": row["config"] | {"n_steps": 77}} for row in lsh]
-    assert judging.convergence([*runs(), *alone]) == judging.convergence(runs())
+    assert convergence([*runs(), *alone]) == convergence(runs())
     faster = [cost_row("lsh", "1 round", n, 1e-3) for n in LENGTHS]
-    assert judging.speed_crossover([*cost_rows(), *faster]) == judging.speed_crossover(cost_rows())
+    assert speed_crossover([*cost_rows(), *faster]) == speed_crossover(cost_rows())
 
 
 def crossovers(rows, **options):
     """What each implementation is held against -> the crossover."""
-    return {
-        (one.implementation, one.baseline): one.found for one in judging.crossings(rows, **options)
-    }
+    return {(one.implementation, one.baseline): one.found for one in crossings(rows, **options)}
 
 
 @pytest.mark.parametrize("baseline", ["textbook", "fused"])
@@ -213,30 +215,30 @@ def test_every_implementation_has_its_crossover_the_compiled_one_last():
         assert found["plain", baseline].length == np.inf
     assert [name for name, _ in found] == 2 * ["plain", "torch", "cpu"]
     batches = [*kernel_rows(batch_size=1), *kernel_rows()]
-    assert [one.batch_size for one in judging.crossings(batches)] == 6 * [8] + 6 * [1]
+    assert [one.batch_size for one in crossings(batches)] == 6 * [8] + 6 * [1]
 
 
 def test_rows_without_an_implementation_have_a_crossover_of_their_own():
     rows = [row for row in cost_rows() if row["config"]["attention"] == "softmax"]
     rows += [cost_row("linear", None, n, 300 * n / 1e4) for n in LENGTHS]
     assert crossovers(rows)[None, "fused"].length == pytest.approx(300, rel=1e-3)
-    assert judging.speed_crossover(rows).status == SUPPORTED
+    assert speed_crossover(rows).status == SUPPORTED
 
 
 def test_linear_attention_is_judged_by_its_fastest_implementation():
-    assert judging.judged_linear(kernel_rows()) == "cpu"
-    assert judging.judged_linear(cost_rows()) == "torch"
-    assert judging.judged_linear(cost_rows()[:2]) is None is judging.judged_linear([])
+    assert judged_linear(kernel_rows()) == "cpu"
+    assert judged_linear(cost_rows()) == "torch"
+    assert judged_linear(cost_rows()[:2]) is None is judged_linear([])
     failed = [cost_row("linear", "cpu", n, None, outcome="out_of_memory") for n in LENGTHS]
-    assert judging.judged_linear([*cost_rows(), *failed]) == "torch"
+    assert judged_linear([*cost_rows(), *failed]) == "torch"
 
 
 def test_only_points_that_all_implementations_finished_decide_which_is_fastest():
     # The sum over all of its points is larger for the compiled one, as it alone went on.
     rows = [cost_row("linear", "plain", n, n**2 / 1e4) for n in LENGTHS[:3]]
     rows += [cost_row("linear", "cpu", n, n / 10) for n in LENGTHS]
-    assert judging.judged_linear(rows) == "plain"
-    assert judging.judged_linear(rows + cost_rows(0.5, LENGTHS[2:])) == "torch"
+    assert judged_linear(rows) == "plain"
+    assert judged_linear(rows + cost_rows(0.5, LENGTHS[2:])) == "torch"
 
 
 @pytest.mark.parametrize(
@@ -249,14 +251,14 @@ def test_only_points_that_all_implementations_finished_decide_which_is_fastest()
     ],
 )
 def test_speed_crossover_follows_the_times(rows, status):
-    assert judging.speed_crossover(rows).status == status
+    assert speed_crossover(rows).status == status
 
 
 def test_speed_crossover_is_judged_by_the_fastest_and_tells_what_the_others_would_say():
     slow = cost_rows(1.5)  # torch crosses at N = 90000
-    assert judging.speed_crossover(slow).status == NOT_SUPPORTED
+    assert speed_crossover(slow).status == NOT_SUPPORTED
     extra = [row for row in kernel_rows() if row["config"]["kernel"] in ("cpu", "plain")]
-    verdict = judging.speed_crossover([*slow, *extra])
+    verdict = speed_crossover([*slow, *extra])
     assert verdict.status == SUPPORTED
     assert "linear cpu judged" in verdict.headline
     moves = "plain not up to N = 4096; torch not up to N = 4096; cpu below N = 64"
@@ -267,7 +269,7 @@ def test_speed_crossover_is_judged_by_the_fastest_and_tells_what_the_others_woul
 
 def test_a_crossover_is_told_by_where_it_lies_among_the_measured_lengths():
     def told(rows):
-        verdict = judging.speed_crossover(rows)
+        verdict = speed_crossover(rows)
         figure = verdict.criteria[0].figure.removeprefix("crossover ")
         assert f"linear is faster from {figure}; claimed from N = 512 on" in verdict.headline
         return figure
@@ -282,13 +284,13 @@ def test_a_crossover_is_told_by_where_it_lies_among_the_measured_lengths():
 
 def test_crossovers_of_several_settings_are_told_from_the_earliest_to_the_latest():
     rows = [*kernel_rows(), *cost_rows(1.5, batch_size=1)]
-    headline = judging.implementations(rows).headline
+    headline = implementations(rows).headline
     assert "torch N = 300 or not up to N = 4096;" in headline
-    assert judging.implementations([]).headline == "no measurements yet"
+    assert implementations([]).headline == "no measurements yet"
 
 
 def test_the_crossover_moves_with_the_implementation():
-    verdict = judging.implementations(kernel_rows())
+    verdict = implementations(kernel_rows())
     assert verdict.status == SUPPORTED
     assert verdict.headline == (
         "plain not up to N = 4096; torch N = 300; cpu below N = 64, the shortest measured"
@@ -296,13 +298,13 @@ def test_the_crossover_moves_with_the_implementation():
     assert [one.text for one in verdict.criteria] == [
         f"softmax {name}, batch 8: cpu crosses before plain" for name in ("textbook", "fused")
     ]
-    assert judging.implementations(cost_rows()).status == INCONCLUSIVE
-    assert judging.implementations([]).status == INCONCLUSIVE
-    assert judging.implementations(kernel_rows(), work="forward").status == INCONCLUSIVE
+    assert implementations(cost_rows()).status == INCONCLUSIVE
+    assert implementations([]).status == INCONCLUSIVE
+    assert implementations(kernel_rows(), work="forward").status == INCONCLUSIVE
 
 
 def test_speed_crossover_is_judged_for_each_batch_with_the_fused_softmax_as_evidence():
-    verdict = judging.speed_crossover([*cost_rows(), *cost_rows(1.5, batch_size=1)])
+    verdict = speed_crossover([*cost_rows(), *cost_rows(1.5, batch_size=1)])
     assert [one.text for one in verdict.criteria] == [
         "softmax textbook, batch 8: supported",
         "softmax textbook, batch 1: not supported",
@@ -313,18 +315,18 @@ def test_speed_crossover_is_judged_for_each_batch_with_the_fused_softmax_as_evid
 
 def test_runs_of_two_budgets_are_not_judged_together():
     longer = [row | {"config": row["config"] | {"n_steps": 77}} for row in runs(seq_len=16)]
-    verdict = judging.convergence([*runs(seq_len=16, linear_loss=1.5), *longer])
+    verdict = convergence([*runs(seq_len=16, linear_loss=1.5), *longer])
     assert [one.met for one in verdict.criteria] == [None, True]
     assert "77 steps" in verdict.criteria[1].text
 
 
 def test_step_ratios_are_those_of_the_times():
     article = published()["dm2022"]
-    there, here = judging.step_ratios(article, [])
+    there, here = step_ratios(article, [])
     assert "7.9 to 24.2" in there and here == "nothing yet"
     times = {("linear", "torch"): 30, ("linear", "cpu"): 10, ("softmax", "fused"): 20}
     steps = [step_row(*variant, n, ms) for n in (8, 64) for variant, ms in times.items()]
-    assert judging.step_ratios(article, steps)[1] == (
+    assert step_ratios(article, steps)[1] == (
         "Linear cpu takes 0.50 to 0.50 times softmax fused's time; "
         "linear torch takes 1.50 to 1.50 times softmax fused's time at N = 8 to 64."
     )
@@ -334,11 +336,11 @@ def test_step_ratios_are_those_of_the_times():
     "judge, well, ill",
     [
         (
-            judging.convergence,
+            convergence,
             lambda **o: papers(runs(**o)),
             lambda **o: papers(runs(linear_loss=1.5, **o)),
         ),
-        (judging.speed_crossover, cost_rows, lambda **o: cost_rows(1.5, **o)),
+        (speed_crossover, cost_rows, lambda **o: cost_rows(1.5, **o)),
     ],
 )
 def test_devices_are_judged_by_themselves(judge, well, ill):
@@ -350,31 +352,26 @@ def test_devices_are_judged_by_themselves(judge, well, ill):
 
 def test_headlines_of_the_recorded_rows_fit_a_cell_of_a_table():
     for name, judge in (
-        ("convergence", judging.convergence),
-        ("crossover", judging.speed_crossover),
+        ("convergence", convergence),
+        ("crossover", speed_crossover),
     ):
         rows = recorded_rows(name)
-        for some in judging.by_device(rows).values():
+        for some in by_device(rows).values():
             assert len(judge(some).headline.split()) <= 30, judge(some).headline
-
-
-def test_a_verdict_of_this_session_waits_for_rows():
-    assert judging.of_session(judging.convergence, []).startswith("Nothing has run yet")
-    assert judging.of_session(judging.convergence, runs()) == judging.convergence(runs())
 
 
 ARTICLE = published()["dm2022"]
 
 
 def test_the_extrapolation_gives_the_articles_length_and_its_fragility():
-    text = judging.extrapolation_text(judging.article_fits(ARTICLE))
+    text = extrapolation_text(article_fits(ARTICLE))
     crossings = [line.split("|")[3].strip() for line in text.splitlines() if " | 0." in line]
     assert crossings[:3] == ["3149", "never", "6219"]
     assert len(crossings) == len(SOFTMAX_MODELS)
 
 
 def step_row(attention, implementation, n, time_ms, outcome="ok"):
-    from replib.claims.experiments import replication_model
+    from replib.claims.common import replication_model
 
     config = TrainingConfig(
         task=SequenceCopy(seq_len=n), model=replication_model(attention, kernel=implementation)
@@ -384,7 +381,7 @@ def step_row(attention, implementation, n, time_ms, outcome="ok"):
 
 
 def table(steps):
-    lines = judging.table_1(ARTICLE, steps).splitlines()
+    lines = table_1(ARTICLE, steps).splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if "|" in line]
     return {row[0]: row[1:] for row in cells}
 
@@ -406,21 +403,22 @@ def test_table_1_without_our_rows_is_the_articles():
     assert len(table([])) == 4  # head, rule, two rows
 
 
+CLAIMS_OF = {"convergence": claims.convergence, "crossover": claims.crossover}
+CLAIMS_OF |= {"scaling": claims.scaling, "images": claims.images}
+
+
 def test_what_the_article_says_is_quoted_from_its_figures():
-    told = judging.article_convergence(ARTICLE)
+    told = CLAIMS_OF["convergence"].article()
     for losses in ARTICLE["loss_scale"]["nats_per_token"].values():
         assert all(f"{loss:.2f} at N = {n}" in told for n, loss in losses.items())
-    assert "3149" in judging.article_crossover(ARTICLE)
-    assert "0.9902" in judging.article_scaling(ARTICLE)
+    assert "3149" in CLAIMS_OF["crossover"].article()
+    assert "0.9902" in CLAIMS_OF["scaling"].article()
 
 
 def images_row(attention, seed, bits, *, n_steps=2000, outcome="ok"):
-    config = {
-        "task": {"images": "digits", "seq_len": 64},
-        "model": {"attention": attention, "kernel": None, "n_layers": 3},
-        "n_steps": n_steps,
-        "batch_size": 32,
-    }
+    config = TrainingConfig(
+        task=Pixels(), model=pixel_model(attention), n_steps=n_steps, batch_size=32
+    )
     summary = {"bits_per_dim": bits, "histogram_bits_per_dim": 2.4}
     return store.make_row("images", "laptop", config, seed, outcome, summary)
 
@@ -434,21 +432,21 @@ def images_rows(**changes):
 
 
 def test_images_are_judged_by_setting():
-    verdict = judging.images(images_rows())
+    verdict = images(images_rows())
     assert verdict.status == "supported"
     assert verdict.headline.startswith("digits, 2000 steps: linear 1.860, softmax 1.840")
-    both = judging.images([*images_rows(), *images_rows(n_steps=10)])
+    both = images([*images_rows(), *images_rows(n_steps=10)])
     assert "supported in 2 of 2 settings" in both.headline
 
 
 def test_a_diverged_images_run_is_not_left_out():
     rows = [*images_rows(), images_row("linear", 3, None, outcome="diverged")]
-    assert judging.images(rows).status == "not supported"
-    assert judging.images([]).status == "inconclusive"
+    assert images(rows).status == "not supported"
+    assert images([]).status == "inconclusive"
 
 
 def test_the_papers_images_are_quoted_from_the_published_figures():
-    said = judging.paper_images(published()["katharopoulos2020"])
+    said = CLAIMS_OF["images"].paper()
     assert "MNIST: linear 0.644, softmax 0.621 (table 1)" in said
     assert "CIFAR-10: linear 3.40, softmax 3.47 (table 2)" in said
     assert "not those here" in said

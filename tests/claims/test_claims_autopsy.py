@@ -7,11 +7,12 @@ from dataclasses import asdict
 import pytest
 import synthetic
 
-from replib.claims.autopsy import article_losses, hypotheses
-from replib.claims.autopsy import judge as autopsy
+from replib.claims.autopsy import ablation as autopsy
+from replib.claims.autopsy import article_losses, hypotheses, judge, tables
 from replib.claims.autopsy import step_times as timing
 from replib.claims.autopsy.defects import article_defects, break_model, loss_defects
-from replib.claims.experiments import ablation, replication_model
+from replib.claims.autopsy.grid import ablation
+from replib.claims.common import replication_model
 from replib.lab import recorded
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 from replib.models import EncoderDecoder, TransformerConfig
@@ -84,15 +85,15 @@ def test_the_slowdown_is_attributed_to_what_makes_it(times):
     assert found.mended.value == pytest.approx(72 / 84)
     assert found.broken.value * found.unexplained.value == pytest.approx(found.article)
     said = timing.NO_TRANSFER
-    assert "1/32" in said and said in timing.attribution_text(found)
-    assert timing.slowdown(times, ARTICLE).evidence[-1] == said.replace("**", "")
+    assert "1/32" in said and said in tables.attribution_text(found)
+    assert judge.slowdown(times, ARTICLE).evidence[-1] == said.replace("**", "")
     assert found.article == ARTICLE["ratio_linear_softmax"][-1]
     product = found.mended.value * math.prod(factors.values()) / found.softmax_whole.value
     assert product == pytest.approx(found.broken.value)
 
 
 def test_attributions_that_disagree_are_said_to(times):
-    text = timing.attribution_text(timing.attribution(times, ARTICLE, 8))
+    text = tables.attribution_text(timing.attribution(times, ARTICLE, 8))
     assert "The two attributions agree" in text
 
     def cheaper(summary):
@@ -104,7 +105,7 @@ def test_attributions_that_disagree_are_said_to(times):
         parts[0].factor.value for parts in (found.alone_on, found.alone_off, found.parts)
     )
     assert (on, off) == pytest.approx((1.4, 2)) and between == pytest.approx(math.sqrt(2.8))
-    text = timing.attribution_text(found)
+    text = tables.attribution_text(found)
     assert "The two attributions differ for float64 after attention" in text
 
 
@@ -127,7 +128,7 @@ def test_without_a_run_nothing_is_attributed(times):
     rows = [row for row in times if tuple(row["config"]["defects"]) != broken]
     assert timing.attribution(rows, ARTICLE, 64) is None
     assert timing.attribution(times, ARTICLE, 24) is None
-    assert "no measurements yet" in timing.attribution_text(None)
+    assert "no measurements yet" in tables.attribution_text(None)
 
 
 def test_each_defect_has_its_factor_alone_and_among_the_others(times):
@@ -157,15 +158,15 @@ def test_our_broken_runs_show_or_refute_that_both_mechanisms_have_one_plateau(lo
     rows = with_curve(losses, lambda a, n: [level[n] + 0.06, level[n], level[n] - 0.06, 0.0])
     early = autopsy.early_losses(rows)
     assert early == pytest.approx({(a, n): level[n] for a in ("softmax", "linear") for n in level})
-    text = autopsy.scale_text(ARTICLE, rows)
+    text = tables.scale_text(ARTICLE, rows)
     assert "the same plateau for both within 0.1 at every N, as expected" in text
     assert "| expected | 2.38 | 2.39 | 2.37 | 2.35 |" in text
     assert "| here, broken, linear | 2.38 | 2.39 | 2.37 | 2.35 |" in text
     article = "| 2022 article, linear | 76.7 / 32 = 2.40 | not read | not read | 75.2 / 32 = 2.35 |"
     assert article in text
     apart = with_curve(losses, lambda a, n: [level[n] * (4 if (a, n) == ("linear", 16) else 1)] * 4)
-    assert "**not** the same plateau at N = 16." in autopsy.scale_text(ARTICLE, apart)
-    assert "No broken run here has a curve" in autopsy.scale_text(ARTICLE, [])
+    assert "**not** the same plateau at N = 16." in tables.scale_text(ARTICLE, apart)
+    assert "No broken run here has a curve" in tables.scale_text(ARTICLE, [])
 
 
 def test_the_articles_unsolved_runs_end_where_symbols_are_known_and_their_order_is_not(losses):
@@ -174,12 +175,12 @@ def test_the_articles_unsolved_runs_end_where_symbols_are_known_and_their_order_
     assert set(above) == {("linear", 16), ("linear", 64), *(("softmax", n) for n in ARTICLE["N"])}
     near = {key for key, gap in above.items() if abs(gap) <= autopsy.LEVEL_MARGIN}
     assert near == above.keys() - {("softmax", 32)}
-    text = autopsy.level_text(ARTICLE, losses)
+    text = tables.level_text(ARTICLE, losses)
     assert "Of the article's 8 runs 2 end at 0. Of the other 6, 5 end within 0.05 nats" in text
     assert "softmax at N = 32 stands at 2.09 until it jumps at step 2580, to 2.22." in text
     moved = copy.deepcopy(ARTICLE)
     moved["plots_final_loss"]["linear"]["16"] = 70.0
-    assert "Of the other 6, 4 end within 0.05 nats" in autopsy.level_text(moved, losses)
+    assert "Of the other 6, 4 end within 0.05 nats" in tables.level_text(moved, losses)
 
 
 def test_a_run_leaves_a_level_where_it_stays_below_it(losses):
@@ -190,21 +191,21 @@ def test_a_run_leaves_a_level_where_it_stays_below_it(losses):
     assert autopsy.leaves(curve(2.0, 1.0, 2.0, 0.4), 1.5) == 40
     assert autopsy.leaves(curve(2.0, 1.0, 0.5, 1.5), 1.5) is None
     rows = with_curve(losses, lambda a, n: [2.4, 0.1, 0.1, 0.1] if a == "linear" else [2.4] * 4)
-    text = autopsy.level_text(ARTICLE, rows)
+    text = tables.level_text(ARTICLE, rows)
     assert "| here, broken linear, below “order not” from step | 60 (3 of 3) |" in text
     assert "| here, broken softmax, below “order not” from step | never |" in text
 
 
 def test_what_our_broken_runs_differ_in_is_read_from_their_configs(losses):
-    text = autopsy.level_text(ARTICLE, losses)
+    text = tables.level_text(ARTICLE, losses)
     assert "layers 2 for 4; model size 64 for 512" in text
     assert "heads, split twice: 16 of 4 for 64 of 8" in text
     assert "those of the article's size, below, do at N = 8" in text
     alike = copy.deepcopy(losses)
     for row in alike:
         row["config"]["model"] |= asdict(replication_model(row["config"]["model"]["attention"]))
-    assert "These broken runs have the article's sizes." in autopsy.level_text(ARTICLE, alike)
-    assert "No broken run is recorded here yet." in autopsy.level_text(ARTICLE, [])
+    assert "These broken runs have the article's sizes." in tables.level_text(ARTICLE, alike)
+    assert "No broken run is recorded here yet." in tables.level_text(ARTICLE, [])
 
 
 @pytest.mark.parametrize(("n_heads", "head_dim"), [(4, 16), (8, 64), (4, 6), (2, 32)])
@@ -213,11 +214,11 @@ def test_heads_are_split_again_as_the_defect_splits_them(n_heads, head_dim):
     model = EncoderDecoder(config, vocab_size=9, max_len=8)
     break_model(model, ("split_heads",))
     parts = model.encoder[0].self_attention.attention.parts
-    assert autopsy.split_again(n_heads, head_dim) == (n_heads * parts, head_dim // parts)
+    assert tables.split_again(n_heads, head_dim) == (n_heads * parts, head_dim // parts)
 
 
 def test_no_stable_convergence_falls_where_mended_runs_learn_and_stands_where_they_do_not(losses):
-    verdict = autopsy.convergence(losses)
+    verdict = judge.convergence(losses)
     assert verdict.status == NOT_SUPPORTED
     assert verdict.headline.startswith("refuted, it does learn: 12 of 12 mended linear runs")
     assert verdict.evidence[-3:] == (
@@ -226,9 +227,9 @@ def test_no_stable_convergence_falls_where_mended_runs_learn_and_stands_where_th
         "N = 64, broken, but for the mask: mending one more lets it reach 99%: not Adam at 1e-4",
     )
     failed = changed(losses, lambda s: s.update(final_accuracy=0.2), attention="linear", defects=())
-    assert autopsy.convergence(failed).status == SUPPORTED
-    assert autopsy.convergence(failed).headline.startswith("it stands: 0 of 12")
-    assert autopsy.convergence(failed[:1]).status == INCONCLUSIVE
+    assert judge.convergence(failed).status == SUPPORTED
+    assert judge.convergence(failed).headline.startswith("it stands: 0 of 12")
+    assert judge.convergence(failed[:1]).status == INCONCLUSIVE
 
 
 def test_the_failure_is_put_down_to_defects_that_alone_cause_or_cure_it(losses):
@@ -244,7 +245,7 @@ def test_the_failure_is_put_down_to_defects_that_alone_cause_or_cure_it(losses):
     masked = tuple(one for one in without_adam if one != "leak")
     assert autopsy.role_of("linear", masked) == (autopsy.OFF_WITH_MASK, "adam")
     rows = changed(rows, lambda s: s.update(final_accuracy=1.0), defects=masked, **place)
-    _, _, prevents, repairs, masks, *_ = autopsy.failure_table(rows).splitlines()
+    _, _, prevents, repairs, masks, *_ = tables.failure_table(rows).splitlines()
     both = "heads split twice, Adam at 1e-4"
     assert prevents.endswith(
         f"| {both} | {both} | heads split twice, no causal mask, Adam at 1e-4 |"
@@ -254,12 +255,12 @@ def test_the_failure_is_put_down_to_defects_that_alone_cause_or_cure_it(losses):
     )
     mended = [row for row in losses if not row["config"]["defects"]]
     assert masks.endswith("| not Adam at 1e-4 | not Adam at 1e-4 | Adam at 1e-4 |")
-    assert autopsy.failure_table(mended).count("not measured") == 12
-    assert autopsy.failure_table([]) == ""
+    assert tables.failure_table(mended).count("not measured") == 12
+    assert tables.failure_table([]) == ""
 
 
 def test_8_to_24_times_slower_stands_by_its_factor_alone(times):
-    verdict = timing.slowdown(times, ARTICLE)
+    verdict = judge.slowdown(times, ARTICLE)
     assert verdict.status == NOT_SUPPORTED
     met = {one.text: one.met for one in verdict.criteria}
     assert met["N = 8, mended: linear takes longer"] is True
@@ -270,18 +271,18 @@ def test_8_to_24_times_slower_stands_by_its_factor_alone(times):
         summary["time_ms_samples"] = [20 * x for x in summary["time_ms_samples"]]
 
     rows = changed(times, slower, attention="linear", defects=())
-    assert timing.slowdown(rows, ARTICLE).status == SUPPORTED
+    assert judge.slowdown(rows, ARTICLE).status == SUPPORTED
 
 
 def test_a_measured_crossover_decides_and_an_extrapolated_one_does_not(times, tmp_path_factory):
-    verdict = timing.article_crossover(times)
+    verdict = judge.article_crossover(times)
     assert verdict.status == NOT_SUPPORTED
     assert verdict.headline == "mended steps cross: N = 40"
     assert verdict.criteria[0].figure.startswith("N = 40 (measured up to N = 64; 95 % interval ")
     short = [row for row in times if row["config"]["task"]["seq_len"] <= 32]
-    assert timing.article_crossover(short).status == INCONCLUSIVE
+    assert judge.article_crossover(short).status == INCONCLUSIVE
     steps = rows_of("step_time", tmp_path_factory)
-    longer = timing.article_crossover(short, steps)
+    longer = judge.article_crossover(short, steps)
     assert longer.status == NOT_SUPPORTED
     assert longer.headline.endswith(", by what they are timed against and beside")
     assert "linear cpu against softmax textbook" in longer.criteria[1].text
@@ -294,27 +295,27 @@ def test_steps_beyond_the_articles_lengths_measure_what_its_lengths_extrapolate(
 ):
     short = [row for row in times if row["config"]["task"]["seq_len"] <= 32]
     steps = rows_of("autopsy_longer", tmp_path_factory)
-    verdict = timing.article_crossover(short, steps)
+    verdict = judge.article_crossover(short, steps)
     assert verdict.status == NOT_SUPPORTED
     assert verdict.headline.startswith("mended steps cross: N = 4")
     assert "measured up to N = 256" in verdict.criteria[0].figure
     broken = verdict.evidence[1]
     assert broken.startswith("broken steps cross at N = ") and "beyond N = 256" in broken
     place = broken.removeprefix("broken steps cross at ")
-    table = timing.prediction_table(ARTICLE, short, steps)
+    table = tables.prediction_table(ARTICLE, short, steps)
     assert f"| broken, timed in turns with defects | {place} |" in table
 
 
 def test_without_rows_everything_is_inconclusive():
     for verdict in (
-        autopsy.convergence([]),
-        timing.slowdown([], ARTICLE),
-        timing.article_crossover([]),
+        judge.convergence([]),
+        judge.slowdown([], ARTICLE),
+        judge.article_crossover([]),
     ):
         assert verdict.status == INCONCLUSIVE and "no measurements yet" in verdict.headline
     assert {one.status for one in hypotheses.findings([], [])} == {hypotheses.UNDECIDED}
     assert "Nothing has been measured yet" in hypotheses.headline(hypotheses.findings([], []))
-    assert "measured yet" in timing.prediction_table(ARTICLE, [])
+    assert "measured yet" in tables.prediction_table(ARTICLE, [])
 
 
 def test_rows_of_another_size_are_not_mixed_in(times):
@@ -325,13 +326,13 @@ def test_rows_of_another_size_are_not_mixed_in(times):
 
 
 def test_the_tables_hold_the_articles_figures_and_ours(losses, times):
-    table = timing.four_points(ARTICLE, times)
+    table = tables.four_points(ARTICLE, times)
     assert "| 2022 article, linear | 1738 | 3004 | 5373 | 10071 |" in table
     assert f"| here, mended, softmax | {28 * 3} | {36 * 3} | {52 * 3} | {84 * 3} |" in table
-    table = autopsy.loss_table(ARTICLE, losses)
+    table = tables.loss_table(ARTICLE, losses)
     assert "| 2022 article | 0.00 | 1.80 | 0.00 | 2.19 |" in table
     assert "| article less broken | +0.00 | -0.40 | +0.00 | -0.01 |" in table
-    assert "| 2022 article | 3149 | never | 6219 | never |" in timing.prediction_table(
+    assert "| 2022 article | 3149 | never | 6219 | never |" in tables.prediction_table(
         ARTICLE, times
     )
 
@@ -513,13 +514,13 @@ def test_predictions_are_the_published_ones(model, crossing):
 def test_a_prediction_uses_the_points_that_it_is_given():
     found = timing.predicted(ARTICLE, [64, 16, 32], "quadratic")
     assert found.lengths == (16, 32, 64) and found.fit.crossover == pytest.approx(3238.8, abs=0.05)
-    assert "51 times beyond the data" in timing.prediction_text(found)
+    assert "51 times beyond the data" in tables.prediction_text(found)
     with pytest.raises(ValueError, match="2 lengths, the quadratic model needs 3"):
         timing.predicted(ARTICLE, [8, 64], "quadratic")
 
 
 def test_what_is_recorded_is_counted_and_not_typed(losses):
-    text = autopsy.recorded_text(losses)
+    text = tables.recorded_text(losses)
     assert "a pre-norm model of 2 + 2 layers and 4 heads of 16 that trains for 3000 steps" in text
     assert "mended: 3 of each of 8 sets; broken: 3 of each of 8 sets" in text
     assert "4 broken linear runs have all defects" in text
@@ -529,7 +530,7 @@ def test_what_is_recorded_is_counted_and_not_typed(losses):
         if len(row["config"]["defects"]) < 2 and (row["seed"] < 2 or not row["config"]["defects"])
     ]
     some = [row for row in some if row["seed"] == 0 or row["config"]["task"]["seq_len"] < 64]
-    text = autopsy.recorded_text(some)
+    text = tables.recorded_text(some)
     assert "mended: 1 to 3 of each of 8 sets; broken: none yet; alone on: 1 to 2 of" in text
     assert "alone off: none yet" in text and "0 broken linear runs have all defects" in text
-    assert autopsy.recorded_text([]) == "no run is recorded yet"
+    assert tables.recorded_text([]) == "no run is recorded yet"

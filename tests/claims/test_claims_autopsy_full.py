@@ -5,11 +5,12 @@ import copy
 import pytest
 import synthetic
 
-from replib.claims.autopsy import frames
+from replib.claims import EXPERIMENTS
+from replib.claims.autopsy import frames, judge, tables
 from replib.claims.autopsy import full_size as full
 from replib.claims.autopsy import page as parts
 from replib.claims.autopsy.defects import full_size_defects
-from replib.claims.experiments import EXPERIMENTS, replication_model
+from replib.claims.common import replication_model
 from replib.lab import recorded
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 from replib.published import published
@@ -51,7 +52,7 @@ def test_the_jobs_are_the_articles_model_as_written_and_with_one_thing_mended():
         kind = attention, "batch_32" in config.defects
         assert config.n_steps == {("softmax", True): 1000, ("linear", True): 2000}.get(kind, 3000)
         sets.setdefault((*kind, frozenset(off)), []).append(job.seed)
-        trained = config.with_defects()
+        trained = config.trained
         as_written = {"adam", "details"} <= {*config.defects}
         assert not as_written or (trained.lr, trained.clip) == (1e-4, "none")
     for attention in ("softmax", "linear"):
@@ -62,10 +63,10 @@ def test_the_jobs_are_the_articles_model_as_written_and_with_one_thing_mended():
 
 
 def test_softmax_comes_back_where_all_runs_as_written_end_where_the_articles_does(rows):
-    verdict = full.softmax_returns(rows, ARTICLE)
+    verdict = judge.softmax_returns(rows, ARTICLE)
     assert verdict.status == SUPPORTED
     assert "3 runs, and at 30% accuracy; the article's ends at 10.3" in verdict.headline
-    text = full.full_size_text(rows, ARTICLE)
+    text = tables.full_size_text(rows, ARTICLE)
     assert "**Explained: that softmax does not learn at N = 8.**" in text
     assert "(10.1 as printed, computed from the task)" in text
     assert "the embedding times √E: it ends elsewhere, 6.0 (6.0 to 6.0) (3 runs)" in text
@@ -77,7 +78,7 @@ def test_softmax_comes_back_where_all_runs_as_written_end_where_the_articles_doe
 
 
 def test_the_batch_decides_where_softmax_learns_with_32_alone(rows):
-    assert "The batch decides" not in full.full_size_text(rows, ARTICLE)
+    assert "The batch decides" not in tables.full_size_text(rows, ARTICLE)
     learned = copy.deepcopy(rows)
     for row in learned:
         if (
@@ -86,7 +87,7 @@ def test_the_batch_decides_where_softmax_learns_with_32_alone(rows):
         ):
             row["curve"]["loss"] = [0.0] * len(row["curve"]["loss"])
             row["summary"]["final_accuracy"] = 1.0
-    text = full.full_size_text(learned, ARTICLE)
+    text = tables.full_size_text(learned, ARTICLE)
     assert "batch 32: 1 of 1 reach 99%, 0.0 (1 run of 1000 steps)" in text
     assert "**The batch decides that:** with 32 in place of 8" in text
 
@@ -94,8 +95,8 @@ def test_the_batch_decides_where_softmax_learns_with_32_alone(rows):
 @pytest.mark.parametrize("end", [8.0, 0.0])
 def test_softmax_does_not_come_back_where_it_ends_elsewhere_or_learns(rows, end):
     moved = with_ends(rows, lambda attention, off: end)
-    assert full.softmax_returns(moved, ARTICLE).status == NOT_SUPPORTED
-    text = full.full_size_text(moved, ARTICLE)
+    assert judge.softmax_returns(moved, ARTICLE).status == NOT_SUPPORTED
+    text = tables.full_size_text(moved, ARTICLE)
     assert "does not end where the article's does" in text and "Explained:" not in text
     learns = "3 of 3 reach 99%, which may be the leak" in text
     assert learns == (end == 0) and ("its linear run, which ends at 0: here" in text) == (end > 0)
@@ -104,12 +105,12 @@ def test_softmax_does_not_come_back_where_it_ends_elsewhere_or_learns(rows, end)
 def test_one_run_apart_decides_nothing_and_without_runs_nothing_is_said(rows):
     moved = copy.deepcopy(rows)
     moved[0]["curve"]["loss"] = [0.9] * len(moved[0]["curve"]["loss"])
-    assert full.softmax_returns(moved, ARTICLE).status == INCONCLUSIVE
+    assert judge.softmax_returns(moved, ARTICLE).status == INCONCLUSIVE
     one = [row for row in rows if row["seed"] == 0]
-    assert full.softmax_returns(one, ARTICLE).status == INCONCLUSIVE
-    assert "**Explained, as far as 1 run can tell: that" in full.full_size_text(one, ARTICLE)
-    assert full.softmax_returns([], ARTICLE).status == INCONCLUSIVE
-    assert full.full_size_text([], ARTICLE) == "No run of the article's size is recorded yet."
+    assert judge.softmax_returns(one, ARTICLE).status == INCONCLUSIVE
+    assert "**Explained, as far as 1 run can tell: that" in tables.full_size_text(one, ARTICLE)
+    assert judge.softmax_returns([], ARTICLE).status == INCONCLUSIVE
+    assert tables.full_size_text([], ARTICLE) == "No run of the article's size is recorded yet."
 
 
 def test_the_page_shows_verdict_curves_and_table(rows):

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from replib.claims.generation import judge as claims
+from replib.claims.generation.page import generation_table
 from replib.lab import store
 from replib.lab.runs.generation import (
     GenerationConfig,
@@ -101,7 +102,7 @@ def test_single_whole_runs_without_tokens_decide_nothing():
     verdict = claims.faster_generation(rows)
     assert verdict.status == INCONCLUSIVE
     assert "MNIST, batch 1, recurrent: 1 whole run" in verdict.evidence
-    line = claims.generation_table(rows, PAPER).replace("\N{NO-BREAK SPACE}", " ").splitlines()[-3]
+    line = generation_table(rows, PAPER).replace("\N{NO-BREAK SPACE}", " ").splitlines()[-3]
     assert line == "| cpu, MNIST, batch 1 | – | – | – | – | – |"
 
 
@@ -119,7 +120,7 @@ def test_a_way_that_ran_out_of_memory_at_the_last_token_has_no_total():
     rows += [generation_row("recompute", n, float(n)) for n in (1, 100)]
     rows.append(generation_row("recompute", 784, 1.0, outcome="out_of_memory"))
     assert [one.over for one in claims.speedups(rows)] == ["cache"]
-    assert "| – |" in claims.generation_table(rows, PAPER)
+    assert "| – |" in generation_table(rows, PAPER)
 
 
 def test_faster_generation_follows_the_ratio_and_stands_beside_the_published_one():
@@ -166,7 +167,7 @@ def test_devices_are_judged_apart():
 
 def test_images_a_second_are_tabled_with_sums_marked_beside_the_papers():
     rows = token_rows(batch_size=4) + [whole_row("recurrent", batch_size=4)]
-    table = claims.generation_table(rows, PAPER).replace("\N{NO-BREAK SPACE}", " ")
+    table = generation_table(rows, PAPER).replace("\N{NO-BREAK SPACE}", " ")
     assert "), MNIST, GPU, many images | 0.45 | 7.56 | 143 | 317× | 18.9× |" in table
     rate = 4 * 1000 / (2 * 784)
     (line,) = [line for line in table.splitlines() if line.startswith("| cpu, MNIST, batch 4")]

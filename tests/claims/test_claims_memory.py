@@ -9,8 +9,12 @@ import re
 import pytest
 import synthetic
 
+from replib.claims import EXPERIMENTS
+from replib.claims.autopsy.judge import _above
 from replib.claims.capacity import judge as claims
-from replib.claims.experiments import EXPERIMENTS
+from replib.claims.capacity.tables import capacity_table, recording, update_rules_table
+from replib.claims.scaling.growth import _counts
+from replib.claims.update_rules.judge import update_rules
 from replib.lab.recorded import read_rows
 from replib.published import published
 
@@ -121,8 +125,8 @@ def test_no_single_run_turns_the_card(recorded, name):
         flipped = {**seeds, 0: 0.0015 if was_solved else 0.0009}
         changed_losses = found | {name: found[name] | {n: flipped}}
         for pair in pairs if was_solved else []:
-            assert claims._above(changed_losses, *pair).met is not False, n
-            more = claims.solves_more(*(claims._counts(changed_losses[one]) for one in pair))
+            assert _above(changed_losses, *pair).met is not False, n
+            more = claims.solves_more(*(_counts(changed_losses[one]) for one in pair))
             assert more is True or pair == ("linear_sum", name), (n, pair)
         assert claims._at_most_features(changed_losses).met is True
 
@@ -217,13 +221,13 @@ def test_a_grid_that_is_not_finished_leaves_open_what_it_does_not_tell(recorded)
 
 def test_nothing_recorded_is_inconclusive_and_has_the_published_figures():
     assert "higher" not in str(claims.capacity([]))
-    verdicts = claims.as_published([], THEIRS), claims.update_rules([])
+    verdicts = claims.as_published([], THEIRS), update_rules([])
     for verdict in (claims.capacity([]), *verdicts):
         assert verdict.status == "inconclusive" and "no runs" in verdict.headline
         assert all(one.met is None for one in verdict.criteria)
-    (line,) = [x for x in claims.capacity_table([], THEIRS).splitlines() if "| linear |" in x]
+    (line,) = [x for x in capacity_table([], THEIRS).splitlines() if "| linear |" in x]
     assert line.startswith("| linear | 64 | – / ") and "| – / 0.164 |" in line
-    assert "– / diverged" in claims.update_rules_table([], THEIRS)
+    assert "– / diverged" in update_rules_table([], THEIRS)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +349,7 @@ def test_how_long_recording_took_and_how_many_seeds_there_are_is_counted(recorde
     rows = [row for row in recorded["capacity"] if row["provenance"]["threads"]]
     for row in (rows := copy.deepcopy(rows)):
         row["provenance"] |= {"threads": 1, "device_name": "some CPU"}
-    told = claims.recording(rows)
+    told = recording(rows)
     assert told.startswith(
         f"{len(rows)} runs in {len(rows) * 36 / 3600:.1f} core-hours on some CPU"
     )
@@ -354,18 +358,18 @@ def test_how_long_recording_took_and_how_many_seeds_there_are_is_counted(recorde
         "memories at S = 60, 280; fewer elsewhere"
     )
     fewer = [row for row in rows if row["seed"] < 2 or row["config"]["task"]["n_keys"] != 280]
-    assert "of some memories at S = 60;" in claims.recording(fewer)
+    assert "of some memories at S = 60;" in recording(fewer)
     lone = changed(fewer, "linear_sum", lambda n, seed: 0.1)
     lone = [
         row for row in lone if claims.memory_of(row["config"]) == "linear_sum" or row["seed"] == 0
     ]
-    assert "3 seeds or more of some memories at S = 20," in claims.recording(lone)
-    assert "every" not in claims.recording(lone)
-    assert claims.recording([]) == "nothing is recorded yet"
+    assert "3 seeds or more of some memories at S = 20," in recording(lone)
+    assert "every" not in recording(lone)
+    assert recording([]) == "nothing is recorded yet"
 
 
 def test_delta_solves_what_sum_does_not(recorded):
-    verdict = claims.update_rules(recorded["update_rules"])
+    verdict = update_rules(recorded["update_rules"])
     assert verdict.status == "supported"
     found = in_headline(verdict)
     assert found["DPFP-1 (sum)"] == 0 and 120 <= found["DPFP-1 (delta)"] <= 140
@@ -377,7 +381,7 @@ def test_delta_solves_what_sum_does_not(recorded):
 
 def test_a_delta_rule_that_is_a_sum_is_found_out(recorded):
     rows = changed(recorded["update_rules"], "dpfp1_ours", lambda n, seed: 0.2 + seed / 1e3)
-    verdict = claims.update_rules(rows)
+    verdict = update_rules(rows)
     assert verdict.status == "not supported"
     for other in ("sum", "fwm"):
         text = f"DPFP-1 (delta) remembers more keys than DPFP-1 ({other})"
@@ -395,7 +399,7 @@ def test_keys_solved_are_compared_as_published_where_they_were_run_so(recorded):
     harder = changed(harder, "dpfp2_ours", lambda n, seed: 0.2)
     rows = [*rows, *harder]
     text = "DPFP-1 (delta) remembers more keys than DPFP-1 (sum)"
-    assert criterion(claims.update_rules(rows), text).met is False
+    assert criterion(update_rules(rows), text).met is False
     near = "DPFP-2 (delta), evaluated as published: solves"
     assert criterion(claims.as_published(rows, THEIRS), near).met is True
     assert criterion(claims.as_published(whole, THEIRS), "DPFP-2 (delta): solves").met is True
@@ -442,7 +446,7 @@ def test_diverged_runs_count_as_unsolved_and_are_shown(recorded):
     rows = recorded["update_rules"]
     losses = claims.best_losses(rows)["favor128_ours"]
     assert set(losses[200].values()) == {math.inf}
-    assert "| diverged / – / diverged |" in claims.update_rules_table(rows, THEIRS)
+    assert "| diverged / – / diverged |" in update_rules_table(rows, THEIRS)
 
 
 def test_interrupted_runs_count_for_nothing(recorded):
@@ -451,7 +455,7 @@ def test_interrupted_runs_count_for_nothing(recorded):
 
 
 def test_tables_hold_here_beside_published(recorded):
-    table = claims.capacity_table(recorded["capacity"], THEIRS)
+    table = capacity_table(recorded["capacity"], THEIRS)
     head, rule, *lines = table.split("\n\n")[0].splitlines()
     assert len({line.count("|") for line in (head, rule, *lines)}) == 1
     assert len(lines) == 8
@@ -460,7 +464,7 @@ def test_tables_hold_here_beside_published(recorded):
     assert linear.split(" | ", 3)[3].startswith("0.182 / 0.164 | 0.343 / 0.342 |")
     (dpfp3,) = [line for line in lines if line.startswith("| DPFP-3 |")]
     assert dpfp3.split(" | ")[2].endswith(") / –")
-    table = claims.update_rules_table(recorded["update_rules"], THEIRS)
+    table = update_rules_table(recorded["update_rules"], THEIRS)
     assert "DPFP-2\N{NO-BREAK SPACE}(delta)" in table and re.search(r"\d+ or more / \d+ or", table)
 
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from choices import how
 
+from replib.claims.autopsy.frames import curves
 from replib.claims.scaling import judge, page
+from replib.claims.scaling.growth import first_exponent, judged_rows
 from replib.lab import store
 from replib.lab.timing import Cost, CostConfig, tokens_batch
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
@@ -127,19 +129,19 @@ def test_the_same_tokens_at_every_length_are_judged_and_a_batch_of_one_is_eviden
     assert len(beside) == 6
     longest = exponents([*one, *rows()])[ONE, "linear torch", "time"].to_length
     assert longest == TOKENS
-    found = judge.judged_rows([*one, *rows()])
+    found = judged_rows([*one, *rows()])
     assert {x["config"]["seq_len"] * x["config"]["batch_size"] for x in found} == {TOKENS}
 
 
 def test_points_of_two_batches_that_happen_to_have_as_many_tokens_are_no_curve():
     two = [*rows(batch_size=4), *rows(batch_size=8)]
-    assert set(judge.curves(two)) >= {"batch 4", "batch 8"}
-    assert list(judge.curves(two))[0] in ("batch 4", "batch 8")
+    assert set(curves(two)) >= {"batch 4", "batch 8"}
+    assert list(curves(two))[0] in ("batch 4", "batch 8")
 
 
 def test_the_first_figure_is_that_of_the_older_rows_alone():
-    assert judge.first_exponent([]) is None and page.first_figure([]) == ""
-    found = judge.first_exponent(older(rows(1.25)))
+    assert first_exponent([]) is None and page.first_figure([]) == ""
+    found = first_exponent(older(rows(1.25)))
     assert found.value == pytest.approx(1.25)
     assert "gave N^1.25" in page.first_figure(older(rows(1.25)))
 

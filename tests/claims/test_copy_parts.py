@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from shown import job, markup
 
+from replib.claims.common import laptop_copy, laptop_model
 from replib.claims.convergence import page
-from replib.claims.experiments import laptop_copy, laptop_model
 from replib.lab import store
 from replib.lab.run import TrainingJob
 from replib.pages import frames

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from replib.claims.images import page as parts
+from replib.claims.images.charts import bits_chart
 from replib.lab import store
 from replib.lab.kept_models import draw
 from replib.lab.recorded import recorded_rows
@@ -78,5 +79,5 @@ def test_drawing_leaves_the_number_of_threads_as_it_was(models, monkeypatch):
 
 
 def test_the_recorded_rows_are_drawn():
-    description = parts.bits_chart(recorded_rows("images")).to_dict()["description"]
+    description = bits_chart(recorded_rows("images")).to_dict()["description"]
     assert "Bits per dimension" in description

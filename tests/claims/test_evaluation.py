@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from replib.attention.performer import PerformerAttention
+from replib.claims import EXPERIMENTS
 from replib.claims.capacity import judge
 from replib.claims.capacity.evaluation import (
     MeansConfig,
@@ -18,7 +19,7 @@ from replib.claims.capacity.evaluation import (
     means_of,
     query_losses,
 )
-from replib.claims.experiments import EXPERIMENTS, retrieval_config
+from replib.claims.capacity.grid import retrieval_config
 from replib.fast_weights import (
     AssociativeMemory,
     MemoryConfig,
@@ -107,7 +108,7 @@ def test_a_watched_run_is_the_run_that_nobody_watches(memory):
     for seed in watched.seeds:
         _, asked, batches = zip(*watched.means[seed.seed], strict=True)
         assert asked == pytest.approx(seed.losses) and batches != asked
-        best = watched.best_means(seed.seed)
+        best = watched.summary(seed.seed)
         assert best["best_asked_loss"] == pytest.approx(seed.best)
         assert best["best_batches_loss"] == min(batches)
 

@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 import pytest
 from small import experiment_of, is_whole, tiny
 
-from replib.claims import experiments
+from replib.claims import EXPERIMENTS, experiment_named
 from replib.claims.autopsy.defects import article_defects, loss_defects
-from replib.claims.experiments import EXPERIMENTS, VARIANTS
+from replib.claims.common import VARIANTS
 from replib.lab.record import SCALES, record
 from replib.lab.runs.generation import SPANS, WAYS
 from replib.tasks import CausalCopy
@@ -239,7 +239,7 @@ def test_unknown_scales_and_experiments_are_refused_with_what_there_is(data):
     with pytest.raises(ValueError, match="unknown scale 'huge': use smoke, laptop, paper"):
         list(record(experiment_of(tiny()), "huge"))
     with pytest.raises(ValueError, match="unknown experiment 'convergense': use convergence, "):
-        experiments.experiment_named("convergense")
+        experiment_named("convergense")
 
 
 def sets_of_defects(name):

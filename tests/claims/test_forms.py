@@ -8,7 +8,6 @@ import torch
 from replib import kernels
 from replib.claims.generation import agreement
 from replib.claims.generation import page as parts
-from replib.claims.generation.agreement import Difference
 from replib.lab import kept_models
 from replib.lab.runs.generation import GenerationConfig, build_model
 
@@ -65,7 +64,9 @@ def test_a_cache_that_forgets_differs_from_everything_again(monkeypatch):
 
 
 def test_what_is_no_number_does_not_agree():
-    assert not agreement.Agreement("a", "b", "float64", Difference(math.nan, math.nan)).holds
+    assert not agreement.Agreement(
+        "a", "b", "float64", agreement.Difference(math.nan, math.nan)
+    ).holds
 
 
 def test_a_model_stays_as_it_is():
@@ -85,8 +86,8 @@ def test_a_trained_model_draws_the_same_digits_in_both_of_its_ways(mechanism):
 
 
 def test_the_table_says_who_differs(monkeypatch):
-    bad = agreement.Agreement("cache", "recomputed", "float32", Difference(0.5, 0.25))
-    good = agreement.Agreement("cache", "all at once", "float32", Difference(1e-7, 1e-7))
+    bad = agreement.Agreement("cache", "recomputed", "float32", agreement.Difference(0.5, 0.25))
+    good = agreement.Agreement("cache", "all at once", "float32", agreement.Difference(1e-7, 1e-7))
     monkeypatch.setattr(agreement, "of_sizes", lambda config, device: [good, bad])
     text = parts.agreement_table(SIZES | {"device": "cpu"}).text
     assert "2 of 4 comparisons agree" in text and "<strong>differ</strong>" in text

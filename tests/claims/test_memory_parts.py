@@ -11,6 +11,7 @@ import pytest
 import torch
 from shown import markup
 
+from replib.claims import capacity, update_rules
 from replib.claims.capacity import filling
 from replib.claims.capacity import filling_charts as charts
 from replib.claims.capacity import page as parts
@@ -18,7 +19,6 @@ from replib.fast_weights import UPDATE_RULES
 from replib.lab import store
 from replib.pages import controls
 from replib.pages.controls import initial_values
-from replib.pages.live_jobs import live_retrieval_jobs
 from replib.published import published
 
 SETTINGS = initial_values(parts.filling_controls())[0]
@@ -28,12 +28,11 @@ MENDED = {"eval_half_length": False, "report": "best", "published_eps": False}
 
 def config(**changes):
     sizes = {"fill_keys": 8, "fill_dim": 4, "fill_again": 1}
-    filled, _ = parts.fill_config(SETTINGS | sizes | changes)
-    return filled
+    return parts.fill_config(SETTINGS | sizes | changes)
 
 
 def problem(**changes):
-    return parts.fill_config(SETTINGS | changes)[1].text
+    return controls.attempt(parts.fill_config, SETTINGS | changes)[1].text
 
 
 def datasets(chart):
@@ -202,6 +201,7 @@ def test_no_more_keys_come_back_than_there_are():
     assert config(fill_keys=2, fill_again=32).n_again == 2
 
 
+@pytest.mark.slow
 def test_watching_shows_the_writes_as_they_arrive_and_ends_with_all(monkeypatch):
     shown = []
     monkeypatch.setattr(mo.output, "replace", lambda page: shown.append(page.text))
@@ -233,7 +233,7 @@ def row(config, experiment="capacity", loss=0.02, seed=0):
 
 
 def test_runs_of_this_session_are_curves_and_points_among_the_recorded():
-    jobs = live_retrieval_jobs(TRAINING | MENDED)
+    jobs = parts.live_jobs(TRAINING | MENDED)
     rows = [row(job.config, loss=0.01 * i) for i, job in enumerate(jobs, start=1)]
     none = {"capacity": [], "update_rules": []}
     logs = published()["fastweights_logs"]
@@ -250,7 +250,7 @@ def test_runs_of_this_session_are_curves_and_points_among_the_recorded():
 
 def test_the_table_of_runs_says_what_ran_and_how_it_ended():
     again = {"setting": "keys come back", "update_rule": "delta", "eval_half_length": True}
-    jobs = live_retrieval_jobs(TRAINING | MENDED | again | {"attention": ("softmax", "dpfp")})
+    jobs = parts.live_jobs(TRAINING | MENDED | again | {"attention": ("softmax", "dpfp")})
     finished = [row(job.config, "update_rules", seed=2) for job in jobs]
     page = controls.history(SimpleNamespace(finished=finished)).text
     half = "keys come back, evaluated on half the length, seed 2"
@@ -262,11 +262,12 @@ def test_the_table_of_runs_says_what_ran_and_how_it_ended():
     assert "rule delta" in charts_of
 
 
-def test_the_cards_say_what_this_session_found_and_that_it_found_nothing_yet():
-    logs, none = published()["fastweights_logs"], {name: [] for name in parts.RECORDED}
-    assert parts.cards(none, [], logs).text.count("Nothing has run yet") == 3
-    (job,) = live_retrieval_jobs(TRAINING | MENDED | {"attention": ("dpfp",)})
-    page = parts.cards(none, [row(job.config, loss=5e-4)], logs).text
+def test_the_cards_say_what_this_session_found_and_that_it_found_nothing_yet(data):
+    recorded = capacity.CLAIM.recorded(), update_rules.CLAIM.recorded()
+    page = "".join(one.cards([]).text for one in recorded)
+    assert page.count("Nothing has run yet") == 3
+    (job,) = parts.live_jobs(TRAINING | MENDED | {"attention": ("dpfp",)})
+    page = "".join(one.cards([row(job.config, loss=5e-4)]).text for one in recorded)
     assert page.count("Nothing has run yet") == 1 and "of the runs: DPFP-1" in page
 
 
@@ -275,12 +276,14 @@ def test_every_switch_is_a_setting_of_the_runs_and_in_the_address(monkeypatch):
     query = SimpleNamespace(to_dict=lambda: asked, get=shared.get, set=shared.__setitem__)
     monkeypatch.setattr(mo, "query_params", lambda: query)
     monkeypatch.setattr(mo, "cli_args", lambda: SimpleNamespace(to_dict=dict))
-    switches = parts.defects()
+    switches = controls.switches(parts.SWITCHES, controls.asked_for(parts.SWITCHES))
     assert parts.chosen_defects(switches) == MENDED and shared == {"defects": "none"}
     assert set(switches.elements) == set(parts.DEFECTS)
     page = parts.show_defects(switches).text
     assert all(text in page for _, text in parts.DEFECTS.values())
     asked["defects"] = "last_loss,eval_half_length"
-    chosen = parts.chosen_defects(parts.defects())
+    chosen = parts.chosen_defects(
+        controls.switches(parts.SWITCHES, controls.asked_for(parts.SWITCHES))
+    )
     assert chosen == {"eval_half_length": True, "report": "last", "published_eps": False}
     assert shared == {"defects": "eval_half_length,last_loss"}

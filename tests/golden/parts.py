@@ -17,7 +17,7 @@ from torch import Tensor
 from replib.attention import ATTENTION
 from replib.attention.dpfp import DPFPAttention
 from replib.claims.autopsy.defects import DEFECTS, AutopsyConfig
-from replib.claims.experiments import laptop_copy
+from replib.claims.common import laptop_copy
 from replib.fast_weights import FEATURES, MemoryConfig, RetrievalConfig, RetrievalTraining
 from replib.models import TransformerConfig
 from replib.tasks import AssociativeRetrieval, CausalCopy, SequenceCopy

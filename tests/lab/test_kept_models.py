@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from replib import files
-from replib.claims.experiments import EXPERIMENTS
+from replib.claims import EXPERIMENTS
 from replib.generation import Decoder
 from replib.lab import kept_models
 from replib.lab.kept_models import complete, draw, kept_run, load_model, model_path
@@ -139,6 +139,7 @@ def test_rows_of_ones_own_are_beside_the_models_of_the_repository(data):
     assert kept_run(load_model("linear").training.config.model) is None
 
 
+@pytest.mark.slow
 def test_recording_keeps_a_model_and_makes_it_again_where_it_is_gone(data, monkeypatch):
     (job,) = [
         replace(job, keep=True)
@@ -197,6 +198,7 @@ def test_given_pixels_stay_and_one_is_added_at_a_time(kept, n_given):
     assert steps[-1].min() >= 0 and steps[-1].max() <= 16
 
 
+@pytest.mark.slow
 def test_a_drawn_level_has_the_probability_of_the_parallel_form(kept):
     """The first level that is not given, over many completions of one image."""
     n, given = 20_000, given_images(1)[:, :20]

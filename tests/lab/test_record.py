@@ -10,7 +10,8 @@ import pytest
 from small import EVERYWHERE, cost_job, experiment_of, is_whole, tiny, variants_of
 
 from replib import files
-from replib.claims.experiments import EXPERIMENTS, retrieval_config
+from replib.claims import EXPERIMENTS
+from replib.claims.capacity.grid import retrieval_config
 from replib.fast_weights import MemoryConfig
 from replib.lab import store
 from replib.lab.record import TIMING, record

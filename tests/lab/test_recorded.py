@@ -14,15 +14,15 @@ import benchmarks.schema  # noqa: F401
 from benchmarks import run
 from replib import files
 from replib.__main__ import main
+from replib.claims import CLAIMS, EXPERIMENTS
 from replib.claims.capacity import frames as frames_memory
-from replib.claims.experiments import EXPERIMENTS
+from replib.claims.generation.charts import streams, tokens
 from replib.lab import recorded, store
 from replib.lab.configs import config_from
 from replib.lab.recorded import recorded_rows
 from replib.models import TransformerConfig
 from replib.pages import frames
 from replib.published import published
-from replib.report.write import CLAIMS
 
 RECORDED = [n for n in (*EXPERIMENTS, "bench") if (files.ROOT / "data" / f"{n}.jsonl").exists()]
 N_MUTANTS, N_WHOLE = 40, 3
@@ -45,7 +45,7 @@ def draw(name, found):
     if True in kinds:
         return frames_memory.retrieval_frame(found, published()["fastweights_logs"])
     if name == "generation":
-        return frames.tokens(found), frames.streams(found)
+        return tokens(found), streams(found)
     if found and found[0]["curve"] is None:
         return frames.costs(found)
     return frames.training_curves(found), frames.training_summaries(found)
@@ -61,8 +61,9 @@ def test_rows_changed_at_random_are_read_or_said_and_nothing_raises(name, data, 
         warnings.simplefilter("ignore")
         draw(name, found)
         for claim in CLAIMS:
-            if claim.experiment == name:
-                claim.judge(recorded_rows(name))
+            if name in claim.reads:
+                recorded_of = claim.recorded()
+                assert all(recorded_of.verdict(one) for one in claim.statements)
         assert main(["list"]) == 0
     assert name == "bench" or name in capsys.readouterr().out
 

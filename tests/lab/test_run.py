@@ -7,7 +7,7 @@ from small import cost_job, tiny, variants_of
 
 from replib import models
 from replib.attention import ATTENTION
-from replib.claims.experiments import VARIANTS
+from replib.claims.common import VARIANTS
 from replib.fast_weights import UPDATE_RULES, VERSIONS, MemoryConfig, RetrievalConfig
 from replib.lab import timing
 from replib.lab.run import identity, on_device, uses_compiled

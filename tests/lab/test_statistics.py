@@ -328,6 +328,7 @@ def test_prediction_intervals_say_how_little_four_points_decide():
     assert prediction_interval(*article_table(), softmax_model="linear") == (math.inf, math.inf)
 
 
+@pytest.mark.slow
 def test_a_prediction_interval_covers_the_truth_about_95_times_in_100():
     n, rng, hits = np.array([8.0, 16, 32, 64, 128]), np.random.default_rng(5), 0
     truth = (1 + math.sqrt(1 + 4 * 0.01 * 90)) / 0.02  # 10 + 0.01 N² = 100 + N

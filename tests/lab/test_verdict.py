@@ -4,23 +4,19 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 
+from replib.claims.convergence.judge import SeedResult, convergence_verdict, loss_ratio
+from replib.claims.crossover.judge import crossover_verdict, implementations_verdict
+from replib.claims.generation.judge import constant_cost_verdict, faster_generation_verdict
+from replib.claims.images.judge import images_verdict
+from replib.claims.scaling.judge import scaling_verdict
 from replib.lab.statistics import Crossover, Exponent, Ratio, scaling_exponent
 from replib.lab.verdict import (
     Criterion,
-    SeedResult,
     Verdict,
-    constant_cost_verdict,
-    convergence_verdict,
     crossover_place,
     crossover_text,
-    crossover_verdict,
     crossovers_span,
-    faster_generation_verdict,
-    images_verdict,
-    implementations_verdict,
-    loss_ratio,
     ratio_text,
-    scaling_verdict,
 )
 
 LENGTHS = 2.0 ** np.arange(6, 15)

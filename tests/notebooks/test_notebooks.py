@@ -17,15 +17,15 @@ import synthetic
 import torch
 
 from replib.attention import linear
+from replib.claims import EXPERIMENTS
 from replib.claims.autopsy import page as autopsy_parts
 from replib.claims.autopsy.defects import DEFECTS, article_defects
-from replib.claims.experiments import EXPERIMENTS
+from replib.claims.cost_page import ALL_VARIANTS, refused_variants
 from replib.claims.generation.agreement import TOLERANCES
 from replib.lab import store
 from replib.lab.recorded import recorded_rows
 from replib.lab.runs.generation import WAYS
 from replib.pages import controls
-from replib.pages.live_jobs import ALL_VARIANTS, refused_variants
 from replib.published import published
 from replib.report.write import NOTEBOOKS
 
@@ -427,7 +427,7 @@ def test_switches_of_the_address_bar_are_on(monkeypatch):
     for text, on in (("leak,adam", {"leak", "adam"}), ("none", set()), ("nonsense", set(recorded))):
         query = SimpleNamespace(to_dict=lambda text=text: {"defects": text})
         monkeypatch.setattr(mo, "query_params", lambda query=query: query)
-        assert set(autopsy_parts.chosen_at_first()) == on
+        assert set(controls.asked_for(autopsy_parts.SWITCHES)) == on
 
 
 def test_the_prediction_follows_its_points_and_model():

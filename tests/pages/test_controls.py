@@ -10,7 +10,7 @@ import torch
 from shown import cost_row, job, markup
 
 from replib import kernels
-from replib.claims import judging
+from replib.claims import cost_page
 from replib.lab.run import CostJob
 from replib.lab.verdict import (
     INCONCLUSIVE,
@@ -19,6 +19,7 @@ from replib.lab.verdict import (
     SUPPORTED,
     Criterion,
     Verdict,
+    device_names,
 )
 from replib.pages import controls
 from replib.pages.controls import Control, initial_values
@@ -138,12 +139,11 @@ ALL = [N, RATE, KINDS, WORK, controls.DEVICE]
 
 def test_a_panel_starts_from_the_url_and_offers_every_value(page):
     page.url.update(seq_len="16", attention="linear")
-    elements, notes = controls.panel(ALL)
+    elements, shown = controls.panel(ALL)
     expected = {"seq_len": 16, "lr": 5e-3, "attention": ["linear"], "work": "forward"}
-    assert elements.value == expected | {"device": "auto"} and notes == []
+    assert elements.value == expected | {"device": "auto"}
     assert elements.elements["seq_len"].steps == list(N.values)
-    shown = controls.show_panel(elements, notes).text
-    assert all(control.label in shown for control in ALL)
+    assert all(control.label in shown.text for control in ALL) and "used" not in shown.text
 
 
 def test_a_static_page_refuses_what_no_panel_of_its_notebook_has(page, monkeypatch):
@@ -157,7 +157,7 @@ def test_a_static_page_refuses_what_no_panel_of_its_notebook_has(page, monkeypat
 
 def test_notes_are_shown_as_text_whatever_they_hold(page):
     page.url.update(seq_len="<img src=x onerror=alert(1)>", lr="[x](javascript:alert(1))")
-    shown = markup(controls.show_panel(*controls.panel(ALL)))
+    shown = markup(controls.panel(ALL)[1])
     assert "&lt;img src=x onerror=alert(1)&gt;" in shown  # what was wrong is told
     assert "[x](javascript:alert(1))" in shown
     assert "<img" not in shown and "href" not in shown
@@ -168,8 +168,8 @@ def test_settings_are_shared_through_the_url_and_read_back(page):
     settings = elements.value | {"seq_len": 64, "attention": ["softmax", "linear"]}
     controls.share(settings)
     assert page.url["attention"] == "softmax,linear"
-    again, notes = controls.panel(ALL)
-    assert again.value == settings and notes == []
+    again, shown = controls.panel(ALL)
+    assert again.value == settings and "used" not in shown.text
 
 
 def test_jobs_that_cannot_be_are_explained_instead():
@@ -177,13 +177,12 @@ def test_jobs_that_cannot_be_are_explained_instead():
         raise ValueError("heads <3> do not fit")
 
     jobs, problem = controls.attempt(build, {})
-    assert jobs == [] and "heads &lt;3&gt; do not fit" in markup(problem)
-    jobs, problem = controls.attempt(lambda settings: [1], {})
-    assert jobs == [1] and "heads" not in problem.text
+    assert jobs is None and "heads &lt;3&gt; do not fit" in markup(problem)
+    assert controls.attempt(lambda settings: [1], {}) == ([1], None)
 
 
 def test_a_value_is_shown_by_its_label_and_shared_by_its_name(page):
-    elements, _ = controls.panel([controls.WORK])
+    elements, _ = controls.panel([WORK])
     assert elements.value == {"work": "forward_backward"}
     assert list(elements.elements["work"].options) == ["forward", "forward and backward"]
     controls.share(elements.value)
@@ -203,15 +202,15 @@ def packages(monkeypatch):
 def test_the_kernels_on_offer_are_those_that_can_run_here(page, packages, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     packages("numba")
-    control = controls.variants()
+    control = cost_page.variants()
     assert "linear cpu" in control.default and "linear plain" in control.values
     assert "linear cuda" not in control.values
     packages()
     page.url["variants"] = "linear cpu,softmax fused"
-    elements, (note,) = controls.panel([controls.variants()])
+    elements, shown = controls.panel([cost_page.variants()])
     assert elements.value == {"variants": ["softmax fused"]}
-    assert "linear cpu cannot run here" in note and "pip install numba" in note
-    assert "linear cpu" not in controls.variants().default
+    assert "linear cpu cannot run here" in markup(shown) and "pip install numba" in markup(shown)
+    assert "linear cpu" not in cost_page.variants().default
 
 
 # --- the gate
@@ -274,7 +273,6 @@ def test_a_long_run_or_one_without_auto_waits_for_the_button(live, seconds, pred
     button, text = gate(live, [job()], auto)
     assert text is None and not live.running
     assert ("about 5 s" if auto else "about 1 s") in button.text
-    assert not controls.pressed(button) and not controls.pressed(None)
 
 
 def test_the_button_asks_for_the_time_of_what_is_missing_alone(live, monkeypatch):
@@ -307,7 +305,6 @@ def test_while_a_run_is_under_way_there_are_stop_and_ticker_and_no_other_start(l
     live.stop()
     live.join(60)
     assert controls.stop_button(live) is None
-    assert "Stop" not in controls.show_stop(None, None).text
 
 
 def test_watching_announces_the_end_once(live):
@@ -417,9 +414,9 @@ def test_a_page_with_a_run_of_its_own_tells_how_it_was_measured(live, monkeypatc
 
 
 def test_device_names_are_those_of_the_rows():
-    assert controls.device_names([]) == "nothing yet"
+    assert device_names([]) == "nothing yet"
     rows = [cost_row(device="B"), cost_row(device="A"), cost_row(device="B")]
-    assert controls.device_names(rows) == "A, B"
+    assert device_names(rows) == "A, B"
 
 
 def test_durations_are_rounded_for_reading():
@@ -438,7 +435,7 @@ def test_devices_have_a_tab_each_where_there_are_several():
 def test_a_static_page_leaves_out_that_nothing_has_run(monkeypatch):
     nothing, ran = (
         [("Paper", "says"), (controls.THIS_MACHINE, said)]
-        for said in (judging.NOTHING_RUN, verdict(True))
+        for said in (controls.NOTHING_RUN, verdict(True))
     )
     assert controls.THIS_MACHINE in controls.verdict_card("claim", nothing).text
     monkeypatch.setattr(controls, "in_static_page", lambda: True)

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from replib import files, kernels
-from replib.claims.experiments import laptop_copy, retrieval_config
+from replib.claims.autopsy import page as autopsy
+from replib.claims.capacity.grid import retrieval_config
+from replib.claims.common import laptop_copy
 from replib.fast_weights import MemoryConfig, RetrievalTraining
 from replib.generation import copy_with
 from replib.lab import store
@@ -19,7 +21,6 @@ from replib.lab.runs.generation import GenerationConfig
 from replib.lab.timing import CostConfig
 from replib.pages import live as module
 from replib.pages.live import LiveRuns, kernel_to_compile, refusal
-from replib.pages.live_jobs import live_autopsy_jobs
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.training import Training
 
@@ -172,6 +173,7 @@ def test_a_new_page_finds_cached_runs_and_their_models():
     assert torch.equal(copy_with(loaded.model, loaded.config.task, symbols), expected)
 
 
+@pytest.mark.slow
 def test_a_trained_model_copies_a_sequence_after_its_page_was_closed():
     config = laptop_copy("linear", 16, 250)
     run([TrainingJob(config=config, seed=0)])
@@ -381,7 +383,7 @@ def autopsy_jobs(**changes):
         "attention": ("linear",),
         "defects": ("float64", "extra_losses"),
     }
-    return live_autopsy_jobs(values | changes)
+    return autopsy.live_jobs(values | changes)
 
 
 def test_runs_of_the_autopsy_are_kept_with_their_own_experiments():
@@ -461,6 +463,7 @@ def test_memories_that_this_machine_cannot_hold_are_refused_with_the_remedy(monk
     assert "This would take about" in refusal([slow], "cpu")
 
 
+@pytest.mark.slow
 def test_half_a_length_is_measured_again():
     live = run([cost_job()], "crossover")
     half = replace(cost_job(), configs=cost_job().configs[:1])

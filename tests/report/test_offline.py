@@ -14,7 +14,7 @@ from test_browser import (
     wait_for,
 )
 
-from replib.claims import charts
+from replib.pages import style
 from replib.report import offline
 from replib.report.write import NOTEBOOKS
 
@@ -261,7 +261,7 @@ def test_a_point_under_the_pointer_says_what_it_is(open_page):
     canvas = shown(page)[0]
     canvas.scroll_into_view_if_needed()
     tooltip = page.locator("#vg-tooltip-element.visible")
-    for x, y in pixels(canvas, charts.PALETTE["softmax"], top=110)[::40]:
+    for x, y in pixels(canvas, style.PALETTE["softmax"], top=110)[::40]:
         canvas.hover(position={"x": x, "y": y})
         page.wait_for_timeout(50)
         if tooltip.count():

@@ -7,10 +7,8 @@ from dataclasses import replace
 import pytest
 import synthetic
 
+from replib import claims
 from replib.__main__ import main
-from replib.claims import judging
-from replib.claims.capacity import judge
-from replib.lab.recorded import recorded_rows
 from replib.report import offline, write
 
 SIGNATURES = {"svg": b"<svg", "png": b"\x89PNG\r\n"}
@@ -32,7 +30,7 @@ def recorded(known, monkeypatch):
 @pytest.fixture(scope="module")
 def drawn():
     """The figures of the rows that `built` shows."""
-    return write.sourced_figures()
+    return write.all_figures(write.everything())
 
 
 def test_every_figure_is_written_as_svg_and_png(built, drawn):
@@ -44,13 +42,13 @@ def test_every_figure_is_written_as_svg_and_png(built, drawn):
 
 
 def test_figures_are_the_same_bytes_each_time(recorded, tmp_path):
-    first, second = (write.sourced_figures() for _ in range(2))
+    first, second = (write.all_figures(write.everything()) for _ in range(2))
     assert set(first) == set(second)
     for name in first:
         assert first[name].chart.to_json() == second[name].chart.to_json(), name
     some = ("convergence_16", "crossings", "images_bits")
     files = [
-        {path.name: path.read_bytes() for path in write.write_figures(tmp_path / folder, figures)}
+        {path.name: path.read_bytes() for path in write.write_figures(figures, tmp_path / folder)}
         for folder, figures in (
             ("a", {name: first[name] for name in some}),
             ("b", {name: second[name] for name in reversed(some)}),
@@ -62,8 +60,8 @@ def test_figures_are_the_same_bytes_each_time(recorded, tmp_path):
 def test_a_figure_changes_with_the_rows(data, monkeypatch):
     def crossover():
         synthetic.write_recorded(data, "crossover")
-        chart = dict(write._crossover_figures())["crossover_batch_8"].chart
-        return chart.to_json(ensure_ascii=False)
+        figures = claims.crossover.CLAIM.recorded().figures
+        return figures["crossover_batch_8"].chart.to_json(ensure_ascii=False)
 
     before = crossover()
     monkeypatch.setitem(synthetic.CROSSOVERS, "fused", 300)
@@ -72,11 +70,12 @@ def test_a_figure_changes_with_the_rows(data, monkeypatch):
 
 
 def test_figures_are_drawn_before_anything_is_recorded(data, tmp_path):
-    drawn = write.sourced_figures()
+    recorded = write.everything()
+    drawn = write.all_figures(recorded)
     assert {"scaling_time", "crossover_batch_1", "autopsy_prediction_quadratic"} <= set(drawn)
-    write.write_figures(tmp_path, {name: drawn[name] for name in ("scaling_time", "crossings")})
+    write.write_figures({name: drawn[name] for name in ("scaling_time", "crossings")}, tmp_path)
     assert "no data yet" in (tmp_path / "scaling_time.svg").read_text()
-    pictures = write.write_pictures(drawn, tmp_path)
+    pictures = write.write_pictures(recorded, tmp_path)
     assert {"03_speed_crossover", "05_replication_autopsy"} <= {p.parent.name for p in pictures}
 
 
@@ -91,27 +90,34 @@ def test_figures_are_drawn_before_anything_is_recorded(data, tmp_path):
 def test_the_autopsy_is_drawn_and_judged_of_whatever_rows_there_are(data, experiments, figures):
     for name in experiments:
         synthetic.write_recorded(data, name)
-    claims_of = [claim for claim in write.CLAIMS if claim.notebook == "05_replication_autopsy"]
-    drawn = {name: one for claim in claims_of for name, one in claim.figures()}
+    recorded = claims.autopsy.CLAIM.recorded()
+    drawn = recorded.figures
     always = {"autopsy_scale", "autopsy_prediction_quadratic", "autopsy_prediction_full_quadratic"}
     optional = {"autopsy_losses", "autopsy_effects"} | {
         f"autopsy_slowdown_{n}" for n in (8, 16, 32, 64)
     }
     assert always | figures <= set(drawn) <= always | optional
     assert (set(drawn) & optional == set()) == (not experiments)
-    judged = {claim.experiment: claim.judge(recorded_rows(claim.experiment)) for claim in claims_of}
-    for name, verdict in judged.items():
-        assert verdict.status == ("not supported" if name in experiments else "inconclusive")
+    for statement in recorded.claim.listed:
+        known = statement.experiments[0] in experiments
+        status = recorded.verdict(statement).status
+        assert status == ("not supported" if known else "inconclusive")
 
 
-def test_readme_table_holds_every_claim_with_the_verdict_of_its_rows(recorded):
-    head, rule, *lines = write.readme_table().splitlines()
+def listed(recorded):
+    """Every statement of the tables, with what is recorded of it."""
+    return [(one, statement) for one in recorded for statement in one.claim.listed]
+
+
+def test_the_table_holds_every_claim_with_the_verdict_of_its_rows(recorded):
+    found = write.everything()
+    head, rule, *lines = write.verdict_table(found).splitlines()
     assert head == "| claim | paper | 2022 replication | here |"
     *lines, steps = lines
     assert "7.9 to 24.2 times" in steps and "times softmax textbook" in steps
-    for line, claim in zip(lines, write.CLAIMS, strict=True):
-        verdict = claim.judge(recorded_rows(claim.experiment))
-        assert line.startswith(f"| {claim.title} | {claim.paper} | ")
+    for line, (one, statement) in zip(lines, listed(found), strict=True):
+        verdict = one.verdict(statement)
+        assert line.startswith(f"| {statement.title} | {statement.paper_says} | ")
         assert f"**{verdict.status}**" in line and verdict.headline in line
         assert all(criterion.figure in line for criterion in verdict.criteria)
         assert line.count("|") == 5, "a cell holds a bar, which would split it"
@@ -122,14 +128,17 @@ def test_readme_table_holds_every_claim_with_the_verdict_of_its_rows(recorded):
     assert all(status[line] for line in status if line[:3] != "| 5" and line not in others)
 
 
-def test_readme_table_says_inconclusive_without_rows(data):
-    told = write.readme_table().count("**inconclusive** on nothing yet")
-    assert told == len(write.CLAIMS) == len({claim.title for claim in write.CLAIMS})
+def test_the_table_says_inconclusive_without_rows(data):
+    found = write.everything()
+    told = write.verdict_table(found).count("**inconclusive** on nothing yet")
+    assert told == len(listed(found)) == len({statement.title for _, statement in listed(found)})
 
 
-@pytest.mark.parametrize("said", [judging.PAPER_SAYS, judge.PAPER_SAYS])
-def test_what_the_paper_says_is_in_the_table_of_what_is_judged(said):
-    assert set(said.values()) <= {claim.paper for claim in write.CLAIMS}
+def test_every_statement_has_a_judge_and_every_listed_one_a_figure(recorded):
+    for one in write.everything():
+        for statement in one.claim.statements:
+            assert one.verdict(statement).criteria
+            assert statement.figure is None or statement.figure in one.figures
 
 
 def readme_with(**tables):
@@ -142,10 +151,11 @@ def readme_with(**tables):
 def test_only_what_is_between_the_marks_is_replaced(recorded, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(readme_with(**dict.fromkeys(write.TABLES, "old")))
-    assert write.write_readme_tables(readme) == readme
-    tables = {name: table() for name, table in write.TABLES.items()}
+    found = write.everything()
+    assert write.write_readme_tables(found, readme) == readme
+    tables = {name: table(found) for name, table in write.TABLES.items()}
     assert readme.read_text() == readme_with(**tables)
-    write.write_readme_tables(readme)
+    write.write_readme_tables(found, readme)
     assert readme.read_text() == readme_with(**tables)
 
 
@@ -159,14 +169,14 @@ def test_a_readme_without_its_marks_is_left_as_it_is(recorded, tmp_path, text):
     readme = tmp_path / "README.md"
     readme.write_text(text)
     with pytest.raises(ValueError, match="put both back"):
-        write.write_readme_tables(readme)
+        write.write_readme_tables(write.everything(), readme)
     assert readme.read_text() == text
 
 
 @pytest.mark.parametrize("name", write.TABLES)
 def test_the_readme_is_up_to_date_with_the_recorded_rows(name):
     begin, end = write.marks(name)
-    table = f"{begin}\n{write.TABLES[name]()}\n{end}"
+    table = f"{begin}\n{write.TABLES[name](write.everything())}\n{end}"
     assert table in write.README.read_text(), "rows were recorded since: run `make report`"
 
 
@@ -217,12 +227,13 @@ def shown(page):
 
 def test_the_index_holds_every_claim_with_its_rows_and_every_figure(built, drawn):
     page = html.unescape((built / "report" / "index.html").read_text())
-    for claim in write.CLAIMS:
-        verdict = claim.judge(recorded_rows(claim.experiment))
-        assert claim.paper in page and verdict.headline in page and verdict.status in page
-        assert f'href="{claim.notebook}.html"' in page
+    for one, statement in listed(write.everything()):
+        verdict = one.verdict(statement)
+        assert statement.paper_says in page
+        assert verdict.headline in page and verdict.status in page
+        assert f'href="{one.claim.notebook}.html"' in page
     for name, figure in drawn.items():
-        assert f">{name}<" in page and "; ".join(figure.sources) in page
+        assert f">{name}<" in page and "; ".join(write.sources_of(figure)) in page
     assert write.commit() in page
 
 
@@ -233,11 +244,12 @@ def test_built_again_index_pages_figures_and_pictures_are_the_same_bytes(
     index = (built / "report" / "index.html").read_text()
     made_from = re.search(r"Made from ([^.]*)\.", index)[1]
     notebooks = sorted(write.NOTEBOOKS.glob("[0-9]*.py"))
-    write._write_index(drawn, [path.stem for path in notebooks], made_from)
+    recorded = write.everything()
+    write._write_index(recorded, [path.stem for path in notebooks], made_from)
     for path in (notebooks[1], notebooks[-1]):  # all of them would take a minute
         write._write_page(path, {}, made_from)
-    write.write_figures(tmp_path, {name: drawn[name] for name in list(drawn)[::6]})
-    write.write_pictures(drawn, tmp_path / "pictures")
+    write.write_figures({name: drawn[name] for name in list(drawn)[::6]}, tmp_path)
+    write.write_pictures(recorded, tmp_path / "pictures")
     again = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.*")]
     assert len(again) == 3 + 2 * len(list(drawn)[::6]) + len(notebooks)
     for path in again:
@@ -246,11 +258,11 @@ def test_built_again_index_pages_figures_and_pictures_are_the_same_bytes(
 
 def test_the_rows_of_a_figure_are_named_by_file_number_and_hash(drawn):
     before = drawn["crossover_batch_8"]
-    (said,) = before.sources
+    (said,) = write.sources_of(before)
     assert said.startswith(f"data/crossover.jsonl, {len(before.rows)} rows, sha256 ")
     changed = replace(before, rows=[*before.rows[:-1], before.rows[-1] | {"seed": 7}])
-    assert changed.sources != before.sources
-    assert drawn["extrapolation_2022"].sources == ["data/published.json"]
+    assert write.sources_of(changed) != write.sources_of(before)
+    assert write.sources_of(drawn["extrapolation_2022"]) == ["data/published.json"]
 
 
 def test_every_card_of_the_gallery_has_a_small_picture(built):

@@ -55,7 +55,7 @@ class Read:
     @property
     def text(self) -> str:
         """Nats a token; a reading is a decimal number, and half a digit goes to the even one."""
-        return f"{Decimal(str(self.printed)) / self.batch:.2f}"
+        return f"{Decimal(str(self.printed)) / self.batch:z.2f}"
 
 
 PLATEAU, BEFORE, FINAL = "first plateau", "before a jump", "final"

@@ -1,12 +1,30 @@
 """Charts of the autopsy of the 2022 replication: what each defect does, and what remains."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import altair as alt
 import polars as pl
 
+from replib.claims.autopsy import frames, full_size
+from replib.claims.autopsy.ablation import (
+    ALONE_OFF,
+    ALONE_ON,
+    BROKEN,
+    GUESSING,
+    LEVEL_MARGIN,
+    MENDED,
+    NEAR_ZERO,
+    OFF_WITH_MASK,
+    above_level,
+    article_ends,
+    final_losses,
+    lengths_of,
+)
+from replib.claims.autopsy.article_losses import article_batches
+from replib.claims.autopsy.defects import DEFECTS
 from replib.claims.autopsy.frames import (
     ALL_MENDED,
     ARTICLE_LINE,
@@ -23,11 +41,22 @@ from replib.claims.autopsy.frames import (
     WRITTEN,
     loss_lines,
 )
-from replib.claims.autopsy.judge import ALONE_OFF, ALONE_ON, GUESSING, NEAR_ZERO
-from replib.claims.autopsy.step_times import NOT_THERE, Prediction
+from replib.claims.autopsy.step_times import (
+    NOT_THERE,
+    Prediction,
+    attribution,
+    predicted,
+    time_effects,
+)
+from replib.claims.claim import Figure, Rows
+from replib.claims.common import LOSS_MARGIN
 from replib.claims.crossover.extrapolation import MODELS, fitted_curves, measured_range
+from replib.lab.recorded import config_of
+from replib.lab.store import Row
+from replib.lab.verdict import device_names, three_digits
 from replib.pages import style
 from replib.pages.curves import LOSS_FLOOR
+from replib.published import published
 
 LINE_PX, STAGE_PX = 34, 26
 MARGIN = 1.25
@@ -36,15 +65,20 @@ ROLE_SHAPES = {ALONE_ON: "circle", ALONE_OFF: "diamond"}
 LAST_LENGTH = 16384  # to which the article's four points are extended
 
 
-def effects_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
+def effects_chart(rows: Sequence[Row]) -> alt.LayerChart:
     """By what factor each defect lengthens a training step, alone and among all others, with 95 %
-    intervals; a radio button a length and a mechanism.
-
-    Args:
-        frame: of `frames_autopsy.effects`.
-    """
+    intervals; a radio button a length and a mechanism. The title has what costs most at the longest
+    N."""
+    frame = frames.effects(rows)
     if frame.is_empty():
-        return style.no_data(title)
+        return style.no_data("No measurements yet")
+    longest = lengths_of(rows)[-1]
+    alone = [one for one in time_effects(rows, "linear", longest) if one.alone_on]
+    title = "What each defect does to the time of a training step"
+    if alone:
+        most = max(alone, key=lambda one: one.alone_on.value)
+        factor, name = three_digits(most.alone_on.value), DEFECTS[most.defect].title
+        title = f"At N = {longest}, “{name}” costs most of a linear step: {factor}×"
     params, shown = _radios(frame)
     lines = frame["line"].unique(maintain_order=True).to_list()
     domain = style.log_domain([*frame["low"], *frame["high"], 1.0], MARGIN)
@@ -71,14 +105,16 @@ def effects_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
     )
 
 
-def stages_chart(frame: pl.DataFrame, *, title: str, subtitle: str) -> alt.LayerChart:
-    """From the mended ratio of linear to softmax step times to the article's, a factor a line.
-
-    Args:
-        frame: of `frames_autopsy.stages`.
-    """
-    if frame.is_empty():
-        return style.no_data(title)
+def slowdown_chart(rows: Sequence[Row], article: Mapping[str, Any], n: int) -> alt.LayerChart:
+    """From the mended ratio of linear to softmax step times to the article's at one length, a
+    factor a line; the title has what stays unexplained."""
+    found = attribution(rows, article, n)
+    if found is None:
+        return style.no_data("No measurements yet")
+    left = f"{three_digits(found.unexplained.value)}×"
+    title = f"The article's {found.article:z.0f}×, taken apart: {left} is unexplained"
+    subtitle = f"N = {n}, linear over softmax, {device_names(rows)}; {NOT_THERE}"
+    frame = frames.stages(found)
     lines = frame["line"].to_list()
     domain = style.log_domain([*frame["start"], *frame["end"], 1.0], MARGIN)
     domain[1] *= (domain[1] / domain[0]) ** LABEL_SHARE
@@ -121,12 +157,9 @@ def _stage_label(row: dict) -> str:
     return f"{sign}{row['factor']:z.3g}"
 
 
-def losses_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
-    """Where runs with each defect end, a mark a seed; the dashed line is guessing, ln 10.
-
-    Args:
-        frame: of `frames_autopsy.losses`.
-    """
+def losses_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
+    """Where runs with each defect end, a mark a seed; the dashed line is guessing, ln 10."""
+    frame, title = frames.losses(rows, article), _losses_title(rows)
     ours = frame.filter(pl.col("line") != ARTICLE_LINE)
     if ours.is_empty():
         return style.no_data(title)
@@ -170,13 +203,37 @@ def losses_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
     )
 
 
-def scale_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
-    """The article's losses as its figures have them and in nats a token, by a radio button; lines
-    are the two levels on which a plateau may lie.
+def _losses_title(rows: Sequence[Row]) -> str:
+    """Where linear runs of the longest N end: broken, with the one defect mended that helps most,
+    and mended."""
+    n = max(lengths_of(rows), default=0)
+    ends = {
+        (role, defect): median(losses)
+        for (attention, length, role, defect), losses in final_losses(rows).items()
+        if (attention, length) == ("linear", n)
+    }
+    broken, mended = ends.get((BROKEN, None)), ends.get((MENDED, None))
+    if broken is None or mended is None:
+        return "Where runs with and without each defect end" if rows else "No measurements yet"
+    told = [f"{_nats(broken)} broken", f"{_nats(mended)} mended"]
+    off = {defect: end for (role, defect), end in ends.items() if role == ALONE_OFF}
+    helps = min(off, key=off.get, default=None)
+    if helps and broken - off[helps] > LOSS_MARGIN:
+        masked = ends.get((OFF_WITH_MASK, helps))
+        too = "" if masked is None else f" ({_nats(masked)} with the mask too)"
+        told.insert(1, f"{_nats(off[helps])} with “{DEFECTS[helps].title}” alone mended{too}")
+    return f"At N = {n}, linear runs end at {', '.join(told)}"
 
-    Args:
-        frame: of `frames_autopsy.scale`.
-    """
+
+def _nats(loss: float) -> str:
+    return f"{loss:z.2g}" if loss >= 1e-3 else "under 0.001"
+
+
+def scale_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
+    """The article's losses as its figures have them and in nats a token, by a radio button; lines
+    are the two levels on which a plateau may lie."""
+    batches, frame = article_batches(article), frames.scale(article, rows)
+    title = f"Divided by batches of {batches['softmax']} and {batches['linear']}, plateaus agree"
     labels = [" in nats a token\u2003", " as printed, summed over the batch"]
     unit = alt.param(
         name="loss_unit",
@@ -241,14 +298,35 @@ LEVEL_DASHES = {EXPECTED: [6, 4], BAG: [2, 3]}
 APART = 1.03  # factor of N by which marks of the same N stand side by side
 
 
-def loss_curves_chart(frame: pl.DataFrame, levels: pl.DataFrame, *, title: str) -> alt.LayerChart:
-    """The article's curves as far as they were read, in nats a token, over those of our runs, a
-    radio button a length; lines are the levels on which a plateau may lie.
+def loss_curves_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
+    """The article's curves over those of our broken runs, titled with where the article's end."""
+    above, ends = above_level(article), len(article_ends(article))
+    near = sum(abs(gap) <= LEVEL_MARGIN for gap in above.values())
+    title = (
+        f"Of the article's {ends} runs {ends - len(above)} end at 0, {near} where the symbols are "
+        "known but not their order"
+    )
+    return _loss_curves(frames.loss_curves(article, rows), frames.levels(article), title)
 
-    Args:
-        frame: of `frames_autopsy.loss_curves` or `full_size_curves`.
-        levels: of `frames_autopsy.levels`.
-    """
+
+def full_size_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
+    """The article's curves over those of runs of its size, titled with where softmax ends as
+    written."""
+    found = full_size.written(rows, "softmax")
+    if found is None:
+        return style.no_data("No run of the article's size is recorded yet")
+    end = article_ends(article)["softmax", full_size.SEQ_LEN]
+    title = (
+        f"As written, softmax ends at {full_size.printed(found.ends)} here, as printed; "
+        f"the article's at {end.printed:zg}"
+    )
+    levels = frames.levels(article).filter(pl.col("seq_len") == full_size.SEQ_LEN)
+    return _loss_curves(frames.full_size_curves(article, rows), levels, title)
+
+
+def _loss_curves(frame: pl.DataFrame, levels: pl.DataFrame, title: str) -> alt.LayerChart:
+    """The article's curves as far as they were read, in nats a token, over those of our runs, a
+    radio button a length; lines are the levels on which a plateau may lie."""
     lengths, shown = sorted(frame["seq_len"].unique()), "datum.seq_len == shown_length"
     length = _radio("shown_length", "sequence length N: ", lengths, lengths[0])
     x = style.step_axis(scale=alt.Scale(domain=[0, frame["step"].max()], nice=False))
@@ -322,13 +400,22 @@ CURVE_LOOKS = {
 
 
 def prediction_chart(
-    article: Mapping[str, Any], found: Prediction, *, title: str
+    article: Mapping[str, Any], lengths: Sequence[int], softmax_model: str
 ) -> alt.LayerChart:
     """The article's points, filled where the regression uses them, its two curves far beyond them,
-    and the 95 % interval of where they meet."""
+    and the 95 % interval of where they meet, which the title has.
+
+    Raises:
+        ValueError: as `step_times.predicted`.
+    """
+    found = predicted(article, lengths, softmax_model)
+    title = "These points and this model predict no crossover"
+    if math.isfinite(found.fit.crossover):
+        crossing = f"{found.fit.crossover:z.0f}"
+        title = f"{len(lengths)} points up to N = {lengths[-1]} “predict” N = {crossing}"
     domain_n = [min(article["N"]), LAST_LENGTH]
-    lengths = [2 ** (i / 4) for i in range(4 * 3, 4 * 14 + 1)]
-    curves = fitted_curves([found.fit], lengths).filter(pl.col("value") > 0)
+    drawn_at = [2 ** (i / 4) for i in range(4 * 3, 4 * 14 + 1)]
+    curves = fitted_curves([found.fit], drawn_at).filter(pl.col("value") > 0)
     measured, used = max(article["N"]), max(found.lengths)
     points = pl.DataFrame(
         [
@@ -414,14 +501,10 @@ def _names_of_curves(found: Prediction, curves: pl.DataFrame) -> alt.Chart:
     )
 
 
-def switches_curves(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
-    """Loss while learning with the chosen switches (solid) and mended (dashed).
-
-    Args:
-        frame: of `frames_autopsy.curves`.
-    """
-    if frame.is_empty():
-        return style.no_data(title)
+def switches_curves(rows: Sequence[Row]) -> alt.LayerChart:
+    """Loss while learning with the chosen switches (solid) and mended (dashed)."""
+    frame, config = frames.curves(rows), config_of(rows[0])
+    title = f"N = {config.task.seq_len}, {config.n_steps} steps"
     drawn = frame.with_columns(value=pl.col("loss").clip(lower_bound=LOSS_FLOOR)).select(
         "attention", "switches", "seed", "run_id", "step", "value", "loss", "accuracy"
     )
@@ -533,3 +616,22 @@ def _interval_tooltip() -> list[alt.Tooltip]:
 
 def _times(value: float) -> str:
     return f"{value:z.2f}×" if value < 10 else f"{value:z.3g}×"
+
+
+def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    """What each defect does to losses and steps, and what the article's extrapolation is worth."""
+    article, losses, times = published()["dm2022"], rows["autopsy"], rows["autopsy_time"]
+    drawn = {"experiment": "autopsy", "rows": losses, "published": True}
+    if losses:
+        yield "autopsy_losses", Figure(chart=losses_chart(losses, article), **drawn)
+    yield "autopsy_scale", Figure(chart=scale_chart(losses, article), **drawn)
+    drawn = {"experiment": "autopsy_time", "rows": times}
+    if times:
+        yield "autopsy_effects", Figure(chart=effects_chart(times), **drawn)
+    for n in article["N"]:
+        if attribution(times, article, n):
+            chart = slowdown_chart(times, article, n)
+            yield f"autopsy_slowdown_{n}", Figure(chart=chart, published=True, **drawn)
+    for model in ("quadratic", "full_quadratic"):  # the article's, and one that fits better
+        chart = prediction_chart(article, article["N"], model)
+        yield f"autopsy_prediction_{model}", Figure(chart=chart, published=True)

@@ -7,6 +7,7 @@ RNNs'*, and is re-enacted here in torch: by wrapping a part of `EncoderDecoder`,
 B batch, H heads, N sequence length, D query/key size per head, M value size per head, P parts.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
@@ -28,6 +29,8 @@ ARTICLE_LR = 1e-4
 BATCH_FACTOR = 4  # the linear runs seem to have had batch 32, the softmax runs 8
 # The loss is evaluated again after each update, and before every eighth: 1.125 times a step.
 EXTRA_EVERY = 8
+# About; what defects do to the time of a step, for predictions alone.
+SLOWER = {"float64": 1.5, "unfused": 1.5, "extra_losses": 1.3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +200,13 @@ class AutopsyConfig(TrainingConfig):
     def versions(self) -> dict[str, int]:
         return super().versions | {"autopsy": VERSION}
 
-    def with_defects(self) -> TrainingConfig:
-        """What is trained: this config with the values that defects change."""
+    @property
+    def time_factor(self) -> float:
+        return math.prod(SLOWER.get(defect, 1.0) for defect in self.defects)
+
+    @property
+    def trained(self) -> TrainingConfig:
+        """This config with the values that defects change."""
         values = {one.name: getattr(self, one.name) for one in fields(TrainingConfig)}
         config = TrainingConfig(**values)
         if "adam" in self.defects:
@@ -227,7 +235,7 @@ class Autopsy(Training):
     """A run with defects; its losses are nats a token whatever the defects are."""
 
     def __init__(self, config: AutopsyConfig, *, seed: int = 0, device: str | None = None):
-        super().__init__(config.with_defects(), seed=seed, device=device)
+        super().__init__(config.trained, seed=seed, device=device)
         self.defects = config.defects
         break_model(self.model, config.defects)
         if "details" in self.defects:

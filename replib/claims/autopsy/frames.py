@@ -10,15 +10,7 @@ from typing import Any
 import polars as pl
 
 from replib.claims.autopsy import full_size
-from replib.claims.autopsy.article_losses import (
-    FINAL,
-    article_curves,
-    article_losses,
-    bag_entropy,
-    unigram_entropy,
-)
-from replib.claims.autopsy.defects import DEFECTS, article_defects
-from replib.claims.autopsy.judge import (
+from replib.claims.autopsy.ablation import (
     ALONE_OFF,
     ALONE_ON,
     BROKEN,
@@ -31,7 +23,16 @@ from replib.claims.autopsy.judge import (
     final_losses,
     lengths_of,
 )
+from replib.claims.autopsy.article_losses import (
+    FINAL,
+    article_curves,
+    article_losses,
+    bag_entropy,
+    unigram_entropy,
+)
+from replib.claims.autopsy.defects import DEFECTS, article_defects
 from replib.claims.autopsy.step_times import Attribution, Part, time_effects
+from replib.lab.recorded import config_of
 from replib.lab.statistics import Ratio
 from replib.lab.store import Row
 from replib.pages import frames
@@ -253,7 +254,7 @@ def curves(rows: Sequence[Row]) -> pl.DataFrame:
     """`frames.training_curves` with `switches`: "mended" or "with switches"."""
     parts = [
         frames.training_curves([row]).with_columns(
-            switches=pl.lit("with switches" if row["config"]["defects"] else MENDED)
+            switches=pl.lit("with switches" if config_of(row).defects else MENDED)
         )
         for row in rows
     ]

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from replib.claims.autopsy.defects import DEFECTS
-from replib.claims.autopsy.judge import (
+from replib.claims.autopsy.ablation import (
     ALONE_OFF,
     ALONE_ON,
     BROKEN,
@@ -26,11 +25,14 @@ from replib.claims.autopsy.judge import (
     final_losses,
     lengths_of,
 )
+from replib.claims.autopsy.defects import DEFECTS
 from replib.claims.autopsy.step_times import Attribution, attribution, step_times
+from replib.claims.common import LOSS_MARGIN
+from replib.lab.recorded import config_of
 from replib.lab.statistics import Ratio, Total, ratio
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
-from replib.lab.verdict import LOSS_MARGIN, MARKS, ratio_text
+from replib.lab.verdict import MARKS, ratio_text
 from replib.published import published
 
 RIGHT, WRONG, UNDECIDED = "right", "wrong", "cannot be told"
@@ -264,7 +266,7 @@ def _slower(ablation: Ablation, defect: str, n: int) -> Judged | None:
     if not any(one for side in solved for one in side):
         return None, "neither learns"
     steps = [
-        [math.log(one or row["config"]["n_steps"]) for one, row in zip(side, some, strict=True)]
+        [math.log(one or config_of(row).n_steps) for one, row in zip(side, some, strict=True)]
         for side, some in zip(solved, runs, strict=True)
     ]
     found = difference(*steps)

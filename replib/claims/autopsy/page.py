@@ -4,59 +4,38 @@ import functools
 import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
-import altair as alt
 import marimo as mo
-import polars as pl
 import torch
 
 from replib.attention.softmax import softmax_attention
-from replib.claims import judging
-from replib.claims.autopsy import charts, frames, hypotheses, other_works
-from replib.claims.autopsy import full_size as full
-from replib.claims.autopsy import judge as autopsy
+from replib.claims.autopsy import ablation as autopsy
+from replib.claims.autopsy import charts, frames, hypotheses, other_works, tables
 from replib.claims.autopsy import step_times as timing
-from replib.claims.autopsy.article_losses import article_batches
-from replib.claims.autopsy.defects import DEFECTS, article_defects
-from replib.lab.run import CostJob, Job
+from replib.claims.autopsy.defects import DEFECTS, all_defects, article_defects
+from replib.claims.autopsy.grid import with_defects
+from replib.claims.common import laptop_copy, replication_model, seed_jobs
+from replib.claims.crossover.extrapolation import MODEL_NAMES
+from replib.lab.recorded import config_of
+from replib.lab.run import CostJob, Job, TrainingJob
 from replib.lab.statistics import SOFTMAX_MODELS, Total, measured_total, ratio
 from replib.lab.store import Row
 from replib.lab.text import markdown_table
-from replib.lab.verdict import LOSS_MARGIN, Verdict, ratio_text, three_digits
-from replib.pages import controls, style
+from replib.lab.verdict import ratio_text, three_digits
+from replib.pages import controls
 from replib.pages.controls import Control
 from replib.pages.live import in_passing_thread, one_thread_spared
-from replib.pages.live_jobs import live_autopsy_jobs
 from replib.published import published
+from replib.tasks import SequenceCopy
 
-NONE = "none"  # in the URL, where no switch is on
-SWITCHES = Control("defects", "Defects", (*DEFECTS, NONE), article_defects("linear"))
-
-
-def chosen_at_first() -> tuple[str, ...]:
-    """The defects that the URL or the command line asks for; without one, those that the recorded
-    ablation has."""
-    sources = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
-    values, notes = controls.initial_values([SWITCHES], *sources)
-    if controls.in_static_page():
-        controls.check_asked([SWITCHES], (), notes)
-    return tuple(name for name in values["defects"] if name != NONE)
-
-
-def switches(chosen: Sequence[str]) -> mo.ui.dictionary:
-    """A switch for each defect."""
-    return mo.ui.dictionary(
-        {name: mo.ui.switch(value=name in chosen, label=one.title) for name, one in DEFECTS.items()}
-    )
-
-
-def chosen(elements: mo.ui.dictionary) -> dict[str, tuple[str, ...]]:
-    """The defects whose switch is on, as a setting, and in the URL."""
-    names = tuple(name for name, on in elements.value.items() if on)
-    controls.share({"defects": names or (NONE,)})
-    return {"defects": names}
+SWITCHES = Control(
+    "defects",
+    "Defects",
+    (*DEFECTS, controls.NONE),
+    article_defects("linear"),
+    labels={name: one.title for name, one in DEFECTS.items()},
+)
 
 
 def half_an_encoder() -> mo.Html:
@@ -89,13 +68,8 @@ def show_switches(
 ) -> mo.Html:
     """Each switch with what the defect is, where it stood, what it should do, and which of that
     was measured."""
-    cells = "".join(
-        _switch_row(elements, name, hypotheses.measured(found, name)) for name in DEFECTS
-    )
-    rows = mo.Html(
-        '<div role="group" aria-label="defects" style="display:grid; gap:.7rem 1.5rem; '
-        f'grid-template-columns:repeat(auto-fit, minmax(min(100%, 21rem), 1fr))">{cells}</div>'
-    )
+    cells = (_switch_row(elements, name, hypotheses.measured(found, name)) for name in DEFECTS)
+    rows = controls.grid(cells, "21rem", "defects")
     if controls.in_static_page():
         return rows
     return mo.vstack([rows, mo.hstack(list(buttons), justify="start", gap=0.5)])
@@ -108,60 +82,10 @@ def _switch_row(elements: mo.ui.dictionary, name: str, measured: str) -> str:
     one = DEFECTS[name]
     label = f"<b>{html.escape(one.title)}</b>" if controls.in_static_page() else elements[name]
     return (
-        f"<div>{label}<div style='font-size:.9rem'>{html.escape(one.what)}"
+        f"{label}<div class='r-note'>{html.escape(one.what)}"
         f"{' <i>Linear runs only.</i>' * one.linear_only}<br><code>{html.escape(one.where)}</code>"
         f"{f'<br>Expected: {html.escape(one.expected)}.' if one.expected else FOUND_LATER}"
-        f"{f'<br>Measured: {html.escape(measured)}.' if measured else ''}</div></div>"
-    )
-
-
-def cards(
-    losses: Sequence[Row],
-    times: Sequence[Row],
-    steps: Sequence[Row],
-    article: Mapping[str, Any],
-) -> dict[str, Verdict]:
-    """A verdict on each of the article's conclusions."""
-    return {
-        "convergence": autopsy.convergence(losses),
-        "slowdown": timing.slowdown(times, article),
-        "crossover": timing.article_crossover(times, steps),
-    }
-
-
-def session_cards(rows: Sequence[Row], article: Mapping[str, Any]) -> dict[str, Verdict | str]:
-    """`cards` on the rows of this session, or that there are none."""
-    losses, times = of_experiment(rows, "autopsy"), of_experiment(rows, "autopsy_time")
-    needed = {"convergence": losses, "slowdown": times, "crossover": times}
-    judged = cards(losses, times, [], article)
-    return {name: judged[name] if some else judging.NOTHING_RUN for name, some in needed.items()}
-
-
-PAPER_CLAIMS = {"convergence": "convergence", "slowdown": "crossover", "crossover": "crossover"}
-"""What the paper claims on the matter of each of the article's conclusions."""
-
-
-def verdict_cards(
-    said: Mapping[str, str],
-    recorded: Mapping[str, Verdict],
-    session: Mapping[str, Verdict | str],
-    device: str,
-) -> mo.Html:
-    """A card for each of the article's conclusions; "supported" says that it stands."""
-    return mo.vstack(
-        [
-            controls.verdict_card(
-                f"{autopsy.CONCLUSIONS[name]} Does it stand after mending?",
-                [
-                    ("Paper", judging.PAPER_SAYS[PAPER_CLAIMS[name]]),
-                    ("2022 replication", said[name]),
-                    (f"Recorded here, {device}", recorded[name]),
-                    (controls.THIS_MACHINE, session[name]),
-                ],
-            )
-            for name in autopsy.CONCLUSIONS
-        ],
-        gap=1.5,
+        f"{f'<br>Measured: {html.escape(measured)}.' if measured else ''}</div>"
     )
 
 
@@ -174,132 +98,21 @@ def slowdown_tabs(rows: Sequence[Row], article: Mapping[str, Any]) -> mo.Html:
     """The attribution of the slowdown at each length, the longest first."""
     tabs = {}
     for n in sorted(set(article["N"]) & set(autopsy.lengths_of(rows)), reverse=True) or [64]:
-        text = mo.md(timing.attribution_text(timing.attribution(rows, article, n)))
-        tabs[f"N = {n}"] = mo.vstack([slowdown_chart(rows, article, n), text])
+        text = mo.md(tables.attribution_text(timing.attribution(rows, article, n)))
+        tabs[f"N = {n}"] = mo.vstack([charts.slowdown_chart(rows, article, n), text])
     return mo.ui.tabs(tabs)
 
 
-def slowdown_chart(rows: Sequence[Row], article: Mapping[str, Any], n: int) -> alt.LayerChart:
-    """`charts.stages_chart` at one length, titled with what stays unexplained."""
-    found = timing.attribution(rows, article, n)
-    title = "No measurements yet"
-    if found is not None:
-        title = f"The article's {found.article:z.0f}×, taken apart: {_left(found)} is unexplained"
-    return charts.stages_chart(
-        frames.stages(found),
-        title=title,
-        subtitle=f"N = {n}, linear over softmax, {controls.device_names(rows)}; {timing.NOT_THERE}",
-    )
-
-
-def _left(found: timing.Attribution) -> str:
-    return f"{three_digits(found.unexplained.value)}×"
-
-
-def effects_chart(rows: Sequence[Row]) -> alt.LayerChart:
-    """`charts.effects_chart`, titled with what costs most at the longest N."""
-    frame = frames.effects(rows)
-    if frame.is_empty():
-        return charts.effects_chart(frame, title="No measurements yet")
-    longest = autopsy.lengths_of(rows)[-1]
-    alone = [one for one in timing.time_effects(rows, "linear", longest) if one.alone_on]
-    title = "What each defect does to the time of a training step"
-    if alone:
-        most = max(alone, key=lambda one: one.alone_on.value)
-        factor, name = three_digits(most.alone_on.value), DEFECTS[most.defect].title
-        title = f"At N = {longest}, “{name}” costs most of a linear step: {factor}×"
-    return charts.effects_chart(frame, title=title)
-
-
-def losses_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
-    """`charts.losses_chart`, titled with where linear runs of the longest N end: broken, with the
-    one defect mended that helps most, and mended."""
-    title = "Where runs with and without each defect end" if rows else "No measurements yet"
-    n = max(autopsy.lengths_of(rows), default=0)
-    ends = {
-        (role, defect): median(losses)
-        for (attention, length, role, defect), losses in autopsy.final_losses(rows).items()
-        if (attention, length) == ("linear", n)
-    }
-    if {BROKEN, MENDED} <= ends.keys():
-        told = [f"{_nats(ends[BROKEN])} broken", f"{_nats(ends[MENDED])} mended"]
-        off = {defect: end for (role, defect), end in ends.items() if role == autopsy.ALONE_OFF}
-        helps = min(off, key=off.get, default=None)
-        if helps and ends[BROKEN] - off[helps] > LOSS_MARGIN:
-            masked = ends.get((autopsy.OFF_WITH_MASK, helps))
-            too = "" if masked is None else f" ({_nats(masked)} with the mask too)"
-            told.insert(1, f"{_nats(off[helps])} with “{DEFECTS[helps].title}” alone mended{too}")
-        title = f"At N = {n}, linear runs end at {', '.join(told)}"
-    return charts.losses_chart(frames.losses(rows, article), title=title)
-
-
-def _nats(loss: float) -> str:
-    return f"{loss:z.2g}" if loss >= 1e-3 else "under 0.001"
-
-
-BROKEN, MENDED = (autopsy.BROKEN, None), (autopsy.MENDED, None)
-
-
-def scale_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
-    """`charts.scale_chart`, titled with the batches."""
-    batches = article_batches(article)
-    title = f"Divided by batches of {batches['softmax']} and {batches['linear']}, plateaus agree"
-    return charts.scale_chart(frames.scale(article, rows), title=title)
-
-
-def loss_curves_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
-    """`charts.loss_curves_chart`, titled with where the article's runs end."""
-    above = autopsy.above_level(article)
-    ends = len(autopsy.article_ends(article))
-    near = sum(abs(gap) <= autopsy.LEVEL_MARGIN for gap in above.values())
-    title = (
-        f"Of the article's {ends} runs {ends - len(above)} end at 0, {near} where the symbols are "
-        "known but not their order"
-    )
-    curves, levels = frames.loss_curves(article, rows), frames.levels(article)
-    return charts.loss_curves_chart(curves, levels, title=title)
-
-
 def full_size(rows: Sequence[Row], article: Mapping[str, Any]) -> mo.Html:
-    """The runs of the article's size: whether its softmax comes back, their curves, where they end,
-    and what that explains."""
-    says = f"{full.CLAIM} Does it come back at the article's own size?"
-    end = autopsy.article_ends(article)["softmax", full.SEQ_LEN]
-    told = f"{end.printed:zg} at N = {end.seq_len}, a sum over a batch of {end.batch}: {end.text} "
-    columns = [
-        ("2022 replication", f"{told}nats a token (our reading of its figure, batch inferred)."),
-        (f"Recorded here, {controls.device_names(rows)}", full.softmax_returns(rows, article)),
-    ]
-    return mo.vstack(
-        [
-            controls.verdict_card(says, columns),
-            full_size_chart(rows, article),
-            mo.md(full.full_size_text(rows, article)),
-        ],
-        gap=1.5,
-    )
-
-
-def full_size_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerChart:
-    """`charts.loss_curves_chart` of the runs of the article's size, titled with where softmax ends
-    as written."""
-    found = full.written(rows, "softmax")
-    if found is None:
-        return style.no_data("No run of the article's size is recorded yet")
-    end = autopsy.article_ends(article)["softmax", full.SEQ_LEN]
-    title = (
-        f"As written, softmax ends at {full.printed(found.ends)} here, as printed; "
-        f"the article's at {end.printed:zg}"
-    )
-    levels = frames.levels(article).filter(pl.col("seq_len") == full.SEQ_LEN)
-    curves = frames.full_size_curves(article, rows)
-    return charts.loss_curves_chart(curves, levels, title=title)
+    """The curves of the runs of the article's size, where they end, and what that explains."""
+    text = mo.md(tables.full_size_text(rows, article))
+    return mo.vstack([charts.full_size_chart(rows, article), text], gap=1.5)
 
 
 def prediction_choices(article: Mapping[str, Any]) -> list[Control]:
     """What the reader chooses of the regression."""
     lengths = tuple(map(str, article["N"]))
-    models = SOFTMAX_MODELS, "quadratic", judging.MODEL_NAMES
+    models = SOFTMAX_MODELS, "quadratic", MODEL_NAMES
     return [
         Control("points", "Points", lengths, lengths),
         Control("softmax_model", "Softmax as", *models),
@@ -312,50 +125,58 @@ def prediction(article: Mapping[str, Any], settings: Mapping[str, Any]) -> mo.Ht
     try:
         found = timing.predicted(article, lengths, model)
     except ValueError as error:
-        named = f"the model “{judging.MODEL_NAMES[model]}”"
+        named = f"the model “{MODEL_NAMES[model]}”"
         said = str(error).replace(f"the {model} model", named)
         return mo.callout(said, kind="warn")
-    chart = prediction_chart(article, lengths, model)
-    return mo.vstack([chart, mo.md(timing.prediction_text(found))])
-
-
-def prediction_chart(
-    article: Mapping[str, Any], lengths: Sequence[int], softmax_model: str
-) -> alt.LayerChart:
-    """`charts.prediction_chart`, titled with the crossover.
-
-    Raises:
-        ValueError: as `claims_autopsy_time.predicted`.
-    """
-    found = timing.predicted(article, lengths, softmax_model)
-    crossing = found.fit.crossover
-    title = "These points and this model predict no crossover"
-    if crossing < float("inf"):
-        title = f"{len(lengths)} points up to N = {lengths[-1]} “predict” N = {crossing:z.0f}"
-    return charts.prediction_chart(article, found, title=title)
+    chart = charts.prediction_chart(article, lengths, model)
+    return mo.vstack([chart, mo.md(tables.prediction_text(found))])
 
 
 EACH_ALONE = "each defect alone"
 MEASURES = ("both", "losses", "step times", EACH_ALONE)
+MODELS = ("small", "the article's")
 
 
 def live_jobs(values: Mapping[str, Any]) -> list[Job]:
-    """`live_autopsy_jobs`; or the steps with each defect alone and with none, timed together,
-    whatever the switches are."""
+    """The runs that the switches ask for; or the steps with each defect alone and with none, timed
+    together, whatever the switches are."""
     if values["measure"] != EACH_ALONE:
-        return live_autopsy_jobs(values)
+        return _switched_jobs(values)
     configs = {
         config: None
         for defects in ((), *((name,) for name in DEFECTS))
-        for job in live_autopsy_jobs(values | {"defects": defects, "measure": "step times"})
+        for job in _switched_jobs(values | {"defects": defects, "measure": "step times"})
         for config in job.configs
     }
     return [CostJob(configs=tuple(configs), n_repeats=values["repeats"])] if configs else []
 
 
+def _switched_jobs(values: Mapping[str, Any]) -> list[TrainingJob | CostJob]:
+    """The runs that the switches ask for: mended, and with those of the
+    `defects` that the article's runs of the mechanism had; the steps of all are timed together.
+
+    `measure` leaves out the losses ("step times") or the times ("losses").
+    """
+    n = values["seq_len"]
+    configs = []
+    for attention in values["attention"]:
+        chosen = tuple(one for one in all_defects(attention) if one in values["defects"])
+        options = {"task": SequenceCopy(seq_len=n), "batch_size": 8, "lr": 2e-3}
+        if values["model"] != MODELS[0]:
+            options |= {"model": replication_model(attention), "lr": 1e-3}
+        mended = laptop_copy(attention, n, values["n_steps"], **options)
+        configs += [with_defects(mended, defects) for defects in dict.fromkeys(((), chosen))]
+    jobs: list[TrainingJob | CostJob] = []
+    if values["measure"] != "losses" and configs:
+        jobs.append(CostJob(configs=tuple(configs), n_repeats=values["repeats"]))
+    if values["measure"] != "step times":
+        jobs += seed_jobs(configs, values["seeds"])
+    return jobs
+
+
 def _each_alone(times: Sequence[Row]) -> bool:
     """Whether rows are of more than a mechanism's mended and switched steps."""
-    sets = {(r["config"]["model"]["attention"], *r["config"]["defects"]) for r in times}
+    sets = {(config_of(r).model.attention, *config_of(r).defects) for r in times}
     return any(sum(one[0] == name for one in sets) > 2 for name, *_ in sets)
 
 
@@ -370,12 +191,10 @@ def session_charts(rows: Sequence[Row]) -> mo.Html:
                 f"*Steps were repeated fewer than {timing.MIN_SAMPLES} times, too seldom to "
                 "compare: this machine was busy. Try another setting when it is not.*"
             )
-        return mo.as_html(effects_chart(times))
+        return mo.as_html(charts.effects_chart(times))
     shown = [mo.md(comparison(losses, times))]
     if losses:
-        config = losses[0]["config"]
-        title = f"N = {config['task']['seq_len']}, {config['n_steps']} steps"
-        shown.insert(0, charts.switches_curves(frames.curves(losses), title=title))
+        shown.insert(0, charts.switches_curves(losses))
     return mo.vstack(shown)
 
 
@@ -390,7 +209,7 @@ def comparison(losses: Sequence[Row], times: Sequence[Row]) -> str:
         if any(cells[column] != NONE_YET for cells in told.values())
     ]
     if not columns:
-        switched = any(row["config"]["defects"] for row in times)
+        switched = any(config_of(row).defects for row in times)
         return "" if switched or not times else "*All switches are off: turn one on to compare.*"
     lines = ([name, *(cells[one] for one in columns)] for name, cells in told.items())
     return markdown_table(["", *columns], lines)
@@ -401,7 +220,7 @@ NONE_YET = "–"
 
 def _compared(losses: Sequence[Row], times: Sequence[Row], attention: str) -> dict[str, str]:
     """What there is to say of a mechanism, by column."""
-    steps = {bool(row["config"]["defects"]): row for row in times if _of(row, attention)}
+    steps = {bool(config_of(row).defects): row for row in times if _of(row, attention)}
     totals = {on: _total(row) for on, row in steps.items() if row["outcome"] == "ok"}
     factor = NONE_YET
     if len(totals) == 2:
@@ -415,7 +234,7 @@ def _compared(losses: Sequence[Row], times: Sequence[Row], attention: str) -> di
 
 
 def _of(row: Row, attention: str) -> bool:
-    return row["config"]["model"]["attention"] == attention
+    return config_of(row).model.attention == attention
 
 
 def _total(row: Row) -> Total:
@@ -427,7 +246,7 @@ def _ends(rows: Sequence[Row], *, switched: bool) -> str:
     told = [
         f"{row['summary']['final_loss']:z.4f} ({row['summary']['final_accuracy']:z.0%})"
         for row in rows
-        if row["outcome"] == "ok" and bool(row["config"]["defects"]) == switched
+        if row["outcome"] == "ok" and bool(config_of(row).defects) == switched
     ]
     return ", ".join(told) or NONE_YET
 
@@ -453,11 +272,8 @@ def other_switches() -> mo.ui.dictionary:
 def show_others(elements: mo.ui.dictionary) -> mo.Html:
     """Each defect of the other works with what was measured just now; what the switch has chosen
     is bold."""
-    rows = "".join(_other_row(elements, name, one) for name, one in OTHERS.items())
-    return mo.Html(
-        '<div role="group" aria-label="other defects" style="display:grid; gap:.9rem; '
-        f'overflow-wrap:anywhere">{rows}</div>'
-    )
+    rows = (_other_row(elements, name, one) for name, one in OTHERS.items())
+    return controls.grid(rows, "100%", "other defects")
 
 
 def _other_row(elements: mo.ui.dictionary, name: str, one: Shown) -> str:
@@ -478,9 +294,8 @@ def _other_row(elements: mo.ui.dictionary, name: str, one: Shown) -> str:
     if controls.in_static_page():
         label = f"<b>{one.title}</b>"
     return (  # side by side, and below each other on a narrow page
-        '<div style="display:flex; flex-wrap:wrap; gap:.3rem 1.5rem">'
-        f'<div style="flex:0 0 14.5rem">{label}</div>'
-        f'<div style="flex:1 1 24rem; min-width:0">{html.escape(one.what)}<br>{body}</div></div>'
+        f'<div class="r-beside"><div>{label}</div>'
+        f"<div>{html.escape(one.what)}<br>{body}</div></div>"
     )
 
 

@@ -1,15 +1,19 @@
 """Charts of fast weight memories: loss of associative retrieval against the number of keys S."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import altair as alt
 import polars as pl
 
-from replib.claims.capacity.judge import GRID_STEP, SOLVED_LOSS, keys_text, least_loss
+from replib.claims.capacity.frames import retrieval_frame
+from replib.claims.capacity.memories import GRID_STEP, SOLVED_LOSS, keys_text, least_loss
+from replib.claims.claim import Figure, Rows
 from replib.fast_weights import RetrievalConfig
 from replib.lab.statistics import Threshold, solved_threshold
 from replib.pages import style
+from replib.published import published
 
 # Where a run that has solved its task happened to end says little: drawn at the bottom edge.
 LOSS_FLOOR = 1e-4
@@ -412,3 +416,11 @@ def _subtitle(drawn: pl.DataFrame, setting: int) -> str:
         ),
     ]
     return "; ".join(text for text, is_shown in parts if text and is_shown)
+
+
+def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    """Loss against the number of keys, and how many keys are solved, beside the published ones."""
+    frame = retrieval_frame(rows["capacity"], published()["fastweights_logs"])
+    for name, draw in (("capacity", capacity_chart), ("capacity_solved", solved_chart)):
+        shown = {"experiment": "capacity", "rows": rows["capacity"], "published": True}
+        yield name, Figure(chart=draw(frame), **shown)

@@ -1,6 +1,5 @@
 """Rows of associative retrieval as a tidy polars frame, for `charts.memory`."""
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,14 +7,14 @@ from typing import Any
 
 import polars as pl
 
-from replib.claims.capacity.judge import (
+from replib.claims.capacity.memories import (
     MEMORIES,
     SOLVED_LOSS,
     label,
-    memory_config,
     published_losses,
 )
-from replib.fast_weights import MemoryConfig
+from replib.fast_weights import MemoryConfig, RetrievalConfig
+from replib.lab.recorded import config_of
 from replib.lab.store import Row
 
 RETRIEVAL_COLUMNS = {
@@ -51,20 +50,20 @@ def retrieval_frame(rows: Sequence[Row], published: Mapping[str, Any]) -> pl.Dat
     Args:
         published: `published()["fastweights_logs"]`.
     """
-    runs: dict[tuple, dict[str, dict[int, float]]] = {}
+    runs: dict[tuple, dict[RetrievalConfig, dict[int, float]]] = {}
     for row in rows:
-        config, live = row["config"], row["scale"] == "live"
-        if row["outcome"] not in ("ok", "diverged") or (config["eval_half_length"] and not live):
+        config, live = config_of(row), row["scale"] == "live"
+        if row["outcome"] not in ("ok", "diverged") or (config.eval_half_length and not live):
             continue
         key = (
-            2 if config["task"]["with_replacement"] else 1,
-            memory_config(row),
-            config["task"]["n_keys"],
+            2 if config.task.with_replacement else 1,
+            config_of(row).model,
+            config.task.n_keys,
             row["provenance"]["device_name"],
             "live" if live else "recorded",
         )
         loss = row["summary"].get("reported_loss")
-        same = runs.setdefault(key, {}).setdefault(json.dumps(config), {})
+        same = runs.setdefault(key, {}).setdefault(config, {})
         same[row["seed"]] = math.inf if loss is None else loss
     found = {key: list(list(by_config.values())[-1].values()) for key, by_config in runs.items()}
     for setting in (1, 2):

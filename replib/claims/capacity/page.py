@@ -13,29 +13,22 @@ import torch
 
 from replib.attention.dpfp import DPFPAttention
 from replib.attention.performer import PerformerAttention
-from replib.claims.capacity import filling
+from replib.claims.capacity import filling, memories, tables
 from replib.claims.capacity import filling_charts as charts
 from replib.claims.capacity import frames as frames_memory
-from replib.claims.capacity import judge as claims_memory
+from replib.claims.capacity.charts import capacity_chart, solved_chart, update_rules_chart
 from replib.claims.capacity.filling import FillConfig, Filling
-from replib.claims.charts import capacity_chart, solved_chart, update_rules_chart
-from replib.fast_weights import FEATURES, UPDATE_RULES
+from replib.claims.capacity.grid import NO_EPS, retrieval_config
+from replib.fast_weights import FEATURES, UPDATE_RULES, MemoryConfig, RetrievalConfig
+from replib.lab.recorded import config_of
+from replib.lab.run import RetrievalJob
 from replib.lab.store import Row
 from replib.pages import controls, frames
 from replib.pages.controls import Control
 from replib.pages.live import in_passing_thread
-from replib.pages.live_jobs import RETRIEVAL_SETTINGS
 
 Result = TypeVar("Result")
 
-CLAIMS = {
-    "capacity": "A memory holds no more keys than it has features: softmax and DPFP-3 remember "
-    "most, then DPFP-2, DPFP-1, linear attention and FAVOR+.",
-    "as_published": "The runs here solve as many keys as the published ones, to a step of the "
-    "grid, and end at the same losses, to 15 %.",
-    "update_rules": "Where keys come back with new values, the delta rule solves what neither a "
-    "sum nor the earlier rule of fast weight memories (fwm) does.",
-}
 FEATURE_LABELS = {
     "linear": "linear (elu + 1)",
     "dpfp": "dpfp (DPFP-ν)",
@@ -43,15 +36,7 @@ FEATURE_LABELS = {
 }
 TITLES = {"capacity": "Every key once", "update_rules": "Keys come back"}
 # The experiments whose rows the page shows.
-RECORDED = (*TITLES, claims_memory.MEANS, claims_memory.WITHOUT_EPS)
-JUDGES = {  # what judges a claim, on rows of which experiments
-    "capacity": (
-        lambda rows, _: claims_memory.capacity(rows),
-        ("capacity", claims_memory.WITHOUT_EPS),
-    ),
-    "as_published": (claims_memory.as_published, RECORDED),
-    "update_rules": (lambda rows, _: claims_memory.update_rules(rows), ("update_rules",)),
-}
+RECORDED = (*TITLES, memories.MEANS, memories.WITHOUT_EPS)
 PERFORMER_SIZES = (64, 128, 512)
 PAUSE_S = 0.04  # after each picture of a memory that is filled
 MAX_FRAMES = 40  # of them: a browser needs some 0.2 s for each
@@ -117,24 +102,18 @@ DEFECTS = {
 }
 
 
-NONE = "none"  # in the URL, where no switch is on
-SWITCHES = Control("defects", "Defects", (*DEFECTS, NONE), (NONE,))
-
-
-def defects() -> mo.ui.dictionary:
-    """Switches for what the published code and figures do, off but where the URL or the command
-    line asks for them."""
-    sources = dict(mo.query_params().to_dict()), dict(mo.cli_args().to_dict())
-    on = controls.initial_values([SWITCHES], *sources)[0][SWITCHES.name]
-    return mo.ui.dictionary(
-        {name: mo.ui.switch(value=name in on, label=label) for name, (label, _) in DEFECTS.items()}
-    )
+SWITCHES = Control(
+    "defects",
+    "Defects",
+    (*DEFECTS, controls.NONE),
+    (controls.NONE,),
+    labels={name: label for name, (label, _) in DEFECTS.items()},
+)
 
 
 def chosen_defects(elements: mo.ui.dictionary) -> dict[str, Any]:
-    """The switches as settings of `live_jobs.live_retrieval_jobs`, and in the URL."""
-    on = tuple(name for name, value in elements.value.items() if value)
-    controls.share({SWITCHES.name: on or (NONE,)})
+    """The switches as settings of `live_jobs`, and in the URL."""
+    on = controls.switched_on(elements, SWITCHES.name)
     return {
         "eval_half_length": "eval_half_length" in on,
         "report": "last" if "last_loss" in on else "best",
@@ -146,72 +125,27 @@ def show_defects(elements: mo.ui.dictionary) -> mo.Html:
     """Each switch with what it does."""
     if controls.in_static_page():
         return mo.md("")
-    cells = "".join(
-        f"<div>{elements[name]}<div style='font-size:.9rem'>{text}</div></div>"
-        for name, (_, text) in DEFECTS.items()
+    cells = (
+        f"{elements[name]}<div class='r-note'>{text}</div>" for name, (_, text) in DEFECTS.items()
     )
-    return _grid(cells, "17rem", label="defects")
-
-
-def _grid(cells: str, least: str, label: str = "") -> mo.Html:
-    role = f'role="group" aria-label="{label}" ' if label else ""
-    return mo.Html(
-        f'<div {role}style="display:grid; gap:1rem 2rem; '
-        f'grid-template-columns:repeat(auto-fit, minmax(min(100%, {least}), 1fr))">{cells}</div>'
-    )
+    return controls.grid(cells, "17rem", label="defects")
 
 
 def side_by_side(*charts_shown: alt.LayerChart, least: str = "22rem") -> mo.Html:
     """Charts beside each other where the page is wide enough."""
-    return _grid(
-        "".join(f'<div style="min-width:0">{mo.as_html(c).text}</div>' for c in charts_shown),
-        least,
-    )
-
-
-def cards(
-    recorded: Mapping[str, Sequence[Row]],
-    session: Sequence[Row],
-    published: Mapping[str, Any],
-) -> mo.Html:
-    """A verdict card a claim."""
-    return mo.vstack([_card(claim, recorded, session, published) for claim in CLAIMS], gap=1.5)
-
-
-def _card(
-    claim: str,
-    recorded: Mapping[str, Sequence[Row]],
-    session: Sequence[Row],
-    published: Mapping[str, Any],
-) -> mo.Html:
-    judge, experiments = JUDGES[claim]
-    rows = [row for name in experiments for row in recorded[name]]
-    mine = [row for row in session if row["experiment"] in experiments]
-    here = "Nothing has run yet with the settings below."
-    return controls.verdict_card(
-        CLAIMS[claim],
-        [
-            ("Paper", claims_memory.PAPER_SAYS[claim]),
-            ("2022 replication", "Fast weights were not part of it."),
-            (f"Recorded here, {controls.device_names(rows)}", judge(rows, published)),
-            (controls.THIS_MACHINE, judge(mine, published) if mine else here),
-        ],
-    )
+    return controls.grid((mo.as_html(chart).text for chart in charts_shown), least)
 
 
 def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str, Any]) -> mo.Html:
     """The recorded curves of both settings, how long they took and of how many seeds they are, with
     tables, and how many keys those of the first solve."""
-    tables = {
-        "capacity": claims_memory.capacity_table,
-        "update_rules": claims_memory.update_rules_table,
-    }
+    made = {"capacity": tables.capacity_table, "update_rules": tables.update_rules_table}
     tabs = {
         title: mo.vstack(
             [
                 recorded_chart(recorded[name], published, name),
-                mo.md(f"*Recorded: {claims_memory.recording(recorded[name])}.*"),
-                mo.accordion({"As a table": _table(tables[name], recorded[name], published)}),
+                mo.md(f"*Recorded: {tables.recording(recorded[name])}.*"),
+                mo.accordion({"As a table": _table(made[name], recorded[name], published)}),
             ]
         )
         for name, title in TITLES.items()
@@ -222,7 +156,7 @@ def recorded_tabs(recorded: Mapping[str, Sequence[Row]], published: Mapping[str,
 
 def _table(table, rows: Sequence[Row], published: Mapping[str, Any]) -> mo.Html:
     shown = mo.md(table(rows, published)).text
-    return mo.Html(f'<div style="overflow-x:auto"><div style="min-width:50rem">{shown}</div></div>')
+    return controls.styled(f'<div class="r-scroll"><div>{shown}</div></div>')
 
 
 def recorded_chart(rows: Sequence[Row], published: Mapping[str, Any], name: str) -> alt.LayerChart:
@@ -241,21 +175,20 @@ def session_charts(
         return mo.md("*Nothing has run yet with these settings.*")
     name = rows[0]["experiment"]
     same = [row for row in rows if row["experiment"] == name]
-    config = same[0]["config"]
-    rules = {row["config"]["model"]["update_rule"] for row in same}
-    title = f"S = {config['task']['n_keys']}, D = {config['model']['head_dim']}"
+    config = config_of(same[0])
+    rules = {config_of(row).model.update_rule for row in same}
+    title = f"S = {config.task.n_keys}, D = {config.model.head_dim}"
     title += f", rule {max(rules, key=UPDATE_RULES.index)}"  # softmax beside others says "sum"
     curves = charts.memory_curves(frames.training_curves(same), title=title)
     return side_by_side(curves, recorded_chart([*recorded[name], *same], published, name))
 
 
-def fill_config(settings: Mapping[str, Any]) -> tuple[FillConfig | None, mo.Html]:
-    """The filling that the panel asks for; none, and what is wrong, where there can be none."""
-    made, problem = controls.attempt(lambda values: [_fill_config(values)], settings)
-    return (made[0] if made else None), problem
+def fill_config(settings: Mapping[str, Any]) -> FillConfig:
+    """The filling that the panel asks for.
 
-
-def _fill_config(settings: Mapping[str, Any]) -> FillConfig:
+    Raises:
+        ValueError: there can be none.
+    """
     attention, n_keys = settings["fill_features"], settings["fill_keys"]
     sizes = {
         "dpfp": DPFPAttention.Options(nu=settings["fill_nu"]),
@@ -337,7 +270,7 @@ def show_sliders(*elements) -> mo.Html:
     """The sliders and the button that let a reader watch the memory; dead in a static page."""
     if controls.in_static_page():
         return mo.md("")
-    return _grid("".join(f"<div>{element}</div>" for element in elements), "15rem")
+    return controls.grid(elements, "15rem")
 
 
 def fill_button() -> mo.ui.run_button:
@@ -553,3 +486,47 @@ def _crosstalk_charts(config: FillConfig) -> list[alt.LayerChart]:
             subtitle="all at 1 if no key disturbed another",
         ),
     ]
+
+
+RETRIEVAL_SETTINGS = {"every key once": False, "keys come back": True}
+"""Whether keys are drawn with replacement: settings 1 and 2 of the paper."""
+
+
+MIN_EVALUATIONS = 10  # of a live run; from 1000 steps on they are 100 steps apart, as published
+
+
+def live_jobs(values: Mapping[str, Any]) -> list[RetrievalJob]:
+    """The runs that the fast weights notebook's controls ask for; a job a mechanism, its seeds
+    together. Softmax attention has no update rule. With the most steps and all defects off a run is
+    as published.
+
+    Raises:
+        ValueError: evaluation on half the length where every key comes once.
+    """
+    jobs = []
+    for attention in values["attention"]:
+        options = {
+            "dpfp": DPFPAttention.Options(nu=values["nu"]),
+            "performer": PerformerAttention.Options(n_directions=values["n_directions"]),
+        }
+        mended = attention == "performer" and not values["published_eps"]
+        model = MemoryConfig(
+            attention=attention,
+            options=options.get(attention),
+            update_rule="sum" if attention == "softmax" else values["update_rule"],
+            head_dim=values["head_dim"],
+            **({"eps": NO_EPS} if mended else {}),
+        )
+        config = retrieval_config(
+            values["n_keys"],
+            model,
+            with_replacement=RETRIEVAL_SETTINGS[values["setting"]],
+            n_steps=values["n_steps"],
+            eval_every=max(
+                1, min(RetrievalConfig.eval_every, values["n_steps"] // MIN_EVALUATIONS)
+            ),
+            eval_half_length=values["eval_half_length"],
+            report=values["report"],
+        )
+        jobs.append(RetrievalJob(config=config, seeds=tuple(range(values["seeds"]))))
+    return jobs

@@ -1,18 +1,55 @@
 """The parts of notebook 1: learning curves in words, and a sequence that trained models copy."""
 
 import random
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import marimo as mo
 import polars as pl
 import torch
 
+from replib.claims.common import BOTH, laptop_copy, laptop_model
 from replib.generation import copy_with
+from replib.lab.recorded import config_of
 from replib.lab.run import TrainingJob
-from replib.pages.controls import callout, plain, sizes_text
+from replib.lab.store import Row
+from replib.lab.text import LEFT, markdown_table
+from replib.pages.controls import callout, plain, sizes_text, styled
 from replib.pages.live import LiveRuns, in_passing_thread
-from replib.tasks import CausalCopy, Task
+from replib.published import published
+from replib.tasks import CausalCopy, SequenceCopy, Task
 from replib.training import Training
+
+TASKS = {"causal copy": CausalCopy, "encoder-decoder copy": SequenceCopy}
+
+
+def live_jobs(values: Mapping[str, Any]) -> list[TrainingJob]:
+    """The runs that the controls ask for; a run per mechanism and seed."""
+    task = TASKS[values["task"]](seq_len=values["seq_len"])
+    sizes = {
+        "n_layers": values["n_layers"],
+        "n_heads": values["n_heads"],
+        "d_model": values["n_heads"] * values["head_dim"],
+        "d_feedforward": 2 * values["n_heads"] * values["head_dim"],
+    }
+    return [
+        TrainingJob(
+            config=laptop_copy(
+                attention,
+                values["seq_len"],
+                values["n_steps"],
+                task=task,
+                model=replace(laptop_model(attention), **sizes),
+                batch_size=values["batch_size"],
+                lr=values["lr"],
+            ),
+            seed=seed,
+        )
+        for seed in range(values["seeds"])
+        for attention in values["attention"]
+    ]
 
 
 def recorded_behind(shown: pl.DataFrame, recorded: pl.DataFrame) -> pl.DataFrame | None:
@@ -66,10 +103,7 @@ def copies(
         return none_yet
     rows = {"given": symbols} | produced
     body = "".join(_copy_row(name, made, symbols) for name, made in rows.items())
-    table = mo.Html(
-        '<div style="overflow-x:auto"><table aria-label="copies" style="width:auto; '
-        f'font-size:1rem">{body}</table></div>'
-    )
+    table = styled(f'<table aria-label="copies" class="r-copies">{body}</table>')
     trained = trained_lengths(task)
     if len(symbols) in trained:
         return table
@@ -120,13 +154,40 @@ def _copy_row(name: str, produced: list[int], given: list[int]) -> str:
     for i, symbol in enumerate(given):
         made = produced[i] if i < len(produced) else 0
         letter = chr(FIRST_LETTER + made - 1) if 1 <= made <= 26 else "·"
-        style = (
-            "" if made == symbol else "background:#b34a00; color:#fff; text-decoration:underline"
-        )
-        letters += f'<span style="padding:0 .25rem; {style}">{letter}</span>'
+        letters += f"<span{' class=r-wrong' * (made != symbol)}>{letter}</span>"
     n_right = sum(a == b for a, b in zip(produced, given, strict=False))
     return (
-        f'<tr><th scope="row" style="text-align:left; padding:.15rem 1rem .15rem 0">{name}</th>'
-        f'<td style="padding:.15rem 1rem .15rem 0; white-space:nowrap">{n_right} of {len(given)} '
-        f'right</td><td style="font-family:monospace; white-space:nowrap">{letters}</td></tr>'
+        f'<tr><th scope="row">{name}</th><td>{n_right} of {len(given)} right</td>'
+        f"<td>{letters}</td></tr>"
     )
+
+
+def sequence_copy_table(rows: Sequence[Row]) -> str:
+    """Final losses on the article's task, its own beside those recorded here, as Markdown."""
+    article, lines = published()["dm2022"], []
+    losses = article["loss_scale"]["nats_per_token"]
+    for name in BOTH:
+        cells = [f"{losses[name][str(n)]:z.2f}" for n in article["N"]]
+        lines.append([f"2022 article, {name}", *cells])
+    for name in BOTH:
+        lines.append([f"here, {name}", *(_median_loss(rows, name, n) for n in article["N"])])
+    table = markdown_table(["loss", *(f"N = {n}" for n in article["N"])], lines, LEFT)
+    return (
+        "## The 2022 replication's task\n\nAn encoder reads the sequence and a decoder writes it "
+        "again. Here the decoder cannot see what it has yet to write; in the article's code it "
+        "could (found by reading it, not by running it), which would explain its zeros. Loss "
+        f"after {article['steps']} steps in nats a token; the article's is our reading of its "
+        "figures, divided by the batch that we infer; ours is the median of the seeds:"
+        f"\n\n{table}"
+    )
+
+
+def _median_loss(rows: Sequence[Row], attention: str, seq_len: int) -> str:
+    losses = [
+        row["summary"]["final_loss"]
+        for row in rows
+        if config_of(row).model.attention == attention
+        and config_of(row).task.seq_len == seq_len
+        and row["summary"].get("final_loss") is not None
+    ]
+    return f"{statistics.median(losses):z.4f} ({len(losses)} seeds)" if losses else "–"

@@ -1,12 +1,14 @@
 """The 2022 article's four points, and how far its crossover moves with the model."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
 import polars as pl
 
 from replib.lab.statistics import SOFTMAX_POWERS, Regression
+from replib.lab.text import LEFT, markdown_table
 from replib.pages import style
 
 MODELS = {
@@ -24,7 +26,7 @@ MODEL_DASHES = {
 
 
 def extrapolation_chart(
-    published: Mapping[str, Any], regressions: Iterable[Regression], *, title: str
+    published: Mapping[str, Any], regressions: Sequence[Regression]
 ) -> alt.LayerChart:
     """The article's four lengths, and how far its crossover moves with the model of the softmax.
 
@@ -32,9 +34,6 @@ def extrapolation_chart(
         published: `published()["dm2022"]`.
         regressions: of `statistics.article_regression` on its table, one a model.
     """
-    regressions = list(regressions)
-    if not regressions:
-        return style.no_data(title)
     shortest, longest, last = min(published["N"]), max(published["N"]), 8192
     curves = fitted_curves(regressions, [2 ** (i / 8) for i in range(8 * 3, 8 * 13 + 1)])
     points = pl.DataFrame(
@@ -65,7 +64,7 @@ def extrapolation_chart(
     ]
     return style.finished(
         alt.layer(*layers),
-        title,
+        f"Four points up to N = {longest}, extended to {last}",
         published["gpu"] + " (the article's measurements)",
         "Fits through the article's four lengths, extended to N = 8192, and where they cross.",
         style.TALL,
@@ -158,3 +157,30 @@ def measured_range(low: float, high: float) -> alt.Chart:
 def _model_dash() -> alt.StrokeDash:
     scale = alt.Scale(domain=list(MODEL_DASHES), range=list(MODEL_DASHES.values()))
     return alt.StrokeDash("model:N", legend=None, scale=scale)
+
+
+MODEL_NAMES = {
+    "quadratic": "a + c N² (the article's)",
+    "linear": "a + b N, a straight line",
+    "full_quadratic": "a + b N + c N²",
+    "power_law": "a Nᵖ",
+}
+
+
+def extrapolation_text(fits: Sequence[Regression]) -> str:
+    """What the article's four points give under each model of softmax, as Markdown."""
+    lines = [
+        [MODEL_NAMES[fit.softmax_model], f"{fit.r2_softmax:z.4f}", _crossing(fit.crossover)]
+        for fit in fits
+    ]
+    table = markdown_table(["model of softmax", "R²", "crossover N"], lines, LEFT)
+    return (
+        "## Where 3149 comes from\n\n"
+        "The article fits its softmax times with N², its linear times with N, and extends both. "
+        "Other models of the same four points disagree, a better fitting one among them:\n\n"
+        f"{table}"
+    )
+
+
+def _crossing(length: float) -> str:
+    return f"{length:z.0f}" if math.isfinite(length) else "never"

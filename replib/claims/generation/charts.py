@@ -1,14 +1,59 @@
 """Charts of generation: a token's cost against its position, long streams, and speed-ups."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import altair as alt
 import polars as pl
 
-from replib.claims.scaling.charts import growth_chart
+from replib.claims.claim import Figure, Rows
+from replib.claims.generation.measured import Speedup, published_speedups, speedups, tokens_by_size
+from replib.lab.recorded import config_of
+from replib.lab.runs.generation import WAYS, GenerationConfig, state_bytes
+from replib.lab.store import Row
+from replib.lab.verdict import by_device, three_digits
 from replib.pages import style
+from replib.pages.costs import growth_chart
+from replib.pages.frames import _ORIGIN, frame_of, mechanism, origin
+from replib.published import published
+
+_GENERATION = {
+    "attention": pl.String,
+    "implementation": pl.String,
+    "series": pl.String,
+    "seq_len": pl.Int64,
+    "batch_size": pl.Int64,
+    "n_layers": pl.Int64,
+    "n_heads": pl.Int64,
+    "head_dim": pl.Int64,
+}
+GENERATION_COLUMNS = (
+    _GENERATION
+    | {"time_ms": pl.Float64, "q25": pl.Float64, "q75": pl.Float64}
+    | {"state_bytes": pl.Int64, "memory_bytes": pl.Int64}
+    | {"outcome": pl.String, "detail": pl.String}
+    | _ORIGIN
+)
+STREAM_COLUMNS = (
+    _GENERATION
+    | {"position": pl.Int64, "ms_per_token": pl.Float64}
+    | {"state_bytes": pl.Int64, "process_bytes": pl.Int64}
+    | _ORIGIN
+)
+SPEEDUP_COLUMNS = {
+    "setting": pl.String,
+    "over": pl.String,
+    "where": pl.String,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "how": pl.String,
+    "device": pl.String,
+    "source": pl.String,
+}
+
 
 TOKEN_MEASURES = {  # column -> axis title, factor to its unit
     "time_ms": ("time of a token (ms)", 1.0),
@@ -21,18 +66,20 @@ MARGIN = 1.6  # free space beside the smallest and the largest ratio, as a facto
 OVER = {"cache": "over a cache", "recompute": "over recomputing"}
 
 
-def token_chart(frame: pl.DataFrame, *, y: str = "time_ms", title: str) -> alt.LayerChart:
-    """What the N-th token takes, a line a way to generate, both axes logarithmic.
+def token_chart(rows: Sequence[Row], y: str = "time_ms", name: str | None = None) -> alt.LayerChart:
+    """What the N-th token of one model and batch takes, a line a way to generate, both axes
+    logarithmic; titled with what the last tokens took.
 
     Args:
-        frame: of `frames.tokens`, of one model and batch.
         y: a key of TOKEN_MEASURES.
+        name: of the model and batch.
 
     Raises:
-        ValueError: an unknown y, or a frame with two values at one N of a way.
+        ValueError: an unknown y, or two values at one N of a way.
     """
     style.check_known("y", y, TOKEN_MEASURES)
     axis_title, factor = TOKEN_MEASURES[y]
+    frame, title = tokens(rows), _token_title(rows, y, name)
     style.check_single(frame)
     timed = pl.lit(y == "time_ms")
     drawn = frame.with_columns(
@@ -48,18 +95,19 @@ def token_chart(frame: pl.DataFrame, *, y: str = "time_ms", title: str) -> alt.L
     return chart
 
 
-def stream_chart(
-    frame: pl.DataFrame, *, cache_bytes_per_token: float, title: str
-) -> alt.LayerChart:
-    """Memory along a stream of tokens: what is kept, the whole process, and what a cache takes.
-
-    Args:
-        frame: of `frames.streams`, of one model.
-        cache_bytes_per_token: of that model; drawn as the line of what a cache must hold.
-    """
+def stream_chart(rows: Sequence[Row]) -> alt.LayerChart:
+    """Memory along the long streams of one model: what is kept, the whole process, and what a cache
+    must hold."""
+    frame = streams(rows)
     if frame.is_empty():
-        return style.no_data(title)
-    last = frame["position"].max()
+        return style.no_data("No measurements yet")
+    stream = next(row for row in rows if config_of(row).span == "stream" and row["curve"])
+    config = replace(config_of(stream), way="cache", seq_len=1)
+    cache_bytes_per_token, last = state_bytes(config), frame["position"].max()
+    title, kept = f"{last:,} tokens", frame.filter(frame["implementation"] == "recurrent")
+    if not kept.is_empty():
+        grown = kept["state_bytes"].max() - kept["state_bytes"].min()
+        title += f": the state grows by {grown} bytes"
     lines = _stream_lines(frame, cache_bytes_per_token, last)
     y_domain = style.log_domain(lines["value"], 1.5)
     x_domain = style.log_domain([1, last])
@@ -145,15 +193,20 @@ def _stream_lines(frame: pl.DataFrame, cache_bytes_per_token: float, last: int) 
     ).filter(pl.col("value").is_not_null())
 
 
-def speedup_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
+def speedup_chart(found: Sequence[Speedup], paper: Mapping[str, Any]) -> alt.LayerChart:
     """How many times faster linear attention generates, a line a figure, on a log axis: filled and
     hollow marks with 95 % intervals are ours, crosses are published.
 
     Args:
-        frame: of `frames.speedups`.
+        paper: `published()["katharopoulos2020"]`.
     """
-    if frame.filter(pl.col("source") != "published").is_empty():
-        return style.no_data(title)
+    if not found:
+        return style.no_data("No measurements yet")
+    frame = speedup_frame(found, published_speedups(paper))
+    title, over_cache = "Speed-ups", sorted(x.found.value for x in found if x.over == "cache")
+    if over_cache:
+        ends = dict.fromkeys(map(three_digits, (over_cache[0], over_cache[-1])))
+        title = f"Linear is {' to '.join(ends)}× as fast as softmax with a cache"
     drawn, lines = _grouped(frame)
     x_domain = style.log_domain([*drawn["low"], *drawn["high"], *drawn["value"], 1.0], MARGIN)
     x_domain[1] *= (x_domain[1] / x_domain[0]) ** LABEL_SHARE
@@ -264,3 +317,104 @@ def _ratio_layers(drawn: pl.DataFrame, y: alt.Y, x_domain: Sequence[float]) -> l
             )
         )
     return marks
+
+
+def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    """A token's time and memory, streams, and speed-ups beside the published ones."""
+    recorded = rows["generation"]
+    sizes = rows_by_size(recorded)
+    if not sizes:
+        return
+    name = max(sizes, key=lambda size: len(sizes[size]))  # the size that most points are of
+    shown = {"experiment": "generation", "rows": sizes[name]}
+    yield "generation_tokens", Figure(chart=token_chart(sizes[name], name=name), **shown)
+    chart = token_chart(sizes[name], "state_bytes", name)
+    yield "generation_memory", Figure(chart=chart, **shown)
+    shown["rows"] = recorded
+    yield "generation_streams", Figure(chart=stream_chart(recorded), **shown)
+    chart = speedup_chart(speedups(recorded), published()["katharopoulos2020"])
+    yield "generation_speedups", Figure(chart=chart, **shown, published=True)
+
+
+def tokens(rows: Iterable[Row]) -> pl.DataFrame:
+    """One line a token that was generated at some position, `seq_len`: GENERATION_COLUMNS. The way
+    to generate stands for an implementation; a cache's and a state's bytes are those allocated."""
+    lines = []
+    for row in rows:
+        if config_of(row).span == "token":
+            summary = row["summary"]
+            line = _way(config_of(row)) | {n: row[n] for n in ("outcome", "detail")} | origin(row)
+            line |= {name: summary.get(name) for name in ("time_ms", "state_bytes", "memory_bytes")}
+            line |= {"q25": summary.get("time_ms_q25"), "q75": summary.get("time_ms_q75")}
+            lines.append(line)
+    return frame_of(lines, GENERATION_COLUMNS)
+
+
+def streams(rows: Iterable[Row]) -> pl.DataFrame:
+    """One line a look at a long stream: STREAM_COLUMNS."""
+    names = ("position", "ms_per_token", "state_bytes", "process_bytes")
+    lines = []
+    for row in rows:
+        if config_of(row).span == "stream" and row["curve"]:
+            run = _way(config_of(row)) | origin(row)
+            points = zip(*(row["curve"][name] for name in names), strict=True)
+            lines += [run | dict(zip(names, point, strict=True)) for point in points]
+    return frame_of(lines, STREAM_COLUMNS)
+
+
+def speedup_frame(
+    found: Iterable[Speedup], published: Iterable[tuple[str, str, str, float]] = ()
+) -> pl.DataFrame:
+    """One line a ratio of times, ours and those of `claims_generation.published_speedups`:
+    SPEEDUP_COLUMNS. `setting` is the data set whose images have that size, or the size itself."""
+    ours = [
+        {"setting": one.size.image or one.size.text.rsplit(", batch", 1)[0], "over": one.over}
+        | {"where": f"here, batch {one.size.batch_size}"}
+        | asdict(one.found)
+        | {"how": "from single tokens" if one.integrated else "whole runs"}
+        | origin(one.row)
+        for one in found
+    ]
+    theirs = [
+        {"setting": image, "over": over, "where": f"paper {where}", "value": float(value)}
+        | {"how": "published", "source": "published"}
+        for image, over, where, value in published
+    ]
+    return frame_of(ours + theirs, SPEEDUP_COLUMNS)
+
+
+def _way(config: GenerationConfig) -> dict[str, Any]:
+    way = config.way
+    sizes = ("seq_len", "batch_size", "n_layers", "n_heads", "head_dim")
+    return mechanism(WAYS[way], way) | {name: getattr(config, name) for name in sizes}
+
+
+def _token_title(rows: Sequence[Row], y: str, name: str | None) -> str:
+    done = [row for row in rows if row["outcome"] == "ok" and row["summary"].get(y)]
+    if not done:
+        return "No measurements yet"
+    last = max(config_of(row).seq_len for row in done)
+    found = {config_of(r).way: r["summary"][y] for r in done if config_of(r).seq_len == last}
+    where = f"{name}: " if name else ""
+    if "recurrent" not in found or len(found) == 1:
+        return f"{where}tokens up to {last}"
+    verb, what = {"time_ms": ("takes", "time"), "state_bytes": ("keeps", "memory")}[y]
+    compared = [
+        f"{text} {verb} {three_digits(found[way] / found['recurrent'])}×"
+        for way, text in (("cache", "a cache"), ("recompute", "recomputing"))
+        # What recomputing keeps is its tokens alone.
+        if way in found and (way, y) != ("recompute", "state_bytes")
+    ]
+    said = f"{', '.join(compared)} the {what} of a recurrent state" if compared else ""
+    return f"{where}token {last}: {said}" if said else f"{where}tokens up to {last}"
+
+
+def rows_by_size(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of single tokens, by the name of their model, batch and device."""
+    found: dict[str, list[Row]] = {}
+    devices = by_device(rows)
+    for device, some in devices.items():
+        for size, members in tokens_by_size(some).items():
+            name = f"{size.text}, {device}" if len(devices) > 1 else size.text
+            found[name] = members
+    return found

@@ -3,20 +3,29 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import altair as alt
 import marimo as mo
 import torch
 
-from replib.claims import charts, judging
-from replib.claims.generation import agreement, judge
+from replib.claims.generation import agreement, charts
 from replib.claims.generation.agreement import Agreement
+from replib.claims.generation.charts import rows_by_size
+from replib.claims.generation.grid import stream_jobs, token_jobs
+from replib.claims.generation.measured import (
+    IMAGE_KEYS,
+    MIN_WHOLE_RUNS,
+    Generated,
+    Speedup,
+    generated,
+    speedup,
+)
 from replib.device import resolve_device
 from replib.lab.kept_models import Kept
-from replib.lab.runs.generation import WAYS, GenerationConfig, state_bytes
+from replib.lab.run import CostJob
+from replib.lab.runs.generation import WAYS, GenerationConfig
 from replib.lab.store import Row
 from replib.lab.text import LEFT, RIGHT, markdown_table
-from replib.lab.verdict import three_digits
-from replib.pages import controls, frames
+from replib.lab.verdict import by_device, three_digits
+from replib.pages import controls
 from replib.pages.live import in_passing_thread
 
 WAY_LABELS = {
@@ -27,78 +36,29 @@ WAY_LABELS = {
 EVERY = "Every comparison"
 
 
-def rows_by_size(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of single tokens, by the name of their model, batch and device."""
-    found: dict[str, list[Row]] = {}
-    devices = judging.by_device(rows)
-    for device, some in devices.items():
-        for size, members in judge.tokens_by_size(some).items():
-            name = f"{size.text}, {device}" if len(devices) > 1 else size.text
-            found[name] = members
-    return found
+def live_jobs(values: Mapping[str, Any]) -> list[CostJob]:
+    """The tokens that the controls ask for; a job a position."""
+    names = ("batch_size", "n_layers", "n_heads", "head_dim")
+    sizes = {name: values[name] for name in names}
+    return token_jobs(values["seq_len"], values["repeats"], values["ways"], **sizes)
 
 
-def token_chart(rows: Sequence[Row], y: str = "time_ms", name: str | None = None) -> alt.LayerChart:
-    """`charts.token_chart` of one model and batch, titled with what its last tokens took."""
-    return charts.token_chart(frames.tokens(rows), y=y, title=_title(rows, y, name))
-
-
-def _title(rows: Sequence[Row], y: str, name: str | None) -> str:
-    done = [row for row in rows if row["outcome"] == "ok" and row["summary"].get(y)]
-    if not done:
-        return "No measurements yet"
-    last = max(row["config"]["seq_len"] for row in done)
-    found = {r["config"]["way"]: r["summary"][y] for r in done if r["config"]["seq_len"] == last}
-    where = f"{name}: " if name else ""
-    if "recurrent" not in found or len(found) == 1:
-        return f"{where}tokens up to {last}"
-    verb, what = {"time_ms": ("takes", "time"), "state_bytes": ("keeps", "memory")}[y]
-    compared = [
-        f"{text} {verb} {three_digits(found[way] / found['recurrent'])}×"
-        for way, text in (("cache", "a cache"), ("recompute", "recomputing"))
-        # What recomputing keeps is its tokens alone.
-        if way in found and (way, y) != ("recompute", "state_bytes")
-    ]
-    said = f"{', '.join(compared)} the {what} of a recurrent state" if compared else ""
-    return f"{where}token {last}: {said}" if said else f"{where}tokens up to {last}"
+def live_stream_jobs(values: Mapping[str, Any]) -> list[CostJob]:
+    """The two streams that the second panel asks for."""
+    return stream_jobs(values["n_tokens"], min(values["n_tokens"], values["n_cached"]))
 
 
 def recorded_tabs(rows: Sequence[Row], y: str = "time_ms") -> mo.Html:
     """`token_chart` of each recorded model and batch."""
     sizes = rows_by_size(rows) or {"": []}
-    return mo.ui.tabs({name or "–": token_chart(some, y, name) for name, some in sizes.items()})
-
-
-def speedup_chart(rows: Sequence[Row], paper: Mapping[str, Any]) -> alt.LayerChart:
-    """`charts.speedup_chart` of whole sequences, beside the published figures."""
-    found = judge.speedups(rows)
-    frame = frames.speedups(found, judge.published_speedups(paper))
-    over_cache = sorted(one.found.value for one in found if one.over == "cache")
-    title = "Speed-ups" if found else "No measurements yet"
-    if over_cache:
-        ends = dict.fromkeys(map(three_digits, (over_cache[0], over_cache[-1])))
-        title = f"Linear is {' to '.join(ends)}× as fast as softmax with a cache"
-    return charts.speedup_chart(frame, title=title)
-
-
-def stream_chart(rows: Sequence[Row]) -> alt.LayerChart:
-    """`charts.stream_chart` of the long streams among rows."""
-    rows = [row for row in rows if row["config"]["span"] == "stream" and row["curve"]]
-    frame = frames.streams(rows)
-    if frame.is_empty():
-        return charts.stream_chart(frame, cache_bytes_per_token=1, title="No measurements yet")
-    first = GenerationConfig(**rows[0]["config"] | {"way": "cache", "seq_len": 1})
-    last, kept = frame["position"].max(), frame.filter(frame["implementation"] == "recurrent")
-    title = f"{last:,} tokens"
-    if not kept.is_empty():
-        grown = kept["state_bytes"].max() - kept["state_bytes"].min()
-        title += f": the state grows by {grown} bytes"
-    return charts.stream_chart(frame, cache_bytes_per_token=state_bytes(first), title=title)
+    return mo.ui.tabs(
+        {name or "–": charts.token_chart(some, y, name) for name, some in sizes.items()}
+    )
 
 
 def recorded_streams(rows: Sequence[Row]) -> mo.Html:
-    """`stream_chart` of each device."""
-    return controls.device_tabs(rows, stream_chart)
+    """`charts.stream_chart` of each device."""
+    return controls.device_tabs(rows, charts.stream_chart)
 
 
 def agreement_table(settings: Mapping[str, Any]) -> mo.Html:
@@ -176,3 +136,46 @@ def _alone(function: Callable, *arguments) -> Any:
             torch.set_num_threads(before)  # threads that begin later would have one as well
 
     return in_passing_thread(with_one_thread)
+
+
+PAPER_AT = "https://arxiv.org/abs/2006.16236"
+
+
+def generation_table(rows: Sequence[Row], paper: Mapping[str, Any]) -> str:
+    """Images a second of the paper's tables 1, 2 and 4 and here, as Markdown."""
+    lines = []
+    for image, (key, table) in IMAGE_KEYS.items():
+        here = paper[table]["rows"]
+        stateful = paper["table4_stateful"][key]["stateful-softmax"]
+        rates = here["softmax"][1], stateful[1], here["linear"][1]
+        over = [f"{three_digits(rates[2] / rate)}×" for rate in rates[:2]]
+        cells = [three_digits(rate) for rate in rates] + over
+        # The link is also what a keyboard scrolls the table by, on a narrow page.
+        lines.append([_unbroken(f"[paper]({PAPER_AT}), {image}, GPU, many images"), *cells])
+    for device, some in by_device(rows).items():
+        for size, ways in generated(some).items():
+            found = [ways.get(way) for way in ("recompute", "cache", "recurrent")]
+            cells = [_rate(one) for one in found]
+            cells += [_times(speedup(slow, found[2])) for slow in found[:2]]
+            lines.append([_unbroken(f"{device}, {size.text}"), *cells])
+    columns = "softmax, recomputed", "softmax, cached", "linear", "linear over recomputed"
+    head = [_unbroken("images a second"), *columns, "over cached"]
+    return markdown_table(head, lines) + (
+        "\n\n~ is summed from single tokens, which were measured at some positions; the others are "
+        f"medians of {MIN_WHOLE_RUNS} or more whole runs. A ratio is of whole runs where both have "
+        "so many."
+    )
+
+
+def _rate(one: Generated | None) -> str:
+    if one is None or one.total is None:
+        return "–"
+    return f"{'' if one.measured else '~'}{three_digits(one.images_per_s)}"
+
+
+def _times(one: Speedup | None) -> str:
+    return f"{'~' * one.integrated}{three_digits(one.found.value)}×" if one else "–"
+
+
+def _unbroken(name: str) -> str:
+    return name.replace(" ", "\N{NO-BREAK SPACE}")  # a narrow page scrolls the table

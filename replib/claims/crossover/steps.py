@@ -1,0 +1,115 @@
+"""Whole training steps of the 2022 replication's model, beside its Table 1."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from replib.claims.common import BOTH, judged_linear, name_of, order_of
+from replib.lab.recorded import config_of
+from replib.lab.run import variant_of
+from replib.lab.store import Row
+from replib.lab.text import LEFT, markdown_table
+from replib.pages import style
+from replib.pages.costs import growth_chart
+
+
+def table_1(article: Mapping[str, Any], steps: Sequence[Row]) -> str:
+    """The article's Table 1 with a row for each variant recorded here, as Markdown: seconds for
+    as many training steps as the article took."""
+    times = _step_times(steps)
+    lines = [
+        [f"2022 article, {name}", *(f"{seconds}" for seconds in article[f"{name}_s"])]
+        for name in BOTH
+    ]
+    for variant in sorted({variant for variant, _ in times}, key=order_of):
+        cells = [_seconds(times.get((variant, n)), article["steps"]) for n in article["N"]]
+        lines.append([f"here, {variant[0]} ({variant[1]})", *cells])
+    table = markdown_table(["seconds", *(f"N = {n}" for n in article["N"])], lines, LEFT)
+    return (
+        f"## The article's Table 1\n\nSeconds for {article['steps']} training steps; the "
+        f"article's on a {article['gpu']}, ours from the median step on the device named in "
+        f"the chart.\n\n{table}"
+    )
+
+
+def step_ratios(article: Mapping[str, Any], steps: Sequence[Row]) -> tuple[str, str]:
+    """How many times longer linear attention takes than softmax in whole training steps: in the
+    article, and in the rows recorded here at its lengths, `judged_linear` first."""
+    there = article["ratio_linear_softmax"]
+    times = _step_times(steps)
+    variants = sorted({variant for variant, _ in times if variant[0] == "linear"}, key=order_of)
+    variants.sort(key=lambda variant: variant[1] != judged_linear(steps))
+    here = []
+    for variant in variants:
+        parts = []
+        for baseline in ("textbook", "fused"):
+            ratios = [
+                times[variant, n] / times[("softmax", baseline), n]
+                for n in article["N"]
+                if (variant, n) in times and (("softmax", baseline), n) in times
+            ]
+            if ratios:
+                parts.append(
+                    f"{min(ratios):z.2f} to {max(ratios):z.2f} times softmax {baseline}'s time"
+                )
+        here += [f"{name_of(variant)} takes {' and '.join(parts)}"] if parts else []
+    lengths = f"at N = {article['N'][0]} to {article['N'][-1]}"
+    return (
+        f"Linear takes {min(there):z.1f} to {max(there):z.1f} times softmax's time {lengths}.",
+        f"{'; '.join(here).capitalize()} {lengths}." if here else "nothing yet",
+    )
+
+
+def _step_times(steps: Sequence[Row]) -> dict[tuple, float]:
+    """Milliseconds of a training step, by variant and length."""
+    return {
+        (variant_of(row), config_of(row).task.seq_len): row["summary"]["time_ms"]
+        for row in steps
+        if row["outcome"] == "ok"
+    }
+
+
+def _seconds(time_ms: float | None, n_steps: int) -> str:
+    return "–" if time_ms is None else f"{time_ms * n_steps / 1000:z.0f}"
+
+
+def replication_chart(
+    frame: pl.DataFrame, published: Mapping[str, Any], *, title: str
+) -> alt.LayerChart:
+    """Seconds of a whole training against N: ours, projected from the step time, and Table 1 of Do
+    & Bergner 2022.
+
+    Args:
+        frame: of `frames.costs`, from step_time rows.
+        published: `published()["dm2022"]`.
+
+    Raises:
+        ValueError: a frame with two values at one N of a series.
+    """
+    style.check_single(frame)
+    steps = published["steps"]
+    ours = frame.with_columns(
+        value=pl.col("time_ms") * steps / 1000,
+        low=pl.col("q25") * steps / 1000,
+        high=pl.col("q75") * steps / 1000,
+    )
+    article = pl.DataFrame(
+        [
+            {
+                "attention": attention,
+                "implementation": "2022 article",
+                "series": f"{attention} (2022 article)",
+                "seq_len": n,
+                "value": float(seconds),
+                "outcome": "ok",
+                "device": published["gpu"] + " (article)",
+                "source": "recorded",
+            }
+            for attention in ("softmax", "linear")
+            for n, seconds in zip(published["N"], published[f"{attention}_s"], strict=True)
+        ]
+    )
+    drawn = pl.concat([ours, article], how="diagonal")
+    return growth_chart(drawn, f"time of {steps} steps (s)", title, guides=False)
