@@ -15,7 +15,7 @@ from replib.claims import EXPERIMENTS
 from replib.claims.capacity.evaluation import MeansConfig
 from replib.fast_weights import MemoryConfig, RetrievalConfig
 from replib.lab import store
-from replib.lab.run import RetrievalJob, TrainingJob
+from replib.lab.run import RetrievalJob, TrainingJob, kind_of
 from replib.lab.runs.generation import GenerationCost, state_bytes
 from replib.lab.timing import Cost
 from replib.tasks.images import Pixels, bits
@@ -65,7 +65,9 @@ def _rows(name, job):
     if isinstance(job, RetrievalJob):
         return [retrieval_row(name, job.config, seed) for seed in job.seeds]
     row_of = _generation_row if name == "generation" else _cost_row
-    return [row_of(name, config) for config in job.configs]
+    kinds = (kind_of(config, cost=True) for config in job.configs)
+    rows = (row_of(name, config) for config in job.configs)
+    return [row | {"kind": kind} for row, kind in zip(rows, kinds, strict=True)]
 
 
 def _training_row(name, job):

@@ -108,7 +108,7 @@ def test_a_watched_run_is_the_run_that_nobody_watches(memory):
     for seed in watched.seeds:
         _, asked, batches = zip(*watched.means[seed.seed], strict=True)
         assert asked == pytest.approx(seed.losses) and batches != asked
-        best = watched.best_means(seed.seed)
+        best = watched.summary(seed.seed)
         assert best["best_asked_loss"] == pytest.approx(seed.best)
         assert best["best_batches_loss"] == min(batches)
 
