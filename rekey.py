@@ -11,7 +11,7 @@ from pathlib import Path
 import benchmarks.schema  # noqa: F401
 from migrate_options import migrated
 from replib import files
-from replib.claims import experiments  # noqa: F401
+import replib.claims  # noqa: F401
 from replib.lab import store
 from replib.lab.configs import config_from
 from replib.lab.run import CONFIGS, STEPS, versions_of
