@@ -1,5 +1,6 @@
 """The device that a computation runs on, by the name a person gives it, and its free memory."""
 
+import os
 from pathlib import Path
 
 import torch
