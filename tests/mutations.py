@@ -16,16 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = (
-    "replib",
-    "benchmarks",
-    "notebooks",
-    "tests",
-    "data",
-    "docs",
-    "pyproject.toml",
-    "README.md",
-)
+COPIED = ("replib", "benchmarks", "notebooks", "tests", "data", "docs")
+COPIED += ("pyproject.toml", "README.md")
 SECONDS = 600  # for the tests of an edit
 
 

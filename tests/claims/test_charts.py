@@ -25,7 +25,7 @@ from replib.claims.images import charts as images
 from replib.claims.images.charts import bits_curves, drawings
 from replib.claims.images.grid import pixel_model
 from replib.lab import store
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.runs.generation import WAYS, GenerationConfig, GenerationCost, state_bytes
 from replib.lab.statistics import Crossover, Ratio, article_fits
 from replib.lab.timing import CostConfig

@@ -16,7 +16,8 @@ from replib.claims.capacity.judge import above
 from replib.claims.capacity.memories import counts
 from replib.claims.capacity.tables import capacity_table, recording, update_rules_table
 from replib.claims.update_rules.judge import update_rules
-from replib.lab.recorded import config_of, read_rows
+from replib.lab.recorded import read_rows
+from replib.lab.run import config_of
 from replib.lab.store import plain
 from replib.published import published
 

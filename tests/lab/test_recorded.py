@@ -79,7 +79,7 @@ def test_every_recorded_row_is_read_as_it_was_written(name):
     for read_row, row in ((one, by_id[1][name]) for name, one in by_id[0].items()):
         for part in ("summary", "curve", "seed", "outcome", "versions", "provenance"):
             assert read_row[part] == row[part]
-        assert store.plain(recorded.config_of(read_row)) == read_row["config"]
+        assert store.plain(config_of(read_row)) == read_row["config"]
         assert contains(read_row["config"], row["config"])
 
 
