@@ -53,6 +53,7 @@ def tokens(seed=0):
     return batch.inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", KINDS)
 def test_without_a_defect_a_run_is_the_real_one_bit_for_bit(attention):
     real = TrainingConfig(model=replace(MODEL, attention=attention, dropout=0.1), **COMMON)
@@ -73,6 +74,7 @@ def test_a_run_with_any_one_defect_trains(name, attention):
     assert 0 < loss < 10 and 0 <= accuracy <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", KINDS)
 def test_a_run_with_all_defects_trains_and_measures_nats_a_token(attention):
     metrics = list(config_of(*DEFECTS, attention=attention).training(seed=0).metrics())

@@ -488,6 +488,7 @@ def test_unknown_measure_and_length_are_refused():
         learning.learning_curves(frames.training_curves(training_rows()), seq_len=64, title="T")
 
 
+@pytest.mark.slow
 def test_charts_need_no_network_and_text_leaves_its_colour_to_the_page():
     for name in NAMES:
         spec = draw(name).to_dict()
