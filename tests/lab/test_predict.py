@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from replib.claims.autopsy.defects import AutopsyConfig
-from replib.claims.experiments import laptop_copy, retrieval_config
+from replib.claims.capacity.grid import retrieval_config
+from replib.claims.common import laptop_copy
 from replib.fast_weights import MemoryConfig, RetrievalTraining
 from replib.lab import predict, timing
 from replib.lab.memory_use import TIMING_LOCK
