@@ -20,6 +20,7 @@ from replib.claims.generation.charts import streams, tokens
 from replib.lab import recorded, store
 from replib.lab.configs import config_from
 from replib.lab.recorded import recorded_rows
+from replib.lab.run import config_of
 from replib.models import TransformerConfig
 from replib.pages import frames
 from replib.published import published
