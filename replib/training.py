@@ -123,11 +123,6 @@ class TrainingConfig:
         """What is trained in the end; here it itself."""
         return self
 
-    @property
-    def time_factor(self) -> float:
-        """About how many times as long a step takes as its sizes tell."""
-        return 1.0
-
     def training(self, *, seed: int = 0, device: str | None = None) -> "Training":
         """A run of this config from its start."""
         return Training(self, seed=seed, device=device)

@@ -31,6 +31,7 @@ from replib.lab.memory_use import (
     page_faults,
     peak_memory_bytes,
     release_memory,
+    traced_bytes,
     trim_memory,
 )
 from replib.training import MODELS, Training, TrainingConfig
@@ -607,7 +608,7 @@ def fitted(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=4096)
 def _call_bytes(config: CostConfig, device: torch.device, seq_len: int) -> int:
     """What a call of one sample adds to its inputs."""
-    return peak_memory_bytes(_build_work(replace(config, seq_len=seq_len), device, 0), device)
+    return traced_bytes(_build_work(replace(config, seq_len=seq_len), device, 0), device)
 
 
 def _training_bytes(config: TrainingConfig, device: torch.device) -> int:
@@ -622,7 +623,7 @@ def _training_bytes(config: TrainingConfig, device: torch.device) -> int:
     else:
         forward = _forward_bytes(key, device, n)
     # Going back, gradients take the place of what the forward pass has kept.
-    return round(kept + max(kept / 3, config.batch_size * forward))
+    return round(kept + max(kept / 3, config.trained.batch_size * forward))
 
 
 def trial(config: TrainingConfig) -> TrainingConfig:
@@ -661,4 +662,4 @@ def _forward_bytes(config: TrainingConfig, device: torch.device, n: int) -> int:
     def forward() -> None:
         kept.append(training.config.task.loss(training.model(*batch.inputs), batch))
 
-    return peak_memory_bytes(forward, device)
+    return traced_bytes(forward, device)
