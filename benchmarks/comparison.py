@@ -20,8 +20,9 @@ import torch
 from torch import profiler
 
 from benchmarks.peers import PEERS, Unavailable
+from replib.device import available_memory_bytes
 from replib.lab import store
-from replib.lab.memory_use import available_memory_bytes, is_out_of_memory, release_memory
+from replib.lab.memory_use import is_out_of_memory, release_memory
 from replib.lab.timing import MEMORY_SHARE, Samples, Stop, interleave
 
 EXPERIMENT = "bench"  # the rows are in data/bench.jsonl

@@ -169,9 +169,7 @@ def _(article):
     mo.vstack(
         [
             mo.md(extrapolation.extrapolation_text(_fits)),
-            extrapolation.extrapolation_chart(
-                article, _fits, title="Four points up to N = 64, extended to 8192"
-            ),
+            extrapolation.extrapolation_chart(article, _fits),
         ]
     )
     return

@@ -226,14 +226,9 @@ def _(article):
         Control("attention", "Attention", ("softmax", "linear"), ("softmax", "linear")),
     ]
     OF_PREDICTION = parts.prediction_choices(article)
-    panel, notes = controls.panel(PARAMETERS, OF_PREDICTION, [parts.SWITCHES])
-    return OF_PREDICTION, PARAMETERS, notes, panel
-
-
-@app.cell(hide_code=True)
-def _(notes, panel):
-    controls.show_panel(panel, notes)
-    return
+    panel, _shown = controls.panel(PARAMETERS, OF_PREDICTION, [parts.SWITCHES])
+    _shown
+    return OF_PREDICTION, PARAMETERS, panel
 
 
 @app.cell(hide_code=True)

@@ -241,8 +241,8 @@ def _doctor(arguments) -> int:
         found = find_spec(package) is not None
         print(f"{package}: {'found' if found else 'missing; pip install -r requirements.txt'}")
     for name, peer in PEERS.items():
-        found = find_spec(peer.package) is not None
-        print(f"{name}: {'found' if found else 'missing, for bench only: see README, Bench'}")
+        missing = None if find_spec(peer.package) else "missing: see docs/benchmarks.md"
+        print(f"{name}: {missing or 'found'}")
     print(f"memory: {tune_memory()}")
     for folder in (files.data_folder(), files.cache_folder()):
         print(f"{folder}: {files.writable(folder) or 'writable'}")

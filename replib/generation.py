@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
 from replib.attention.base import state_with
-from replib.lab.memory_use import available_memory_bytes
+from replib.device import available_memory_bytes
 from replib.models import (
     Block,
     CausalTransformer,

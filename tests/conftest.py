@@ -75,7 +75,10 @@ def built(tmp_path_factory):
         patch.setenv("REPLIB_CACHE", str(folder / "cache"))
         patch.setattr(write, "FIGURES", folder)
         patch.setattr(write, "PICTURES", folder / "pictures")
-        patch.setattr(write, "README", shutil.copy(write.README, folder / "README.md"))
+        (folder / "docs").mkdir()
+        for document in write.TABLES:
+            shutil.copy(write.ROOT / document, folder / document)
+        patch.setattr(write, "ROOT", folder)
         write.write_report()
     return folder
 

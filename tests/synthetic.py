@@ -65,7 +65,9 @@ def _rows(name, job):
     if isinstance(job, RetrievalJob):
         return [retrieval_row(name, job.config, seed) for seed in job.seeds]
     row_of = _generation_row if name == "generation" else _cost_row
-    return [row_of(name, config) for config in job.configs]
+    kinds = (kind_of(config, cost=True) for config in job.configs)
+    rows = (row_of(name, config) for config in job.configs)
+    return [row | {"kind": kind} for row, kind in zip(rows, kinds, strict=True)]
 
 
 def _training_row(name, job):

@@ -147,7 +147,9 @@ def test_doctor_tells_versions_folders_and_rows(data, cache, capsys):
     assert main(["doctor"]) == 0
     told = capsys.readouterr().out
     assert torch.__version__ in told and "marimo: found" in told
-    assert "fast-transformers: found" in told or "fast-transformers: missing, for bench" in told
+    assert (
+        "fast-transformers: found" in told or "fast-transformers: missing" in told
+    )
     assert f"{data}: writable" in told and f"{cache}: writable" in told
     assert "crossover: 0 rows recorded" in told
 
@@ -272,15 +274,13 @@ def test_what_is_no_data_file_is_told_and_the_rest_listed(data, capsys):
         assert told.count("no access to") == 2 and "images" in told
 
 
-COMPUTING = (
-    "pages.live claims.judging claims.experiments lab.verdict lab.statistics lab.store lab.record "
-    "lab.recorded generation published __main__"
-)
-
-
-def test_computing_modules_import_no_marimo_altair_or_polars():
-    program = "\n".join(f"import replib.{name}" for name in COMPUTING.split())
-    program += "\nimport sys\nprint(sorted({'marimo', 'altair', 'polars'} & set(sys.modules)))"
+def test_recording_needs_torch_and_numpy_alone():
+    program = (
+        "import replib.__main__, replib.claims, replib.lab.record, replib.generation, sys\n"
+        "from replib.lab.runs import cost, retrieval, training\n"
+        "shown = {'marimo', 'altair', 'polars', 'msgspec', 'scipy'}\n"
+        "print(sorted(shown & set(sys.modules)))"
+    )
     out, told = python(program).communicate(timeout=PATIENCE_S)
     assert out == "[]\n", told
 

@@ -1,28 +1,22 @@
 """The claims, a line each; a claim is a folder with a `grid`, a `judge`, `charts` and a `page`."""
 
-from replib.claims import (
-    autopsy,
-    capacity,
-    convergence,
-    crossover,
-    generation,
-    images,
-    scaling,
-    update_rules,
-)
+from importlib import import_module
+
 from replib.lab.record import Experiment
 
-CLAIMS = (
-    convergence.CLAIM,
-    scaling.CLAIM,
-    crossover.CLAIM,
-    generation.CLAIM,
-    images.CLAIM,
-    autopsy.CLAIM,
-    capacity.CLAIM,
-    update_rules.CLAIM,
+CLAIMS = tuple(
+    import_module(f"{__name__}.{name}").CLAIM
+    for name in (
+        "convergence",
+        "scaling",
+        "crossover",
+        "generation",
+        "images",
+        "autopsy",
+        "capacity",
+        "update_rules",
+    )
 )
-
 EXPERIMENTS = {one.name: one for claim in CLAIMS for one in claim.experiments}
 
 

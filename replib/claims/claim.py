@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from replib import files
 from replib.lab.record import Experiment
-from replib.lab.recorded import recorded_rows
 from replib.lab.store import Row
 
 if TYPE_CHECKING:
@@ -109,6 +108,8 @@ class Claim:
 
     def recorded(self) -> "Recorded":
         """What is recorded of it."""
+        from replib.lab.recorded import recorded_rows
+
         return Recorded(self, {name: recorded_rows(name) for name in self.reads})
 
 

@@ -4,8 +4,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from replib.attention.lsh import LSHAttention
-from replib.lab.recorded import config_of
-from replib.lab.run import Job, TrainingJob, variant_of
+from replib.lab.run import Job, TrainingJob, config_of, variant_of
 from replib.lab.store import Row
 from replib.models import TransformerConfig
 from replib.tasks.copy import CausalCopy

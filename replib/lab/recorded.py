@@ -249,16 +249,6 @@ def checked(row: store.Row) -> tuple[store.Row, bool]:
     return row | {"config": store.plain(config), "provenance": row["provenance"] | name}, current
 
 
-def config_of(row: store.Row) -> Config:
-    """The config of a row that has been read or made."""
-    return _config(row["kind"], json.dumps(row["config"], sort_keys=True))
-
-
-@lru_cache(maxsize=4096)
-def _config(kind: str, config: str) -> Config:
-    return config_from(CONFIGS[kind], json.loads(config))
-
-
 def _check(row: store.Row, config: Config) -> None:
     """
     Raises:

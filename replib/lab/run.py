@@ -2,15 +2,18 @@
 and its identity.
 """
 
+import json
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar
 
 from replib.attention import ATTENTION, options_of
 from replib.attention.base import variant_label
 from replib.fast_weights import RetrievalConfig, RetrievalMetrics, RetrievalTraining
 from replib.lab import store
+from replib.lab.configs import config_from
 from replib.lab.runs.generation import GenerationConfig
 from replib.lab.timing import DTYPES, CostConfig, timing_versions
 from replib.training import Metrics, Training, TrainingConfig
@@ -181,6 +184,16 @@ class CostJob(Job):
         from replib.lab.runs import cost
 
         return cost.execute(self, where)
+
+
+def config_of(row: store.Row) -> Config:
+    """The config of a row that has been read or made."""
+    return _config(row["kind"], json.dumps(row["config"], sort_keys=True))
+
+
+@lru_cache(maxsize=4096)
+def _config(kind: str, config: str) -> Config:
+    return config_from(CONFIGS[kind], json.loads(config))
 
 
 def unavailable(config: Config, device_type: str) -> str | None:

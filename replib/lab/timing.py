@@ -24,10 +24,9 @@ from torch import Tensor
 
 from replib.attention import ATTENTION
 from replib.attention.base import Options, variant_label
-from replib.device import resolve_device
+from replib.device import available_memory_bytes, resolve_device
 from replib.lab.memory_use import (
     TIMING_LOCK,
-    available_memory_bytes,
     is_out_of_memory,
     page_faults,
     peak_memory_bytes,

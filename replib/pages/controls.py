@@ -15,7 +15,7 @@ import torch
 
 from replib.device import resolve_device
 from replib.lab import recorded
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.store import Row
 from replib.lab.text import LEFT, as_text, markdown_table
 from replib.lab.verdict import (

@@ -15,8 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from replib.lab.recorded import config_of
-from replib.lab.run import variant_of
+from replib.lab.run import config_of, variant_of
 from replib.lab.store import Row
 from replib.lab.timing import CostConfig
 from replib.training import TrainingConfig

@@ -16,9 +16,8 @@ from typing import TypeVar
 import torch
 
 from replib import files
-from replib.device import resolve_device
+from replib.device import available_memory_bytes, resolve_device
 from replib.lab import predict, recorded, store
-from replib.lab.memory_use import available_memory_bytes
 from replib.lab.run import (
     Glimpse,
     Job,

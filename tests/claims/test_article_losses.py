@@ -44,9 +44,7 @@ def test_a_run_that_jumps_ends_after_its_jump_and_that_is_said():
     assert jump.text == "softmax at N = 32 stands at 2.09 until it jumps at step 2580, to 2.22"
     (final,) = (r for r in article_losses(ARTICLE) if (r.attention, r.seq_len) == ("softmax", 32))
     assert (final.what, final.text) == (FINAL, "2.22")
-    assert f"2.22 at N = 32, 2.24 at N = 64. Among these {jump.text}." in convergence.article(
-        ARTICLE
-    )
+    assert f"2.22 at N = 32, 2.24 at N = 64. Among these {jump.text}." in convergence.article()
 
 
 @pytest.mark.parametrize("n", [8, 64])

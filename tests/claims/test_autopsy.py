@@ -53,6 +53,7 @@ def tokens(seed=0):
     return batch.inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", KINDS)
 def test_without_a_defect_a_run_is_the_real_one_bit_for_bit(attention):
     real = TrainingConfig(model=replace(MODEL, attention=attention, dropout=0.1), **COMMON)

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import polars as pl
 import pytest
 import vl_convert
+from choices import how
 
 from replib.attention import ATTENTION
 from replib.claims.common import laptop_model, replication_model
@@ -24,7 +25,7 @@ from replib.claims.images import charts as images
 from replib.claims.images.charts import bits_curves, drawings
 from replib.claims.images.grid import pixel_model
 from replib.lab import store
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.runs.generation import WAYS, GenerationConfig, GenerationCost, state_bytes
 from replib.lab.statistics import Crossover, Ratio, article_fits
 from replib.lab.timing import CostConfig
@@ -59,7 +60,7 @@ def cost_row(attention, implementation, n, *, scale="laptop", batch_size=4):
     }
     config = CostConfig(
         attention=attention,
-        kernel=implementation,
+        **how(attention, implementation),
         seq_len=n,
         batch_size=batch_size,
         n_heads=8,
@@ -306,7 +307,7 @@ def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_every_mechanism_is_drawn_in_its_colour_in_each_of_its_implementations(attention):
     names = ATTENTION[attention].choices()
-    rows = cost_rows([(attention, i) for i in names])
+    rows = [cost_row(attention, i, n) for i in names for n in LENGTHS]
     drawing = svg(costs.cost_chart(frames.costs(rows), title="T"))
     assert style.colour(attention) in drawing
     assert all(i in drawing for i in names)
@@ -317,7 +318,7 @@ def test_every_mechanism_is_drawn_in_its_colour_in_each_of_its_implementations(a
 def test_implementations_of_a_mechanism_differ_in_dash_and_shape():
     for mechanism in ATTENTION.values():
         for marks in (style.DASHES, style.SHAPES):
-            used = [str(marks[i]) for i in mechanism.implementations]
+            used = [str(marks[i]) for i in mechanism.choices() if i in marks]
             assert len(set(used)) == len(used)
 
 
@@ -325,7 +326,7 @@ def test_registered_mechanisms_have_colours_of_their_own_and_unknown_ones_a_stab
     colours = [style.colour(name) for name in ATTENTION]
     assert len(set(colours)) == len(colours) and set(ATTENTION) <= set(style.PALETTE)
     assert style.colour("new") == style.colour("new") in style.SPARE_COLOURS
-    implementations = {i for mechanism in ATTENTION.values() for i in mechanism.implementations}
+    implementations = {i for mechanism in ATTENTION.values() for i in mechanism.choices() if i}
     assert implementations <= set(style.DASHES) and implementations <= set(style.SHAPES)
 
 

@@ -189,6 +189,7 @@ def test_our_own_first_plateaus_stand_beside_the_articles(rows):
     assert ">broken here, steps 20–100<" in drawing and ">article, first plateau<" in drawing
 
 
+@pytest.mark.slow
 def test_the_articles_curves_are_drawn_over_our_broken_runs_and_marked_as_read(rows):
     frame = frames.loss_curves(ARTICLE, rows["autopsy"])
     ablated = claims.ablated(rows["autopsy"])

@@ -5,17 +5,20 @@ DPFP-3 360, softmax all."""
 import copy
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import synthetic
 
 from replib.claims import EXPERIMENTS
-from replib.claims.autopsy.judge import _above
 from replib.claims.capacity import judge as claims
+from replib.claims.capacity.judge import above
+from replib.claims.capacity.memories import counts
 from replib.claims.capacity.tables import capacity_table, recording, update_rules_table
-from replib.claims.scaling.growth import _counts
 from replib.claims.update_rules.judge import update_rules
 from replib.lab.recorded import read_rows
+from replib.lab.run import config_of
+from replib.lab.store import plain
 from replib.published import published
 
 THEIRS = published()["fastweights_logs"]
@@ -32,7 +35,7 @@ def changed(rows, name, loss):
     """The rows with other losses of one memory: `loss(S, seed)`."""
     rows = copy.deepcopy(rows)
     for row in rows:
-        if name in {claims.memory_of(row["config"], half_length=half) for half in (False, True)}:
+        if name in {claims.memory_of(config_of(row), half_length=half) for half in (False, True)}:
             value = loss(row["config"]["task"]["n_keys"], row["seed"])
             row["summary"] |= {"best_loss": value, "reported_loss": value}
     return rows
@@ -51,7 +54,7 @@ def criterion(verdict, text):
 def test_every_run_of_the_grid_is_known_by_its_published_name(name, recorded):
     jobs = EXPERIMENTS[name].jobs("laptop")
     known = {
-        claims.memory_of(row["config"], half_length=row["config"]["eval_half_length"])
+        claims.memory_of(config_of(row), half_length=config_of(row).eval_half_length)
         for row in recorded[name]
     }
     assert known == {job.config.model.published_name for job in jobs}
@@ -61,15 +64,16 @@ def test_every_run_of_the_grid_is_known_by_its_published_name(name, recorded):
 
 @pytest.mark.parametrize(
     "change",
-    [{"batch_size": 16}, {"report": "last"}, {"n_steps": 500}, {"model": {"head_dim": 32}}],
+    [{"batch_size": 16}, {"report": "last"}, {"n_steps": 500}, {"head_dim": 32}],
 )
 def test_runs_with_other_settings_are_not_judged(recorded, change):
-    config = copy.deepcopy(recorded["capacity"][0]["config"])
+    config = config_of(recorded["capacity"][0])
     assert claims.memory_of(config) == "softmax_cat"
-    for name, value in change.items():
-        config[name] = config[name] | value if isinstance(value, dict) else value
+    if "head_dim" in change:
+        change = {"model": replace(config.model, **change)}
+    config = replace(config, **change)
     assert claims.memory_of(config) is None
-    verdict = claims.capacity([recorded["capacity"][0] | {"config": config}])
+    verdict = claims.capacity([recorded["capacity"][0] | {"config": plain(config)}])
     assert verdict.status == "inconclusive" and "no runs" in verdict.headline
 
 
@@ -125,8 +129,8 @@ def test_no_single_run_turns_the_card(recorded, name):
         flipped = {**seeds, 0: 0.0015 if was_solved else 0.0009}
         changed_losses = found | {name: found[name] | {n: flipped}}
         for pair in pairs if was_solved else []:
-            assert _above(changed_losses, *pair).met is not False, n
-            more = claims.solves_more(*(_counts(changed_losses[one]) for one in pair))
+            assert above(changed_losses, *pair).met is not False, n
+            more = claims.solves_more(*(counts(changed_losses[one]) for one in pair))
             assert more is True or pair == ("linear_sum", name), (n, pair)
         assert claims._at_most_features(changed_losses).met is True
 
@@ -214,7 +218,7 @@ def test_a_grid_that_is_not_finished_leaves_open_what_it_does_not_tell(recorded)
     assert criterion(verdict, "DPFP-2 remembers more keys than DPFP-1").met is None
     assert criterion(verdict, "DPFP-1 remembers more keys than linear").met is True
     assert re.search(r"DPFP-1 \d+ or more", verdict.headline)
-    without = [row for row in rows if claims.memory_of(row["config"]) != "linear_sum"]
+    without = [row for row in rows if claims.memory_of(config_of(row)) != "linear_sum"]
     one = criterion(claims.capacity(without), "DPFP-1 remembers more keys than linear")
     assert one.met is None and one.figure == "no runs of linear yet"
 
@@ -293,7 +297,7 @@ def test_published_losses_that_no_mean_over_all_keys_has_are_named(recorded):
 
 
 def test_how_many_medians_here_are_below_the_least_mean_of_all_keys_is_told(recorded):
-    rows = [r for r in recorded["capacity"] if claims.memory_of(r["config"]) == "linear_sum"]
+    rows = [r for r in recorded["capacity"] if claims.memory_of(config_of(r)) == "linear_sum"]
 
     def told(*below):
         low = changed(rows, "linear_sum", lambda n, seed: 0.2 if n in below else 0.5)
@@ -319,7 +323,7 @@ def of_batches(rows, of_published):
     rows = copy.deepcopy(rows)
     for row in rows:
         n = str(row["config"]["task"]["n_keys"])
-        published = THEIRS["setting1"][claims.memory_of(row["config"])][n]["best"]
+        published = THEIRS["setting1"][claims.memory_of(config_of(row))][n]["best"]
         row["summary"]["best_batches_loss"] = published * of_published(row["seed"])
     return rows
 
@@ -361,7 +365,7 @@ def test_how_long_recording_took_and_how_many_seeds_there_are_is_counted(recorde
     assert "of some memories at S = 60;" in recording(fewer)
     lone = changed(fewer, "linear_sum", lambda n, seed: 0.1)
     lone = [
-        row for row in lone if claims.memory_of(row["config"]) == "linear_sum" or row["seed"] == 0
+        row for row in lone if claims.memory_of(config_of(row)) == "linear_sum" or row["seed"] == 0
     ]
     assert "3 seeds or more of some memories at S = 20," in recording(lone)
     assert "every" not in recording(lone)
@@ -428,7 +432,7 @@ def test_agreement_on_remembering_nothing_is_counted_apart(recorded):
 
 
 def test_what_did_not_run_is_not_compared(recorded):
-    linear = [r for r in recorded["capacity"] if claims.memory_of(r["config"]) == "linear_sum"]
+    linear = [r for r in recorded["capacity"] if claims.memory_of(config_of(r)) == "linear_sum"]
     verdict = claims.as_published(of_keys(linear, 40), THEIRS)
     assert [one.text.split(":")[0] for one in verdict.criteria] == ["linear", "linear"]
     assert verdict.status == "inconclusive" and "0 of 2 comparisons" in verdict.headline

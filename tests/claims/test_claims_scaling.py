@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from choices import how
 
-from replib.claims.autopsy.frames import curves
 from replib.claims.scaling import judge, page
-from replib.claims.scaling.growth import first_exponent, judged_rows
+from replib.claims.scaling.growth import curves, first_exponent, judged_rows
 from replib.lab import store
 from replib.lab.timing import Cost, CostConfig, tokens_batch
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED

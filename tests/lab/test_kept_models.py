@@ -17,7 +17,8 @@ from replib.generation import Decoder
 from replib.lab import kept_models
 from replib.lab.kept_models import complete, draw, kept_run, load_model, model_path
 from replib.lab.record import Experiment, record
-from replib.lab.recorded import config_of, recorded_rows
+from replib.lab.recorded import recorded_rows
+from replib.lab.run import config_of
 from replib.tasks.image_files import load_images
 from replib.tasks.images import bits, level_log_probs, sample_levels
 

@@ -20,6 +20,7 @@ from replib.claims.generation.charts import streams, tokens
 from replib.lab import recorded, store
 from replib.lab.configs import config_from
 from replib.lab.recorded import recorded_rows
+from replib.lab.run import config_of
 from replib.models import TransformerConfig
 from replib.pages import frames
 from replib.published import published
@@ -79,7 +80,7 @@ def test_every_recorded_row_is_read_as_it_was_written(name):
     for read_row, row in ((one, by_id[1][name]) for name, one in by_id[0].items()):
         for part in ("summary", "curve", "seed", "outcome", "versions", "provenance"):
             assert read_row[part] == row[part]
-        assert store.plain(recorded.config_of(read_row)) == read_row["config"]
+        assert store.plain(config_of(read_row)) == read_row["config"]
         assert contains(read_row["config"], row["config"])
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from choices import how
 
+from replib import device as module
 from replib.attention import ATTENTION, Attention
 from replib.lab import memory_use, timing
 from replib.lab.run import unavailable
@@ -402,8 +403,8 @@ def test_available_memory_is_positive_and_within_the_machine():
 def test_free_memory_is_what_the_system_calls_available(tmp_path):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9000 kB\nMemFree: 1 kB\nMemAvailable: 5000 kB\n")
-    assert memory_use._system_free_bytes(meminfo) == 5000 * 1024
-    assert memory_use._system_free_bytes(tmp_path / "absent") > 0
+    assert module._system_free_bytes(meminfo) == 5000 * 1024
+    assert module._system_free_bytes(tmp_path / "absent") > 0
 
 
 def test_the_limit_of_an_enclosing_control_group_counts(tmp_path):
@@ -418,7 +419,7 @@ def test_the_limit_of_an_enclosing_control_group_counts(tmp_path):
         (folder / "memory.current").write_text(f"{current}\n")
         (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cache}\n")
     membership.write_text("0::/outer/inner\n")
-    assert memory_use._cgroup_free_bytes(membership, mount) == [650]
+    assert module._cgroup_free_bytes(membership, mount) == [650]
 
 
 def test_a_control_group_of_version_1_counts_even_at_the_mount_alone(tmp_path):
@@ -428,8 +429,8 @@ def test_a_control_group_of_version_1_counts_even_at_the_mount_alone(tmp_path):
     (root / "memory.usage_in_bytes").write_text("300\n")
     (root / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 20\n")
     membership.write_text("5:devices:/x\n4:memory:/not/visible/here\n0::/\n")
-    assert memory_use._cgroup_free_bytes(membership, tmp_path / "mount") == [720]
-    assert memory_use._cgroup_free_bytes(tmp_path / "absent", tmp_path) == []
+    assert module._cgroup_free_bytes(membership, tmp_path / "mount") == [720]
+    assert module._cgroup_free_bytes(tmp_path / "absent", tmp_path) == []
 
 
 TUNED = """

@@ -182,7 +182,7 @@ def test_jobs_that_cannot_be_are_explained_instead():
 
 
 def test_a_value_is_shown_by_its_label_and_shared_by_its_name(page):
-    elements, _ = controls.panel([WORK])
+    elements, _ = controls.panel([cost_page.WORK])
     assert elements.value == {"work": "forward_backward"}
     assert list(elements.elements["work"].options) == ["forward", "forward and backward"]
     controls.share(elements.value)

@@ -100,7 +100,7 @@ def test_a_running_job_shows_its_curve_so_far(started):
     assert started.rows([job(**ENDLESS)], "cpu") == []
     progress = started.poll()
     assert progress.status == "running" and 0 < progress.fraction < 1
-    assert "linear, seed 0: step" in progress.text and "nats a token" in progress.text
+    assert "linear, N = 16, seed 0: step" in progress.text and "nats a token" in progress.text
 
 
 def test_a_stopped_run_keeps_its_row_and_its_curve(started):
@@ -339,13 +339,13 @@ def test_the_end_of_a_run_is_announced_once():
 def test_costs_arrive_one_length_after_the_other(monkeypatch):
     seen = []
     live = LiveRuns("crossover")
-    measure = live._measure
+    measure = live._run
 
     def watched(*arguments):
         measure(*arguments)
         seen.append(len(live.poll().rows))
 
-    monkeypatch.setattr(live, "_measure", watched)
+    monkeypatch.setattr(live, "_run", watched)
     jobs = [cost_job(n) for n in (16, 32, 64)]
     live.start(jobs, "cpu")
     assert finish(live).status == "done"
@@ -438,7 +438,7 @@ def test_a_memory_in_training_shows_its_curves_and_resumes_after_a_stop():
     assert all(row["curve"]["step"] for row in rows)
     progress = live.poll()
     assert 0 < progress.fraction <= 1
-    assert "relu, sum, 2 seeds: step" in progress.text and "loss 0." in progress.text
+    assert "relu, sum, S = 8, 2 seeds: step" in progress.text and "loss 0." in progress.text
     live.stop()
     assert finish(live).status == "stopped"
     stopped = live.finished[-1]["curve"]

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from test_browser import (
+from browser.test_browser import (
     CHROMIUM,
     DESK,
     PATIENCE_MS,

@@ -19,7 +19,7 @@ from replib.claims.autopsy.article_losses import (
     bag_entropy,
 )
 from replib.claims.autopsy.defects import all_defects, article_defects, loss_defects
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.statistics import difference_interval
 from replib.lab.store import Row
 from replib.tasks import SequenceCopy

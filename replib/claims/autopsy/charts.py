@@ -51,7 +51,7 @@ from replib.claims.autopsy.step_times import (
 from replib.claims.claim import Figure, Rows
 from replib.claims.common import LOSS_MARGIN
 from replib.claims.crossover.extrapolation import MODELS, fitted_curves, measured_range
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.store import Row
 from replib.lab.verdict import device_names, three_digits
 from replib.pages import style

@@ -32,7 +32,7 @@ from replib.claims.autopsy.article_losses import (
 )
 from replib.claims.autopsy.defects import DEFECTS, article_defects
 from replib.claims.autopsy.step_times import Attribution, Part, time_effects
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.statistics import Ratio
 from replib.lab.store import Row
 from replib.pages import frames

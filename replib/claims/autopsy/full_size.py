@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replib.claims.autopsy.defects import DEFECTS, full_size_defects
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.store import Row
 

@@ -28,7 +28,7 @@ from replib.claims.autopsy.ablation import (
 from replib.claims.autopsy.defects import DEFECTS
 from replib.claims.autopsy.step_times import Attribution, attribution, step_times
 from replib.claims.common import LOSS_MARGIN
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.statistics import Ratio, Total, ratio
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table

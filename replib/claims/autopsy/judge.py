@@ -38,7 +38,7 @@ from replib.claims.autopsy.step_times import (
     step_times,
 )
 from replib.claims.common import ARTICLE_CROSSOVER, replication_model
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.statistics import Crossover, Ratio, ratio, wilson_interval
 from replib.lab.store import Row

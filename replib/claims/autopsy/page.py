@@ -17,8 +17,7 @@ from replib.claims.autopsy.defects import DEFECTS, all_defects, article_defects
 from replib.claims.autopsy.grid import with_defects
 from replib.claims.common import laptop_copy, replication_model, seed_jobs
 from replib.claims.crossover.extrapolation import MODEL_NAMES
-from replib.lab.recorded import config_of
-from replib.lab.run import CostJob, Job, TrainingJob
+from replib.lab.run import CostJob, Job, TrainingJob, config_of
 from replib.lab.statistics import SOFTMAX_MODELS, Total, measured_total, ratio
 from replib.lab.store import Row
 from replib.lab.text import markdown_table

@@ -26,8 +26,7 @@ from replib.claims.autopsy.ablation import (
 )
 from replib.claims.autopsy.defects import DEFECTS, all_defects
 from replib.claims.common import BOTH, judged_linear
-from replib.lab.recorded import config_of
-from replib.lab.run import variant_of
+from replib.lab.run import config_of, variant_of
 from replib.lab.statistics import (
     Crossover,
     Ratio,

@@ -56,7 +56,7 @@ from replib.claims.autopsy.step_times import (
 )
 from replib.claims.common import BOTH, replication_model
 from replib.claims.crossover.extrapolation import MODEL_NAMES
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.statistics import SOFTMAX_MODELS, Ratio, Regression, article_regression
 from replib.lab.store import Row

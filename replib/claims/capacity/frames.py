@@ -14,7 +14,7 @@ from replib.claims.capacity.memories import (
     published_losses,
 )
 from replib.fast_weights import MemoryConfig, RetrievalConfig
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.store import Row
 
 RETRIEVAL_COLUMNS = {

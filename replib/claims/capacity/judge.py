@@ -32,7 +32,7 @@ from replib.claims.capacity.memories import (
     typical,
 )
 from replib.fast_weights import RetrievalConfig
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.statistics import (
     CONFIDENCE,
     difference_interval,

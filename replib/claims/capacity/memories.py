@@ -18,7 +18,7 @@ from typing import Any
 from replib.claims.capacity.grid import CAPACITY_MEMORIES, retrieval_config
 from replib.claims.update_rules.grid import UPDATE_RULE_MEMORIES
 from replib.fast_weights import MemoryConfig, RetrievalConfig
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.statistics import SolvedCounts, Threshold, solved_threshold
 from replib.lab.store import Row, plain
 from replib.lab.verdict import bound_text

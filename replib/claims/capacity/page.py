@@ -20,8 +20,7 @@ from replib.claims.capacity.charts import capacity_chart, solved_chart, update_r
 from replib.claims.capacity.filling import FillConfig, Filling
 from replib.claims.capacity.grid import NO_EPS, retrieval_config
 from replib.fast_weights import FEATURES, UPDATE_RULES, MemoryConfig, RetrievalConfig
-from replib.lab.recorded import config_of
-from replib.lab.run import RetrievalJob
+from replib.lab.run import RetrievalJob, config_of
 from replib.lab.store import Row
 from replib.pages import controls, frames
 from replib.pages.controls import Control

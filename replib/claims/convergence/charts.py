@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from replib.claims.claim import Figure, Rows
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.pages import curves, frames
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from replib.claims.common import BOTH, LOSS_MARGIN, LSH_COPY, setting_of
-from replib.lab.recorded import config_of
-from replib.lab.run import variant_of
+from replib.lab.run import config_of, variant_of
 from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.statistics import CONFIDENCE, Ratio, difference_interval, wilson_interval
 from replib.lab.store import Row

@@ -12,8 +12,7 @@ import torch
 
 from replib.claims.common import BOTH, laptop_copy, laptop_model
 from replib.generation import copy_with
-from replib.lab.recorded import config_of
-from replib.lab.run import TrainingJob
+from replib.lab.run import TrainingJob, config_of
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
 from replib.pages.controls import callout, plain, sizes_text, styled

@@ -14,8 +14,7 @@ from replib.claims.common import ARTICLE_CROSSOVER, PAPER_CROSSOVER, judged_line
 from replib.claims.crossover.crossings import Crossing, by_setting, crossings, moved
 from replib.claims.crossover.extrapolation import extrapolation_chart
 from replib.claims.crossover.steps import replication_chart
-from replib.lab.recorded import config_of
-from replib.lab.run import variant_of
+from replib.lab.run import config_of, variant_of
 from replib.lab.statistics import Crossover, article_fits
 from replib.lab.store import Row
 from replib.pages import frames, style

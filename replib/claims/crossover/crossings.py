@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from replib.claims.common import Variant, order_of
-from replib.lab.recorded import config_of
-from replib.lab.run import variant_of
+from replib.lab.run import config_of, variant_of
 from replib.lab.statistics import Crossover, crossover
 from replib.lab.store import Row
 from replib.lab.verdict import by_device

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from replib.claims.common import ARTICLE_CROSSOVER, PAPER_CROSSOVER, judged_linear, name_of, work_of
 from replib.claims.crossover.crossings import crossings, moved
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.statistics import Crossover
 from replib.lab.store import Row
 from replib.lab.verdict import (

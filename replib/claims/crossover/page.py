@@ -7,7 +7,7 @@ import marimo as mo
 
 from replib.claims.crossover.charts import crossings_chart, crossover_chart
 from replib.claims.crossover.crossings import crossings
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.store import Row
 from replib.lab.verdict import by_device
 from replib.pages.controls import WORK_LABELS, has_own_run, in_static_page

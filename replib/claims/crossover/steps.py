@@ -7,8 +7,7 @@ import altair as alt
 import polars as pl
 
 from replib.claims.common import BOTH, judged_linear, name_of, order_of
-from replib.lab.recorded import config_of
-from replib.lab.run import variant_of
+from replib.lab.run import config_of, variant_of
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
 from replib.pages import style

@@ -10,7 +10,7 @@ import polars as pl
 
 from replib.claims.claim import Figure, Rows
 from replib.claims.generation.measured import Speedup, published_speedups, speedups, tokens_by_size
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.runs.generation import WAYS, GenerationConfig, state_bytes
 from replib.lab.store import Row
 from replib.lab.verdict import by_device, three_digits

@@ -16,7 +16,7 @@ from replib.claims.generation.measured import (
     speedups,
     tokens_of,
 )
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.statistics import (
     Exponent,
     Ratio,

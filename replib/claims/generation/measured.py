@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from replib.claims.generation.grid import IMAGE_SHAPES
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.runs.generation import WAYS, GenerationConfig
 from replib.lab.statistics import Ratio, Total, integrated_total, measured_total, ratio
 from replib.lab.store import Row

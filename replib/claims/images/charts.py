@@ -7,7 +7,7 @@ import altair as alt
 import polars as pl
 
 from replib.claims.claim import Figure, Rows
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.store import Row
 from replib.pages import style
 from replib.pages.frames import _RUN, CURVE_COLUMNS, frame_of, training_curves

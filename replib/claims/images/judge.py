@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from replib.claims.common import setting_of
-from replib.lab.recorded import config_of
+from replib.lab.run import config_of
 from replib.lab.statistics import difference_interval
 from replib.lab.store import Row
 from replib.lab.verdict import Criterion, Verdict, each_device, together, within

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from replib.claims.common import Variant, judged_linear, order_of
-from replib.lab.recorded import config_of
-from replib.lab.run import variant_of
+from replib.lab.run import config_of, variant_of
 from replib.lab.statistics import MIN_FIT_LENGTHS, Exponent, exponent_of_recordings
 from replib.lab.store import Row
 from replib.lab.verdict import by_device

@@ -17,8 +17,7 @@ from replib.claims.common import (
     work_of,
 )
 from replib.claims.scaling.growth import exponents
-from replib.lab.recorded import config_of
-from replib.lab.run import variant_of
+from replib.lab.run import config_of, variant_of
 from replib.lab.statistics import Exponent
 from replib.lab.store import Row
 from replib.lab.verdict import (

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import marimo as mo
 
 from replib.claims.scaling.growth import curves, exponents, first_exponent
-from replib.lab.recorded import config_of, latest
+from replib.lab.recorded import latest
+from replib.lab.run import config_of
 from replib.lab.statistics import Exponent
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from replib import generation, models
-from replib.device import resolve_device
+from replib.device import available_memory_bytes, resolve_device
 from replib.generation import (
     MAX_BATCH,
     Decoder,
@@ -29,13 +29,7 @@ from replib.generation import (
     most_likely,
 )
 from replib.lab import timing
-from replib.lab.memory_use import (
-    TIMING_LOCK,
-    available_memory_bytes,
-    is_out_of_memory,
-    peak_memory_bytes,
-    release_memory,
-)
+from replib.lab.memory_use import TIMING_LOCK, is_out_of_memory, peak_memory_bytes, release_memory
 from replib.lab.timing import (
     DTYPES,
     MEMORY_SHARE,
