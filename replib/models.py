@@ -564,6 +564,14 @@ class CausalTransformer(_Decoding):
         return self._prefill(state, tokens, padding_mask)
 
 
+class PixelTransformer(CausalTransformer):
+    """A decoder-only model of levels: tokens (B, N) -> mixtures of logistics (B, N, 3K)."""
+
+    def __init__(self, config: TransformerConfig, *, vocab_size: int, max_len: int, n_outputs: int):
+        super().__init__(config, vocab_size=vocab_size, max_len=max_len)
+        self.head = nn.Linear(config.d_model, n_outputs)
+
+
 class EncoderDecoder(_Decoding):
     """An encoder and a causal decoder that attends to it: source (B, N'), tokens (B, N) ->
     logits (B, N, V). The embedding is shared."""

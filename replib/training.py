@@ -22,11 +22,12 @@ from replib.device import resolve_device
 from replib.models import (
     CausalTransformer,
     EncoderDecoder,
+    PixelTransformer,
     TransformerConfig,
     set_dropout_generator,
 )
 from replib.tasks import CausalCopy, SequenceCopy, Task
-from replib.tasks.images import Pixels, PixelTransformer
+from replib.tasks.images import Pixels
 
 VERSION = 1  # raised when what a step or an evaluation does changes beyond rounding
 

@@ -147,9 +147,7 @@ def test_doctor_tells_versions_folders_and_rows(data, cache, capsys):
     assert main(["doctor"]) == 0
     told = capsys.readouterr().out
     assert torch.__version__ in told and "marimo: found" in told
-    assert (
-        "fast-transformers: found" in told or "fast-transformers: missing" in told
-    )
+    assert "fast-transformers: found" in told or "fast-transformers: missing" in told
     assert f"{data}: writable" in told and f"{cache}: writable" in told
     assert "crossover: 0 rows recorded" in told
 
