@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from replib.attention import ATTENTION
-from replib.attention.base import Options, Packing, variant_label
+from replib.attention.base import Options, variant_label
+from replib.packing import Packing
 
 VERSION = 1  # raised when what a model computes, or how it starts, changes beyond rounding
 
@@ -509,7 +510,7 @@ class CausalTransformer(_Decoding):
         Args:
             padding_mask: (B, N) bool, True at padding, on either side.
             cu_seqlens: (S + 1,), boundaries of S sequences that lie one after the other in tokens
-                (1, N), each to be taken alone; see `replib.attention.base.Packing`.
+                (1, N), each to be taken alone; see `replib.packing.Packing`.
 
         Raises:
             ValueError: the sequence is longer than the model, a mask or boundaries are not those of
