@@ -213,7 +213,7 @@ def _part_of_training(config: TrainingConfig, device, part: str, total) -> Use:
     key = ("training", part, timing.at_size(whole, 1, _least(config)), str(device))
 
     def build(n: int, b: int) -> Callable[[], object]:
-        training = timing.built(ready(whole, device), device)
+        training = timing.built(ready(whole, device), device, threading.get_ident())
         training.config = timing.at_size(training.config, b, n)
         return training.train_step if part == "step" else training.evaluate
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, fields, replace
 from functools import lru_cache
+from threading import get_ident
 from time import perf_counter
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -646,15 +647,15 @@ def at_size(config: TrainingConfig, batch_size: int, seq_len: int) -> TrainingCo
 
 
 @lru_cache(maxsize=2)
-def built(config: TrainingConfig, device: torch.device) -> Training:
-    """A training to be tried, with the batch of its `config`, which may be set to other sizes."""
+def built(config: TrainingConfig, device: torch.device, thread: int) -> Training:
+    """A training for a thread to try, whose `config` may be set to other sizes."""
     return config.training(device=str(device))
 
 
 @lru_cache(maxsize=4096)
 def _forward_bytes(config: TrainingConfig, device: torch.device, n: int) -> int:
     """What the forward pass of one sequence holds, with all that the backward pass needs of it."""
-    training = built(config, device)
+    training = built(config, device, get_ident())
     training.config, kept = at_size(training.config, 1, n), []
     batch = training.config.task.sample(1, training.data)
     training.model.train()
