@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 
 SLOW_FOLDERS = {"browser", "notebooks", "report"}
 BUDGET_S = 2.0  # of a processor as fast as one that counts to COUNTED in COUNTED_S
-COUNTED, COUNTED_S = 2_000_000, 0.1
+COUNTED, COUNTED_S = 2_000_000, 0.04
 
 
 def pytest_collection_modifyitems(items):
