@@ -47,7 +47,7 @@ class Unavailable(Exception):
 def require(name: str) -> None:
     """Raise Unavailable where the peer of that name is not installed."""
     if find_spec(PEERS[name].package) is None:
-        raise Unavailable("not installed: see README, section Bench")
+        raise Unavailable("not installed: see docs/benchmarks.md")
 
 
 def fast_transformers_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:

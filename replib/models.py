@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from replib.attention import ATTENTION
-from replib.attention.base import Options, Packing, variant_label
+from replib.attention.base import Options, variant_label
+from replib.packing import Packing
 
 VERSION = 1  # raised when what a model computes, or how it starts, changes beyond rounding
 
@@ -509,7 +510,7 @@ class CausalTransformer(_Decoding):
         Args:
             padding_mask: (B, N) bool, True at padding, on either side.
             cu_seqlens: (S + 1,), boundaries of S sequences that lie one after the other in tokens
-                (1, N), each to be taken alone; see `replib.attention.base.Packing`.
+                (1, N), each to be taken alone; see `replib.packing.Packing`.
 
         Raises:
             ValueError: the sequence is longer than the model, a mask or boundaries are not those of
@@ -562,6 +563,14 @@ class CausalTransformer(_Decoding):
             >>> logits, state = model.step(state, logits[:, -1].argmax(-1))
         """
         return self._prefill(state, tokens, padding_mask)
+
+
+class PixelTransformer(CausalTransformer):
+    """A decoder-only model of levels: tokens (B, N) -> mixtures of logistics (B, N, 3K)."""
+
+    def __init__(self, config: TransformerConfig, *, vocab_size: int, max_len: int, n_outputs: int):
+        super().__init__(config, vocab_size=vocab_size, max_len=max_len)
+        self.head = nn.Linear(config.d_model, n_outputs)
 
 
 class EncoderDecoder(_Decoding):

@@ -22,11 +22,12 @@ from replib.device import resolve_device
 from replib.models import (
     CausalTransformer,
     EncoderDecoder,
+    PixelTransformer,
     TransformerConfig,
     set_dropout_generator,
 )
 from replib.tasks import CausalCopy, SequenceCopy, Task
-from replib.tasks.images import Pixels, PixelTransformer
+from replib.tasks.images import Pixels
 
 VERSION = 1  # raised when what a step or an evaluation does changes beyond rounding
 
@@ -122,11 +123,6 @@ class TrainingConfig:
     def trained(self) -> "TrainingConfig":
         """What is trained in the end; here it itself."""
         return self
-
-    @property
-    def time_factor(self) -> float:
-        """About how many times as long a step takes as its sizes tell."""
-        return 1.0
 
     def training(self, *, seed: int = 0, device: str | None = None) -> "Training":
         """A run of this config from its start."""

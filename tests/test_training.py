@@ -237,6 +237,7 @@ def test_impossible_settings_are_refused_with_the_remedy(changes, message):
         TrainingConfig(**changes)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
 def test_a_compiled_model_learns_the_same():
     config = tiny(n_steps=3, eval_every=3)

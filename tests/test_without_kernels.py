@@ -61,6 +61,7 @@ def losses(program, folder):
     return eval(done.stdout)
 
 
+@pytest.mark.slow
 def test_every_mechanism_trains_and_generates_the_same_without_kernels(without_kernels):
     with_them = PROGRAM.replace('find_spec("replib.kernels") is None', "find_spec('torch')")
     expected = losses(with_them, Path(replib.__file__).parents[1])

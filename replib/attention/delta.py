@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from replib import plain
-from replib.attention.base import Attention, check_qkv, packed, repeat_heads
+from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.feature_maps import check_nu, dpfp
 from replib.attention.kernels import chunked_delta, refusal, why_not
 from replib.attention.padding import without_padding
+from replib.packing import packed
 from replib.plain import without_autocast
 
 # Ways to compute the same function, all positions and after the last write.
@@ -48,7 +49,7 @@ def delta_rule(
         kernel: "plain" is the loop over positions; "torch" takes a chunk of positions at a time,
             and "cpu" too, compiled; None takes the fastest for the device, dtypes and sizes.
         cu_seqlens: (S + 1,), boundaries of S sequences one after the other in a batch of 1,
-            each to be read and written alone; see `replib.attention.base.Packing`.
+            each to be read and written alone; see `replib.packing.Packing`.
 
     Returns:
         (B, H, N, M), in the dtype of v.

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from replib.attention.base import Attention, check_qkv, packed, repeat_heads
+from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.feature_maps import feature_map_named
 from replib.attention.kernels import KERNELS, fastest_kernel, refusal, why_not
 from replib.attention.padding import without_padding
+from replib.packing import packed
 from replib.plain import without_autocast, without_what_is_not_finite
 
 EPS = 1e-6  # of the original code; biases denominators that are as small (φ(q)·φ(k) near 1e-6)
@@ -46,7 +47,7 @@ def linear_attention(
         key_padding_mask: (B, N) bool, True where a key is padding and takes no part, whatever it
             and its value hold.
         cu_seqlens: (S + 1,), boundaries of S sequences one after the other in a batch of 1,
-            each to be attended over alone; see `replib.attention.base.Packing`.
+            each to be attended over alone; see `replib.packing.Packing`.
 
     Returns:
         (B, H, N, M). A query that sees no key gets 0.

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from replib.attention.base import Attention, check_qkv, packed, repeat_heads
+from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.padding import can_be_asked, finite_so_far, nothing_seen, without_padding
+from replib.packing import packed
 from replib.plain import all_finite, without_autocast
 
 # The cache starts at this many positions and doubles, so that N steps copy it O(log N) times.
@@ -44,7 +45,7 @@ def softmax_attention(
             (N, N) weights, as the 2022 replication did, of float32 or wider.
         key_padding_mask: (B, N) bool, True where a key is padding. A query that sees no key gets 0.
         cu_seqlens: (S + 1,), boundaries of S sequences one after the other in a batch of 1,
-            each to be attended over alone; see `replib.attention.base.Packing`.
+            each to be attended over alone; see `replib.packing.Packing`.
 
     Returns:
         (B, H, N, M).

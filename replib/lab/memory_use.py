@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ except ImportError:  # Windows
 
 import torch
 from torch.autograd import profiler
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from replib.device import resolve_device
 
@@ -69,6 +72,43 @@ def peak_memory_bytes(function: Callable[[], object], device: str | torch.device
         with profiler.profile(use_kineto=True, profile_memory=True) as trace:
             function()
         return _peak_of_trace(_cpu_allocations(trace.kineto_results))
+
+
+def traced_bytes(function: Callable[[], object], device: torch.device) -> int:
+    """`peak_memory_bytes` but for what operations allocate within themselves; in any thread, where
+    torch's profiler wants one alone, and without the lock."""
+    if device.type == "cuda":
+        return _peak_cuda_bytes(function, device)
+    with _Storages() as trace:
+        function()
+    return trace.peak
+
+
+class _Storages(TorchDispatchMode):
+    """The sum of the storages that operations return, from when they do until they are freed."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.total = self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for x in tree_leaves(found):
+            if isinstance(x, torch.Tensor):
+                self._count(x.untyped_storage())
+        return found
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.sizes:
+            self.sizes[key] = storage.nbytes()
+            self.total += storage.nbytes()
+            self.peak = max(self.peak, self.total)
+            weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.total -= self.sizes.pop(key)
 
 
 def _peak_cuda_bytes(function: Callable[[], object], device: torch.device) -> int:

@@ -26,7 +26,7 @@ from replib.attention import ATTENTION
 from replib.device import resolve_device
 from replib.fast_weights import RetrievalConfig, RetrievalTraining
 from replib.lab import timing
-from replib.lab.memory_use import TIMING_LOCK, peak_memory_bytes
+from replib.lab.memory_use import TIMING_LOCK, traced_bytes
 from replib.lab.run import Config, Job, RetrievalJob, TrainingJob
 from replib.lab.runs import generation
 from replib.lab.runs.generation import TOKEN_SAMPLE_MS, GenerationConfig
@@ -208,12 +208,12 @@ def _training(config: TrainingConfig, device: torch.device) -> Iterator[Use]:
 
 
 def _part_of_training(config: TrainingConfig, device, part: str, total) -> Use:
-    size = (config.task.seq_len, config.batch_size)
+    size = (config.task.seq_len, config.trained.batch_size)
     whole = timing.trial(config)
     key = ("training", part, timing.at_size(whole, 1, _least(config)), str(device))
 
     def build(n: int, b: int) -> Callable[[], object]:
-        training = timing.built(ready(whole, device), device)
+        training = timing.built(ready(whole, device), device, threading.get_ident())
         training.config = timing.at_size(training.config, b, n)
         return training.train_step if part == "step" else training.evaluate
 
@@ -322,17 +322,18 @@ def needed_bytes(jobs: Sequence[Job], device: str | torch.device | None = None) 
     """About the memory that the largest training among jobs takes in all; a cost that does not fit
     becomes a row that says so. 0 while another timing runs."""
     kind, found = resolve_device(device), [0.0]
-    with _LOCK:
+    if not TIMING_LOCK.acquire(timeout=WAIT_S):
+        return 0.0
+    try:
         for job in jobs:
-            if not TIMING_LOCK.acquire(timeout=WAIT_S):
-                break
-            TIMING_LOCK.release()
             if isinstance(job, TrainingJob):
                 found.append(timing.predicted_bytes(job.config, kind))
             elif isinstance(job, RetrievalJob):
                 config = replace(job.config, n_steps=1)
                 n_keys = config.task.n_keys
                 found.append(len(job.seeds) * timing.at_length(n_keys, _traced, config, kind))
+    finally:
+        TIMING_LOCK.release()
     return max(found)
 
 
@@ -342,4 +343,4 @@ def _traced(config: RetrievalConfig, device: torch.device, n_keys: int) -> int:
     run = RetrievalTraining(with_keys(config, n_keys), device=str(device))
     run.train_step()
     kept = 12 * sum(x.numel() for x in run.model.parameters())
-    return kept + peak_memory_bytes(run.train_step, device)
+    return kept + traced_bytes(run.train_step, device)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, fields, replace
 from functools import lru_cache
+from threading import get_ident
 from time import perf_counter
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -31,6 +32,7 @@ from replib.lab.memory_use import (
     page_faults,
     peak_memory_bytes,
     release_memory,
+    traced_bytes,
     trim_memory,
 )
 from replib.training import MODELS, Training, TrainingConfig
@@ -607,7 +609,7 @@ def fitted(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=4096)
 def _call_bytes(config: CostConfig, device: torch.device, seq_len: int) -> int:
     """What a call of one sample adds to its inputs."""
-    return peak_memory_bytes(_build_work(replace(config, seq_len=seq_len), device, 0), device)
+    return traced_bytes(_build_work(replace(config, seq_len=seq_len), device, 0), device)
 
 
 def _training_bytes(config: TrainingConfig, device: torch.device) -> int:
@@ -622,7 +624,7 @@ def _training_bytes(config: TrainingConfig, device: torch.device) -> int:
     else:
         forward = _forward_bytes(key, device, n)
     # Going back, gradients take the place of what the forward pass has kept.
-    return round(kept + max(kept / 3, config.batch_size * forward))
+    return round(kept + max(kept / 3, config.trained.batch_size * forward))
 
 
 def trial(config: TrainingConfig) -> TrainingConfig:
@@ -645,15 +647,15 @@ def at_size(config: TrainingConfig, batch_size: int, seq_len: int) -> TrainingCo
 
 
 @lru_cache(maxsize=2)
-def built(config: TrainingConfig, device: torch.device) -> Training:
-    """A training to be tried, with the batch of its `config`, which may be set to other sizes."""
+def built(config: TrainingConfig, device: torch.device, thread: int) -> Training:
+    """A training for a thread to try, whose `config` may be set to other sizes."""
     return config.training(device=str(device))
 
 
 @lru_cache(maxsize=4096)
 def _forward_bytes(config: TrainingConfig, device: torch.device, n: int) -> int:
     """What the forward pass of one sequence holds, with all that the backward pass needs of it."""
-    training = built(config, device)
+    training = built(config, device, get_ident())
     training.config, kept = at_size(training.config, 1, n), []
     batch = training.config.task.sample(1, training.data)
     training.model.train()
@@ -661,4 +663,4 @@ def _forward_bytes(config: TrainingConfig, device: torch.device, n: int) -> int:
     def forward() -> None:
         kept.append(training.config.task.loss(training.model(*batch.inputs), batch))
 
-    return peak_memory_bytes(forward, device)
+    return traced_bytes(forward, device)

@@ -433,7 +433,8 @@ def gate(
         live.start(jobs, device)
         return None, f"Running by itself, as it is short{f', after {once}' if kernel else ''}."
     # Of a longer label a phone would show a part.
-    label = f"Run (about {_duration(seconds)}{', compiles first' * bool(kernel)})"
+    told = "its time is not known yet" if math.isnan(seconds) else f"about {_duration(seconds)}"
+    label = f"Run ({told}{', compiles first' * bool(kernel)})"
     return mo.ui.button(label=label, kind="success", on_change=start), None
 
 

@@ -1,4 +1,4 @@
-"""Static output of the recorded data: figures, pages, and the verdict table of the README.
+"""Static output of the recorded data: figures, pages, and the tables of documents.
 
 Everything here is the same, byte for byte, for the same commit and the same rows; only a page that
 was asked for with parameters holds a run of its own.
@@ -36,7 +36,7 @@ from replib.report.index import index_page
 NOTEBOOKS = files.ROOT / "notebooks"
 PICTURES = NOTEBOOKS / "__marimo__" / "assets"  # where marimo's gallery looks for a card's picture
 FIGURES = files.ROOT / "figures"
-README = files.ROOT / "README.md"
+ROOT = files.ROOT  # of the documents whose tables are written
 PNG_SCALE = 2.0  # pixels a unit, sharp on screens of today
 PICTURE_SHAPE = 1.91  # width to height of a card's picture; what is beyond is cut off
 PICTURE_TONE = "#F4F2EC"  # neither glares on the dark page nor vanishes on the light one
@@ -72,7 +72,7 @@ def write_report(
     pdf: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
-    """Write the figures, the README's table, the index and a page a notebook; what was written.
+    """Write the figures, the documents' tables, the index and a page a notebook; what was written.
 
     Args:
         notebooks: only these pages (then no figures), such as "03_speed_crossover".
@@ -106,7 +106,7 @@ def write_report(
         if not notebooks:
             recorded = everything()
             written = [*write_figures(all_figures(recorded)), *write_pictures(recorded)]
-            written += [write_readme_tables(recorded)]
+            written += write_tables(recorded)
             written.append(_write_index(recorded, list(known), made_from))
         written += pages
     if printer:
@@ -170,6 +170,17 @@ def _picture(chart: alt.LayerChart) -> dict:
     return drawn
 
 
+def headline_table(recorded: Sequence[Recorded]) -> str:
+    """The claims with what the rows recorded here say, a line each, as Markdown."""
+    lines = []
+    for one in recorded:
+        for statement in one.claim.listed:
+            verdict = one.verdict(statement)
+            here = f"**{verdict.status}** on {one.device(statement)}: {verdict.headline}"
+            lines.append([statement.title, statement.text, here])
+    return markdown_table(["claim", "in a sentence", "here"], lines, LEFT)
+
+
 def verdict_table(recorded: Sequence[Recorded]) -> str:
     """The claims with what the paper, the article and the rows recorded here say, as Markdown."""
     lines = []
@@ -190,36 +201,41 @@ def _verdict_cell(verdict: Verdict, devices: str) -> str:
     )
 
 
-# What stands between the README's marks of each name.
-TABLES: dict[str, Callable[[Sequence[Recorded]], str]] = {
-    "verdicts": verdict_table,
-    "bench": lambda recorded: run.recorded_table(),
+Table = Callable[[Sequence[Recorded]], str]
+# The tables of each document, by the name of the marks that they stand between.
+TABLES: dict[str, dict[str, Table]] = {
+    "README.md": {"verdicts": headline_table},
+    "docs/verdicts.md": {"verdicts": verdict_table},
+    "docs/benchmarks.md": {"bench": lambda recorded: run.recorded_table()},
 }
 
 
 def marks(name: str) -> tuple[str, str]:
-    """The lines before and after a table of the README."""
+    """The lines before and after a table of a document."""
     return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
-def write_readme_tables(recorded: Sequence[Recorded], readme: Path | None = None) -> Path:
-    """Bring the tables between the README's marks up to date with the recorded rows.
+def write_tables(recorded: Sequence[Recorded], root: Path | None = None) -> list[Path]:
+    """Bring the tables of the documents up to date with the recorded rows.
 
     Raises:
-        ValueError: the README lacks a mark; it is left as it is.
-        FileError: it cannot be written; it is left as it is.
+        ValueError: a document lacks a mark; it is left as it is.
+        FileError: one cannot be written; it is left as it is.
     """
-    readme = readme or README
-    text = readme.read_text()
-    for name, table in TABLES.items():
-        begin, end = marks(name)
-        before, found_begin, rest = text.partition(begin)
-        _, found_end, after = rest.partition(end)
-        if not (found_begin and found_end):
-            raise ValueError(f"{readme.name} lacks {begin} or {end}: put both back")
-        text = f"{before}{begin}\n{table(recorded)}\n{end}{after}"
-    files.replace_file(readme, text)
-    return readme
+    written = []
+    for document, tables in TABLES.items():
+        path = (root or ROOT) / document
+        text = path.read_text()
+        for name, table in tables.items():
+            begin, end = marks(name)
+            before, found_begin, rest = text.partition(begin)
+            _, found_end, after = rest.partition(end)
+            if not (found_begin and found_end):
+                raise ValueError(f"{document} lacks {begin} or {end}: put both back")
+            text = f"{before}{begin}\n{table(recorded)}\n{end}{after}"
+        files.replace_file(path, text)
+        written.append(path)
+    return written
 
 
 def commit() -> str:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from replib.models import CausalTransformer, TransformerConfig
 from replib.tasks import Batch
 from replib.tasks.image_files import Images, dataset_named, load_images
 
@@ -117,14 +116,6 @@ class Pixels:
         rows = outputs.flatten(0, 1).split(POSITIONS_AT_ONCE)
         levels = [level_log_probs(some, self.n_levels).argmax(-1) for some in rows]
         return torch.cat(levels).view(outputs.shape[:2])
-
-
-class PixelTransformer(CausalTransformer):
-    """A decoder-only model of levels: tokens (B, N) -> mixtures of logistics (B, N, 3K)."""
-
-    def __init__(self, config: TransformerConfig, *, vocab_size: int, max_len: int, n_outputs: int):
-        super().__init__(config, vocab_size=vocab_size, max_len=max_len)
-        self.head = nn.Linear(config.d_model, n_outputs)
 
 
 def log_prob(outputs: Tensor, levels: Tensor, n_levels: int) -> Tensor:

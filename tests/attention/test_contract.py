@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import elu
 
 from replib.attention import ATTENTION, Attention, linear_attention, softmax_attention
-from replib.attention.base import Packing, packed
 from replib.attention.delta import delta_rule
 from replib.generation import Decoder
 from replib.models import CausalTransformer, TransformerConfig
+from replib.packing import Packing, packed
 
 B, H, G, D, N = 2, 4, 2, 8, 37  # LSH attention has two chunks there
 MECHANISMS = [name for name, cls in ATTENTION.items() if cls.recurrent]

@@ -24,8 +24,7 @@ from replib.lab.run import variant_of
 from replib.lab.timing import CostConfig, measure_cost
 from replib.models import CausalTransformer, TransformerConfig
 from replib.pages import style
-from replib.pages.controls import variants
-from replib.pages.live_jobs import ALL_VARIANTS
+from replib.claims.cost_page import ALL_VARIANTS, variants
 from replib.tasks import CausalCopy
 from replib.training import Training, TrainingConfig
 
@@ -99,6 +98,7 @@ def with_example(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_documented_mechanism_works_everywhere(with_example):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],

@@ -148,7 +148,7 @@ def test_an_unknown_group_is_refused_with_those_there_are():
 @pytest.mark.slow
 def test_a_peer_that_is_not_installed_is_told_with_the_remedy_and_the_others_go_on(monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda package: None)
-    rows, told = [], "fast-transformers not installed: see README, section Bench"
+    rows, told = [], "fast-transformers not installed: see docs/benchmarks.md"
     for group in GROUPS:
         rows += (found := measured(group))
         alone = figures_of(found, against=FAST_TRANSFORMERS) + figures_of(

@@ -454,11 +454,13 @@ def test_a_memory_in_training_shows_its_curves_and_resumes_after_a_stop():
     assert resumed["loss"][: len(stopped["loss"])] == stopped["loss"]
 
 
+@pytest.mark.slow
 def test_memories_that_this_machine_cannot_hold_are_refused_with_the_remedy(monkeypatch):
     assert refusal([retrieval_job()], "cpu") is None
     large = retrieval_job(n_keys=4000, attention="performer", seeds=tuple(range(50)))
     assert "number of keys" in refusal([large], "cpu")
-    slow = retrieval_job(n_keys=600, rule="fwm", again=True, n_steps=100_000)
+    many = tuple(range(50))
+    slow = retrieval_job(n_keys=600, rule="fwm", again=True, n_steps=100_000, seeds=many)
     monkeypatch.setattr(module, "available_memory_bytes", lambda device: 1e15)
     assert "This would take about" in refusal([slow], "cpu")
 

@@ -141,22 +141,31 @@ def test_every_statement_has_a_judge_and_every_listed_one_a_figure(recorded):
             assert statement.figure is None or statement.figure in one.figures
 
 
-def readme_with(**tables):
-    """A README with a table of each name between its marks."""
-    begins_ends = {name: write.marks(name) for name in tables}
-    parts = (f"{b}\n{tables[name]}\n{e}" for name, (b, e) in begins_ends.items())
-    return "# Title\n\n" + "\n\nBetween.\n\n".join(parts) + "\n\nThe end.\n"
+DOCUMENTS = [(document, name) for document, names in write.TABLES.items() for name in names]
+
+
+def documents_with(folder, found):
+    """The documents, each with its tables, or "old", between their marks; their texts by path."""
+    texts = {}
+    for document, names in write.TABLES.items():
+        parts = []
+        for name, table in names.items():
+            begin, end = write.marks(name)
+            parts.append(f"{begin}\n{table(found) if found else 'old'}\n{end}")
+        path = folder / document
+        path.parent.mkdir(exist_ok=True)
+        texts[path] = "# Title\n\n" + "\n\nBetween.\n\n".join(parts) + "\n\nThe end.\n"
+    return texts
 
 
 def test_only_what_is_between_the_marks_is_replaced(recorded, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(readme_with(**dict.fromkeys(write.TABLES, "old")))
+    for path, text in documents_with(tmp_path, None).items():
+        path.write_text(text)
     found = write.everything()
-    assert write.write_readme_tables(found, readme) == readme
-    tables = {name: table(found) for name, table in write.TABLES.items()}
-    assert readme.read_text() == readme_with(**tables)
-    write.write_readme_tables(found, readme)
-    assert readme.read_text() == readme_with(**tables)
+    expected = documents_with(tmp_path, found)
+    for _ in range(2):
+        assert write.write_tables(found, tmp_path) == list(expected)
+        assert {path: path.read_text() for path in expected} == expected
 
 
 BEGIN, END = write.marks("verdicts")
@@ -165,29 +174,32 @@ BEGIN, END = write.marks("verdicts")
 @pytest.mark.parametrize(
     "text", ["no marks", f"only {BEGIN}", f"only {END}", f"{END} before {BEGIN}"]
 )
-def test_a_readme_without_its_marks_is_left_as_it_is(recorded, tmp_path, text):
+def test_a_document_without_its_marks_is_left_as_it_is(recorded, tmp_path, text):
     readme = tmp_path / "README.md"
     readme.write_text(text)
     with pytest.raises(ValueError, match="put both back"):
-        write.write_readme_tables(write.everything(), readme)
+        write.write_tables(write.everything(), tmp_path)
     assert readme.read_text() == text
 
 
-@pytest.mark.parametrize("name", write.TABLES)
-def test_the_readme_is_up_to_date_with_the_recorded_rows(name):
+@pytest.mark.parametrize(("document", "name"), DOCUMENTS)
+def test_the_documents_are_up_to_date_with_the_recorded_rows(document, name):
     begin, end = write.marks(name)
-    table = f"{begin}\n{write.TABLES[name](write.everything())}\n{end}"
-    assert table in write.README.read_text(), "rows were recorded since: run `make report`"
+    table = f"{begin}\n{write.TABLES[document][name](write.everything())}\n{end}"
+    text = (write.ROOT / document).read_text()
+    assert table in text, "rows were recorded since: run `make report`"
+
+
+def test_the_readme_is_a_page_and_its_links_lead_somewhere():
+    text = (write.ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    assert links and all((write.ROOT / link).exists() for link in links)
 
 
 def test_the_figures_are_up_to_date_with_the_recorded_rows(drawn):
     names = {path.stem for path in write.FIGURES.glob("*.svg")}
     assert names == set(drawn), "run `make report`"
-
-
-def test_every_picture_of_the_readme_is_there():
-    pictures = [part.split(")")[0] for part in write.README.read_text().split("](figures/")[1:]]
-    assert pictures and all((write.FIGURES / picture).exists() for picture in pictures)
 
 
 def refused(arguments, capsys):

@@ -7,7 +7,6 @@ RNNs'*, and is re-enacted here in torch: by wrapping a part of `EncoderDecoder`,
 B batch, H heads, N sequence length, D query/key size per head, M value size per head, P parts.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
@@ -29,8 +28,6 @@ ARTICLE_LR = 1e-4
 BATCH_FACTOR = 4  # the linear runs seem to have had batch 32, the softmax runs 8
 # The loss is evaluated again after each update, and before every eighth: 1.125 times a step.
 EXTRA_EVERY = 8
-# About; what defects do to the time of a step, for predictions alone.
-SLOWER = {"float64": 1.5, "unfused": 1.5, "extra_losses": 1.3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,10 +196,6 @@ class AutopsyConfig(TrainingConfig):
     @property
     def versions(self) -> dict[str, int]:
         return super().versions | {"autopsy": VERSION}
-
-    @property
-    def time_factor(self) -> float:
-        return math.prod(SLOWER.get(defect, 1.0) for defect in self.defects)
 
     @property
     def trained(self) -> TrainingConfig:
