@@ -100,7 +100,6 @@ DEFECTS = {
     ),
 }
 
-
 SWITCHES = Control(
     "defects",
     "Defects",
@@ -489,7 +488,6 @@ def _crosstalk_charts(config: FillConfig) -> list[alt.LayerChart]:
 
 RETRIEVAL_SETTINGS = {"every key once": False, "keys come back": True}
 """Whether keys are drawn with replacement: settings 1 and 2 of the paper."""
-
 
 MIN_EVALUATIONS = 10  # of a live run; from 1000 steps on they are 100 steps apart, as published
 

@@ -57,7 +57,6 @@ class SeedResult:
 # The setting of the paper's figure 2. Smaller ones may support its claim, and cannot refute it.
 PAPER_COPY = TrainingConfig()
 
-
 PAPER_SIZES = ("n_layers", "n_heads", "d_model", "d_feedforward")
 
 

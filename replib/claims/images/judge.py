@@ -46,7 +46,6 @@ def _images_of_setting(rows: Sequence[Row]) -> Verdict:
 # written before the digits had rows.
 MIN_IMAGE_SEEDS = 3
 
-
 BITS_MARGIN = 0.05  # bits per dimension
 
 
