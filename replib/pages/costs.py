@@ -1,4 +1,4 @@
-"""Charts of what was timed: time and memory, the 2022 table, and speed against softmax."""
+"""Charts of what was timed: time and memory against N, and what several charts of costs share."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Rows of the autopsy as tidy polars frames, for `charts.autopsy`.
+"""Rows of the autopsy as tidy polars frames, for the charts.
 
 Every function returns a frame with the same columns for no rows as for many. `line` names a defect,
 or what is compared; losses are nats a token, factors are of the time of a step.

@@ -39,7 +39,7 @@ def capacity_chart(frame: pl.DataFrame, s: int | None = None) -> alt.LayerChart:
     """Setting 1, every key once: loss against S on a log axis, a line a memory.
 
     Args:
-        frame: of `frames_memory.retrieval_frame`.
+        frame: of `frames.retrieval_frame`.
         s: the S whose losses stand beside the lines until the reader moves the slider.
     """
     return _chart(frame, 1, s, "Every key written once")
@@ -107,7 +107,7 @@ def solved_chart(frame: pl.DataFrame) -> alt.LayerChart:
     95 % interval as a bar, and its number of features R as a tick.
 
     Args:
-        frame: of `frames_memory.retrieval_frame`.
+        frame: of `frames.retrieval_frame`.
     """
     frame = frame.filter(pl.col("setting") == 1)
     if frame.is_empty():
@@ -319,7 +319,7 @@ def _most_keys(
 def _least_losses(
     series: pl.DataFrame, last: int, y: alt.Y, colour: alt.Color, shown: alt.Parameter
 ) -> alt.Chart:
-    """`claims_memory.least_loss` of each series."""
+    """`memories.least_loss` of each series."""
     bounded = _bounded(series, last).select("series", "n_features")
     curves = pl.DataFrame(
         [

@@ -4,7 +4,7 @@ The published evaluation asks each of 20 sequences for its first 200 keys, alway
 in batches of 32, and averages the means of the batches. With S = 100 the last batch has 4 keys, and
 counts as much as one of 32: each of these keys counts 8 times. A memory that holds just R of S keys
 then has a loss that depends on which these are, and which may be below the least that a mean over
-all keys can be (`claims_memory.least_loss`). Here a training is watched that is otherwise that of
+all keys can be (`memories.least_loss`). Here a training is watched that is otherwise that of
 `replib.fast_weights`: three means of the same losses at every evaluation.
 
 P seeds, B sequences, L queries of a sequence, S keys.

@@ -35,7 +35,7 @@ class FillConfig:
     """A filling: S random keys written one after the other, then some of them again.
 
     Attributes:
-        attention, options: the features, as in `retrieval.MemoryConfig`.
+        attention, options: the features, as in `MemoryConfig`.
         n_again: how many keys, from the first on, are written once more with new values.
         values: "one-hot", a unit vector each (M = S + n_again), or "random" of length 1 (M = D).
         scale: what features are divided by for the rules delta and fwm: their length, their sum

@@ -1,4 +1,4 @@
-"""Rows of associative retrieval as a tidy polars frame, for `charts.memory`."""
+"""Rows of associative retrieval as a tidy polars frame, for the charts."""
 
 import math
 import statistics

@@ -228,7 +228,7 @@ def ratio_chart(
 
     Args:
         frame: of `frames.costs`, one work and one batch size.
-        crossings: of `frames.crossings`, for the same work and batch size.
+        crossings: of `crossings_frame`, for the same work and batch size.
 
     Raises:
         ValueError: a frame with two values at one N of a series.

@@ -364,7 +364,7 @@ def streams(rows: Iterable[Row]) -> pl.DataFrame:
 def speedup_frame(
     found: Iterable[Speedup], published: Iterable[tuple[str, str, str, float]] = ()
 ) -> pl.DataFrame:
-    """One line a ratio of times, ours and those of `claims_generation.published_speedups`:
+    """One line a ratio of times, ours and those of `measured.published_speedups`:
     SPEEDUP_COLUMNS. `setting` is the data set whose images have that size, or the size itself."""
     ours = [
         {"setting": one.size.image or one.size.text.rsplit(", batch", 1)[0], "over": one.over}

@@ -36,7 +36,7 @@ def digits_chart(
     between the two.
 
     Args:
-        frame: of `frames.drawings`; an image that is not finished has fewer positions.
+        frame: of `drawings`; an image that is not finished has fewer positions.
         shape: (h, w) of an image.
         slider: let the reader hide and draw again the pixels, in the order in which they came.
     """

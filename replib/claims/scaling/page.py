@@ -1,4 +1,4 @@
-"""The parts of notebooks 2 and 3: crossovers and exponents of measured costs."""
+"""The parts of notebook 2: charts and exponents of measured costs."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from replib.pages.costs import cost_chart
 
 
 def scaling_charts(rows: Sequence[Row], work: str) -> mo.Html:
-    """Time and memory of one work, one above the other, on the first of `claims_scaling.curves`,
+    """Time and memory of one work, one above the other, on the first of `growth.curves`,
     and time on the others."""
     rows = [row for row in rows if config_of(row).work == work]
     parts = []
