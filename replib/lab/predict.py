@@ -250,10 +250,10 @@ def with_keys(config: RetrievalConfig, n: int) -> RetrievalConfig:
 def _cost(
     config: Config, n_repeats: int, device: torch.device, max_seconds_per_point: float
 ) -> Iterator[Use]:
-    def timed(call_s: float, least_ms: float = MIN_SAMPLE_MS) -> float:
+    def timed(call_s: float) -> float:
         """Once for its memory, twice to warm up, and n_repeats samples, each after an untimed call,
         or until the time is up."""
-        sample_s = call_s + max(call_s, least_ms / 1000)
+        sample_s = call_s + max(call_s, MIN_SAMPLE_MS / 1000)
         return 3 * call_s + min(n_repeats * sample_s, max(max_seconds_per_point, sample_s))
 
     if isinstance(config, TrainingConfig):
@@ -287,7 +287,7 @@ def _generated(config: GenerationConfig, device: torch.device, timed) -> Use:
 
     def total(part: Part, size: Size) -> float:
         if span == "token":
-            return timed(part.at(*size), TOKEN_SAMPLE_MS)
+            return timed(max(part.at(*size), TOKEN_SAMPLE_MS / 1000))  # as many as last so long
         return part.up_to(*size) if span == "stream" else timed(part.up_to(*size))
 
     return Use(key, build, (SHORTEST, 1), size, total)
