@@ -21,9 +21,6 @@ from replib.lab import store
 # A command imports what it needs: torch takes seconds, which --help does not wait for.
 
 FIRST_PORT = 2718
-# Of a row, what a line of the terminal has room for.
-FIGURES = ("final_loss", "best_loss", "final_accuracy", "bits_per_dim", "steps_per_s")
-FIGURES += ("time_ms", "memory_bytes")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,6 +94,7 @@ def _record(arguments) -> int:
     from replib.claims import EXPERIMENTS, experiment_named
     from replib.lab.memory_use import tune_memory
     from replib.lab.record import record
+    from replib.lab.run import words_of
 
     names = list(EXPERIMENTS) if arguments.experiment == "all" else [arguments.experiment]
     experiments = [experiment_named(name) for name in names]
@@ -117,7 +115,7 @@ def _record(arguments) -> int:
                 retime_below=arguments.retime_below,
                 recording=arguments.recording,
             ):
-                print(_line(row), flush=True)
+                print(words_of(row), flush=True)
                 n_rows += 1
     if stop.is_set():
         interrupts.say(interrupts.CONTINUES)
@@ -133,29 +131,6 @@ def _record(arguments) -> int:
 def _print_progress(glimpse) -> None:
     if sys.stderr.isatty():
         print(f"\r{glimpse.text}  ", end="", file=sys.stderr)
-
-
-def _line(row: store.Row) -> str:
-    config, summary = row["config"], row["summary"]
-    model = config.get("model", config)
-    length = config.get("task", config)["seq_len"]
-    from replib.lab.run import variant_of
-
-    if "way" in model:
-        parts = [model["way"], model["span"]]
-    else:
-        parts = [*variant_of(row), model.get("update_rule")]
-    who = " ".join(filter(None, parts))
-    if "way" in model:
-        who += f" {model['n_layers']} layers batch {model['batch_size']}"
-    who += "".join(f" +{defect}" for defect in config.get("defects", ()))
-    figures = ", ".join(
-        f"{name} {summary[name]:.4g}" for name in FIGURES if summary.get(name) is not None
-    )
-    why = f" ({row['detail']})" if row["detail"] else ""
-    return (
-        f"{row['experiment']} {who} N={length} seed {row['seed']}: {row['outcome']}{why} {figures}"
-    )
 
 
 def _serve(arguments) -> int:

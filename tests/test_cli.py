@@ -168,7 +168,8 @@ def tiny_jobs(scale):
 SLOW = f"""
 import sys, time
 from replib import __main__ as cli
-from replib.claims.experiments import EXPERIMENTS, laptop_copy
+from replib.claims import EXPERIMENTS
+from replib.claims.common import laptop_copy
 from replib.lab import interrupts
 from replib.lab.record import Experiment
 from replib.lab.run import TrainingJob

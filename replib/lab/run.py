@@ -37,6 +37,11 @@ for one in (TrainingConfig, CostConfig, GenerationConfig, RetrievalConfig):
 Config = TrainingConfig | CostConfig | GenerationConfig | RetrievalConfig
 
 
+# Of a row, what a line of the terminal has room for.
+FIGURES = ("final_loss", "best_loss", "final_accuracy", "bits_per_dim", "steps_per_s")
+FIGURES += ("time_ms", "memory_bytes")
+
+
 @dataclass(frozen=True)
 class Where:
     """Where a job's rows belong, and what it runs on.
@@ -194,6 +199,24 @@ def config_of(row: store.Row) -> Config:
 @lru_cache(maxsize=4096)
 def _config(kind: str, config: str) -> Config:
     return config_from(CONFIGS[kind], json.loads(config))
+
+
+def words_of(row: store.Row) -> str:
+    """A row in a line."""
+    config, summary = config_of(row), row["summary"]
+    model = getattr(config, "model", config)
+    if isinstance(config, GenerationConfig):
+        who = [config.way, config.span, f"{config.n_layers} layers batch {config.batch_size}"]
+    else:
+        who = [*model.variant, getattr(model, "update_rule", None)]
+    who += [f"+{defect}" for defect in getattr(config, "defects", ())]
+    figures = (f"{n} {summary[n]:z.4g}" for n in FIGURES if summary.get(n) is not None)
+    why = f" ({row['detail']})" if row["detail"] else ""
+    return (
+        f"{row['experiment']} {' '.join(filter(None, who))} "
+        f"N={getattr(config, 'task', config).seq_len} seed {row['seed']}: "
+        f"{row['outcome']}{why} {', '.join(figures)}"
+    )
 
 
 def unavailable(config: Config, device_type: str) -> str | None:

@@ -240,6 +240,7 @@ def loop_of_16384():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("function, kernel", [form for form in FORMS if form[1] != "plain"])
 def test_error_at_length_16384_is_that_of_the_dtype(loop_of_16384, function, kernel, dtype):

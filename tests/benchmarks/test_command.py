@@ -39,6 +39,7 @@ def tiny_bench(monkeypatch):
     monkeypatch.setattr(run, "QUICK", replace(TINY, name="quick"))
 
 
+@pytest.mark.slow
 def test_bench_tells_ratios_and_saves_its_rows(tiny_bench, capsys):
     assert main(["--quick", "--only", "not_causal", "delta", "--device", "cpu"]) == 0
     told = capsys.readouterr().out

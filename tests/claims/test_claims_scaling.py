@@ -132,6 +132,7 @@ def test_the_same_tokens_at_every_length_are_judged_and_a_batch_of_one_is_eviden
     assert {x["config"]["seq_len"] * x["config"]["batch_size"] for x in found} == {TOKENS}
 
 
+@pytest.mark.slow
 def test_points_of_two_batches_that_happen_to_have_as_many_tokens_are_no_curve():
     two = [*rows(batch_size=4), *rows(batch_size=8)]
     assert set(curves(two)) >= {"batch 4", "batch 8"}

@@ -314,6 +314,7 @@ def test_nothing_gives_nothing():
     assert y.shape == (2, 3, 0, 4) and q.grad.shape == q.shape
 
 
+@pytest.mark.slow
 @interpreted
 @pytest.mark.parametrize("n_segments", [1, 4])
 def test_the_cost_model_counts_what_the_interpreter_does(processors, monkeypatch, n_segments):
@@ -360,6 +361,7 @@ def test_the_cost_model_counts_what_the_interpreter_does(processors, monkeypatch
             assert per_token["bytes"] == cuda.bytes_per_token(d, m, dtype.itemsize, backward)
 
 
+@pytest.mark.slow
 @interpreted
 def test_error_is_that_of_float32_at_length_2048():
     """As long as the interpreter can be waited for; 16384 is for a device."""

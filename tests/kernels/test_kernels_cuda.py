@@ -26,6 +26,7 @@ def run_python(*arguments, **environment):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_kernels_compute_what_the_plain_form_does():
     if not ON_DEVICE and version("triton") < "3.7" and np.__version__ >= "2.4":
         pytest.skip("the interpreter of Triton 3.6 fails with NumPy 2.4")

@@ -20,7 +20,9 @@ MOST_KILLS = 6  # then the run is let go to its end
 SERVER = """
 import os, sys, time
 from replib import __main__ as cli
-from replib.claims.experiments import EXPERIMENTS, laptop_copy, retrieval_config
+from replib.claims import EXPERIMENTS
+from replib.claims.capacity.grid import retrieval_config
+from replib.claims.common import laptop_copy
 from replib.fast_weights import MemoryConfig
 from replib.lab import interrupts
 from replib.lab.record import Experiment

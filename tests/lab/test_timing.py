@@ -510,6 +510,7 @@ def test_a_system_with_neither_is_left_as_it_is(monkeypatch, tmp_path, trouble):
 # Costs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", timing.WORKS)
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", timing.DTYPES)
