@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from replib.attention import ATTENTION
+from replib.attention.kernels import installed
 from replib.device import resolve_device
 from replib.fast_weights import RetrievalConfig, RetrievalTraining
 from replib.lab import timing
@@ -73,9 +74,9 @@ class Part:
         return any(size[0] >= n and size[1] >= b for size in (*self.seconds, *self.asked))
 
     def measure(self, use: "Use", budget_s: float, device: torch.device) -> None:
-        """Call it at sizes that grow up to that of a use, two at least, as long as the next would
-        end in time. To build it is not counted, nor is the first call, which loads what it needs.
-        """
+        """Call it at sizes that grow up to that of a use, two unless it is slow, as long as the
+        next would end in time. To build it is not counted, nor is the first call, which loads what
+        it needs."""
         size, left_s = self._first(use), budget_s
         self.asked.add(use.size)
         while size not in self.seconds:
@@ -86,7 +87,9 @@ class Part:
             self.seconds[size] = _seconds(call, started + left_s, device)
             left_s -= perf_counter() - started
             factor = left_s / (CALLS * self.seconds[size])
-            size = _grown(size, use.size, factor if len(self.seconds) > 1 else max(factor, 8))
+            if len(self.seconds) == 1 and self.seconds[size] < BUDGET_S / 8:
+                factor = max(factor, 8)
+            size = _grown(size, use.size, factor)
 
     def _first(self, use: "Use") -> Size:
         """A size that is measured next: a small one, or one beyond the largest that has been."""
@@ -202,6 +205,8 @@ def _uses(job: Job, device: torch.device, max_seconds_per_point: float) -> Itera
 
 
 def _training(config: TrainingConfig, device: torch.device) -> Iterator[Use]:
+    if config.missing_data():
+        return
     n_steps, n_evaluations = config.n_steps, math.ceil(config.n_steps / config.eval_every)
     for part, times in (("step", n_steps), ("evaluation", n_evaluations * config.eval_batches)):
         yield _part_of_training(config, device, part, lambda s, times=times: times * s)
@@ -297,7 +302,8 @@ def ready(config: Config, device: torch.device) -> Config:
     """The config on kernels that need not be compiled first, which takes a quarter of a minute: on
     those of torch where the ones that it would take have not been compiled on this machine."""
     model = getattr(config, "model", config)
-    if device.type != "cpu" or _compiled(model.attention):
+    asked = device.type == "cpu" and model.kernel in (None, "cpu")
+    if not asked or _compiled(model.attention):
         return config
     mechanism = ATTENTION[model.attention]
     changes = {"kernel": "torch"}
@@ -309,13 +315,12 @@ def ready(config: Config, device: torch.device) -> Config:
 
 
 def _compiled(attention: str) -> bool:
-    if attention in ("softmax", "lsh", "fwm"):
+    if attention in ("softmax", "lsh", "fwm") or not installed("numba"):
         return True
-    try:
-        from replib import kernels
-    except ImportError:
-        return True
-    return kernels.compiled("cpu")
+    from replib import kernels
+    from replib.kernels.delta import cpu
+
+    return kernels.compiled("cpu") and (attention != "delta" or cpu.compiled())
 
 
 def needed_bytes(jobs: Sequence[Job], device: str | torch.device | None = None) -> float:
@@ -326,7 +331,7 @@ def needed_bytes(jobs: Sequence[Job], device: str | torch.device | None = None) 
         return 0.0
     try:
         for job in jobs:
-            if isinstance(job, TrainingJob):
+            if isinstance(job, TrainingJob) and not job.config.missing_data():
                 found.append(timing.predicted_bytes(job.config, kind))
             elif isinstance(job, RetrievalJob):
                 config = replace(job.config, n_steps=1)
