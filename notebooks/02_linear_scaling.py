@@ -14,7 +14,6 @@ with app.setup(hide_code=True):
 
     from replib.claims import cost_page, scaling
     from replib.claims.scaling import page
-    from replib.lab.recorded import old_rows
     from replib.pages import controls, frames
     from replib.pages.controls import Control
     from replib.pages.costs import cost_chart
@@ -60,12 +59,6 @@ def _(recorded):
             "Forward": page.scaling_charts(recorded.rows["scaling"], "forward"),
         }
     )
-    return
-
-
-@app.cell(hide_code=True)
-def _():
-    mo.md(page.first_figure(old_rows("scaling")))
     return
 
 

@@ -323,8 +323,8 @@ def _(others):
 
 
 @app.cell(hide_code=True)
-def _(losses):
-    autopsy.CLAIM.method(beside=f"Recorded: {tables.recorded_text(losses)}.")
+def _():
+    autopsy.CLAIM.method()
     return
 
 

@@ -89,14 +89,14 @@ class Claim:
         """The statements that have a line in the tables."""
         return tuple(one for one in self.statements if one.title)
 
-    def method(self, *others: "Claim", beside: str = ""):
+    def method(self, *others: "Claim"):
         """How it and others on its page are measured and judged, and where that departs from the
         paper, folded."""
         import marimo as mo
 
         files_ = (DOCS / f"{claim.name}.md" for claim in (self, *others))
         texts = (path.read_text(encoding="utf-8").partition(f"## {METHOD}\n")[2] for path in files_)
-        return mo.accordion({METHOD: mo.md("\n".join([*map(str.strip, texts), beside]))})
+        return mo.accordion({METHOD: mo.md("\n".join(map(str.strip, texts)))})
 
     def judge(self, statement: Statement, rows: Rows) -> "Verdict":
         """What rows say of a statement."""

@@ -12,7 +12,6 @@ from replib.training import TrainingConfig
 
 BOTH = ("softmax", "linear")
 
-
 # What is timed side by side: softmax as the 2022 replication wrote it, and fused; linear attention
 # as its equation stands, in chunks of torch operations, and compiled for the device.
 VARIANTS = (
@@ -23,7 +22,6 @@ VARIANTS = (
     ("linear", "cpu"),
     ("linear", "cuda"),
 )
-
 
 # The paper's figures have LSH attention beside the two that are judged: figure 2 of 4 rounds,
 # figure 1 of each of these. At the paper scale it is as in the original's code.
@@ -141,13 +139,10 @@ def work_of(rows: Sequence[Row]) -> str:
 
 PAPER_CROSSOVER = 512  # the shortest N of the paper's fig. 1, where linear is already faster
 
-
 ARTICLE_CROSSOVER = 3149  # the 2022 article's extrapolation
-
 
 # A fiftieth of the 2.3 nats that guessing one of 10 symbols costs.
 LOSS_MARGIN = 0.05  # nats a token
-
 
 # Scaling: far from the next whole exponent, wide enough for cache effects and lower-order terms.
 EXPONENT_TOLERANCE = 0.15

@@ -20,60 +20,59 @@ from replib.lab.store import Row
 from replib.lab.timing import CostConfig
 from replib.training import TrainingConfig
 
-_RUN = {
-    "attention": pl.String,
-    "implementation": pl.String,
-    "series": pl.String,
-    "seq_len": pl.Int64,
-    "seed": pl.Int64,
-    "batch_size": pl.Int64,
-    "n_layers": pl.Int64,
-    "n_heads": pl.Int64,
-    "d_model": pl.Int64,
-    "n_steps": pl.Int64,
-    "lr": pl.Float64,
-    "device": pl.String,
-    "run_id": pl.String,
-    "source": pl.String,
-}
-_POINT = {"train_loss": pl.Float64, "loss": pl.Float64, "accuracy": pl.Float64}
-CURVE_COLUMNS = _RUN | {"step": pl.Int64} | _POINT
-SUMMARY_COLUMNS = _RUN | {
-    "outcome": pl.String,
-    "detail": pl.String,
-    "final_loss": pl.Float64,
-    "final_accuracy": pl.Float64,
-    "best_loss": pl.Float64,
-    "steps_to_solved": pl.Int64,
-    "n_spikes": pl.Int64,
-    "steps_per_s": pl.Float64,
-}
-COST_COLUMNS = {
-    "attention": pl.String,
-    "implementation": pl.String,
-    "series": pl.String,
-    "seq_len": pl.Int64,
-    "batch_size": pl.Int64,
-    "n_heads": pl.Int64,
-    "head_dim": pl.Int64,
-    "work": pl.String,
-    "n_steps": pl.Int64,
-    "time_ms": pl.Float64,
-    "q25": pl.Float64,
-    "q75": pl.Float64,
-    "time_ms_samples": pl.List(pl.Float64),
-    "time_ms_per_sample": pl.Float64,
-    "memory_bytes": pl.Int64,
-    "memory_bytes_per_sample": pl.Float64,
-    "outcome": pl.String,
-    "detail": pl.String,
-    "device": pl.String,
-    "run_id": pl.String,
-    "source": pl.String,
-}
+_RUN = dict(
+    attention=str,
+    implementation=str,
+    series=str,
+    seq_len=int,
+    seed=int,
+    batch_size=int,
+    n_layers=int,
+    n_heads=int,
+    d_model=int,
+    n_steps=int,
+    lr=float,
+    device=str,
+    run_id=str,
+    source=str,
+)
+_POINT = dict(train_loss=float, loss=float, accuracy=float)
+CURVE_COLUMNS = _RUN | dict(step=int) | _POINT
+SUMMARY_COLUMNS = _RUN | dict(
+    outcome=str,
+    detail=str,
+    final_loss=float,
+    final_accuracy=float,
+    best_loss=float,
+    steps_to_solved=int,
+    n_spikes=int,
+    steps_per_s=float,
+)
+COST_COLUMNS = dict(
+    attention=str,
+    implementation=str,
+    series=str,
+    seq_len=int,
+    batch_size=int,
+    n_heads=int,
+    head_dim=int,
+    work=str,
+    n_steps=int,
+    time_ms=float,
+    q25=float,
+    q75=float,
+    time_ms_samples=pl.List(pl.Float64),
+    time_ms_per_sample=float,
+    memory_bytes=int,
+    memory_bytes_per_sample=float,
+    outcome=str,
+    detail=str,
+    device=str,
+    run_id=str,
+    source=str,
+)
 
-
-_ORIGIN = {"device": pl.String, "run_id": pl.String, "source": pl.String}
+_ORIGIN = dict(device=str, run_id=str, source=str)
 
 
 def training_curves(rows: Iterable[Row]) -> pl.DataFrame:

@@ -333,6 +333,21 @@ def in_passing_thread(function: Callable[..., Result], *arguments) -> Result:
         return pool.submit(function, *arguments).result()
 
 
+def on_one_core(function: Callable[..., Result], *arguments) -> Result:
+    """The same with one thread: of tensors this small, sharing them out takes longer than the work,
+    and up to a hundred times as long where other programs want the cores."""
+
+    def with_one_thread() -> Result:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return function(*arguments)
+        finally:
+            torch.set_num_threads(before)  # threads that begin later would have one as well
+
+    return in_passing_thread(with_one_thread)
+
+
 def _predicted_seconds(jobs: Sequence[Job], device: str | None) -> float:
     return predict.seconds(jobs, device, max_seconds_per_point=MAX_POINT_S, threads=threads_of)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from choices import how
 
-from replib.claims.scaling import judge, page
-from replib.claims.scaling.growth import curves, first_exponent, judged_rows
+from replib.claims.scaling import judge
+from replib.claims.scaling.growth import curves, judged_rows
 from replib.lab import store
 from replib.lab.timing import Cost, CostConfig, tokens_batch
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
@@ -54,15 +54,6 @@ def rows(power=1.0, lengths=LENGTHS, **options):
             memory = int(n**2 * 100 if implementation == "textbook" else 1000 * n**power)
             found.append(row(attention, implementation, n, time_ms, memory=memory, **options))
     return found
-
-
-def older(some):
-    """As recorded before page faults were counted."""
-    fields = ("page_faults_samples", "page_faults_own", "n_disturbed")
-    return [
-        one | {"summary": {k: v for k, v in one["summary"].items() if k not in fields}}
-        for one in some
-    ]
 
 
 def exponents(*options):
@@ -137,13 +128,6 @@ def test_points_of_two_batches_that_happen_to_have_as_many_tokens_are_no_curve()
     two = [*rows(batch_size=4), *rows(batch_size=8)]
     assert set(curves(two)) >= {"batch 4", "batch 8"}
     assert list(curves(two))[0] in ("batch 4", "batch 8")
-
-
-def test_the_first_figure_is_that_of_the_older_rows_alone():
-    assert first_exponent([]) is None and page.first_figure([]) == ""
-    found = first_exponent(older(rows(1.25)))
-    assert found.value == pytest.approx(1.25)
-    assert "gave N^1.25" in page.first_figure(older(rows(1.25)))
 
 
 def test_samples_with_faults_of_anothers_making_are_told():

@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 
+from replib.claims.convergence import judge
 from replib.claims.convergence.judge import SeedResult, convergence_verdict, loss_ratio
 from replib.claims.crossover.judge import crossover_verdict, implementations_verdict
 from replib.claims.generation.judge import constant_cost_verdict, faster_generation_verdict
@@ -99,12 +100,13 @@ def test_final_losses_are_judged_against_the_margin(loss, expected):
         ((0.5, 2.0, 8.0), None),
     ],
 )
-def test_losses_far_below_the_margin_are_told_apart_by_their_ratio(factors, expected):
+def test_losses_far_below_the_margin_are_told_apart_by_their_ratio(factors, expected, monkeypatch):
     linear, softmax = (
         [replace(run, final_loss=1e-4 * f) for run, f in zip(seeds(3), fs, strict=True)]
         for fs in (factors, (0.95, 1.0, 1.05))
     )
-    verdict = convergence_verdict(linear, softmax, min_seeds=3)
+    monkeypatch.setattr(judge, "MIN_SEEDS", 3)
+    verdict = convergence_verdict(linear, softmax)
     assert met(verdict, "final loss equals") is True
     assert met(verdict, "at most 2×") is expected
     mean = np.exp(np.log(factors).mean())
@@ -154,12 +156,6 @@ def test_spikes_are_judged_by_the_share_of_runs(n_spiked, expected):
     assert met(convergence_verdict(linear, seeds()), "loss spike") is expected
 
 
-def test_criteria_can_be_moved():
-    assert convergence_verdict(seeds(3), seeds(3), min_seeds=3).criteria[0].met is True
-    lenient = convergence_verdict(seeds(final_accuracy=0.93), seeds(), accuracy_threshold=0.9)
-    assert lenient.status == "supported"
-
-
 def claims(linear_power=1.0, softmax_power=2.0, noise=0.01):
     factors = np.exp(np.random.default_rng(0).normal(0, noise, (len(LENGTHS), 7)))
     powers = {"linear time": (linear_power, 1.0), "softmax time": (softmax_power, 2.0)}
@@ -185,7 +181,6 @@ def test_one_exponent_off_refutes_and_names_which():
 def test_exponent_at_the_tolerance_cannot_tell():
     verdict = scaling_verdict(claims(linear_power=1.15, noise=0.05))
     assert met(verdict, "linear time") is None
-    assert scaling_verdict(claims(linear_power=1.15), tolerance=0.3).status == "supported"
 
 
 def test_two_lengths_cannot_tell_an_exponent():

@@ -38,53 +38,27 @@ from replib.lab.store import Row
 from replib.pages import frames
 from replib.tasks import SequenceCopy
 
-EFFECT_COLUMNS = {
-    "attention": pl.String,
-    "seq_len": pl.Int64,
-    "line": pl.String,
-    "role": pl.String,
-    "value": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "device": pl.String,
-}
-LOSS_COLUMNS = {
-    "attention": pl.String,
-    "seq_len": pl.Int64,
-    "line": pl.String,
-    "role": pl.String,
-    "seed": pl.Int64,
-    "value": pl.Float64,
-    "accuracy": pl.Float64,
-    "device": pl.String,
-}
-STAGE_COLUMNS = {
-    "line": pl.String,
-    "kind": pl.String,
-    "start": pl.Float64,
-    "end": pl.Float64,
-    "factor": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-}
-SCALE_COLUMNS = {
-    "attention": pl.String,
-    "seq_len": pl.Int64,
-    "what": pl.String,
-    "printed": pl.Float64,
-    "nats": pl.Float64,
-}
-CURVE_COLUMNS = {
-    "attention": pl.String,
-    "seq_len": pl.Int64,
-    "kind": pl.String,
-    "line": pl.String,
-    "step": pl.Int64,
-    "nats": pl.Float64,
-    "seed": pl.Int64,
-    "device": pl.String,
-}
-LEVEL_COLUMNS = {"seq_len": pl.Int64, "level": pl.String, "nats": pl.Float64}
+EFFECT_COLUMNS = dict(
+    attention=str, seq_len=int, line=str, role=str, value=float, low=float, high=float, device=str
+)
+LOSS_COLUMNS = dict(
+    attention=str,
+    seq_len=int,
+    line=str,
+    role=str,
+    seed=int,
+    value=float,
+    accuracy=float,
+    device=str,
+)
+STAGE_COLUMNS = dict(
+    line=str, kind=str, start=float, end=float, factor=float, low=float, high=float
+)
+SCALE_COLUMNS = dict(attention=str, seq_len=int, what=str, printed=float, nats=float)
+CURVE_COLUMNS = dict(
+    attention=str, seq_len=int, kind=str, line=str, step=int, nats=float, seed=int, device=str
+)
+LEVEL_COLUMNS = dict(seq_len=int, level=str, nats=float)
 MENDED_LINE, BROKEN_LINE = "none (mended)", "all (broken)"
 ARTICLE_LINE = "2022 article"
 EXPECTED, HERE = "entropy of single tokens", "broken here, final"

@@ -104,7 +104,7 @@ def slowdown_tabs(rows: Sequence[Row], article: Mapping[str, Any]) -> mo.Html:
 
 def full_size(rows: Sequence[Row], article: Mapping[str, Any]) -> mo.Html:
     """The curves of the runs of the article's size, where they end, and what that explains."""
-    text = mo.md(tables.full_size_text(rows, article))
+    text = mo.md(tables.full_size_table(rows, article))
     return mo.vstack([charts.full_size_chart(rows, article), text], gap=1.5)
 
 

@@ -48,7 +48,6 @@ IN_TURNS = "timed in turns with defects"  # the steps of `autopsy_time`
 
 # --- the time of a step ---------------------------------------------------------------------------
 
-
 _total = lru_cache(maxsize=2000)(measured_total)
 
 

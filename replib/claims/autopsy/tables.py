@@ -10,8 +10,6 @@ from replib.claims.autopsy.ablation import (
     EARLY,
     LEVEL_MARGIN,
     MENDED,
-    NEAR_ZERO,
-    ROLES,
     ablated,
     above_level,
     article_ends,
@@ -19,7 +17,6 @@ from replib.claims.autopsy.ablation import (
     final_losses,
     leaves,
     lengths_of,
-    seq_len_of,
 )
 from replib.claims.autopsy.article_losses import (
     PLATEAU,
@@ -29,20 +26,13 @@ from replib.claims.autopsy.article_losses import (
     bag_entropy,
     unigram_entropy,
 )
-from replib.claims.autopsy.defects import DEFECTS, article_defects
 from replib.claims.autopsy.full_size import (
     BATCH,
-    BUT_FOR,
-    END_MARGIN,
-    N_STEPS,
     SEQ_LEN,
-    Variant,
-    n_runs,
     printed,
     variants,
-    written,
 )
-from replib.claims.autopsy.judge import softmax_returns, what_decides
+from replib.claims.autopsy.judge import what_decides
 from replib.claims.autopsy.step_times import (
     IN_TURNS,
     NO_TRANSFER,
@@ -54,15 +44,13 @@ from replib.claims.autopsy.step_times import (
     step_samples,
     step_times,
 )
-from replib.claims.common import BOTH, replication_model
+from replib.claims.common import BOTH
 from replib.claims.crossover.extrapolation import MODEL_NAMES
-from replib.lab.run import config_of
 from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.statistics import SOFTMAX_MODELS, Ratio, Regression, article_regression
 from replib.lab.store import Row
 from replib.lab.text import LEFT, RIGHT, markdown_table
-from replib.lab.verdict import NOT_SUPPORTED, SUPPORTED, bound_text, crossover_place, ratio_text
-from replib.models import TransformerConfig
+from replib.lab.verdict import bound_text, crossover_place, ratio_text
 from replib.tasks.copy import SequenceCopy
 
 
@@ -101,29 +89,8 @@ def scale_text(article: Mapping[str, Any], rows: Sequence[Row] = ()) -> str:
         "the entropy of single tokens, so that its plateau tells the batch: "
         f"{batches['softmax']} for softmax and {batches['linear']} for linear attention, which "
         "makes linear curves four times as high for nothing. In nats a token both plateaus "
-        f"agree.\n\n{by_length('first plateau', lengths, lines)}\n\n{_plateaus_here(rows)}"
-    )
-
-
-PLATEAU_MARGIN = 0.1  # nats a token by which two plateaus may differ and be the same
-
-
-def _plateaus_here(rows: Sequence[Row]) -> str:
-    """Whether broken runs of both mechanisms stand on the same plateau, in nats a token."""
-    early = early_losses(rows)
-    lengths = [n for n in lengths_of(rows) if all((a, n) in early for a in BOTH)]
-    if not lengths:
-        return "No broken run here has a curve of both mechanisms yet."
-    apart = {n: abs(early["softmax", n] - early["linear", n]) for n in lengths}
-    other = [n for n in lengths if apart[n] > PLATEAU_MARGIN]
-    verdict = (
-        f"the same plateau for both within {PLATEAU_MARGIN} at every N, as expected"
-        if not other
-        else f"**not** the same plateau at N = {', '.join(map(str, other))}"
-    )
-    return (
-        f"Of our broken runs it is the mean loss over steps {EARLY[0]} to {EARLY[1]}. Both "
-        f"mechanisms differ by at most {max(apart.values()):z.2f} nats a token: {verdict}."
+        f"agree.\n\n{by_length('first plateau', lengths, lines)}\n\nOf our broken runs it is the "
+        f"mean loss over steps {EARLY[0]} to {EARLY[1]}."
     )
 
 
@@ -152,7 +119,7 @@ def level_text(article: Mapping[str, Any], rows: Sequence[Row]) -> str:
         f"{len(above)}, {len(near)} end within {LEVEL_MARGIN} nats of a second level: the loss of "
         "a model that knows which symbols the source holds, and where it ends, but not their "
         "order (computed from the task, with nothing fitted), as if they had learned that much in "
-        f"{article['steps']} steps and no more.{jumps}\n\n{table}\n\n{_unlike(rows)}"
+        f"{article['steps']} steps and no more.{jumps}\n\n{table}"
     )
 
 
@@ -167,59 +134,6 @@ def _leaving(rows: Sequence[Row], attention: str, n: int, level: float) -> str:
     if not some:
         return "–"
     return f"{statistics.median(left):z.0f} ({len(left)} of {len(some)})" if left else "never"
-
-
-def _unlike(rows: Sequence[Row]) -> str:
-    """In what our broken runs differ from the article's, from their configs."""
-    broken = [row for key, some in ablated(rows).items() if key[2] == BROKEN for row in some]
-    if not broken:
-        return "No broken run is recorded here yet."
-    here, theirs = config_of(broken[0]).model, replication_model("linear")
-    differ = "; ".join(
-        f"{name} {_told_size(here, key)} for {_told_size(theirs, key)}"
-        for key, name in SIZES.items()
-        if _told_size(here, key) != _told_size(theirs, key)
-    )
-    later = ", ".join(one.title for one in DEFECTS.values() if one.full_size)
-    low = [row for row in broken if (row["summary"].get("final_loss") or 0) < _level_of(row)]
-    if not differ:
-        return "These broken runs have the article's sizes."
-    return (
-        f"**Here broken runs do not end where the article's do**: {len(low)} of {len(broken)} end "
-        "below that level. They pass it and learn on; what differs is how long a run stays there, "
-        "and so how fast this model learns at 1e-4 and finds the leak. It is another "
-        f"model: {differ}; and it lacks what was found later ({later}). Which of these does it "
-        "these rows do not tell; those of the article's size, below, do at N = 8. Neither tell why "
-        "the article's linear runs reach 0 at N = 8 and 32 and not at 16: a run a length, where "
-        "finding a leak is a matter of luck, would look like this, and so would others."
-    )
-
-
-SIZES = {
-    "n_layers": "layers",
-    "d_model": "model size",
-    "d_feedforward": "feed-forward size",
-    "split": "heads, split twice:",
-    "norm": "norm:",
-    "positions": "positions:",
-}
-
-
-def _told_size(model: TransformerConfig, key: str) -> str:
-    if key != "split":
-        return str(getattr(model, key))
-    heads, head_dim = split_again(model.n_heads, model.head_dim)
-    return f"{heads} of {head_dim}"
-
-
-def split_again(n_heads: int, head_dim: int) -> tuple[int, int]:
-    """The heads, and their size, that the defect "heads split twice" leaves of some."""
-    parts = max(p for p in range(1, min(n_heads, head_dim) + 1) if head_dim % p == 0)
-    return n_heads * parts, head_dim // parts
-
-
-def _level_of(row: Row) -> float:
-    return bag_entropy(SequenceCopy(seq_len=seq_len_of(row))) - LEVEL_MARGIN
 
 
 def loss_table(article: Mapping[str, Any], rows: Sequence[Row], attention: str = "linear") -> str:
@@ -246,38 +160,6 @@ def _signed(difference: float | None) -> str:
 
 def _median(losses: Sequence[float] | None) -> str:
     return f"{statistics.median(losses):z.4f} ({len(losses)})" if losses else "–"
-
-
-def recorded_text(rows: Sequence[Row]) -> str:
-    """Which sets of defects have losses, by how many seeds each, and of what model."""
-    runs = ablated(rows)
-    if not runs:
-        return "no run is recorded yet"
-    some = config_of(next(iter(runs.values()))[0])
-    model, told = some.model, []
-    for role in ROLES:
-        seeds = [len(found) for key, found in runs.items() if key[2] == role]
-        often = _from_to(seeds) if seeds else "none yet"
-        told.append(f"{role}: {often}{f' of each of {len(seeds)} sets' if seeds else ''}")
-    every = [
-        row
-        for found in runs.values()
-        for row in found
-        if tuple(config_of(row).defects) == article_defects("linear")
-    ]
-    slow = ", ".join(one.title for one in DEFECTS.values() if one.slow)
-    return (
-        f"a {model.norm}-norm model of {model.n_layers} + {model.n_layers} layers and "
-        f"{model.n_heads} heads of {model.head_dim} that trains for {some.n_steps} "
-        f"steps. Seeds (a set is of one mechanism and N): {'; '.join(told)}. "
-        f"{len(every)} broken linear runs have all defects; the others are without those that are "
-        f"merely slow ({slow}), which change losses by rounding alone"
-    )
-
-
-def _from_to(numbers: Sequence[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def by_length(
@@ -411,124 +293,3 @@ def full_size_table(rows: Sequence[Row], article: Mapping[str, Any]) -> str:
                 told = [str(len(one.rows)), printed(one.ends), nats, f"{one.accuracy:z.0%}"]
                 lines.append([f"{attention}, {one.name}", *told])
     return markdown_table(head, lines)
-
-
-def full_size_text(rows: Sequence[Row], article: Mapping[str, Any]) -> str:
-    """Where runs of the article's size end, what that explains of its losses, and what it does not,
-    as Markdown."""
-    found = written(rows, "softmax")
-    if found is None:
-        return "No run of the article's size is recorded yet."
-    return "\n\n".join(
-        [
-            full_size_table(rows, article),
-            _explained(rows, found, article),
-            _which(rows, found),
-            _unexplained(rows, article),
-        ]
-    )
-
-
-def _explained(rows: Sequence[Row], found: Variant, article: Mapping[str, Any]) -> str:
-    """Whether the article's softmax comes back, and where it stands."""
-    end, level = (
-        article_ends(article)["softmax", SEQ_LEN],
-        bag_entropy(SequenceCopy(seq_len=SEQ_LEN)),
-    )
-    there = f"{printed(found.ends)} as printed ({n_runs(len(found.rows))}), for {end.printed:zg}"
-    status = softmax_returns(rows, article).status
-    if status == NOT_SUPPORTED or found.n_solved:
-        return f"**Softmax as written does not end where the article's does:** {there}."
-    few = "" if status == SUPPORTED else f", as far as {n_runs(len(found.rows))} can tell"
-    return (
-        f"**Explained{few}: that softmax does not learn at N = 8.** With the size and the "
-        "differences of "
-        f"the article's code, and nothing else, it ends where the article's does: at {there}. Both "
-        "are at the level of a model that knows which symbols the source holds and not their order "
-        f"({BATCH * level:z.1f} as printed, computed from the task). That the article's runs had "
-        "this code is inferred: softmax stands in it as a comment."
-    )
-
-
-def _which(rows: Sequence[Row], found: Variant) -> str:
-    """What mending one difference alone does to softmax as written."""
-    alone = [
-        one
-        for one in variants(rows)
-        if one.attention == "softmax" and one.batch == BATCH and len(one.mended) == 1
-    ]
-    if not alone:
-        return "No run with one difference mended is recorded yet."
-    here, told = statistics.median(found.ends), []
-    alone += [
-        one
-        for one in variants(rows)
-        if one.attention == "softmax" and one.batch != BATCH and not one.mended
-    ]
-    large = [one for one in alone if one.batch != BATCH and one.n_solved == len(one.rows)]
-    for one in alone:
-        near = abs(statistics.median(one.ends) - here) <= END_MARGIN
-        what = "it ends at the same level" if near else "it ends elsewhere"
-        if one.n_solved:
-            leak = "" if "leak" in one.mended or one in large else ", which may be the leak"
-            what = f"{one.n_solved} of {len(one.rows)} reach {SOLVED_ACCURACY:z.0%}{leak}"
-        name = BUT_FOR[one.mended[0]] if one.mended else f"batch {one.batch}"
-        steps = "" if one.n_steps == N_STEPS else f" of {one.n_steps} steps"
-        told.append(f"{name}: {what}, {printed(one.ends)} ({n_runs(len(one.rows))}{steps})")
-    scale, conclusion = written(rows, "softmax", "embedding_scale"), ""
-    if scale and not scale.n_solved and abs(statistics.median(scale.ends) - here) > END_MARGIN:
-        conclusion = (
-            " **The embedding's scale decides at which level softmax stands, not that it does not "
-            "learn:** with the usual one it stands at another, and does not learn either."
-        )
-    if large and not found.n_solved:
-        conclusion += (
-            f" **The batch decides that:** with {large[0].batch} in place of {BATCH} and the rest "
-            f"as written it learns. {COPIES} The article's plateaus say that its softmax had a "
-            "batch of 8 and its linear attention one of 32 (inferred; its text says 8 for both): "
-            "then its curves compare batches as much as mechanisms."
-        )
-    return (
-        f"With one thing changed alone, softmax as written: {'; '.join(told)}. Losses are as "
-        f"printed, for a batch of {BATCH}.{conclusion}\n\n{OWN_NOTEBOOK}"
-    )
-
-
-COPIES = (
-    "It copies, though it could see its target: given the source of one sequence and the tokens of "
-    "another, it wrote 96 % of the symbols after the source and 9 % after its own input, where "
-    "chance is 10 % (`defects.followed`, once at step 700 of that run, not recorded)."
-)
-
-
-OWN_NOTEBOOK = (
-    "That scale is that of Transformers.jl's tutorial, and the authors' own softmax notebook has "
-    "it too (`Templates/SoftmaxTransformer.ipynb`: 512, 2 + 4 layers that count, Adam at 1e-4, "
-    "trained positions, 12 tokens), with a batch of 32 and the package's attention, whose decoder "
-    "is masked. There softmax learns: the loss that it prints falls from 85 to 0.93 at step 720. "
-    "Their article suspects “the very small batch size”."
-)
-
-
-def _unexplained(rows: Sequence[Row], article: Mapping[str, Any]) -> str:
-    """What runs of this size leave open."""
-    end, found = article_ends(article)["linear", SEQ_LEN], written(rows, "linear")
-    of_linear = "its linear run, of which none is recorded here yet"
-    if found is not None:
-        of_linear = (
-            f"its linear run, which ends at {end.printed:zg}: here it ends at "
-            f"{printed(found.ends)} with batch {BATCH} as its code and text say "
-            f"({n_runs(len(found.rows))})"
-        )
-        if all(loss <= NEAR_ZERO for loss in found.ends):
-            of_linear = ""
-    explained = (
-        ""
-        if of_linear
-        else f"Its linear run, which ends at {end.printed:zg}, comes back as well "
-        f"({n_runs(len(found.rows))}, batch {BATCH}): without the mask, so that it need not copy. "
-    )
-    return (
-        f"{explained}**Not explained:** {of_linear}{'; ' * bool(of_linear)}the other lengths, of "
-        "which no run of this size is recorded; and the time of its steps."
-    )

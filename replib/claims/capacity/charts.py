@@ -327,7 +327,7 @@ def _least_losses(
             for name, r in bounded.iter_rows()
             for n in range(r + 1, last + 1, 2)
         ],
-        schema={"series": pl.String, "n_keys": pl.Int64, "drawn": pl.Float64},
+        schema=dict(series=str, n_keys=int, drawn=float),
     )
     line = alt.Chart(curves).mark_line(strokeWidth=1, strokeDash=[1, 3])
     return line.encode(alt.X("n_keys:Q"), y, colour, opacity=style.faded(shown))

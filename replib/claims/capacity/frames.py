@@ -17,23 +17,23 @@ from replib.fast_weights import MemoryConfig, RetrievalConfig
 from replib.lab.run import config_of
 from replib.lab.store import Row
 
-RETRIEVAL_COLUMNS = {
-    "setting": pl.Int64,
-    "series": pl.String,
-    "mechanism": pl.String,
-    "attention": pl.String,
-    "implementation": pl.String,
-    "update_rule": pl.String,
-    "n_features": pl.Int64,
-    "n_keys": pl.Int64,
-    "value": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "n_seeds": pl.Int64,
-    "n_solved": pl.Int64,
-    "device": pl.String,
-    "source": pl.String,
-}
+RETRIEVAL_COLUMNS = dict(
+    setting=int,
+    series=str,
+    mechanism=str,
+    attention=str,
+    implementation=str,
+    update_rule=str,
+    n_features=int,
+    n_keys=int,
+    value=float,
+    low=float,
+    high=float,
+    n_seeds=int,
+    n_solved=int,
+    device=str,
+    source=str,
+)
 PUBLISHED = "published"
 HEAD_DIM = MemoryConfig().head_dim
 

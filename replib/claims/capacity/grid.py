@@ -23,20 +23,15 @@ CAPACITY_MEMORIES = (
     MemoryConfig(attention="performer", options=PerformerAttention.Options(n_directions=512)),
 )
 
-
 TANH_FWM = ("tanh", "fwm")
-
 
 # S at "laptop", and those of them that have three seeds; of the slowest memories fewer of both, and
 # of tanh with fwm, which takes half an hour a run and reads nonsense from S = 20 on, one.
 LAPTOP_KEYS = {*range(20, 201, 20), *range(200, 601, 40), 300, 500}
 
-
 COARSE_KEYS = (20, 60, 100, 200, 280, 400, 600)
 
-
 SLOW_KEYS, SLOW_COARSE_KEYS = LAPTOP_KEYS - {40, 80, 120, 160}, (20, 100, 200, 400, 600)
-
 
 TANH_COARSE_KEYS = (20,)
 

@@ -25,31 +25,22 @@ from replib.lab.verdict import bound_text
 
 SOLVED_LOSS = RetrievalConfig().solved_loss
 
-
 GRID_STEP = 20  # keys, the least step from one recorded S to the next
-
 
 MIN_SEEDS = 3  # that an interval is computed from
 
-
 ENDED = ("ok", "diverged")  # outcomes of runs that count
-
 
 MEANS = "evaluation"  # the experiment whose rows have several means of the same losses
 
-
 WITHOUT_EPS = "favor_eps"  # the experiment whose rows are of FAVOR+ without the published ε
 
-
 MEMORIES = {m.published_name: m for m in (*CAPACITY_MEMORIES, *UPDATE_RULE_MEMORIES)}
-
 
 # Left out: the published log stops at 300 steps, where the run had not ended.
 TRUNCATED = {("setting2", "dpfp2_ours", 100)}
 
-
 COMPARED = (100, 200, 400, 600)
-
 
 Losses = dict[int, dict[int, float]]
 """S -> seed -> best loss; infinite where none was finite."""

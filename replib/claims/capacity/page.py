@@ -1,10 +1,10 @@
 """The marimo parts of the fast weights notebook."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from time import sleep
-from typing import Any, TypeVar
+from typing import Any
 
 import altair as alt
 import marimo as mo
@@ -24,9 +24,7 @@ from replib.lab.run import RetrievalJob, config_of
 from replib.lab.store import Row
 from replib.pages import controls, frames
 from replib.pages.controls import Control
-from replib.pages.live import in_passing_thread
-
-Result = TypeVar("Result")
+from replib.pages.live import on_one_core
 
 FEATURE_LABELS = {
     "linear": "linear (elu + 1)",
@@ -99,7 +97,6 @@ DEFECTS = {
         "first card tells in its evidence whether FAVOR+ remembers more without.",
     ),
 }
-
 
 SWITCHES = Control(
     "defects",
@@ -206,21 +203,6 @@ def fill_config(settings: Mapping[str, Any]) -> FillConfig:
     )
 
 
-def _alone(function: Callable[..., Result], *arguments) -> Result:
-    """Call a function in a thread of its own, on one core: its tensors are so small that sharing
-    them out takes longer than the work, and a hundred times as long where the machine is busy."""
-    return in_passing_thread(_on_one_core, function, *arguments)
-
-
-def _on_one_core(function: Callable[..., Result], *arguments) -> Result:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return function(*arguments)
-    finally:
-        torch.set_num_threads(before)  # threads that begin later would have one as well
-
-
 # Computed once for a setting, so that a move of the sliders below it only looks at another write.
 @lru_cache(maxsize=12)
 def _filled(config: FillConfig, rule: str) -> Filling:
@@ -284,7 +266,7 @@ def memory_view(
     writes; `slowly` shows them on the way, and ends with all writes."""
     if config is None:
         return mo.md(NO_SETTINGS)
-    if length := _alone(_diverging, config).get(rule):
+    if length := on_one_core(_diverging, config).get(rule):
         return controls.callout(
             f"With the rule {rule} and these features W diverges: its length is {length:z.0e} "
             f"after {config.n_writes} writes. Scale features to length 1, or lower β."
@@ -313,7 +295,7 @@ def _left_out(config: FillConfig) -> str:
 
 
 def _memory_charts(config: FillConfig, rule: str, n_writes: int, key: int) -> mo.Html:
-    w, *others = _alone(_three_charts, config, rule, n_writes, key - 1)
+    w, *others = on_one_core(_three_charts, config, rule, n_writes, key - 1)
     return mo.vstack([w, side_by_side(*others)])
 
 
@@ -419,7 +401,7 @@ def overwrite_view(config: FillConfig | None, key: int) -> mo.Html:
             if config.n_again
             else "*No key is given a new value: move the slider above.*"
         )
-    return mo.as_html(_alone(overwrite_chart, config, key - 1))
+    return mo.as_html(on_one_core(overwrite_chart, config, key - 1))
 
 
 def overwrite_chart(config: FillConfig, key: int) -> alt.LayerChart:
@@ -451,7 +433,7 @@ def crosstalk_view(config: FillConfig | None) -> mo.Html:
     """Cosines between keys, and how many dimensions they fill."""
     if config is None:
         return mo.md(NO_SETTINGS)
-    return side_by_side(*_alone(_crosstalk_charts, config), least="19rem")
+    return side_by_side(*on_one_core(_crosstalk_charts, config), least="19rem")
 
 
 def _crosstalk_charts(config: FillConfig) -> list[alt.LayerChart]:
@@ -489,7 +471,6 @@ def _crosstalk_charts(config: FillConfig) -> list[alt.LayerChart]:
 
 RETRIEVAL_SETTINGS = {"every key once": False, "keys come back": True}
 """Whether keys are drawn with replacement: settings 1 and 2 of the paper."""
-
 
 MIN_EVALUATIONS = 10  # of a live run; from 1000 steps on they are 100 steps apart, as published
 

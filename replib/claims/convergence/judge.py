@@ -28,7 +28,6 @@ from replib.training import TrainingConfig
 
 # Convergence: the paper's fig. 2 shows one run a mechanism. Five seeds are the fewest whose Wilson
 # interval, with room to spare, can put a share above one half (5 of 5: 57 to 100 %).
-ACCURACY_THRESHOLD = 0.99  # share of tokens: a copy with an error in a hundred symbols
 MIN_SEEDS = 5
 # Where both have learned, losses are a thousandth of that margin, and it says nothing of which is
 # lower: their ratio does. This limit was written after the first rows had been seen.
@@ -56,7 +55,6 @@ class SeedResult:
 
 # The setting of the paper's figure 2. Smaller ones may support its claim, and cannot refute it.
 PAPER_COPY = TrainingConfig()
-
 
 PAPER_SIZES = ("n_layers", "n_heads", "d_model", "d_feedforward")
 
@@ -112,9 +110,7 @@ def convergence(rows: Sequence[Row]) -> Verdict:
     verdicts = {}
     for name, (some, sides) in settings.items():
         verdict = convergence_verdict(
-            *(sides.get(one, []) for one in ("linear", "softmax")),
-            accuracy_threshold=SOLVED_ACCURACY,
-            n_comparisons=len(settings),
+            *(sides.get(one, []) for one in ("linear", "softmax")), n_comparisons=len(settings)
         )
         failed = verdict.status == NOT_SUPPORTED
         small = not of_papers_size(config_of(some[0]))
@@ -135,9 +131,9 @@ def _learned(settings: Iterable[tuple[list[Row], Sides]]) -> str:
         linear, softmax = sides.get("linear", []), sides.get("softmax", [])
         if min(len(linear), len(softmax)) < MIN_SEEDS:
             continue
-        n, accurate = str(_seq_len(some)), accuracy_criterion(linear, SOLVED_ACCURACY).met
+        n, accurate = str(_seq_len(some)), accuracy_criterion(linear).met
         told.setdefault({True: "accurate", False: "failed"}.get(accurate, ""), []).append(n)
-        low = ratio_criterion(linear, softmax, MAX_LOSS_RATIO, len(settings)).met
+        low = ratio_criterion(linear, softmax, len(settings)).met
         ratio, _ = loss_ratio(linear, softmax)
         if accurate and ratio and not low:
             word = "higher" if low is False else "untold"
@@ -224,96 +220,89 @@ def convergence_verdict(
     linear: Sequence[SeedResult],
     softmax: Sequence[SeedResult],
     *,
-    accuracy_threshold: float = ACCURACY_THRESHOLD,
-    min_seeds: int = MIN_SEEDS,
-    loss_margin: float = LOSS_MARGIN,
-    max_loss_ratio: float = MAX_LOSS_RATIO,
-    max_spike_share: float = MAX_SPIKE_SHARE,
     n_comparisons: int = 1,
 ) -> Verdict:
     """Judge: linear attention learns smoothly and to the same final loss as softmax (paper, fig.
     2).
 
-    Criteria: at least `min_seeds` seeds each; most linear seeds reach `accuracy_threshold` (Wilson
-    interval); the difference of mean final losses, linear - softmax, lies within ± `loss_margin`
-    nats a token (Welch interval); their ratio, of geometric means, is at most `max_loss_ratio`
+    Criteria: at least MIN_SEEDS seeds each; most linear seeds reach SOLVED_ACCURACY (Wilson
+    interval); the difference of mean final losses, linear - softmax, lies within ± LOSS_MARGIN
+    nats a token (Welch interval); their ratio, of geometric means, is at most MAX_LOSS_RATIO
     (Welch interval of logarithms; violated where it passes that and lies above 1); no linear run
-    diverges; at most `max_spike_share` of the linear runs have a loss spike (Wilson interval). With
+    diverges; at most MAX_SPIKE_SHARE of the linear runs have a loss spike (Wilson interval). With
     too few seeds nothing is decided. The intervals of losses are of 1 - 0.05 / `n_comparisons`
     (Bonferroni): of several lengths one must not look worse by chance.
 
     Diverged runs count as not reaching the accuracy; they have no final loss and are left out of
     the difference, which says so.
     """
-    enough = min(len(linear), len(softmax)) >= min_seeds
+    enough = min(len(linear), len(softmax)) >= MIN_SEEDS
     criteria = (
         Criterion(
-            f"at least {min_seeds} seeds of each mechanism",
+            f"at least {MIN_SEEDS} seeds of each mechanism",
             True if enough else None,
             f"linear {len(linear)}, softmax {len(softmax)}",
         ),
-        accuracy_criterion(linear, accuracy_threshold),
-        _loss_criterion(linear, softmax, loss_margin, n_comparisons),
-        ratio_criterion(linear, softmax, max_loss_ratio, n_comparisons),
+        accuracy_criterion(linear),
+        _loss_criterion(linear, softmax, n_comparisons),
+        ratio_criterion(linear, softmax, n_comparisons),
         Criterion(
             "no linear run diverges",
             not any(run.diverged for run in linear),
             f"{sum(run.diverged for run in linear)} of {len(linear)} diverged",
         ),
-        _spike_criterion(linear, max_spike_share),
+        _spike_criterion(linear),
     )
     if not enough:
         criteria = tuple(Criterion(one.text, None, one.figure) for one in criteria)
     ratio, _ = loss_ratio(linear, softmax, n_comparisons)
     reached = " and ".join(
-        f"{_n_reached(runs, accuracy_threshold)} of {len(runs)} {name} seeds"
+        f"{_n_reached(runs)} of {len(runs)} {name} seeds"
         for name, runs in (("linear", linear), ("softmax", softmax))
     )
     return Verdict(
-        headline=f"{reached} reach {accuracy_threshold:z.0%} accuracy; "
+        headline=f"{reached} reach {SOLVED_ACCURACY:z.0%} accuracy; "
         f"final loss {'not known' if ratio is None else ratio_text(ratio)} softmax's",
         criteria=criteria,
         evidence=(_run_line("linear", linear), _run_line("softmax", softmax)),
     )
 
 
-def _n_reached(runs: Sequence[SeedResult], threshold: float) -> int:
-    return sum(not run.diverged and run.final_accuracy >= threshold for run in runs)
+def _n_reached(runs: Sequence[SeedResult]) -> int:
+    return sum(not run.diverged and run.final_accuracy >= SOLVED_ACCURACY for run in runs)
 
 
-def accuracy_criterion(linear: Sequence[SeedResult], threshold: float) -> Criterion:
-    """Whether most runs reach an accuracy."""
-    text = f"most linear seeds reach {threshold:z.0%} accuracy"
+def accuracy_criterion(linear: Sequence[SeedResult]) -> Criterion:
+    """Whether most runs reach SOLVED_ACCURACY."""
+    text = f"most linear seeds reach {SOLVED_ACCURACY:z.0%} accuracy"
     if not linear:
         return Criterion(text, None, "no runs")
-    reached = _n_reached(linear, threshold)
+    reached = _n_reached(linear)
     low, high = wilson_interval(reached, len(linear))
     met = True if low > MOST else False if high < MOST else None
     return Criterion(text, met, f"{reached} of {len(linear)} ({low:z.0%} to {high:z.0%})")
 
 
 def _loss_criterion(
-    linear: Sequence[SeedResult], softmax: Sequence[SeedResult], margin: float, n: int
+    linear: Sequence[SeedResult], softmax: Sequence[SeedResult], n: int
 ) -> Criterion:
-    text = f"final loss equals softmax's within ± {margin:zg} nats a token"
+    text = f"final loss equals softmax's within ± {LOSS_MARGIN:zg} nats a token"
     losses, note = _losses(linear, softmax)
     if min(map(len, losses)) < 2:
         return Criterion(text, None, f"fewer than 2 runs with a final loss{note}")
     low, high = difference_interval(*losses, confidence=_corrected(n))
     difference = float(np.mean(losses[0]) - np.mean(losses[1]))
     figure = f"{difference:+z.4f} nats a token ({low:+z.4f} to {high:+z.4f}{note}{_note(n)})"
-    return Criterion(text, within(low, high, -margin, margin), figure)
+    return Criterion(text, within(low, high, -LOSS_MARGIN, LOSS_MARGIN), figure)
 
 
-def ratio_criterion(
-    linear: Sequence[SeedResult], other: Sequence[SeedResult], most: float, n: int
-) -> Criterion:
-    """Whether linear attention's final loss is as low as another's, to a factor of `most`."""
+def ratio_criterion(linear: Sequence[SeedResult], other: Sequence[SeedResult], n: int) -> Criterion:
+    """Whether linear attention's final loss is at most MAX_LOSS_RATIO times another's."""
     found, note = loss_ratio(linear, other, n)
-    text = f"final loss is at most {most:zg}× softmax's"
+    text = f"final loss is at most {MAX_LOSS_RATIO:zg}× softmax's"
     if found is None:
         return Criterion(text, None, f"fewer than 2 runs with a final loss{note}")
-    met = True if found.high <= most else False if found.low > 1 else None
+    met = True if found.high <= MAX_LOSS_RATIO else False if found.low > 1 else None
     return Criterion(text, met, f"{ratio_text(found)}{note}{_note(n)}")
 
 
@@ -353,14 +342,14 @@ def _note(n_comparisons: int) -> str:
     return f", interval of {_corrected(n_comparisons):z.2%}, for {n_comparisons} lengths"
 
 
-def _spike_criterion(linear: Sequence[SeedResult], max_share: float) -> Criterion:
-    text = f"at most {max_share:z.0%} of linear runs have a loss spike"
+def _spike_criterion(linear: Sequence[SeedResult]) -> Criterion:
+    text = f"at most {MAX_SPIKE_SHARE:z.0%} of linear runs have a loss spike"
     if not linear:
         return Criterion(text, None, "no runs")
     spiked = sum(run.n_spikes > 0 for run in linear)
     low, high = wilson_interval(spiked, len(linear))
     figure = f"{spiked} of {len(linear)} ({low:z.0%} to {high:z.0%})"
-    return Criterion(text, within(low, high, 0.0, max_share), figure)
+    return Criterion(text, within(low, high, 0.0, MAX_SPIKE_SHARE), figure)
 
 
 def _run_line(name: str, runs: Sequence[SeedResult]) -> str:

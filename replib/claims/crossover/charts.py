@@ -23,23 +23,22 @@ from replib.pages.frames import frame_of, mechanism, origin
 from replib.published import published
 
 PANE, PANE_GAP = 190, 26  # pixels: the height of a pane, and what is free between two
-CROSSING_COLUMNS = {
-    "attention": pl.String,
-    "implementation": pl.String,
-    "series": pl.String,
-    "against": pl.String,
-    "setting": pl.String,
-    "batch_size": pl.Int64,
-    "length": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "extrapolated": pl.Boolean,
-    "shortest": pl.Float64,
-    "longest": pl.Float64,
-    "device": pl.String,
-    "source": pl.String,
-}
-
+CROSSING_COLUMNS = dict(
+    attention=str,
+    implementation=str,
+    series=str,
+    against=str,
+    setting=str,
+    batch_size=int,
+    length=float,
+    low=float,
+    high=float,
+    extrapolated=bool,
+    shortest=float,
+    longest=float,
+    device=str,
+    source=str,
+)
 
 LINE_PX = 20
 REFERENCES = {"2022 article": ARTICLE_CROSSOVER, "paper": PAPER_CROSSOVER}

@@ -63,16 +63,14 @@ def implementations(rows: Sequence[Row], *, work: str = "forward_backward") -> V
 _SAID = {True: "yes", False: "no", None: "cannot be told"}
 
 
-def crossover_verdict(
-    crossover: Crossover, *, claimed: float = PAPER_CROSSOVER, article: float = ARTICLE_CROSSOVER
-) -> Verdict:
-    """Judge: linear is faster at every N from `claimed` on (paper, fig. 1).
+def crossover_verdict(crossover: Crossover) -> Verdict:
+    """Judge: linear is faster at every N from PAPER_CROSSOVER on (paper, fig. 1).
 
-    Criteria: the 95 % interval of the crossover lies at or below `claimed` (violated where it lies
-    wholly above); and `claimed` is inside the measured range. A crossover extrapolated from lengths
-    that do not include `claimed` decides nothing. The 2022 article's extrapolation is compared as
-    evidence.
+    Criteria: the 95 % interval of the crossover lies at or below that (violated where it lies
+    wholly above); and it is inside the measured range. A crossover extrapolated from lengths that
+    do not include it decides nothing. The 2022 article's extrapolation is compared as evidence.
     """
+    claimed = PAPER_CROSSOVER
     covered = crossover.shortest is None or crossover.shortest <= claimed <= crossover.longest
     met = within(crossover.low, crossover.high, 0.0, claimed)
     if crossover.extrapolated and (crossover.shortest is None or not covered):
@@ -98,7 +96,7 @@ def crossover_verdict(
                 measured,
             ),
         ),
-        evidence=(_article_line(crossover, article),),
+        evidence=(_article_line(crossover),),
     )
 
 
@@ -130,7 +128,8 @@ def implementations_verdict(settings: Mapping[str, Mapping[str, Crossover]]) -> 
     return Verdict(headline or "no measurements yet", tuple(criteria))
 
 
-def _article_line(crossover: Crossover, article: float) -> str:
+def _article_line(crossover: Crossover) -> str:
+    article = ARTICLE_CROSSOVER
     met = within(crossover.low, crossover.high, 0.0, article)
     if crossover.low <= article <= crossover.high:
         place = "inside the 95 % interval"

@@ -19,41 +19,40 @@ from replib.pages.costs import growth_chart
 from replib.pages.frames import _ORIGIN, frame_of, mechanism, origin
 from replib.published import published
 
-_GENERATION = {
-    "attention": pl.String,
-    "implementation": pl.String,
-    "series": pl.String,
-    "seq_len": pl.Int64,
-    "batch_size": pl.Int64,
-    "n_layers": pl.Int64,
-    "n_heads": pl.Int64,
-    "head_dim": pl.Int64,
-}
+_GENERATION = dict(
+    attention=str,
+    implementation=str,
+    series=str,
+    seq_len=int,
+    batch_size=int,
+    n_layers=int,
+    n_heads=int,
+    head_dim=int,
+)
 GENERATION_COLUMNS = (
     _GENERATION
-    | {"time_ms": pl.Float64, "q25": pl.Float64, "q75": pl.Float64}
-    | {"state_bytes": pl.Int64, "memory_bytes": pl.Int64}
-    | {"outcome": pl.String, "detail": pl.String}
+    | dict(time_ms=float, q25=float, q75=float)
+    | dict(state_bytes=int, memory_bytes=int)
+    | dict(outcome=str, detail=str)
     | _ORIGIN
 )
 STREAM_COLUMNS = (
     _GENERATION
-    | {"position": pl.Int64, "ms_per_token": pl.Float64}
-    | {"state_bytes": pl.Int64, "process_bytes": pl.Int64}
+    | dict(position=int, ms_per_token=float)
+    | dict(state_bytes=int, process_bytes=int)
     | _ORIGIN
 )
-SPEEDUP_COLUMNS = {
-    "setting": pl.String,
-    "over": pl.String,
-    "where": pl.String,
-    "value": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "how": pl.String,
-    "device": pl.String,
-    "source": pl.String,
-}
-
+SPEEDUP_COLUMNS = dict(
+    setting=str,
+    over=str,
+    where=str,
+    value=float,
+    low=float,
+    high=float,
+    how=str,
+    device=str,
+    source=str,
+)
 
 TOKEN_MEASURES = {  # column -> axis title, factor to its unit
     "time_ms": ("time of a token (ms)", 1.0),

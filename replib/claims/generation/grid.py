@@ -7,9 +7,7 @@ from replib.lab.runs.generation import WAYS, GenerationConfig, geometric_positio
 # The paper's models of images (its tables 1 and 2; 8 heads of 32): tokens of an image, layers.
 IMAGE_SHAPES = {"MNIST": (784, 8), "CIFAR-10": (3072, 16)}
 
-
 LONG_STREAM = 1_000_000  # tokens
-
 
 LONG_CACHE = 2**14  # tokens with a cache beside it; beyond, its bytes are computed
 

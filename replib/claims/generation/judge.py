@@ -174,19 +174,18 @@ def constant_cost_verdict(
     recompute: Exponent | None,
     state: Exponent | None,
     cache: Exponent | None,
-    *,
-    tolerance: float = EXPONENT_TOLERANCE,
 ) -> Verdict:
     """Judge: with a recurrent state every token costs the same time and memory wherever it stands,
     and softmax's costs grow (Katharopoulos et al. 2020, section 3.4).
 
     Criteria, on 95 % intervals of growth exponents of the position: the time of a token and the
-    bytes of the state within ± `tolerance` of 0; the time of a token that is computed with
-    everything before it, and the bytes of a cache, above `tolerance`. What was not measured cannot
-    be told.
+    bytes of the state within ± EXPONENT_TOLERANCE of 0; the time of a token that is computed with
+    everything before it, and the bytes of a cache, above EXPONENT_TOLERANCE. What was not measured
+    cannot be told.
     """
-    still, growing = f"(exponent within ± {tolerance:zg})", f"(exponent above {tolerance:zg})"
-    steady, rising = (-tolerance, tolerance), (tolerance, math.inf)
+    most = EXPONENT_TOLERANCE
+    still, growing = f"(exponent within ± {most:zg})", f"(exponent above {most:zg})"
+    steady, rising = (-most, most), (most, math.inf)
     criteria = (
         _growth_criterion(f"recurrent: a token's time does not grow {still}", recurrent, steady),
         _growth_criterion(f"recurrent: the state does not grow {still}", state, steady),

@@ -1,10 +1,9 @@
 """The marimo parts of the generation notebook."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import marimo as mo
-import torch
 
 from replib.claims.generation import agreement, charts
 from replib.claims.generation.agreement import Agreement
@@ -26,7 +25,7 @@ from replib.lab.store import Row
 from replib.lab.text import LEFT, RIGHT, markdown_table
 from replib.lab.verdict import by_device, three_digits
 from replib.pages import controls
-from replib.pages.live import in_passing_thread
+from replib.pages.live import on_one_core
 
 WAY_LABELS = {
     "recurrent": "linear, recurrent state",
@@ -69,7 +68,7 @@ def agreement_table(settings: Mapping[str, Any]) -> mo.Html:
     try:
         for way in ("recurrent", "cache"):
             config = GenerationConfig(way=way, **sizes)
-            found[WAYS[way]] = _alone(agreement.of_sizes, config, settings["device"])
+            found[WAYS[way]] = on_one_core(agreement.of_sizes, config, settings["device"])
     except ValueError as error:
         return mo.callout(str(error), kind="warn")
     return _agreement(found, settings["device"])
@@ -79,10 +78,10 @@ def kept_agreement(models: Mapping[str, Kept], device: str | None = None) -> mo.
     """The same of the trained models of the digits, and whether they draw the same digits."""
     if not models:
         return mo.md("*No trained model is there.*")
-    found = {name: _alone(agreement.of_kept, kept, device) for name, kept in models.items()}
+    found = {name: on_one_core(agreement.of_kept, kept, device) for name, kept in models.items()}
     drawn = []
     for name, kept in models.items():
-        same, n = _alone(agreement.levels_drawn_alike, kept, device)
+        same, n = on_one_core(agreement.levels_drawn_alike, kept, device)
         drawn.append(
             f"{agreement.N_DRAWN} digits drawn by the {agreement.STEPS[name]} of {name} attention, "
             "and by computing everything again with the same random numbers: "
@@ -121,21 +120,6 @@ def _agreement_table(head: str, names: Sequence[str], some: Sequence[Agreement])
 
 def _power(value: float) -> str:
     return f"{value:z.1e}" if value else "0"
-
-
-def _alone(function: Callable, *arguments) -> Any:
-    """In a thread that ends with it: with one core, as two take up to 60 times as long for products
-    this small where other programs want them too."""
-
-    def with_one_thread():
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return function(*arguments)
-        finally:
-            torch.set_num_threads(before)  # threads that begin later would have one as well
-
-    return in_passing_thread(with_one_thread)
 
 
 PAPER_AT = "https://arxiv.org/abs/2006.16236"

@@ -14,18 +14,10 @@ from replib.pages.frames import _RUN, CURVE_COLUMNS, frame_of, training_curves
 from replib.tasks.image_files import DATASETS, load_images
 from replib.tasks.images import histogram_bits
 
-BITS_COLUMNS = _RUN | {"images": pl.String, "step": pl.Int64, "bits_per_dim": pl.Float64}
-DRAWING_COLUMNS = {
-    "strip": pl.String,
-    "attention": pl.String,
-    "image": pl.Int64,
-    "row": pl.Int64,
-    "column": pl.Int64,
-    "order": pl.Int64,
-    "level": pl.Float64,
-    "given": pl.Boolean,
-}
-
+BITS_COLUMNS = _RUN | dict(images=str, step=int, bits_per_dim=float)
+DRAWING_COLUMNS = dict(
+    strip=str, attention=str, image=int, row=int, column=int, order=int, level=float, given=bool
+)
 
 GAP, LABEL = 1, 3  # pixels of an image: between two of a strip, and above a strip for its name
 # Of a pixel where the page is wide enough; on a narrow one they shrink, and stay square.
@@ -210,7 +202,7 @@ def bits_curves(rows: Iterable[Row]) -> pl.DataFrame:
         training_curves([row]).with_columns(images=pl.lit(config_of(row).task.images))
         for row in rows
     ]
-    curves = pl.concat(parts) if parts else frame_of([], CURVE_COLUMNS | {"images": pl.String})
+    curves = pl.concat(parts) if parts else frame_of([], CURVE_COLUMNS | dict(images=str))
     bits_per_dim = pl.col("loss") / math.log(2)
     return curves.with_columns(bits_per_dim=bits_per_dim).select(list(BITS_COLUMNS))
 

@@ -45,8 +45,6 @@ def _images_of_setting(rows: Sequence[Row]) -> Verdict:
 # Images: the paper's linear model is 0.023 bits per dimension above softmax on MNIST. This rule was
 # written before the digits had rows.
 MIN_IMAGE_SEEDS = 3
-
-
 BITS_MARGIN = 0.05  # bits per dimension
 
 
@@ -56,30 +54,30 @@ def images_verdict(
     *,
     histogram: float,
     n_diverged: int = 0,
-    min_seeds: int = MIN_IMAGE_SEEDS,
-    margin: float = BITS_MARGIN,
 ) -> Verdict:
     """Judge: as a model of images linear attention is as good as softmax (paper, tables 1 and 2).
 
-    Criteria: at least `min_seeds` seeds each; bits per dimension of linear exceed those of softmax
-    by at most `margin` (Welch interval); every linear seed is below the histogram of each position;
-    no linear run diverges. With too few seeds nothing is decided.
+    Criteria: at least MIN_IMAGE_SEEDS seeds each; bits per dimension of linear exceed those of
+    softmax by at most BITS_MARGIN (Welch interval); every linear seed is below the histogram of
+    each position; no linear run diverges. With too few seeds nothing is decided.
 
     Args:
         linear, softmax: bits per dimension of the test images, a seed each.
         histogram: those of the histogram of each position in the images to train on.
         n_diverged: linear runs that are not among them, as they diverged.
     """
-    enough = min(len(linear), len(softmax)) >= min_seeds
+    enough = min(len(linear), len(softmax)) >= MIN_IMAGE_SEEDS
     seeds = f"linear {len(linear)}, softmax {len(softmax)}"
-    criteria = [Criterion(f"at least {min_seeds} seeds of each mechanism", enough or None, seeds)]
+    criteria = [
+        Criterion(f"at least {MIN_IMAGE_SEEDS} seeds of each mechanism", enough or None, seeds)
+    ]
     headline = "too few seeds"
     if min(len(linear), len(softmax)) >= 2:
         low, high = difference_interval(linear, softmax)
         means = float(np.mean(linear)), float(np.mean(softmax))
         difference = f"{means[0] - means[1]:+z.3f} ({low:+z.3f} to {high:+z.3f})"
-        text = f"linear is at most {margin:zg} bits per dimension above softmax"
-        criteria.append(Criterion(text, within(low, high, -math.inf, margin), difference))
+        text = f"linear is at most {BITS_MARGIN:zg} bits per dimension above softmax"
+        criteria.append(Criterion(text, within(low, high, -math.inf, BITS_MARGIN), difference))
         headline = (
             f"linear {means[0]:z.3f}, softmax {means[1]:z.3f} bits per dimension, means of "
             f"{len(linear)} and {len(softmax)} seeds; linear - softmax: {difference}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from replib.claims.images import charts
 from replib.lab.kept_models import Drawing, Kept, complete, draw, load_model
 from replib.pages.controls import Control
-from replib.pages.live import in_passing_thread
+from replib.pages.live import on_one_core
 from replib.tasks.image_files import DATASETS, load_images
 
 MECHANISMS = ("linear", "softmax")
@@ -54,19 +54,14 @@ def completion(models: Mapping[str, Kept], settings: Mapping[str, Any], *, slowl
         return mo.md("*Choose at least one model that is there.*")
     if slowly:
         _draw_slowly(chosen, settings)
-    drawings = in_passing_thread(_draw, chosen, settings)
+    drawings = on_one_core(_draw, chosen, settings)
     strips = {one.attention: one.levels.tolist() for one in drawings}
     return _chart(strips, settings, slider=True)
 
 
 def _draw(models: Mapping[str, Kept], settings: Mapping[str, Any]) -> list[Drawing]:
-    """A completion of each model; one thread, as sharing out such small models takes longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return [draw(kept, _given(settings), **_options(settings)) for kept in models.values()]
-    finally:
-        torch.set_num_threads(before)
+    """A completion of each model."""
+    return [draw(kept, _given(settings), **_options(settings)) for kept in models.values()]
 
 
 def _draw_slowly(models: Mapping[str, Kept], settings: Mapping[str, Any]) -> None:

@@ -11,7 +11,6 @@ from replib.lab.timing import WORKS, CostConfig, tokens_batch
 # Those whose memory and time grow as N², the judged one first.
 WEIGHTS_FORMED = (("softmax", "textbook"), ("linear", "plain"))
 
-
 LSH_OPTIONS = (LSHAttention.Options(rounds=1), LSH_COPY, LSHAttention.Options(rounds=8))
 
 

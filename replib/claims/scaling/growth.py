@@ -2,29 +2,13 @@
 
 from collections.abc import Sequence
 
-from replib.claims.common import Variant, judged_linear, order_of
+from replib.claims.common import Variant, order_of
 from replib.lab.run import config_of, variant_of
 from replib.lab.statistics import MIN_FIT_LENGTHS, Exponent, exponent_of_recordings
 from replib.lab.store import Row
 from replib.lab.verdict import by_device
 
 TIME, MEMORY = "time", "memory"
-
-
-def first_exponent(rows: Sequence[Row], work: str = "forward_backward") -> Exponent | None:
-    """That of the time of linear attention in rows of the protocol before, as it was judged then:
-    at all lengths, whatever their batch; a call then paid for what others had given back to the
-    system. None where there are no such rows."""
-    older = [row for row in rows if _counts(row, work)]
-    variant = "linear", judged_linear(older)
-    points = {
-        config_of(row).seq_len: row["summary"]["time_ms_per_sample"]
-        for row in older
-        if variant_of(row) == variant
-    }
-    if len(points) < MIN_FIT_LENGTHS:
-        return None
-    return exponent_of_recordings(list(points), [list(points.values())])
 
 
 def judged_rows(rows: Sequence[Row]) -> list[Row]:

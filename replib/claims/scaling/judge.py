@@ -90,19 +90,18 @@ def _disturbed(rows: Sequence[Row]) -> tuple[str, ...]:
     return (f"samples with page faults of another's making: {'; '.join(found)}",) if found else ()
 
 
-def scaling_verdict(
-    claims: Mapping[str, tuple[Exponent, float]], *, tolerance: float = EXPONENT_TOLERANCE
-) -> Verdict:
+def scaling_verdict(claims: Mapping[str, tuple[Exponent, float]]) -> Verdict:
     """Judge growth exponents: `{"linear time": (exponent, 1.0), "softmax time": (..., 2.0)}`.
 
-    A claim is met where the 95 % interval lies within the claimed exponent ± `tolerance`, violated
-    where it lies wholly outside, and cannot be told otherwise. The headline has those that are not
-    met first, with the reason.
+    A claim is met where the 95 % interval lies within the claimed exponent ± EXPONENT_TOLERANCE,
+    violated where it lies wholly outside, and cannot be told otherwise. The headline has those that
+    are not met first, with the reason.
     """
     criteria, reasons, as_claimed = [], [], []
     for name, (fit, claimed) in claims.items():
-        text = f"{name} grows as N^{claimed:zg} (exponent within ± {tolerance:zg})"
-        met = within(fit.low, fit.high, claimed - tolerance, claimed + tolerance)
+        text = f"{name} grows as N^{claimed:zg} (exponent within ± {EXPONENT_TOLERANCE:zg})"
+        low, high = claimed - EXPONENT_TOLERANCE, claimed + EXPONENT_TOLERANCE
+        met = within(fit.low, fit.high, low, high)
         criteria.append(Criterion(text, met, exponent_text(fit)))
         grows = f"{name} grows as N^{fit.value:z.2f}"
         if met:
@@ -111,7 +110,7 @@ def scaling_verdict(
             place = "is outside" if met is False else "passes"
             reasons.append(
                 f"{grows} ({fit.low:z.2f} to {fit.high:z.2f}): the interval {place} claimed "
-                f"{claimed:zg} ± {tolerance:zg}"
+                f"{claimed:zg} ± {EXPONENT_TOLERANCE:zg}"
             )
     return Verdict("; ".join(reasons + as_claimed) or "nothing measured", tuple(criteria))
 
