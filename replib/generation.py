@@ -20,15 +20,8 @@ from torch.nn.functional import layer_norm, linear
 
 from replib.attention.base import state_with
 from replib.device import available_memory_bytes
-from replib.models import (
-    Block,
-    CausalTransformer,
-    EncoderDecoder,
-    MultiHeadAttention,
-    check_padding,
-    embed_padded,
-    positions_without,
-)
+from replib.layers import check_padding, embed_padded, positions_without
+from replib.models import Block, CausalTransformer, EncoderDecoder, MultiHeadAttention
 from replib.tasks import CausalCopy, Task
 
 VERSION = 1  # raised when what is generated changes beyond rounding

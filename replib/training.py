@@ -19,13 +19,8 @@ from torch import Tensor, nn
 from replib import checkpoints, models
 from replib.attention import ATTENTION
 from replib.device import resolve_device
-from replib.models import (
-    CausalTransformer,
-    EncoderDecoder,
-    PixelTransformer,
-    TransformerConfig,
-    set_dropout_generator,
-)
+from replib.layers import set_dropout_generator
+from replib.models import CausalTransformer, EncoderDecoder, PixelTransformer, TransformerConfig
 from replib.tasks import CausalCopy, SequenceCopy, Task
 from replib.tasks.images import Pixels
 

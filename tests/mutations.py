@@ -191,8 +191,8 @@ MUTATIONS = [
     Mutation(
         "an interval that holds no confidence",
         "replib/lab/statistics.py",
-        "confidence_interval(confidence)",
-        "confidence_interval(0.5)",
+        "half = t_quantile((1 + confidence) / 2, freedom) * math.sqrt(variance)",
+        "half = t_quantile(confidence, freedom) * math.sqrt(variance)",
         "tests/lab/test_statistics.py",
     ),
     Mutation(

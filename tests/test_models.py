@@ -11,13 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from replib.attention import ATTENTION
 from replib.generation import continue_greedily, translate_greedily
-from replib.models import (
-    CausalTransformer,
-    Dropout,
-    EncoderDecoder,
-    TransformerConfig,
-    set_dropout_generator,
-)
+from replib.layers import Dropout, set_dropout_generator
+from replib.models import CausalTransformer, EncoderDecoder, TransformerConfig
 
 VOCAB, MAX_LEN = 7, 80
 

@@ -6,7 +6,6 @@ Queries and keys are features already, φ(q) and φ(k) in the paper; β (`beta`)
 strengths. The paper's W (M, R) is kept transposed: `DeltaState.s` is Wᵀ (R, M).
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 
 from replib import plain
 from replib.attention.base import Attention, check_qkv, repeat_heads
-from replib.attention.feature_maps import check_nu, dpfp
+from replib.attention.dpfp import DPFPAttention
+from replib.attention.feature_maps import dpfp
 from replib.attention.kernels import chunked_delta, refusal, why_not
 from replib.attention.padding import without_padding
 from replib.packing import packed
@@ -221,21 +221,9 @@ class DeltaAttention(Attention):
     Not causal, every query reads the memory after the last write.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options(Attention.Options):
-        """ν of the features DPFP-ν, R = 2·D·ν."""
-
-        nu: int = 1
-
-        def __post_init__(self):
-            check_nu(self.nu)
-
-        @property
-        def label(self) -> str:
-            return f"nu{self.nu}"
-
+    Options = DPFPAttention.Options
     label = "delta rule"
-    offered = (Options(nu=1), Options(nu=2), Options(nu=3))
+    offered = DPFPAttention.offered
     kernels = KERNELS
     recurrent = True
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from replib.attention import ATTENTION
+from replib.attention.kernels import installed
 from replib.device import resolve_device
 from replib.fast_weights import RetrievalConfig, RetrievalTraining
 from replib.lab import timing
@@ -73,9 +74,9 @@ class Part:
         return any(size[0] >= n and size[1] >= b for size in (*self.seconds, *self.asked))
 
     def measure(self, use: "Use", budget_s: float, device: torch.device) -> None:
-        """Call it at sizes that grow up to that of a use, two at least, as long as the next would
-        end in time. To build it is not counted, nor is the first call, which loads what it needs.
-        """
+        """Call it at sizes that grow up to that of a use, two unless it is slow, as long as the
+        next would end in time. To build it is not counted, nor is the first call, which loads what
+        it needs."""
         size, left_s = self._first(use), budget_s
         self.asked.add(use.size)
         while size not in self.seconds:
@@ -86,7 +87,9 @@ class Part:
             self.seconds[size] = _seconds(call, started + left_s, device)
             left_s -= perf_counter() - started
             factor = left_s / (CALLS * self.seconds[size])
-            size = _grown(size, use.size, factor if len(self.seconds) > 1 else max(factor, 8))
+            if len(self.seconds) == 1 and self.seconds[size] < BUDGET_S / 8:
+                factor = max(factor, 8)
+            size = _grown(size, use.size, factor)
 
     def _first(self, use: "Use") -> Size:
         """A size that is measured next: a small one, or one beyond the largest that has been."""
@@ -202,6 +205,8 @@ def _uses(job: Job, device: torch.device, max_seconds_per_point: float) -> Itera
 
 
 def _training(config: TrainingConfig, device: torch.device) -> Iterator[Use]:
+    if config.missing_data():
+        return
     n_steps, n_evaluations = config.n_steps, math.ceil(config.n_steps / config.eval_every)
     for part, times in (("step", n_steps), ("evaluation", n_evaluations * config.eval_batches)):
         yield _part_of_training(config, device, part, lambda s, times=times: times * s)
@@ -250,10 +255,10 @@ def with_keys(config: RetrievalConfig, n: int) -> RetrievalConfig:
 def _cost(
     config: Config, n_repeats: int, device: torch.device, max_seconds_per_point: float
 ) -> Iterator[Use]:
-    def timed(call_s: float, least_ms: float = MIN_SAMPLE_MS) -> float:
+    def timed(call_s: float) -> float:
         """Once for its memory, twice to warm up, and n_repeats samples, each after an untimed call,
         or until the time is up."""
-        sample_s = call_s + max(call_s, least_ms / 1000)
+        sample_s = call_s + max(call_s, MIN_SAMPLE_MS / 1000)
         return 3 * call_s + min(n_repeats * sample_s, max(max_seconds_per_point, sample_s))
 
     if isinstance(config, TrainingConfig):
@@ -287,7 +292,7 @@ def _generated(config: GenerationConfig, device: torch.device, timed) -> Use:
 
     def total(part: Part, size: Size) -> float:
         if span == "token":
-            return timed(part.at(*size), TOKEN_SAMPLE_MS)
+            return timed(max(part.at(*size), TOKEN_SAMPLE_MS / 1000))  # as many as last so long
         return part.up_to(*size) if span == "stream" else timed(part.up_to(*size))
 
     return Use(key, build, (SHORTEST, 1), size, total)
@@ -297,7 +302,8 @@ def ready(config: Config, device: torch.device) -> Config:
     """The config on kernels that need not be compiled first, which takes a quarter of a minute: on
     those of torch where the ones that it would take have not been compiled on this machine."""
     model = getattr(config, "model", config)
-    if device.type != "cpu" or _compiled(model.attention):
+    asked = device.type == "cpu" and model.kernel in (None, "cpu")
+    if not asked or _compiled(model.attention):
         return config
     mechanism = ATTENTION[model.attention]
     changes = {"kernel": "torch"}
@@ -309,13 +315,12 @@ def ready(config: Config, device: torch.device) -> Config:
 
 
 def _compiled(attention: str) -> bool:
-    if attention in ("softmax", "lsh", "fwm"):
+    if attention in ("softmax", "lsh", "fwm") or not installed("numba"):
         return True
-    try:
-        from replib import kernels
-    except ImportError:
-        return True
-    return kernels.compiled("cpu")
+    from replib import kernels
+    from replib.kernels.delta import cpu
+
+    return kernels.compiled("cpu") and (attention != "delta" or cpu.compiled())
 
 
 def needed_bytes(jobs: Sequence[Job], device: str | torch.device | None = None) -> float:
@@ -326,7 +331,7 @@ def needed_bytes(jobs: Sequence[Job], device: str | torch.device | None = None) 
         return 0.0
     try:
         for job in jobs:
-            if isinstance(job, TrainingJob):
+            if isinstance(job, TrainingJob) and not job.config.missing_data():
                 found.append(timing.predicted_bytes(job.config, kind))
             elif isinstance(job, RetrievalJob):
                 config = replace(job.config, n_steps=1)

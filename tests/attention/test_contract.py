@@ -349,8 +349,20 @@ class Newcomer(Attention):
         return y / ((q * z).sum(-1, keepdim=True) + 1e-6), Sums(s, z)
 
 
-def test_who_defines_what_the_base_class_asks_for_has_the_rest(monkeypatch):
-    monkeypatch.setitem(ATTENTION, "newcomer", Newcomer)
+class Tupled(Newcomer):
+    """The same with a state that is a plain tuple."""
+
+    def init_state(self, *sizes, **options):
+        return tuple(super().init_state(*sizes, **options))
+
+    def step(self, state, q, k, v):
+        y, state = super().step(Sums(*state), q, k, v)
+        return y, tuple(state)
+
+
+@pytest.mark.parametrize("mechanism", [Newcomer, Tupled])
+def test_who_defines_what_the_base_class_asks_for_has_the_rest(monkeypatch, mechanism):
+    monkeypatch.setitem(ATTENTION, "newcomer", mechanism)
     config = TransformerConfig(
         attention="newcomer", n_layers=2, n_heads=2, d_model=16, d_feedforward=16, dropout=0.0
     )

@@ -129,6 +129,25 @@ def test_a_cost_that_would_not_fit_takes_no_time(monkeypatch):
     assert seconds([cost_job(64), generated], "cpu") == 0
 
 
+@pytest.mark.parametrize(
+    ("asked", "instead"),
+    [
+        (("linear", None), ("linear", "torch")),
+        (("linear", "cpu"), ("linear", "torch")),
+        (("linear", "plain"), ("linear", "plain")),
+        (("dpfp", None), ("linear", "torch")),
+        (("delta", None), ("delta", "torch")),
+        (("softmax", None), ("softmax", None)),
+    ],
+)
+def test_no_kernel_is_compiled_for_a_prediction(monkeypatch, asked, instead):
+    monkeypatch.setattr(predict, "_compiled", lambda attention: attention == "softmax")
+    config = CostConfig(attention=asked[0], kernel=asked[1])
+    found = predict.ready(config, CPU)
+    assert (found.attention, found.kernel) == instead
+    assert predict.ready(config, torch.device("cuda")) == config
+
+
 def test_every_kind_of_job_has_a_prediction():
     task = SequenceCopy(seq_len=8)
     defects = AutopsyConfig(

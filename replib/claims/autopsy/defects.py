@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from replib.attention.linear import EPS
 from replib.lab.run import register
-from replib.models import Dropout, EncoderDecoder, TransformerConfig, set_dropout_generator
+from replib.layers import Dropout, set_dropout_generator
+from replib.models import EncoderDecoder, TransformerConfig
 from replib.tasks import SequenceCopy
 from replib.training import Training, TrainingConfig
 
