@@ -46,7 +46,7 @@ class Statement:
         text: the sentence, as its card has it.
         experiments: those whose rows decide; the first tells the device.
         title: of its line in the tables; without one it has a card alone.
-        paper, article: what the paper and the 2022 replication say of it, "" where nothing.
+        paper, article: what the paper and the 2022 replication say of it.
         figure: the one that stands for it in the index and in the gallery of notebooks.
     """
 
@@ -55,7 +55,7 @@ class Statement:
     experiments: tuple[str, ...]
     title: str | None = None
     paper: Says = ""
-    article: Says = ""
+    article: Says = "Not studied."
     figure: str | None = None
 
     @property

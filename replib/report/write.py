@@ -44,7 +44,6 @@ PICTURE_FONT = 17  # pixels, of pictures that are shown about half as large
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PRINT_WITHIN_S = 120
 HASH_DIGITS = 12
-NOT_STUDIED = "Not studied."
 
 
 def sources_of(figure: Figure) -> list[str]:
@@ -187,7 +186,7 @@ def verdict_table(recorded: Sequence[Recorded]) -> str:
     for one in recorded:
         for statement in one.claim.listed:
             here = _verdict_cell(one.verdict(statement), one.device(statement))
-            says = statement.paper_says, statement.article_says or NOT_STUDIED
+            says = statement.paper_says, statement.article_says
             lines.append([statement.title, *says, here])
     steps = next(one.rows["step_time"] for one in recorded if "step_time" in one.rows)
     lines.append(["3000 training steps", "–", *step_ratios(published()["dm2022"], steps)])
@@ -305,7 +304,7 @@ def _write_index(recorded: Sequence[Recorded], notebooks: Sequence[str], made_fr
                     "title": statement.title,
                     "page": page,
                     "paper": statement.paper_says,
-                    "article": statement.article_says or NOT_STUDIED,
+                    "article": statement.article_says,
                     "verdict": one.verdict(statement),
                     "device": one.device(statement),
                     "chart": figure.chart.to_json(indent=None) if figure else None,
