@@ -393,8 +393,9 @@ def run_panel(
 
     run, why_none = gate(live, jobs, auto=auto.value, device=device, start=start)
     stop, tick = stop_button(live), ticker(live)
-    shown = [problem, show_gate(run, why_none, *beside), stop and show_stop(stop, tick)]
-    return jobs, run, stop, tick, mo.vstack(list(filter(None, shown)))
+    shown = [problem, show_gate(run, why_none, *beside)]
+    shown += [] if stop is None else [show_stop(stop, tick)]
+    return jobs, run, stop, tick, mo.vstack([part for part in shown if part is not None])
 
 
 def auto_switch() -> mo.ui.switch:
