@@ -38,7 +38,7 @@ def _():
 def _():
     recorded = convergence.CLAIM.recorded()
     live = LiveRuns("convergence")
-    get_changes, set_changes = mo.state(0)
+    get_changes, set_changes = mo.state(0, allow_self_loops=True)
     recorded.unread()
     return get_changes, live, recorded, set_changes
 

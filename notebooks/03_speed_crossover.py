@@ -42,7 +42,7 @@ def _():
     recorded = crossover.CLAIM.recorded()
     article = published()["dm2022"]
     live = LiveRuns("crossover")
-    get_changes, set_changes = mo.state(0)
+    get_changes, set_changes = mo.state(0, allow_self_loops=True)
     recorded.unread()
     return article, get_changes, live, recorded, set_changes
 

@@ -49,8 +49,8 @@ def _():
     recorded, recorded_images = generation.CLAIM.recorded(), images.CLAIM.recorded()
     paper = published()["katharopoulos2020"]
     live, streams = LiveRuns("generation"), LiveRuns("generation")
-    get_changes, set_changes = mo.state(0)
-    get_streamed, set_streamed = mo.state(0)
+    get_changes, set_changes = mo.state(0, allow_self_loops=True)
+    get_streamed, set_streamed = mo.state(0, allow_self_loops=True)
     controls.unread("generation", "images")
     return (
         get_changes,

@@ -43,7 +43,7 @@ def _():
     recorded, article = autopsy.CLAIM.recorded(), published()["dm2022"]
     losses, times = recorded.rows["autopsy"], recorded.rows["autopsy_time"]
     live = LiveRuns("autopsy_time")
-    get_changes, set_changes = mo.state(0)
+    get_changes, set_changes = mo.state(0, allow_self_loops=True)
     recorded.unread()
     return article, get_changes, live, losses, recorded, set_changes, times
 

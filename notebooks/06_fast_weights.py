@@ -43,7 +43,7 @@ def _():
     logs = published()["fastweights_logs"]
     recorded, recorded_rules = capacity.CLAIM.recorded(), update_rules.CLAIM.recorded()
     live = LiveRuns("capacity")
-    get_changes, set_changes = mo.state(0)
+    get_changes, set_changes = mo.state(0, allow_self_loops=True)
     recorded.unread()
     return get_changes, live, logs, recorded, recorded_rules, set_changes
 

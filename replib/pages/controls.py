@@ -382,7 +382,8 @@ def run_panel(
     Args:
         build: gives the jobs of the settings, or raises ValueError.
         auto: the switch of `auto_switch`.
-        announce: the setter of an `mo.state` counter, which is told when a run begins.
+        announce: the setter of an `mo.state` counter, which is told when a run begins; it allows
+            self loops, as the cell that shows the button is to be run again.
     """
     jobs, problem = attempt(build, settings)
     jobs, device = jobs or [], settings.get("device")
