@@ -450,6 +450,7 @@ def test_a_memory_needs_a_seed():
 # Training
 
 
+@pytest.mark.slow
 def test_linear_attention_solves_ten_keys_within_some_hundred_steps():
     config = retrieval_config(10, MemoryConfig())
     last = list(RetrievalTraining(config, seeds=(0,)).metrics())[-1]

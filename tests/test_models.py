@@ -395,6 +395,7 @@ def test_a_model_can_be_copied_and_kept_whole(name):
         assert torch.equal(other(tokens), expected)
 
 
+@pytest.mark.slow
 @every_mechanism
 def test_a_model_is_exported_and_compiled_whole(name):
     model, tokens = build(CausalTransformer, small(name)).float(), random_tokens(20)

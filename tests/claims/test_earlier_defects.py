@@ -118,6 +118,7 @@ def test_positions_of_the_batch_depend_on_the_place_in_the_batch():
     assert torch.allclose(real[0], real[1])
 
 
+@pytest.mark.slow
 def test_a_language_model_without_order_stays_above_one_with_it():
     losses = position_losses(n_steps=150)
     assert losses.mended < 0.3 and losses.broken > losses.mended + 0.5
@@ -156,6 +157,7 @@ def test_what_a_linformer_sees_of_the_future_is_what_it_mixes_into_its_rows():
     assert not torch.equal(y[:, :, 3:], changed[:, :, 3:])
 
 
+@pytest.mark.slow
 def test_a_leaking_linformer_predicts_what_nobody_can():
     losses = prediction_losses(n_steps=150)
     assert losses.floor == pytest.approx(math.log(N_SYMBOLS))
