@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from replib.lab.verdict import Verdict
 
 DOCS = files.ROOT / "docs" / "claims"
-METHOD = "Method and limits"  # the part of a claim's document that its page shows, folded
+METHOD = "Method and limits"  # what a page calls the document of its claim, which it shows folded
 
 Rows = Mapping[str, Sequence[Row]]
 """The rows of each experiment, by its name."""
@@ -94,9 +94,9 @@ class Claim:
         paper, folded."""
         import marimo as mo
 
-        files_ = (DOCS / f"{claim.name}.md" for claim in (self, *others))
-        texts = (path.read_text(encoding="utf-8").partition(f"## {METHOD}\n")[2] for path in files_)
-        return mo.accordion({METHOD: mo.md("\n".join(map(str.strip, texts)))})
+        texts = [(DOCS / f"{one.name}.md").read_text(encoding="utf-8") for one in (self, *others)]
+        bodies = [text.partition("\n")[2].replace(f"## {METHOD}\n", "") for text in texts]
+        return mo.accordion({METHOD: mo.md("\n".join(map(str.strip, bodies)))})
 
     def judge(self, statement: Statement, rows: Rows) -> "Verdict":
         """What rows say of a statement."""
