@@ -148,7 +148,7 @@ def panel(
         check_asked(everywhere, _asked(), notes)
     notes += _misspelt(query, controls, everywhere)
     elements = mo.ui.dictionary({c.name: _element(c, values[c.name]) for c in controls})
-    return elements, _shown_panel(elements, notes)
+    return elements, _shown_panel(elements, values, notes)
 
 
 def chosen(elements: mo.ui.dictionary, **others: Any) -> dict[str, Any]:
@@ -211,22 +211,24 @@ def _element(control: Control, value: Any):
     )
 
 
-def _shown_panel(elements: mo.ui.dictionary, notes: Sequence[str]) -> mo.Html:
-    """The panel as a grid of its elements."""
+def _shown_panel(
+    elements: mo.ui.dictionary, values: Mapping[str, Any], notes: Sequence[str]
+) -> mo.Html:
+    """The panel as a grid of its elements, which start from these values."""
     if in_static_page():
-        return mo.callout(mo.Html(_static_text(elements)))
+        return mo.callout(mo.Html(_static_text(values)))
     cells = "".join(map(_cell, elements.elements.values()))
     shown = styled(f'<div class="r-panel">{cells}</div>')
     return mo.vstack([shown, callout("; ".join(notes))]) if notes else shown
 
 
-def _static_text(elements: mo.ui.dictionary) -> str:
+def _static_text(values: Mapping[str, Any]) -> str:
     text = "A static copy: the controls work in the notebook, <code>make run</code>."
     if not has_own_run():
         return text
     setting = ", ".join(
-        f"{name} {','.join(value) if isinstance(value, list) else value}"
-        for name, value in elements.value.items()
+        f"{name} {','.join(value) if isinstance(value, list | tuple) else value}"
+        for name, value in values.items()
     )
     return f"Run for this page on this setting: {html.escape(setting)}.<br>{text}"
 

@@ -84,6 +84,7 @@ def test_a_chart_draws_without_missing_numbers_and_describes_itself(frame, name)
     assert "log axis" in spec["description"] and str(SOLVED_LOSS) in spec["description"]
 
 
+@pytest.mark.slow
 def test_every_memory_is_named_with_its_loss_at_the_slider(frame):
     drawing = svg(memories.capacity_chart(frame, s=400))
     for text in ("linear 0.42", "DPFP-1 0.34", "DPFP-2 0.18", "DPFP-3 0.02", "softmax 0.0005"):
