@@ -184,6 +184,7 @@ def test_kernel_error_at_length_16384_is_that_of_its_dtype(kernel, dtype, causal
     assert_relative(found, [expected, *gradients(expected, exact)], ROUNDING[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_the_plain_form_at_length_16384_has_the_error_of_its_dtype(dtype):
     """Its output alone, as its gradients would take gigabytes more."""

@@ -55,6 +55,7 @@ def test_bench_tells_ratios_and_saves_its_rows(tiny_bench, capsys):
         assert f"{Setting(**row['config'])}: " in told
 
 
+@pytest.mark.slow
 def test_bench_saves_nothing_when_told_so(tiny_bench, capsys):
     arguments = ["--quick", "--no-save", "--only", "delta", "--device", "cpu"]
     assert main(arguments) == 0
