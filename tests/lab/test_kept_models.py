@@ -164,6 +164,7 @@ def test_recording_keeps_a_model_and_makes_it_again_where_it_is_gone(data, monke
     assert again["run_id"] == row["run_id"] and model_path("linear").parent == data / "models"
 
 
+@pytest.mark.slow
 def test_runs_whose_images_are_not_there_are_left_out_and_stop_nothing(data, tmp_path, monkeypatch):
     monkeypatch.setenv("REPLIB_IMAGES", str(tmp_path))
     jobs = [EXPERIMENTS["images"].jobs("paper")[0], EXPERIMENTS["images"].jobs("smoke")[0]]
