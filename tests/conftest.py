@@ -39,7 +39,8 @@ def _slowness() -> float:
 
 
 def _compiled_s() -> float | None:
-    """Seconds in which Numba has compiled so far; None where nothing has asked it to."""
+    """Seconds in which Numba has compiled so far; None where nothing has asked it to. What LLVM
+    does after it is not in them."""
     if "numba" not in sys.modules:
         return None
     from numba.core import event
@@ -60,9 +61,8 @@ def pytest_runtest_call(item):
     result = yield
     took, after = time.process_time() - began, _compiled_s()
     if took > BUDGET_S and not item.get_closest_marker("slow"):
-        if before is None and after is not None:
-            return result  # a kernel may have been compiled on the way, once for this machine
-        took -= (after or 0.0) - (before or 0.0)
+        if after != before:
+            return result  # a kernel was compiled on the way, once for this machine
         budget = BUDGET_S * _slowness()
         if took > SCATTER * budget:
             pytest.fail(
