@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -106,3 +106,29 @@ def _or_damaged(path: Path | str) -> Iterator[None]:
 
 def _digest(payload: bytes) -> bytes:
     return hashlib.sha256(payload).hexdigest().encode()
+
+
+class Checkpointed:
+    """A training that is saved and goes on: it has `_state()`, and `_restore(state)` that takes it
+    back. The values of a state named in `same_run` tell whether a checkpoint is of the same run."""
+
+    same_run: ClassVar[tuple[str, ...]] = ("config", "seed")
+
+    def save(self, path: Path | str) -> None:
+        """Write a checkpoint from which `load` continues bit for bit, on the same machine with the
+        same torch and number of threads; a killed process leaves the old one.
+
+        Raises:
+            FileError: it cannot be written; the file is as before.
+        """
+        save(self._state(), path)
+
+    def load(self, path: Path | str) -> None:
+        """Continue from a checkpoint of the same config and seeds.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: the file is damaged, or is one of another config, seeds or version; this
+                object may be half restored then.
+        """
+        restore(path, self, self.same_run)

@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -459,7 +458,7 @@ class _Seed:
         }
 
 
-class RetrievalTraining:
+class RetrievalTraining(checkpoints.Checkpointed):
     """A run of several seeds, advanced by iterating over `metrics()`. A seed that has ended takes
     no further part.
 
@@ -474,6 +473,8 @@ class RetrievalTraining:
     Raises:
         ValueError: no seed, or no such device.
     """
+
+    same_run = ("config", "of_seeds")
 
     def __init__(
         self, config: RetrievalConfig, *, seeds: Sequence[int] = (0,), device: str | None = None
@@ -596,25 +597,6 @@ class RetrievalTraining:
             steps_per_s=speed,
             seconds_left=(self.config.n_steps - self.step) / speed if timed > 0 else math.nan,
         )
-
-    def save(self, path: Path | str) -> None:
-        """Write a checkpoint from which `load` continues bit for bit, on the same machine with the
-        same torch and number of threads; a killed process leaves the old one.
-
-        Raises:
-            FileError: it cannot be written; the file is as before.
-        """
-        checkpoints.save(self._state(), path)
-
-    def load(self, path: Path | str) -> None:
-        """Continue from a checkpoint of the same config and seeds.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: the file is damaged, or is one of another config, seeds or version; this
-                object may be half restored then.
-        """
-        checkpoints.restore(path, self, ("config", "of_seeds"))
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.seeds = [_Seed(**seed) for seed in state["seeds"]]

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -153,7 +152,7 @@ class Metrics:
     outcome: str | None = None
 
 
-class Training:
+class Training(checkpoints.Checkpointed):
     """A run: model, optimiser and generators, advanced by iterating over `metrics()`.
 
     Example:
@@ -272,25 +271,6 @@ class Training:
             hits = (task.most_likely(outputs) == batch.targets) & batch.in_accuracy
             right, counted = right + hits.sum().item(), counted + batch.in_accuracy.sum().item()
         return loss / n_batches, right / counted
-
-    def save(self, path: Path | str) -> None:
-        """Write a checkpoint from which `load` continues bit for bit, on the same machine with the
-        same torch and number of threads; a killed process leaves the old one.
-
-        Raises:
-            FileError: it cannot be written; the file is as before.
-        """
-        checkpoints.save(self._state(), path)
-
-    def load(self, path: Path | str) -> None:
-        """Continue from a checkpoint of the same config and seed.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: the file is damaged, or is one of another config, seed or version; this
-                object may be half restored then.
-        """
-        checkpoints.restore(path, self, ("config", "seed"))
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])

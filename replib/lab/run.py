@@ -180,7 +180,16 @@ class CostJob(Job):
         return (0,) * len(self.configs)
 
     def on_device(self, device_type):
-        return on_device(self, device_type)
+        kept = []
+        for config in self.configs:
+            why_not = unavailable(config, device_type)
+            model = getattr(config, "model", config)
+            if why_not is None:
+                kept.append(config)
+            elif model.kernel == device_type:  # its package is missing
+                name = f"{model.attention} {model.kernel}"
+                warnings.warn(f"{name} is left out: {why_not}", stacklevel=2)
+        return replace(self, configs=tuple(kept))
 
     def left(self, done):
         return None if done.issuperset(self.ids) else self
@@ -240,23 +249,6 @@ def _unavailable(config, kernel: str | None, device_type: str) -> str | None:
     kind = {"device_type": device_type, "dtype": DTYPES[getattr(config, "dtype", "float32")]}
     sizes = {"head_dim": model.head_dim, "options": model.options}
     return ATTENTION[model.attention].unavailable(kernel, **kind, **sizes)
-
-
-def on_device(job: Job, device_type: str) -> Job:
-    """A job without the points that cannot be measured on a kind of device; a warning tells of a
-    kernel for it whose package is missing."""
-    if not isinstance(job, CostJob):
-        return job
-    kept = []
-    for config in job.configs:
-        why_not = unavailable(config, device_type)
-        model = getattr(config, "model", config)
-        if why_not is None:
-            kept.append(config)
-        elif model.kernel == device_type:
-            name = f"{model.attention} {model.kernel}"
-            warnings.warn(f"{name} is left out: {why_not}", stacklevel=2)
-    return replace(job, configs=tuple(kept))
 
 
 def variant_of(row: store.Row) -> tuple[str, str | None]:

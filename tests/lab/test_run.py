@@ -10,7 +10,7 @@ from replib.attention import ATTENTION
 from replib.claims.common import VARIANTS
 from replib.fast_weights import UPDATE_RULES, VERSIONS, MemoryConfig, RetrievalConfig
 from replib.lab import timing
-from replib.lab.run import identity, on_device, uses_compiled
+from replib.lab.run import identity, uses_compiled
 from replib.lab.timing import CostConfig
 from replib.tasks import SequenceCopy
 
@@ -20,7 +20,7 @@ def test_a_device_measures_the_portable_variants_and_the_kernel_compiled_for_it(
     packages, recwarn, device_type, compiled
 ):
     packages("numba", "triton")
-    kept = variants_of(on_device(cost_job(variants=VARIANTS), device_type))
+    kept = variants_of(cost_job(variants=VARIANTS).on_device(device_type))
     assert kept == [v for v in VARIANTS if v[1] not in ("cpu", "cuda") or v[1] == compiled]
     assert len(kept) == 5 and not recwarn.list
 
@@ -31,12 +31,12 @@ def test_a_kernel_whose_package_is_missing_is_left_out_with_a_warning_that_says_
 ):
     packages()
     with pytest.warns(UserWarning, match=f"linear {device_type} is left out.*install {package}"):
-        kept = variants_of(on_device(cost_job(variants=VARIANTS), device_type))
+        kept = variants_of(cost_job(variants=VARIANTS).on_device(device_type))
     assert kept == [v for v in VARIANTS if v[1] not in ("cpu", "cuda")]
 
 
 def test_a_training_job_is_the_same_on_every_device():
-    assert on_device(tiny(), "cuda") == tiny()
+    assert tiny().on_device("cuda") == tiny()
 
 
 def test_what_runs_on_a_compiled_kernel_is_known_beforehand(packages):
