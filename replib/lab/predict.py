@@ -320,7 +320,7 @@ def _compiled(attention: str) -> bool:
     from replib import kernels
     from replib.kernels.delta import cpu
 
-    return kernels.compiled("cpu") and (attention != "delta" or cpu.compiled())
+    return kernels.compiled("cpu") and (attention != "delta" or cpu.KERNEL.compiled())
 
 
 def needed_bytes(jobs: Sequence[Job], device: str | torch.device | None = None) -> float:
