@@ -9,9 +9,8 @@ import torch
 from replib import kernels
 from replib.claims.capacity.grid import retrieval_config
 from replib.claims.common import laptop_copy
-from replib.fast_weights import MemoryConfig, RetrievalTraining
+from replib.fast_weights import MemoryConfig
 from replib.generation import copy_with
-from replib.lab import store
 from replib.lab.memory_use import TIMING_LOCK
 from replib.lab.run import CostJob, RetrievalJob, TrainingJob
 from replib.lab.runs.checkpointed import path_of
@@ -145,11 +144,6 @@ def test_what_had_run_stays_in_sight_while_the_rest_runs_and_after_a_stop():
     assert sorted(outcomes) == ["interrupted", "ok"]
 
 
-def test_settings_that_have_not_run_show_the_last_batch():
-    live = run([job(seed=0)])
-    assert [row["seed"] for row in live.showing([job(seed=7)], "cpu")] == [0]
-
-
 def test_a_new_page_finds_cached_runs_and_their_models():
     first = run([job()])
     second = LiveRuns("convergence")
@@ -161,12 +155,6 @@ def test_a_new_page_finds_cached_runs_and_their_models():
     symbols = torch.tensor([[1, 2, 3, 4]])
     expected = copy_with(trained.model, trained.config.task, symbols)
     assert torch.equal(copy_with(loaded.model, loaded.config.task, symbols), expected)
-
-
-def test_a_torn_model_file_is_no_model():
-    first = run([job()])
-    first._model_path(job().ids[0], "cpu").write_bytes(b"torn")
-    assert LiveRuns("convergence").model(job(), "cpu") is None
 
 
 def test_a_second_page_waits_until_the_first_has_ended(started):
@@ -305,31 +293,6 @@ def test_out_of_memory_is_a_row_with_the_remedy(monkeypatch):
     assert live.missing([job()], "cpu") == []
 
 
-def unwritable(monkeypatch, tmp_path):
-    """A cache folder below a file: nobody, root included, can write there."""
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("REPLIB_CACHE", str(tmp_path / "file" / "cache"))
-
-
-def test_a_run_stopped_over_an_unwritable_cache_keeps_its_curve(monkeypatch, tmp_path):
-    unwritable(monkeypatch, tmp_path)
-    live = LiveRuns("convergence")
-    with pytest.warns(UserWarning, match="no checkpoint was written"):
-        live.start([job(**ENDLESS)], "cpu")
-        wait_until(lambda: live.poll().rows, live)
-        live.stop()
-        assert finish(live).status == "stopped"
-    assert live.finished[0]["curve"]["step"]
-
-
-def test_the_end_of_a_run_is_announced_once():
-    live = LiveRuns("convergence")
-    live.start([job()], "cpu")
-    assert not live.running or not live.just_ended()
-    finish(live)
-    assert [live.just_ended() for _ in range(2)] == [True, False]
-
-
 def test_costs_arrive_one_length_after_the_other(monkeypatch):
     seen = []
     live = LiveRuns("crossover")
@@ -374,19 +337,6 @@ def retrieval_job(seeds=(0,), attention="relu", rule="sum", n_keys=5, again=Fals
     return RetrievalJob(config=config, seeds=seeds)
 
 
-def test_memories_end_with_the_rows_of_the_training_that_was_asked_for():
-    job = retrieval_job(seeds=(0, 3))
-    live = run([job], "capacity")
-    alone = RetrievalTraining(job.config, seeds=(0, 3), device="cpu")
-    expected = [m.losses for m in alone.metrics()]
-    for i, (row, seed) in enumerate(zip(live.finished, (0, 3), strict=True)):
-        assert row["curve"]["loss"] == [losses[i] for losses in expected]
-        assert (row["seed"], row["outcome"], row["scale"]) == (seed, "ok", "live")
-    assert live.poll().fraction == 1.0
-    assert live.rows([job], "cpu") == live.finished == LiveRuns("capacity").rows([job], "cpu")
-    assert live.missing([retrieval_job(seeds=(0,))], "cpu") == []
-
-
 def test_a_memory_in_training_shows_its_curves_and_resumes_after_a_stop():
     endless = {"n_steps": 10**6, "patience": 10**6, "solved_loss": 1e-12, "n_keys": 8}
     job = retrieval_job(seeds=(0, 1), **endless)
@@ -425,18 +375,6 @@ def test_rows_of_another_device_do_not_count():
     assert live.rows([job()], "cpu") == []
 
 
-def cached_cost(live, n_samples, threads=module.ALL_THREADS, **told):
-    """The rows of `cost_job()` as if they had been measured so, the last in the cache."""
-    for row in live.finished[:2]:
-        samples = {"time_ms_samples": [1.0] * n_samples, "page_faults_samples": [0.0] * n_samples}
-        summary = row["summary"] | samples | told
-        provenance = row["provenance"] | {
-            "threads": threads,
-            "started": f"2999-{n_samples:02}-01T00:00:00+00:00",
-        }
-        store.append("crossover", row | {"summary": summary, "provenance": provenance}, live.folder)
-
-
 def samples_found(n_repeats):
     found = LiveRuns("crossover").rows([cost_job(n_repeats=n_repeats)], "cpu")
     return [len(row["summary"]["time_ms_samples"]) for row in found]
@@ -447,23 +385,6 @@ def test_costs_of_fewer_samples_are_measured_again_and_of_more_are_not():
     assert samples_found(1) == samples_found(2) == [2, 2]
     assert samples_found(3) == []
     assert live.missing([cost_job(n_repeats=3)], "cpu") == [cost_job(n_repeats=3)]
-
-
-def test_costs_that_had_time_for_fewer_samples_are_not_measured_again(monkeypatch):
-    monkeypatch.setattr(module, "MAX_POINT_S", 0.0)
-    live = run([cost_job(n_repeats=3)], "crossover")
-    assert samples_found(3) == [1, 1]
-    assert live.missing([cost_job(n_repeats=3)], "cpu") == []
-    assert samples_found(5) == []
-
-
-def test_the_newest_measurement_that_is_as_asked_counts():
-    live = run([cost_job()], "crossover")
-    cached_cost(live, 4)
-    cached_cost(live, 3)
-    assert samples_found(2) == [3, 3]  # the last in the file, whatever a clock said
-    assert samples_found(4) == [4, 4]
-    assert live.rows([cost_job()], "cpu")[0]["summary"]["time_ms_samples"] == [1.0] * 3
 
 
 def test_a_thread_that_began_with_fewer_measures_with_all_and_leaves_all():
