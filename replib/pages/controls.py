@@ -14,8 +14,9 @@ import torch
 
 from replib.device import resolve_device
 from replib.lab import recorded
-from replib.lab.run import config_of, words_of
+from replib.lab.run import config_of, line_of
 from replib.lab.store import Row
+from replib.lab.timing import WORKS
 from replib.lab.verdict import (
     INCONCLUSIVE,
     NOT_SUPPORTED,
@@ -110,7 +111,7 @@ class Control:
         return f"{value} unknown"
 
 
-WORK_LABELS = {"forward": "forward", "forward_backward": "forward and backward"}
+WORK_LABELS = WORKS
 DEVICE = Control("device", "Device", ("auto", "cpu", *["cuda"] * torch.cuda.is_available()), "auto")
 
 
@@ -632,16 +633,10 @@ def criteria_html(said: Verdict) -> str:
     return f"<details><summary>criteria and evidence</summary>{verdict_lines(said)}</details>"
 
 
-def sizes_text(n_layers: int, n_heads: int, head_dim: int) -> str:
-    """Of a model, in words."""
-    layers, heads = f"layer{'s' * (n_layers != 1)}", f"head{'s' * (n_heads != 1)}"
-    return f"{n_layers} {layers}, {n_heads} {heads} of {head_dim}"
-
-
 def history(live: LiveRuns) -> mo.Html:
     """The finished runs of this session, the latest first."""
     if not live.finished:
         return mo.md("")
-    lines = "".join(f"<li>{html.escape(words_of(row))}</li>" for row in reversed(live.finished))
+    lines = "".join(f"<li>{html.escape(line_of(row))}</li>" for row in reversed(live.finished))
     shown = styled(f"<ul class='r-list'>{lines}</ul>")
     return mo.accordion({f"Runs of this session ({len(live.finished)})": shown})

@@ -15,10 +15,10 @@ from replib.claims.common import BOTH, laptop_copy, laptop_model
 from replib.generation import copy_with
 from replib.lab.run import TrainingJob, config_of
 from replib.lab.store import Row
-from replib.lab.text import LEFT, markdown_table
+from replib.lab.text import LEFT, markdown_table, sizes_text
 from replib.models import MultiHeadAttention
 from replib.pages import frames, style
-from replib.pages.controls import callout, grid, plain, sizes_text, styled
+from replib.pages.controls import callout, grid, plain, styled
 from replib.pages.live import LiveRuns, in_passing_thread
 from replib.published import published
 from replib.tasks import CausalCopy, SequenceCopy, Task
