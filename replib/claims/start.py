@@ -38,9 +38,9 @@ def cards() -> mo.Html:
 def glossary() -> mo.Html:
     """The words that pages use; others link to it as `/#glossary`."""
     _, _, text = (files.ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").partition("\n")
-    words = mo.md(text)
     return controls.styled(
-        f'<details id="glossary" class="r-glossary"><summary>Glossary</summary>{words.text}</details>'
+        '<details id="glossary" class="r-glossary"><summary>Glossary</summary>'
+        f"{mo.md(text).text}</details>"
     )
 
 

@@ -152,15 +152,14 @@ def test_another_site_can_link_here_and_neither_embed_nor_frame(port):
 
 
 def test_so_many_pages_are_open_and_one_that_was_closed_makes_room(tmp_path):
-    with serving(tmp_path) as port:
-        with ExitStack() as pages:
-            for i in range(MOST):
-                page = pages.enter_context(open_page(port, f"page{i}", path="/other" * (i % 2)))
-                page.recv(timeout=PATIENCE_S)
-            assert refused(port, "one_more") == 503
-            page.close()
-            with open_page(port, "one_more") as page:
-                assert page.recv(timeout=PATIENCE_S)
+    with serving(tmp_path) as port, ExitStack() as pages:
+        for i in range(MOST):
+            page = pages.enter_context(open_page(port, f"page{i}", path="/other" * (i % 2)))
+            page.recv(timeout=PATIENCE_S)
+        assert refused(port, "one_more") == 503
+        page.close()
+        with open_page(port, "one_more") as page:
+            assert page.recv(timeout=PATIENCE_S)
 
 
 def test_a_token_is_brought_along_once(guarded):
