@@ -277,8 +277,8 @@ def styled(text: str) -> mo.Html:
 def grid(cells: Iterable[Any], least: str, label: str = "") -> mo.Html:
     """Cells side by side, as many as are at least so wide."""
     role = f'role="group" aria-label="{label}" ' if label else ""
-    texts = (cell if isinstance(cell, str) else mo.as_html(cell).text for cell in cells)
-    body = "".join(f"<div>{text}</div>" for text in texts)
+    # Markdown in an f-string would be its source.
+    body = "".join(f"<div>{getattr(cell, 'text', cell)}</div>" for cell in cells)
     return styled(f'<div class="r-grid" {role}style="--least:{least}">{body}</div>')
 
 
