@@ -17,6 +17,11 @@ MODELS = {
     "full_quadratic": "a + b N + c N²",
     "power_law": "a N^p",
 }
+MODEL_NAMES = MODELS | {
+    "quadratic": "a + c N² (the article's)",
+    "linear": "a + b N, a straight line",
+    "power_law": "a Nᵖ",
+}
 MODEL_DASHES = {
     "quadratic": [1, 0],
     "linear": [7, 4],
@@ -44,18 +49,16 @@ def extrapolation_chart(
         ]
     )
     domain = style.log_domain([*curves["value"], *points["value"]], margin=1.3)
-    x, y = (
-        style.length_axis([shortest, last]),
-        style.log_axis("value", "time of 3000 steps (s)", domain),
-    )
+    x = style.length_axis([shortest, last])
+    y = style.log_axis("value", "time of 3000 steps (s)", domain)
     colours = style.attention_colour(curves, legend=None)
+    scale = alt.Scale(domain=list(MODEL_DASHES), range=list(MODEL_DASHES.values()))
+    dashes = alt.StrokeDash("model:N", legend=None, scale=scale)
     layers = [
         measured_range(shortest, longest),
         alt.Chart(style.records_of(curves))
-        .mark_line()
-        .encode(
-            x, y, colours, alt.Detail("model:N"), strokeDash=_model_dash(), strokeWidth=alt.value(2)
-        ),
+        .mark_line(strokeWidth=2)
+        .encode(x, y, colours, alt.Detail("model:N"), dashes),
         alt.Chart(style.records_of(points))
         .mark_point(filled=True, size=70, opacity=1)
         .encode(x, y, colours, tooltip=style.tooltips_of(points)),
@@ -123,17 +126,12 @@ def _meetings(regressions: Sequence[Regression], x: alt.X, y: alt.Y) -> list[alt
         return []
     rows.sort(key=lambda row: row["seq_len"])
     base = alt.Chart(pl.DataFrame(rows)).encode(x, y)
-    first, others = f"datum.label == '{rows[0]['label']}'", f"datum.label != '{rows[0]['label']}'"
-    text = {"color": style.NEUTRAL, "fontWeight": "bold"}
-    return [
-        base.mark_point(filled=True, size=80, color=style.NEUTRAL, opacity=1),
-        base.mark_text(align="right", dx=-8, dy=-8, **text)
-        .encode(text="label:N")
-        .transform_filter(first),
-        base.mark_text(align="right", dx=-14, dy=-22, **text)
-        .encode(text="label:N")
-        .transform_filter(others),
-    ]
+    text = {"align": "right", "color": style.NEUTRAL, "fontWeight": "bold"}
+    layers = [base.mark_point(filled=True, size=80, color=style.NEUTRAL, opacity=1)]
+    for place, test in (({"dx": -8, "dy": -8}, "=="), ({"dx": -14, "dy": -22}, "!=")):
+        shown = base.transform_filter(f"datum.label {test} '{rows[0]['label']}'")
+        layers.append(shown.mark_text(**place, **text).encode(text="label:N"))
+    return layers
 
 
 def measured_range(low: float, high: float) -> alt.Chart:
@@ -154,33 +152,19 @@ def measured_range(low: float, high: float) -> alt.Chart:
     )
 
 
-def _model_dash() -> alt.StrokeDash:
-    scale = alt.Scale(domain=list(MODEL_DASHES), range=list(MODEL_DASHES.values()))
-    return alt.StrokeDash("model:N", legend=None, scale=scale)
-
-
-MODEL_NAMES = {
-    "quadratic": "a + c N² (the article's)",
-    "linear": "a + b N, a straight line",
-    "full_quadratic": "a + b N + c N²",
-    "power_law": "a Nᵖ",
-}
-
-
 def extrapolation_text(fits: Sequence[Regression]) -> str:
     """What the article's four points give under each model of softmax, as Markdown."""
     lines = [
-        [MODEL_NAMES[fit.softmax_model], f"{fit.r2_softmax:z.4f}", _crossing(fit.crossover)]
+        [
+            MODEL_NAMES[fit.softmax_model],
+            f"{fit.r2_softmax:z.4f}",
+            f"{fit.crossover:z.0f}" if math.isfinite(fit.crossover) else "never",
+        ]
         for fit in fits
     ]
     table = markdown_table(["model of softmax", "R²", "crossover N"], lines, LEFT)
     return (
-        "## Where 3149 comes from\n\n"
         "The article fits its softmax times with N², its linear times with N, and extends both. "
         "Other models of the same four points disagree, a better fitting one among them:\n\n"
         f"{table}"
     )
-
-
-def _crossing(length: float) -> str:
-    return f"{length:z.0f}" if math.isfinite(length) else "never"
