@@ -20,11 +20,11 @@ def _():
         [
             mo.md("# Do time and memory of linear attention grow only as N?"),
             controls.page_head("scaling"),
-            mo.md(f"""
+            mo.md("""
     Softmax attention compares every token with every other: twice the length N, four times the
     work. Linear attention (Katharopoulos et al. 2020) claims to need only twice the work.
-    {cost_page.TERMS}
     """),
+            mo.md(cost_page.TERMS),
         ]
     )
     return
@@ -65,9 +65,10 @@ def _():
 
 @app.cell(hide_code=True)
 def _():
-    mo.md("""
+    mo.md(f"""
     S is an R × M matrix (R features of a key, M numbers of a value), whatever N is. Without the
-    causal mask it is one product, `k.mT @ v`; with it, a running sum, here 64 positions at a time.
+    causal mask it is one product, `k.mT @ v`; with it, a running sum, here over
+    {plain.CHUNK_LEN} positions at a time.
 
     ## Measure it on this machine
 

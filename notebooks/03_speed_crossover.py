@@ -7,6 +7,7 @@ with app.setup(hide_code=True):
     import marimo as mo
 
     from replib.claims import cost_page, crossover
+    from replib.claims.common import ARTICLE_CROSSOVER, PAPER_CROSSOVER
     from replib.claims.crossover import charts, page
     from replib.lab import statistics
     from replib.pages import code, controls
@@ -24,10 +25,10 @@ def _():
             mo.md(f"""
     For short sequences softmax attention is faster, for long ones linear attention is. The
     *crossover* is the length N where their times meet. The paper (2020) shows linear attention
-    ahead from N = 512, the shortest it plots; the 2022 replication extrapolated 3149 from lengths
-    up to 64. It depends on the programs that are compared.
-    {cost_page.TERMS}
+    ahead from N = {PAPER_CROSSOVER}, the shortest it plots; the 2022 replication extrapolated
+    {ARTICLE_CROSSOVER} from much shorter lengths. It depends on the programs that are compared.
     """),
+            mo.md(cost_page.TERMS),
         ]
     )
     return

@@ -11,6 +11,7 @@ from typing import Any
 import marimo as mo
 import torch
 
+from replib import plain
 from replib.attention import ATTENTION
 from replib.claims.common import name_of
 from replib.device import resolve_device
@@ -31,11 +32,11 @@ ALL_VARIANTS = {
 """Every mechanism with the options and kernels that it offers, by the name that controls show."""
 
 HEAD_DIMS = (8, 16, 32, 64, 128)
-TERMS = """
+TERMS = f"""
 *Textbook* softmax stores all N × N weights; *fused* softmax (PyTorch's
 `scaled_dot_product_attention`) computes the same block by block and stores none. Linear attention
 is the same equation in three programs: *plain* forms N × N weights as softmax does, *torch* takes
-64 positions at a time, and *cpu* (*cuda* on a graphics card) is the same as one compiled kernel.
+{plain.CHUNK_LEN} positions at a time, and *cpu* (*cuda* on a graphics card) is the same as one compiled kernel.
 More words are in the [glossary](/#glossary).
 """
 

@@ -12,7 +12,7 @@ from replib.claims.common import (
     name_of,
     work_of,
 )
-from replib.claims.crossover.crossings import Crossing, crossings, moved
+from replib.claims.crossover.crossings import Crossing, by_setting, crossings, moved
 from replib.lab.run import config_of
 from replib.lab.statistics import Crossover
 from replib.lab.store import Row
@@ -71,10 +71,8 @@ def _headline(fastest: Sequence[Crossing], judged: str | None) -> str:
 def implementations(rows: Sequence[Row], *, work: str = "forward_backward") -> Verdict:
     """The crossover is one of implementations: it moves to shorter N as linear attention's
     improves. Judged for each softmax and batch size by `implementations_verdict`."""
-    settings: dict[str, dict[str, Crossover]] = {}
-    for one in crossings(rows, work):
-        settings.setdefault(one.setting, {})[one.implementation or "fastest"] = one.found
-    return implementations_verdict(settings)
+    found = by_setting(crossings(rows, work))
+    return implementations_verdict({setting: members for (_, setting), members in found.items()})
 
 
 def crossover_verdict(crossover: Crossover) -> Verdict:
