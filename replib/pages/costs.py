@@ -151,7 +151,7 @@ def _colour(attention: str, implementation: str | None) -> str:
     return style.NEUTRAL if implementation == "plain" else style.colour(attention)
 
 
-MOST_LABEL_LINES = 8  # beside the ends; with more, names would stand far from their lines
+MOST_LABEL_LINES = 10  # beside the ends; with more, names would stand far from their lines
 
 
 def series_labels(

@@ -58,27 +58,29 @@ def replication_chart(frame: pl.DataFrame, published: Mapping[str, Any]) -> alt.
     """
     style.check_single(frame)
     steps = published["steps"]
-    ours = frame.with_columns(
-        value=pl.col("time_ms") * steps / 1000,
-        low=pl.col("q25") * steps / 1000,
-        high=pl.col("q75") * steps / 1000,
+    times = {"value": "time_ms", "low": "q25", "high": "q75"}
+    ours = frame.with_columns(**{to: pl.col(name) * steps / 1000 for to, name in times.items()})
+    return growth_chart(
+        pl.concat([ours, article_frame(published)], how="diagonal"),
+        f"time of {steps} steps (s)",
+        f"{steps} training steps of the 2022 model",
+        guides=False,
     )
-    article = pl.DataFrame(
-        [
-            {
-                "attention": attention,
-                "implementation": "2022 article",
-                "series": f"{attention} (2022 article)",
-                "seq_len": n,
-                "value": float(seconds),
-                "outcome": "ok",
-                "device": published["gpu"] + " (article)",
-                "source": "recorded",
-            }
-            for attention in ("softmax", "linear")
-            for n, seconds in zip(published["N"], published[f"{attention}_s"], strict=True)
-        ]
+
+
+def article_frame(published: Mapping[str, Any]) -> pl.DataFrame:
+    """The article's Table 1, a line a length and attention."""
+    rows = [
+        (attention, n, float(seconds))
+        for attention in ("softmax", "linear")
+        for n, seconds in zip(published["N"], published[f"{attention}_s"], strict=True)
+    ]
+    return pl.DataFrame(rows, schema=["attention", "seq_len", "value"], orient="row").with_columns(
+        implementation=pl.lit("2022 article"),
+        series=pl.col("attention") + " (2022 article)",
+        low=pl.lit(None, pl.Float64),
+        high=pl.lit(None, pl.Float64),
+        outcome=pl.lit("ok"),
+        device=pl.lit(published["gpu"] + " (article)"),
+        source=pl.lit("recorded"),
     )
-    drawn = pl.concat([ours, article], how="diagonal")
-    title = f"{steps} training steps of the 2022 model"
-    return growth_chart(drawn, f"time of {steps} steps (s)", title, guides=False)
