@@ -6,24 +6,27 @@ app = marimo.App(width="medium", app_title="Linear scaling")
 with app.setup(hide_code=True):
     import marimo as mo
 
+    from replib import plain
     from replib.claims import cost_page, scaling
-    from replib.claims.scaling import page
-    from replib.pages import controls, frames
+    from replib.claims.scaling import charts, page
+    from replib.pages import code, controls
     from replib.pages.controls import Control
-    from replib.pages.costs import cost_chart
     from replib.pages.live import LiveRuns
 
 
 @app.cell(hide_code=True)
 def _():
-    mo.md("""
-    # Do time and memory grow linearly?
-
-    **The claim** (Katharopoulos et al. 2020, section 3.2 and figure 1): for a sequence of N
-    tokens, linear attention takes time and memory that grow as N, where softmax attention takes
-    N². **The 2022 replication** (Do & Bergner) fitted N² to softmax and N to linear, on four
-    lengths up to 64.
-    """)
+    mo.vstack(
+        [
+            mo.md("# Do time and memory of linear attention grow only as N?"),
+            controls.page_head("scaling"),
+            mo.md("""
+    Softmax attention compares every token with every other: twice the length N, four times the
+    work. Linear attention (Katharopoulos et al. 2020) claims to need only twice the work.
+    """),
+            mo.md(cost_page.TERMS),
+        ]
+    )
     return
 
 
@@ -45,44 +48,49 @@ def _(get_changes, jobs, live, recorded, settings):
 
 @app.cell(hide_code=True)
 def _(recorded):
-    mo.ui.tabs(
-        {
-            "Forward and backward": page.scaling_charts(
-                recorded.rows["scaling"], "forward_backward"
-            ),
-            "Forward": page.scaling_charts(recorded.rows["scaling"], "forward"),
-        }
+    page.scaling_tabs(recorded.rows["scaling"])
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    code.source(
+        plain.linear_attention,
+        r"y_i = \frac{\phi(q_i)^\top S_i}{\phi(q_i)^\top z_i}, \quad "
+        r"S_i = \sum_{j \le i} \phi(k_j) v_j^\top, \; z_i = \sum_{j \le i} \phi(k_j)"
+        r"\qquad O(N R M) \text{ instead of softmax's } O(N^2 D)",
     )
     return
 
 
 @app.cell(hide_code=True)
 def _():
-    mo.md("""
-    ## Try it
+    mo.md(f"""
+    S is an R × M matrix (R features of a key, M numbers of a value), whatever N is. Without the
+    causal mask it is one product, `k.mT @ v`; with it, a running sum, here over
+    {plain.CHUNK_LEN} positions at a time.
 
-    Measure on this machine. The batch shrinks as N grows, so that every point holds the same
-    number of tokens; figures are per sequence. Points appear as they are measured.
+    ## Measure it on this machine
+
+    The dotted lines are predicted from a few small calls; the measured points should land on
+    them. Every batch has as many tokens; figures are for one sequence.
     """)
     return
 
 
 @app.cell(hide_code=True)
 def _():
-    PARAMETERS = [
-        Control("seq_len", "Longest N", tuple(2**e for e in range(7, 17)), 2048),
-        Control("shortest", "Shortest N", tuple(2**e for e in range(4, 11)), 64),
-        Control("tokens", "Tokens a batch", tuple(2**e for e in range(8, 17)), 2048),
-        Control("n_heads", "Heads", (1, 2, 4, 8, 16), 8),
-        Control("head_dim", "Head size", (8, 16, 32, 64, 128), 32),
-        Control("repeats", "Repeats", (1, 3, 5, 7, 15, 31), 5),
-        cost_page.WORK,
-        controls.DEVICE,
-        cost_page.variants(),
-    ]
-    panel, _shown = controls.panel(PARAMETERS)
+    _controls = cost_page.controls_of(
+        Control("seq_len", "Longest N", tuple(2**e for e in range(7, 17)), 1024),
+        Control("shortest", "Shortest N", tuple(2**e for e in range(4, 11)), 16),
+        Control("tokens", "Tokens a batch", tuple(2**e for e in range(8, 17)), 1024),
+        repeats=5,
+    )
+    auto = controls.auto_switch()
+    measure = mo.ui.radio(["time", "memory"], value="time", inline=True, label="Show")
+    panel, _shown = controls.panel(_controls)
     _shown
-    return (panel,)
+    return auto, measure, panel
 
 
 @app.cell(hide_code=True)
@@ -92,38 +100,34 @@ def _(panel):
 
 
 @app.cell(hide_code=True)
-def _():
-    auto = controls.auto_switch()
-    return (auto,)
+def _(settings):
+    cost_page.followed(settings)
+    return
 
 
 @app.cell(hide_code=True)
-def _(auto, get_changes, live, set_changes, settings):
+def _(auto, get_changes, live, measure, set_changes, settings):
     get_changes()
     jobs, run, stop, tick, _shown = controls.run_panel(
-        live, cost_page.live_jobs, settings, auto, set_changes, auto
+        live, cost_page.live_jobs, settings, auto, set_changes, auto, measure
     )
     _shown
     return jobs, run, stop, tick
 
 
 @app.cell(hide_code=True)
-def _(jobs, live, set_changes, settings, tick):
-    tick
-    _progress = controls.watch(live, set_changes)
-    _costs = frames.costs(live.showing(jobs, settings["device"]))
-    _time, _memory = (
-        cost_chart(_costs, y=_y, title=f"{_what} per sequence, this session")
-        for _y, _what in (("time_ms_per_sample", "Time"), ("memory_bytes_per_sample", "Memory"))
-    )
-    controls.live_only(_progress, _time, _memory)
-    return
+def _(jobs, recorded, settings):
+    beside = cost_page.recorded_alike(recorded.rows["scaling"], jobs, same_batch=False)
+    beside += cost_page.predicted_rows(jobs, settings["device"])
+    return (beside,)
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, settings):
-    get_changes()
-    page.exponents_table(live.rows(jobs, settings["device"]), settings["work"])
+def _(beside, jobs, live, measure, set_changes, settings, tick):
+    tick
+    _progress = controls.watch(live, set_changes)
+    _rows = live.showing(jobs, settings["device"])
+    controls.live_only(_progress, charts.scaling_chart(_rows, measure.value, beside))
     return
 
 

@@ -7,10 +7,10 @@ with app.setup(hide_code=True):
     import marimo as mo
 
     from replib.claims import cost_page, crossover
-    from replib.claims.crossover import charts, extrapolation, page
-    from replib.claims.crossover import steps as training_steps
-    from replib.lab.statistics import article_fits
-    from replib.pages import controls, frames
+    from replib.claims.common import ARTICLE_CROSSOVER, PAPER_CROSSOVER
+    from replib.claims.crossover import charts, page
+    from replib.lab import statistics
+    from replib.pages import code, controls
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
     from replib.published import published
@@ -18,33 +18,35 @@ with app.setup(hide_code=True):
 
 @app.cell(hide_code=True)
 def _():
-    mo.md("""
-    # From which length is linear attention faster?
-
-    **The claim** (Katharopoulos et al. 2020, figure 1): linear attention is faster at every
-    length shown, from N = 512 on. **The 2022 replication** (Do & Bergner) measured N = 8 to 64
-    and extrapolated the crossover to N = 3149. The answer depends on who computes: softmax in its
-    textbook form, which stores N² weights, or in a fused kernel, which does not; linear attention
-    as its equation stands (*plain*), in chunks of torch operations (*torch*), or in a kernel
-    compiled for the device (*cpu*, *cuda*).
-    """)
+    mo.vstack(
+        [
+            mo.md("# From which length is linear attention faster?"),
+            controls.page_head("crossover"),
+            mo.md(f"""
+    For short sequences softmax attention is faster, for long ones linear attention is. The
+    *crossover* is the length N where their times meet. The paper (2020) shows linear attention
+    ahead from N = {PAPER_CROSSOVER}, the shortest it plots; the 2022 replication extrapolated
+    {ARTICLE_CROSSOVER} from much shorter lengths. It depends on the programs that are compared.
+    """),
+            mo.md(cost_page.TERMS),
+        ]
+    )
     return
 
 
 @app.cell(hide_code=True)
 def _():
     recorded = crossover.CLAIM.recorded()
-    article = published()["dm2022"]
     live = LiveRuns("crossover")
     get_changes, set_changes = mo.state(0, allow_self_loops=True)
     recorded.unread()
-    return article, get_changes, live, recorded, set_changes
+    return get_changes, live, recorded, set_changes
 
 
 @app.cell(hide_code=True)
 def _(get_changes, jobs, live, recorded, settings):
     get_changes()
-    recorded.cards(live.rows(jobs, settings["device"]))
+    recorded.cards(live.rows(jobs, settings["device"]), "crossover", "implementations")
     return
 
 
@@ -56,60 +58,38 @@ def _(recorded):
 
 @app.cell(hide_code=True)
 def _():
-    mo.md("""
-    ## The crossover is one of implementations
-
-    The same equations at three or four stages of work: each bar is the 95 % interval of the N from
-    which linear attention stays faster.
-    """)
-    return
-
-
-@app.cell(hide_code=True)
-def _(recorded):
-    mo.ui.tabs(
-        {
-            _text.capitalize(): charts.crossings_chart(recorded.rows["crossover"], _work)
-            for _work, _text in reversed(cost_page.WORK_LABELS.items())
-        }
+    code.source(
+        statistics.crossover,
+        r"r(N) = \log \frac{t_\text{softmax}(N)}{t_\text{linear}(N)}, \qquad "
+        r"r(N^*) = 0 \text{ after the last measured } N \text{ with } r(N) < 0",
     )
     return
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, recorded, settings):
-    get_changes()
-    recorded.cards(live.rows(jobs, settings["device"]), "implementations")
-    return
-
-
-@app.cell(hide_code=True)
 def _():
     mo.md("""
-    ## Try it
+    ## Find the crossover of this machine
 
-    Find the crossover of this machine. More repeats narrow its interval; more heads or a larger
-    batch give the processor more to do at once.
+    The dotted lines are predicted from a few small calls; the measured points should land on
+    them. A ring marks where lines cross. More heads or a larger batch give the processor more to
+    do at once; more repeats narrow the interval.
     """)
     return
 
 
 @app.cell(hide_code=True)
 def _():
-    PARAMETERS = [
-        Control("seq_len", "Longest N", tuple(2**e for e in range(5, 15)), 1024),
-        Control("shortest", "Shortest N", tuple(2**e for e in range(3, 10)), 16),
+    _controls = cost_page.controls_of(
+        Control("seq_len", "Longest N", tuple(2**e for e in range(5, 15)), 512),
+        Control("shortest", "Shortest N", tuple(2**e for e in range(3, 10)), 8),
         Control("batch_size", "Batch size", (1, 2, 4, 8, 16, 32, 64), 1),
-        Control("n_heads", "Heads", (1, 2, 4, 8, 16), 8),
-        Control("head_dim", "Head size", (8, 16, 32, 64, 128), 32),
-        Control("repeats", "Repeats", (3, 5, 7, 15, 31), 7),
-        cost_page.WORK,
-        controls.DEVICE,
-        cost_page.variants(),
-    ]
-    panel, _shown = controls.panel(PARAMETERS)
+        repeats=7,
+    )
+    auto = controls.auto_switch()
+    panel, _shown = controls.panel(_controls)
     _shown
-    return (panel,)
+    return auto, panel
 
 
 @app.cell(hide_code=True)
@@ -119,9 +99,9 @@ def _(panel):
 
 
 @app.cell(hide_code=True)
-def _():
-    auto = controls.auto_switch()
-    return (auto,)
+def _(settings):
+    cost_page.followed(settings)
+    return
 
 
 @app.cell(hide_code=True)
@@ -135,18 +115,18 @@ def _(auto, get_changes, live, set_changes, settings):
 
 
 @app.cell(hide_code=True)
-def _(jobs, live, set_changes, settings, tick):
-    tick
-    _progress = controls.watch(live, set_changes)
-    _rows = live.showing(jobs, settings["device"])
-    controls.live_only(_progress, page.session_crossover_chart(_rows))
-    return
+def _(jobs, recorded, settings):
+    beside = cost_page.recorded_alike(recorded.rows["crossover"], jobs)
+    beside += cost_page.predicted_rows(jobs, settings["device"])
+    return (beside,)
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, settings):
-    get_changes()
-    page.session_crossings(live.rows(jobs, settings["device"]))
+def _(beside, jobs, live, set_changes, settings, tick):
+    tick
+    _progress = controls.watch(live, set_changes)
+    _rows = live.showing(jobs, settings["device"])
+    controls.live_only(_progress, charts.crossover_chart(_rows, beside))
     return
 
 
@@ -158,30 +138,8 @@ def _(get_changes, live):
 
 
 @app.cell(hide_code=True)
-def _(article):
-    _fits = article_fits(article)
-    mo.vstack(
-        [
-            mo.md(extrapolation.extrapolation_text(_fits)),
-            extrapolation.extrapolation_chart(article, _fits),
-        ]
-    )
-    return
-
-
-@app.cell(hide_code=True)
-def _(article, recorded):
-    _steps = recorded.rows["step_time"]
-    mo.vstack(
-        [
-            mo.md(training_steps.table_1(article, _steps)),
-            training_steps.replication_chart(
-                frames.costs(frames.steps_alike(_steps)),
-                article,
-                title="3000 training steps of the 2022 model",
-            ),
-        ]
-    )
+def _(recorded):
+    page.article_tabs(published()["dm2022"], recorded.rows["step_time"])
     return
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from replib.attention.lsh import LSHAttention
 from replib.lab.run import Job, TrainingJob, config_of, variant_of
 from replib.lab.store import Row
+from replib.lab.verdict import Criterion, Verdict
 from replib.models import TransformerConfig
 from replib.tasks.copy import CausalCopy
 from replib.training import TrainingConfig
@@ -135,6 +136,32 @@ def work_of(rows: Sequence[Row]) -> str:
     """The work that is judged: forward and backward where it was measured, else the other."""
     measured = {config_of(row).work for row in rows}
     return "forward" if measured == {"forward"} else "forward_backward"
+
+
+# Of recorded points one in twenty has quartiles so far apart.
+BUSY_SPREAD, BUSY_SHARE = 1.5, 0.25
+
+
+def machine_busy(rows: Sequence[Row]) -> Verdict | None:
+    """What is said of times that other programs disturbed: the upper quartile of the repeats is
+    more than BUSY_SPREAD times the lower one at more than BUSY_SHARE of the points; else None."""
+    quartiles = [
+        (row["summary"]["time_ms_q25"], row["summary"]["time_ms_q75"])
+        for row in rows
+        if row["outcome"] == "ok"
+    ]
+    n_wide = sum(high > BUSY_SPREAD * low for low, high in quartiles)
+    if n_wide <= BUSY_SHARE * len(quartiles):
+        return None
+    figure = f"{n_wide} of {len(quartiles)} points are not"
+    return not_judged(f"quartiles of the repeats within a factor of {BUSY_SPREAD:zg}", figure)
+
+
+def not_judged(needed: str, figure: str) -> Verdict:
+    """A verdict on times that a busy machine measured."""
+    said = "machine busy, not judged"
+    answer = f"{said.capitalize()}. Close other programs and measure again."
+    return Verdict(said, (Criterion(needed, None, figure),), answer=answer)
 
 
 PAPER_CROSSOVER = 512  # the shortest N of the paper's fig. 1, where linear is already faster

@@ -1,16 +1,28 @@
-"""What the pages of scaling and of the crossover share: the choice of kernels, and the jobs."""
+"""What the pages of scaling and of the crossover share: controls, jobs, and what is predicted.
+
+B batch, H heads, N sequence length, D size of queries, keys and values.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import marimo as mo
 import torch
 
+from replib import plain
 from replib.attention import ATTENTION
+from replib.claims.common import name_of
 from replib.device import resolve_device
-from replib.lab.run import CostJob, unavailable
-from replib.lab.timing import CostConfig, tokens_batch
-from replib.pages.controls import WORK_LABELS, Control
+from replib.lab import predict, store, timing
+from replib.lab.run import CostJob, config_of, unavailable
+from replib.lab.store import Row
+from replib.lab.text import LEFT, markdown_table
+from replib.lab.timing import Cost, CostConfig, tokens_batch
+from replib.lab.verdict import three_digits
+from replib.pages import live
+from replib.pages.controls import DEVICE, WORK_LABELS, Control, attempt
 
 ALL_VARIANTS = {
     f"{attention} {name}".strip(): (attention, options, kernel)
@@ -18,6 +30,15 @@ ALL_VARIANTS = {
     for name, (options, kernel) in mechanism.choices().items()
 }
 """Every mechanism with the options and kernels that it offers, by the name that controls show."""
+
+HEAD_DIMS = (8, 16, 32, 64, 128)
+TERMS = f"""
+*Textbook* softmax stores all N × N weights; *fused* softmax (PyTorch's
+`scaled_dot_product_attention`) computes the same block by block and stores none. Linear attention
+is the same equation in three programs: *plain* forms N × N weights as softmax does, *torch* takes
+{plain.CHUNK_LEN} positions at a time, and *cpu* (*cuda* on a graphics card) is the same as one compiled kernel.
+More words are in the [glossary](/#glossary).
+"""
 
 
 def live_jobs(values: Mapping[str, Any]) -> list[CostJob]:
@@ -70,9 +91,6 @@ def refused_variants() -> dict[str, str]:
     return refused
 
 
-WORK = Control("work", "Work", tuple(WORK_LABELS), "forward_backward", labels=WORK_LABELS)
-
-
 def variants() -> Control:
     """The choice of mechanisms, options and kernels, of those that can run on this machine. It
     begins with the one compiled for the device, beside what is to be had everywhere."""
@@ -81,3 +99,105 @@ def variants() -> Control:
     first = ("softmax textbook", "softmax fused", "linear torch", f"linear {resolve_device().type}")
     default = tuple(name for name in offered if name in first)
     return Control("variants", "Attention", offered, default, refused=refused)
+
+
+WORK = Control("work", "Work", tuple(WORK_LABELS), "forward_backward", labels=WORK_LABELS)
+
+
+def controls_of(*own: Control, repeats: int) -> list[Control]:
+    """A page's own controls with those that both have."""
+    heads = Control("n_heads", "Heads", (1, 2, 4, 8, 16), 8)
+    head_dim = Control("head_dim", "Head size D", HEAD_DIMS, 32)
+    repeated = Control("repeats", "Repeats", (1, 3, 5, 7, 15, 31), repeats)
+    return [*own, heads, head_dim, repeated, WORK, DEVICE, variants()]
+
+
+def multiply_adds(config: CostConfig) -> float | None:
+    """Those of one sequence by the equations, of all heads: 2 N² D where there are N × N weights,
+    2 N D (D + 1) of linear attention; going back takes twice as many again. None of others."""
+    n, d = config.seq_len, config.head_dim
+    if config.attention not in ("softmax", "linear"):
+        return None
+    formed = config.attention == "softmax" or config.kernel == "plain"
+    times = 3 if config.work == "forward_backward" else 1
+    return times * config.n_heads * 2 * n * d * (n if formed else d + 1)
+
+
+def predicted_ms(configs: Sequence[CostConfig], device: str | None = None) -> list[float]:
+    """Milliseconds of a call, by calls that were measured on this machine; where there were none of
+    this head size, by the multiply-adds of another. Only where there were none at all some are
+    measured, and that is the one case that takes longer than a look-up; NaN while another timing
+    runs."""
+    threads = live.ALL_THREADS
+
+    def known(some: Sequence[CostConfig], measure: bool = False) -> list[float]:
+        return predict.calls(some, device, threads=threads, measure=measure)
+
+    def from_others(config: CostConfig) -> float:
+        for d in sorted(HEAD_DIMS, key=lambda d: abs(math.log(d / config.head_dim))):
+            other = replace(config, head_dim=d)
+            if multiply_adds(config) and not math.isnan(seconds := known([other])[0]):
+                return seconds * multiply_adds(config) / multiply_adds(other)
+        return math.nan
+
+    found = [s if s == s else from_others(c) for s, c in zip(known(configs), configs, strict=True)]
+    if any(map(math.isnan, found)):
+        found = live.in_passing_thread(known, configs, True)
+    return [1000 * seconds for seconds in found]
+
+
+def predicted_rows(jobs: Sequence[CostJob], device: str | None = None) -> list[Row]:
+    """Rows of what jobs are expected to give, as if they had run."""
+    configs, kind = [c for job in jobs for c in job.configs], resolve_device(device)
+    rows = []
+    for config, ms in zip(configs, predicted_ms(configs, device), strict=True):
+        if not math.isnan(ms):
+            memory = config.batch_size * memory_bytes(config, kind)
+            cost = Cost(config, "ok", None, (ms,), round(memory))
+            args = ("prediction", "predicted", config, 0, "ok", cost.summary())
+            rows.append(store.make_row(*args, device=str(kind)))
+    return rows
+
+
+def memory_bytes(config: CostConfig, device: torch.device) -> float:
+    """About what a sequence takes beyond its inputs."""
+    return timing.call_bytes(predict.ready(replace(config, batch_size=1), device), device)
+
+
+def followed(settings: Mapping[str, Any]) -> mo.Html:
+    """What one sequence of the longest N costs, by the equations and predicted, as a table that
+    needs no run; nothing where the settings cannot be run, which `run_panel` says."""
+    jobs, _ = attempt(live_jobs, settings)
+    if not jobs or not jobs[-1].configs:
+        return mo.md("")
+    configs, device = jobs[-1].configs, settings.get("device")
+    kind, times = resolve_device(device), predicted_ms(configs, device)
+    lines = [
+        [
+            name_of(config.variant),
+            f"{count / 1e6:,.2f} million" if (count := multiply_adds(config)) else "–",
+            f"{memory_bytes(config, kind) / 1e6:,.2f} MB",
+            "–" if math.isnan(ms) else f"{three_digits(ms / config.batch_size)} ms",
+        ]
+        for config, ms in zip(configs, times, strict=True)
+    ]
+    n, d = configs[0].seq_len, configs[0].head_dim
+    head = (f"one sequence of N = {n}", "multiply-adds", "memory, predicted", "time, predicted")
+    said = (
+        f"\n\nBy multiply-adds alone linear attention is cheaper from N = D + 2 = {d + 2} on: "
+        "N² D against N D (D + 1)."
+    )
+    return mo.md(markdown_table(head, lines, LEFT) + said)
+
+
+def recorded_alike(
+    rows: Sequence[Row], jobs: Sequence[CostJob], same_batch: bool = True
+) -> list[Row]:
+    """Of recorded rows those of the points that jobs ask for; of any batch where a sequence's share
+    is drawn."""
+
+    def point(config: CostConfig) -> CostConfig:
+        return config if same_batch else replace(config, batch_size=1)
+
+    asked = {point(config) for job in jobs for config in job.configs}
+    return [row for row in rows if point(config_of(row)) in asked]

@@ -175,6 +175,23 @@ def seconds(
         return sum(use.seconds(_parts[use.key, n], use.size) for use, n in found)
 
 
+def calls(
+    configs: Sequence[CostConfig],
+    device: str | torch.device | None = None,
+    *,
+    threads: int,
+    measure: bool,
+) -> list[float]:
+    """Seconds of a call of attention of each config, by what has been measured so far and, where
+    `measure`, by what `seconds` would measure; NaN of one of which nothing is known."""
+    device = resolve_device(device)
+    found = [(_call(config, device), threads) for config in configs]
+    with _LOCK:
+        if measure:
+            _measure(found, device)
+        return [_parts.get((use.key, threads), Part()).at(*use.size) for use, _ in found]
+
+
 def _measure(found: Sequence[tuple[Use, int]], device: torch.device) -> None:
     """Call each part at sizes up to the largest that is asked for."""
     largest: dict[Hashable, Use] = {}
@@ -189,6 +206,8 @@ def _measure(found: Sequence[tuple[Use, int]], device: torch.device) -> None:
         for key, use in largest.items():
             torch.set_num_threads(key[1])
             _parts[key].measure(use, share, device)
+        for use, n_threads in found:  # the largest is measured, the others are known by it
+            _parts[use.key, n_threads].asked.add(use.size)
     finally:
         torch.set_num_threads(before)
         TIMING_LOCK.release()
@@ -271,16 +290,21 @@ def _cost(
         )
     elif kind == "cost":
         if timing.predicted_shortage(config, device) is None:
-            key = ("cost", replace(config, seq_len=1, batch_size=1), str(device))
-
-            def build(n: int, b: int) -> Callable[[], object]:
-                some = replace(ready(config, device), seq_len=n, batch_size=b)
-                return timing._build_work(some, device, 0)
-
-            size = (config.seq_len, config.batch_size)
-            yield Use(key, build, (SHORTEST, 1), size, lambda p, s: timed(p.at(*s)))
+            yield _call(config, device, lambda p, s: timed(p.at(*s)))
     elif generation._shortage(config, device) is None:
         yield _generated(config, device, timed)
+
+
+def _call(config: CostConfig, device: torch.device, total=lambda p, s: p.at(*s)) -> Use:
+    """A call of attention, which takes as long for a head more as for a sequence more."""
+    key = ("cost", replace(config, seq_len=1, batch_size=1, n_heads=1), str(device))
+
+    def build(n: int, b: int) -> Callable[[], object]:
+        some = replace(ready(config, device), seq_len=n, batch_size=b, n_heads=1)
+        return timing._build_work(some, device, 0)
+
+    size = (config.seq_len, config.batch_size * config.n_heads)
+    return Use(key, build, (SHORTEST, 1), size, total)
 
 
 def _generated(config: GenerationConfig, device: torch.device, timed) -> Use:

@@ -264,7 +264,7 @@ def crossover(lengths: Sequence[float], time_a: Sequence, time_b: Sequence) -> C
     if len(measured) < 2:
         raise ValueError(f"{len(measured)} length(s), a crossover needs 2: measure another length")
     x, ratio = np.log(measured), _log_medians(a) - _log_medians(b)
-    position, extrapolated = _crossing(x, ratio, ratio)
+    position, extrapolated = (found.item() for found in _crossing(x, ratio, ratio))
     downwards = extrapolated and position <= x[0]
     repeated = all(len(sample) > 1 for sample in a + b)
     if extrapolated and len(x) < MIN_FIT_LENGTHS:
@@ -275,8 +275,7 @@ def crossover(lengths: Sequence[float], time_a: Sequence, time_b: Sequence) -> C
     else:
         draws = _log_median_draws(a, rng) - _log_median_draws(b, rng)
         extended = draws + _extension_noise(x, ratio, draws, downwards, rng)
-        positions = [_crossing(x, r, e)[0] for r, e in zip(draws, extended, strict=True)]
-        low, high = _percentiles(positions)
+        low, high = _percentiles(_crossing(x, draws, extended)[0])
     return Crossover(
         length=_length(position),
         low=_length(min(low, position)),
@@ -612,23 +611,27 @@ def _extension_noise(
     return noise
 
 
-def _crossing(x: np.ndarray, ratio: np.ndarray, extended: np.ndarray) -> tuple[float, bool]:
-    """Return log N of the crossing and whether it is extrapolated; see `crossover` for the cases.
+def _crossing(
+    x: np.ndarray, ratio: np.ndarray, extended: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return log N of the crossing of each curve, and whether it is extrapolated; see `crossover`
+    for the cases.
 
-    `ratio` is log(time_a / time_b) at x = log N; `extended` the same for the power laws to extend.
+    `ratio` (..., n) is log(time_a / time_b) at x = log N; `extended` the same for the power laws to
+    extend.
     """
-    n_fitted = _n_fitted(len(x))
-    a_faster = np.flatnonzero(ratio < 0)
-    if not len(a_faster):
-        slope, intercept = _line(x[:n_fitted], extended[:n_fitted])
-        floor = min(math.log(SHORTEST_LENGTH), x[0])
-        return (float(np.clip(-intercept / slope, floor, x[0])) if slope > 0 else floor), True
-    last = a_faster[-1]
-    if last == len(x) - 1:
-        slope, intercept = _line(x[-n_fitted:], extended[-n_fitted:])
-        return (max(float(-intercept / slope), x[-1]) if slope > 0 else math.inf), True
-    share = -ratio[last] / (ratio[last + 1] - ratio[last])
-    return float(x[last] + share * (x[last + 1] - x[last])), False
+    n_fitted, a_faster = _n_fitted(len(x)), ratio < 0
+    always, never = ~a_faster.any(-1), a_faster[..., -1]  # b is faster
+    last = np.minimum(len(x) - 1 - a_faster[..., ::-1].argmax(-1), len(x) - 2)
+    before, after = (np.take_along_axis(ratio, i[..., None], -1)[..., 0] for i in (last, last + 1))
+    floor = min(math.log(SHORTEST_LENGTH), x[0])
+    with np.errstate(divide="ignore", invalid="ignore"):  # of cases that are not taken
+        inside = x[last] + before / (before - after) * (x[last + 1] - x[last])
+        slope, intercept = _line(x[:n_fitted], extended[..., :n_fitted])
+        below = np.where(slope > 0, np.clip(-intercept / slope, floor, x[0]), floor)
+        slope, intercept = _line(x[-n_fitted:], extended[..., -n_fitted:])
+        beyond = np.where(slope > 0, np.maximum(-intercept / slope, x[-1]), math.inf)
+    return np.where(always, below, np.where(never, beyond, inside)), always | never
 
 
 def _length(position: float) -> float:

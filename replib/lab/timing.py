@@ -562,8 +562,13 @@ def predicted_bytes(config: CostConfig | TrainingConfig, device: str | torch.dev
         return _training_bytes(config, device)
     sizes = (config.batch_size, config.n_heads, config.seq_len, config.head_dim)
     inputs = 4 * math.prod(sizes) * DTYPES[config.dtype].itemsize  # q, k, v, the output gradient
+    return inputs + call_bytes(config, device)
+
+
+def call_bytes(config: CostConfig, device: torch.device) -> int:
+    """About the memory that a call of attention takes beyond its inputs."""
     key = replace(config, seq_len=1, batch_size=1)
-    return inputs + round(config.batch_size * at_length(config.seq_len, _call_bytes, key, device))
+    return round(config.batch_size * at_length(config.seq_len, _call_bytes, key, device))
 
 
 def at_length(n: int, measured: Callable[..., float], *arguments) -> float:

@@ -1,7 +1,7 @@
 """Charts of what was timed: time and memory against N, and what several charts of costs share."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -9,39 +9,43 @@ import polars as pl
 
 from replib.pages import style
 
-MEASURES = {  # column -> axis title, factor to its unit
-    "time_ms": ("time (ms)", 1.0),
-    "time_ms_per_sample": ("time (ms a sample)", 1.0),
-    "memory_bytes_per_sample": ("peak memory (MB a sample)", 1e-6),
+MEASURES = {  # name -> axis title, column, its factor
+    "time": ("time (ms a sequence)", "time_ms", 1 / pl.col("batch_size")),
+    "token": ("time (µs a token)", "time_ms", 1e3 / (pl.col("batch_size") * pl.col("seq_len"))),
+    "memory": ("peak memory (MB a sequence)", "memory_bytes", 1e-6 / pl.col("batch_size")),
 }
+MARKS = {"predicted": "dotted: predicted", "live": "filled: measured now"}
+MARKS["recorded"] = "hollow: recorded"
 
 
 def cost_chart(
-    frame: pl.DataFrame, *, y: str = "time_ms_per_sample", title: str, guides: bool = True
+    frame: pl.DataFrame, *, y: str = "time", title: str, marks: Sequence[alt.Chart] = ()
 ) -> alt.LayerChart:
-    """Time or memory against N on log axes, with quartiles; y: a key of MEASURES.
+    """Time with its quartiles, or memory, against N on log axes, beside dotted lines that grow as N
+    and N²; of a token's time without these. y: a key of MEASURES.
 
     Args:
         frame: of `frames.costs`, one work and one batch rule.
-        guides: dotted lines that grow as N and N².
+        marks: what else is drawn over it.
 
     Raises:
         ValueError: an unknown y, or a frame with two values at one N of a series.
     """
     style.check_known("y", y, MEASURES)
-    axis_title, factor = MEASURES[y]
+    axis_title, column, factor = MEASURES[y]
     style.check_single(frame)
-    per_sample = pl.col("batch_size") if y.endswith("per_sample") else pl.lit(1)
-    timed = pl.lit(y.startswith("time")) & pl.col("time_ms").is_not_null()
+    timed = pl.lit(column == "time_ms") & pl.col("time_ms").is_not_null()
     drawn = frame.with_columns(
-        value=pl.col(y) * factor,
-        low=pl.when(timed).then(pl.col("q25") / per_sample),
-        high=pl.when(timed).then(pl.col("q75") / per_sample),
+        value=pl.col(column) * factor,
+        low=pl.when(timed).then(pl.col("q25") * factor),
+        high=pl.when(timed).then(pl.col("q75") * factor),
     )
-    return growth_chart(drawn, axis_title, title, guides)
+    return growth_chart(drawn, axis_title, title, guides=y != "token", marks=marks)
 
 
-def growth_chart(frame: pl.DataFrame, y_title: str, title: str, guides: bool) -> alt.LayerChart:
+def growth_chart(
+    frame: pl.DataFrame, y_title: str, title: str, guides: bool, marks: Sequence[alt.Chart] = ()
+) -> alt.LayerChart:
     """`value` with its quartiles `low` and `high` against N, both axes logarithmic."""
     known = frame.filter(pl.col("value").is_not_null())
     failed = frame.filter(pl.col("value").is_null() & (pl.col("outcome") != "ok"))
@@ -52,17 +56,18 @@ def growth_chart(frame: pl.DataFrame, y_title: str, title: str, guides: bool) ->
     if not failed.is_empty():
         y_domain[1] *= (y_domain[1] / y_domain[0]) ** 0.14  # room for the marks at the top
     legend = alt.selection_point(name="shown_series", fields=["series"], bind="legend")
-    y = style.log_axis("value", y_title, y_domain)
-    layers = _guides(known, x_domain, y_domain) if guides else []
     encodings = series_encodings(frame)
+    layers = _guides(known, x_domain, y_domain) if guides else []
+    y = style.log_axis("value", y_title, y_domain)
     layers += series_layers(known, encodings, x_domain, y, legend)
     if not failed.is_empty():
         layers += _failed_layers(failed, encodings, x_domain, legend)
-    layers.append(series_labels(known, encodings, y_domain, legend, style.HEIGHT))
+    layers += [*marks, series_labels(known, encodings, y_domain, legend)]
+    sources = [text for source, text in MARKS.items() if source in frame["source"]]
     return style.finished(
         alt.layer(*layers),
         title,
-        style.devices_of(frame, marks=True),
+        "; ".join([style.devices_of(frame), *sources[: len(sources) * (len(sources) > 1)]]),
         f"{y_title} against sequence length on log axes, a line a mechanism and implementation.",
     )
 
@@ -73,36 +78,26 @@ def series_layers(
     x_domain: list[float],
     y: alt.Y,
     legend: alt.Parameter,
-    clickable: bool = True,
 ) -> list[alt.Chart]:
-    """Quartile band, line and points of each series; the legend is told of its parameter in the
-    layers that are `clickable`, which can be those of one pane alone."""
+    """Quartile band, line and points of each series; of what is predicted a dotted line alone."""
     base = alt.Chart(style.records_of(frame)).encode(
         style.length_axis(x_domain), encodings["color"], alt.Detail(["device:N", "source:N"])
     )
-    line = base.encode(y, encodings["strokeDash"], opacity=style.faded(legend))
-    point = base.encode(
-        y, encodings["shape"], opacity=style.faded(legend), tooltip=style.tooltips_of(frame)
-    )
+    measured = base.transform_filter("datum.source != 'predicted'")
+    line = {"y": y, "opacity": style.faded(legend)}
+    point = measured.encode(encodings["shape"], **line, tooltip=style.tooltips_of(frame))
     low = y.copy()
     low.shorthand = "low:Q"
     layers = [
-        base.mark_area().encode(
-            low,
-            alt.Y2("high:Q"),
-            fillOpacity=style.faded(legend, 0.2, 0.03),
-        ),
-        line.mark_line(strokeWidth=2).add_params(*[legend] * clickable),
+        base.mark_area().encode(low, alt.Y2("high:Q"), fillOpacity=style.faded(legend, 0.2, 0.03)),
+        measured.mark_line(strokeWidth=2).encode(encodings["strokeDash"], **line),
+        point.mark_point(filled=True, size=70).transform_filter(style.is_from("live")),
+        point.mark_point(filled=False, size=45).transform_filter(style.is_from("recorded")),
+        base.mark_line(strokeWidth=1.5, strokeDash=[1, 3])
+        .encode(**line)
+        .transform_filter(style.is_from("predicted")),
     ]
-    if "live" in frame["source"]:
-        layers.append(
-            point.mark_point(filled=True, size=70).transform_filter(style.is_from("live"))
-        )
-    if "recorded" in frame["source"]:
-        layers.append(
-            point.mark_point(filled=False, size=45).transform_filter(style.is_from("recorded"))
-        )
-    return layers
+    return [layers[0].add_params(legend), *layers[1:]]
 
 
 def _failed_layers(
@@ -135,55 +130,41 @@ def series_encodings(frame: pl.DataFrame) -> dict[str, Any]:
     )
     names, used = series["series"].to_list(), series["implementation"].to_list()
 
-    def scale(values: Iterable[Any]) -> alt.Scale:
-        return alt.Scale(domain=names, range=list(values))
-
     # A dashed outline would fray the small shapes.
     legend = style.legend(names, symbolStrokeWidth=0)
-    return {
-        "color": alt.Color(
-            "series:N",
-            title=None,
-            scale=scale(map(style.colour, series["attention"])),
-            legend=legend,
-        ),
-        "strokeDash": alt.StrokeDash(
-            "series:N",
-            title=None,
-            scale=scale(style.DASHES.get(i, [1, 0]) for i in used),
-            legend=legend,
-        ),
-        "shape": alt.Shape(
-            "series:N",
-            title=None,
-            scale=scale(style.SHAPES.get(i, "circle") for i in used),
-            legend=legend,
-        ),
+    ranges = {
+        alt.Color: map(_colour, series["attention"], used),
+        alt.StrokeDash: (style.DASHES.get(i, [1, 0]) for i in used),
+        alt.Shape: (style.SHAPES.get(i, "circle") for i in used),
     }
+    color, dash, shape = (
+        channel(
+            "series:N", title=None, scale=alt.Scale(domain=names, range=list(values)), legend=legend
+        )
+        for channel, values in ranges.items()
+    )
+    return {"color": color, "strokeDash": dash, "shape": shape}
 
 
-MOST_LABEL_LINES = 8  # beside the ends; with more, names would stand far from their lines
+def _colour(attention: str, implementation: str | None) -> str:
+    """That of the mechanism; grey where linear attention is computed at the cost of softmax."""
+    return style.NEUTRAL if implementation == "plain" else style.colour(attention)
+
+
+MOST_LABEL_LINES = 10  # beside the ends; with more, names would stand far from their lines
 
 
 def series_labels(
-    frame: pl.DataFrame,
-    encodings: dict[str, Any],
-    domain: list[float],
-    legend: alt.Parameter,
-    height: float,
-    top: float = 0,
-    words: Sequence[str] = ("attention", "implementation"),
+    frame: pl.DataFrame, encodings: dict[str, Any], domain: list[float], legend: alt.Parameter
 ) -> alt.Chart:
-    """The name of each series beside its end, a line each of `words`, or all in one where there
-    are many names or the series ends before others do."""
-    ends = frame.sort("seq_len").group_by("series", maintain_order=True).last()
-    at_end = pl.col("seq_len") == ends["seq_len"].max()
-    n_lines = len(words) if len(words) * ends.filter(at_end).height <= MOST_LABEL_LINES else 1
-    ends = style.spread_labels(ends, domain, height, n_lines).with_columns(
-        pl.col("label_px") + top,
-        label=pl.when(at_end)
-        .then(pl.concat_str(words, separator="\n" if n_lines > 1 else " ", ignore_nulls=True))
-        .otherwise(pl.concat_str(words, separator=" ", ignore_nulls=True)),
+    """The name of each series that goes on to the longest N beside its end, in two lines where
+    there is room. That of one that ends before would stand on other lines: the legend has it."""
+    ends = frame.filter(pl.col("seq_len") == frame["seq_len"].max())
+    ends = ends.unique("series", keep="last", maintain_order=True)
+    n_lines = 2 if 2 * ends.height <= MOST_LABEL_LINES else 1
+    words, separator = ("attention", "implementation"), "\n" if n_lines > 1 else " "
+    ends = style.spread_labels(ends, domain, style.HEIGHT, n_lines).with_columns(
+        label=pl.concat_str(words, separator=separator, ignore_nulls=True)
     )
     text = alt.Chart(style.records_of(ends)).mark_text(
         lineBreak="\n", lineHeight=style.LABEL_PX, baseline="middle", align="left", dx=8

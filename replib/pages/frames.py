@@ -160,7 +160,7 @@ def origin(row: Row) -> dict[str, Any]:
     return {
         "device": device,
         "run_id": row["run_id"],
-        "source": "live" if row["scale"] == "live" else "recorded",
+        "source": row["scale"] if row["scale"] in ("live", "predicted") else "recorded",
     }
 
 

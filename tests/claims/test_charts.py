@@ -15,7 +15,7 @@ from replib.attention import ATTENTION
 from replib.claims.common import laptop_model, replication_model
 from replib.claims.crossover import charts as crossover_charts
 from replib.claims.crossover import extrapolation
-from replib.claims.crossover.charts import crossings_frame, ratio_chart
+from replib.claims.crossover.charts import crossover_chart
 from replib.claims.crossover.crossings import Crossing
 from replib.claims.crossover.steps import replication_chart
 from replib.claims.generation import charts as generation
@@ -110,23 +110,23 @@ def cost_rows(variants=VARIANTS, **changes):
     return [cost_row(a, i, n, **changes) for a, i in variants for n in LENGTHS]
 
 
-def crossing(implementation, baseline, length, low, high, *, beyond=False, scale="laptop"):
+def crossing(implementation, baseline, length, low, high, *, beyond=False):
     """A crossover measured over N = 8 to 1024, or found beyond these lengths."""
     return Crossing(
         implementation=implementation,
         baseline=baseline,
         batch_size=4,
         found=Crossover(length, low, high, beyond, 8, 1024),
-        row=cost_row("linear", implementation, LENGTHS[0], scale=scale),
+        row=cost_row("linear", implementation, LENGTHS[0]),
     )
 
 
-def crossed(**changes):
+def crossed():
     return [
-        crossing("plain", "fused", math.inf, 2000, math.inf, beyond=True, **changes),
-        crossing("torch", "fused", 100, 90, 115, **changes),
-        crossing("cpu", "fused", 20, 15, 26, **changes),
-        crossing("cpu", "textbook", 5, 1, 7, beyond=True, **changes),
+        crossing("plain", "fused", math.inf, 2000, math.inf, beyond=True),
+        crossing("torch", "fused", 100, 90, 115),
+        crossing("cpu", "fused", 20, 15, 26),
+        crossing("cpu", "textbook", 5, 1, 7, beyond=True),
     ]
 
 
@@ -162,10 +162,10 @@ def draw(name):
             curves.filter(pl.col("seq_len") == 16),
         ),
         "time": lambda: costs.cost_chart(timed, title="T"),
-        "memory": lambda: costs.cost_chart(timed, y="memory_bytes_per_sample", title="T"),
-        "replication": lambda: replication_chart(frames.costs(step_rows()), article, title="T"),
+        "memory": lambda: costs.cost_chart(timed, y="memory", title="T"),
+        "replication": lambda: replication_chart(frames.costs(step_rows()), article),
         "kernels": lambda: costs.cost_chart(kernels, title="T"),
-        "ratio": lambda: ratio_chart(kernels, crossings=crossings_frame(crossed()), title="T"),
+        "crossover": lambda: crossover_chart(cost_rows(KERNELS)),
         "crossings": lambda: crossings_drawn(crossed()),
         "extrapolation": lambda: extrapolation.extrapolation_chart(article, regressions),
         "seeds": lambda: learning.seeds_chart(
@@ -176,11 +176,11 @@ def draw(name):
     }[name]()
 
 
-def crossings_drawn(found, references=crossover_charts.REFERENCES):
+def crossings_drawn(found):
     """The chart of some crossovers, in place of those of rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crossover_charts, "crossings", lambda rows, work: found)
-        return crossover_charts.crossings_chart([], references=references)
+        return crossover_charts.crossings_chart([])
 
 
 def token_rows(scale="laptop"):
@@ -233,11 +233,11 @@ NAMES = {
     "loss": "loss (nats a token)",
     "accuracy": "accuracy (% of tokens)",
     "live": "loss (nats a token)",
-    "time": "time (ms a sample)",
-    "memory": "peak memory (MB a sample)",
+    "time": "time (ms a sequence)",
+    "memory": "peak memory (MB a sequence)",
     "replication": "time of 3000 steps (s)",
-    "kernels": "time (ms a sample)",
-    "ratio": "speed-up over softmax (fused)",
+    "kernels": "time (ms a sequence)",
+    "crossover": "time (µs a token)",
     "crossings": "against softmax fused, batch 4",
     "extrapolation": "time of 3000 steps (s)",
     "seeds": "final accuracy (% of tokens)",
@@ -296,7 +296,7 @@ def test_axes_of_N_have_powers_of_two_and_no_label_is_a_negative_zero(name):
 @pytest.mark.parametrize("attention", ["softmax", "linear"])
 @pytest.mark.parametrize("name", NAMES)
 def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
-    if name in ("live", "ratio", "crossings"):  # each draws one mechanism's series here
+    if name in ("live", "crossings"):  # each draws one mechanism's series here
         attention = "linear"
     drawing = drawn(name)
     assert style.colour(attention) in drawing
@@ -383,7 +383,7 @@ def test_diverged_run_is_marked_and_its_curve_drawn():
         lambda: learning.learning_curves(frames.training_curves([]), title="T"),
         lambda: learning.live_curves(frames.training_curves([])),
         lambda: costs.cost_chart(frames.costs([]), title="T"),
-        lambda: ratio_chart(frames.costs([]), title="T"),
+        lambda: crossover_chart([]),
         lambda: crossover_charts.crossings_chart([]),
         lambda: learning.seeds_chart(frames.training_summaries([]), title="T"),
         lambda: generation.token_chart([]),
@@ -396,7 +396,7 @@ def test_no_rows_give_a_chart_that_says_so(chart):
 
 
 def test_article_is_shown_where_nothing_of_ours_is_measured():
-    chart = replication_chart(frames.costs([]), published()["dm2022"], title="T")
+    chart = replication_chart(frames.costs([]), published()["dm2022"])
     assert len(points(svg(chart), "linear")) == 4
 
 
@@ -418,30 +418,27 @@ def test_long_curves_stay_below_the_row_limit_and_keep_their_extremes():
     assert all(point["low"] <= point["value"] <= point["high"] for point in points)
 
 
-def test_ratio_is_time_of_softmax_over_time_of_each_implementation_of_linear():
-    spec = draw("ratio").to_dict()
-    found = {
-        (point["implementation"], point["against"], point["seq_len"]): point["value"]
+def test_the_length_where_two_lines_cross_is_marked_and_named_for_the_fastest():
+    spec = draw("crossover").to_dict()
+    labels = {
+        point["seq_len"]: (point["value"], point["label"])
         for data in spec["datasets"].values()
         for point in data
-        if {"against", "value", "seq_len"} <= point.keys()
+        if {"value", "label", "seq_len"} == point.keys()
     }
-    softmax_ms, linear_ms = 0.002 * 512**2, 0.2 * 512
-    expected = softmax_ms / linear_ms
-    assert found["torch", "softmax (fused)", 512] == pytest.approx(expected, rel=1e-4)
-    assert found["cpu", "softmax (fused)", 512] == pytest.approx(5 * expected, rel=1e-4)
-    names = {(implementation, against) for implementation, against, _ in found}
-    assert len(names) == 3 * 2  # a line an implementation in a pane for each softmax
-    drawing = drawn("ratio")
-    assert "speed-up over softmax (textbook)" in drawing
-    assert "N ≈ 100" in drawing and "N ≈ 20" not in drawing  # of lengths that are not drawn
-    assert "N ≈ 5<" not in drawing  # it was not measured
+    (n, (value, label)) = min(labels.items())
+    assert n == pytest.approx(100, rel=0.01) and label is None  # 0.2 N ms = 0.002 N² ms
+    assert value == pytest.approx(1e3 * 0.2 / 4, rel=0.01)  # µs a token in a batch of 4
+    fastest = crossover_chart(cost_rows())
+    assert "N = 100" in svg(fastest) and "faster from N = 100" in str(fastest.to_dict()["title"])
 
 
-def test_ratio_to_one_softmax_fills_the_chart():
-    rows = [row for row in cost_rows() if config_of(row).kernel != "textbook"]
-    one = ratio_chart(frames.costs(rows), title="T").to_dict()
-    assert one["height"] == style.HEIGHT < draw("ratio").to_dict()["height"]
+def test_what_is_predicted_is_dotted_and_titles_the_chart_until_two_lengths_are_measured():
+    predicted = cost_rows(VARIANTS[1:], scale="predicted")
+    for rows in ([], cost_rows(VARIANTS[1:], scale="live")):
+        chart = crossover_chart(rows, predicted)
+        assert ("Predicted" in str(chart.to_dict()["title"])) == (not rows)
+        assert len(points(svg(chart), "linear")) == (len(LENGTHS) if rows else 0)
 
 
 def test_crossings_are_told_with_their_intervals_and_open_where_none_was_measured():
@@ -456,16 +453,8 @@ def test_crossings_are_told_with_their_intervals_and_open_where_none_was_measure
         assert f">{implementation}<" in drawing
 
 
-def test_crossings_of_this_session_are_filled_and_told_apart_from_recorded_ones():
-    drawing = svg(crossings_drawn([*crossed(), *crossed(scale="live")], {}))
-    marks = points(drawing, "linear")
-    filled = [mark for mark in marks if f'fill="{style.colour("linear")}"' in mark]
-    assert (len(marks), len(filled)) == (4, 2)
-    assert "batch 4, live<" in drawing and "batch 4, recorded<" in drawing
-
-
 def test_a_crossing_without_an_upper_bound_is_open_to_the_right():
-    drawing = svg(crossings_drawn([crossing(None, "fused", 40, 30, math.inf)], {"paper": 512}))
+    drawing = svg(crossings_drawn([crossing(None, "fused", 40, 30, math.inf)]))
     assert ">40 (30 to …)<" in drawing and ">→<" in drawing and ">fastest<" in drawing
 
 
@@ -474,11 +463,10 @@ def test_extrapolation_shows_the_articles_crossover_and_how_it_moves():
     assert "3149" in drawing and "6219" in drawing and "measured:" in drawing
 
 
-@pytest.mark.parametrize("call", [costs.cost_chart, ratio_chart])
-def test_two_values_at_one_length_are_refused(call):
+def test_two_values_at_one_length_are_refused():
     twice = pl.concat([frames.costs(cost_rows()), frames.costs(cost_rows(batch_size=8))])
     with pytest.raises(ValueError, match="two values at N = 64: filter"):
-        call(twice, title="T")
+        costs.cost_chart(twice, title="T")
 
 
 def test_unknown_measure_and_length_are_refused():

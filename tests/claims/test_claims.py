@@ -10,7 +10,7 @@ from replib.claims.convergence.judge import BELOW_LSH, below_lsh, convergence
 from replib.claims.crossover.crossings import crossings
 from replib.claims.crossover.extrapolation import extrapolation_text
 from replib.claims.crossover.judge import implementations, speed_crossover
-from replib.claims.crossover.steps import step_ratios, table_1
+from replib.claims.crossover.steps import step_ratios
 from replib.claims.images.grid import pixel_model
 from replib.claims.images.judge import images
 from replib.lab import store
@@ -260,19 +260,15 @@ def test_speed_crossover_is_judged_by_the_fastest_and_tells_what_the_others_woul
     extra = [row for row in kernel_rows() if row["config"]["kernel"] in ("cpu", "plain")]
     verdict = speed_crossover([*slow, *extra])
     assert verdict.status == SUPPORTED
-    assert "linear cpu judged" in verdict.headline
+    assert "Linear cpu is faster from: below N = 64" in verdict.headline
     moves = "plain not up to N = 4096; torch not up to N = 4096; cpu below N = 64"
-    assert f"{moves}, the shortest measured" in verdict.headline
-    assert f"softmax textbook, batch 8: cpu crosses before plain: yes; {moves}" in verdict.evidence
+    assert any(moves in line for line in verdict.evidence)
     assert any(line.startswith("softmax fused, batch 8: supported") for line in verdict.evidence)
 
 
 def test_a_crossover_is_told_by_where_it_lies_among_the_measured_lengths():
     def told(rows):
-        verdict = speed_crossover(rows)
-        figure = verdict.criteria[0].figure.removeprefix("crossover ")
-        assert f"linear is faster from {figure}; claimed from N = 512 on" in verdict.headline
-        return figure
+        return speed_crossover(rows).criteria[0].figure.removeprefix("crossover ")
 
     below = told(kernel_rows())
     assert below.startswith("below N = 64, the shortest measured (95 % interval ")
@@ -280,6 +276,15 @@ def test_a_crossover_is_told_by_where_it_lies_among_the_measured_lengths():
     beyond = told(cost_rows(lengths=LENGTHS[:2]))
     assert beyond.startswith(f"N = 300 (extrapolated beyond N = {LENGTHS[1]}; 95 % interval ")
     assert "inf" not in beyond
+
+
+def test_times_whose_repeats_disagree_are_not_judged():
+    rows = cost_rows()
+    for row in rows[::2]:
+        row["summary"]["time_ms_q75"] *= 3
+    verdict = speed_crossover(rows)
+    assert verdict.status == INCONCLUSIVE and "busy" in verdict.says
+    assert "busy" not in speed_crossover(cost_rows()).says
 
 
 def test_crossovers_of_several_settings_are_told_from_the_earliest_to_the_latest():
@@ -292,9 +297,8 @@ def test_crossovers_of_several_settings_are_told_from_the_earliest_to_the_latest
 def test_the_crossover_moves_with_the_implementation():
     verdict = implementations(kernel_rows())
     assert verdict.status == SUPPORTED
-    assert verdict.headline == (
-        "plain not up to N = 4096; torch N = 300; cpu below N = 64, the shortest measured"
-    )
+    spans = "plain not up to N = 4096; torch N = 300; cpu below N = 64, the shortest measured"
+    assert verdict.headline.endswith(spans)
     assert [one.text for one in verdict.criteria] == [
         f"softmax {name}, batch 8: cpu crosses before plain" for name in ("textbook", "fused")
     ]
@@ -378,29 +382,6 @@ def step_row(attention, implementation, n, time_ms, outcome="ok"):
     )
     summary = Cost(config, outcome, None, (time_ms,) if time_ms else (), None).summary()
     return store.make_row("step_time", "laptop", config, 0, outcome, summary)
-
-
-def table(steps):
-    lines = table_1(ARTICLE, steps).splitlines()
-    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if "|" in line]
-    return {row[0]: row[1:] for row in cells}
-
-
-def test_table_1_has_our_row_beside_the_articles():
-    steps = [step_row("linear", "torch", n, n / 2) for n in (8, 16, 32)]
-    steps.append(step_row("linear", "torch", 64, None, "out_of_memory"))
-    steps.append(step_row("softmax", "fused", 8, 10.0))
-    found = table(steps)
-    assert found["seconds"] == ["N = 8", "N = 16", "N = 32", "N = 64"]
-    assert [float(cell) for cell in found["2022 article, softmax"]] == ARTICLE["softmax_s"]
-    assert [float(cell) for cell in found["2022 article, linear"]] == ARTICLE["linear_s"]
-    # 3000 steps of N / 2 ms
-    assert found["here, linear (torch)"] == ["12", "24", "48", "–"]
-    assert found["here, softmax (fused)"] == ["30", "–", "–", "–"]
-
-
-def test_table_1_without_our_rows_is_the_articles():
-    assert len(table([])) == 4  # head, rule, two rows
 
 
 CLAIMS_OF = {"convergence": claims.convergence, "crossover": claims.crossover}

@@ -70,12 +70,10 @@ def test_scaling_follows_the_growth_of_the_times(power, status):
     assert judge.scaling(rows(power)).status == status
 
 
-def test_the_headline_says_first_what_is_not_as_claimed():
-    first, second, *_ = judge.scaling(rows(1.5)).headline.split("; ")
-    assert first.startswith("linear torch, time grows as N^1.50")
-    assert first.endswith("the interval is outside claimed 1 ± 0.15")
-    assert second.startswith("linear torch, memory grows as N^1.50")
-    assert "interval" not in judge.scaling(rows()).headline
+def test_an_exponent_that_a_busy_machine_leaves_open_is_not_judged():
+    noisy = [row("linear", "cpu", n, n * 1e-6 * 9 ** (i % 2)) for i, n in enumerate(LENGTHS)]
+    verdict = judge.scaling([*rows(), *noisy])
+    assert verdict.status == INCONCLUSIVE and "busy" in verdict.says
 
 
 @pytest.mark.parametrize("some", [[], rows(lengths=(64,)), rows(work="forward")])
@@ -146,8 +144,7 @@ def test_the_interval_holds_what_varies_between_recordings():
     # ± t(0.975, 2) s / sqrt(3) with s = 0.05
     assert found.high - found.value == pytest.approx(4.30265 * 0.05 / 3**0.5, rel=1e-3)
     verdict = judge.scaling(some)
-    assert "3 recordings: the intervals hold" in verdict.evidence[0]
-    assert "one recording" in judge.scaling(rows()).evidence[0]
+    assert "3 recordings" in verdict.evidence[0]
 
 
 def test_a_recording_that_lacks_lengths_is_not_averaged_with_whole_ones():

@@ -1,14 +1,21 @@
-"""What notebooks 2 and 3 show of measured costs."""
+"""What notebooks 2 and 3 show of measured and predicted costs."""
 
 import html
 
-import marimo as mo
+import pytest
+import torch
 from drawn import title_of
 from shown import cost_row
 
-from replib.claims.crossover.charts import crossings_chart
-from replib.claims.crossover.page import crossover_tabs, session_crossings, session_crossover_chart
-from replib.claims.scaling import page as cost_parts
+from replib.claims import cost_page
+from replib.claims.crossover.charts import crossings_chart, crossover_chart
+from replib.claims.crossover.page import crossover_tabs
+from replib.claims.scaling.charts import scaling_chart
+from replib.lab import predict
+from replib.lab.run import CostJob, config_of
+from replib.lab.timing import CostConfig
+
+CPU = torch.device("cpu")
 
 
 def crossing(power=1.0, **changes):
@@ -20,51 +27,77 @@ def crossing(power=1.0, **changes):
 
 
 def test_the_crossover_chart_is_titled_with_what_was_measured():
-    chart = session_crossover_chart(crossing())
-    title = title_of(chart)
+    title = title_of(crossover_chart(crossing()))
     assert title == "Linear (torch) is faster from N = 100 against softmax (fused)"
-    always = session_crossover_chart(crossing(0.2))
-    assert "from below N = 64 against" in title_of(always)
-    never = session_crossover_chart(crossing(2.0))
-    assert "faster never against" in title_of(never)
-    short = session_crossover_chart(crossing()[:2]).to_dict()
-    assert "Two lengths or more are needed" in str(short["title"])
-    for rows in ([], [cost_row("out_of_memory", ())]):
-        title = session_crossover_chart(rows).to_dict()["title"]
-        assert "faster" not in str(title)
+    assert "from below N = 64 against" in title_of(crossover_chart(crossing(0.2)))
+    assert "faster never against" in title_of(crossover_chart(crossing(2.0)))
+    for rows in ([], crossing()[:2], [cost_row("out_of_memory", ())]):
+        assert "faster" not in str(crossover_chart(rows).to_dict()["title"])
+
+
+def test_the_scaling_chart_is_titled_with_the_exponents():
+    rows = [row | {"experiment": "scaling"} for row in crossing(1.5)]
+    assert "linear torch as N^1.50" in title_of(scaling_chart(rows))
 
 
 def test_the_crossings_chart_says_whether_the_implementation_matters():
     rows = crossing()
-    title = str(crossings_chart(rows).to_dict()["title"]["text"])
-    assert "Where linear attention" in title
+    assert "Where linear attention" in title_of(crossings_chart(rows))
     rows += [cost_row(kernel="plain", seq_len=n, samples=(n**3,) * 2) for n in (64, 1024)]
-    title = str(crossings_chart(rows).to_dict()["title"]["text"])
-    assert "moves to shorter" in title
+    assert "moves to shorter" in title_of(crossings_chart(rows))
     assert "no data yet" in str(crossings_chart([]).to_dict())
 
 
-def test_a_session_without_crossings_has_no_chart_of_them(page):
-    assert session_crossings([]).text == mo.md("").text
-    assert session_crossings(crossing()[:2]).text == mo.md("").text
-    assert "vega" in session_crossings(crossing()).text
-
-
-def test_recorded_crossovers_have_a_tab_for_each_work_and_batch_and_device():
-    shown = crossover_tabs(crossing(batch_size=8)).text
-    for tab in ("Forward and backward, batch 8", "Forward and backward, batch 1", "Forward, batch"):
-        assert tab in html.unescape(shown)
+def test_recorded_times_have_a_tab_for_each_work_and_batch_and_device():
     two = crossing(batch_size=8, device="A") + crossing(batch_size=8, device="B")
     shown = html.unescape(crossover_tabs(two).text)
-    assert "Forward, batch 1, A" in shown and "Forward, batch 1, B" in shown
-    assert "No measurements yet" in html.unescape(crossover_tabs([]).text)
+    assert "forward, batch 1, A" in shown and "forward and backward, batch 8, B" in shown
 
 
-def test_exponents_are_a_table_of_what_has_two_lengths():
-    shown = cost_parts.exponents_table(crossing(1.5), "forward_backward").text
-    assert "softmax fused" in shown and "1.50" in shown and "2.00" in shown
-    assert "linear" not in cost_parts.exponents_table(crossing()[:2], "forward_backward").text
-    assert "exponent" not in cost_parts.exponents_table([], "forward_backward").text
+def job(**changes):
+    kinds = {"softmax": "textbook", "linear": "torch"}
+    changes |= {"work": "forward"}
+    configs = tuple(CostConfig(attention=a, kernel=k, **changes) for a, k in kinds.items())
+    return CostJob(configs=configs, n_repeats=3)
 
 
-# --- copies
+def test_multiply_adds_are_those_of_the_equations():
+    softmax, linear = job(seq_len=100, head_dim=16, n_heads=2).configs
+    assert cost_page.multiply_adds(softmax) == 2 * 2 * 100**2 * 16
+    assert cost_page.multiply_adds(linear) == 2 * 2 * 100 * 16 * 17
+    assert cost_page.multiply_adds(CostConfig(attention="delta")) is None
+    back = CostConfig(attention="linear", kernel="plain", seq_len=100, head_dim=16, n_heads=2)
+    assert cost_page.multiply_adds(back) == 3 * cost_page.multiply_adds(softmax)
+
+
+def test_predictions_follow_the_heads_and_the_head_size_without_another_call(monkeypatch):
+    monkeypatch.setattr(predict, "_parts", {})
+    (first, *_) = cost_page.predicted_ms(job(seq_len=64, head_dim=8).configs, "cpu")
+    monkeypatch.setattr(predict, "_measure", pytest.fail)
+    more = job(seq_len=64, head_dim=8, n_heads=16).configs
+    wider = job(seq_len=64, head_dim=16).configs
+    assert first < cost_page.predicted_ms(more, "cpu")[0]
+    assert cost_page.predicted_ms(wider, "cpu")[0] == pytest.approx(2 * first)
+
+
+def test_predicted_rows_are_those_of_the_jobs_with_the_memory_that_is_measured():
+    asked = job(seq_len=128, batch_size=2, n_heads=2)
+    rows = cost_page.predicted_rows([asked], "cpu")
+    assert [config_of(row) for row in rows] == list(asked.configs)
+    expected = [2 * cost_page.memory_bytes(config, CPU) for config in asked.configs]
+    assert [row["summary"]["memory_bytes"] for row in rows] == pytest.approx(expected, rel=1e-6)
+
+
+def test_recorded_rows_of_a_setting_are_those_of_its_points():
+    rows = [cost_row(seq_len=n, batch_size=b, work="forward") for n in (64, 128) for b in (1, 8)]
+    asked = [job(seq_len=64, batch_size=8)]
+    assert cost_page.recorded_alike(rows, asked) == rows[1:2]
+    assert cost_page.recorded_alike(rows, asked, same_batch=False) == rows[:2]
+
+
+def test_what_follows_the_settings_is_empty_where_they_cannot_be_run():
+    settings = {"seq_len": 64, "shortest": 16, "batch_size": 1, "n_heads": 2, "head_dim": 8}
+    settings |= {"repeats": 3, "work": "forward", "device": "cpu"}
+    shown = cost_page.followed(settings | {"variants": ("softmax fused", "linear torch")}).text
+    assert "softmax fused" in shown and "N = 64" in shown
+    assert "softmax" not in cost_page.followed(settings | {"variants": ()}).text

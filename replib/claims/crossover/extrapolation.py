@@ -7,9 +7,11 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from replib.claims.crossover.steps import article_frame
 from replib.lab.statistics import SOFTMAX_POWERS, Regression
 from replib.lab.text import LEFT, markdown_table
 from replib.pages import style
+from replib.pages.costs import growth_chart
 
 MODELS = {
     "quadratic": "a + c N²",
@@ -17,12 +19,12 @@ MODELS = {
     "full_quadratic": "a + b N + c N²",
     "power_law": "a N^p",
 }
-MODEL_DASHES = {
-    "quadratic": [1, 0],
-    "linear": [7, 4],
-    "full_quadratic": [2, 3],
-    "power_law": [10, 3, 2, 3],
+MODEL_NAMES = MODELS | {
+    "quadratic": "a + c N² (the article's)",
+    "linear": "a + b N, a straight line",
+    "power_law": "a Nᵖ",
 }
+LAST = 8192  # N to which the fits are extended
 
 
 def extrapolation_chart(
@@ -34,40 +36,22 @@ def extrapolation_chart(
         published: `published()["dm2022"]`.
         regressions: of `statistics.article_regression` on its table, one a model.
     """
-    shortest, longest, last = min(published["N"]), max(published["N"]), 8192
-    curves = fitted_curves(regressions, [2 ** (i / 8) for i in range(8 * 3, 8 * 13 + 1)])
-    points = pl.DataFrame(
-        [
-            {"attention": a, "seq_len": n, "value": s}
-            for a in ("softmax", "linear")
-            for n, s in zip(published["N"], published[f"{a}_s"], strict=True)
-        ]
-    )
-    domain = style.log_domain([*curves["value"], *points["value"]], margin=1.3)
-    x, y = (
-        style.length_axis([shortest, last]),
-        style.log_axis("value", "time of 3000 steps (s)", domain),
-    )
-    colours = style.attention_colour(curves, legend=None)
-    layers = [
-        measured_range(shortest, longest),
-        alt.Chart(style.records_of(curves))
-        .mark_line()
-        .encode(
-            x, y, colours, alt.Detail("model:N"), strokeDash=_model_dash(), strokeWidth=alt.value(2)
-        ),
-        alt.Chart(style.records_of(points))
-        .mark_point(filled=True, size=70, opacity=1)
-        .encode(x, y, colours, tooltip=style.tooltips_of(points)),
-        *_meetings(regressions, x, y),
-        _line_end_labels(curves, domain, style.TALL),
-    ]
-    return style.finished(
-        alt.layer(*layers),
-        f"Four points up to N = {longest}, extended to {last}",
-        published["gpu"] + " (the article's measurements)",
-        "Fits through the article's four lengths, extended to N = 8192, and where they cross.",
-        style.TALL,
+    shortest, longest = min(published["N"]), max(published["N"])
+    n_eighths = round(8 * math.log2(LAST / shortest))
+    curves = fitted_curves(regressions, [shortest * 2 ** (i / 8) for i in range(n_eighths + 1)])
+    curves = curves.with_columns(
+        implementation=pl.when(pl.col("attention") == "softmax")
+        .then(pl.col("model").replace_strict(MODELS))
+        .otherwise(pl.lit(MODELS["linear"])),
+        outcome=pl.lit("ok"),
+        source=pl.lit("predicted"),
+    ).with_columns(series=pl.concat_str("attention", "implementation", separator=" "))
+    return growth_chart(
+        pl.concat([curves, article_frame(published)], how="diagonal"),
+        f"time of {published['steps']} steps (s)",
+        f"Four points up to N = {longest}, extended to {LAST}",
+        guides=False,
+        marks=[measured_range(shortest, longest), *_meetings(regressions)],
     )
 
 
@@ -90,50 +74,22 @@ def _predicted(fit: Regression, n: float) -> float:
     return sum(c * n**power for c, power in zip(fit.softmax_coefficients, powers, strict=True))
 
 
-def _line_end_labels(curves: pl.DataFrame, domain: list[float], height: int) -> alt.Chart:
-    ends = curves.sort("seq_len").group_by("attention", "model", maintain_order=True).last()
-    softmax = pl.col("attention") == "softmax"
-    ends = style.spread_labels(ends, domain, height, 2).with_columns(
-        label=pl.when(softmax)
-        .then("softmax\n" + pl.col("model").replace_strict(MODELS))
-        .otherwise(pl.lit("linear\na + b N"))
-    )
-    return (
-        alt.Chart(ends)
-        .mark_text(align="left", dx=6, lineBreak="\n", lineHeight=style.LABEL_PX)
-        .encode(
-            alt.X("seq_len:Q"),
-            alt.Y("label_px:Q", scale=None, axis=None),
-            style.attention_colour(curves, legend=None),
-            text="label:N",
-        )
-    )
-
-
-def _meetings(regressions: Sequence[Regression], x: alt.X, y: alt.Y) -> list[alt.Chart]:
+def _meetings(regressions: Sequence[Regression]) -> list[alt.Chart]:
     """Where each model of the softmax crosses the linear line, with its N."""
-    rows = []
-    for fit in regressions:
-        if 1 < fit.crossover < 8192:
-            intercept, slope = fit.linear_coefficients
-            value = intercept + slope * fit.crossover
-            label = f"N = {round(fit.crossover)}"
-            rows.append({"seq_len": fit.crossover, "value": value, "label": label})
-    if not rows:
-        return []
-    rows.sort(key=lambda row: row["seq_len"])
-    base = alt.Chart(pl.DataFrame(rows)).encode(x, y)
-    first, others = f"datum.label == '{rows[0]['label']}'", f"datum.label != '{rows[0]['label']}'"
-    text = {"color": style.NEUTRAL, "fontWeight": "bold"}
-    return [
-        base.mark_point(filled=True, size=80, color=style.NEUTRAL, opacity=1),
-        base.mark_text(align="right", dx=-8, dy=-8, **text)
-        .encode(text="label:N")
-        .transform_filter(first),
-        base.mark_text(align="right", dx=-14, dy=-22, **text)
-        .encode(text="label:N")
-        .transform_filter(others),
+    found = sorted(fit.crossover for fit in regressions if 1 < fit.crossover < LAST)
+    intercept, slope = regressions[0].linear_coefficients
+    rows = [
+        {"seq_len": n, "value": intercept + slope * n, "label": f"N = {n:z.0f}", "first": not i}
+        for i, n in enumerate(found)
     ]
+    schema = {"seq_len": float, "value": float, "label": str, "first": bool}
+    base = alt.Chart(pl.DataFrame(rows, schema=schema)).encode(x="seq_len:Q", y="value:Q")
+    text = {"align": "right", "color": style.NEUTRAL, "fontWeight": "bold"}
+    layers = [base.mark_point(filled=True, size=80, color=style.NEUTRAL, opacity=1)]
+    for place, first in (({"dx": -8, "dy": -8}, "true"), ({"dx": -14, "dy": -22}, "false")):
+        shown = base.transform_filter(f"datum.first == {first}")
+        layers.append(shown.mark_text(**place, **text).encode(text="label:N"))
+    return layers
 
 
 def measured_range(low: float, high: float) -> alt.Chart:
@@ -154,33 +110,19 @@ def measured_range(low: float, high: float) -> alt.Chart:
     )
 
 
-def _model_dash() -> alt.StrokeDash:
-    scale = alt.Scale(domain=list(MODEL_DASHES), range=list(MODEL_DASHES.values()))
-    return alt.StrokeDash("model:N", legend=None, scale=scale)
-
-
-MODEL_NAMES = {
-    "quadratic": "a + c N² (the article's)",
-    "linear": "a + b N, a straight line",
-    "full_quadratic": "a + b N + c N²",
-    "power_law": "a Nᵖ",
-}
-
-
 def extrapolation_text(fits: Sequence[Regression]) -> str:
     """What the article's four points give under each model of softmax, as Markdown."""
     lines = [
-        [MODEL_NAMES[fit.softmax_model], f"{fit.r2_softmax:z.4f}", _crossing(fit.crossover)]
+        [
+            MODEL_NAMES[fit.softmax_model],
+            f"{fit.r2_softmax:z.4f}",
+            f"{fit.crossover:z.0f}" if math.isfinite(fit.crossover) else "never",
+        ]
         for fit in fits
     ]
     table = markdown_table(["model of softmax", "R²", "crossover N"], lines, LEFT)
     return (
-        "## Where 3149 comes from\n\n"
         "The article fits its softmax times with N², its linear times with N, and extends both. "
         "Other models of the same four points disagree, a better fitting one among them:\n\n"
         f"{table}"
     )
-
-
-def _crossing(length: float) -> str:
-    return f"{length:z.0f}" if math.isfinite(length) else "never"

@@ -1,43 +1,47 @@
 """The parts of notebook 3."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import altair as alt
 import marimo as mo
 
 from replib.claims.crossover.charts import crossings_chart, crossover_chart
-from replib.claims.crossover.crossings import crossings
+from replib.claims.crossover.extrapolation import extrapolation_chart, extrapolation_text
+from replib.claims.crossover.steps import replication_chart, step_ratios
 from replib.lab.run import config_of
+from replib.lab.statistics import article_fits
 from replib.lab.store import Row
 from replib.lab.verdict import by_device
-from replib.pages.controls import WORK_LABELS, has_own_run, in_static_page
+from replib.pages import frames
+from replib.pages.controls import WORK_LABELS
 
 
 def crossover_tabs(rows: Sequence[Row]) -> mo.Html:
-    """`crossover_chart` of each device, work and batch size of recorded rows."""
-    devices = by_device(rows) or {"": []}
+    """All crossovers in a chart for each work, and the times that they are of in a chart for each
+    device, work and batch size, as far as there are some."""
+    works = list(reversed(WORK_LABELS.items()))
+    tabs = {f"Crossovers, {text}": crossings_chart(rows, work) for work, text in works}
+    devices = by_device(rows)
+    for device, some in devices.items():
+        for work, text in works:
+            for batch_size in (8, 1):
+                alike = [r for r in some if config_of(r).work == work]
+                alike = [r for r in alike if config_of(r).batch_size == batch_size]
+                name = f"Times, {text}, batch {batch_size}"
+                tabs[name + f", {device}" * (len(devices) > 1)] = crossover_chart(alike)
+    return mo.ui.tabs(tabs)
+
+
+def article_tabs(article: Mapping[str, Any], steps: Sequence[Row]) -> mo.Html:
+    """The 2022 article's extrapolation, and its Table 1 beside training steps recorded here."""
+    fits, (there, here) = article_fits(article), step_ratios(article, steps)
+    chart = replication_chart(frames.costs(frames.steps_alike(steps)), article)
+    said = mo.md(f"The article: {there} Here: {here}")
     return mo.ui.tabs(
         {
-            f"{text.capitalize()}, batch {batch_size}{f', {device}' if len(devices) > 1 else ''}": (
-                crossover_chart(some, work, batch_size)
-            )
-            for device, some in devices.items()
-            for work, text in reversed(WORK_LABELS.items())
-            for batch_size in (8, 1)
+            f"Where {article['fit']['ceil']} comes from": mo.vstack(
+                [mo.md(extrapolation_text(fits)), extrapolation_chart(article, fits)]
+            ),
+            "The article's Table 1": mo.vstack([said, chart]),
         }
     )
-
-
-def session_crossover_chart(rows: Sequence[Row]) -> alt.LayerChart:
-    """`crossover_chart` of the rows of one setting."""
-    if not rows:
-        return crossover_chart([], "forward", 1)
-    return crossover_chart(rows, config_of(rows[0]).work, config_of(rows[0]).batch_size)
-
-
-def session_crossings(rows: Sequence[Row]) -> mo.Html:
-    """`crossings_chart` of the rows of one setting, where there is a crossover to show."""
-    nothing = in_static_page() and not has_own_run()
-    if nothing or not rows or not crossings(rows, config_of(rows[0]).work):
-        return mo.md("")
-    return mo.as_html(crossings_chart(rows, config_of(rows[0]).work))

@@ -6,38 +6,22 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from replib.claims.common import BOTH, judged_linear, name_of, order_of
+from replib.claims.common import judged_linear, name_of, order_of
 from replib.lab.run import config_of, variant_of
 from replib.lab.store import Row
-from replib.lab.text import LEFT, markdown_table
 from replib.pages import style
 from replib.pages.costs import growth_chart
-
-
-def table_1(article: Mapping[str, Any], steps: Sequence[Row]) -> str:
-    """The article's Table 1 with a row for each variant recorded here, as Markdown: seconds for
-    as many training steps as the article took."""
-    times = _step_times(steps)
-    lines = [
-        [f"2022 article, {name}", *(f"{seconds}" for seconds in article[f"{name}_s"])]
-        for name in BOTH
-    ]
-    for variant in sorted({variant for variant, _ in times}, key=order_of):
-        cells = [_seconds(times.get((variant, n)), article["steps"]) for n in article["N"]]
-        lines.append([f"here, {variant[0]} ({variant[1]})", *cells])
-    table = markdown_table(["seconds", *(f"N = {n}" for n in article["N"])], lines, LEFT)
-    return (
-        f"## The article's Table 1\n\nSeconds for {article['steps']} training steps; the "
-        f"article's on a {article['gpu']}, ours from the median step on the device named in "
-        f"the chart.\n\n{table}"
-    )
 
 
 def step_ratios(article: Mapping[str, Any], steps: Sequence[Row]) -> tuple[str, str]:
     """How many times longer linear attention takes than softmax in whole training steps: in the
     article, and in the rows recorded here at its lengths, `judged_linear` first."""
     there = article["ratio_linear_softmax"]
-    times = _step_times(steps)
+    times = {
+        (variant_of(row), config_of(row).task.seq_len): row["summary"]["time_ms"]
+        for row in steps
+        if row["outcome"] == "ok"
+    }
     variants = sorted({variant for variant, _ in times if variant[0] == "linear"}, key=order_of)
     variants.sort(key=lambda variant: variant[1] != judged_linear(steps))
     here = []
@@ -61,22 +45,7 @@ def step_ratios(article: Mapping[str, Any], steps: Sequence[Row]) -> tuple[str, 
     )
 
 
-def _step_times(steps: Sequence[Row]) -> dict[tuple, float]:
-    """Milliseconds of a training step, by variant and length."""
-    return {
-        (variant_of(row), config_of(row).task.seq_len): row["summary"]["time_ms"]
-        for row in steps
-        if row["outcome"] == "ok"
-    }
-
-
-def _seconds(time_ms: float | None, n_steps: int) -> str:
-    return "–" if time_ms is None else f"{time_ms * n_steps / 1000:z.0f}"
-
-
-def replication_chart(
-    frame: pl.DataFrame, published: Mapping[str, Any], *, title: str
-) -> alt.LayerChart:
+def replication_chart(frame: pl.DataFrame, published: Mapping[str, Any]) -> alt.LayerChart:
     """Seconds of a whole training against N: ours, projected from the step time, and Table 1 of Do
     & Bergner 2022.
 
@@ -89,26 +58,29 @@ def replication_chart(
     """
     style.check_single(frame)
     steps = published["steps"]
-    ours = frame.with_columns(
-        value=pl.col("time_ms") * steps / 1000,
-        low=pl.col("q25") * steps / 1000,
-        high=pl.col("q75") * steps / 1000,
+    times = {"value": "time_ms", "low": "q25", "high": "q75"}
+    ours = frame.with_columns(**{to: pl.col(name) * steps / 1000 for to, name in times.items()})
+    return growth_chart(
+        pl.concat([ours, article_frame(published)], how="diagonal"),
+        f"time of {steps} steps (s)",
+        f"{steps} training steps of the 2022 model",
+        guides=False,
     )
-    article = pl.DataFrame(
-        [
-            {
-                "attention": attention,
-                "implementation": "2022 article",
-                "series": f"{attention} (2022 article)",
-                "seq_len": n,
-                "value": float(seconds),
-                "outcome": "ok",
-                "device": published["gpu"] + " (article)",
-                "source": "recorded",
-            }
-            for attention in ("softmax", "linear")
-            for n, seconds in zip(published["N"], published[f"{attention}_s"], strict=True)
-        ]
+
+
+def article_frame(published: Mapping[str, Any]) -> pl.DataFrame:
+    """The article's Table 1, a line a length and attention."""
+    rows = [
+        (attention, n, float(seconds))
+        for attention in ("softmax", "linear")
+        for n, seconds in zip(published["N"], published[f"{attention}_s"], strict=True)
+    ]
+    return pl.DataFrame(rows, schema=["attention", "seq_len", "value"], orient="row").with_columns(
+        implementation=pl.lit("2022 article"),
+        series=pl.col("attention") + " (2022 article)",
+        low=pl.lit(None, pl.Float64),
+        high=pl.lit(None, pl.Float64),
+        outcome=pl.lit("ok"),
+        device=pl.lit(published["gpu"] + " (article)"),
+        source=pl.lit("recorded"),
     )
-    drawn = pl.concat([ours, article], how="diagonal")
-    return growth_chart(drawn, f"time of {steps} steps (s)", title, guides=False)

@@ -1,23 +1,47 @@
 """Charts of claim 2."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import altair as alt
 
 from replib.claims.claim import Figure, Rows
+from replib.claims.common import judged_linear, name_of
+from replib.claims.scaling.growth import MEMORY, TIME, exponents, judged_rows
 from replib.lab.run import config_of
+from replib.lab.store import Row
 from replib.pages import frames
 from replib.pages.costs import cost_chart
 
 
+def scaling_chart(
+    rows: Sequence[Row], what: str = TIME, beside: Sequence[Row] = ()
+) -> alt.LayerChart:
+    """Time or memory of a sequence against N, of rows of one work and one rule for the batch. The
+    title has the exponents of what is judged: of the rows or, before two lengths of them are
+    there, of those `beside` that are predicted. Of others beside there is the line alone."""
+    said, how = _growth(rows, what), "grows"
+    if not said:
+        said, how = _growth([r for r in beside if r["scale"] == "predicted"], what), "is to grow"
+    costs = frames.pooled(frames.costs([*rows, *beside]))
+    title = f"{what.capitalize()} of a sequence"
+    return cost_chart(costs, y=what, title=f"{title} {how}: {said}" if said else title)
+
+
+def _growth(rows: Sequence[Row], what: str) -> str:
+    grown = {
+        variant: exponent
+        for work in {config_of(row).work for row in rows}
+        for _, variant, measure, exponent in reversed(exponents(rows, work))
+        if measure == what
+    }
+    judged = ("linear", judged_linear(rows)), ("softmax", "textbook")
+    return ", ".join(f"{name_of(x)} as N^{grown[x].value:z.2f}" for x in judged if x in grown)
+
+
 def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     """Time and memory of forward and backward against N."""
-    from replib.claims.scaling.growth import judged_rows
-
     some = [row for row in rows["scaling"] if config_of(row).work == "forward_backward"]
     some = judged_rows(some)
-    costs = frames.pooled(frames.costs(some))
-    for name, y, title in (
-        ("scaling_time", "time_ms_per_sample", "Time of attention, per sequence"),
-        ("scaling_memory", "memory_bytes_per_sample", "Memory of attention, per sequence"),
-    ):
-        chart = cost_chart(costs, y=y, title=title)
-        yield name, Figure(chart=chart, experiment="scaling", rows=some)
+    for what in (TIME, MEMORY):
+        chart = scaling_chart(some, what)
+        yield f"scaling_{what}", Figure(chart=chart, experiment="scaling", rows=some)

@@ -7,13 +7,16 @@ times, each in a process of its own at another time, and an interval holds what 
 recordings.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from replib.claims.common import (
     EXPONENT_TOLERANCE,
     judged_linear,
+    machine_busy,
     name_of,
+    not_judged,
     work_of,
 )
 from replib.claims.scaling.growth import exponents
@@ -30,6 +33,7 @@ from replib.lab.verdict import (
 
 # What is claimed to grow how (paper, section 3.2 and fig. 1): exponents of N, of attention alone.
 SCALING_CLAIMS = {"linear": 1.0, "softmax": 2.0}
+WIDEST = 2.0  # an interval of an exponent that tells anything
 
 
 @each_device
@@ -53,27 +57,24 @@ def scaling(rows: Sequence[Row], work: str = "forward_backward") -> Verdict:
     if not fits:
         none = Criterion("two lengths or more", None, "0")
         return Verdict("no measurements yet", (none,))
+    if busy := machine_busy([row for row in rows if variant_of(row) in judged]):
+        return busy
+    widths = {name: fit.high - fit.low for name, (fit, _) in fits.items()}
+    if wide := [name for name, width in widths.items() if WIDEST < width < math.inf]:
+        return not_judged(f"intervals narrower than {WIDEST:zg}", f"not of {'; '.join(wide)}")
     beside = (
-        f"{_where(curve, first)}{name_of(variant)}, {what} grows as N^{exponent_text(exponent)}"
+        f"{'' if curve == first else f'{curve}: '}{name_of(variant)}, {what} grows as "
+        f"N^{exponent_text(exponent)}"
         for curve, variant, what, exponent in lines
         if curve != first or variant not in judged
     )
-    recordings = _recordings_text([exponent for exponent, _ in fits.values()])
+    n_recordings = min(exponent.n_recordings for exponent, _ in fits.values())
+    varies = "what varies between them" if n_recordings > 1 else "nothing that varies between more"
+    recordings = f"{n_recordings} recording{'s' * (n_recordings > 1)}: the intervals hold {varies}"
     return replace(
         scaling_verdict(fits),
         evidence=(f"judged: {first}; {recordings}", *beside, *_disturbed(rows)),
     )
-
-
-def _recordings_text(exponents: Sequence[Exponent]) -> str:
-    fewest = min(exponent.n_recordings for exponent in exponents)
-    if fewest == 1:
-        return "one recording: what varies between recordings is not in the intervals"
-    return f"{fewest} recordings: the intervals hold what varies between them"
-
-
-def _where(curve: str, first: str) -> str:
-    return "" if curve == first else f"{curve}: "
 
 
 def _disturbed(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -81,9 +82,8 @@ def _disturbed(rows: Sequence[Row]) -> tuple[str, ...]:
     counts: dict[str, list[int]] = {}
     for row in rows:
         n, batch_size = config_of(row).seq_len, config_of(row).batch_size
-        count = counts.setdefault(
-            f"{name_of(variant_of(row))} at N = {n}, batch {batch_size}", [0, 0]
-        )
+        name = f"{name_of(variant_of(row))} at N = {n}, batch {batch_size}"
+        count = counts.setdefault(name, [0, 0])
         count[0] += row["summary"].get("n_disturbed", 0)
         count[1] += row["summary"].get("n_repeats", 0)
     found = [f"{name}: {n} of {of}" for name, (n, of) in counts.items() if n]
@@ -94,25 +94,22 @@ def scaling_verdict(claims: Mapping[str, tuple[Exponent, float]]) -> Verdict:
     """Judge growth exponents: `{"linear time": (exponent, 1.0), "softmax time": (..., 2.0)}`.
 
     A claim is met where the 95 % interval lies within the claimed exponent ± EXPONENT_TOLERANCE,
-    violated where it lies wholly outside, and cannot be told otherwise. The headline has those that
-    are not met first, with the reason.
+    violated where it lies wholly outside, and cannot be told otherwise.
     """
-    criteria, reasons, as_claimed = [], [], []
-    for name, (fit, claimed) in claims.items():
-        text = f"{name} grows as N^{claimed:zg} (exponent within ± {EXPONENT_TOLERANCE:zg})"
-        low, high = claimed - EXPONENT_TOLERANCE, claimed + EXPONENT_TOLERANCE
-        met = within(fit.low, fit.high, low, high)
-        criteria.append(Criterion(text, met, exponent_text(fit)))
-        grows = f"{name} grows as N^{fit.value:z.2f}"
-        if met:
-            as_claimed.append(f"{grows}, claimed {claimed:zg}")
-        else:
-            place = "is outside" if met is False else "passes"
-            reasons.append(
-                f"{grows} ({fit.low:z.2f} to {fit.high:z.2f}): the interval {place} claimed "
-                f"{claimed:zg} ± {EXPONENT_TOLERANCE:zg}"
-            )
-    return Verdict("; ".join(reasons + as_claimed) or "nothing measured", tuple(criteria))
+    criteria = [
+        Criterion(
+            f"{name} grows as N^{claimed:zg} (exponent within ± {EXPONENT_TOLERANCE:zg})",
+            within(
+                fit.low, fit.high, claimed - EXPONENT_TOLERANCE, claimed + EXPONENT_TOLERANCE
+            ),
+            exponent_text(fit),
+        )
+        for name, (fit, claimed) in claims.items()
+    ]
+    grows = "; ".join(f"{name} as N^{fit.value:z.2f}" for name, (fit, _) in claims.items())
+    longest = max((fit.to_length or 0 for fit, _ in claims.values()), default=0)
+    headline = f"Growth up to N = {longest:zg}: {grows}" if claims else "nothing measured"
+    return Verdict(headline, tuple(criteria))
 
 
 VERDICTS = {"scaling": lambda rows: scaling(rows["scaling"], work_of(rows["scaling"]))}

@@ -1,46 +1,26 @@
-"""The parts of notebook 2: charts and exponents of measured costs."""
+"""The parts of notebook 2."""
 
-import math
 from collections.abc import Sequence
 
 import marimo as mo
 
-from replib.claims.scaling.growth import curves, exponents
-from replib.lab.run import config_of
-from replib.lab.statistics import Exponent
+from replib.claims.common import VARIANTS
+from replib.claims.scaling.charts import scaling_chart
+from replib.claims.scaling.growth import MEMORY, TIME, curves
+from replib.lab.run import config_of, variant_of
 from replib.lab.store import Row
-from replib.lab.text import LEFT, markdown_table
-from replib.pages import frames
-from replib.pages.costs import cost_chart
+from replib.pages.controls import WORK_LABELS
 
 
-def scaling_charts(rows: Sequence[Row], work: str) -> mo.Html:
-    """Time and memory of one work, one above the other, on the first of `growth.curves`,
-    and time on the others."""
-    rows = [row for row in rows if config_of(row).work == work]
-    parts = []
-    for curve, some in curves(rows).items() or {"": []}.items():
-        costs, where = frames.pooled(frames.costs(some)), f", {curve}" if curve else ""
-        parts.append(cost_chart(costs, title=f"Time per sequence{where}"))
-        if len(parts) == 1:  # memory is that of the same calls
-            memory = {"y": "memory_bytes_per_sample", "title": f"Memory per sequence{where}"}
-            parts.append(cost_chart(costs, **memory))
-    return mo.vstack(parts)
-
-
-def exponents_table(rows: Sequence[Row], work: str) -> mo.Html:
-    """The growth exponent of each mechanism's time and memory, with its interval, as a table."""
-    if not rows:
-        return mo.md("")
-    lines = (
-        [" ".join(filter(None, variant)), what, f"{exponent.value:z.2f}", _interval(exponent)]
-        for _, variant, what, exponent in exponents(rows, work)
-    )
-    head = "attention", "of", "exponent of N", "95 % interval"
-    return mo.md(markdown_table(head, lines, LEFT))
-
-
-def _interval(exponent: Exponent) -> str:
-    if math.isinf(exponent.low) or math.isinf(exponent.high):
-        return "unbounded: two lengths tell nothing of scatter"
-    return f"{exponent.low:z.2f} to {exponent.high:z.2f}"
+def scaling_tabs(rows: Sequence[Row]) -> mo.Html:
+    """Time and memory of each work on the first of `growth.curves`, and time on the others; what
+    is beside softmax and linear attention has a tab of its own."""
+    tabs = {}
+    for work, text in reversed(WORK_LABELS.items()):
+        for curve, some in curves([row for row in rows if config_of(row).work == work]).items():
+            main = [row for row in some if variant_of(row) in VARIANTS]
+            tabs[f"Time, {text}, {curve}"] = scaling_chart(main)
+            if len(tabs) == 1:  # memory is that of the same calls
+                tabs[f"Memory, {text}"] = scaling_chart(main, MEMORY)
+                tabs["Beside LSH attention"] = scaling_chart(some, TIME)
+    return mo.ui.tabs(tabs or {"Time": scaling_chart([])})
