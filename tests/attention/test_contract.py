@@ -377,7 +377,6 @@ def test_who_defines_what_the_base_class_asks_for_has_the_rest(monkeypatch, mech
     close(model.prefill(model.init_state(2), tokens, mask)[0][:1, 5:], alone)
     decoder = Decoder(model, 2)
     decoder.prefill(tokens[:, :3])
-    decoder = decoder.fork()
     close(torch.stack([decoder.step(x) for x in tokens[:, 3:].unbind(1)], 1), expected[:, 3:])
 
 
