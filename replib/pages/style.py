@@ -53,6 +53,7 @@ DASHES = {
     "recurrent": [1, 0],
     "cache": [1, 0],
     "recompute": [7, 4],
+    "cache, to come": [2, 3],
 }
 SHAPES = {
     "fused": "circle",

@@ -23,6 +23,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from replib.pages.failures import STYLE
+
 MARIMO = "0.25.2"  # the version whose assets and pages are known here
 MAX_BYTES = 6_000_000  # of a page: what can still be sent by e-mail
 # Modules that marimo loads when it needs them and a report does need, by the start of their names;
@@ -47,10 +49,10 @@ MENU, NAMED_MENU = (
     '<svg viewBox="0 0 16 16"',
     '<svg role="img" aria-label="save chart" viewBox="0 0 16 16"',
 )
+NOT_CONNECTED = re.compile(r"\{\w+\(\{id:\w+,once:!0,title:`Static notebook`[^}]*\}\)\}")
 CONTRAST = (Path(__file__).parent / "contrast.css").read_text(encoding="utf-8")
 CONFIG_MARK = '"__MARIMO_MOUNT_CONFIG__", {'
 RANDOM_ID = re.compile(r"(random-id='?\"?)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-FOOTER_ID = "from"  # of the cell that is added at the end
 NOTES = "REPLIB_DATA_FILES_NOTED_IN"  # the environment of a process that exports
 
 Page = dict[str, Any]
@@ -91,14 +93,14 @@ def export(notebook: Path, arguments: Sequence[str] = ()) -> tuple[Page, str, li
     return config, f"{before}\0{after}", [Path(name) for name in opened]
 
 
-def offline_page(config: Page, around: str, footer: str = "") -> str:
-    """The page as one file; `footer` (HTML) becomes its last cell.
+def offline_page(config: Page, around: str, header: str = "", footer: str = "") -> str:
+    """The page as one file; `header` and `footer` (HTML) become its first and last cells.
 
     Raises:
         ValueError: the page uses what is left out, marimo's assets are not as known, or the page
             is larger than MAX_BYTES.
     """
-    config = _numbered(_with_footer(config, footer) if footer else config)
+    config = _numbered(_between(config, header, footer))
     outputs = json.dumps(config["session"])
     for tag, what in LEFT_OUT.items():
         if f"<{tag}" in outputs or f"\\u003c{tag}" in outputs.lower():
@@ -158,14 +160,17 @@ def _without_links(part: str) -> str:
     return re.sub(r'\s*<script type="module"[^>]*></script>', "", part)
 
 
-def _with_footer(config: Page, footer: str) -> Page:
-    notebook, session = config["notebook"], config["session"]
-    cell = notebook["cells"][-1] | {"id": FOOTER_ID, "code_hash": FOOTER_ID}
-    output = {"type": "data", "data": {"text/html": footer}}
-    shown = {"id": FOOTER_ID, "code_hash": FOOTER_ID, "console": [], "outputs": [output]}
+def _between(config: Page, header: str, footer: str) -> Page:
+    cells, shown = config["notebook"]["cells"], config["session"]["cells"]
+    for place, text in ((0, header), (len(cells) + 1, footer)):
+        name = {"id": f"added{place}", "code_hash": f"added{place}"}
+        styled = f'<style>{STYLE}</style><div class="r-footer">{text}</div>'
+        output = {"type": "data", "data": {"text/html": styled}}
+        cells = [*cells[:place], cells[0] | name, *cells[place:]]
+        shown = [*shown[:place], name | {"console": [], "outputs": [output]}, *shown[place:]]
     return config | {
-        "notebook": notebook | {"cells": [*notebook["cells"], cell]},
-        "session": session | {"cells": [*session["cells"], shown]},
+        "notebook": config["notebook"] | {"cells": cells},
+        "session": config["session"] | {"cells": shown},
     }
 
 
@@ -234,6 +239,8 @@ def _modules(assets: Path, entry: str, wanted: tuple[str, ...]) -> Iterator[tupl
         source = LATER_IMPORT.sub(r"\1\2m/\3\2", source)
         # marimo's icon lies beside its own pages.
         source = source.replace("./favicon.ico", "data:,")
+        # It says at the first click that nothing can be operated, and charts, tabs and legends can.
+        source = NOT_CONNECTED.sub("{}", source)
         if name.startswith("react-vega-"):
             if MENU not in source:
                 raise ValueError(_unlike(name))

@@ -1,4 +1,6 @@
-"""The notebook's drawing section: what it draws is the models', and what is missing is said."""
+"""The notebook's digits: what is drawn is the models', and what is missing is said."""
+
+import re
 
 import marimo as mo
 import pytest
@@ -7,8 +9,9 @@ import torch
 from replib import files
 from replib.claims.images import page as parts
 from replib.claims.images.charts import bits_chart
-from replib.lab.kept_models import draw
+from replib.lab.kept_models import complete
 from replib.lab.recorded import recorded_rows
+from replib.pages import style
 from replib.pages.controls import initial_values
 from replib.tasks.image_files import load_images
 
@@ -20,62 +23,39 @@ def models():
     return parts.kept_models()[0]
 
 
-def shown(monkeypatch, models, *, slowly=False, **changes):
-    """The frames that a completion puts into its charts, the last being the one that stays."""
-    drawn = []
-    original = parts.charts.digits_chart
-    monkeypatch.setattr(
-        parts.charts,
-        "digits_chart",
-        lambda frame, **options: (drawn.append(frame), original(frame, **options))[1],
-    )
-    monkeypatch.setattr(mo.output, "replace", lambda chart: None)
-    monkeypatch.setattr(parts, "PAUSE_S", 0)
-    page = parts.completion(models, SETTINGS | changes, slowly=slowly)
-    return drawn, mo.as_html(page).text
-
-
-def levels_of(frame, attention):
-    drawn = frame.filter(frame["attention"] == attention).sort("image", "order")
-    return (drawn["level"] * 16).round().cast(int).to_list()
-
-
-def test_the_models_draw_what_the_chart_shows(models, monkeypatch):
-    (frame,), _ = shown(monkeypatch, models, digit=7, draw_seed=2)
+def test_the_models_draw_what_is_shown_and_what_is_kept_is_of_one_size_or_grows(models):
     given = load_images("digits").test[7].flatten()[:32].long().expand(parts.N_COMPLETIONS, -1)
+    kept_bytes = {}
     for name, kept in models.items():
-        expected = draw(kept, given, generator=torch.Generator().manual_seed(2)).levels
-        assert levels_of(frame, name) == expected.flatten().tolist()
-
-
-def test_drawing_slowly_adds_a_pixel_at_a_time_and_ends_with_the_same_image(models, monkeypatch):
-    slow, _ = shown(monkeypatch, models, slowly=True, rows_given=6)
-    n_strips = len(models) * parts.N_COMPLETIONS
-    assert [len(frame) for frame in slow] == [64 + n_strips * n for n in [*range(48, 65), 64]]
-    assert slow[-1].equals(slow[-2])
+        found = parts.completed(kept, SETTINGS | {"digit": 7, "draw_seed": 2})
+        *_, expected = complete(kept, given, generator=torch.Generator().manual_seed(2))
+        assert found.levels == expected.tolist() and len(found.token_ms) == 32
+        kept_bytes[name] = found.kept_bytes
+    assert len(set(kept_bytes["linear"])) == 1
+    assert kept_bytes["softmax"][63] == 64 * kept_bytes["softmax"][0] > kept_bytes["linear"][63]
 
 
 @pytest.mark.parametrize("rows_given", [0, 1, 7])
-def test_one_mechanism_alone_is_drawn(models, monkeypatch, rows_given):
-    (frame,), _ = shown(monkeypatch, models, drawn_by=("linear",), rows_given=rows_given)
-    assert set(frame["attention"].drop_nulls()) == {"linear"}
+def test_each_pixel_that_is_not_given_appears_with_its_token(models, rows_given):
+    linear = {"linear": models["linear"]}
+    text = mo.as_html(parts.completion(linear, SETTINGS | {"rows_given": rows_given})).text
+    appearing = [int(i) for i in re.findall(r'class="r-drawn" style="--i:(\d+)"', text)]
+    n_drawn = 64 - 8 * rows_given
+    assert sorted(set(appearing)) == [*range(n_drawn)]
+    assert len(appearing) == 3 * n_drawn  # pixels, bytes kept and time of each token
+    assert style.colour("linear") in text and style.colour("softmax") not in text
 
 
-def test_nothing_chosen_and_nothing_kept_are_said(data, tmp_path, models, monkeypatch):
-    assert "Choose at least one" in shown(monkeypatch, models, drawn_by=())[1]
+def test_a_static_page_has_no_times_and_nothing_kept_is_said(models, monkeypatch, data, tmp_path):
+    assert "ms a token" in parts.completion(models, SETTINGS).text
+    monkeypatch.setattr(parts.controls, "in_static_page", lambda: True)
+    monkeypatch.setattr(parts, "_TAKES", iter([7, 7]))
+    first, second = (parts.completion(models, SETTINGS).text for _ in range(2))
+    assert first == second and "ms a token" not in first
     monkeypatch.setattr(files, "ROOT", tmp_path)
     none, said = parts.kept_models()
     assert none == {} and said.text.count("record images --scale laptop") == 2
-    assert "Choose at least one" in shown(monkeypatch, none)[1]
-
-
-def test_drawing_leaves_the_number_of_threads_as_it_was(models, monkeypatch):
-    torch.set_num_threads(2)
-    try:
-        shown(monkeypatch, models)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
+    assert "No trained model" in parts.completion(none, SETTINGS).text
 
 
 def test_the_recorded_rows_are_drawn():

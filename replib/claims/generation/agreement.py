@@ -6,52 +6,38 @@ B batch, N sequence length, V outputs, D size per head.
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from replib.attention.kernels import fastest_kernel
 from replib.device import resolve_device
-from replib.generation import Decoder, Recompute, Stepper
+from replib.generation import Decoder, Recompute
 from replib.lab.kept_models import Kept
 from replib.lab.memory_use import TIMING_LOCK
-from replib.lab.runs.generation import (
-    VOCAB_SIZE,
-    GenerationConfig,
-    build_model,
-    geometric_positions,
-)
+from replib.lab.runs.generation import geometric_positions
 from replib.lab.timing import DTYPES
 from replib.models import CausalTransformer
 from replib.tasks.image_files import load_images
-from replib.tasks.images import sample_levels
 
 # Two ways agree where their outputs differ by no more than this share of the largest. Rounding in
 # models of 1 to 16 layers came to 2e-15, 7e-7 and 2e-2; an error in a formula is nearer to 1.
 TOLERANCES = {"float64": 1e-13, "float32": 1e-5, "bfloat16": 5e-2}
 STEPS = {"linear": "recurrent state", "softmax": "cache"}
 AT_ONCE, PROMPT, RECOMPUTED = "all at once", "prompt at once, then tokens", "recomputed"
-N_TOKENS = 100
-N_DRAWN = 6  # images
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The largest difference of outputs, and relative to the largest output."""
-
-    absolute: float
-    relative: float
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the outputs of one way depart from those of another, in one dtype."""
+    """How far the outputs of one way depart at most from those of another, in one dtype; `relative`
+    to the largest output."""
 
     way: str
     other: str
     dtype: str
-    found: Difference
+    absolute: float
+    relative: float
 
     @property
     def tolerance(self) -> float:
@@ -59,7 +45,7 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        return self.found.relative <= self.tolerance  # not so for NaN
+        return self.relative <= self.tolerance  # not so for NaN
 
 
 @torch.inference_mode()
@@ -74,12 +60,12 @@ def agreements(model: CausalTransformer, tokens: Tensor, dtype: str) -> Iterator
     steps = torch.stack([decoder.step(token) for token in tokens.unbind(1)], dim=1)  # (B, N, V)
     for kernel in _kernels(model) if mechanism == "linear" else [None]:
         name = f"{AT_ONCE}, {kernel} kernel" if kernel else AT_ONCE
-        yield Agreement(way, name, dtype, _difference(steps, _whole(model, tokens, kernel)))
+        yield Agreement(way, name, dtype, *_difference(steps, _whole(model, tokens, kernel)))
     half, decoder = -(-n // 2), Decoder(model, len(tokens), max_len=n)
     after = [decoder.prefill(tokens[:, :half])]
     after += [decoder.step(token) for token in tokens[:, half:].unbind(1)]
     there = torch.stack(after, dim=1)
-    yield Agreement(way, PROMPT, dtype, _difference(steps[:, half - 1 :], there))
+    yield Agreement(way, PROMPT, dtype, *_difference(steps[:, half - 1 :], there))
     recompute, at = Recompute(model, len(tokens), max_len=n), geometric_positions(n)
     recompute.tokens.copy_(tokens)
     again = []
@@ -87,7 +73,7 @@ def agreements(model: CausalTransformer, tokens: Tensor, dtype: str) -> Iterator
         recompute.position = position - 1
         again.append(recompute.step(tokens[:, position - 1]))
     here = steps[:, [position - 1 for position in at]]
-    yield Agreement(way, RECOMPUTED, dtype, _difference(here, torch.stack(again, dim=1)))
+    yield Agreement(way, RECOMPUTED, dtype, *_difference(here, torch.stack(again, dim=1)))
 
 
 def _kernels(model: CausalTransformer) -> list[str]:
@@ -109,54 +95,19 @@ def _whole(model: CausalTransformer, tokens: Tensor, kernel: str | None) -> Tens
             attention.kernel = usual
 
 
-def _difference(one: Tensor, other: Tensor) -> Difference:
+def _difference(one: Tensor, other: Tensor) -> tuple[float, float]:
     absolute = (one.double() - other.double()).abs().max().item()
-    return Difference(absolute, absolute / other.double().abs().max().item())
-
-
-def of_sizes(
-    config: GenerationConfig, device: str | None = None, n_tokens: int = N_TOKENS
-) -> list[Agreement]:
-    """`agreements` of the model of a config on random tokens, in each dtype.
-
-    Held under TIMING_LOCK, so that no measurement beside it is disturbed.
-    """
-    place = resolve_device(device)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(VOCAB_SIZE, (1, n_tokens), generator=generator).to(place)
-    with TIMING_LOCK:
-        model = build_model(replace(config, seq_len=n_tokens, span="token", batch_size=1), place)
-        return [one for dtype in TOLERANCES for one in agreements(model, tokens, dtype)]
+    return absolute, absolute / other.double().abs().max().item()
 
 
 def of_kept(kept: Kept, device: str | None = None) -> list[Agreement]:
-    """`agreements` of a trained pixel model on the first test image, in each dtype."""
+    """`agreements` of a trained pixel model on the first test image, in each dtype.
+
+    Held under TIMING_LOCK, so that no measurement beside it is disturbed.
+    """
     place = resolve_device(device)
     image = load_images(kept.task.images).test[:1].flatten(1).long()
     tokens = kept.task.inputs(image[:, :-1]).to(place)
     with TIMING_LOCK:
         model = deepcopy(kept.training.model).to(place)
         return [one for dtype in TOLERANCES for one in agreements(model, tokens, dtype)]
-
-
-def levels_drawn_alike(kept: Kept, device: str | None = None) -> tuple[int, int]:
-    """Of how many levels of new images, drawn with the same random numbers a token at a time and by
-    computing everything again, how many are the same; both in float64."""
-    place = resolve_device(device)
-    with TIMING_LOCK, torch.inference_mode():
-        model = deepcopy(kept.training.model).to(device=place, dtype=torch.float64)
-        n = kept.task.seq_len
-        ways = Decoder(model, N_DRAWN, max_len=n), Recompute(model, N_DRAWN, max_len=n)
-        one, other = (_drawn(way, kept, place) for way in ways)
-    return (one == other).sum().item(), one.numel()
-
-
-def _drawn(stepper: Stepper, kept: Kept, place: torch.device) -> Tensor:
-    """New images (B, N), a level at a time."""
-    generator, levels = torch.Generator().manual_seed(0), []
-    token = torch.full((N_DRAWN,), kept.task.n_levels)
-    for _ in range(kept.task.seq_len):
-        outputs = stepper.step(token.to(place)).cpu()
-        token = sample_levels(outputs, kept.task.n_levels, generator)
-        levels.append(token)
-    return torch.stack(levels, dim=1)

@@ -19,29 +19,14 @@ from replib.pages.costs import growth_chart
 from replib.pages.frames import _ORIGIN, frame_of, mechanism, origin
 from replib.published import published
 
-_GENERATION = dict(
-    attention=str,
-    implementation=str,
-    series=str,
-    seq_len=int,
-    batch_size=int,
-    n_layers=int,
-    n_heads=int,
-    head_dim=int,
-)
-GENERATION_COLUMNS = (
-    _GENERATION
-    | dict(time_ms=float, q25=float, q75=float)
-    | dict(state_bytes=int, memory_bytes=int)
+_WAY = dict(attention=str, implementation=str, series=str, seq_len=int)
+TOKEN_COLUMNS = (
+    _WAY
+    | dict(time_ms=float, q25=float, q75=float, state_bytes=int)
     | dict(outcome=str, detail=str)
     | _ORIGIN
 )
-STREAM_COLUMNS = (
-    _GENERATION
-    | dict(position=int, ms_per_token=float)
-    | dict(state_bytes=int, process_bytes=int)
-    | _ORIGIN
-)
+STREAM_COLUMNS = _WAY | dict(value=float, low=float, high=float, outcome=str) | _ORIGIN
 SPEEDUP_COLUMNS = dict(
     setting=str,
     over=str,
@@ -59,19 +44,20 @@ TOKEN_MEASURES = {  # column -> axis title, factor to its unit
     "state_bytes": ("kept between tokens (MB)", 1e-6),
 }
 N_AXIS = "position N in the sequence"
+TO_COME = "cache, to come"
 LINE_PX = 20
 LABEL_SHARE = 0.3  # of the axis, free for labels beyond the largest ratio
 MARGIN = 1.6  # free space beside the smallest and the largest ratio, as a factor
 OVER = {"cache": "over a cache", "recompute": "over recomputing"}
 
 
-def token_chart(rows: Sequence[Row], y: str = "time_ms", name: str | None = None) -> alt.LayerChart:
+def token_chart(rows: Sequence[Row], name: str = "", y: str = "time_ms") -> alt.LayerChart:
     """What the N-th token of one model and batch takes, a line a way to generate, both axes
     logarithmic; titled with what the last tokens took.
 
     Args:
-        y: a key of TOKEN_MEASURES.
         name: of the model and batch.
+        y: a key of TOKEN_MEASURES.
 
     Raises:
         ValueError: an unknown y, or two values at one N of a way.
@@ -86,11 +72,15 @@ def token_chart(rows: Sequence[Row], y: str = "time_ms", name: str | None = None
         low=pl.when(timed).then(pl.col("q25")),
         high=pl.when(timed).then(pl.col("q75")),
     )
-    chart = growth_chart(drawn, axis_title, title, guides=False)
+    return _against(N_AXIS, growth_chart(drawn, axis_title, title, guides=False))
+
+
+def _against(title: str, chart: alt.LayerChart) -> alt.LayerChart:
+    """The chart with another title of its axis of positions."""
     for layer in chart.layer:
         x = getattr(layer.encoding, "x", None)  # a layer may have no encoding
         if isinstance(x, alt.X):
-            x.title = N_AXIS
+            x.title = title
     return chart
 
 
@@ -100,101 +90,17 @@ def stream_chart(rows: Sequence[Row]) -> alt.LayerChart:
     frame = streams(rows)
     if frame.is_empty():
         return style.no_data("No measurements yet")
-    stream = next(row for row in rows if config_of(row).span == "stream" and row["curve"])
-    config = replace(config_of(stream), way="cache", seq_len=1)
-    cache_bytes_per_token, last = state_bytes(config), frame["position"].max()
-    title, kept = f"{last:,} tokens", frame.filter(frame["implementation"] == "recurrent")
-    if not kept.is_empty():
-        grown = kept["state_bytes"].max() - kept["state_bytes"].min()
-        title += f": the state grows by {grown} bytes"
-    lines = _stream_lines(frame, cache_bytes_per_token, last)
-    y_domain = style.log_domain(lines["value"], 1.5)
-    x_domain = style.log_domain([1, last])
-    names = lines["series"].unique(maintain_order=True).to_list()
-    colours = [_LOOKS[name][0] for name in names]
-    colour = alt.Color(
-        "series:N",
-        title=None,
-        scale=alt.Scale(domain=names, range=colours),
-        legend=style.legend(names, 1, symbolStrokeWidth=3),
-    )
-    dash = alt.StrokeDash(
-        "series:N",
-        title=None,
-        legend=None,
-        scale=alt.Scale(domain=names, range=[_LOOKS[name][1] for name in names]),
-    )
-    legend = alt.selection_point(name="shown_series", fields=["series"], bind="legend")
-    x = alt.X(
-        "position:Q",
-        title="tokens generated",
-        scale=alt.Scale(type="log", domain=x_domain, nice=False),
-        axis=alt.Axis(
-            values=style.powers_between(x_domain, 10), labelExpr=style.BIG_LABELS, grid=False
-        ),
-    )
-    line = (
-        alt.Chart(style.records_of(lines))
-        .mark_line(strokeWidth=2.5)
-        .encode(
-            x,
-            style.log_axis("value", "memory (MB)", y_domain),
-            colour,
-            dash,
-            alt.Detail(["device:N", "source:N"]),
-            opacity=style.faded(legend),
-            tooltip=[
-                alt.Tooltip("series:N", title="memory of"),
-                alt.Tooltip("position:Q", title="tokens", format=",d"),
-                alt.Tooltip("value:Q", title="MB", format=".4~g"),
-            ],
-        )
-        .add_params(legend)
-    )
-    return style.finished(
-        alt.layer(line),
-        title,
-        style.devices_of(frame),
-        "Memory in MB against the number of tokens generated, log axes: the recurrent state stays, "
-        "a cache grows.",
-    )
-
-
-RECURRENT_KEPT = "linear: recurrent state"
-CACHE_KEPT = "softmax: cache (it doubles)"
-CACHE_NEEDED = "softmax: cache, what it must hold"
-PROCESS = "linear: the whole process"
-_LOOKS = {  # colour and dashes
-    RECURRENT_KEPT: (style.colour("linear"), [1, 0]),
-    CACHE_KEPT: (style.colour("softmax"), [1, 0]),
-    CACHE_NEEDED: (style.colour("softmax"), [2, 4]),
-    PROCESS: (style.NEUTRAL, [6, 3]),
-}
-
-
-def _stream_lines(frame: pl.DataFrame, cache_bytes_per_token: float, last: int) -> pl.DataFrame:
-    """`value` in MB of each line of the chart."""
-    recurrent = frame.filter(pl.col("implementation") == "recurrent")
-    cache = frame.filter(pl.col("implementation") == "cache")
-    ends = frame.head(1).select("device", "source")
-    needed = pl.DataFrame({"position": [1, last]}).join(ends, how="cross")
-    parts = (
-        (RECURRENT_KEPT, recurrent, pl.col("state_bytes")),
-        (CACHE_KEPT, cache, pl.col("state_bytes")),
-        (CACHE_NEEDED, needed, pl.col("position") * cache_bytes_per_token),
-        (PROCESS, recurrent, pl.col("process_bytes")),
-    )
-    return pl.concat(
-        part.select(
-            "position", "device", "source", series=pl.lit(name), value=bytes_.cast(float) / 1e6
-        )
-        for name, part, bytes_ in parts
-    ).filter(pl.col("value").is_not_null())
+    title = f"{frame['seq_len'].max():,} tokens"
+    kept = frame.filter(pl.col("implementation") == "recurrent")["value"]
+    if len(kept):
+        title += f": the state grows by {1e6 * (kept.max() - kept.min()):.0f} bytes"
+    chart = growth_chart(frame, "memory (MB)", title, guides=False)
+    return _against("tokens generated", chart)
 
 
 def speedup_chart(found: Sequence[Speedup], paper: Mapping[str, Any]) -> alt.LayerChart:
-    """How many times faster linear attention generates, a line a figure, on a log axis: filled and
-    hollow marks with 95 % intervals are ours, crosses are published.
+    """How many times faster linear attention generates, a line a figure, on a log axis: circles
+    with 95 % intervals are ours, crosses are published.
 
     Args:
         paper: `published()["katharopoulos2020"]`.
@@ -302,13 +208,8 @@ def _ratio_layers(drawn: pl.DataFrame, y: alt.Y, x_domain: Sequence[float]) -> l
     marks = [
         ours.mark_rule(strokeWidth=7, opacity=0.4, color=orange).encode(low, alt.X2("high:Q")),
         theirs.mark_point(**style.CROSS, color=style.NEUTRAL).encode(value),
+        ours.mark_point(size=70, opacity=1, color=orange).encode(value),
     ]
-    for source, filled in (("live", True), ("recorded", False)):
-        marks.append(
-            base.transform_filter(style.is_from(source))
-            .mark_point(filled=filled, size=70, opacity=1, color=orange)
-            .encode(value)
-        )
     for part, colour, end in ((ours, orange, "high"), (theirs, style.NEUTRAL, "value")):
         marks.append(
             part.mark_text(align="left", dx=9, color=colour).encode(
@@ -321,14 +222,12 @@ def _ratio_layers(drawn: pl.DataFrame, y: alt.Y, x_domain: Sequence[float]) -> l
 def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     """A token's time and memory, streams, and speed-ups beside the published ones."""
     recorded = rows["generation"]
-    sizes = rows_by_size(recorded)
-    if not sizes:
+    if not recorded:
         return
-    name = max(sizes, key=lambda size: len(sizes[size]))  # the size that most points are of
-    shown = {"experiment": "generation", "rows": sizes[name]}
-    yield "generation_tokens", Figure(chart=token_chart(sizes[name], name=name), **shown)
-    chart = token_chart(sizes[name], "state_bytes", name)
-    yield "generation_memory", Figure(chart=chart, **shown)
+    some, name = most_measured(recorded)
+    shown = {"experiment": "generation", "rows": some}
+    yield "generation_tokens", Figure(chart=token_chart(some, name), **shown)
+    yield "generation_memory", Figure(chart=token_chart(some, name, "state_bytes"), **shown)
     shown["rows"] = recorded
     yield "generation_streams", Figure(chart=stream_chart(recorded), **shown)
     chart = speedup_chart(speedups(recorded), published()["katharopoulos2020"])
@@ -336,29 +235,47 @@ def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
 
 
 def tokens(rows: Iterable[Row]) -> pl.DataFrame:
-    """One line a token that was generated at some position, `seq_len`: GENERATION_COLUMNS. The way
-    to generate stands for an implementation; a cache's and a state's bytes are those allocated."""
+    """One line a token that was generated at some position, `seq_len`: TOKEN_COLUMNS. The way to
+    generate stands for an implementation; a cache's and a state's bytes are those allocated."""
     lines = []
     for row in rows:
         if config_of(row).span == "token":
             summary = row["summary"]
             line = _way(config_of(row)) | {n: row[n] for n in ("outcome", "detail")} | origin(row)
-            line |= {name: summary.get(name) for name in ("time_ms", "state_bytes", "memory_bytes")}
+            line |= {name: summary.get(name) for name in ("time_ms", "state_bytes")}
             line |= {"q25": summary.get("time_ms_q25"), "q75": summary.get("time_ms_q75")}
             lines.append(line)
-    return frame_of(lines, GENERATION_COLUMNS)
+    return frame_of(lines, TOKEN_COLUMNS)
 
 
 def streams(rows: Iterable[Row]) -> pl.DataFrame:
-    """One line a look at a long stream: STREAM_COLUMNS."""
-    names = ("position", "ms_per_token", "state_bytes", "process_bytes")
-    lines = []
-    for row in rows:
-        if config_of(row).span == "stream" and row["curve"]:
-            run = _way(config_of(row)) | origin(row)
-            points = zip(*(row["curve"][name] for name in names), strict=True)
-            lines += [run | dict(zip(names, point, strict=True)) for point in points]
+    """One line a look at a long stream, `seq_len` tokens from its start: STREAM_COLUMNS, `value` in
+    MB. Beside what is kept there are the whole process, and what a cache must hold to the end."""
+    streamed = [row for row in rows if config_of(row).span == "stream" and row["curve"]]
+    lines, last = [], 1
+    for row in sorted(streamed, key=lambda row: config_of(row).way == "cache"):
+        config, curve = config_of(row), row["curve"]
+        at = curve["position"]
+        looks = [i for i, n in enumerate(at) if i + 1 == len(at) or _doubles(n, at[i + 1])]
+        drawn = {name: [(at[i], curve[name][i]) for i in looks] for name in curve}
+        lines += _line(row, _way(config), drawn["state_bytes"])
+        if config.way == "recurrent":
+            last = at[-1]
+            lines += _line(row, mechanism("whole process", None), drawn["process_bytes"])
+        elif at[-1] < last:
+            held = [(n, state_bytes(replace(config, seq_len=n))) for n in (at[-1], last)]
+            lines += _line(row, mechanism("softmax", TO_COME), held)
     return frame_of(lines, STREAM_COLUMNS)
+
+
+def _doubles(n: int, following: int) -> bool:
+    """Whether there is a power of two between two positions: a look for each is enough."""
+    return int(following).bit_length() > int(n).bit_length()
+
+
+def _line(row: Row, series: dict[str, Any], looks: Iterable[tuple[int, Any]]) -> list[dict]:
+    run = series | {"outcome": "ok"} | origin(row)
+    return [run | {"seq_len": n, "value": value / 1e6} for n, value in looks if value]
 
 
 def speedup_frame(
@@ -383,12 +300,10 @@ def speedup_frame(
 
 
 def _way(config: GenerationConfig) -> dict[str, Any]:
-    way = config.way
-    sizes = ("seq_len", "batch_size", "n_layers", "n_heads", "head_dim")
-    return mechanism(WAYS[way], way) | {name: getattr(config, name) for name in sizes}
+    return mechanism(WAYS[config.way], config.way) | {"seq_len": config.seq_len}
 
 
-def _token_title(rows: Sequence[Row], y: str, name: str | None) -> str:
+def _token_title(rows: Sequence[Row], y: str, name: str) -> str:
     done = [row for row in rows if row["outcome"] == "ok" and row["summary"].get(y)]
     if not done:
         return "No measurements yet"
@@ -417,3 +332,10 @@ def rows_by_size(rows: Sequence[Row]) -> dict[str, list[Row]]:
             name = f"{size.text}, {device}" if len(devices) > 1 else size.text
             found[name] = members
     return found
+
+
+def most_measured(rows: Sequence[Row]) -> tuple[list[Row], str]:
+    """The rows of the model and batch that most tokens are of, and its name."""
+    sizes = rows_by_size(rows) or {"": []}
+    name = max(sizes, key=lambda size: len(sizes[size]))
+    return sizes[name], name

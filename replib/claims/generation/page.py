@@ -1,13 +1,12 @@
 """The marimo parts of the generation notebook."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import marimo as mo
 
 from replib.claims.generation import agreement, charts
 from replib.claims.generation.agreement import Agreement
-from replib.claims.generation.charts import rows_by_size
 from replib.claims.generation.grid import stream_jobs, token_jobs
 from replib.claims.generation.measured import (
     IMAGE_KEYS,
@@ -16,113 +15,114 @@ from replib.claims.generation.measured import (
     Speedup,
     generated,
     speedup,
+    speedups,
 )
-from replib.device import resolve_device
+from replib.claims.images.charts import bits_chart
 from replib.lab.kept_models import Kept
 from replib.lab.run import CostJob
-from replib.lab.runs.generation import WAYS, GenerationConfig
+from replib.lab.runs.generation import GenerationConfig, state_bytes
 from replib.lab.store import Row
 from replib.lab.text import LEFT, RIGHT, markdown_table
 from replib.lab.verdict import by_device, three_digits
 from replib.pages import controls
 from replib.pages.live import on_one_core
+from replib.published import published
 
 WAY_LABELS = {
     "recurrent": "linear, recurrent state",
     "cache": "softmax, cache",
     "recompute": "softmax, recomputed",
 }
-EVERY = "Every comparison"
+N_REPEATS = 5
+N_CACHED = 2_000  # tokens of a stream of this session that a cache is kept beside
+PAPER_AT = "https://arxiv.org/abs/2006.16236"
+STATE_EQUATIONS = r"""\begin{aligned}
+s_i &= s_{i-1} + \phi(k_i)\, v_i^\top & z_i &= z_{i-1} + \phi(k_i)
+  & s_0 &= 0,\; z_0 = 0 && (16\text{ to }19)\\
+y_i &= \frac{\phi(q_i)^\top s_i}{\phi(q_i)^\top z_i} &&&&&& (20)
+\end{aligned}"""
+
+
+def sizes_of(values: Mapping[str, Any]) -> dict[str, int]:
+    """The model and the batch that the controls ask for."""
+    return {name: values[name] for name in ("batch_size", "n_layers", "n_heads", "head_dim")}
 
 
 def live_jobs(values: Mapping[str, Any]) -> list[CostJob]:
-    """The tokens that the controls ask for; a job a position."""
-    names = ("batch_size", "n_layers", "n_heads", "head_dim")
-    sizes = {name: values[name] for name in names}
-    return token_jobs(values["seq_len"], values["repeats"], values["ways"], **sizes)
+    """The tokens that the controls ask for, a job a position, and then the streams."""
+    jobs = token_jobs(values["seq_len"], N_REPEATS, values["ways"], **sizes_of(values))
+    n = values["n_tokens"]
+    return jobs + (stream_jobs(n, min(n, N_CACHED)) if n else [])
 
 
-def live_stream_jobs(values: Mapping[str, Any]) -> list[CostJob]:
-    """The two streams that the second panel asks for."""
-    return stream_jobs(values["n_tokens"], min(values["n_tokens"], values["n_cached"]))
+def kept_text(values: Mapping[str, Any]) -> str:
+    """What must be kept to generate the last token of the settings, which no run is needed for."""
 
+    def kept(way: str, n: int) -> float:
+        return state_bytes(GenerationConfig(way=way, seq_len=n, **sizes_of(values)))
 
-def recorded_tabs(rows: Sequence[Row], y: str = "time_ms") -> mo.Html:
-    """`token_chart` of each recorded model and batch."""
-    sizes = rows_by_size(rows) or {"": []}
-    return mo.ui.tabs(
-        {name or "–": charts.token_chart(some, y, name) for name, some in sizes.items()}
+    n, d = values["seq_len"], values["head_dim"]
+    each = kept("cache", 1)
+    told = [f"{three_digits(kept(way, n) / 1e3)} kB" for way in ("recurrent", "cache")]
+    return (
+        f"At position {n} the state holds **{told[0]}**, as at every other, and the cache "
+        f"**{told[1]}**, {three_digits(each / 1e3)} kB more with each token. They are of one size "
+        f"at position (D + 1) / 2 = {(d + 1) / 2:g}, of heads of D = {d}."
     )
 
 
-def recorded_streams(rows: Sequence[Row]) -> mo.Html:
-    """`charts.stream_chart` of each device."""
-    return controls.device_tabs(rows, charts.stream_chart)
+def folded(sections: Mapping[str, Callable[[], Any]]) -> mo.Html:
+    """Sections that are made when a reader opens them; in a static page, where nobody could make
+    them then, at once."""
+    wrap = (lambda make: make()) if controls.in_static_page() else mo.lazy
+    return mo.accordion({title: wrap(make) for title, make in sections.items()}, multiple=True)
 
 
-def agreement_table(settings: Mapping[str, Any]) -> mo.Html:
-    """Whether outputs of a token at a time, of the whole sequence at once and of everything again
-    agree, for the model of the settings on their device, in each dtype."""
-    sizes = {name: settings[name] for name in ("n_layers", "n_heads", "head_dim")}
-    found: dict[str, list[Agreement]] = {}
-    try:
-        for way in ("recurrent", "cache"):
-            config = GenerationConfig(way=way, **sizes)
-            found[WAYS[way]] = on_one_core(agreement.of_sizes, config, settings["device"])
-    except ValueError as error:
-        return mo.callout(str(error), kind="warn")
-    return _agreement(found, settings["device"])
+def recorded_sections(
+    rows: Sequence[Row], of_images: Sequence[Row], models: Mapping[str, Kept]
+) -> dict[str, Callable[[], Any]]:
+    """What is recorded beside the first chart, by its title."""
+    paper = published()["katharopoulos2020"]
+
+    def sizes(y: str) -> mo.Html:
+        found = charts.rows_by_size(rows).items()
+        return mo.ui.tabs({name: charts.token_chart(some, name, y) for name, some in found})
+
+    return {
+        "Time of a token, every model and batch": lambda: sizes("time_ms"),
+        "Memory kept between tokens": lambda: sizes("state_bytes"),
+        "Whole images, beside the paper's": lambda: mo.vstack(
+            [
+                charts.speedup_chart(speedups(rows), paper),
+                mo.md(generation_table(rows, paper)),
+            ]
+        ),
+        "A stream without end": lambda: controls.device_tabs(rows, charts.stream_chart),
+        "The same function in every way?": lambda: kept_agreement(models),
+        "The models of the digits, as they learned": lambda: bits_chart(of_images),
+    }
 
 
 def kept_agreement(models: Mapping[str, Kept], device: str | None = None) -> mo.Html:
-    """The same of the trained models of the digits, and whether they draw the same digits."""
-    if not models:
-        return mo.md("*No trained model is there.*")
-    found = {name: on_one_core(agreement.of_kept, kept, device) for name, kept in models.items()}
-    drawn = []
+    """Whether what the trained models of the digits say of a test image is the same in each way."""
+    lines, held = [], []
     for name, kept in models.items():
-        same, n = on_one_core(agreement.levels_drawn_alike, kept, device)
-        drawn.append(
-            f"{agreement.N_DRAWN} digits drawn by the {agreement.STEPS[name]} of {name} attention, "
-            "and by computing everything again with the same random numbers: "
-            f"{same} of {n} pixels are the same."
-        )
-    return mo.vstack([_agreement(found, device), mo.md("\n\n".join(drawn))])
-
-
-def _agreement(found: Mapping[str, Sequence[Agreement]], device: str | None) -> mo.Html:
-    """The farthest apart of each attention and dtype, and below them every comparison."""
-    every = [(name, one) for name, some in found.items() for one in some]
-    farthest: dict[tuple[str, str], Agreement] = {}
-    for name, one in every:
-        other = farthest.setdefault((name, one.dtype), one)
-        if not one.found.relative <= other.found.relative:
-            farthest[name, one.dtype] = one
-    held = [one.holds for _, one in every].count(True)
-    said = f"**{held} of {len(every)} comparisons agree**, on {resolve_device(device).type}. "
-    said += "The farthest apart of each dtype:"
-    shown = [(name, one) for (name, _), one in farthest.items()]
-    names = [f"{name}: {one.way}; {one.other}" for name, one in every]
-    details = _agreement_table("compared", names, [one for _, one in every])
-    table = _agreement_table("attention", [name for name, _ in shown], [x for _, x in shown])
-    return mo.vstack([mo.md(f"{said}\n\n{table}"), mo.accordion({EVERY: mo.md(details)})])
-
-
-def _agreement_table(head: str, names: Sequence[str], some: Sequence[Agreement]) -> str:
-    lines = []
-    for name, one in zip(names, some, strict=True):
-        numbers = map(_power, (one.found.absolute, one.found.relative, one.tolerance))
-        said = "agree" if one.holds else "**differ**"
-        lines.append([name, one.dtype, *numbers, said])
+        for one in on_one_core(agreement.of_kept, kept, device):
+            held.append(one.holds)
+            lines.append([f"{name}: {one.way}; {one.other}", one.dtype, *_compared(one)])
     columns = "dtype", "largest difference", "of the largest output", "tolerance", "result"
-    return markdown_table([head, *columns], lines, [LEFT, *[RIGHT] * 3, LEFT])
+    table = markdown_table(["compared", *columns], lines, [LEFT, *[RIGHT] * 3, LEFT])
+    return mo.md(
+        "What two trained models of handwritten digits say of a test image: a pixel at a time from "
+        "what was kept, of the whole image at once, and with everything computed again.\n\n"
+        f"**{held.count(True)} of {len(held)} comparisons agree.**\n\n{table}"
+    )
 
 
-def _power(value: float) -> str:
-    return f"{value:z.1e}" if value else "0"
-
-
-PAPER_AT = "https://arxiv.org/abs/2006.16236"
+def _compared(one: Agreement) -> list[str]:
+    numbers = (one.absolute, one.relative, one.tolerance)
+    told = [f"{value:z.1e}" if value else "0" for value in numbers]
+    return [*told, "agree" if one.holds else "**differ**"]
 
 
 def generation_table(rows: Sequence[Row], paper: Mapping[str, Any]) -> str:
