@@ -58,7 +58,7 @@ def _():
         Control("n_layers", "Layers", (1, 2, 4, 8, 16), 2),
         Control("n_heads", "Heads", (1, 2, 4, 8), 8),
         Control("head_dim", "Head size D", (8, 16, 32, 64), 32),
-        Control("n_tokens", "Tokens of a stream", (0, 1_000, 5_000, 20_000, 100_000, 1_000_000), 5_000),
+        Control("n_tokens", "Tokens of a stream", (0, 1000, 5000, 20000, 100000, 1000000), 5000),
         controls.DEVICE,
         Control("ways", "Ways", tuple(parts.WAY_LABELS), tuple(parts.WAY_LABELS)),
     ]

@@ -51,8 +51,8 @@ class Decoder:
     """A model that is given one token of each sequence at a time, or a prompt at once.
 
     It follows a change of the model's weights in place, but no move to another device or dtype.
-    Dropout takes no part, nor does autocast. On CUDA a step is recorded as a graph, whose shapes are
-    fixed: softmax attends to all of `max_len` under a mask, and has no graph without it.
+    Dropout takes no part, nor does autocast. On CUDA a step is recorded as a graph, whose shapes
+    are fixed: softmax attends to all of `max_len` under a mask, and has no graph without it.
 
     Args:
         batch_size: B.

@@ -5,9 +5,8 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from replib.claims.claim import Recorded, Statement
-from replib.pages import controls
-from replib.pages.failures import STYLE
+from replib.claims import start
+from replib.claims.claim import Claim, Recorded
 
 TITLE = "Does linear attention do what the paper says?"
 SUBJECT = (
@@ -28,28 +27,25 @@ def index_page(
         drawn: the SVG of each figure that stands for a statement, by its name.
         sources: what every figure was drawn from, by its name.
     """
-    listed = [(one, statement) for one in recorded for statement in one.claim.listed]
-    devices = sorted({one.device(statement) for one, statement in listed})
-    answers = "".join(
-        f"<li>{_link(one, statement)}"
-        f"{controls.verdict_html(one.verdict(statement), statement.refutes)}</li>"
-        for one, statement in listed
-    )
     figures = "".join(
-        _figure(_link(one, statement), one.figures[statement.figure].chart.description, svg)
-        for one, statement in listed
-        if (svg := drawn.get(statement.figure))
+        _figure(
+            _link(one.claim, html.escape(statement.title)),
+            one.figures[name].chart.description,
+            drawn[name],
+        )
+        for one in recorded
+        for statement in one.claim.listed
+        if (name := statement.figure) in drawn
     )
     rows = "".join(f"<li>{name}: {html.escape('; '.join(x))}</li>" for name, x in sources.items())
     css = (Path(__file__).parent / "index.css").read_text(encoding="utf-8")
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{TITLE}</title><style>{STYLE}{css}</style></head><body><main>
+<title>{TITLE}</title><style>{css}</style></head><body><main>
 <h1>{TITLE}</h1>
-<ul>{answers}</ul>
-<p>This is {SUBJECT}. Each answer follows from written criteria and 95&nbsp;% intervals, which stand
-on the page it links to. Recorded on {html.escape("; ".join(devices))}. Made from
+{start.answers(_link)}
+<p>This is {SUBJECT}. The criteria, with 95&nbsp;% intervals, stand on the pages. Made from
 {html.escape(made_from)}.</p>
 <div class="figures">{figures}</div>
 <details><summary>Where the figures come from</summary>
@@ -59,8 +55,8 @@ on the page it links to. Recorded on {html.escape("; ".join(devices))}. Made fro
 """
 
 
-def _link(one: Recorded, statement: Statement) -> str:
-    return f'<a href="{one.claim.notebook}.html">{html.escape(statement.title)}</a>'
+def _link(claim: Claim, text: str) -> str:
+    return f'<a href="{claim.notebook}.html">{text}</a>'
 
 
 def _figure(link: str, said: str, svg: str) -> str:

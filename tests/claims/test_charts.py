@@ -22,7 +22,6 @@ from replib.claims.generation import charts as generation
 from replib.claims.generation.charts import streams
 from replib.claims.generation.measured import Size, Speedup
 from replib.claims.images import charts as images
-from replib.claims.images.charts import bits_curves
 from replib.claims.images.grid import pixel_model
 from replib.lab import store
 from replib.lab.run import config_of
@@ -561,17 +560,13 @@ def pixel_rows():
     return rows
 
 
-def test_bits_per_dimension_are_drawn_with_the_models_to_compare_with(capfd):
-    frame = bits_curves(pixel_rows())
-    assert frame["bits_per_dim"].to_list()[:4] == pytest.approx([3.0, 2.5, 2.25, 2.125])
-    drawing = svg(images.bits_chart(pixel_rows()))
+def test_bits_per_dimension_are_drawn_with_the_histogram_to_compare_with(capfd):
+    chart = images.bits_chart(pixel_rows())
+    drawing = svg(chart)
     assert "WARN" not in "".join(capfd.readouterr())
-    assert (
-        "each position by its own histogram: 2." in drawing
-        and "bits per dimension of the test" in drawing
-    )
+    assert "a histogram of each position: 2." in chart.to_dict()["description"]
+    assert images.Y_TITLE in drawing and "loss (nats" not in drawing
     assert style.colour("linear") in drawing and style.colour("softmax") in drawing
-    assert bits_curves([]).columns == frame.columns
     assert "no data yet" in svg(images.bits_chart([]))
 
 

@@ -169,7 +169,6 @@ def _speedups_text(rows: Sequence[Row]) -> str:
 COMPARED = {"cache": "softmax with a cache", "recompute": "softmax that recomputes"}
 
 
-
 def constant_cost_verdict(
     recurrent: Exponent | None,
     recompute: Exponent | None,

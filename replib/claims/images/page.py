@@ -12,7 +12,7 @@ import torch
 
 from replib.lab.kept_models import Kept, complete, load_model
 from replib.lab.memory_use import TIMING_LOCK
-from replib.lab.runs.generation import WAYS, GenerationConfig, state_bytes
+from replib.lab.runs.generation import GenerationConfig, state_bytes
 from replib.lab.verdict import three_digits
 from replib.pages import controls, style
 from replib.pages.controls import Control
@@ -66,8 +66,9 @@ def completed(kept: Kept, settings: Mapping[str, Any]) -> Completed:
     drawing = complete(kept, given, temperature=settings["temperature"], generator=generator)
     token_ms = []
     with TIMING_LOCK:
-        levels, began = next(drawing), perf_counter()
+        so_far, began = [next(drawing)], perf_counter()
         for levels in drawing:
+            so_far.append(levels)
             token_ms.append(1000 * (perf_counter() - began))
             began = perf_counter()
     model = kept.training.config.model
@@ -76,7 +77,7 @@ def completed(kept: Kept, settings: Mapping[str, Any]) -> Completed:
     kept_bytes = [
         state_bytes(GenerationConfig(way=way, seq_len=n + 1, **sizes)) for n in range(len(image))
     ]
-    return Completed(levels.tolist(), token_ms, kept_bytes)
+    return Completed(so_far[-1].tolist(), token_ms, kept_bytes)
 
 
 def completion(models: Mapping[str, Kept], settings: Mapping[str, Any]) -> mo.Html:
