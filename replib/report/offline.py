@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -53,7 +52,6 @@ NOT_CONNECTED = re.compile(r"\{\w+\(\{id:\w+,once:!0,title:`Static notebook`[^}]
 CONTRAST = (Path(__file__).parent / "contrast.css").read_text(encoding="utf-8")
 CONFIG_MARK = '"__MARIMO_MOUNT_CONFIG__", {'
 RANDOM_ID = re.compile(r"(random-id='?\"?)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-NOTES = "REPLIB_DATA_FILES_NOTED_IN"  # the environment of a process that exports
 
 Page = dict[str, Any]
 """What marimo mounts: the notebook, its outputs ("session") and the configuration."""
@@ -61,36 +59,28 @@ Page = dict[str, Any]
 LOADER = (Path(__file__).parent / "loader.js").read_text(encoding="utf-8")
 
 
-def export(notebook: Path, arguments: Sequence[str] = ()) -> tuple[Page, str, list[Path]]:
-    """Run a notebook with `-- --static`; what marimo mounts, the page around it, and the files
-    that were opened from the data folder.
+def export(notebook: Path, arguments: Sequence[str] = ()) -> tuple[Page, str]:
+    """Run a notebook with `-- --static`; what marimo mounts, and the page around it.
 
     Raises:
         ValueError: marimo is not of the known version, or the notebook did not run to its end.
     """
     _check_version()
     with tempfile.TemporaryDirectory() as folder:
-        page, notes = Path(folder) / "page.html", Path(folder) / "notes"
+        page = Path(folder) / "page.html"
         # Without the reader's own marimo settings, which would travel with the page.
-        environment = os.environ | {NOTES: str(notes), "XDG_CONFIG_HOME": folder}
-        command = [
-            sys.executable,
-            "-m",
-            "replib.report.offline",
-            str(notebook),
-            str(page),
-            "--static",
-        ]
-        command += arguments
+        environment = os.environ | {"XDG_CONFIG_HOME": folder}
+        command = [sys.executable, "-m", "marimo", "-q", "-y", "-l", "ERROR", "export", "html"]
+        command += [str(notebook), "--no-include-code", "--force", "-o", str(page)]
+        command += ["--", "--static", *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if not page.exists():
             raise ValueError(f"{notebook.name} did not run to its end:\n{done.stderr.strip()}")
         text = page.read_text()
-        opened = sorted(set(notes.read_text().splitlines())) if notes.exists() else []
     before, config, after = _split(text)
     if done.returncode:
         raise ValueError(f"{notebook.name}: {_what_failed(config) or done.stderr.strip()}")
-    return config, f"{before}\0{after}", [Path(name) for name in opened]
+    return config, f"{before}\0{after}"
 
 
 def offline_page(config: Page, around: str, header: str = "", footer: str = "") -> str:
@@ -123,12 +113,6 @@ def offline_page(config: Page, around: str, header: str = "", footer: str = "") 
             f"{MAX_BYTES / 1e6:.0f}: show fewer points or fewer charts"
         )
     return page
-
-
-def unpack(page: str) -> Page:
-    """What marimo mounts in an offline page: its configuration, notebook and outputs."""
-    packed = re.search(r'id="packed">([^<]*)<', page)[1]
-    return json.loads(gzip.decompress(base64.b64decode(packed)))["config"]
 
 
 def _packed(content: Mapping[str, Any]) -> str:
@@ -277,32 +261,3 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ValueError(_unlike(f"marimo's front end, without {path.name},")) from error
-
-
-def _note_data_files(notes: Path) -> None:
-    """Note each file of the data folder that this process opens, a line each."""
-    from replib import files
-
-    folder = files.data_folder().resolve()
-
-    def note(event: str, values: tuple) -> None:
-        if event == "open" and isinstance(values[0], str | Path):
-            path = Path(values[0]).absolute()
-            if path.is_relative_to(folder) and path.is_file():
-                with notes.open("a") as lines:
-                    lines.write(f"{path}\n")
-
-    sys.addaudithook(note)
-
-
-def _main(notebook: str, page: str, *arguments: str) -> None:
-    sys.argv = ["marimo", "-q", "-y", "-l", "ERROR", "export", "html", notebook]
-    sys.argv += ["--no-include-code", "--force", "-o", page, "--", *arguments]
-    runpy.run_module("marimo", run_name="__main__")
-
-
-if __name__ in ("__main__", "__mp_main__") and NOTES in os.environ:
-    # marimo runs the notebook in a process that it starts, as Python's multiprocessing does.
-    _note_data_files(Path(os.environ[NOTES]))
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

@@ -273,10 +273,12 @@ def _git(*arguments: str) -> str:
 
 def _write_page(notebook: Path, parameters: Mapping[str, str], made_from: str) -> Path:
     arguments = [f"--{name}={value}" for name, value in parameters.items()]
-    config, around, opened = offline.export(notebook, arguments)
+    config, around = offline.export(notebook, arguments)
+    reads = [name for one in CLAIMS if one.notebook == notebook.stem for name in one.reads]
+    opened = [files.data_folder() / f"{name}.jsonl" for name in dict.fromkeys(reads)]
     header = f"<p>A page of <a href='index.html'>{TITLE}</a>, {SUBJECT}.</p>"
-    opened = "; ".join(map(_file_source, opened)) or "no recorded data"
-    footer = f"<p>Figures drawn from {opened}. Made from {made_from}.</p>"
+    drawn_from = "; ".join(_file_source(path) for path in opened if path.exists())
+    footer = f"<p>Figures drawn from {drawn_from or 'no rows'}. Made from {made_from}.</p>"
     setting = "".join(f"_{name.replace('-', '_')}_{value}" for name, value in parameters.items())
     page = FIGURES / "report" / f"{notebook.stem}{''.join(filter(_in_a_name, setting))}.html"
     files.replace_file(page, offline.offline_page(config, around, header, footer))
@@ -289,8 +291,8 @@ def _in_a_name(letter: str) -> bool:
 
 def _file_source(path: Path) -> str:
     content = path.read_bytes()
-    rows = _count(content.splitlines()) + ", " if path.suffix == ".jsonl" else ""
-    return f"<code>{html.escape(_short(path))}</code> ({rows}{_hash(content)})"
+    rows = _count(content.splitlines())
+    return f"<code>{html.escape(_short(path))}</code> ({rows}, {_hash(content)})"
 
 
 def _short(path: Path) -> str:

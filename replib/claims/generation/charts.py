@@ -27,16 +27,10 @@ TOKEN_COLUMNS = (
     | _ORIGIN
 )
 STREAM_COLUMNS = _WAY | dict(value=float, low=float, high=float, outcome=str) | _ORIGIN
-SPEEDUP_COLUMNS = dict(
-    setting=str,
-    over=str,
-    where=str,
-    value=float,
-    low=float,
-    high=float,
-    how=str,
-    device=str,
-    source=str,
+SPEEDUP_COLUMNS = (
+    dict(line=str, heading=str, label=str, where=str, value=float, low=float, high=float)
+    | dict(how=str)
+    | _ORIGIN
 )
 
 TOKEN_MEASURES = {  # column -> axis title, factor to its unit
@@ -107,39 +101,31 @@ def speedup_chart(found: Sequence[Speedup], paper: Mapping[str, Any]) -> alt.Lay
     """
     if not found:
         return style.no_data("No measurements yet")
-    frame = speedup_frame(found, published_speedups(paper))
     title, over_cache = "Speed-ups", sorted(x.found.value for x in found if x.over == "cache")
     if over_cache:
         ends = dict.fromkeys(map(three_digits, (over_cache[0], over_cache[-1])))
         title = f"Linear is {' to '.join(ends)}× as fast as softmax with a cache"
-    drawn, lines = _grouped(frame)
+    drawn = _speedup_lines(found, published_speedups(paper))
     x_domain = style.log_domain([*drawn["low"], *drawn["high"], *drawn["value"], 1.0], MARGIN)
     x_domain[1] *= (x_domain[1] / x_domain[0]) ** LABEL_SHARE
+    axis = {"ticks": False, "domain": False, "labelPadding": 8, "labelLimit": 0}
     y = alt.Y(
         "line:O",
         title=None,
-        scale=alt.Scale(domain=lines),
-        axis=alt.Axis(
-            labelExpr="split(datum.value, '|')[2]",
-            ticks=False,
-            domain=False,
-            labelPadding=8,
-            labelLimit=0,
-        ),
+        scale=alt.Scale(domain=drawn["line"].to_list()),
+        axis=alt.Axis(labelExpr="split(datum.value, '|')[2]", **axis),
     )
+    one = alt.Chart(pl.DataFrame({"value": [1.0]})).encode(_ratio_axis("value", x_domain))
     return style.finished(
         alt.layer(
-            alt.Chart(pl.DataFrame({"value": [1.0]}))
-            .mark_rule(color=style.NEUTRAL, strokeDash=[4, 3])
-            .encode(_ratio_axis("value", x_domain)),
-            _headings(drawn, y),
+            one.mark_rule(color=style.NEUTRAL, strokeDash=[4, 3]),
             *_ratio_layers(drawn, y, x_domain),
         ),
         title,
-        style.devices_of(frame),
+        style.devices_of(drawn),
         "Time of softmax divided by time of linear attention for a whole sequence, here and as "
         "published; above 1 linear is faster.",
-        len(lines) * LINE_PX,
+        len(drawn) * LINE_PX,
     )
 
 
@@ -154,68 +140,64 @@ def _ratio_axis(field: str, domain: Sequence[float]) -> alt.X:
     )
 
 
-def _grouped(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
-    """The frame with the line of each ratio, "setting|over|where", and all lines from top to
-    bottom with a heading above each group, ours first."""
-    told_apart = ["device"] if frame["device"].drop_nulls().n_unique() > 1 else []
-    where = pl.concat_str("where", *told_apart, separator=", ", ignore_nulls=True)
-    drawn = frame.with_columns(where=where).with_columns(
-        group=pl.concat_str("setting", "over", separator="|"),
-        label=pl.col("value").map_elements(_times, pl.String),
-    )
-    drawn = drawn.with_columns(line=pl.concat_str("group", "where", separator="|"))
-    known = drawn.filter(pl.col("source") != "published")["setting"].unique(maintain_order=True)
-    drawn = drawn.filter(pl.col("setting").is_in(known.to_list()))
-    lines = []
-    for setting, over in itertools.product(known, OVER):
-        members = drawn.filter((pl.col("setting") == setting) & (pl.col("over") == over))
-        if not members.is_empty():
-            lines += [f"{setting}|{over}|", *members["line"]]
-    return drawn, lines
+def _speedup_lines(
+    found: Iterable[Speedup], published: Iterable[tuple[str, str, str, float]]
+) -> pl.DataFrame:
+    """From top to bottom the ratios of times, ours above those of `measured.published_speedups` of
+    the same images and way, below a heading each: SPEEDUP_COLUMNS. A `line` reads
+    "images|way|where"."""
+    devices = {origin(one.row)["device"] for one in found}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for one in found:
+        setting = one.size.image or one.size.text.rsplit(", batch", 1)[0]
+        here = origin(one.row)
+        where = [f"here, batch {one.size.batch_size}", *[here["device"]] * (len(devices) > 1)]
+        how = {"how": "from single tokens" if one.integrated else "whole runs"}
+        line = {"where": ", ".join(where)} | asdict(one.found) | how | here
+        groups.setdefault((setting, one.over), []).append(line)
+    theirs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for image, over, where, value in published:
+        line = {"where": f"paper {where}", "value": float(value)}
+        line |= {"how": "published", "source": "published"}
+        theirs.setdefault((image, over), []).append(line)
+    settings, lines = dict.fromkeys(setting for setting, _ in groups), []
+    for setting, over in filter(groups.__contains__, itertools.product(settings, OVER)):
+        heading = (
+            f"{setting}, {OVER[over]}" if len(settings) > 1 else OVER[over]
+        )  # else the page has it
+        lines.append({"line": f"{setting}|{over}|", "heading": heading})
+        for line in groups[setting, over] + theirs.get((setting, over), []):
+            name = f"{setting}|{over}|{line['where']}"
+            lines.append(line | {"line": name, "label": _times(line["value"])})
+    return frame_of(lines, SPEEDUP_COLUMNS)
 
 
 def _times(value: float) -> str:
     return f"{value:z.0f}×" if value >= 100 else f"{value:z.3g}×"
 
 
-def _headings(drawn: pl.DataFrame, y: alt.Y) -> alt.Chart:
-    headings = drawn.select("setting", "over", line=pl.col("group") + "|").unique(
-        maintain_order=True
-    )
-    words = [pl.col("over").replace_strict(OVER)]
-    if headings["setting"].n_unique() > 1:  # else the page has it already
-        words.insert(0, pl.col("setting"))
-    headings = headings.with_columns(text=pl.concat_str(words, separator=", "))
-    text = alt.Chart(headings).mark_text(align="left", color=style.NEUTRAL, fontWeight="bold")
-    return text.encode(y, x=alt.value(0), text="text:N")
-
-
 def _ratio_layers(drawn: pl.DataFrame, y: alt.Y, x_domain: Sequence[float]) -> list[Any]:
     value, low = (_ratio_axis(name, x_domain) for name in ("value", "low"))
-    tooltip = [
-        alt.Tooltip("where:N"),
-        alt.Tooltip("value:Q", title="speed-up", format=".4~g"),
-        alt.Tooltip("low:Q", title="95 % from", format=".4~g"),
-        alt.Tooltip("high:Q", title="95 % to", format=".4~g"),
-        alt.Tooltip("how:N"),
-        alt.Tooltip("device:N"),
-    ]
-    base = alt.Chart(style.records_of(drawn)).encode(y, tooltip=tooltip)
+    titles = {"where": "where", "value": "speed-up", "low": "95 % from", "high": "95 % to"}
+    titles |= {"how": "how", "device": "device"}
+    tooltip = [alt.Tooltip(name, title=title) for name, title in titles.items()]
+    base = alt.Chart(style.records_of(drawn)).encode(y)
+    heading = base.transform_filter("isValid(datum.heading)").encode(x=alt.value(0))
+    ratios = base.transform_filter("isValid(datum.value)").encode(tooltip=tooltip)
     ours, theirs = (
-        base.transform_filter(f"datum.source {sign} 'published'") for sign in ("!=", "==")
+        ratios.transform_filter(f"datum.source {sign} 'published'") for sign in ("!=", "==")
     )
     orange = style.colour("linear")
+    bold = {"align": "left", "color": style.NEUTRAL, "fontWeight": "bold"}
     marks = [
+        heading.mark_text(**bold).encode(text="heading:N"),
         ours.mark_rule(strokeWidth=7, opacity=0.4, color=orange).encode(low, alt.X2("high:Q")),
         theirs.mark_point(**style.CROSS, color=style.NEUTRAL).encode(value),
         ours.mark_point(size=70, opacity=1, color=orange).encode(value),
     ]
     for part, colour, end in ((ours, orange, "high"), (theirs, style.NEUTRAL, "value")):
-        marks.append(
-            part.mark_text(align="left", dx=9, color=colour).encode(
-                _ratio_axis(end, x_domain), text="label:N"
-            )
-        )
+        label = part.mark_text(align="left", dx=9, color=colour)
+        marks.append(label.encode(_ratio_axis(end, x_domain), text="label:N"))
     return marks
 
 
@@ -276,27 +258,6 @@ def _doubles(n: int, following: int) -> bool:
 def _line(row: Row, series: dict[str, Any], looks: Iterable[tuple[int, Any]]) -> list[dict]:
     run = series | {"outcome": "ok"} | origin(row)
     return [run | {"seq_len": n, "value": value / 1e6} for n, value in looks if value]
-
-
-def speedup_frame(
-    found: Iterable[Speedup], published: Iterable[tuple[str, str, str, float]] = ()
-) -> pl.DataFrame:
-    """One line a ratio of times, ours and those of `measured.published_speedups`:
-    SPEEDUP_COLUMNS. `setting` is the data set whose images have that size, or the size itself."""
-    ours = [
-        {"setting": one.size.image or one.size.text.rsplit(", batch", 1)[0], "over": one.over}
-        | {"where": f"here, batch {one.size.batch_size}"}
-        | asdict(one.found)
-        | {"how": "from single tokens" if one.integrated else "whole runs"}
-        | origin(one.row)
-        for one in found
-    ]
-    theirs = [
-        {"setting": image, "over": over, "where": f"paper {where}", "value": float(value)}
-        | {"how": "published", "source": "published"}
-        for image, over, where, value in published
-    ]
-    return frame_of(ours + theirs, SPEEDUP_COLUMNS)
 
 
 def _way(config: GenerationConfig) -> dict[str, Any]:

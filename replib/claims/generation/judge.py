@@ -10,11 +10,12 @@ from typing import Any
 from replib.claims.common import EXPONENT_TOLERANCE
 from replib.claims.generation.measured import (
     Speedup,
+    finished,
     generated,
     published_speedups,
     samples,
     speedups,
-    tokens_of,
+    tokens_by_size,
 )
 from replib.lab.run import config_of
 from replib.lab.statistics import Exponent, Ratio, scaling_exponent
@@ -38,14 +39,14 @@ def constant_cost(rows: Sequence[Row]) -> Verdict:
     """A token costs the same at every position with a recurrent state, and ever more with softmax:
     `constant_cost_verdict` for each model and batch."""
     verdicts, times = {}, {"recurrent": [], "recompute": []}
-    for size, ways in tokens_of(rows).items():
-        last = max(max(points) for points in ways.values())
+    for size, some in tokens_by_size(rows).items():
         figures = (("recurrent", "time"), ("recompute", "time"))
         figures += (("recurrent", "state"), ("cache", "state"))
-        found = [_position_exponent(ways.get(way, {}), what) for way, what in figures]
-        for some, one in zip(times.values(), found, strict=False):
-            some += [one.value] if one else []
-        verdicts[replace(size, seq_len=last).text] = constant_cost_verdict(*found)
+        found = [_position_exponent(finished(some, way), what) for way, what in figures]
+        for values, one in zip(times.values(), found, strict=False):
+            values += [one.value] if one else []
+        if any(row["outcome"] == "ok" for row in some):
+            verdicts[size.text] = constant_cost_verdict(*found)
     streams = [row for row in rows if config_of(row).span == "stream" and row["outcome"] == "ok"]
     verdict = together(verdicts, "no measurements yet")
     headline, answer = verdict.headline, ""
