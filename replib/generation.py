@@ -432,8 +432,8 @@ def _norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
 class Recompute:
     """A model that begins with the first token again for every new one, and keeps the tokens alone.
 
-    This is the softmax baseline of Katharopoulos et al. 2020, tables 1 and 2. `step`, `prefill`,
-    `jump` and `state_bytes` are as in a `Decoder`.
+    This is the softmax baseline of Katharopoulos et al. 2020, tables 1 and 2. `step`, `jump` and
+    `state_bytes` are as in a `Decoder`.
 
     Raises:
         ValueError: a size is out of range.
@@ -451,17 +451,11 @@ class Recompute:
     @torch.inference_mode()
     def step(self, token: Tensor) -> Tensor:
         """The next token (B,) of each sequence -> logits (B, V) for the one after it."""
-        return self.prefill(token.unsqueeze(1))
-
-    @torch.inference_mode()
-    def prefill(self, tokens: Tensor) -> Tensor:
-        """The next tokens (B, N) of each sequence -> logits (B, V) for the one after them."""
-        following = self.position + tokens.shape[1]
-        if following > self.max_len:
+        if self.position == self.max_len:
             raise ValueError(f"all {self.max_len} positions are taken: use a larger max_len")
-        self.tokens[:, self.position : following] = tokens
-        self.position = following
-        return self.model(self.tokens[:, :following])[:, -1]
+        self.tokens[:, self.position] = token
+        self.position += 1
+        return self.model(self.tokens[:, : self.position])[:, -1]
 
     @property
     def state_bytes(self) -> int:

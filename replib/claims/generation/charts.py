@@ -162,9 +162,8 @@ def _speedup_lines(
         theirs.setdefault((image, over), []).append(line)
     settings, lines = dict.fromkeys(setting for setting, _ in groups), []
     for setting, over in filter(groups.__contains__, itertools.product(settings, OVER)):
-        heading = (
-            f"{setting}, {OVER[over]}" if len(settings) > 1 else OVER[over]
-        )  # else the page has it
+        of = f"{setting}, " * (len(settings) > 1)  # else the page has it already
+        heading = of + OVER[over]
         lines.append({"line": f"{setting}|{over}|", "heading": heading})
         for line in groups[setting, over] + theirs.get((setting, over), []):
             name = f"{setting}|{over}|{line['where']}"

@@ -61,15 +61,6 @@ class Generated:
     def measured(self) -> Total | None:
         return _measured(self.runs) if len(self.runs) >= MIN_WHOLE_RUNS else None
 
-    @property
-    def total(self) -> Total | None:
-        """In milliseconds."""
-        return self.measured or self.integrated
-
-    @property
-    def images_per_s(self) -> float | None:
-        return 1000 * self.size.batch_size / self.total.value if self.total else None
-
 
 def generated(rows: Sequence[Row]) -> dict[Size, dict[str, Generated]]:
     """What each way takes at each size, for rows of one device: a size is a model and batch, with
@@ -162,17 +153,14 @@ def speedup(slow: Generated | None, fast: Generated | None) -> Speedup | None:
     together; None where a side has neither."""
     if slow is None or fast is None:
         return None
-    for how in ("measured", "integrated", "total"):
-        totals = getattr(slow, how), getattr(fast, how)
-        if None not in totals:
-            return Speedup(
-                size=fast.size,
-                over=slow.way,
-                found=ratio(*totals),
-                integrated=how != "measured",
-                row=fast.row,
-            )
-    return None
+    whole = slow.measured, fast.measured
+    summed = slow.integrated, fast.integrated
+    mixed = slow.measured or slow.integrated, fast.measured or fast.integrated
+    totals = next((both for both in (whole, summed, mixed) if None not in both), None)
+    if totals is None:
+        return None
+    found, integrated = ratio(*totals), totals is not whole
+    return Speedup(size=fast.size, over=slow.way, found=found, integrated=integrated, row=fast.row)
 
 
 def published_speedups(paper: Mapping[str, Any]) -> list[tuple[str, str, str, float]]:

@@ -8,22 +8,14 @@ import marimo as mo
 from replib.claims.generation import agreement, charts
 from replib.claims.generation.agreement import Agreement
 from replib.claims.generation.grid import stream_jobs, token_jobs
-from replib.claims.generation.measured import (
-    IMAGE_KEYS,
-    MIN_WHOLE_RUNS,
-    Generated,
-    Speedup,
-    generated,
-    speedup,
-    speedups,
-)
+from replib.claims.generation.measured import speedups
 from replib.claims.images.charts import bits_chart
 from replib.lab.kept_models import Kept
 from replib.lab.run import CostJob
 from replib.lab.runs.generation import GenerationConfig, state_bytes
 from replib.lab.store import Row
 from replib.lab.text import LEFT, RIGHT, markdown_table
-from replib.lab.verdict import by_device, three_digits
+from replib.lab.verdict import three_digits
 from replib.pages import controls
 from replib.pages.live import on_one_core
 from replib.published import published
@@ -35,7 +27,6 @@ WAY_LABELS = {
 }
 N_REPEATS = 5
 N_CACHED = 2_000  # tokens of a stream of this session that a cache is kept beside
-PAPER_AT = "https://arxiv.org/abs/2006.16236"
 STATE_EQUATIONS = r"""\begin{aligned}
 s_i &= s_{i-1} + \phi(k_i)\, v_i^\top & z_i &= z_{i-1} + \phi(k_i)
   & s_0 &= 0,\; z_0 = 0 && (16\text{ to }19)\\
@@ -91,12 +82,7 @@ def recorded_sections(
     return {
         "Time of a token, every model and batch": lambda: sizes("time_ms"),
         "Memory kept between tokens": lambda: sizes("state_bytes"),
-        "Whole images, beside the paper's": lambda: mo.vstack(
-            [
-                charts.speedup_chart(speedups(rows), paper),
-                mo.md(generation_table(rows, paper)),
-            ]
-        ),
+        "Whole images, beside the paper's": lambda: charts.speedup_chart(speedups(rows), paper),
         "A stream without end": lambda: controls.device_tabs(rows, charts.stream_chart),
         "The same function in every way?": lambda: kept_agreement(models),
         "The models of the digits, as they learned": lambda: bits_chart(of_images),
@@ -123,43 +109,3 @@ def _compared(one: Agreement) -> list[str]:
     numbers = (one.absolute, one.relative, one.tolerance)
     told = [f"{value:z.1e}" if value else "0" for value in numbers]
     return [*told, "agree" if one.holds else "**differ**"]
-
-
-def generation_table(rows: Sequence[Row], paper: Mapping[str, Any]) -> str:
-    """Images a second of the paper's tables 1, 2 and 4 and here, as Markdown."""
-    lines = []
-    for image, (key, table) in IMAGE_KEYS.items():
-        here = paper[table]["rows"]
-        stateful = paper["table4_stateful"][key]["stateful-softmax"]
-        rates = here["softmax"][1], stateful[1], here["linear"][1]
-        over = [f"{three_digits(rates[2] / rate)}×" for rate in rates[:2]]
-        cells = [three_digits(rate) for rate in rates] + over
-        # The link is also what a keyboard scrolls the table by, on a narrow page.
-        lines.append([_unbroken(f"[paper]({PAPER_AT}), {image}, GPU, many images"), *cells])
-    for device, some in by_device(rows).items():
-        for size, ways in generated(some).items():
-            found = [ways.get(way) for way in ("recompute", "cache", "recurrent")]
-            cells = [_rate(one) for one in found]
-            cells += [_times(speedup(slow, found[2])) for slow in found[:2]]
-            lines.append([_unbroken(f"{device}, {size.text}"), *cells])
-    columns = "softmax, recomputed", "softmax, cached", "linear", "linear over recomputed"
-    head = [_unbroken("images a second"), *columns, "over cached"]
-    return markdown_table(head, lines) + (
-        "\n\n~ is summed from single tokens, which were measured at some positions; the others are "
-        f"medians of {MIN_WHOLE_RUNS} or more whole runs. A ratio is of whole runs where both have "
-        "so many."
-    )
-
-
-def _rate(one: Generated | None) -> str:
-    if one is None or one.total is None:
-        return "–"
-    return f"{'' if one.measured else '~'}{three_digits(one.images_per_s)}"
-
-
-def _times(one: Speedup | None) -> str:
-    return f"{'~' * one.integrated}{three_digits(one.found.value)}×" if one else "–"
-
-
-def _unbroken(name: str) -> str:
-    return name.replace(" ", "\N{NO-BREAK SPACE}")  # a narrow page scrolls the table
