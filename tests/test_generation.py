@@ -88,19 +88,6 @@ def test_a_decoder_with_a_memory_gives_the_parallel_logits(config, dtype, batch_
 
 
 @every_config
-@every_dtype
-def test_a_decoder_gives_what_the_steps_of_the_model_give(config, dtype):
-    model, tokens = build(CausalTransformer, config, dtype), random_tokens(N)
-    states, steps = model.init_state(len(tokens)), []
-    with torch.no_grad():
-        for position, token in enumerate(tokens.unbind(1)):
-            logits, states = model.step(states, token, position)
-            steps.append(logits)
-    found, expected = logits_of(Decoder(model, len(tokens)), tokens), torch.stack(steps, dim=1)
-    close(found, expected, dtype, config.attention)
-
-
-@every_config
 @torch.inference_mode()
 def test_a_graph_goes_on_from_a_prompt_in_place_and_begins_afresh(config):
     model, tokens = build(CausalTransformer, config), random_tokens(N)
@@ -246,15 +233,6 @@ def test_decoding_goes_on_beyond_the_positions_of_the_model(config):
         close(logits_of(Decoder(short, len(tokens)), tokens), long(tokens))
 
 
-@every_config
-def test_the_embedding_of_one_position_is_that_of_the_sequence(config):
-    embedding, tokens = build(CausalTransformer, config).embedding, random_tokens(MAX_LEN)
-    whole = embedding(tokens)
-    for n in (0, 1, MAX_LEN - 1):
-        for position in (n, torch.tensor(n)):
-            assert torch.equal(embedding.step(tokens[:, n], position), whole[:, n])
-
-
 def test_dropout_takes_no_part_and_the_model_stays_in_its_mode():
     model, prompt = build(CausalTransformer, LINEAR), random_tokens(11)
     expected = continue_greedily(model, prompt, 6)
@@ -324,10 +302,6 @@ def test_a_stream_takes_no_step_that_nobody_asked_for():
     assert decoder.position == 6
 
 
-def test_nothing_is_a_continuation_of_no_length():
-    assert continue_greedily(build(CausalTransformer, LINEAR), random_tokens(4), 0).shape == (3, 0)
-
-
 @pytest.mark.parametrize(
     "config, sizes, message",
     [
@@ -366,13 +340,3 @@ def test_a_step_beyond_the_last_position_is_refused(config):
     logits_of(decoder, tokens[:, :4])
     with pytest.raises(ValueError, match="all 4 positions are taken: use a larger max_len"):
         decoder.step(tokens[:, 4])
-
-
-def test_a_full_cache_keeps_what_it_holds_when_it_grows():
-    attention = ATTENTION["softmax"]()
-    q, k, v = torch.randn(3, 2, 3, 5, 4, dtype=torch.float64).unbind(0)
-    state = attention.init_state(2, 3, 4, max_len=4, dtype=torch.float64)
-    _, state = attention.prefill(state, *(x[:, :, :4] for x in (q, k, v)))
-    y, state = attention.step_(state, q[:, :, 4], k[:, :, 4], v[:, :, 4])
-    assert state.keys.shape[2] == 8
-    close(y, attention(q, k, v)[:, :, 4])

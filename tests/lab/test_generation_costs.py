@@ -115,12 +115,6 @@ def test_the_token_at_a_position_stays_there_under_a_graph(way, monkeypatch):
         assert lengths == ([N, N] if way == "cache" else [])
 
 
-def test_a_jump_into_a_cache_without_room_is_refused():
-    decoder = Decoder(build_model(tiny("cache")), 3)
-    with pytest.raises(ValueError, match="larger max_len"):
-        decoder.jump(1000)
-
-
 def test_recompute_refuses_what_the_model_has_no_positions_for():
     with pytest.raises(ValueError, match=f"max_len {N + 1}: use 1 to {N}"):
         Recompute(build_model(tiny("recompute")), 3, max_len=N + 1)
@@ -206,19 +200,10 @@ def test_what_would_not_fit_is_not_tried(span, monkeypatch):
     assert cost.outcome == "out_of_memory" and "lower seq_len or batch_size" in cost.detail
 
 
-def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch):
-    def fail(self, token):
-        raise RuntimeError("something else")
-
-    monkeypatch.setattr(Decoder, "step", fail)
-    with pytest.raises(RuntimeError, match="something else"):
-        list(measure_generation([tiny()], n_repeats=2))
-
-
 def test_a_stop_before_the_start_measures_nothing():
     stop = threading.Event()
     stop.set()
-    costs = list(measure_generation([tiny(), tiny(span="stream")], n_repeats=2, stop=stop))
+    costs = list(measure_generation([tiny(), tiny(span="stream")], n_repeats=2, stop=stop.is_set))
     assert [cost.outcome for cost in costs] == ["interrupted"]
 
 
@@ -248,7 +233,7 @@ def test_a_stopped_stream_keeps_what_it_measured():
         if cost.curve["position"][-1] >= 100:
             stop.set()
 
-    (cost,) = measure_generation([config], stop=stop, on_partial=on_partial)
+    (cost,) = measure_generation([config], stop=stop.is_set, on_partial=on_partial)
     assert cost.outcome == "interrupted"
     assert 100 <= cost.curve["position"][-1] < 10**6
     assert f"stopped after {cost.curve['position'][-1]} tokens" in cost.detail
@@ -278,11 +263,6 @@ def test_positions_are_halved_down_to_the_first(last):
     positions = geometric_positions(last)
     assert positions[0] == 1 and positions[-1] == last
     assert all(b in (2 * a, 2 * a + 1) for a, b in zip(positions, positions[1:], strict=False))
-
-
-def test_no_position_is_refused():
-    with pytest.raises(ValueError, match="last position 0"):
-        geometric_positions(0)
 
 
 @pytest.mark.parametrize("last", [1, 2, 50, 10**6])
