@@ -84,13 +84,13 @@ def _(again, digits_panel, models):
 
 
 @app.cell(hide_code=True)
-def _(models, recorded, recorded_images):
+def _(recorded, recorded_images):
     _rows, _of_images = recorded.rows["generation"], recorded_images.rows["images"]
     mo.vstack(
         [
             mo.md("## The time of a token, recorded"),
             charts.token_chart(*charts.most_measured(_rows)),
-            parts.folded(parts.recorded_sections(_rows, _of_images, models)),
+            parts.folded(parts.recorded_sections(_rows, _of_images)),
         ]
     )
     return

@@ -30,15 +30,6 @@ MAX_BYTES = 6_000_000  # of a page: what can still be sent by e-mail
 # KaTeX only where there is a formula.
 LOADED_LATER = ("run-page-", "vega-component-", "vega-embed-container-", "web-vitals-")
 FORMULA, KATEX = "marimo-tex", ("katex-",)
-LEFT_OUT = {
-    "marimo-plotly": "Plotly",
-    "marimo-mermaid": "Mermaid",
-    "marimo-data-editor": "the data editor",
-    "marimo-data-explorer": "the data explorer",
-    "marimo-chatbot": "the chat",
-    "marimo-carousel": "the carousel",
-    "marimo-image-comparison": "the image comparison",
-}
 MODULE = r"[\w.-]+\.js"
 STATIC_IMPORT = re.compile(rf'(\b(?:from|import)\s*)(["`\'])\./({MODULE})\2')
 LATER_IMPORT = re.compile(rf'(\bimport\(\s*)(["`\'])\./({MODULE})\2')
@@ -87,15 +78,10 @@ def offline_page(config: Page, around: str, header: str = "", footer: str = "") 
     """The page as one file; `header` and `footer` (HTML) become its first and last cells.
 
     Raises:
-        ValueError: the page uses what is left out, marimo's assets are not as known, or the page
-            is larger than MAX_BYTES.
+        ValueError: marimo's assets are not as known, or the page is larger than MAX_BYTES.
     """
     config = _numbered(_between(config, header, footer))
-    outputs = json.dumps(config["session"])
-    for tag, what in LEFT_OUT.items():
-        if f"<{tag}" in outputs or f"\\u003c{tag}" in outputs.lower():
-            raise ValueError(f"{config['filename']} uses {what}, which a report leaves out")
-    formulas = FORMULA in outputs
+    formulas = FORMULA in json.dumps(config["session"])
     entry, modules, css = _front_end(formulas)
     packed = _packed({"entry": entry, "modules": modules, "css": css, "config": config})
     before, after = (_without_links(part) for part in around.split("\0"))

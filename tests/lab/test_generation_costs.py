@@ -38,6 +38,15 @@ def logits_of(stepper, tokens):
     return torch.stack([stepper.step(token) for token in tokens.unbind(1)], dim=1)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_gives_what_its_model_gives_at_once(way):
+    tokens, config = random_tokens(), tiny(way, dtype="float64")
+    with torch.inference_mode():
+        at_once = build_model(config)(tokens)
+    found = logits_of(build_stepper(config), tokens)
+    torch.testing.assert_close(found, at_once, rtol=1e-9, atol=1e-9)
+
+
 def test_every_way_has_the_same_weights():
     one, other = (build_model(tiny(way)).state_dict() for way in ("recurrent", "cache"))
     assert one.keys() == other.keys()

@@ -294,12 +294,6 @@ def test_a_page_is_refused_where_marimo_is_another(monkeypatch):
         offline.export(NOTEBOOKS / "01_convergence.py")
 
 
-def test_what_a_page_leaves_out_is_refused_by_name():
-    cell = {"outputs": [{"data": {"text/html": "<marimo-plotly data-figure='{}'>"}}]}
-    with pytest.raises(ValueError, match=r"x\.py uses Plotly"):
-        offline.offline_page({"filename": "x.py", "session": {"cells": [cell]}}, "\0")
-
-
 def test_what_unlike_marimo_was_exported_is_refused():
     with pytest.raises(ValueError, match="not as marimo"):
         offline._split("<html></html>")

@@ -45,34 +45,6 @@ def test_every_figure_is_written_as_svg_and_png(built, drawn):
         assert path.read_bytes().startswith(SIGNATURES[path.suffix[1:]]), name
 
 
-def test_figures_are_the_same_bytes_each_time(recorded, tmp_path):
-    first, second = (write.all_figures(write.everything()) for _ in range(2))
-    assert set(first) == set(second)
-    for name in first:
-        assert first[name].chart.to_json() == second[name].chart.to_json(), name
-    some = ("convergence_16", "crossings", "images_bits")
-    files = [
-        {path.name: path.read_bytes() for path in write.write_figures(figures, tmp_path / folder)}
-        for folder, figures in (
-            ("a", {name: first[name] for name in some}),
-            ("b", {name: second[name] for name in reversed(some)}),
-        )
-    ]
-    assert files[0] == files[1]
-
-
-def test_a_figure_changes_with_the_rows(data, monkeypatch):
-    def crossover():
-        synthetic.write_recorded(data, "crossover")
-        figures = claims.crossover.CLAIM.recorded().figures
-        return figures["crossover_batch_8"].chart.to_json(ensure_ascii=False)
-
-    before = crossover()
-    monkeypatch.setitem(synthetic.CROSSOVERS, "fused", 300)
-    after = crossover()
-    assert "N ≈ 600" in before and "N ≈ 300" in after and "N ≈ 600" not in after
-
-
 def test_figures_are_drawn_before_anything_is_recorded(data, tmp_path):
     recorded = write.everything()
     drawn = write.all_figures(recorded)

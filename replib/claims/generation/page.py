@@ -5,19 +5,15 @@ from typing import Any
 
 import marimo as mo
 
-from replib.claims.generation import agreement, charts
-from replib.claims.generation.agreement import Agreement
+from replib.claims.generation import charts
 from replib.claims.generation.grid import stream_jobs, token_jobs
 from replib.claims.generation.measured import speedups
 from replib.claims.images.charts import bits_chart
-from replib.lab.kept_models import Kept
 from replib.lab.run import CostJob
 from replib.lab.runs.generation import GenerationConfig, state_bytes
 from replib.lab.store import Row
-from replib.lab.text import LEFT, RIGHT, markdown_table
 from replib.lab.verdict import three_digits
 from replib.pages import controls
-from replib.pages.live import on_one_core
 from replib.published import published
 
 WAY_LABELS = {
@@ -70,7 +66,7 @@ def folded(sections: Mapping[str, Callable[[], Any]]) -> mo.Html:
 
 
 def recorded_sections(
-    rows: Sequence[Row], of_images: Sequence[Row], models: Mapping[str, Kept]
+    rows: Sequence[Row], of_images: Sequence[Row]
 ) -> dict[str, Callable[[], Any]]:
     """What is recorded beside the first chart, by its title."""
     paper = published()["katharopoulos2020"]
@@ -84,28 +80,5 @@ def recorded_sections(
         "Memory kept between tokens": lambda: sizes("state_bytes"),
         "Whole images, beside the paper's": lambda: charts.speedup_chart(speedups(rows), paper),
         "A stream without end": lambda: controls.device_tabs(rows, charts.stream_chart),
-        "The same function in every way?": lambda: kept_agreement(models),
         "The models of the digits, as they learned": lambda: bits_chart(of_images),
     }
-
-
-def kept_agreement(models: Mapping[str, Kept], device: str | None = None) -> mo.Html:
-    """Whether what the trained models of the digits say of a test image is the same in each way."""
-    lines, held = [], []
-    for name, kept in models.items():
-        for one in on_one_core(agreement.of_kept, kept, device):
-            held.append(one.holds)
-            lines.append([f"{name}: {one.way}; {one.other}", one.dtype, *_compared(one)])
-    columns = "dtype", "largest difference", "of the largest output", "tolerance", "result"
-    table = markdown_table(["compared", *columns], lines, [LEFT, *[RIGHT] * 3, LEFT])
-    return mo.md(
-        "What two trained models of handwritten digits say of a test image: a pixel at a time from "
-        "what was kept, of the whole image at once, and with everything computed again.\n\n"
-        f"**{held.count(True)} of {len(held)} comparisons agree.**\n\n{table}"
-    )
-
-
-def _compared(one: Agreement) -> list[str]:
-    numbers = (one.absolute, one.relative, one.tolerance)
-    told = [f"{value:z.1e}" if value else "0" for value in numbers]
-    return [*told, "agree" if one.holds else "**differ**"]
