@@ -453,9 +453,10 @@ class Recompute:
         """The next token (B,) of each sequence -> logits (B, V) for the one after it."""
         if self.position == self.max_len:
             raise ValueError(f"all {self.max_len} positions are taken: use a larger max_len")
+        following = self.position + 1
         self.tokens[:, self.position] = token
-        self.position += 1
-        return self.model(self.tokens[:, : self.position])[:, -1]
+        self.position = following
+        return self.model(self.tokens[:, :following])[:, -1]
 
     @property
     def state_bytes(self) -> int:
