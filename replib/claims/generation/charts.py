@@ -87,7 +87,7 @@ def stream_chart(rows: Sequence[Row]) -> alt.LayerChart:
     title = f"{frame['seq_len'].max():,} tokens"
     kept = frame.filter(pl.col("implementation") == "recurrent")["value"]
     if len(kept):
-        title += f": the state grows by {1e6 * (kept.max() - kept.min()):.0f} bytes"
+        title += f": the state grows by {1e6 * (kept.max() - kept.min()):z.0f} bytes"
     chart = growth_chart(frame, "memory (MB)", title, guides=False)
     return _against("tokens generated", chart)
 

@@ -54,7 +54,7 @@ def kept_text(values: Mapping[str, Any]) -> str:
     return (
         f"At position {n} the state holds **{told[0]}**, as at every other, and the cache "
         f"**{told[1]}**, {three_digits(each / 1e3)} kB more with each token. They are of one size "
-        f"at position (D + 1) / 2 = {(d + 1) / 2:g}, of heads of D = {d}."
+        f"at position (D + 1) / 2 = {(d + 1) / 2:zg}, of heads of D = {d}."
     )
 
 

@@ -138,7 +138,7 @@ def _pixels(images: Sequence[Sequence[int]], n_given: int, colour: str) -> Itera
             for place, levels in enumerate(images):
                 if levels[order] and (place == 0) == real:
                     x, y = place * (COLUMNS + GAP) + order % COLUMNS, order // COLUMNS
-                    opacity = f"{levels[order] / (DIGITS.n_levels - 1):.3g}"
+                    opacity = f"{levels[order] / (DIGITS.n_levels - 1):z.3g}"
                     yield f'<rect x="{x}" y="{y}" width="1" height="1" opacity="{opacity}"/>'
             yield "</g>"
 
@@ -158,8 +158,8 @@ def _bars(
     for order, value in enumerate(values, first):
         height = BAR_UNITS * value / (most or 1)
         bars.append(
-            f'{_at(order - n_given, colour)}<rect x="{order}" y="{BAR_UNITS - height:.3f}" '
-            f'width=".8" height="{height:.3f}"/></g>'
+            f'{_at(order - n_given, colour)}<rect x="{order}" y="{BAR_UNITS - height:z.3f}" '
+            f'width=".8" height="{height:z.3f}"/></g>'
         )
     drawn = _svg(bars, (ROWS * COLUMNS, BAR_UNITS), said, stretched=True)
     return f"<figure>{drawn}<figcaption>{html.escape(said)}</figcaption></figure>"
