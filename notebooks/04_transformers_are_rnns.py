@@ -8,8 +8,7 @@ with app.setup(hide_code=True):
 
     from replib.attention.linear import LinearAttention
     from replib.claims import generation, images
-    from replib.claims.generation import charts
-    from replib.claims.generation import page as parts
+    from replib.claims.generation import charts, page
     from replib.claims.images import page as digits
     from replib.pages import code, controls
     from replib.pages.controls import Control
@@ -60,7 +59,7 @@ def _():
         Control("head_dim", "Head size D", (8, 16, 32, 64), 32),
         Control("n_tokens", "Tokens of a stream", (0, 1000, 5000, 20000, 100000, 1000000), 5000),
         controls.DEVICE,
-        Control("ways", "Ways", tuple(parts.WAY_LABELS), tuple(parts.WAY_LABELS)),
+        Control("ways", "Ways", tuple(page.WAY_LABELS), tuple(page.WAY_LABELS)),
     ]
     OF_DIGITS = digits.choices()
     models, _missing = digits.kept_models()
@@ -90,7 +89,7 @@ def _(recorded, recorded_images):
         [
             mo.md("## The time of a token, recorded"),
             charts.token_chart(*charts.most_measured(_rows)),
-            parts.folded(parts.recorded_sections(_rows, _of_images)),
+            page.folded(page.recorded_sections(_rows, _of_images)),
         ]
     )
     return
@@ -101,7 +100,7 @@ def _():
     mo.vstack(
         [
             mo.md("## The recurrent network, and the lines that compute it"),
-            code.source(LinearAttention.step, parts.STATE_EQUATIONS),
+            code.source(LinearAttention.step, page.STATE_EQUATIONS),
             code.source(LinearAttention._read),
         ]
     )
@@ -127,7 +126,7 @@ def _(OF_DIGITS, PARAMETERS):
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    controls.live_only(mo.md(parts.kept_text(settings)))
+    controls.live_only(mo.md(page.kept_text(settings)))
     return (settings,)
 
 
@@ -141,7 +140,7 @@ def _():
 def _(auto, get_changes, live, set_changes, settings):
     get_changes()
     jobs, run, stop, tick, _shown = controls.run_panel(
-        live, parts.live_jobs, settings, auto, set_changes, auto
+        live, page.live_jobs, settings, auto, set_changes, auto
     )
     _shown
     return jobs, run, stop, tick
