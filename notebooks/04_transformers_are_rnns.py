@@ -42,9 +42,9 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, recorded, recorded_images, settings):
+def _(get_changes, live, recorded, recorded_images, settings):
     get_changes()
-    _rows = live.rows(jobs, settings["device"])
+    _rows = live.rows(page.live_jobs(settings), settings["device"])
     mo.vstack([recorded.cards(_rows), recorded_images.cards()], gap=1.5)
     return
 
@@ -59,7 +59,6 @@ def _():
         Control("head_dim", "Head size D", (8, 16, 32, 64), 32),
         Control("n_tokens", "Tokens of a stream", (0, 1000, 5000, 20000, 100000, 1000000), 5000),
         controls.DEVICE,
-        Control("ways", "Ways", tuple(page.WAY_LABELS), tuple(page.WAY_LABELS)),
     ]
     OF_DIGITS = digits.choices()
     models, _missing = digits.kept_models()
@@ -71,25 +70,26 @@ def _():
 def _(OF_DIGITS, PARAMETERS):
     digits_panel, _shown = controls.panel(OF_DIGITS, PARAMETERS)
     again = mo.ui.button(label="Draw again")
-    mo.vstack([mo.md("## Complete a digit"), controls.live_only(_shown, again)])
+    mo.vstack([mo.md("## Complete a digit"), controls.live_only(_shown)])
     return again, digits_panel
 
 
 @app.cell(hide_code=True)
 def _(again, digits_panel, models):
     again.value
-    digits.completion(models, controls.chosen(digits_panel))
+    _shown = digits.completion(models, controls.chosen(digits_panel))
+    mo.vstack([_shown, controls.live_only(again)])
     return
 
 
 @app.cell(hide_code=True)
 def _(recorded, recorded_images):
     _rows, _of_images = recorded.rows["generation"], recorded_images.rows["images"]
+    _more = page.recorded_sections(_rows, _of_images)
     mo.vstack(
         [
-            mo.md("## The time of a token, recorded"),
             charts.token_chart(*charts.most_measured(_rows)),
-            page.folded(page.recorded_sections(_rows, _of_images)),
+            page.folded("More of what is recorded", _more),
         ]
     )
     return
@@ -97,11 +97,19 @@ def _(recorded, recorded_images):
 
 @app.cell(hide_code=True)
 def _():
+    _step = mo.vstack(
+        [
+            code.source(LinearAttention.step),
+            mo.accordion({"The read-out": code.source(LinearAttention._read)}),
+        ]
+    )
+    _equations = mo.md(page.STATE_EQUATIONS)
     mo.vstack(
         [
             mo.md("## The recurrent network, and the lines that compute it"),
-            code.source(LinearAttention.step, page.STATE_EQUATIONS),
-            code.source(LinearAttention._read),
+            controls.styled(
+                f'<div class="r-beside"><div>{_equations}</div><div>{_step}</div></div>'
+            ),
         ]
     )
     return
@@ -114,9 +122,8 @@ def _(OF_DIGITS, PARAMETERS):
         mo.md("""
     ## On this machine
 
-    A model of your sizes, with weights drawn at random: what a token costs does not depend on
-    them. Up to some hundred tokens the three ways cost about the same: set *Last position* to 2048
-    to see them part. Then a small model (2 layers, 4 heads of 16) writes a stream without end.
+    A model of your sizes, of random weights: the three ways part beyond some hundred tokens. Then
+    a small model (2 layers, 4 heads of 16) writes a long stream.
     """)
     )
     mo.vstack([_asked, _shown])

@@ -66,7 +66,6 @@ SETTINGS = {
         "n_heads": 1,
         "head_dim": 8,
         "n_tokens": 100,
-        "ways": tuple(WAYS),
         "device": "cpu",
     },
     "05_replication_autopsy": {
@@ -492,11 +491,11 @@ def test_the_memory_that_is_filled_is_there_without_any_run(data):
 
 def test_generation_jobs_follow_the_settings():
     stem, changes = "04_transformers_are_rnns", {"seq_len": 16, "n_heads": 2}
-    _, names = run_notebook(stem, {"auto": NOT_AUTO}, ways=("cache", "recompute"), **changes)
+    _, names = run_notebook(stem, {"auto": NOT_AUTO}, **changes)
     *jobs, stream, cached = names["jobs"]
     assert lengths_of(jobs) == [1, 2, 4, 8, 16]
     for job in jobs:
-        assert [config.way for config in job.configs] == ["cache", "recompute"]
+        assert [config.way for config in job.configs] == list(WAYS)
         assert {(c.batch_size, c.n_layers, c.n_heads, c.head_dim) for c in job.configs} == {
             (2, 1, 2, 8)
         }

@@ -16,18 +16,16 @@ from replib.lab.verdict import three_digits
 from replib.pages import controls
 from replib.published import published
 
-WAY_LABELS = {
-    "recurrent": "linear, recurrent state",
-    "cache": "softmax, cache",
-    "recompute": "softmax, recomputed",
-}
 N_REPEATS = 5
 N_CACHED = 2_000  # tokens of a stream of this session that a cache is kept beside
-STATE_EQUATIONS = r"""\begin{aligned}
-s_i &= s_{i-1} + \phi(k_i)\, v_i^\top & z_i &= z_{i-1} + \phi(k_i)
-  & s_0 &= 0,\; z_0 = 0 && (16\text{ to }19)\\
-y_i &= \frac{\phi(q_i)^\top s_i}{\phi(q_i)^\top z_i} &&&&&& (20)
-\end{aligned}"""
+STATE_EQUATIONS = r"""
+$$\begin{aligned}
+s_0 &= 0, \quad z_0 = 0 && (16, 17)\\
+s_i &= s_{i-1} + \phi(k_i)\, v_i^\top && (18)\\
+z_i &= z_{i-1} + \phi(k_i) && (19)\\
+y_i &= \frac{\phi(q_i)^\top s_i}{\phi(q_i)^\top z_i} && (20)
+\end{aligned}$$
+"""
 
 
 def sizes_of(values: Mapping[str, Any]) -> dict[str, int]:
@@ -37,7 +35,7 @@ def sizes_of(values: Mapping[str, Any]) -> dict[str, int]:
 
 def live_jobs(values: Mapping[str, Any]) -> list[CostJob]:
     """The tokens that the controls ask for, a job a position, and then the streams."""
-    jobs = token_jobs(values["seq_len"], N_REPEATS, values["ways"], **sizes_of(values))
+    jobs = token_jobs(values["seq_len"], N_REPEATS, **sizes_of(values))
     n = values["n_tokens"]
     return jobs + (stream_jobs(n, min(n, N_CACHED)) if n else [])
 
@@ -48,21 +46,20 @@ def kept_text(values: Mapping[str, Any]) -> str:
     def kept(way: str, n: int) -> float:
         return state_bytes(GenerationConfig(way=way, seq_len=n, **sizes_of(values)))
 
-    n, d = values["seq_len"], values["head_dim"]
-    each = kept("cache", 1)
-    told = [f"{three_digits(kept(way, n) / 1e3)} kB" for way in ("recurrent", "cache")]
+    n = values["seq_len"]
+    figures = kept("recurrent", n), kept("cache", n), kept("cache", 1)
+    state, cache, each = (f"{three_digits(one / 1e3)} kB" for one in figures)
     return (
-        f"At position {n} the state holds **{told[0]}**, as at every other, and the cache "
-        f"**{told[1]}**, {three_digits(each / 1e3)} kB more with each token. They are of one size "
-        f"at position (D + 1) / 2 = {(d + 1) / 2:zg}, of heads of D = {d}."
+        f"At position {n} the state holds **{state}**, as at every other, and the cache "
+        f"**{cache}**, {each} more with each token."
     )
 
 
-def folded(sections: Mapping[str, Callable[[], Any]]) -> mo.Html:
-    """Sections that are made when a reader opens them; in a static page, where nobody could make
-    them then, at once."""
+def folded(title: str, sections: Mapping[str, Callable[[], Any]]) -> mo.Html:
+    """Tabs whose contents are made when a reader opens them; in a static page, where nobody could
+    make them then, at once."""
     wrap = (lambda make: make()) if controls.in_static_page() else mo.lazy
-    return mo.accordion({title: wrap(make) for title, make in sections.items()}, multiple=True)
+    return mo.accordion({title: mo.ui.tabs({tab: wrap(x) for tab, x in sections.items()})})
 
 
 def recorded_sections(
@@ -76,9 +73,9 @@ def recorded_sections(
         return mo.ui.tabs({name: charts.token_chart(some, name, y) for name, some in found})
 
     return {
-        "Time of a token, every model and batch": lambda: sizes("time_ms"),
-        "Memory kept between tokens": lambda: sizes("state_bytes"),
-        "Whole images, beside the paper's": lambda: charts.speedup_chart(speedups(rows), paper),
-        "A stream without end": lambda: controls.device_tabs(rows, charts.stream_chart),
-        "The models of the digits, as they learned": lambda: bits_chart(of_images),
+        "Every model": lambda: sizes("time_ms"),
+        "Memory": lambda: sizes("state_bytes"),
+        "Whole images": lambda: charts.speedup_chart(speedups(rows), paper),
+        "A stream": lambda: controls.device_tabs(rows, charts.stream_chart),
+        "Learning the digits": lambda: bits_chart(of_images),
     }
