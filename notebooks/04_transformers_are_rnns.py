@@ -103,13 +103,11 @@ def _():
             mo.accordion({"The read-out": code.source(LinearAttention._read)}),
         ]
     )
-    _equations = mo.md(page.STATE_EQUATIONS)
+    _beside = f"<div>{mo.md(page.STATE_EQUATIONS)}</div><div>{_step}</div>"
     mo.vstack(
         [
             mo.md("## The recurrent network, and the lines that compute it"),
-            controls.styled(
-                f'<div class="r-beside"><div>{_equations}</div><div>{_step}</div></div>'
-            ),
+            controls.styled(f'<div class="r-beside">{_beside}</div>'),
         ]
     )
     return
