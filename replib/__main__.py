@@ -135,9 +135,9 @@ def _print_progress(glimpse) -> None:
 
 
 def _serve(arguments) -> int:
+    interrupts.end_at_once_always()  # before torch starts threads
     from replib.lab.memory_use import peak_memory_bytes, tune_memory
 
-    interrupts.end_at_once_always()
     tune_memory()
     from replib.claims import CLAIMS, PAGES
     from replib.pages import server

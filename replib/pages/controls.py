@@ -279,7 +279,8 @@ def styled(text: str) -> mo.Html:
 def grid(cells: Iterable[Any], least: str, label: str = "") -> mo.Html:
     """Cells side by side, as many as are at least so wide."""
     role = f'role="group" aria-label="{label}" ' if label else ""
-    body = "".join(f"<div>{cell}</div>" for cell in cells)
+    # Markdown in an f-string would be its source.
+    body = "".join(f"<div>{getattr(cell, 'text', cell)}</div>" for cell in cells)
     return styled(f'<div class="r-grid" {role}style="--least:{least}">{body}</div>')
 
 
