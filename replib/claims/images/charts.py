@@ -32,7 +32,8 @@ def bits_chart(rows: Sequence[Row]) -> alt.LayerChart:
     for layer in chart.layer:
         if isinstance(layer.encoding.y, alt.Y):
             layer.encoding.y.title = Y_TITLE
-    chart.description = f"{title}. {Y_TITLE} against training steps; lower is better."
+    what = "Bits per dimension of the test images against training steps; lower is better."
+    chart.description = f"{title}. {what}"
     return chart
 
 
