@@ -45,8 +45,8 @@ def index_page(
 <title>{TITLE}</title><style>{css}</style></head><body><main>
 <h1>{TITLE}</h1>
 {start.answers(_link)}
-<p>This is {SUBJECT}. The criteria, with 95&nbsp;% intervals, stand on the pages. Made from
-{html.escape(made_from)}.</p>
+<p>This is {SUBJECT}. The criteria, with 95&nbsp;% intervals, stand on the pages.</p>
+<p class="soft">Made from {html.escape(made_from)}.</p>
 <div class="figures">{figures}</div>
 <details><summary>Where the figures come from</summary>
 <p>File of recorded rows, number of rows shown, and the hash of these rows.</p><ul>{rows}</ul>
