@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import marimo as mo
 
@@ -15,14 +15,16 @@ CARDS = files.ROOT / "figures" / "cards"
 ADDRESSES = {notebook: address for address, notebook in PAGES.items()}
 
 
-def answers() -> mo.Html:
-    """Each claim's status and what the recorded rows say of it, with the device."""
+def answers(link: Callable[[Claim, str], str] | None = None) -> mo.Html:
+    """Each claim's status and what the recorded rows say of it, with the device; `link` makes one
+    of a claim and a text where the pages are not those of the server."""
+    link = link or _link
     lines, devices = "", set()
     for recorded, one in _listed():
         if recorded.rows[one.experiments[0]]:
             devices.add(recorded.device(one))
         said = controls.verdict_html(recorded.verdict(one), one.refutes)
-        lines += f"<li>{_link(recorded.claim, html.escape(one.title))}{said}</li>"
+        lines += f"<li>{link(recorded.claim, html.escape(one.title))}{said}</li>"
     told = f"Recorded on {'; '.join(sorted(devices))}. Each answer follows from written criteria."
     return controls.styled(f'<ul class="r-answers">{lines}</ul><p class="r-note">{told}</p>')
 

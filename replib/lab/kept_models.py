@@ -154,30 +154,3 @@ def _check(task: Pixels, given: Tensor, temperature: float) -> None:
         raise ValueError(
             f"temperature {temperature}: use {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """Images that a model has drawn.
-
-    Attributes:
-        attention: the mechanism of the model.
-        levels: (B, N).
-        n_given: levels of each that the model was given.
-    """
-
-    attention: str
-    levels: Tensor
-    n_given: int
-
-
-def draw(
-    kept: Kept, given: Tensor, *, temperature: float = 1.0, generator: torch.Generator
-) -> Drawing:
-    """`complete` to the end; with given levels (B, 0), B new images."""
-    *_, levels = complete(kept, given, temperature=temperature, generator=generator)
-    return Drawing(
-        attention=kept.training.config.model.attention,
-        levels=levels,
-        n_given=given.shape[1],
-    )

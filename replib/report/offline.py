@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -23,21 +22,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from replib.pages.failures import STYLE
+
 MARIMO = "0.25.2"  # the version whose assets and pages are known here
 MAX_BYTES = 6_000_000  # of a page: what can still be sent by e-mail
 # Modules that marimo loads when it needs them and a report does need, by the start of their names;
 # KaTeX only where there is a formula.
 LOADED_LATER = ("run-page-", "vega-component-", "vega-embed-container-", "web-vitals-")
 FORMULA, KATEX = "marimo-tex", ("katex-",)
-LEFT_OUT = {
-    "marimo-plotly": "Plotly",
-    "marimo-mermaid": "Mermaid",
-    "marimo-data-editor": "the data editor",
-    "marimo-data-explorer": "the data explorer",
-    "marimo-chatbot": "the chat",
-    "marimo-carousel": "the carousel",
-    "marimo-image-comparison": "the image comparison",
-}
 MODULE = r"[\w.-]+\.js"
 STATIC_IMPORT = re.compile(rf'(\b(?:from|import)\s*)(["`\'])\./({MODULE})\2')
 LATER_IMPORT = re.compile(rf'(\bimport\(\s*)(["`\'])\./({MODULE})\2')
@@ -47,11 +39,10 @@ MENU, NAMED_MENU = (
     '<svg viewBox="0 0 16 16"',
     '<svg role="img" aria-label="save chart" viewBox="0 0 16 16"',
 )
+NOT_CONNECTED = re.compile(r"\{\w+\(\{id:\w+,once:!0,title:`Static notebook`[^}]*\}\)\}")
 CONTRAST = (Path(__file__).parent / "contrast.css").read_text(encoding="utf-8")
 CONFIG_MARK = '"__MARIMO_MOUNT_CONFIG__", {'
 RANDOM_ID = re.compile(r"(random-id='?\"?)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-FOOTER_ID = "from"  # of the cell that is added at the end
-NOTES = "REPLIB_DATA_FILES_NOTED_IN"  # the environment of a process that exports
 
 Page = dict[str, Any]
 """What marimo mounts: the notebook, its outputs ("session") and the configuration."""
@@ -59,51 +50,38 @@ Page = dict[str, Any]
 LOADER = (Path(__file__).parent / "loader.js").read_text(encoding="utf-8")
 
 
-def export(notebook: Path, arguments: Sequence[str] = ()) -> tuple[Page, str, list[Path]]:
-    """Run a notebook with `-- --static`; what marimo mounts, the page around it, and the files
-    that were opened from the data folder.
+def export(notebook: Path, arguments: Sequence[str] = ()) -> tuple[Page, str]:
+    """Run a notebook with `-- --static`; what marimo mounts, and the page around it.
 
     Raises:
         ValueError: marimo is not of the known version, or the notebook did not run to its end.
     """
     _check_version()
     with tempfile.TemporaryDirectory() as folder:
-        page, notes = Path(folder) / "page.html", Path(folder) / "notes"
+        page = Path(folder) / "page.html"
         # Without the reader's own marimo settings, which would travel with the page.
-        environment = os.environ | {NOTES: str(notes), "XDG_CONFIG_HOME": folder}
-        command = [
-            sys.executable,
-            "-m",
-            "replib.report.offline",
-            str(notebook),
-            str(page),
-            "--static",
-        ]
-        command += arguments
+        environment = os.environ | {"XDG_CONFIG_HOME": folder}
+        command = [sys.executable, "-m", "marimo", "-q", "-y", "-l", "ERROR", "export", "html"]
+        command += [str(notebook), "--no-include-code", "--force", "-o", str(page)]
+        command += ["--", "--static", *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if not page.exists():
             raise ValueError(f"{notebook.name} did not run to its end:\n{done.stderr.strip()}")
         text = page.read_text()
-        opened = sorted(set(notes.read_text().splitlines())) if notes.exists() else []
     before, config, after = _split(text)
     if done.returncode:
         raise ValueError(f"{notebook.name}: {_what_failed(config) or done.stderr.strip()}")
-    return config, f"{before}\0{after}", [Path(name) for name in opened]
+    return config, f"{before}\0{after}"
 
 
-def offline_page(config: Page, around: str, footer: str = "") -> str:
-    """The page as one file; `footer` (HTML) becomes its last cell.
+def offline_page(config: Page, around: str, header: str = "", footer: str = "") -> str:
+    """The page as one file; `header` and `footer` (HTML) become its first and last cells.
 
     Raises:
-        ValueError: the page uses what is left out, marimo's assets are not as known, or the page
-            is larger than MAX_BYTES.
+        ValueError: marimo's assets are not as known, or the page is larger than MAX_BYTES.
     """
-    config = _numbered(_with_footer(config, footer) if footer else config)
-    outputs = json.dumps(config["session"])
-    for tag, what in LEFT_OUT.items():
-        if f"<{tag}" in outputs or f"\\u003c{tag}" in outputs.lower():
-            raise ValueError(f"{config['filename']} uses {what}, which a report leaves out")
-    formulas = FORMULA in outputs
+    config = _numbered(_between(config, header, footer))
+    formulas = FORMULA in json.dumps(config["session"])
     entry, modules, css = _front_end(formulas)
     packed = _packed({"entry": entry, "modules": modules, "css": css, "config": config})
     before, after = (_without_links(part) for part in around.split("\0"))
@@ -121,12 +99,6 @@ def offline_page(config: Page, around: str, footer: str = "") -> str:
             f"{MAX_BYTES / 1e6:.0f}: show fewer points or fewer charts"
         )
     return page
-
-
-def unpack(page: str) -> Page:
-    """What marimo mounts in an offline page: its configuration, notebook and outputs."""
-    packed = re.search(r'id="packed">([^<]*)<', page)[1]
-    return json.loads(gzip.decompress(base64.b64decode(packed)))["config"]
 
 
 def _packed(content: Mapping[str, Any]) -> str:
@@ -158,14 +130,17 @@ def _without_links(part: str) -> str:
     return re.sub(r'\s*<script type="module"[^>]*></script>', "", part)
 
 
-def _with_footer(config: Page, footer: str) -> Page:
-    notebook, session = config["notebook"], config["session"]
-    cell = notebook["cells"][-1] | {"id": FOOTER_ID, "code_hash": FOOTER_ID}
-    output = {"type": "data", "data": {"text/html": footer}}
-    shown = {"id": FOOTER_ID, "code_hash": FOOTER_ID, "console": [], "outputs": [output]}
+def _between(config: Page, header: str, footer: str) -> Page:
+    cells, shown = config["notebook"]["cells"], config["session"]["cells"]
+    for place, text in ((0, header), (len(cells) + 1, footer)):
+        name = {"id": f"added{place}", "code_hash": f"added{place}"}
+        styled = f'<style>{STYLE}</style><div class="r-footer">{text}</div>'
+        output = {"type": "data", "data": {"text/html": styled}}
+        cells = [*cells[:place], cells[0] | name, *cells[place:]]
+        shown = [*shown[:place], name | {"console": [], "outputs": [output]}, *shown[place:]]
     return config | {
-        "notebook": notebook | {"cells": [*notebook["cells"], cell]},
-        "session": session | {"cells": [*session["cells"], shown]},
+        "notebook": config["notebook"] | {"cells": cells},
+        "session": config["session"] | {"cells": shown},
     }
 
 
@@ -234,6 +209,8 @@ def _modules(assets: Path, entry: str, wanted: tuple[str, ...]) -> Iterator[tupl
         source = LATER_IMPORT.sub(r"\1\2m/\3\2", source)
         # marimo's icon lies beside its own pages.
         source = source.replace("./favicon.ico", "data:,")
+        # It says at the first click that nothing can be operated, and charts, tabs and legends can.
+        source = NOT_CONNECTED.sub("{}", source)
         if name.startswith("react-vega-"):
             if MENU not in source:
                 raise ValueError(_unlike(name))
@@ -270,32 +247,3 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ValueError(_unlike(f"marimo's front end, without {path.name},")) from error
-
-
-def _note_data_files(notes: Path) -> None:
-    """Note each file of the data folder that this process opens, a line each."""
-    from replib import files
-
-    folder = files.data_folder().resolve()
-
-    def note(event: str, values: tuple) -> None:
-        if event == "open" and isinstance(values[0], str | Path):
-            path = Path(values[0]).absolute()
-            if path.is_relative_to(folder) and path.is_file():
-                with notes.open("a") as lines:
-                    lines.write(f"{path}\n")
-
-    sys.addaudithook(note)
-
-
-def _main(notebook: str, page: str, *arguments: str) -> None:
-    sys.argv = ["marimo", "-q", "-y", "-l", "ERROR", "export", "html", notebook]
-    sys.argv += ["--no-include-code", "--force", "-o", page, "--", *arguments]
-    runpy.run_module("marimo", run_name="__main__")
-
-
-if __name__ in ("__main__", "__mp_main__") and NOTES in os.environ:
-    # marimo runs the notebook in a process that it starts, as Python's multiprocessing does.
-    _note_data_files(Path(os.environ[NOTES]))
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

@@ -23,16 +23,15 @@ import vl_convert
 from benchmarks import run
 from replib import files
 from replib.claims import CLAIMS, PAGES
-from replib.claims.claim import Figure, Recorded
+from replib.claims.claim import Figure, Recorded, Statement
 from replib.claims.crossover.steps import step_ratios
 from replib.claims.start import CARDS
 from replib.lab.text import LEFT, markdown_table
-from replib.lab.verdict import Verdict
+from replib.lab.verdict import NOT_SUPPORTED, Verdict
 from replib.pages import controls, style
-from replib.pages.failures import STYLE
 from replib.published import published
 from replib.report import offline
-from replib.report.index import index_page
+from replib.report.index import SUBJECT, TITLE, index_page
 
 NOTEBOOKS = files.ROOT / "notebooks"
 FIGURES = files.ROOT / "figures"
@@ -43,7 +42,10 @@ PICTURE_TONE = "#F4F2EC"  # neither glares on the dark page nor vanishes on the 
 PICTURE_FONT = 17  # pixels, of pictures that are shown about half as large
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PRINT_WITHIN_S = 120
+PAPER = "--window-size=720,1040"  # charts are drawn as wide as the text of a sheet of A4
 HASH_DIGITS = 12
+PLACES = re.compile(r' (?:d|transform|x|y|x1|x2|y1|y2|width|height|points)="[^"]*"')
+LONG_NUMBER = re.compile(r"-?\d+\.\d+(?:e-\d+)?")  # to be rounded to a hundredth of a pixel
 
 
 def sources_of(figure: Figure) -> list[str]:
@@ -105,8 +107,7 @@ def write_report(
         if not notebooks:
             recorded = everything()
             written = [*write_figures(all_figures(recorded)), *write_pictures(recorded)]
-            written += write_tables(recorded)
-            written.append(_write_index(recorded, list(known), made_from))
+            written += [*write_tables(recorded), _write_index(recorded, made_from)]
         written += pages
     if printer:
         pages = [path for path in written if path.suffix == ".html"]
@@ -118,19 +119,25 @@ def write_figures(drawn: Mapping[str, Figure], folder: Path | None = None) -> li
     """Write figures as SVG and PNG."""
     folder, written = folder or FIGURES, []
     for name, figure in drawn.items():
-        specification = style.printable(figure.chart).to_json()
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
-        drawing = _numbered_clips(vl_convert.vegalite_to_svg(specification))
+        drawing = _svg(figure)
         files.replace_file(svg, drawing)
         files.replace_file(png, vl_convert.svg_to_png(drawing, scale=PNG_SCALE))  # laid out once
         written += [svg, png]
     return written
 
 
-def _numbered_clips(svg: str) -> str:
-    """The figure with its clipping paths numbered from 0: Vega counts on from one to the next."""
+def _svg(figure: Figure) -> str:
+    """The drawing, the same wherever it is made: processors differ in the last digits of places,
+    and Vega counts its clipping paths on from one figure to the next."""
+    svg = vl_convert.vegalite_to_svg(style.printable(figure.chart).to_json())
+    svg = PLACES.sub(lambda found: LONG_NUMBER.sub(_rounded, found[0]), svg)
     clips = {name: f"clip{i}" for i, name in enumerate(dict.fromkeys(re.findall(r"clip\d+", svg)))}
     return re.sub(r"clip\d+", lambda found: clips[found[0]], svg)
+
+
+def _rounded(number: re.Match) -> str:
+    return f"{float(number[0]):z.2f}".rstrip("0").rstrip(".")
 
 
 def write_pictures(recorded: Sequence[Recorded], folder: Path | None = None) -> list[Path]:
@@ -177,7 +184,8 @@ def headline_table(recorded: Sequence[Recorded]) -> str:
     for one in recorded:
         for statement in one.claim.listed:
             verdict = one.verdict(statement)
-            here = f"**{verdict.status}** on {one.device(statement)}: {verdict.headline}"
+            status = _status(statement, verdict)
+            here = f"**{status}** on {one.device(statement)}: {verdict.says}"
             lines.append([statement.title, statement.text, here])
     return markdown_table(["claim", "in a sentence", "here"], lines, LEFT)
 
@@ -187,17 +195,24 @@ def verdict_table(recorded: Sequence[Recorded]) -> str:
     lines = []
     for one in recorded:
         for statement in one.claim.listed:
-            here = _verdict_cell(one.verdict(statement), one.device(statement))
-            says = statement.paper_says, statement.article_says
-            lines.append([statement.title, *says, here])
+            more = statement.more
+            says = {"Paper": statement.paper_says, "2022 replication": statement.article_says}
+            told = [" ".join(filter(None, (x, more.get(by)))) for by, x in says.items()]
+            lines.append([statement.title, *told, _verdict_cell(one, statement)])
     steps = next(one.rows["step_time"] for one in recorded if "step_time" in one.rows)
     lines.append(["3000 training steps", "–", *step_ratios(published()["dm2022"], steps)])
     return markdown_table(["claim", "paper", "2022 replication", "here"], lines, LEFT)
 
 
-def _verdict_cell(verdict: Verdict, devices: str) -> str:
+def _status(statement: Statement, verdict: Verdict) -> str:
+    refuted = statement.refutes and verdict.status == NOT_SUPPORTED
+    return controls.REFUTED if refuted else verdict.status
+
+
+def _verdict_cell(one: Recorded, statement: Statement) -> str:
+    verdict = one.verdict(statement)
     return (
-        f"**{verdict.status}** on {devices}: {verdict.headline}"
+        f"**{_status(statement, verdict)}** on {one.device(statement)}: {verdict.headline}"
         f"<details><summary>criteria and evidence</summary>{'<br>'.join(verdict.lines)}</details>"
     )
 
@@ -258,15 +273,15 @@ def _git(*arguments: str) -> str:
 
 def _write_page(notebook: Path, parameters: Mapping[str, str], made_from: str) -> Path:
     arguments = [f"--{name}={value}" for name, value in parameters.items()]
-    config, around, opened = offline.export(notebook, arguments)
-    footer = (
-        f'<style>{STYLE}</style><div class="r-footer"><p>Figures drawn from '
-        f"{'; '.join(map(_file_source, opened)) or 'no recorded data'}. Made from {made_from}. "
-        '<a href="index.html">All claims</a></p></div>'
-    )
+    config, around = offline.export(notebook, arguments)
+    reads = [name for one in CLAIMS if one.notebook == notebook.stem for name in one.reads]
+    opened = [files.data_folder() / f"{name}.jsonl" for name in dict.fromkeys(reads)]
+    header = f"<p>A page of <a href='index.html'>{TITLE}</a>, {SUBJECT}.</p>"
+    drawn_from = "; ".join(_file_source(path) for path in opened if path.exists())
+    footer = f"<p>Figures drawn from {drawn_from or 'no rows'}. Made from {made_from}.</p>"
     setting = "".join(f"_{name.replace('-', '_')}_{value}" for name, value in parameters.items())
     page = FIGURES / "report" / f"{notebook.stem}{''.join(filter(_in_a_name, setting))}.html"
-    files.replace_file(page, offline.offline_page(config, around, footer))
+    files.replace_file(page, offline.offline_page(config, around, header, footer))
     return page
 
 
@@ -276,8 +291,8 @@ def _in_a_name(letter: str) -> bool:
 
 def _file_source(path: Path) -> str:
     content = path.read_bytes()
-    rows = _count(content.splitlines()) + ", " if path.suffix == ".jsonl" else ""
-    return f"<code>{html.escape(_short(path))}</code> ({rows}{_hash(content)})"
+    rows = _count(content.splitlines())
+    return f"<code>{html.escape(_short(path))}</code> ({rows}, {_hash(content)})"
 
 
 def _short(path: Path) -> str:
@@ -295,29 +310,13 @@ def _hash(content: bytes | str) -> str:
     return f"sha256 {hashlib.sha256(content).hexdigest()[:HASH_DIGITS]}"
 
 
-def _write_index(recorded: Sequence[Recorded], notebooks: Sequence[str], made_from: str) -> Path:
-    sections = []
-    for one in recorded:
-        page = f"{one.claim.notebook}.html" if one.claim.notebook in notebooks else None
-        for statement in one.claim.listed:
-            figure = one.figures.get(statement.figure)
-            sections.append(
-                {
-                    "title": statement.title,
-                    "page": page,
-                    "paper": statement.paper_says,
-                    "article": statement.article_says,
-                    "verdict": one.verdict(statement),
-                    "device": one.device(statement),
-                    "chart": figure.chart.to_json(indent=None) if figure else None,
-                    "sources": sources_of(figure) if figure else [],
-                }
-            )
-    claimed = {one.claim.notebook for one in recorded}
-    others = [name for name in notebooks if name not in claimed]
-    sources = {name: sources_of(figure) for name, figure in all_figures(recorded).items()}
+def _write_index(recorded: Sequence[Recorded], made_from: str) -> Path:
+    figures = all_figures(recorded)
+    shown = {statement.figure for one in recorded for statement in one.claim.listed}
+    drawn = {name: _svg(figures[name]) for name in figures if name in shown}
+    sources = {name: sources_of(figure) for name, figure in figures.items()}
     page = FIGURES / "report" / "index.html"
-    files.replace_file(page, index_page(sections, sources, others, made_from))
+    files.replace_file(page, index_page(recorded, drawn, sources, made_from))
     return page
 
 
@@ -348,7 +347,7 @@ def print_pdf(page: Path, browser: str) -> Path:
     with tempfile.TemporaryDirectory() as profile:
         printed = Path(profile) / pdf.name
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
-        command += [f"--user-data-dir={profile}", "--virtual-time-budget=30000"]
+        command += [f"--user-data-dir={profile}", "--virtual-time-budget=30000", PAPER]
         command += [f"--print-to-pdf={printed}", page.resolve().as_uri()]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PRINT_WITHIN_S)

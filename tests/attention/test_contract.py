@@ -488,7 +488,6 @@ def test_who_defines_what_the_base_class_asks_for_has_the_rest(monkeypatch, mech
     close(Decoder(model, 2).prefill(tokens, mask)[0], alone[0, -1])
     decoder = Decoder(model, 2)
     decoder.prefill(tokens[:, :3])
-    decoder = decoder.fork()
     close(torch.stack([decoder.step(x) for x in tokens[:, 3:].unbind(1)], 1), expected[:, 3:])
 
 

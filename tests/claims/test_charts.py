@@ -22,7 +22,6 @@ from replib.claims.generation import charts as generation
 from replib.claims.generation.charts import streams
 from replib.claims.generation.measured import Size, Speedup
 from replib.claims.images import charts as images
-from replib.claims.images.charts import bits_curves, drawings
 from replib.claims.images.grid import pixel_model
 from replib.lab import store
 from replib.lab.run import config_of
@@ -172,7 +171,7 @@ def draw(name):
             frames.training_summaries(training_rows()), title="T"
         ),
         "token": lambda: generation.token_chart(token_rows()),
-        "kept": lambda: generation.token_chart(token_rows(), "state_bytes"),
+        "kept": lambda: generation.token_chart(token_rows(), y="state_bytes"),
     }[name]()
 
 
@@ -510,7 +509,7 @@ def test_a_token_chart_of_two_models_is_refused():
     with pytest.raises(ValueError, match="two values at N = 1"):
         generation.token_chart(token_rows() * 2)
     with pytest.raises(ValueError, match="y 'joules': use time_ms, state_bytes"):
-        generation.token_chart(token_rows(), "joules")
+        generation.token_chart(token_rows(), y="joules")
 
 
 def test_speedups_stand_in_groups_beside_the_published_ones_of_their_images_alone():
@@ -527,15 +526,14 @@ def test_speedups_stand_in_groups_beside_the_published_ones_of_their_images_alon
 
 def test_a_stream_chart_extends_the_cache_to_the_last_token_and_shows_the_process():
     drawing = svg(generation.stream_chart(stream_rows()))
-    values = generation._stream_lines(streams(stream_rows()), 16384, 100_000)
-    assert {style.colour("linear"), style.colour("softmax"), style.NEUTRAL} <= set(
-        re.findall(r"#[0-9A-F]{6}\b", drawing)
-    )
     assert "tokens generated" in drawing and "memory (MB)" in drawing
-    last = dict(values.filter(pl.col("position") == 100_000).select("series", "value").rows())
-    assert last[generation.CACHE_NEEDED] == pytest.approx(1638.4)
-    assert last[generation.RECURRENT_KEPT] == pytest.approx(8 * 8 * 32 * 33 * 4 / 1e6)
-    assert last[generation.PROCESS] == pytest.approx(1000)
+    values = streams(reversed(stream_rows()))
+    last = dict(values.filter(pl.col("seq_len") == 100_000).select("series", "value").rows())
+    assert last == {
+        "linear (recurrent)": pytest.approx(8 * 8 * 32 * 33 * 4 / 1e6),
+        "whole process": pytest.approx(1000),
+        "softmax (cache, to come)": pytest.approx(1638.4),
+    }
 
 
 def pixel_rows():
@@ -550,65 +548,14 @@ def pixel_rows():
     return rows
 
 
-def test_bits_per_dimension_are_drawn_with_the_models_to_compare_with(capfd):
-    frame = bits_curves(pixel_rows())
-    assert frame["bits_per_dim"].to_list()[:4] == pytest.approx([3.0, 2.5, 2.25, 2.125])
-    drawing = svg(images.bits_chart(pixel_rows()))
-    assert "WARN" not in "".join(capfd.readouterr())
-    assert (
-        "each position by its own histogram: 2." in drawing
-        and "bits per dimension of the test" in drawing
-    )
-    assert style.colour("linear") in drawing and style.colour("softmax") in drawing
-    assert bits_curves([]).columns == frame.columns
-    assert "no data yet" in svg(images.bits_chart([]))
-
-
-def digits_frame(n_drawn=9):
-    image = list(range(9))
-    strips = [("real", None, [image], 9), ("by linear", "linear", [image[:n_drawn]] * 2, 3)]
-    return drawings(strips, (3, 3, 1), 17)
-
-
-def pixels(drawing, colour):
-    """The opacity of each pixel of a colour."""
-    marks = re.findall(r'aria-roledescription="rect mark"[^>]*>', drawing)
-    marks = [mark for mark in marks if f'fill="{colour}"' in mark and "fill-opacity" not in mark]
-    return [float((re.search(r' opacity="([0-9.]+)"', mark) or [0, 1])[1]) for mark in marks]
-
-
-@pytest.mark.parametrize("n_drawn", [3, 5, 9])
-def test_an_image_grows_in_its_colour_below_what_was_given(n_drawn, capfd):
-    chart = images.digits_chart(digits_frame(n_drawn), shape=(3, 3), title="T")
+def test_bits_per_dimension_are_drawn_with_the_histogram_to_compare_with(capfd):
+    chart = images.bits_chart(pixel_rows())
     drawing = svg(chart)
     assert "WARN" not in "".join(capfd.readouterr())
-    assert len(pixels(drawing, style.colour("linear"))) == 2 * (n_drawn - 3)
-    assert len(pixels(drawing, style.NEUTRAL)) == 9 + 2 * 3
-    assert "by linear" in drawing and "real" in drawing
-    assert chart.to_dict()["width"] == "container"
-
-
-def test_a_higher_level_has_more_ink():
-    drawing = svg(images.digits_chart(digits_frame(), shape=(3, 3), title="T"))
-    expected = [level / 16 for level in range(3, 9)] * 2
-    found = pixels(drawing, style.colour("linear"))
-    assert found == pytest.approx(expected, abs=1e-3)
-
-
-def test_the_slider_hides_what_was_drawn_and_nothing_that_was_given():
-    chart = images.digits_chart(digits_frame(), shape=(3, 3), title="T", slider=True)
-    (param,) = (p for p in chart.to_dict()["params"] if p["name"] == "n_drawn")
-    assert (param["bind"]["min"], param["bind"]["max"], param["value"]) == (3, 9, 9)
-    spec = style.printable(chart).to_dict()
-    next(p for p in spec["params"] if p["name"] == "n_drawn")["value"] = 3
-    drawing = vl_convert.vegalite_to_svg(spec)
-    assert pixels(drawing, style.colour("linear")) == []
-    assert len(pixels(drawing, style.NEUTRAL)) == 9 + 2 * 3
-
-
-def test_images_with_colours_are_refused():
-    with pytest.raises(ValueError, match="3 channels cannot be drawn"):
-        drawings([], (32, 32, 3), 256)
+    assert "a histogram of each position: 2." in chart.to_dict()["description"]
+    assert images.Y_TITLE in drawing and "loss (nats" not in drawing
+    assert style.colour("linear") in drawing and style.colour("softmax") in drawing
+    assert "no data yet" in svg(images.bits_chart([]))
 
 
 def heights_of_text(element, above=0.0):

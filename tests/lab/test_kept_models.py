@@ -15,7 +15,7 @@ from replib import files
 from replib.claims import EXPERIMENTS
 from replib.generation import Decoder
 from replib.lab import kept_models
-from replib.lab.kept_models import complete, draw, kept_run, load_model, model_path
+from replib.lab.kept_models import complete, kept_run, load_model, model_path
 from replib.lab.record import Experiment, record
 from replib.lab.recorded import recorded_rows
 from replib.lab.run import config_of
@@ -216,11 +216,11 @@ def test_a_drawn_level_has_the_probability_of_the_parallel_form(kept):
 def test_a_drawing_follows_its_generator(kept):
     given = torch.zeros(3, 0)
     before = torch.get_rng_state()
-    first, same, other = (draw(kept, given, generator=generator(s)) for s in (0, 0, 1))
-    assert torch.equal(first.levels, same.levels) and not torch.equal(first.levels, other.levels)
-    assert torch.equal(before, torch.get_rng_state())
-    assert first.levels.shape == (3, 64) and first.n_given == 0
-    assert first.attention == kept.training.config.model.attention
+    first, same, other = (
+        list(complete(kept, given, generator=generator(seed)))[-1] for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, same) and not torch.equal(first, other)
+    assert torch.equal(before, torch.get_rng_state()) and first.shape == (3, 64)
 
 
 def test_the_colder_the_more_alike():
@@ -245,4 +245,4 @@ def test_the_colder_the_more_alike():
 )
 def test_impossible_drawings_are_refused_with_the_remedy(given, options, message):
     with pytest.raises(ValueError, match=message):
-        draw(load_model("linear"), given, generator=generator(), **options)
+        next(complete(load_model("linear"), given, generator=generator(), **options))

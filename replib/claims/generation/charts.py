@@ -19,39 +19,18 @@ from replib.pages.costs import growth_chart
 from replib.pages.frames import _ORIGIN, frame_of, mechanism, origin
 from replib.published import published
 
-_GENERATION = dict(
-    attention=str,
-    implementation=str,
-    series=str,
-    seq_len=int,
-    batch_size=int,
-    n_layers=int,
-    n_heads=int,
-    head_dim=int,
-)
-GENERATION_COLUMNS = (
-    _GENERATION
-    | dict(time_ms=float, q25=float, q75=float)
-    | dict(state_bytes=int, memory_bytes=int)
+_WAY = dict(attention=str, implementation=str, series=str, seq_len=int)
+TOKEN_COLUMNS = (
+    _WAY
+    | dict(time_ms=float, q25=float, q75=float, state_bytes=int)
     | dict(outcome=str, detail=str)
     | _ORIGIN
 )
-STREAM_COLUMNS = (
-    _GENERATION
-    | dict(position=int, ms_per_token=float)
-    | dict(state_bytes=int, process_bytes=int)
+STREAM_COLUMNS = _WAY | dict(value=float, low=float, high=float, outcome=str) | _ORIGIN
+SPEEDUP_COLUMNS = (
+    dict(line=str, heading=str, label=str, where=str, value=float, low=float, high=float)
+    | dict(how=str)
     | _ORIGIN
-)
-SPEEDUP_COLUMNS = dict(
-    setting=str,
-    over=str,
-    where=str,
-    value=float,
-    low=float,
-    high=float,
-    how=str,
-    device=str,
-    source=str,
 )
 
 TOKEN_MEASURES = {  # column -> axis title, factor to its unit
@@ -59,19 +38,20 @@ TOKEN_MEASURES = {  # column -> axis title, factor to its unit
     "state_bytes": ("kept between tokens (MB)", 1e-6),
 }
 N_AXIS = "position N in the sequence"
+TO_COME = "cache, to come"
 LINE_PX = 20
 LABEL_SHARE = 0.3  # of the axis, free for labels beyond the largest ratio
 MARGIN = 1.6  # free space beside the smallest and the largest ratio, as a factor
 OVER = {"cache": "over a cache", "recompute": "over recomputing"}
 
 
-def token_chart(rows: Sequence[Row], y: str = "time_ms", name: str | None = None) -> alt.LayerChart:
+def token_chart(rows: Sequence[Row], name: str = "", y: str = "time_ms") -> alt.LayerChart:
     """What the N-th token of one model and batch takes, a line a way to generate, both axes
     logarithmic; titled with what the last tokens took.
 
     Args:
-        y: a key of TOKEN_MEASURES.
         name: of the model and batch.
+        y: a key of TOKEN_MEASURES.
 
     Raises:
         ValueError: an unknown y, or two values at one N of a way.
@@ -86,11 +66,15 @@ def token_chart(rows: Sequence[Row], y: str = "time_ms", name: str | None = None
         low=pl.when(timed).then(pl.col("q25")),
         high=pl.when(timed).then(pl.col("q75")),
     )
-    chart = growth_chart(drawn, axis_title, title, guides=False)
+    return _against(N_AXIS, growth_chart(drawn, axis_title, title, guides=False))
+
+
+def _against(title: str, chart: alt.LayerChart) -> alt.LayerChart:
+    """The chart with another title of its axis of positions."""
     for layer in chart.layer:
         x = getattr(layer.encoding, "x", None)  # a layer may have no encoding
         if isinstance(x, alt.X):
-            x.title = N_AXIS
+            x.title = title
     return chart
 
 
@@ -100,140 +84,48 @@ def stream_chart(rows: Sequence[Row]) -> alt.LayerChart:
     frame = streams(rows)
     if frame.is_empty():
         return style.no_data("No measurements yet")
-    stream = next(row for row in rows if config_of(row).span == "stream" and row["curve"])
-    config = replace(config_of(stream), way="cache", seq_len=1)
-    cache_bytes_per_token, last = state_bytes(config), frame["position"].max()
-    title, kept = f"{last:,} tokens", frame.filter(frame["implementation"] == "recurrent")
-    if not kept.is_empty():
-        grown = kept["state_bytes"].max() - kept["state_bytes"].min()
-        title += f": the state grows by {grown} bytes"
-    lines = _stream_lines(frame, cache_bytes_per_token, last)
-    y_domain = style.log_domain(lines["value"], 1.5)
-    x_domain = style.log_domain([1, last])
-    names = lines["series"].unique(maintain_order=True).to_list()
-    colours = [_LOOKS[name][0] for name in names]
-    colour = alt.Color(
-        "series:N",
-        title=None,
-        scale=alt.Scale(domain=names, range=colours),
-        legend=style.legend(names, 1, symbolStrokeWidth=3),
-    )
-    dash = alt.StrokeDash(
-        "series:N",
-        title=None,
-        legend=None,
-        scale=alt.Scale(domain=names, range=[_LOOKS[name][1] for name in names]),
-    )
-    legend = alt.selection_point(name="shown_series", fields=["series"], bind="legend")
-    x = alt.X(
-        "position:Q",
-        title="tokens generated",
-        scale=alt.Scale(type="log", domain=x_domain, nice=False),
-        axis=alt.Axis(
-            values=style.powers_between(x_domain, 10), labelExpr=style.BIG_LABELS, grid=False
-        ),
-    )
-    line = (
-        alt.Chart(style.records_of(lines))
-        .mark_line(strokeWidth=2.5)
-        .encode(
-            x,
-            style.log_axis("value", "memory (MB)", y_domain),
-            colour,
-            dash,
-            alt.Detail(["device:N", "source:N"]),
-            opacity=style.faded(legend),
-            tooltip=[
-                alt.Tooltip("series:N", title="memory of"),
-                alt.Tooltip("position:Q", title="tokens", format=",d"),
-                alt.Tooltip("value:Q", title="MB", format=".4~g"),
-            ],
-        )
-        .add_params(legend)
-    )
-    return style.finished(
-        alt.layer(line),
-        title,
-        style.devices_of(frame),
-        "Memory in MB against the number of tokens generated, log axes: the recurrent state stays, "
-        "a cache grows.",
-    )
-
-
-RECURRENT_KEPT = "linear: recurrent state"
-CACHE_KEPT = "softmax: cache (it doubles)"
-CACHE_NEEDED = "softmax: cache, what it must hold"
-PROCESS = "linear: the whole process"
-_LOOKS = {  # colour and dashes
-    RECURRENT_KEPT: (style.colour("linear"), [1, 0]),
-    CACHE_KEPT: (style.colour("softmax"), [1, 0]),
-    CACHE_NEEDED: (style.colour("softmax"), [2, 4]),
-    PROCESS: (style.NEUTRAL, [6, 3]),
-}
-
-
-def _stream_lines(frame: pl.DataFrame, cache_bytes_per_token: float, last: int) -> pl.DataFrame:
-    """`value` in MB of each line of the chart."""
-    recurrent = frame.filter(pl.col("implementation") == "recurrent")
-    cache = frame.filter(pl.col("implementation") == "cache")
-    ends = frame.head(1).select("device", "source")
-    needed = pl.DataFrame({"position": [1, last]}).join(ends, how="cross")
-    parts = (
-        (RECURRENT_KEPT, recurrent, pl.col("state_bytes")),
-        (CACHE_KEPT, cache, pl.col("state_bytes")),
-        (CACHE_NEEDED, needed, pl.col("position") * cache_bytes_per_token),
-        (PROCESS, recurrent, pl.col("process_bytes")),
-    )
-    return pl.concat(
-        part.select(
-            "position", "device", "source", series=pl.lit(name), value=bytes_.cast(float) / 1e6
-        )
-        for name, part, bytes_ in parts
-    ).filter(pl.col("value").is_not_null())
+    title = f"{frame['seq_len'].max():,} tokens"
+    kept = frame.filter(pl.col("implementation") == "recurrent")["value"]
+    if len(kept):
+        title += f": the state grows by {1e6 * (kept.max() - kept.min()):z.0f} bytes"
+    chart = growth_chart(frame, "memory (MB)", title, guides=False)
+    return _against("tokens generated", chart)
 
 
 def speedup_chart(found: Sequence[Speedup], paper: Mapping[str, Any]) -> alt.LayerChart:
-    """How many times faster linear attention generates, a line a figure, on a log axis: filled and
-    hollow marks with 95 % intervals are ours, crosses are published.
+    """How many times faster linear attention generates, a line a figure, on a log axis: circles
+    with 95 % intervals are ours, crosses are published.
 
     Args:
         paper: `published()["katharopoulos2020"]`.
     """
     if not found:
         return style.no_data("No measurements yet")
-    frame = speedup_frame(found, published_speedups(paper))
     title, over_cache = "Speed-ups", sorted(x.found.value for x in found if x.over == "cache")
     if over_cache:
         ends = dict.fromkeys(map(three_digits, (over_cache[0], over_cache[-1])))
         title = f"Linear is {' to '.join(ends)}× as fast as softmax with a cache"
-    drawn, lines = _grouped(frame)
+    drawn = _speedup_lines(found, published_speedups(paper))
     x_domain = style.log_domain([*drawn["low"], *drawn["high"], *drawn["value"], 1.0], MARGIN)
     x_domain[1] *= (x_domain[1] / x_domain[0]) ** LABEL_SHARE
+    axis = {"ticks": False, "domain": False, "labelPadding": 8, "labelLimit": 0}
     y = alt.Y(
         "line:O",
         title=None,
-        scale=alt.Scale(domain=lines),
-        axis=alt.Axis(
-            labelExpr="split(datum.value, '|')[2]",
-            ticks=False,
-            domain=False,
-            labelPadding=8,
-            labelLimit=0,
-        ),
+        scale=alt.Scale(domain=drawn["line"].to_list()),
+        axis=alt.Axis(labelExpr="split(datum.value, '|')[2]", **axis),
     )
+    one = alt.Chart(pl.DataFrame({"value": [1.0]})).encode(_ratio_axis("value", x_domain))
     return style.finished(
         alt.layer(
-            alt.Chart(pl.DataFrame({"value": [1.0]}))
-            .mark_rule(color=style.NEUTRAL, strokeDash=[4, 3])
-            .encode(_ratio_axis("value", x_domain)),
-            _headings(drawn, y),
+            one.mark_rule(color=style.NEUTRAL, strokeDash=[4, 3]),
             *_ratio_layers(drawn, y, x_domain),
         ),
         title,
-        style.devices_of(frame),
+        style.devices_of(drawn),
         "Time of softmax divided by time of linear attention for a whole sequence, here and as "
         "published; above 1 linear is faster.",
-        len(lines) * LINE_PX,
+        len(drawn) * LINE_PX,
     )
 
 
@@ -248,87 +140,75 @@ def _ratio_axis(field: str, domain: Sequence[float]) -> alt.X:
     )
 
 
-def _grouped(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
-    """The frame with the line of each ratio, "setting|over|where", and all lines from top to
-    bottom with a heading above each group, ours first."""
-    told_apart = ["device"] if frame["device"].drop_nulls().n_unique() > 1 else []
-    where = pl.concat_str("where", *told_apart, separator=", ", ignore_nulls=True)
-    drawn = frame.with_columns(where=where).with_columns(
-        group=pl.concat_str("setting", "over", separator="|"),
-        label=pl.col("value").map_elements(_times, pl.String),
-    )
-    drawn = drawn.with_columns(line=pl.concat_str("group", "where", separator="|"))
-    known = drawn.filter(pl.col("source") != "published")["setting"].unique(maintain_order=True)
-    drawn = drawn.filter(pl.col("setting").is_in(known.to_list()))
-    lines = []
-    for setting, over in itertools.product(known, OVER):
-        members = drawn.filter((pl.col("setting") == setting) & (pl.col("over") == over))
-        if not members.is_empty():
-            lines += [f"{setting}|{over}|", *members["line"]]
-    return drawn, lines
+def _speedup_lines(
+    found: Iterable[Speedup], published: Iterable[tuple[str, str, str, float]]
+) -> pl.DataFrame:
+    """From top to bottom the ratios of times, ours above those of `measured.published_speedups` of
+    the same images and way, below a heading each: SPEEDUP_COLUMNS. A `line` reads
+    "images|way|where"."""
+    devices = {origin(one.row)["device"] for one in found}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for one in found:
+        setting = one.size.image or one.size.text.rsplit(", batch", 1)[0]
+        here = origin(one.row)
+        where = [f"here, batch {one.size.batch_size}", *[here["device"]] * (len(devices) > 1)]
+        how = {"how": "from single tokens" if one.integrated else "whole runs"}
+        line = {"where": ", ".join(where)} | asdict(one.found) | how | here
+        groups.setdefault((setting, one.over), []).append(line)
+    theirs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for image, over, where, value in published:
+        line = {"where": f"paper {where}", "value": float(value)}
+        line |= {"how": "published", "source": "published"}
+        theirs.setdefault((image, over), []).append(line)
+    settings, lines = dict.fromkeys(setting for setting, _ in groups), []
+    for setting, over in filter(groups.__contains__, itertools.product(settings, OVER)):
+        of = f"{setting}, " * (len(settings) > 1)  # else the page has it already
+        heading = of + OVER[over]
+        lines.append({"line": f"{setting}|{over}|", "heading": heading})
+        for line in groups[setting, over] + theirs.get((setting, over), []):
+            name = f"{setting}|{over}|{line['where']}"
+            lines.append(line | {"line": name, "label": _times(line["value"])})
+    return frame_of(lines, SPEEDUP_COLUMNS)
 
 
 def _times(value: float) -> str:
     return f"{value:z.0f}×" if value >= 100 else f"{value:z.3g}×"
 
 
-def _headings(drawn: pl.DataFrame, y: alt.Y) -> alt.Chart:
-    headings = drawn.select("setting", "over", line=pl.col("group") + "|").unique(
-        maintain_order=True
-    )
-    words = [pl.col("over").replace_strict(OVER)]
-    if headings["setting"].n_unique() > 1:  # else the page has it already
-        words.insert(0, pl.col("setting"))
-    headings = headings.with_columns(text=pl.concat_str(words, separator=", "))
-    text = alt.Chart(headings).mark_text(align="left", color=style.NEUTRAL, fontWeight="bold")
-    return text.encode(y, x=alt.value(0), text="text:N")
-
-
 def _ratio_layers(drawn: pl.DataFrame, y: alt.Y, x_domain: Sequence[float]) -> list[Any]:
     value, low = (_ratio_axis(name, x_domain) for name in ("value", "low"))
-    tooltip = [
-        alt.Tooltip("where:N"),
-        alt.Tooltip("value:Q", title="speed-up", format=".4~g"),
-        alt.Tooltip("low:Q", title="95 % from", format=".4~g"),
-        alt.Tooltip("high:Q", title="95 % to", format=".4~g"),
-        alt.Tooltip("how:N"),
-        alt.Tooltip("device:N"),
-    ]
-    base = alt.Chart(style.records_of(drawn)).encode(y, tooltip=tooltip)
+    titles = {"where": "where", "value": "speed-up", "low": "95 % from", "high": "95 % to"}
+    titles |= {"how": "how", "device": "device"}
+    tooltip = [alt.Tooltip(name, title=title) for name, title in titles.items()]
+    base = alt.Chart(style.records_of(drawn)).encode(y)
+    heading = base.transform_filter("isValid(datum.heading)").encode(x=alt.value(0))
+    ratios = base.transform_filter("isValid(datum.value)").encode(tooltip=tooltip)
     ours, theirs = (
-        base.transform_filter(f"datum.source {sign} 'published'") for sign in ("!=", "==")
+        ratios.transform_filter(f"datum.source {sign} 'published'") for sign in ("!=", "==")
     )
     orange = style.colour("linear")
+    bold = {"align": "left", "color": style.NEUTRAL, "fontWeight": "bold"}
     marks = [
+        heading.mark_text(**bold).encode(text="heading:N"),
         ours.mark_rule(strokeWidth=7, opacity=0.4, color=orange).encode(low, alt.X2("high:Q")),
         theirs.mark_point(**style.CROSS, color=style.NEUTRAL).encode(value),
+        ours.mark_point(size=70, opacity=1, color=orange).encode(value),
     ]
-    for source, filled in (("live", True), ("recorded", False)):
-        marks.append(
-            base.transform_filter(style.is_from(source))
-            .mark_point(filled=filled, size=70, opacity=1, color=orange)
-            .encode(value)
-        )
     for part, colour, end in ((ours, orange, "high"), (theirs, style.NEUTRAL, "value")):
-        marks.append(
-            part.mark_text(align="left", dx=9, color=colour).encode(
-                _ratio_axis(end, x_domain), text="label:N"
-            )
-        )
+        label = part.mark_text(align="left", dx=9, color=colour)
+        marks.append(label.encode(_ratio_axis(end, x_domain), text="label:N"))
     return marks
 
 
 def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     """A token's time and memory, streams, and speed-ups beside the published ones."""
     recorded = rows["generation"]
-    sizes = rows_by_size(recorded)
-    if not sizes:
+    if not recorded:
         return
-    name = max(sizes, key=lambda size: len(sizes[size]))  # the size that most points are of
-    shown = {"experiment": "generation", "rows": sizes[name]}
-    yield "generation_tokens", Figure(chart=token_chart(sizes[name], name=name), **shown)
-    chart = token_chart(sizes[name], "state_bytes", name)
-    yield "generation_memory", Figure(chart=chart, **shown)
+    some, name = most_measured(recorded)
+    shown = {"experiment": "generation", "rows": some}
+    yield "generation_tokens", Figure(chart=token_chart(some, name), **shown)
+    yield "generation_memory", Figure(chart=token_chart(some, name, "state_bytes"), **shown)
     shown["rows"] = recorded
     yield "generation_streams", Figure(chart=stream_chart(recorded), **shown)
     chart = speedup_chart(speedups(recorded), published()["katharopoulos2020"])
@@ -336,59 +216,54 @@ def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
 
 
 def tokens(rows: Iterable[Row]) -> pl.DataFrame:
-    """One line a token that was generated at some position, `seq_len`: GENERATION_COLUMNS. The way
-    to generate stands for an implementation; a cache's and a state's bytes are those allocated."""
+    """One line a token that was generated at some position, `seq_len`: TOKEN_COLUMNS. The way to
+    generate stands for an implementation; a cache's and a state's bytes are those allocated."""
     lines = []
     for row in rows:
         if config_of(row).span == "token":
             summary = row["summary"]
             line = _way(config_of(row)) | {n: row[n] for n in ("outcome", "detail")} | origin(row)
-            line |= {name: summary.get(name) for name in ("time_ms", "state_bytes", "memory_bytes")}
+            line |= {name: summary.get(name) for name in ("time_ms", "state_bytes")}
             line |= {"q25": summary.get("time_ms_q25"), "q75": summary.get("time_ms_q75")}
             lines.append(line)
-    return frame_of(lines, GENERATION_COLUMNS)
+    return frame_of(lines, TOKEN_COLUMNS)
 
 
 def streams(rows: Iterable[Row]) -> pl.DataFrame:
-    """One line a look at a long stream: STREAM_COLUMNS."""
-    names = ("position", "ms_per_token", "state_bytes", "process_bytes")
-    lines = []
-    for row in rows:
-        if config_of(row).span == "stream" and row["curve"]:
-            run = _way(config_of(row)) | origin(row)
-            points = zip(*(row["curve"][name] for name in names), strict=True)
-            lines += [run | dict(zip(names, point, strict=True)) for point in points]
+    """One line a look at a long stream, `seq_len` tokens from its start: STREAM_COLUMNS, `value` in
+    MB. Beside what is kept there are the whole process, and what a cache must hold to the end."""
+    streamed = [row for row in rows if config_of(row).span == "stream" and row["curve"]]
+    lines, last = [], 1
+    for row in sorted(streamed, key=lambda row: config_of(row).way == "cache"):
+        config, curve = config_of(row), row["curve"]
+        at = curve["position"]
+        looks = [i for i, n in enumerate(at) if i + 1 == len(at) or _doubles(n, at[i + 1])]
+        drawn = {name: [(at[i], curve[name][i]) for i in looks] for name in curve}
+        lines += _line(row, _way(config), drawn["state_bytes"])
+        if config.way == "recurrent":
+            last = at[-1]
+            lines += _line(row, mechanism("whole process", None), drawn["process_bytes"])
+        elif at[-1] < last:
+            held = [(n, state_bytes(replace(config, seq_len=n))) for n in (at[-1], last)]
+            lines += _line(row, mechanism("softmax", TO_COME), held)
     return frame_of(lines, STREAM_COLUMNS)
 
 
-def speedup_frame(
-    found: Iterable[Speedup], published: Iterable[tuple[str, str, str, float]] = ()
-) -> pl.DataFrame:
-    """One line a ratio of times, ours and those of `measured.published_speedups`:
-    SPEEDUP_COLUMNS. `setting` is the data set whose images have that size, or the size itself."""
-    ours = [
-        {"setting": one.size.image or one.size.text.rsplit(", batch", 1)[0], "over": one.over}
-        | {"where": f"here, batch {one.size.batch_size}"}
-        | asdict(one.found)
-        | {"how": "from single tokens" if one.integrated else "whole runs"}
-        | origin(one.row)
-        for one in found
-    ]
-    theirs = [
-        {"setting": image, "over": over, "where": f"paper {where}", "value": float(value)}
-        | {"how": "published", "source": "published"}
-        for image, over, where, value in published
-    ]
-    return frame_of(ours + theirs, SPEEDUP_COLUMNS)
+def _doubles(n: int, following: int) -> bool:
+    """Whether there is a power of two between two positions: a look for each is enough."""
+    return int(following).bit_length() > int(n).bit_length()
+
+
+def _line(row: Row, series: dict[str, Any], looks: Iterable[tuple[int, Any]]) -> list[dict]:
+    run = series | {"outcome": "ok"} | origin(row)
+    return [run | {"seq_len": n, "value": value / 1e6} for n, value in looks if value]
 
 
 def _way(config: GenerationConfig) -> dict[str, Any]:
-    way = config.way
-    sizes = ("seq_len", "batch_size", "n_layers", "n_heads", "head_dim")
-    return mechanism(WAYS[way], way) | {name: getattr(config, name) for name in sizes}
+    return mechanism(WAYS[config.way], config.way) | {"seq_len": config.seq_len}
 
 
-def _token_title(rows: Sequence[Row], y: str, name: str | None) -> str:
+def _token_title(rows: Sequence[Row], y: str, name: str) -> str:
     done = [row for row in rows if row["outcome"] == "ok" and row["summary"].get(y)]
     if not done:
         return "No measurements yet"
@@ -417,3 +292,10 @@ def rows_by_size(rows: Sequence[Row]) -> dict[str, list[Row]]:
             name = f"{size.text}, {device}" if len(devices) > 1 else size.text
             found[name] = members
     return found
+
+
+def most_measured(rows: Sequence[Row]) -> tuple[list[Row], str]:
+    """The rows of the model and batch that most tokens are of, and its name."""
+    sizes = rows_by_size(rows) or {"": []}
+    name = max(sizes, key=lambda size: len(sizes[size]))
+    return sizes[name], name

@@ -10,20 +10,18 @@ from typing import Any
 from replib.claims.common import EXPONENT_TOLERANCE
 from replib.claims.generation.measured import (
     Speedup,
+    finished,
     generated,
     published_speedups,
     samples,
     speedups,
-    tokens_of,
+    tokens_by_size,
 )
 from replib.lab.run import config_of
-from replib.lab.statistics import (
-    Exponent,
-    Ratio,
-    scaling_exponent,
-)
+from replib.lab.statistics import Exponent, Ratio, scaling_exponent
 from replib.lab.store import Row
 from replib.lab.verdict import (
+    SUPPORTED,
     Criterion,
     Verdict,
     each_device,
@@ -41,26 +39,29 @@ def constant_cost(rows: Sequence[Row]) -> Verdict:
     """A token costs the same at every position with a recurrent state, and ever more with softmax:
     `constant_cost_verdict` for each model and batch."""
     verdicts, times = {}, {"recurrent": [], "recompute": []}
-    for size, ways in tokens_of(rows).items():
-        last = max(max(points) for points in ways.values())
+    for size, some in tokens_by_size(rows).items():
         figures = (("recurrent", "time"), ("recompute", "time"))
         figures += (("recurrent", "state"), ("cache", "state"))
-        found = [_position_exponent(ways.get(way, {}), what) for way, what in figures]
-        for some, one in zip(times.values(), found, strict=False):
-            some += [one.value] if one else []
-        verdicts[replace(size, seq_len=last).text] = constant_cost_verdict(*found)
+        found = [_position_exponent(finished(some, way), what) for way, what in figures]
+        for values, one in zip(times.values(), found, strict=False):
+            values += [one.value] if one else []
+        if any(row["outcome"] == "ok" for row in some):
+            verdicts[size.text] = constant_cost_verdict(*found)
     streams = [row for row in rows if config_of(row).span == "stream" and row["outcome"] == "ok"]
     verdict = together(verdicts, "no measurements yet")
-    headline = verdict.headline
-    if len(verdicts) > 1 and any(times.values()):
-        told = [
-            f"as N^{min(some):z.2f} to N^{max(some):z.2f} ({way})"
-            for way, some in times.items()
-            if some
-        ]
+    headline, answer = verdict.headline, ""
+    spans = {
+        way: f"N^{min(some):z.2f} to N^{max(some):z.2f}" for way, some in times.items() if some
+    }
+    if len(verdicts) > 1 and spans:
+        told = [f"as {span} ({way})" for way, span in spans.items()]
         headline = f"the N-th token's time grows {', '.join(told)}"
+    if "recurrent" in spans:
+        still = verdict.status == SUPPORTED
+        told = "is the same at every position, it goes as" if still else "goes as"
+        answer = f"a token's time {told} {spans['recurrent']}"
     evidence = (*verdict.evidence, *map(_stream_text, streams))
-    return replace(verdict, headline=headline, evidence=evidence)
+    return replace(verdict, headline=headline, evidence=evidence, answer=answer)
 
 
 def _position_exponent(points: Mapping[int, Row], what: str) -> Exponent | None:
@@ -120,7 +121,13 @@ def faster_generation(rows: Sequence[Row]) -> Verdict:
                 beside.append(text)
     verdict = together(verdicts, "no measurements yet")
     headline = _speedups_text(rows) if len(verdicts) > 1 else verdict.headline
-    return replace(verdict, headline=headline, evidence=(*verdict.evidence, *beside))
+    over_cache = [one.found.value for one in speedups(rows) if one.over == "cache"]
+    answer = ""
+    if over_cache:
+        ends = dict.fromkeys(map(three_digits, (min(over_cache), max(over_cache))))
+        answer = f"linear generates {' to '.join(ends)} times as fast as softmax with a cache"
+    evidence = (*verdict.evidence, *beside)
+    return replace(verdict, headline=headline, evidence=evidence, answer=answer)
 
 
 def _published(one: Speedup, paper: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -137,36 +144,30 @@ def _published(one: Speedup, paper: Mapping[str, Any]) -> list[tuple[str, float]
 def generation(rows: Sequence[Row]) -> Verdict:
     """`constant_cost` and `faster_generation`, both; headed by the speed-ups, those over a cache
     first: nobody need recompute."""
-    parts = constant_cost(rows), faster_generation(rows)
-    criteria, evidence = (
-        tuple(line for part in parts for line in getattr(part, name))
-        for name in ("criteria", "evidence")
+    cost, faster = constant_cost(rows), faster_generation(rows)
+    headline = _speedups_text(rows) or "; ".join(dict.fromkeys((cost.headline, faster.headline)))
+    return Verdict(
+        headline,
+        (*cost.criteria, *faster.criteria),
+        (*cost.evidence, *faster.evidence),
+        answer="; ".join(filter(None, (faster.answer, cost.answer))),
     )
-    headline = _speedups_text(rows) or "; ".join(dict.fromkeys(part.headline for part in parts))
-    return Verdict(headline, criteria, evidence)
 
 
 def _speedups_text(rows: Sequence[Row]) -> str:
     """By how much linear attention generates faster, from where by least to where by most."""
-    found = {over: [one for one in speedups(rows) if one.over == over] for over in COMPARED}
-    told = [
-        f"{_ends([one.found for one in found[over]], intervals=over == 'cache')} as fast as {what}"
-        for over, what in COMPARED.items()
-        if found[over]
-    ]
+    told = []
+    for over, what in COMPARED.items():
+        found = sorted((x.found for x in speedups(rows) if x.over == over), key=lambda x: x.value)
+        if found:
+            ends = dict.fromkeys((found[0], found[-1]))
+            text = ratio_text if over == "cache" else lambda one: f"{three_digits(one.value)}×"
+            told.append(f"{' to '.join(map(text, ends))} as fast as {what}")
     return f"linear generates {', '.join(told)}" if told else ""
 
 
 # The one that it is judged by is told first, and with its intervals.
 COMPARED = {"cache": "softmax with a cache", "recompute": "softmax that recomputes"}
-
-
-def _ends(ratios: Sequence[Ratio], *, intervals: bool) -> str:
-    """The least and the largest of some ratios."""
-    least, most = (pick(ratios, key=lambda one: one.value) for pick in (min, max))
-    text = ratio_text if intervals else lambda one: f"{three_digits(one.value)}×"
-    told = [text(one) for one in dict.fromkeys((least, most))]
-    return " to ".join(told)
 
 
 def constant_cost_verdict(
@@ -219,8 +220,4 @@ def faster_generation_verdict(speedup: Ratio, *, beside: str = "") -> Verdict:
     return Verdict(f"linear is {text} as fast as cached softmax{beside}", (criterion,))
 
 
-VERDICTS = {
-    "generation": lambda rows: generation(rows["generation"]),
-    "constant_cost": lambda rows: constant_cost(rows["generation"]),
-    "faster_generation": lambda rows: faster_generation(rows["generation"]),
-}
+VERDICTS = {"generation": lambda rows: generation(rows["generation"])}

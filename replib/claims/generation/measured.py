@@ -61,34 +61,22 @@ class Generated:
     def measured(self) -> Total | None:
         return _measured(self.runs) if len(self.runs) >= MIN_WHOLE_RUNS else None
 
-    @property
-    def total(self) -> Total | None:
-        """In milliseconds."""
-        return self.measured or self.integrated
-
-    @property
-    def images_per_s(self) -> float | None:
-        return 1000 * self.size.batch_size / self.total.value if self.total else None
-
 
 def generated(rows: Sequence[Row]) -> dict[Size, dict[str, Generated]]:
     """What each way takes at each size, for rows of one device: a size is a model and batch, with
     the longest of its single tokens or the length of a whole sequence."""
     found: dict[Size, dict[str, Generated]] = {}
-    tokens = tokens_of(rows)
-    lengths = {(size, max(max(points) for points in tokens[size].values())) for size in tokens}
-    lengths |= {(replace(size, seq_len=1), size.seq_len) for size, _ in _runs_of(rows)}
-    for size, last in sorted(lengths, key=lambda one: (one[1], one[0].batch_size)):
-        at = replace(size, seq_len=last)
+    tokens, runs = tokens_by_size(rows), _runs_of(rows)
+    for at in sorted({*tokens, *runs}, key=lambda one: (one.seq_len, one.batch_size)):
         for way in WAYS:
-            points, run = tokens.get(size, {}).get(way, {}), _runs_of(rows).get((at, way))
-            row = run or points.get(last)
+            points, run = finished(tokens.get(at, []), way), runs.get(at, {}).get(way)
+            row = run or points.get(at.seq_len)
             if row is not None:
                 found.setdefault(at, {})[way] = Generated(
                     size=at,
                     way=way,
                     runs=tuple(samples(run)) if run else (),
-                    integrated=_integrated(points, last) if last in points else None,
+                    integrated=_integrated(points) if at.seq_len in points else None,
                     row=row,
                 )
     return found
@@ -106,31 +94,28 @@ def tokens_by_size(rows: Sequence[Row]) -> dict[Size, list[Row]]:
     }
 
 
-def _integrated(points: Mapping[int, Row], last: int) -> Total:
-    used = {n: tuple(samples(row)) for n, row in points.items() if n <= last}
-    return _sum(tuple(used), tuple(used.values()), last)
+def finished(rows: Sequence[Row], way: str) -> dict[int, Row]:
+    """The single tokens of one size that a way has generated, by position."""
+    return {
+        config_of(row).seq_len: row
+        for row in rows
+        if config_of(row).way == way and row["outcome"] == "ok"
+    }
+
+
+def _integrated(points: Mapping[int, Row]) -> Total:
+    return _sum(tuple(points), tuple(tuple(samples(row)) for row in points.values()), max(points))
 
 
 _measured, _sum = lru_cache(maxsize=1000)(measured_total), lru_cache(maxsize=1000)(integrated_total)
 
 
-def tokens_of(rows: Sequence[Row]) -> dict[Size, dict[str, dict[int, Row]]]:
-    """The finished single tokens: model and batch (a size whose length is 1) -> way -> N -> row."""
-    found: dict[Size, dict[str, dict[int, Row]]] = {}
+def _runs_of(rows: Sequence[Row]) -> dict[Size, dict[str, Row]]:
+    found: dict[Size, dict[str, Row]] = {}
     for row in rows:
-        config = config_of(row)
-        if config.span == "token" and row["outcome"] == "ok":
-            ways = found.setdefault(replace(size(config), seq_len=1), {})
-            ways.setdefault(config.way, {})[config.seq_len] = row
+        if config_of(row).span == "sequence" and row["outcome"] == "ok":
+            found.setdefault(size(config_of(row)), {})[config_of(row).way] = row
     return found
-
-
-def _runs_of(rows: Sequence[Row]) -> dict[tuple[Size, str], Row]:
-    return {
-        (size(config_of(row)), config_of(row).way): row
-        for row in rows
-        if config_of(row).span == "sequence" and row["outcome"] == "ok"
-    }
 
 
 def size(config: GenerationConfig) -> Size:
@@ -168,17 +153,14 @@ def speedup(slow: Generated | None, fast: Generated | None) -> Speedup | None:
     together; None where a side has neither."""
     if slow is None or fast is None:
         return None
-    for how in ("measured", "integrated", "total"):
-        totals = getattr(slow, how), getattr(fast, how)
-        if None not in totals:
-            return Speedup(
-                size=fast.size,
-                over=slow.way,
-                found=ratio(*totals),
-                integrated=how != "measured",
-                row=fast.row,
-            )
-    return None
+    whole = slow.measured, fast.measured
+    summed = slow.integrated, fast.integrated
+    mixed = slow.measured or slow.integrated, fast.measured or fast.integrated
+    totals = next((both for both in (whole, summed, mixed) if None not in both), None)
+    if totals is None:
+        return None
+    found, integrated = ratio(*totals), totals is not whole
+    return Speedup(size=fast.size, over=slow.way, found=found, integrated=integrated, row=fast.row)
 
 
 def published_speedups(paper: Mapping[str, Any]) -> list[tuple[str, str, str, float]]:

@@ -71,7 +71,7 @@ def images_verdict(
     criteria = [
         Criterion(f"at least {MIN_IMAGE_SEEDS} seeds of each mechanism", enough or None, seeds)
     ]
-    headline = "too few seeds"
+    headline, answer = "too few seeds", ""
     if min(len(linear), len(softmax)) >= 2:
         low, high = difference_interval(linear, softmax)
         means = float(np.mean(linear)), float(np.mean(softmax))
@@ -82,13 +82,17 @@ def images_verdict(
             f"linear {means[0]:z.3f}, softmax {means[1]:z.3f} bits per dimension, means of "
             f"{len(linear)} and {len(softmax)} seeds; linear - softmax: {difference}"
         )
+        answer = (
+            f"linear needs {means[0]:z.3f} bits per dimension, softmax {means[1]:z.3f}: a "
+            f"difference of {difference}, where {BITS_MARGIN:zg} are allowed"
+        )
     if linear:
         text = f"every linear seed is below the histogram of each position, {histogram:z.3f}"
         criteria.append(Criterion(text, max(linear) < histogram, f"at most {max(linear):z.3f}"))
     criteria.append(Criterion("no linear run diverges", n_diverged == 0, f"{n_diverged} diverged"))
     if not enough:
         criteria = [Criterion(one.text, None, one.figure) for one in criteria]
-    return Verdict(headline, tuple(criteria))
+    return Verdict(headline, tuple(criteria), answer=answer)
 
 
 VERDICTS = {"images": lambda rows: images(rows["images"])}

@@ -22,22 +22,10 @@ from torch import Tensor
 
 from replib import generation, models
 from replib.device import available_memory_bytes, resolve_device
-from replib.generation import (
-    MAX_BATCH,
-    Decoder,
-    Recompute,
-    most_likely,
-)
+from replib.generation import MAX_BATCH, Decoder, Recompute, most_likely
 from replib.lab import timing
 from replib.lab.memory_use import TIMING_LOCK, is_out_of_memory, peak_memory_bytes, release_memory
-from replib.lab.timing import (
-    DTYPES,
-    MEMORY_SHARE,
-    Cost,
-    Samples,
-    Stop,
-    interleave,
-)
+from replib.lab.timing import DTYPES, MEMORY_SHARE, Cost, Samples, Stop, interleave
 from replib.models import CausalTransformer, TransformerConfig
 
 # Training seeds torch's global generator while it builds a model, and a model built here meanwhile
@@ -337,31 +325,28 @@ def _measure_stream(
 ) -> GenerationCost:
     if shortage := _shortage(config, device):
         return GenerationCost(config, "out_of_memory", shortage, (), None)
-    curve: dict[str, list] = {}
-    total_ms = 0.0
+    points: list[dict] = []
     try:
         for point in stream_points(config, device, seed, stop):
-            for name, value in point.items():
-                curve.setdefault(name, []).append(value)
-            n = len(curve["position"])
-            before = curve["position"][-2] if n > 1 else 0
-            total_ms += point["ms_per_token"] * (point["position"] - before)
-            cost = _stream_cost(config, "interrupted", total_ms, curve)
-            on_partial(cost)
+            points.append(point)
+            on_partial(_stream_cost(config, "interrupted", points))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         release_memory(device)
-        return _stream_cost(config, "out_of_memory", total_ms, curve, str(error).split("\n")[0])
-    ended = curve["position"][-1] == config.seq_len if curve else False
-    return _stream_cost(config, "ok" if ended else "interrupted", total_ms, curve)
+        return _stream_cost(config, "out_of_memory", points, str(error).split("\n")[0])
+    ended = bool(points) and points[-1]["position"] == config.seq_len
+    return _stream_cost(config, "ok" if ended else "interrupted", points)
 
 
-def _stream_cost(config, outcome, total_ms, curve, detail=None) -> GenerationCost:
-    curve = {name: list(values) for name, values in curve.items()}
+def _stream_cost(config, outcome, points, detail=None) -> GenerationCost:
+    curve = {name: [point[name] for point in points] for name in (points[0] if points else ())}
+    ends = [0, *curve.get("position", ())]
+    each_ms = zip(curve.get("ms_per_token", ()), pairwise(ends), strict=True)
+    total_ms = sum(ms * (end - before) for ms, (before, end) in each_ms)
     if outcome == "interrupted":
-        detail = f"stopped after {curve['position'][-1] if curve else 0} tokens"
-    kept = curve["state_bytes"][-1] if curve else None
+        detail = f"stopped after {ends[-1]} tokens"
+    kept = points[-1]["state_bytes"] if points else None
     return GenerationCost(config, outcome, detail, (total_ms,), None, state_bytes=kept, curve=curve)
 
 
