@@ -13,7 +13,6 @@ projection of the S embeddings is looked up, which is the same sum.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
@@ -21,13 +20,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from replib import checkpoints
 from replib.attention import ATTENTION
 from replib.attention.base import Options, variant_label
 from replib.attention.feature_maps import FEATURE_MAPS, dpfp, favor_keys, orthogonal_directions
 from replib.attention.kernels import delta_read_weights, fwm_retrieve, installed
-from replib.device import resolve_device
 from replib.tasks import Associations, AssociativeRetrieval
+from replib.training import TrainingLoop, check_known, check_numbers
 
 # What a key may be mapped by, as mechanisms are named where there is one.
 FEATURES = ("softmax", "linear", "dpfp", "performer", "relu", "tanh")
@@ -37,7 +35,6 @@ VERSIONS = {"memories": 1, "sum": 1, "delta": 1, "fwm": 1}
 EMBEDDING_PER_SYMBOL = 1.1  # E of the published code, where keys and values are symbols
 NORM_EPS = 1e-5  # of the layer normalisation after a memory of the rule "fwm"
 SMALLEST = 1e-30  # a divisor that keeps features that are all 0 from becoming NaN
-UNTIMED_STEPS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +51,10 @@ class MemoryConfig:
         head_dim: D.
         eps: added to normalisers of reads, as published. With "performer" it is far above the
             normalisers themselves, of keys that are not scaled, and what is read is 0.
-        guarded: whether SMALLEST is added to the sum that a key's features are divided by, by the
-            rule "delta". The published code adds nothing: where all features of a key are 0, as
-            those of "performer" become, it reads NaN, which 18 of its 20 runs with them ended in.
+
+    By the rule "delta" SMALLEST is added to the sum that a key's features are divided by. The
+    published code adds nothing: where all features of a key are 0, as those of "performer" become,
+    it reads NaN, which 18 of its 20 runs with them ended in.
     """
 
     kernel: ClassVar[None] = None  # the fastest always
@@ -66,12 +64,9 @@ class MemoryConfig:
     update_rule: str = "sum"
     head_dim: int = 64
     eps: float = 1e-6
-    guarded: bool = True
 
     def __post_init__(self):
-        for name, known in (("attention", FEATURES), ("update_rule", UPDATE_RULES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}: use {', '.join(known)}")
+        check_known(self, attention=FEATURES, update_rule=UPDATE_RULES)
         if self.attention in ("dpfp", "performer"):
             ATTENTION[self.attention].check(self.options, None)
         elif self.options is not None:
@@ -148,18 +143,15 @@ class RetrievalConfig:
     report: str = "best"
 
     def __post_init__(self):
-        for name, most in (
-            ("batch_size", 4096),
-            ("n_steps", 10_000_000),
-            ("eval_every", 1_000_000),
-            ("eval_sequences", 1000),
-            ("eval_queries", 4096),
-            ("patience", 1_000_000),
-        ):
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} {getattr(self, name)}: use 1 to {most}")
-        if not 0 < self.lr < 10:
-            raise ValueError(f"lr {self.lr}: use above 0, below 10")
+        check_numbers(
+            self,
+            batch_size=4096,
+            n_steps=10_000_000,
+            eval_every=1_000_000,
+            eval_sequences=1000,
+            eval_queries=4096,
+            patience=1_000_000,
+        )
         if self.report not in ("best", "last"):
             raise ValueError(f"report {self.report!r}: use 'best' or 'last'")
         if self.eval_half_length and not self.task.with_replacement:
@@ -269,7 +261,7 @@ class AssociativeMemory(nn.Module):
             return q, k, None
         if self.config.update_rule == "delta":
             q = q / (q.sum(-1, keepdim=True) + self.config.eps)
-            k = k / (k.sum(-1, keepdim=True) + (SMALLEST if self.config.guarded else 0))
+            k = k / (k.sum(-1, keepdim=True) + SMALLEST)
         return q, k, self.strengths(batch)
 
     def strengths(self, batch: Associations) -> Tensor:
@@ -323,8 +315,8 @@ class AssociativeMemory(nn.Module):
 
 def _fuses(config: MemoryConfig) -> bool:
     """Whether there is a kernel for the CPU that is faster, where sequences have one query."""
-    if not installed("numba") or config.update_rule == "fwm" or not config.guarded:
-        return False  # the kernel has the guard in it
+    if not installed("numba") or config.update_rule == "fwm":
+        return False
     return config.attention in ("dpfp", "linear") or config.update_rule == "delta"
 
 
@@ -357,10 +349,15 @@ def features(x: Tensor, config: MemoryConfig, directions: Tensor | None = None) 
     return FEATURE_MAPS[config.attention](x)
 
 
-def retrieval_loss(reads: Tensor, batch: Associations) -> Tensor:
-    """0.5·|read - unit vector of the target|² of each seed (P,), the mean over what is asked."""
+def query_losses(reads: Tensor, batch: Associations) -> Tensor:
+    """0.5·|read - unit vector of the target|² of each query, (P, B, L, S) -> (P, B, L)."""
     right = reads.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
-    losses = (reads.square().sum(-1) - 2 * right + 1) / 2  # (P, B, L)
+    return (reads.square().sum(-1) - 2 * right + 1) / 2
+
+
+def retrieval_loss(reads: Tensor, batch: Associations) -> Tensor:
+    """The mean of `query_losses` over what is asked, of each seed (P,)."""
+    losses = query_losses(reads, batch)
     return (losses * batch.asked).sum((1, 2)) / batch.asked.sum((1, 2))
 
 
@@ -394,7 +391,6 @@ class RetrievalMetrics:
         losses: of this evaluation, a seed each; None for one that had ended before.
         loss: the mean of those that are still under way.
         outcomes: of each seed: None while it runs, then "ok", "diverged" or "interrupted".
-        reasons: why a seed ended: "solved", "no progress", "all steps", "not finite".
         steps_per_s, seconds_left: of this process; seconds to the last possible step.
     """
 
@@ -402,7 +398,6 @@ class RetrievalMetrics:
     losses: tuple[float | None, ...]
     loss: float
     outcomes: tuple[str | None, ...]
-    reasons: tuple[str | None, ...]
     steps_per_s: float
     seconds_left: float
 
@@ -458,7 +453,7 @@ class _Seed:
         }
 
 
-class RetrievalTraining(checkpoints.Checkpointed):
+class RetrievalTraining(TrainingLoop):
     """A run of several seeds, advanced by iterating over `metrics()`. A seed that has ended takes
     no further part.
 
@@ -479,7 +474,7 @@ class RetrievalTraining(checkpoints.Checkpointed):
     def __init__(
         self, config: RetrievalConfig, *, seeds: Sequence[int] = (0,), device: str | None = None
     ):
-        self.config, self.device = config, resolve_device(device)
+        super().__init__(config, device)
         self.model = AssociativeMemory(config.model, n_keys=config.task.n_keys, seeds=seeds)
         self.model.to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, fused=True)
@@ -490,9 +485,11 @@ class RetrievalTraining(checkpoints.Checkpointed):
             [torch.Generator(self.device).manual_seed(3 * seed + i) for seed in seeds]
             for i in range(2)
         )
-        self.step = 0
-        self.threads = torch.get_num_threads()
-        """Of the process as the run began; with others sums round otherwise."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether every seed has."""
+        return not self.active
 
     def summary(self, seed: int) -> dict[str, Any]:
         """The figures of a seed's run as it stands."""
@@ -501,28 +498,22 @@ class RetrievalTraining(checkpoints.Checkpointed):
     def metrics(self, stop: Callable[[], bool] = lambda: False) -> Iterator[RetrievalMetrics]:
         """Train until every seed has ended, yielding at each evaluation. `stop()` is asked before
         each step and ends the seeds that run as "interrupted"."""
-        first, started = self.step, time.perf_counter()
-        while self.active:
-            if stop():
-                yield self._metrics({}, first, started, interrupted=True)
-                return
-            if self.step == first + UNTIMED_STEPS:
-                started = time.perf_counter()
-            self.train_step()
-            if self.step % self.config.eval_every and self.step < self.config.n_steps:
-                continue
-            losses = dict(zip(self.active, self.evaluate().tolist(), strict=True))
-            for i, loss in losses.items():
-                self.seeds[i].add(self.step, loss, self.config)
-            self._drop_ended()
-            yield self._metrics(losses, first, started)
+        for is_due in self._stretches(stop):
+            losses = {}
+            if is_due:
+                losses = dict(zip(self.active, self.evaluate().tolist(), strict=True))
+                for i, loss in losses.items():
+                    self.seeds[i].add(self.step, loss, self.config)
+                self._drop_ended()
+                self._losses.clear()
+            yield self._metrics(losses, interrupted=not is_due)
 
     def train_step(self) -> Tensor:
         """One step of the optimiser; the losses before it, of each running seed."""
         batches = [
             self.config.task.sample(self.config.batch_size, self.data[i]) for i in self.active
         ]
-        losses = self._losses(_stacked(batches), 1)
+        losses = self._losses_of(stacked(batches), 1)
         self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()
         self.optimizer.step()
@@ -543,9 +534,9 @@ class RetrievalTraining(checkpoints.Checkpointed):
             )
             for i in self.active
         ]
-        return self._losses(_stacked(batches), config.eval_sequences)
+        return self._losses_of(stacked(batches), config.eval_sequences)
 
-    def _losses(self, batch: Associations, n_draws: int) -> Tensor:
+    def _losses_of(self, batch: Associations, n_draws: int) -> Tensor:
         return retrieval_loss(self.model(batch, self._directions(n_draws)), batch)
 
     def _directions(self, n_draws: int) -> Tensor | None:
@@ -583,9 +574,7 @@ class RetrievalTraining(checkpoints.Checkpointed):
             self.optimizer.state[new] = state
         self.optimizer.param_groups[0]["params"] = list(self.model.parameters())
 
-    def _metrics(self, losses, first, started, interrupted: bool = False) -> RetrievalMetrics:
-        timed = self.step - first - UNTIMED_STEPS
-        speed = timed / (time.perf_counter() - started) if timed > 0 else math.nan
+    def _metrics(self, losses: dict[int, float], interrupted: bool) -> RetrievalMetrics:
         running = [losses[i] for i in self.active if i in losses] or list(losses.values())
         outcomes = (s.outcome or ("interrupted" if interrupted else None) for s in self.seeds)
         return RetrievalMetrics(
@@ -593,9 +582,7 @@ class RetrievalTraining(checkpoints.Checkpointed):
             losses=tuple(losses.get(i) for i in range(len(self.seeds))),
             loss=sum(running) / len(running) if running else math.nan,
             outcomes=tuple(outcomes),
-            reasons=tuple(s.reason for s in self.seeds),
-            steps_per_s=speed,
-            seconds_left=(self.config.n_steps - self.step) / speed if timed > 0 else math.nan,
+            **self._speed(),
         )
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -606,26 +593,20 @@ class RetrievalTraining(checkpoints.Checkpointed):
             if saved.shape != (len(self.active), *parameter.shape[1:]):
                 raise ValueError(f"{name} has another shape")
             parameter.data = saved.to(self.device, parameter.dtype)
-        checkpoints.restore_optimizer(self.optimizer, state["optimizer"])
-        self.step = checkpoints.checked_step(state["step"], self.config.n_steps)
-        self.threads = int(state["threads"])
+        super()._restore(state)
         for generators, states in zip((self.data, self._evaluation), state["random"], strict=True):
             for generator, saved in zip(generators, states, strict=True):
                 generator.set_state(saved)
 
     def _state(self) -> dict[str, Any]:
-        return {
-            "config": asdict(self.config),
+        return super()._state() | {
             "of_seeds": [seed.seed for seed in self.seeds],
             "seeds": [asdict(seed) for seed in self.seeds],
-            "step": self.step,
-            "threads": self.threads,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "random": [[g.get_state() for g in x] for x in (self.data, self._evaluation)],
         }
 
 
-def _stacked(batches: Sequence[Associations]) -> Associations:
+def stacked(batches: Sequence[Associations]) -> Associations:
+    """The batches of several seeds with a leading P."""
     names = ("keys", "values", "queries", "targets", "asked")
     return Associations(*(torch.stack([getattr(b, name) for b in batches]) for name in names))

@@ -39,6 +39,22 @@ UNTIMED_STEPS = 2
 _GLOBAL_GENERATOR_LOCK = threading.Lock()
 
 
+def check_numbers(config: Any, **most: int) -> None:
+    """Raise ValueError where a field of a config is not 1 to `most`, or its rate is none."""
+    for name, limit in most.items():
+        if not 1 <= getattr(config, name) <= limit:
+            raise ValueError(f"{name} {getattr(config, name)}: use 1 to {limit}")
+    if not 0 < config.lr < 10:
+        raise ValueError(f"lr {config.lr}: use above 0, below 10")
+
+
+def check_known(config: Any, **known: tuple[str, ...]) -> None:
+    """Raise ValueError where a field of a config is none of the known values."""
+    for name, values in known.items():
+        if getattr(config, name) not in values:
+            raise ValueError(f"unknown {name} {getattr(config, name)!r}: use {', '.join(values)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """A run but for its seed; the defaults are the causal copy experiment of the paper
@@ -75,24 +91,15 @@ class TrainingConfig:
     eval_batches: int = 4
 
     def __post_init__(self):
-        for name, most in (
-            ("batch_size", MAX_BATCH),
-            ("n_steps", MAX_STEPS),
-            ("eval_every", MAX_STEPS),
-            ("eval_batches", MAX_EVAL_BATCHES),
-        ):
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} {getattr(self, name)}: use 1 to {most}")
-        if not 0 < self.lr < 10:
-            raise ValueError(f"lr {self.lr}: use above 0, below 10")
-        for name, known in (
-            ("optimizer", ("radam", "adamw")),
-            ("schedule", ("drop", "cosine")),
-            ("clip", ("tensor", "global", "none")),
-            ("precision", ("float32", "tf32", "bf16")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}: use {', '.join(known)}")
+        most = {"batch_size": MAX_BATCH, "n_steps": MAX_STEPS, "eval_every": MAX_STEPS}
+        check_numbers(self, **most, eval_batches=MAX_EVAL_BATCHES)
+        check_known(
+            self,
+            optimizer=("radam", "adamw"),
+            schedule=("drop", "cosine"),
+            clip=("tensor", "global", "none"),
+            precision=("float32", "tf32", "bf16"),
+        )
 
     @property
     def versions(self) -> dict[str, int]:
@@ -152,7 +159,59 @@ class Metrics:
     outcome: str | None = None
 
 
-class Training(checkpoints.Checkpointed):
+class TrainingLoop(checkpoints.Checkpointed):
+    """What trainings have in common: steps from one evaluation to the next, a clock, and their part
+    of a checkpoint. One has a `config`, a `model`, an `optimizer`, and a `train_step()`."""
+
+    def __init__(self, config: Any, device: str | None):
+        self.config, self.device = config, resolve_device(device)
+        self.step = 0
+        self.threads = torch.get_num_threads()
+        """Of the process as the run began; with others sums round otherwise."""
+        self._losses: list[Tensor] = []
+        """Of the steps since the last evaluation."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no step left."""
+        return self.step >= self.config.n_steps
+
+    def _stretches(self, stop: Callable[[], bool]) -> Iterator[bool]:
+        """Train, yielding True where an evaluation is due, and False, and no more, where `stop()`,
+        which is asked before each step, says so."""
+        self._first, self._started = self.step, time.perf_counter()
+        while not self.ended:
+            if stop():
+                yield False
+                return
+            if self.step == self._first + UNTIMED_STEPS:
+                self._started = time.perf_counter()
+            self._losses.append(self.train_step())
+            if self.step % self.config.eval_every == 0 or self.step >= self.config.n_steps:
+                yield True
+
+    def _speed(self) -> dict[str, float]:
+        """Of this process, evaluation included; NaN before a step was timed."""
+        timed = self.step - self._first - UNTIMED_STEPS
+        speed = timed / (time.perf_counter() - self._started) if timed > 0 else math.nan
+        return {"steps_per_s": speed, "seconds_left": (self.config.n_steps - self.step) / speed}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        checkpoints.restore_optimizer(self.optimizer, state["optimizer"])
+        self.step = checkpoints.checked_step(state["step"], self.config.n_steps)
+        self.threads = int(state["threads"])
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "config": asdict(self.config),
+            "step": self.step,
+            "threads": self.threads,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+
+class Training(TrainingLoop):
     """A run: model, optimiser and generators, advanced by iterating over `metrics()`.
 
     Example:
@@ -165,7 +224,8 @@ class Training(checkpoints.Checkpointed):
     """
 
     def __init__(self, config: TrainingConfig, *, seed: int = 0, device: str | None = None):
-        self.config, self.seed, self.device = config, seed, resolve_device(device)
+        super().__init__(config, device)
+        self.seed = seed
         with _GLOBAL_GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = MODELS[type(config.task)](config.model, **config.task.model_sizes)
@@ -176,13 +236,8 @@ class Training(checkpoints.Checkpointed):
             torch.Generator(self.device).manual_seed(3 * seed + i) for i in range(3)
         )
         set_dropout_generator(self.model, self.dropout)
-        self.step = 0
-        self.threads = torch.get_num_threads()
-        """Of the process as the run began; with others sums round otherwise."""
         self.history: list[Metrics] = []
         """All evaluations so far, those before a resumed checkpoint included."""
-        self._losses: list[Tensor] = []
-        """Of the steps since the last evaluation."""
         self._run_model = torch.compile(self.model) if config.compile else self.model
 
     def metrics(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Metrics]:
@@ -196,17 +251,8 @@ class Training(checkpoints.Checkpointed):
         if self.history and self.history[-1].outcome is not None:
             yield self.history[-1]
             return
-        config, first, started = self.config, self.step, time.perf_counter()
-        while self.step < config.n_steps:
-            if stop():
-                yield self._interrupted()
-                return
-            if self.step == first + UNTIMED_STEPS:
-                started = time.perf_counter()
-            self._losses.append(self.train_step())
-            if self.step % config.eval_every and self.step < config.n_steps:
-                continue
-            m = self._measure(first, started)
+        for is_due in self._stretches(stop):
+            m = self._measure() if is_due else self._interrupted()
             yield m
             if m.outcome == "diverged":
                 return
@@ -227,7 +273,7 @@ class Training(checkpoints.Checkpointed):
         self.step += 1
         return loss.detach()
 
-    def _measure(self, first: int, started: float) -> Metrics:
+    def _measure(self) -> Metrics:
         loss, accuracy = self.evaluate()
         train_loss = torch.stack(self._losses).mean().item()
         self._losses = []
@@ -236,16 +282,13 @@ class Training(checkpoints.Checkpointed):
             outcome = "diverged"
         elif self.step == self.config.n_steps:
             outcome = "ok"
-        timed = self.step - first - UNTIMED_STEPS
-        speed = timed / (time.perf_counter() - started) if timed > 0 else math.nan
         metrics = Metrics(
             step=self.step,
             train_loss=train_loss,
             loss=loss,
             accuracy=accuracy,
-            steps_per_s=speed,
-            seconds_left=(self.config.n_steps - self.step) / speed if timed > 0 else math.nan,
             outcome=outcome,
+            **self._speed(),
         )
         self.history.append(metrics)
         return metrics
@@ -274,11 +317,9 @@ class Training(checkpoints.Checkpointed):
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        checkpoints.restore_optimizer(self.optimizer, state["optimizer"])
+        super()._restore(state)
         for name, generator in self._generators().items():
             generator.set_state(state[name])
-        self.step = checkpoints.checked_step(state["step"], self.config.n_steps)
-        self.threads = int(state["threads"])
         self.history = [Metrics(**metrics) for metrics in state["history"]]
         self._losses = list(state["losses"].to(self.device))
 
@@ -286,15 +327,10 @@ class Training(checkpoints.Checkpointed):
         return {"data": self.data, "dropout": self.dropout, "evaluation": self._evaluation}
 
     def _state(self) -> dict[str, Any]:
-        return {
-            "config": asdict(self.config),
+        return super()._state() | {
             "seed": self.seed,
-            "step": self.step,
-            "threads": self.threads,
             "history": [asdict(metrics) for metrics in self.history],
             "losses": torch.stack(self._losses) if self._losses else torch.zeros(0),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             **{name: g.get_state() for name, g in self._generators().items()},
         }
 

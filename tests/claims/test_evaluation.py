@@ -12,26 +12,22 @@ import torch
 from replib.attention.performer import PerformerAttention
 from replib.claims import EXPERIMENTS
 from replib.claims.capacity import judge
-from replib.claims.capacity.evaluation import (
-    MeansConfig,
-    MeansTraining,
-    mean_of_batches,
-    means_of,
-    query_losses,
-)
+from replib.claims.capacity.evaluation import MeansConfig, MeansTraining, means_of
 from replib.claims.capacity.grid import retrieval_config
 from replib.fast_weights import (
     AssociativeMemory,
     MemoryConfig,
     RetrievalConfig,
     RetrievalTraining,
+    query_losses,
     retrieval_loss,
+    stacked,
 )
 from replib.lab import store
 from replib.lab.record import Experiment, record
 from replib.lab.run import RetrievalJob, identity
 from replib.published import published
-from replib.tasks import Associations, AssociativeRetrieval
+from replib.tasks import AssociativeRetrieval
 
 
 def small(kind=RetrievalConfig, memory=None, n_keys=11, **changes):
@@ -45,49 +41,32 @@ def small(kind=RetrievalConfig, memory=None, n_keys=11, **changes):
 
 def test_the_published_mean_is_of_batches_whose_last_counts_as_much():
     losses = np.random.default_rng(0).random((2, 3, 11))
-    expected = []
-    for of_seed in losses:
-        batches = [one[i : i + 4].mean() for one in of_seed for i in (0, 4, 8)]
-        expected.append(np.mean(batches))
-    everything = torch.ones(2, 3, 11, dtype=torch.bool)
-    found = mean_of_batches(torch.from_numpy(losses), everything, 4)
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    for n_queries in (11, 7):
+        asked, starts = losses[..., :n_queries], range(0, n_queries, 4)
+        of_batches = np.mean([asked[..., i : i + 4].mean(2) for i in starts], axis=0)  # (P, B)
+        expected = [x.mean((1, 2)) for x in (losses, asked)] + [of_batches.mean(1)]
+        found = means_of(torch.from_numpy(losses), n_queries, 4)
+        torch.testing.assert_close(found, torch.from_numpy(np.stack(expected, axis=1)))
 
 
-def test_means_agree_where_batches_are_of_one_size_and_differ_by_what_the_last_holds():
-    losses = torch.full((1, 2, 100), 0.5, dtype=torch.float64)
-    everything = torch.ones_like(losses, dtype=torch.bool)
-    losses[..., 96:] = 0.0  # 4 of 100 keys are remembered, in a batch of their own
-    means = means_of(losses, everything, 100, 32)
-    assert means.all_keys.item() == pytest.approx(0.5 * 96 / 100) == means.asked.item()
-    assert means.batches.item() == pytest.approx(0.5 * 3 / 4)
-    means = means_of(losses, everything, 96, 32)
-    assert means.asked.item() == means.batches.item() == 0.5
-    assert means.all_keys.item() == pytest.approx(0.48)
-
-
-def test_queries_of_keys_that_do_not_occur_are_in_no_batch():
-    losses = torch.tensor([[[1.0, 9.0, 3.0, 5.0]]])
-    asked = torch.tensor([[[True, False, True, True]]])
-    assert mean_of_batches(losses, asked, 2).item() == pytest.approx((2.0 + 5.0) / 2)
-    assert means_of(losses, asked, 4, 2).asked.item() == pytest.approx(3.0)
+def test_means_where_keys_come_back_are_refused():
+    task = AssociativeRetrieval(n_keys=4, with_replacement=True)
+    with pytest.raises(ValueError, match="with_replacement=False"):
+        MeansConfig(task=task)
 
 
 def test_losses_of_queries_are_those_whose_mean_is_trained_on():
-    task = AssociativeRetrieval(n_keys=9, with_replacement=True)
-    batch = task.sample_all_queries(5, 9, torch.Generator().manual_seed(0))
-    batch = Associations(*(x.unsqueeze(0) for x in vars(batch).values()))
+    task = AssociativeRetrieval(n_keys=9)
+    batch = stacked([task.sample_all_queries(5, 9, torch.Generator().manual_seed(0))])
     memory = AssociativeMemory(MemoryConfig(head_dim=4), n_keys=9, seeds=(0,))
     with torch.no_grad():
         reads = memory(batch)
     units = torch.nn.functional.one_hot(batch.targets, 9)
-    torch.testing.assert_close(
-        query_losses(reads, batch), (reads - units).square().sum(-1) / 2, rtol=1e-4, atol=1e-6
-    )
-    losses, asked = query_losses(reads, batch), batch.asked
-    torch.testing.assert_close(
-        means_of(losses, asked, 9, 4).asked, retrieval_loss(reads, batch), rtol=1e-5, atol=1e-7
-    )
+    losses = query_losses(reads, batch)
+    expected = (reads - units).square().sum(-1) / 2
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-6)
+    trained_on = retrieval_loss(reads, batch)
+    torch.testing.assert_close(means_of(losses, 9, 4)[:, 1], trained_on, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(

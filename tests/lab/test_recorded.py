@@ -15,7 +15,7 @@ from benchmarks import run
 from replib import files
 from replib.__main__ import main
 from replib.claims import CLAIMS, EXPERIMENTS
-from replib.claims.capacity import frames as frames_memory
+from replib.claims.capacity.charts import retrieval_frame
 from replib.claims.generation.charts import streams, tokens
 from replib.lab import recorded, store
 from replib.lab.configs import config_from
@@ -23,7 +23,6 @@ from replib.lab.recorded import recorded_rows
 from replib.lab.run import config_of
 from replib.models import TransformerConfig
 from replib.pages import frames
-from replib.published import published
 
 RECORDED = [n for n in (*EXPERIMENTS, "bench") if (files.ROOT / "data" / f"{n}.jsonl").exists()]
 N_MUTANTS, N_WHOLE = 40, 3
@@ -44,7 +43,7 @@ def draw(name, found):
         return run.recorded_table()
     kinds = {"n_keys" in row["config"].get("task", {}) for row in found}
     if True in kinds:
-        return frames_memory.retrieval_frame(found, published()["fastweights_logs"])
+        return retrieval_frame(found)
     if name == "generation":
         return tokens(found), streams(found)
     if found and found[0]["curve"] is None:

@@ -3,19 +3,10 @@
 from replib.claims.capacity import grid
 from replib.claims.claim import Claim, Statement
 
-CAPACITY_SAYS = (
-    "With every key written once, softmax and DPFP-3 remember most keys, then DPFP-2, DPFP-1, "
-    "linear attention and FAVOR+: a memory with R features holds at most R keys (section "
-    "6.1.1)."
-)
-LOGS_SAY = (
-    "Its authors' logs hold one run of each memory and S. The figures we compare with are "
-    "those at S = 20, 60, 100, 200, ... 600, without DPFP-3, which the logs hold as well."
-)
 CLAIM = Claim(
     name="capacity",
-    notebook="06_fast_weights",
     address="memory",
+    notebook="06_fast_weights",
     experiments=grid.EXPERIMENTS,
     statements=(
         Statement(
@@ -23,7 +14,9 @@ CLAIM = Claim(
             title="6 capacity",
             text="A memory holds no more keys than it has features: softmax and DPFP-3 remember "
             "most, then DPFP-2, DPFP-1, linear attention and FAVOR+.",
-            paper=CAPACITY_SAYS,
+            paper="Softmax and DPFP-3 remember most keys, then DPFP-2, DPFP-1, linear attention "
+            "and FAVOR+: with R features at most R keys (Schlag et al. 2021, section 6.1.1).",
+            paper_more="Every key is written once, and then one is asked for.",
             experiments=("capacity", "favor_eps"),
             figure="capacity",
         ),
@@ -32,7 +25,9 @@ CLAIM = Claim(
             title="6 as published",
             text="The runs here solve as many keys as the published ones, to a step of the grid, "
             "and end at the same losses, to 15 %.",
-            paper=LOGS_SAY,
+            paper="Its authors' logs hold one run of each memory and S.",
+            paper_more="The figures we compare with are those at S = 20, 60, 100, 200, ... 600, "
+            "without DPFP-3, which the logs hold as well.",
             experiments=("capacity", "update_rules", "evaluation"),
             figure="capacity_solved",
         ),

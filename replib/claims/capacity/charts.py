@@ -1,57 +1,111 @@
-"""Charts of fast weight memories: loss of associative retrieval against the number of keys S."""
+"""Associative retrieval as charts: the loss against the number of keys S, the keys solved, and the
+losses of runs in training; and the frame that they are drawn from."""
 
 import math
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import altair as alt
 import polars as pl
 
-from replib.claims.capacity.frames import retrieval_frame
-from replib.claims.capacity.memories import GRID_STEP, SOLVED_LOSS, keys_text, least_loss
+from replib.claims.capacity.memories import (
+    ENDED,
+    GRID_STEP,
+    MEMORIES,
+    SOLVED_LOSS,
+    keys_text,
+    label,
+    published_losses,
+    threshold_of,
+)
 from replib.claims.claim import Figure, Rows
-from replib.fast_weights import RetrievalConfig
-from replib.lab.statistics import Threshold, solved_threshold
+from replib.fast_weights import MemoryConfig, RetrievalConfig
+from replib.lab.run import config_of
+from replib.lab.statistics import Threshold
+from replib.lab.store import Row
 from replib.pages import style
+from replib.pages.frames import frame_of, origin
 from replib.published import published
 
+COLUMNS = dict(setting=int, series=str, mechanism=str, attention=str, variant=str, n_features=int)
+COLUMNS |= dict(n_keys=int, value=float, low=float, high=float, n_seeds=int, n_solved=int)
+COLUMNS |= dict(device=str, source=str)
+HEAD_DIM = MemoryConfig().head_dim
 # Where a run that has solved its task happened to end says little: drawn at the bottom edge.
 LOSS_FLOOR = 1e-4
 CHANCE = 0.5  # the loss of reading nothing
 HEADROOM = 4.0  # free space above the largest loss, as a factor
-FIRST_SHOWN = {1: 200, 2: 100}  # the S that the slider starts at, of a setting
-OURS = ("live", "recorded")
-N_ASKED = RetrievalConfig.eval_queries
-# Dash and shape of features that no implementation tells apart.
-LOOKS = {
-    "linear": ([10, 3], "triangle-right"),
-    "relu": ([10, 3, 2, 3], "triangle-left"),
-    "tanh": ([2, 3], "triangle-up"),
-}
-# Beside DPFP in the same colour.
-DELTA_LOOKS = {
-    "linear": ([2, 3], "triangle-right"),
-    "performer": ([10, 3, 2, 3], "diamond"),
-}
+MOST_SHOWN = 6  # series that are not faint at first
+FAINT = 0.15
+SETTINGS = {1: "Every key written once", 2: "Keys come back with new values"}
+LOSS_TITLE = "loss, 0.5·Σ squared error"
+# Of features that no size tells apart, and, with the rules delta and fwm, of those beside DPFP.
+DASHES = {"linear": [10, 3], "relu": [10, 3, 2, 3], "tanh": [2, 3]}
+RULE_DASHES = {"linear": [2, 3], "performer": [10, 3, 2, 3]}
+TOOLTIP = {"series": "memory", "n_keys": "keys S", "value": "loss (median)", "low": "least"}
+TOOLTIP |= {"high": "largest", "n_seeds": "seeds", "n_solved": "of them solved"}
+TOOLTIP |= {"n_features": "features R", "source": "source", "device": "device"}
 
 
-def capacity_chart(frame: pl.DataFrame, s: int | None = None) -> alt.LayerChart:
-    """Setting 1, every key once: loss against S on a log axis, a line a memory.
+def retrieval_frame(rows: Sequence[Row]) -> pl.DataFrame:
+    """One line a memory, S, device and source, and the published ones: COLUMNS.
 
-    Args:
-        frame: of `frames.retrieval_frame`.
-        s: the S whose losses stand beside the lines until the reader moves the slider.
+    `value`, `low` and `high` are the median, least and largest loss over seeds, each run's best;
+    null where there is none. Recorded runs that are evaluated on half the length are for the cards
+    alone. Of runs whose settings differ otherwise, such as their steps, the later ones count.
+    `setting` is 1 (every key once) or 2 (keys come back). `mechanism` is what a series is coloured
+    by.
     """
-    return _chart(frame, 1, s, "Every key written once")
+    runs: dict[tuple, dict[RetrievalConfig, dict[int, float]]] = {}
+    for row in rows:
+        config, live = config_of(row), row["scale"] == "live"
+        if row["outcome"] not in ENDED or config.eval_half_length:
+            continue
+        key = (
+            2 if config.task.with_replacement else 1,
+            config.model,
+            config.task.n_keys,
+            row["provenance"]["device_name"],
+            "live" if live else "recorded",
+        )
+        loss = row["summary"].get("reported_loss")
+        same = runs.setdefault(key, {}).setdefault(config, {})
+        same[row["seed"]] = math.inf if loss is None else loss
+    found = {key: list(list(by_config.values())[-1].values()) for key, by_config in runs.items()}
+    for setting in (1, 2):
+        logs = published_losses(published()["fastweights_logs"], f"setting{setting}")
+        for name, losses in logs.items():
+            for n_keys, loss in losses.items():
+                found[setting, MEMORIES[name], n_keys, None, "published"] = [loss]
+    lines = []
+    for (setting, memory, n_keys, device, source), losses in found.items():
+        line = _series_of(memory, rule=setting == 2)
+        line |= {"setting": setting, "n_keys": n_keys, "device": device, "source": source}
+        line |= {"value": statistics.median(losses), "low": min(losses), "high": max(losses)}
+        line |= {"n_seeds": len(losses), "n_solved": sum(loss <= SOLVED_LOSS for loss in losses)}
+        lines.append(line)
+    return frame_of(lines, COLUMNS).sort("setting", "n_keys", maintain_order=True)
 
 
-def update_rules_chart(frame: pl.DataFrame, s: int | None = None) -> alt.LayerChart:
-    """Setting 2, keys come back with new values: loss against S on a log axis, a line a memory and
-    update rule; arguments as `capacity_chart`."""
-    return _chart(frame, 2, s, "Keys come back with new values")
+def _series_of(memory: MemoryConfig, *, rule: bool) -> dict[str, Any]:
+    """What a memory is called, coloured and drawn by."""
+    series = label(memory, rule=rule or memory.update_rule != "sum")
+    if memory.head_dim != HEAD_DIM:
+        series += f", D = {memory.head_dim}"
+    return {
+        "series": series,
+        "mechanism": memory.attention if memory.update_rule == "sum" else memory.update_rule,
+        "attention": memory.attention,
+        "variant": memory.variant[1],
+        "n_features": memory.n_features,
+    }
 
 
-def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.LayerChart:
+def loss_chart(frame: pl.DataFrame, setting: int) -> alt.LayerChart:
+    """Loss against S on a log axis, a line a memory (and in setting 2 update rule), of a
+    `retrieval_frame`."""
+    what = SETTINGS[setting]
     frame = frame.filter(pl.col("setting") == setting)
     if frame.is_empty():
         return style.no_data(what)
@@ -64,37 +118,34 @@ def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.L
     y_domain = style.log_domain([LOSS_FLOOR, CHANCE, *drawn["most"], *drawn["drawn"]])
     y_domain = [y_domain[0] / 1.3, y_domain[1] * HEADROOM]
     last = math.ceil(max(drawn["n_keys"]) / GRID_STEP) * GRID_STEP
-    shown = alt.selection_point(name="shown_series", fields=["series"], bind="legend")
-    slider = _slider(drawn, FIRST_SHOWN[setting] if s is None else s)
-    colour, dash, shape = _look_channels(series)
+    first = [{"series": name} for name in list(_best_first(frame))[:MOST_SHOWN]]
+    shown = alt.selection_point(name="shown_series", fields=["series"], value=first)
+    colour, dash = _look_channels(series)
     x = alt.X(
         "n_keys:Q",
         title="number of keys S",
         scale=alt.Scale(domain=[0, last], nice=False),
         axis=alt.Axis(grid=False, tickCount=6, labelOverlap=True, labelSeparation=8),
     )
-    y = style.log_axis("drawn", "loss, 0.5·Σ squared error", y_domain)
     base = alt.Chart(drawn).encode(
         x,
-        y,
+        style.log_axis("drawn", LOSS_TITLE, y_domain),
         colour,
         alt.Detail(["device:N", "source:N"]),
-        opacity=style.faded(shown),
-        tooltip=_tooltip(),
+        opacity=style.faded(shown, hidden=FAINT),
+        tooltip=[alt.Tooltip(name, title=title) for name, title in TOOLTIP.items()],
     )
     layers = [
         style.rule_at("y", SOLVED_LOSS),
-        _solved_text(),
-        _rule_at_slider(last),
-        *_marks(base, dash, shape, shown),
-        *_most_keys(series, last, colour, shown),
-        *([_least_losses(series, last, y, colour, shown)] if setting == 1 else []),
-        *_labels(drawn, y_domain, colour, shown),
+        _text_at("solved below", SOLVED_LOSS, "drawn", baseline="top", dy=3),
+        *_marks(base, dash),
+        *_most_keys(series, last, colour),
+        _names(drawn, y_domain, colour, shown),
     ]
     return style.finished(
-        alt.layer(*layers).add_params(slider),
-        _finding(drawn, what),
-        _subtitle(drawn, setting),
+        alt.layer(*layers),
+        _finding(frame, what),
+        _subtitle(drawn, len(series)),
         f"{what}: loss against the number of keys S, a line a memory, log axis of losses, with a "
         f"line at {SOLVED_LOSS}, at and below which the task counts as solved; published runs as "
         "hollow marks.",
@@ -104,11 +155,7 @@ def _chart(frame: pl.DataFrame, setting: int, s: int | None, what: str) -> alt.L
 
 def solved_chart(frame: pl.DataFrame) -> alt.LayerChart:
     """Setting 1: the S that half of the runs of each memory solve, here and published, with its
-    95 % interval as a bar, and its number of features R as a tick.
-
-    Args:
-        frame: of `frames.retrieval_frame`.
-    """
+    95 % interval as a bar, and its number of features R as a tick, of a `retrieval_frame`."""
     frame = frame.filter(pl.col("setting") == 1)
     if frame.is_empty():
         return style.no_data("Keys solved")
@@ -122,50 +169,77 @@ def solved_chart(frame: pl.DataFrame) -> alt.LayerChart:
             {"series": name, "source": source, "device": device, "text": keys_text(found)}
             | {"solved": min(found.value, most), "low": found.low, "high": min(found.high, most)}
         )
-    found = style.records_of(pl.DataFrame(lines, infer_schema_length=None))
     x = alt.X(
         "solved:Q",
         title="number of keys S that half of the runs solve",
         scale=alt.Scale(domain=[0, most], nice=False),
         axis=alt.Axis(grid=True, tickCount=6, labelOverlap=True),
     )
-    order = alt.Scale(domain=["published", "recorded", "live"])
-    base = alt.Chart(found).encode(
+    y = alt.Y("series:N", title=None, sort=series["series"].to_list())
+    base = alt.Chart(style.records_of(pl.DataFrame(lines, infer_schema_length=None))).encode(
         x,
-        alt.Y("series:N", title=None, sort=series["series"].to_list()),
-        alt.YOffset("source:N", scale=order),
-        alt.Color(
-            "series:N",
-            legend=None,
-            scale=alt.Scale(domain=series["series"].to_list(), range=series["colour"].to_list()),
-        ),
-        tooltip=[
-            alt.Tooltip("series:N", title="memory"),
-            alt.Tooltip("text:N", title="keys solved"),
-            alt.Tooltip("source:N"),
-            alt.Tooltip("device:N"),
-        ],
+        y,
+        alt.YOffset("source:N", scale=alt.Scale(domain=["published", "recorded", "live"])),
+        _look_channels(series)[0],
+        tooltip=["series:N", alt.Tooltip("text:N", title="keys solved"), "source:N", "device:N"],
     )
     held = _bounded(series, most).select("series", solved="n_features")
     ticks = alt.Chart(held).mark_tick(color=style.NEUTRAL, thickness=2, size=30)
     layers = [
-        ticks.encode(x, alt.Y("series:N", sort=series["series"].to_list())),
+        ticks.encode(x, y),
         base.mark_rule(strokeWidth=3, opacity=0.5).encode(alt.X("low:Q"), alt.X2("high:Q")),
         base.transform_filter("datum.source != 'published'").mark_point(filled=True, size=70),
         base.transform_filter(style.is_from("published")).mark_point(filled=False, size=70),
     ]
-    recorded = frame.filter(pl.col("source") == "recorded")
-    title = "Keys solved, as published"
-    if not recorded.is_empty():
-        title = f"Keys solved: {_solving(recorded)}"
     return style.finished(
         alt.layer(*layers),
-        title,
+        _finding(frame, SETTINGS[1]),
         "filled: recorded here, hollow: published, of one run at each S; bars: 95 % intervals; "
         "ticks: R, the most keys that R features hold",
         "The number of keys S that half of the runs of each memory solve, recorded here and "
         "published, with 95 % intervals.",
-        style.HEIGHT,
+    )
+
+
+def training_chart(rows: Sequence[Row]) -> alt.LayerChart:
+    """Loss over the steps of runs of one setting, a line a run, with a line where it counts as
+    solved."""
+    config = config_of(rows[0])
+    lines, memories = [], {}
+    for row in rows:
+        memory = config_of(row).model
+        memories |= {(one := _series_of(memory, rule=memory.attention != "softmax"))["series"]: one}
+        curve = zip(row["curve"]["step"], row["curve"]["loss"], strict=True)
+        lines += [
+            {"series": one["series"], "seed": row["seed"], "step": step, "loss": loss}
+            for step, loss in curve
+        ]
+    columns = dict(series=str, seed=int, step=int, loss=float)
+    drawn = frame_of(lines, columns).with_columns(value=pl.col("loss").clip(LOSS_FLOOR))
+    colour, dash = _look_channels(
+        _series(pl.DataFrame(list(memories.values()), infer_schema_length=None)), legend=True
+    )
+    domain = style.log_domain([LOSS_FLOOR, CHANCE, *drawn["value"]], 1.3)
+    lines = alt.Chart(style.records_of(drawn)).encode(
+        style.step_axis(),
+        style.log_axis("value", LOSS_TITLE, domain),
+        colour,
+        dash,
+        alt.Detail("seed:N"),
+        tooltip=["series:N", "seed:Q", "step:Q", "loss:Q"],
+    )
+    layers = [
+        style.rule_at("y", SOLVED_LOSS),
+        style.rule_at("y", CHANCE),
+        _text_at("solved", SOLVED_LOSS, "value", baseline="bottom", dy=-2),
+        _text_at("nothing read", CHANCE, "value", baseline="bottom", dy=-2),
+        lines.mark_line(strokeWidth=2, clip=True, point=True),
+    ]
+    return style.finished(
+        alt.layer(*layers),
+        f"This session: S = {config.task.n_keys}, D = {config.model.head_dim}",
+        "; ".join(sorted({origin(row)["device"] for row in rows})),
+        "Loss of the runs of this session against training steps, on a log axis.",
     )
 
 
@@ -174,24 +248,23 @@ def _solved(of_series: pl.DataFrame) -> Threshold:
     counts = of_series.group_by("n_keys", maintain_order=True).agg(
         pl.col("n_solved", "n_seeds").sum()
     )
-    return solved_threshold([counts[name] for name in ("n_keys", "n_solved", "n_seeds")])
+    return threshold_of(*(tuple(counts[name]) for name in ("n_keys", "n_solved", "n_seeds")))
 
 
-def _solving(drawn: pl.DataFrame) -> str:
-    """How many keys each series of a frame solves, the most first."""
-    found = {name: _solved(some) for (name,), some in drawn.group_by("series", maintain_order=True)}
-    told = [
-        f"{name} {keys_text(one, interval=False)}"
-        for name, one in sorted(found.items(), key=lambda pair: -pair[1].value)
-        if one.value > 0
-    ]
-    return ", ".join(told) or "none"
+def _best_first(frame: pl.DataFrame) -> dict[str, Threshold]:
+    """What each series solves, the most first, and where that is the same the least losses."""
+    found = {
+        name: (_solved(some), some["value"].fill_null(math.inf).median())
+        for (name,), some in frame.group_by("series", maintain_order=True)
+    }
+    names = sorted(found, key=lambda name: (-found[name][0].value, found[name][1]))
+    return {name: found[name][0] for name in names}
 
 
 def _series(frame: pl.DataFrame) -> pl.DataFrame:
     """One line a series, in the order of the palette and of feature sizes, with its look."""
-    columns = ("mechanism", "attention", "implementation", "n_features")
-    found = frame.unique("series", keep="first", maintain_order=True).select("series", *columns)
+    columns = ("series", "mechanism", "attention", "variant", "n_features")
+    found = frame.unique("series", keep="first", maintain_order=True).select(columns)
     order = style.ordered_attention(found["mechanism"])
     rows = sorted(
         found.to_dicts(),
@@ -199,46 +272,35 @@ def _series(frame: pl.DataFrame) -> pl.DataFrame:
     )
     for row in rows:
         row["colour"] = style.colour(row["mechanism"])
-        row["dash"], row["shape"] = _look(row)
-    return pl.DataFrame(rows)
+        by_features = RULE_DASHES if row["mechanism"] in ("delta", "fwm") else {}
+        named = DASHES | by_features
+        row["dash"] = named.get(row["attention"], style.DASHES.get(row["variant"], [1, 0]))
+    return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def _look(row: dict[str, Any]) -> tuple[list[int], str]:
-    if row["mechanism"] in ("delta", "fwm") and row["attention"] in DELTA_LOOKS:
-        return DELTA_LOOKS[row["attention"]]
-    if row["attention"] in LOOKS:
-        return LOOKS[row["attention"]]
-    name = row["implementation"]
-    return style.DASHES.get(name, [1, 0]), style.SHAPES.get(name, "circle")
-
-
-def _look_channels(series: pl.DataFrame) -> list[Any]:
-    """Colour, dash and shape, with one legend for all three."""
+def _look_channels(series: pl.DataFrame, legend: bool = False) -> list[alt.Color | alt.StrokeDash]:
+    """Colour and dash of each series."""
     names = series["series"].to_list()
-
-    def scale(column: str) -> alt.Scale:
-        return alt.Scale(domain=names, range=series[column].to_list())
-
-    legend = style.legend(names, symbolStrokeWidth=0)  # else its outline would be dashed
+    shown = style.legend(names, 3) if legend else None
     return [
-        alt.Color("series:N", title=None, scale=scale("colour"), legend=legend),
-        alt.StrokeDash("series:N", title=None, scale=scale("dash"), legend=legend),
-        alt.Shape("series:N", title=None, scale=scale("shape"), legend=legend),
+        kind("series:N", title=None, legend=shown, scale=alt.Scale(domain=names, range=values))
+        for kind, values in (
+            (alt.Color, series["colour"].to_list()),
+            (alt.StrokeDash, series["dash"].to_list()),
+        )
     ]
 
 
-def _marks(
-    base: alt.Chart, dash: alt.StrokeDash, shape: alt.Shape, shown: alt.Parameter
-) -> list[alt.Chart]:
+def _marks(base: alt.Chart, dash: alt.StrokeDash) -> list[alt.Chart]:
     """Recorded: a line, and a bar over seeds; this session: filled marks; published: hollow."""
     several = "datum.source != 'published' && datum.n_seeds > 1 && isValid(datum.high)"
-    line, point = base.encode(dash), base.encode(shape)
-    known = point.transform_filter("isValid(datum.value)")
+    known = base.transform_filter("isValid(datum.value)")
     recorded, live, published = (
         known.transform_filter(style.is_from(name)) for name in ("recorded", "live", "published")
     )
+    lines = base.encode(dash).transform_filter(style.is_from("recorded"))
     return [
-        line.transform_filter(style.is_from("recorded")).mark_line(strokeWidth=2).add_params(shown),
+        lines.mark_line(strokeWidth=2),
         base.transform_filter(several)
         .mark_rule(strokeWidth=2)
         .encode(alt.Y("least:Q"), alt.Y2("most:Q")),
@@ -251,41 +313,11 @@ def _marks(
     ]
 
 
-def _tooltip() -> list[alt.Tooltip]:
-    return [
-        alt.Tooltip("series:N", title="memory"),
-        alt.Tooltip("n_keys:Q", title="keys S"),
-        alt.Tooltip("value:Q", title="loss (median)", format=".3~g"),
-        alt.Tooltip("low:Q", title="least", format=".3~g"),
-        alt.Tooltip("high:Q", title="largest", format=".3~g"),
-        alt.Tooltip("n_seeds:Q", title="seeds"),
-        alt.Tooltip("n_solved:Q", title="of them solved"),
-        alt.Tooltip("n_features:Q", title="features R"),
-        alt.Tooltip("source:N"),
-        alt.Tooltip("device:N"),
-    ]
-
-
-def _slider(drawn: pl.DataFrame, wanted: int) -> alt.Parameter:
-    """The S that a rule and the numbers at the right are for, among those that were run."""
-    ours = _ours(drawn)
-    keys = sorted((drawn if ours.is_empty() else ours)["n_keys"].unique())
-    value = min(keys, key=lambda n: abs(n - wanted))
-    step = math.gcd(*(n - keys[0] for n in keys)) or 1
-    bind = alt.binding_range(min=keys[0], max=keys[-1], step=step, name="losses at S = ")
-    return alt.param(name="shown_keys", value=value, bind=bind if len(keys) > 1 else alt.Undefined)
-
-
-def _rule_at_slider(last: int) -> alt.Chart:
-    x = alt.X("n_keys:Q", scale=alt.Scale(domain=[0, last], nice=False))
-    rule = alt.Chart(pl.DataFrame({"n_keys": [0]})).mark_rule(color=style.NEUTRAL, strokeWidth=1.5)
-    return rule.encode(x).transform_calculate(n_keys="shown_keys")
-
-
-def _solved_text() -> alt.Chart:
-    data = pl.DataFrame({"drawn": [SOLVED_LOSS], "text": ["solved below"]})
-    text = alt.Chart(data).mark_text(align="right", dx=-6, dy=-8, color=style.NEUTRAL)
-    return text.encode(alt.Y("drawn:Q"), x=alt.value("width"), text="text:N")
+def _text_at(text: str, value: float, field: str, **place: Any) -> alt.Chart:
+    """A text at the right end of a line, where curves are rarely."""
+    base = alt.Chart(pl.DataFrame({field: [value]}))
+    mark = base.mark_text(align="right", dx=-6, text=text, color=style.NEUTRAL, **place)
+    return mark.encode(x=alt.value("width"), y=alt.Y(f"{field}:Q"))
 
 
 def _bounded(series: pl.DataFrame, last: int) -> pl.DataFrame:
@@ -294,50 +326,21 @@ def _bounded(series: pl.DataFrame, last: int) -> pl.DataFrame:
     return series.filter((pl.col("n_features") < last) & (pl.col("attention") != "performer"))
 
 
-def _most_keys(
-    series: pl.DataFrame, last: int, colour: alt.Color, shown: alt.Parameter
-) -> list[alt.Chart]:
+def _most_keys(series: pl.DataFrame, last: int, colour: alt.Color) -> list[alt.Chart]:
     """Ticks at the top at S = R, as many keys as a memory of R features can tell apart."""
     held = _bounded(series, last).unique("n_features", keep="first", maintain_order=True)
-    held = held.select("series", "n_features").sort("n_features")
-    alternate = (held[::2], 1), (held[1::2], 13)  # neighbours are close on a narrow page
-
-    def drawn(frame: pl.DataFrame) -> alt.Chart:
-        return alt.Chart(frame).encode(alt.X("n_features:Q"), colour, opacity=style.faded(shown))
-
+    ticks = alt.Chart(held.select("series", "n_features")).encode(alt.X("n_features:Q"), colour)
+    number = ticks.mark_text(align="center", baseline="top", fontSize=11)
     return [
-        drawn(held).mark_rule(strokeWidth=2).encode(y=alt.value(0), y2=alt.value(12)),
-        *(
-            drawn(some)
-            .mark_text(align="left", baseline="top", dx=3, fontSize=11)
-            .encode(y=alt.value(pixel), text="n_features:N")
-            for some, pixel in alternate
-        ),
+        ticks.mark_rule(strokeWidth=2).encode(y=alt.value(0), y2=alt.value(8)),
+        number.encode(y=alt.value(10), text="n_features:N"),
     ]
 
 
-def _least_losses(
-    series: pl.DataFrame, last: int, y: alt.Y, colour: alt.Color, shown: alt.Parameter
-) -> alt.Chart:
-    """`memories.least_loss` of each series."""
-    bounded = _bounded(series, last).select("series", "n_features")
-    curves = pl.DataFrame(
-        [
-            {"series": name, "n_keys": n, "drawn": round(least_loss(r, n), 5)}
-            for name, r in bounded.iter_rows()
-            for n in range(r + 1, last + 1, 2)
-        ],
-        schema=dict(series=str, n_keys=int, drawn=float),
-    )
-    line = alt.Chart(curves).mark_line(strokeWidth=1, strokeDash=[1, 3])
-    return line.encode(alt.X("n_keys:Q"), y, colour, opacity=style.faded(shown))
-
-
-def _labels(
+def _names(
     drawn: pl.DataFrame, y_domain: list[float], colour: alt.Color, shown: alt.Parameter
-) -> list[alt.Chart]:
-    """The name of each series at its right end, with its loss at the slider's S: of this session
-    where there is one, else recorded; and above them which S that is."""
+) -> alt.Chart:
+    """The name of each series at its right end, to be clicked."""
     ends = (
         drawn.filter(pl.col("drawn").is_not_null())
         .sort(pl.col("source") == "published", "n_keys", descending=[True, False])
@@ -345,82 +348,48 @@ def _labels(
         .select("series", value="drawn")
     )
     ends = style.spread_labels(ends, y_domain, style.TALL, 1)
-    losses: dict[str, dict[str, str]] = {}
-    ours = _ours(drawn).sort("source", descending=True)
-    missing = "" if ours.is_empty() else "–"
-    for name, n_keys, loss in ours.select("series", "n_keys", "value").iter_rows():
-        losses.setdefault(name, {})[str(n_keys)] = "diverged" if loss is None else _loss(loss)
-    records = [
-        {**end, "losses": losses.get(end["series"], {})}
-        for end in ends.select("series", "label_px").to_dicts()
-    ]
-    names = (
-        alt.Chart(alt.Data(values=records))
-        .transform_calculate(
-            text=f"datum.series + '  ' + (datum.losses[shown_keys] || '{missing}')"
-        )
-        .mark_text(align="left", dx=8)
-        .encode(
-            alt.Y("label_px:Q", scale=None, axis=None),
-            colour,
-            x=alt.value("width"),
-            opacity=style.faded(shown),
-            text="text:N",
-        )
+    base = alt.Chart(ends.select("series", "label_px")).encode(
+        alt.Y("label_px:Q", scale=None, axis=None),
+        colour,
+        x=alt.value("width"),
+        opacity=style.faded(shown, hidden=2 * FAINT),
+        text="series:N",
     )
-    if ours.is_empty():
-        return [names]
-    above = max(0.0, min(ends["label_px"]) - 2 * style.LABEL_PX)
-    caption = (
-        alt.Chart(alt.Data(values=[{}]))
-        .transform_calculate(text="'loss at S = ' + shown_keys + ':'")
-        .mark_text(align="left", baseline="top", dx=8, fontWeight="bold", color=style.NEUTRAL)
-        .encode(x=alt.value("width"), y=alt.value(above), text="text:N")
-    )
-    return [names, caption]
+    return base.mark_text(align="left", dx=8, cursor="pointer").add_params(shown)
 
 
-def _ours(drawn: pl.DataFrame) -> pl.DataFrame:
-    """What was not published but ran here."""
-    return drawn.filter(pl.col("source").is_in(OURS))
-
-
-def _loss(loss: float) -> str:
-    return f"{loss:z.2f}" if loss >= 0.01 else f"{loss:z.4f}" if loss >= LOSS_FLOOR else "<0.0001"
-
-
-def _finding(drawn: pl.DataFrame, what: str) -> str:
-    """What was recorded, or else ran in this session, as a title."""
+def _finding(frame: pl.DataFrame, what: str) -> str:
+    """What was recorded, or else ran in this session, as a title: the most keys first."""
     for source in ("recorded", "live"):
-        some = drawn.filter(pl.col("source") == source)
+        some = frame.filter(pl.col("source") == source)
         if some.is_empty():
             continue
-        return f"{what}; keys solved: {_solving(some)}"
+        told = [
+            f"{name} {keys_text(one, interval=False)}"
+            for name, one in _best_first(some).items()
+            if one.value > 0
+        ]
+        return f"{what}; keys solved: {', '.join(told) or 'none'}"
     return f"{what}: published losses"
 
 
-def _subtitle(drawn: pl.DataFrame, setting: int) -> str:
-    sources = set(drawn["source"])
-    ticks = "ticks at the top: R, the most keys that R features hold"
+def _subtitle(drawn: pl.DataFrame, n_series: int) -> str:
     parts = [
-        (style.devices_of(drawn), True),
-        ("lines: recorded, bars: least to largest of several seeds", "recorded" in sources),
-        ("filled: this session", "live" in sources),
-        ("hollow: published", "published" in sources),
-        ("crosses: diverged", drawn["value"].null_count() > 0),
-        (ticks, True),
-        (
-            "dotted: the least mean over all keys with R, 0.5\u00b7(1\u00a0-\u00a0R/S); above S = "
-            f"{N_ASKED} the first {N_ASKED} keys are asked for",
-            setting == 1,
-        ),
+        style.devices_of(drawn),
+        "lines: recorded, bars: least to largest of several seeds; filled: this session; hollow: "
+        "published; ticks at the top: R, the most keys that R features hold",
     ]
-    return "; ".join(text for text, is_shown in parts if text and is_shown)
+    if drawn["value"].null_count():
+        parts.append("crosses: diverged")
+    if n_series > MOST_SHOWN:
+        parts.append("faint: click a name to see it, twice anywhere for all")
+    return "; ".join(filter(None, parts))
 
 
 def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     """Loss against the number of keys, and how many keys are solved, beside the published ones."""
-    frame = retrieval_frame(rows["capacity"], published()["fastweights_logs"])
-    for name, draw in (("capacity", capacity_chart), ("capacity_solved", solved_chart)):
+    frame = retrieval_frame(rows["capacity"])
+    drawn = {"capacity": loss_chart(frame, 1), "capacity_solved": solved_chart(frame)}
+    for name, chart in drawn.items():
         shown = {"experiment": "capacity", "rows": rows["capacity"], "published": True}
-        yield name, Figure(chart=draw(frame), **shown)
+        yield name, Figure(chart=chart, **shown)

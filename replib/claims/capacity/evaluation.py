@@ -17,18 +17,24 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from replib.fast_weights import RetrievalConfig, RetrievalTraining, _stacked
+from replib.fast_weights import RetrievalConfig, RetrievalTraining, query_losses, stacked
 from replib.lab.run import register
-from replib.tasks import Associations
 
 VERSION = 1  # raised when a mean is taken otherwise
+MEANS = ("best_all_keys_loss", "best_asked_loss", "best_batches_loss")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeansConfig(RetrievalConfig):
-    """A run of `RetrievalConfig` of which the means of `Means` are kept."""
+    """A run of `RetrievalConfig` of which the MEANS of losses are kept: over all S keys, over those
+    that are asked, and of those as the published code averages them."""
 
     kind: ClassVar[str] = "evaluation"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.task.with_replacement:
+            raise ValueError("means where keys come back: use with_replacement=False")
 
     @property
     def versions(self) -> dict[str, int]:
@@ -41,48 +47,12 @@ class MeansConfig(RetrievalConfig):
 register(MeansConfig)
 
 
-@dataclass(frozen=True)
-class Means:
-    """Means of an evaluation's losses, each (P,): over all S keys, over those that are asked, and
-    of those as the published code averages them."""
-
-    all_keys: Tensor
-    asked: Tensor
-    batches: Tensor
-
-
-def query_losses(reads: Tensor, batch: Associations) -> Tensor:
-    """0.5·|read - unit vector of the target|² of each query, (P, B, L, S) -> (P, B, L)."""
-    right = reads.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
-    return (reads.square().sum(-1) - 2 * right + 1) / 2
-
-
-def mean_of_batches(losses: Tensor, asked: Tensor, batch_size: int) -> Tensor:
-    """The mean of the means of batches, as published: each sequence's queries that count, in their
-    order, `batch_size` at a time; the last batch of a sequence may be smaller. Losses and asked
-    (P, B, L) -> (P,)."""
-    means = []
-    for of_seed, counts in zip(losses, asked, strict=True):
-        batches = [
-            batch.mean()
-            for one, count in zip(of_seed, counts, strict=True)
-            for batch in one[count].split(batch_size)
-            if len(batch)
-        ]
-        means.append(torch.stack(batches).mean())
-    return torch.stack(means)
-
-
-def means_of(losses: Tensor, asked: Tensor, n_queries: int, batch_size: int) -> Means:
-    """The means of the losses of all keys (P, B, S), of which an evaluation asks the first
-    `n_queries`."""
-
-    def mean(n: int) -> Tensor:
-        some, counts = losses[..., :n], asked[..., :n]
-        return (some * counts).sum((1, 2)) / counts.sum((1, 2))
-
-    first = losses[..., :n_queries], asked[..., :n_queries]
-    return Means(mean(losses.shape[-1]), mean(n_queries), mean_of_batches(*first, batch_size))
+def means_of(losses: Tensor, n_queries: int, batch_size: int) -> Tensor:
+    """MEANS (P, 3) of the losses of all keys (P, B, S), of which an evaluation asks the first
+    `n_queries`, in batches of which the last of a sequence may be smaller."""
+    asked = losses[..., :n_queries]
+    batches = torch.stack([some.mean(2) for some in asked.split(batch_size, dim=2)])
+    return torch.stack([losses.mean((1, 2)), asked.mean((1, 2)), batches.mean((0, 2))], dim=1)
 
 
 class MeansTraining(RetrievalTraining):
@@ -93,7 +63,7 @@ class MeansTraining(RetrievalTraining):
     ):
         super().__init__(config, seeds=seeds, device=device)
         self.means: dict[int, list[tuple[float, float, float]]] = {seed: [] for seed in seeds}
-        """Of each seed and evaluation: over all keys, over those asked, of batches."""
+        """Of each seed and evaluation, in the order of MEANS."""
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
@@ -104,20 +74,18 @@ class MeansTraining(RetrievalTraining):
             for i in self.active
         ]
         everything = torch.arange(task.n_keys, device=self.device).expand(config.eval_sequences, -1)
-        batch = _stacked([task.batch(one.keys, one.values, everything) for one in asked_for])
-        reads = self.model(batch, self._directions(config.eval_sequences))
-        losses, n_queries = query_losses(reads, batch), asked_for[0].queries.shape[1]
-        means = means_of(losses, batch.asked, n_queries, config.batch_size)
-        found = torch.stack([means.all_keys, means.asked, means.batches], dim=1).tolist()
-        for i, of_seed in zip(self.active, found, strict=True):
+        batch = stacked([task.batch(one.keys, one.values, everything) for one in asked_for])
+        losses = query_losses(self.model(batch, self._directions(config.eval_sequences)), batch)
+        n_queries = asked_for[0].queries.shape[1]
+        means = means_of(losses, n_queries, config.batch_size)
+        for i, of_seed in zip(self.active, means.tolist(), strict=True):
             self.means[self.seeds[i].seed].append(tuple(of_seed))
-        return means.asked
+        return means[:, 1]
 
     def summary(self, seed: int) -> dict[str, Any]:
         """With the least of each mean over a seed's evaluations; without before the first."""
-        names = ("best_all_keys_loss", "best_asked_loss", "best_batches_loss")
         least = map(min, zip(*self.means[seed], strict=True))
-        return super().summary(seed) | dict(zip(names, least, strict=False))
+        return super().summary(seed) | dict(zip(MEANS, least, strict=False))
 
     def _restore(self, state: dict[str, Any]) -> None:
         super()._restore(state)

@@ -10,30 +10,45 @@ from replib.lab.record import Experiment
 from replib.lab.run import Job, RetrievalJob
 from replib.tasks.retrieval import AssociativeRetrieval
 
-# The published curves of setting 1 and of setting 2, cheapest first, as they are named in
-# `published.json`: softmax_cat, linear_sum, ... and dpfp1_ours, tanh_fwm, ...
+
+def dpfp(nu: int, update_rule: str = "sum") -> MemoryConfig:
+    """A memory with the features DPFP-ν."""
+    options = DPFPAttention.Options(nu=nu)
+    return MemoryConfig(attention="dpfp", options=options, update_rule=update_rule)
+
+
+def favor(n_directions: int, update_rule: str = "sum") -> MemoryConfig:
+    """A memory with the features of FAVOR+."""
+    options = PerformerAttention.Options(n_directions=n_directions)
+    return MemoryConfig(attention="performer", options=options, update_rule=update_rule)
+
+
+# The published curves of setting 1, cheapest first; `MemoryConfig.published_name` is their name in
+# `published.json`.
 CAPACITY_MEMORIES = (
-    MemoryConfig(attention="softmax"),
-    MemoryConfig(attention="linear"),
-    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=1)),
-    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=2)),
-    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=3)),
-    MemoryConfig(attention="performer", options=PerformerAttention.Options(n_directions=64)),
-    MemoryConfig(attention="performer", options=PerformerAttention.Options(n_directions=128)),
-    MemoryConfig(attention="performer", options=PerformerAttention.Options(n_directions=512)),
+    *(MemoryConfig(attention="softmax"), MemoryConfig(attention="linear")),
+    *(dpfp(1), dpfp(2), dpfp(3)),
+    *(favor(64), favor(128), favor(512)),
 )
-
 TANH_FWM = ("tanh", "fwm")
-
 # S at "laptop", and those of them that have three seeds; of the slowest memories fewer of both, and
 # of tanh with fwm, which takes half an hour a run and reads nonsense from S = 20 on, one.
 LAPTOP_KEYS = {*range(20, 201, 20), *range(200, 601, 40), 300, 500}
-
 COARSE_KEYS = (20, 60, 100, 200, 280, 400, 600)
-
 SLOW_KEYS, SLOW_COARSE_KEYS = LAPTOP_KEYS - {40, 80, 120, 160}, (20, 100, 200, 400, 600)
-
 TANH_COARSE_KEYS = (20,)
+NO_EPS = 1e-37  # beside the normalisers of FAVOR+ nothing, and above 0 in float32
+SMOKE = {"n_steps": 20, "eval_every": 10, "eval_sequences": 2}
+
+# Memory and S at which a published loss is below what a mean over all keys can be.
+WATCHED = (
+    (MemoryConfig(attention="linear"), 100),
+    (dpfp(1), 200),
+    (dpfp(2), 400),
+    (MemoryConfig(attention="linear"), 500),
+    (dpfp(1), 300),
+    (dpfp(2), 300),
+)
 
 
 def retrieval_config(
@@ -47,56 +62,6 @@ def retrieval_config(
     return RetrievalConfig(task=task, model=model, **(options | changes))
 
 
-def _capacity(scale: str) -> list[Job]:
-    """Setting 1 of Schlag et al. 2021, section 6.1.1: every key once."""
-    return retrieval_jobs(scale, CAPACITY_MEMORIES, 600, with_replacement=False)
-
-
-# Memory and S at which a published loss is below what a mean over all keys can be.
-WATCHED = (
-    (MemoryConfig(attention="linear"), 100),
-    (MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=1)), 200),
-    (MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=2)), 400),
-    (MemoryConfig(attention="linear"), 500),
-    (MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=1)), 300),
-    (MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=2)), 300),
-)
-
-
-def _evaluation(scale: str) -> list[Job]:
-    """Setting 1 where a published loss is lower than it can be, with the mean that the published
-    code takes beside that over all keys."""
-    seeds, changes = tuple(range(5)), {}
-    if scale == "smoke":
-        seeds, changes = (0, 1), {"n_steps": 20, "eval_every": 10, "eval_sequences": 2}
-    jobs = []
-    for memory, n_keys in WATCHED[:3] if scale == "smoke" else WATCHED:
-        if scale == "smoke":
-            memory, n_keys = replace(memory, head_dim=16), 40
-        config = retrieval_config(n_keys, memory, **changes)
-        values = {one.name: getattr(config, one.name) for one in fields(RetrievalConfig)}
-        jobs.append(RetrievalJob(config=MeansConfig(**values), seeds=seeds))
-    return jobs
-
-
-NO_EPS = 1e-37  # beside the normalisers of FAVOR+ nothing, and above 0 in float32
-
-
-def _favor_eps(scale: str) -> list[Job]:
-    """FAVOR+ in setting 1 without the ε that the published code adds to its normalisers."""
-    memories = [replace(m, eps=NO_EPS) for m in CAPACITY_MEMORIES if m.attention == "performer"]
-    keys, seeds, changes = (20, 60, 100, 200), (0, 1, 2), {}
-    if scale == "smoke":
-        keys, seeds, changes = (8,), (0, 1), {"n_steps": 20, "eval_every": 10, "eval_sequences": 2}
-        memories = [replace(memory, head_dim=16) for memory in memories]
-    return [
-        RetrievalJob(config=retrieval_config(n, memory, **changes), seeds=seeds)
-        for memory in memories
-        for n in keys
-        if not (scale == "laptop" and memory.size == 512 and n > 100)  # slow
-    ]
-
-
 def is_slow(model: MemoryConfig) -> bool:
     """Whether the runs of a memory take as long as those of all others together."""
     return model.size == 512 or (model.attention, model.update_rule) == TANH_FWM
@@ -107,17 +72,7 @@ def retrieval_jobs(scale, memories, most_keys: int, *, with_replacement: bool) -
     one at others: at steps of 40 at most, and at all of the published grid; at "paper" five seeds
     at steps of 20. The slowest memories come last."""
     if scale == "smoke":
-        changes = {"n_steps": 20, "eval_every": 10, "eval_sequences": 2}
-        model = {"head_dim": 16}
-        return [
-            RetrievalJob(
-                config=retrieval_config(
-                    8, replace(m, **model), with_replacement=with_replacement, **changes
-                ),
-                seeds=(0, 1),
-            )
-            for m in memories
-        ]
+        return [_smoke(8, memory, with_replacement=with_replacement) for memory in memories]
     jobs = []
     for memory in memories:
         slow = is_slow(memory)
@@ -134,6 +89,45 @@ def retrieval_jobs(scale, memories, most_keys: int, *, with_replacement: bool) -
         jobs,
         key=lambda job: (is_slow(job.config.model), -len(job.seeds), job.config.task.n_keys),
     )
+
+
+def _smoke(n_keys: int, memory: MemoryConfig, **options) -> RetrievalJob:
+    config = retrieval_config(n_keys, replace(memory, head_dim=16), **options, **SMOKE)
+    return RetrievalJob(config=config, seeds=(0, 1))
+
+
+def _capacity(scale: str) -> list[Job]:
+    """Setting 1 of Schlag et al. 2021, section 6.1.1: every key once."""
+    return retrieval_jobs(scale, CAPACITY_MEMORIES, 600, with_replacement=False)
+
+
+def _evaluation(scale: str) -> list[Job]:
+    """Setting 1 where a published loss is lower than it can be, with the mean that the published
+    code takes beside that over all keys."""
+    jobs = [
+        RetrievalJob(config=retrieval_config(n_keys, memory), seeds=tuple(range(5)))
+        for memory, n_keys in WATCHED
+    ]
+    if scale == "smoke":
+        jobs = [_smoke(40, memory) for memory, _ in WATCHED[:3]]
+    names = [one.name for one in fields(RetrievalConfig)]
+    return [
+        replace(job, config=MeansConfig(**{name: getattr(job.config, name) for name in names}))
+        for job in jobs
+    ]
+
+
+def _favor_eps(scale: str) -> list[Job]:
+    """FAVOR+ in setting 1 without the ε that the published code adds to its normalisers."""
+    memories = [replace(m, eps=NO_EPS) for m in CAPACITY_MEMORIES if m.attention == "performer"]
+    if scale == "smoke":
+        return [_smoke(8, memory) for memory in memories]
+    return [
+        RetrievalJob(config=retrieval_config(n, memory), seeds=(0, 1, 2))
+        for memory in memories
+        for n in (20, 60, 100, 200)
+        if not (scale == "laptop" and memory.size == 512 and n > 100)  # slow
+    ]
 
 
 EXPERIMENTS = (

@@ -25,13 +25,11 @@ from replib.claims.capacity.memories import (
     named_losses,
     of_setting,
     one_run,
-    order,
     ordered,
     published_losses,
     solved_keys,
     typical,
 )
-from replib.fast_weights import RetrievalConfig
 from replib.lab.run import config_of
 from replib.lab.statistics import (
     CONFIDENCE,
@@ -41,14 +39,7 @@ from replib.lab.statistics import (
     wilson_interval,
 )
 from replib.lab.store import Row
-from replib.lab.verdict import (
-    MOST,
-    Criterion,
-    Verdict,
-    each_device,
-    three_digits,
-    within,
-)
+from replib.lab.verdict import MOST, Criterion, Verdict, each_device, three_digits, within
 from replib.published import published
 
 LOSS_TOLERANCE = 0.15  # of a published best loss
@@ -87,26 +78,32 @@ def capacity(rows: Sequence[Row]) -> Verdict:
     alone decides. A criterion of all: none solves more than R keys.
     """
     found = of_setting(rows, with_replacement=False)
-    return Verdict(
-        solved_text(found, order(found)),
-        (_at_most_features(found), *(above(found, *pair) for pair in ABOVE)),
-        tuple(_without_eps(rows, found)),
-    )
+    bounded = _at_most_features(found)
+    said = solved_text(found)
+    if bounded.met is not None:
+        said += f": {'never' if bounded.met else 'for one of them'} more than features R"
+    criteria = bounded, *(above(found, *pair) for pair in ABOVE)
+    return Verdict(said, criteria, tuple(_without_eps(rows, found)), answer=said)
 
 
-def solved_text(found: Mapping[str, Losses], names: Sequence[str], *, rule: bool = False) -> str:
-    """How many keys each memory solves, those that solve none at the end."""
-    if not names:
+def solved_text(found: Mapping[str, Losses], *, rule: bool = False) -> str:
+    """How many keys each memory solves, the most first; FAVOR+ in one where none of its sizes
+    solves any."""
+    if not found:
         return NO_RUNS
-    solved = {name: solved_keys(found[name]) for name in names}
+    solved = {label(MEMORIES[name], rule=rule): solved_keys(x) for name, x in ordered(found)}
     told = [
-        f"{label(MEMORIES[name], rule=rule)} {keys_text(one, interval=False)}"
-        for name, one in solved.items()
+        f"{keys_text(one, interval=False)} with {name}"
+        for name, one in sorted(solved.items(), key=lambda pair: -pair[1].value)
         if one.value > 0
     ]
-    if none := [label(MEMORIES[name], rule=rule) for name in names if solved[name].value == 0]:
-        told.append(f"none by {', '.join(none)}")
-    return f"keys solved by half of the runs: {', '.join(told)}"
+    none = [name.removesuffix(" 64") for name, one in solved.items() if one.value == 0]
+    if "FAVOR+" in none:
+        none = [name for name in none if not name.startswith("FAVOR+ ")]
+    nothing = f"none with {' or '.join(none)}"
+    if not told:
+        return f"half of the runs solve {nothing}"
+    return f"half of the runs solve S = {', '.join(told + [nothing] * bool(none))}"
 
 
 def _at_most_features(found: Mapping[str, Losses]) -> Criterion:
@@ -122,11 +119,13 @@ def _at_most_features(found: Mapping[str, Losses]) -> Criterion:
             n_beyond = sum(loss <= SOLVED_LOSS for loss in beyond)
             fail = bool(beyond) and wilson_interval(n_beyond, len(beyond))[1] < MOST
             met.append(False if solved.low > r else True if fail or solved.high <= r else None)
-    return Criterion(
-        "no memory solves more keys than its number of features R",
-        False if False in met else True if met and all(met) else None,
-        "; ".join(told) or "no runs yet",
-    )
+    text = "no memory solves more keys than its number of features R"
+    return Criterion(text, _every(met), "; ".join(told) or "no runs yet")
+
+
+def _every(met: Sequence[bool | None]) -> bool | None:
+    """Whether all are met; None where that cannot be told."""
+    return False if False in met else True if met and all(met) else None
 
 
 def _without_eps(rows: Sequence[Row], found: Mapping[str, Losses]) -> Iterator[str]:
@@ -138,20 +137,18 @@ def _without_eps(rows: Sequence[Row], found: Mapping[str, Losses]) -> Iterator[s
     ]
     diverged = Counter(name for name, row in named if row["outcome"] == "diverged")
     for name, losses in ordered(named_losses(named)):
-        with_eps = {n: loss_text(loss) for n, loss in typical(found.get(name, {})).items()}
+        with_eps = typical(found.get(name, {}))
         told = [
-            f"S = {n}: {loss_text(loss)} for {with_eps.get(n, 'nothing run')}"
+            f"S = {n}: {loss_text(loss)} for {loss_text(with_eps.get(n))}"
             for n, loss in typical(losses).items()
         ]
-        n_runs = sum(map(len, losses.values()))
         yield (
             f"{label(MEMORIES[name])} without the published ε, median best loss for that with it: "
-            f"{', '.join(told)}; {diverged[name]} of {n_runs} runs diverge"
+            f"{', '.join(told)}; {diverged[name]} of {sum(map(len, losses.values()))} runs diverge"
         )
 
 
 NO_RUNS = "no runs with the published settings yet"
-_SAID = {True: "yes", False: "no", None: "cannot be told"}
 
 
 @each_device
@@ -163,41 +160,35 @@ def as_published(rows: Sequence[Row], published: Mapping[str, Any]) -> Verdict:
     apart); and its best losses at the S of COMPARED, where the published one is above
     LEAST_COMPARED, are within LOSS_TOLERANCE, by the interval of the mean over seeds. One a memory
     of setting 2 with the rules sum and delta: the S solved, evaluated as published where it was run
-    so. The headline says how many of those that agree do so because nothing is remembered on either
-    side.
+    so. How many of those that agree do so because nothing is remembered on either side is said.
     """
     found = of_setting(rows, with_replacement=False)
     second, alike = of_setting(rows, with_replacement=True), best_losses(rows, half_length=True)
-    criteria, nothing, evidence = [], [], []
+    criteria, nothing = [], 0
     for name, theirs in ordered(published_losses(published, "setting1")):
         if here := found.get(name):
             told = label(MEMORIES[name])
             solved, losses = _near_solved(told, here, theirs), _near_losses(told, here, theirs)
             criteria += [one for one in (solved, losses) if one]
-            nothing += [solved] * _solves_nothing(here, theirs)
-            nothing += [losses] * (bool(losses) and _reads_nothing(here, theirs))
+            nothing += solved.met is True and _solves_nothing(here, theirs)
+            nothing += bool(losses and losses.met) and _reads_nothing(here, theirs)
     for name, theirs in ordered(published_losses(published, "setting2")):
-        if here := alike.get(name) or second.get(name):
+        if name in DELTA_AND_SUM and (here := alike.get(name) or second.get(name)):
             told = label(MEMORIES[name], rule=True)
             told += ", evaluated as published" if name in alike else ""
-            near = _near_solved(told, here, theirs)
-            if name in DELTA_AND_SUM:
-                criteria.append(near)
-                nothing += [near] * _solves_nothing(here, theirs)
-            else:
-                evidence.append(f"{near.text}: {_SAID[near.met]}; {near.figure}")
+            criteria.append(_near_solved(told, here, theirs))
+            nothing += criteria[-1].met is True and _solves_nothing(here, theirs)
+    evidence = tuple(_below_least(rows, published))
+    if not criteria:
+        none = Criterion("a memory that was published ran", None, "none yet")
+        return Verdict(NO_RUNS, (none,), evidence)
     met = [one.met for one in criteria]
-    n_nothing = sum(one.met is True for one in nothing)
-    aside = f" ({n_nothing} of them in that nothing is remembered)" if n_nothing else ""
-    headline = (
+    aside = f" ({nothing} of them in that nothing is remembered)" if nothing else ""
+    said = (
         f"{met.count(True)} of {len(met)} comparisons agree with the published runs{aside}, "
         f"{met.count(False)} do not, {met.count(None)} cannot be told"
     )
-    return Verdict(
-        headline if criteria else NO_RUNS,
-        tuple(criteria) or (Criterion("a memory that was published ran", None, "none yet"),),
-        (*evidence, *_below_least(rows, published)),
-    )
+    return Verdict(said, tuple(criteria), evidence, answer=said)
 
 
 def _solves_nothing(here: Losses, theirs: Mapping[int, float]) -> bool:
@@ -211,63 +202,29 @@ def _reads_nothing(here: Losses, theirs: Mapping[int, float]) -> bool:
 
 
 def _below_least(rows: Sequence[Row], published: Mapping[str, Any]) -> Iterator[str]:
-    """The published losses that no mean over all keys can have, whether the way that they were
-    averaged explains them, and how many of those here are below it as well."""
-    if not any(row["experiment"] == MEANS for row in rows):
-        return
-    unmeasured = []
-    for name, n, loss, least in impossible_losses(published):
-        told = f"{label(MEMORIES[name])}, S = {n}: the published {loss:z.3g} is below {least:z.3g}"
-        if explained := _of_means(rows, name, n, loss):
-            r = MEMORIES[name].n_features
-            yield f"{told}, the least mean over all keys with R = {r}; {explained}"
-        else:
-            unmeasured.append(told)
-    if unmeasured:
-        yield f"as well, with what explains it not measured: {'; '.join(unmeasured)}"
-    below = [
-        n
-        for name, losses in ordered(of_setting(rows, with_replacement=False))
-        if (r := MEMORIES[name].n_features)
-        for n, loss in typical(losses).items()
-        if loss < least_loss(r, n)
-    ]
-    if below:
-        n_asked = RetrievalConfig.eval_queries
-        told = f"{len(below)} medians here are below that least mean as well"
-        told += f", all at S = {min(below)} or more"
-        if min(below) > n_asked:
-            told += f": above S = {n_asked} the first {n_asked} keys alone are asked for, as in the"
-            told += " published code"
-        yield told
-
-
-def _of_means(rows: Sequence[Row], name: str, n_keys: int, theirs: float) -> str:
-    """Whether a published loss is one that a run here may have, averaged as published: within the
-    95 % interval of one run more, from those that were measured so; "" where too few were."""
-    found = [
-        (row["summary"]["best_all_keys_loss"], row["summary"]["best_batches_loss"])
-        for row in rows
-        if row["experiment"] == MEANS
-        and row["outcome"] == "ok"
-        and config_of(row).task.n_keys == n_keys
-        and memory_of(config_of(row)) == name
-    ]
-    how = "the mean is of batches of which the last is smaller and counts as much"
-    if n_keys > RetrievalConfig.eval_queries:
-        how += f", and of the first {RetrievalConfig.eval_queries} keys"
-    if len(found) < MIN_SEEDS:
-        return ""
-    whole, batches = zip(*found, strict=True)
-    half = t_quantile((1 + CONFIDENCE) / 2, len(found) - 1) * math.sqrt(1 + 1 / len(found))
-    half *= statistics.stdev(batches)
-    low, high = statistics.fmean(batches) - half, statistics.fmean(batches) + half
-    explains = "explains it" if low <= theirs <= high else "does not explain it"
-    return (
-        f"{how}, which {explains}: so averaged, {len(found)} runs here have "
-        f"{min(batches):z.3g} to {max(batches):z.3g}, and one more would have {low:z.3g} to "
-        f"{high:z.3g}; over all keys the same runs have {min(whole):z.3g} to {max(whole):z.3g}"
-    )
+    """The published losses that no mean over all keys can have, and whether runs here, averaged as
+    the published code does, have such losses: within the 95 % interval of one run more."""
+    measured: dict[tuple[str | None, int], list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["experiment"] == MEANS and row["outcome"] == "ok":
+            config, summary = config_of(row), row["summary"]
+            means = summary["best_all_keys_loss"], summary["best_batches_loss"]
+            measured.setdefault((memory_of(config), config.task.n_keys), []).append(means)
+    for name, n, loss, least in impossible_losses(published) if measured else ():
+        told = f"{label(MEMORIES[name])}, S = {n}: the published {loss:z.3g} is below the least "
+        told += f"mean over all keys, {least:z.3g}"
+        found = measured.get((name, n), [])
+        if len(found) < MIN_SEEDS:
+            yield f"{told}; why is not measured"
+            continue
+        whole, batches = zip(*found, strict=True)
+        low, high = _mean_interval(batches, of_one_more=True)
+        yield (
+            f"{told}; the mean of batches, as published, "
+            f"{'explains' if low <= loss <= high else 'does not explain'} it: so averaged "
+            f"{len(found)} runs here have {min(batches):z.3g} to {max(batches):z.3g} (one more "
+            f"{low:z.3g} to {high:z.3g}), and over all keys {min(whole):z.3g} to {max(whole):z.3g}"
+        )
 
 
 def above(found: Mapping[str, Losses], better: str, worse: str, *, rule: bool = False) -> Criterion:
@@ -281,8 +238,7 @@ def above(found: Mapping[str, Losses], better: str, worse: str, *, rule: bool = 
     a, b = map(solved_keys, sides)
     by_loss, told = _lower_loss(*sides)
     more = solves_more(*map(counts, sides))
-    parts = [by_loss] if a.value == b.value == 0 else [more, by_loss]
-    met = False if False in parts else True if all(parts) else None
+    met = _every([by_loss] if a.value == b.value == 0 else [more, by_loss])
     return Criterion(text, met, f"solves {keys_text(a)} against {keys_text(b)} keys; {told}")
 
 
@@ -339,9 +295,7 @@ def _near_losses(name: str, here: Losses, theirs: Mapping[int, float]) -> Criter
             continue
         ratios = [loss / theirs[n] - 1 for loss in losses]
         low, high = _mean_interval(ratios)
-        inside = low >= -LOSS_TOLERANCE and high <= LOSS_TOLERANCE
-        outside = high < -LOSS_TOLERANCE or low > LOSS_TOLERANCE
-        met.append(True if inside else False if outside else None)
+        met.append(within(low, high, -LOSS_TOLERANCE, LOSS_TOLERANCE))
         seeds = f"{len(losses)} seed{'s' * (len(losses) > 1)}"
         apart = f"{statistics.fmean(ratios):+z.0%}"
         if len(losses) >= 2:
@@ -350,19 +304,17 @@ def _near_losses(name: str, here: Losses, theirs: Mapping[int, float]) -> Criter
             f"S = {n}: mean {statistics.fmean(losses):z.3g} of {seeds}, published {theirs[n]:z.3g} "
             f"({apart})"
         )
-    return Criterion(
-        f"{name}: best loss within {LOSS_TOLERANCE:z.0%} of the published",
-        False if False in met else True if all(met) else None,
-        "; ".join(told),
-    )
+    text = f"{name}: best loss within {LOSS_TOLERANCE:z.0%} of the published"
+    return Criterion(text, _every(met), "; ".join(told))
 
 
-def _mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean, by Student's t; without ends for a single value."""
+def _mean_interval(values: Sequence[float], of_one_more: bool = False) -> tuple[float, float]:
+    """The 95 % interval of a mean, or of one value more, by Student's t; without ends for a single
+    value."""
     if len(values) < 2:
         return -math.inf, math.inf
     quantile = t_quantile((1 + CONFIDENCE) / 2, len(values) - 1)
-    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    half = quantile * statistics.stdev(values) * math.sqrt(of_one_more + 1 / len(values))
     return statistics.fmean(values) - half, statistics.fmean(values) + half
 
 

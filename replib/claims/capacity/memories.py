@@ -13,6 +13,7 @@ some figures, those of `favor_eps` what the published ε does to FAVOR+, and not
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from replib.claims.capacity.grid import CAPACITY_MEMORIES, retrieval_config
@@ -20,26 +21,18 @@ from replib.claims.update_rules.grid import UPDATE_RULE_MEMORIES
 from replib.fast_weights import MemoryConfig, RetrievalConfig
 from replib.lab.run import config_of
 from replib.lab.statistics import SolvedCounts, Threshold, solved_threshold
-from replib.lab.store import Row, plain
+from replib.lab.store import Row
 from replib.lab.verdict import bound_text
 
 SOLVED_LOSS = RetrievalConfig().solved_loss
-
 GRID_STEP = 20  # keys, the least step from one recorded S to the next
-
 MIN_SEEDS = 3  # that an interval is computed from
-
 ENDED = ("ok", "diverged")  # outcomes of runs that count
-
 MEANS = "evaluation"  # the experiment whose rows have several means of the same losses
-
 WITHOUT_EPS = "favor_eps"  # the experiment whose rows are of FAVOR+ without the published ε
-
 MEMORIES = {m.published_name: m for m in (*CAPACITY_MEMORIES, *UPDATE_RULE_MEMORIES)}
-
 # Left out: the published log stops at 300 steps, where the run had not ended.
 TRUNCATED = {("setting2", "dpfp2_ours", 100)}
-
 COMPARED = (100, 200, 400, 600)
 
 Losses = dict[int, dict[int, float]]
@@ -53,17 +46,17 @@ def label(memory: MemoryConfig, *, rule: bool = False) -> str:
     return f"{name} ({memory.update_rule})" if rule else name
 
 
+@lru_cache(maxsize=4096)
 def memory_of(config: RetrievalConfig, *, half_length: bool = False) -> str | None:
     """The published name of a run's memory; None where its settings are not the published ones.
     Those of setting 2 are evaluated on the whole length, or, with `half_length`, as published."""
+    again = config.task.with_replacement
     for name, memory in MEMORIES.items():
-        if config.model == memory:
-            task, options = config.task, {"eval_half_length": True} if half_length else {}
-            if half_length and not task.with_replacement:
-                return None
-            options["with_replacement"] = task.with_replacement
-            expected = retrieval_config(task.n_keys, memory, **options)
-            return name if plain(expected) == plain(config) else None
+        if config.model == memory and (again or not half_length):
+            options = {"with_replacement": again, "eval_half_length": half_length}
+            expected = retrieval_config(config.task.n_keys, memory, **options)
+            # A run that also keeps other means of its losses is the same.
+            return name if vars(expected) == vars(config) else None
     return None
 
 
@@ -74,6 +67,12 @@ def best_losses(rows: Iterable[Row], *, half_length: bool = False) -> dict[str, 
         for row in rows
         if row["experiment"] not in (MEANS, WITHOUT_EPS)
     )
+
+
+def of_setting(rows: Sequence[Row], *, with_replacement: bool) -> dict[str, Losses]:
+    """`best_losses` of one of the settings."""
+    some = (row for row in rows if config_of(row).task.with_replacement == with_replacement)
+    return best_losses(some)
 
 
 def named_losses(named: Iterable[tuple[str | None, Row]]) -> dict[str, Losses]:
@@ -102,9 +101,25 @@ def published_losses(published: Mapping[str, Any], setting: str) -> dict[str, di
     }
 
 
+def one_run(losses: Mapping[int, float]) -> Losses:
+    """Published losses, of a run each."""
+    return {n: {0: loss} for n, loss in losses.items()}
+
+
+def ordered(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Items by the name of a memory, in the order of MEMORIES."""
+    return [(name, found[name]) for name in MEMORIES if name in found]
+
+
 def solved_keys(losses: Losses) -> Threshold:
     """The S that half of the runs solve."""
-    return solved_threshold(counts(losses))
+    return threshold_of(*map(tuple, counts(losses)))
+
+
+@lru_cache(maxsize=4096)
+def threshold_of(*counts: tuple[int, ...]) -> Threshold:
+    """`solved_threshold`; verdicts and charts ask for the same several times."""
+    return solved_threshold(counts)
 
 
 def counts(losses: Losses) -> SolvedCounts:
@@ -135,24 +150,8 @@ def least_loss(n_features: int, n_keys: int) -> float:
     return max(0.0, 0.5 * (1 - n_features / n_keys))
 
 
-def one_run(losses: Mapping[int, float]) -> Losses:
-    return {n: {0: loss} for n, loss in losses.items()}
-
-
-def of_setting(rows: Sequence[Row], *, with_replacement: bool) -> dict[str, Losses]:
-    some = (row for row in rows if config_of(row).task.with_replacement == with_replacement)
-    return best_losses(some)
-
-
-def order(names: Iterable[str]) -> list[str]:
-    return [name for name in MEMORIES if name in set(names)]
-
-
-def ordered(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [(name, found[name]) for name in order(found)]
-
-
-def loss_text(loss: float) -> str:
-    return (
-        "diverged" if math.isinf(loss) else f"{loss:z.2g}" if loss < SOLVED_LOSS else f"{loss:z.3g}"
-    )
+def loss_text(loss: float | None) -> str:
+    """To three digits, or why there is none."""
+    if loss is None:
+        return "none run"
+    return "diverged" if math.isinf(loss) else f"{loss:z.3g}"

@@ -3,10 +3,6 @@
 from replib.claims.claim import Claim, Statement
 from replib.claims.update_rules import grid
 
-PAPER = (
-    "Where keys come back with new values, the delta rule replaces the old value; a sum "
-    "cannot, and the earlier rule of fast weight memories (fwm) does worse (section 6.1.2)."
-)
 CLAIM = Claim(
     name="update_rules",
     notebook="06_fast_weights",
@@ -17,7 +13,8 @@ CLAIM = Claim(
             title="6 update rules",
             text="Where keys come back with new values, the delta rule solves what neither a sum "
             "nor the earlier rule of fast weight memories (fwm) does.",
-            paper=PAPER,
+            paper="Where keys come back, the delta rule replaces the old value; a sum cannot, and "
+            "the earlier rule, fwm, does worse (Schlag et al. 2021, section 6.1.2).",
             experiments=("update_rules",),
             figure="update_rules",
         ),

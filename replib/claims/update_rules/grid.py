@@ -1,23 +1,17 @@
 """Setting 2 of Schlag et al. 2021: keys come back with new values."""
 
-from replib.attention.dpfp import DPFPAttention
-from replib.attention.performer import PerformerAttention
-from replib.claims.capacity.grid import is_slow, retrieval_config, retrieval_jobs
+from replib.claims.capacity.grid import dpfp, favor, is_slow, retrieval_config, retrieval_jobs
 from replib.fast_weights import MemoryConfig
 from replib.lab.record import Experiment
 from replib.lab.run import Job, RetrievalJob
 
 UPDATE_RULE_MEMORIES = (
-    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=1), update_rule="sum"),
+    dpfp(1),
     MemoryConfig(attention="linear", update_rule="delta"),
-    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=1), update_rule="delta"),
-    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=2), update_rule="delta"),
-    MemoryConfig(
-        attention="performer",
-        options=PerformerAttention.Options(n_directions=128),
-        update_rule="delta",
-    ),
-    MemoryConfig(attention="dpfp", options=DPFPAttention.Options(nu=1), update_rule="fwm"),
+    dpfp(1, "delta"),
+    dpfp(2, "delta"),
+    favor(128, "delta"),
+    dpfp(1, "fwm"),
     MemoryConfig(attention="tanh", update_rule="fwm"),
 )
 
