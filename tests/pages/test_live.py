@@ -377,9 +377,7 @@ def autopsy_jobs(**changes):
         "seq_len": 8,
         "n_steps": 10,
         "seeds": 1,
-        "repeats": 3,
         "model": "small",
-        "measure": "both",
         "attention": ("linear",),
         "defects": ("float64", "extra_losses"),
     }
