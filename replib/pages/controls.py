@@ -524,8 +524,13 @@ def pressed(button) -> bool:
 
 
 def show_stop(stop, tick) -> mo.Html:
-    """The Stop button; the ticker works unseen."""
-    return mo.hstack([stop, styled(f'<div class="r-hidden">{tick}</div>')], justify="start")
+    """The Stop button, and the ticker."""
+    return mo.hstack([stop, unseen(tick)], justify="start")
+
+
+def unseen(element) -> mo.Html:
+    """An element that works and is not shown, such as a ticker; nothing where it is None."""
+    return styled(f'<div class="r-hidden">{"" if element is None else element}</div>')
 
 
 def watch(live: LiveRuns, announce) -> mo.Html:

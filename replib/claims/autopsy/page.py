@@ -117,19 +117,13 @@ def comparison(rows: Sequence[Row], follows: Callable[[Row], str]) -> str:
         times = [_samples(sets, other) for other in (config, with_defects(config, ()))]
         ends = [row for row in some if row["experiment"] == "autopsy"]
         name = f"{config.model.attention}, {'with switches' if config.defects else MENDED}"
-        factor = NONE_YET
+        factor = ""
         if config.defects and all(times):
             factor = ratio_text(ratio(*(measured_total(one) for one in times)))
-        accuracy = (f"{row['summary']['final_accuracy']:z.0%}" for row in ends)
-        lines.append(
-            [
-                name,
-                ", ".join(f"{row['summary']['final_loss']:z.3f}" for row in ends) or NONE_YET,
-                ", ".join(accuracy) or NONE_YET,
-                follows(ends[-1]) if ends else NONE_YET,
-                factor,
-            ]
-        )
+        loss = ", ".join(f"{row['summary']['final_loss']:z.3f}" for row in ends)
+        right = ", ".join(f"{row['summary']['final_accuracy']:z.0%}" for row in ends)
+        followed_by = follows(ends[-1]) if ends else ""
+        lines.append([cell or NONE_YET for cell in (name, loss, right, followed_by, factor)])
     head = ["runs", "final loss", "right", "follows the source / its own input", "a step takes"]
     return markdown_table(head, lines)
 
@@ -144,7 +138,7 @@ def _follows(live: LiveRuns, row: Row) -> str:
     config = config_of(row)
     training = live.model(TrainingJob(config=config, seed=row["seed"]), row["provenance"]["device"])
     if training is None:
-        return NONE_YET
+        return ""
     generator = torch.Generator().manual_seed(0)
     shares = in_passing_thread(followed, training.model, config.task, generator)
     return " / ".join(f"{share:z.0%}" for share in shares)
