@@ -6,9 +6,8 @@ import pytest
 import synthetic
 
 from replib.claims import EXPERIMENTS
-from replib.claims.autopsy import frames, judge, tables
+from replib.claims.autopsy import charts, judge
 from replib.claims.autopsy import full_size as full
-from replib.claims.autopsy import page as parts
 from replib.claims.autopsy.defects import full_size_defects
 from replib.claims.common import replication_model
 from replib.lab import recorded
@@ -69,9 +68,6 @@ def test_softmax_comes_back_where_all_runs_as_written_end_where_the_articles_doe
     evidence = "\n".join(verdict.lines)
     assert "softmax, as written, but with the embedding times √E: 6.0 (6.0 to 6.0)" in evidence
     assert "softmax, as written, batch 32, 1000 steps: 10.3" in evidence
-    text = tables.full_size_table(rows, ARTICLE)
-    assert "| softmax, as written | 3 | 10.3 (10.3 to 10.3) | 1.29 | 30% |" in text
-    assert "| linear, as written, batch 32, 2000 steps | 1 | 0.0 | 0.00 | 100% |" in text
 
 
 @pytest.mark.parametrize("end", [8.0, 0.0])
@@ -89,10 +85,10 @@ def test_one_run_apart_decides_nothing_and_without_runs_nothing_is_said(rows):
     assert judge.softmax_returns([], ARTICLE).status == INCONCLUSIVE
 
 
-def test_the_page_shows_verdict_curves_and_table(rows):
-    assert "vega" in parts.full_size(rows, ARTICLE).text
-    frame = frames.full_size_curves(ARTICLE, rows)
-    ours = {frames.WRITTEN, frames.USUAL_SCALE, frames.ALL_MENDED}
-    assert ours < set(frame["kind"]) and set(frame["seq_len"]) == {8}
-    written = frame.filter(frame["kind"] == frames.WRITTEN)
-    assert written["line"].n_unique() == 6
+def test_every_run_of_the_articles_size_is_drawn_in_a_line_of_what_is_mended(rows):
+    chart = charts.full_size_chart(rows, ARTICLE).to_dict()
+    drawn = max(chart["datasets"].values(), key=len)
+    assert len(drawn) == len(rows) + 2  # and the article's two ends
+    lines = {point["line"] for point in drawn}
+    assert {"2022 article, softmax", "softmax, as written"} < lines
+    assert len(lines) == len(full.variants(rows)) + 2

@@ -6,29 +6,23 @@ in an otherwise mended run, or *alone off* in an otherwise broken one.
 """
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from replib.claims.autopsy.article_losses import (
-    FINAL,
-    Read,
-    article_losses,
-    bag_entropy,
-)
-from replib.claims.autopsy.defects import all_defects, article_defects, loss_defects
+from replib.claims.autopsy.defects import DEFECTS, all_defects, article_defects, loss_defects
 from replib.lab.run import config_of
-from replib.lab.statistics import difference_interval
+from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.store import Row
-from replib.tasks import SequenceCopy
 
 MENDED, BROKEN, ALONE_ON, ALONE_OFF = "mended", "broken", "alone on", "alone off"
 ROLES = (MENDED, BROKEN, ALONE_ON, ALONE_OFF)
 OFF_WITH_MASK = "alone off, but for the mask"  # so that what is learned is no leak
 GUESSING = math.log(10)  # nats a token: one of ten symbols
-NEAR_ZERO = 0.05  # nats a token
+
+Key = tuple[str, int, str, str | None]
+"""Attention, N, role and defect."""
+Runs = Mapping[Key, Sequence[Row]]
+"""The runs of an ablation, one a seed."""
 
 
 def role_of(attention: str, defects: Sequence[str]) -> tuple[str, str | None] | None:
@@ -48,105 +42,79 @@ def role_of(attention: str, defects: Sequence[str]) -> tuple[str, str | None] | 
     return None
 
 
-Key = tuple[str, int, str, str | None]
-"""Attention, N, role and defect."""
-
-
 def ablated(rows: Sequence[Row]) -> dict[Key, list[Row]]:
     """The finished rows of an ablation, of the one device and size of model that has most; of each
     seed the last, one with all defects before one without those that are merely slow."""
-    sizes = Counter(map(_size, rows))
+    known = [(row, config_of(row)) for row in rows]
+    sizes = [_size(row, config) for row, config in known]
+    most = Counter(sizes).most_common(1)
+    kept = [
+        pair
+        for pair, size in zip(known, sizes, strict=True)
+        if size == most[0][0] and pair[0]["outcome"] in ("ok", "diverged")
+    ]
     found: dict[Key, dict[int, Row]] = {}
-    for row in sorted(rows, key=lambda row: len(config_of(row).defects)):
-        model = config_of(row).model
-        role = role_of(model.attention, config_of(row).defects)
-        kept = row["outcome"] in ("ok", "diverged") and _size(row) == sizes.most_common(1)[0][0]
-        if role is not None and kept:
-            key = (model.attention, seq_len_of(row), *role)
-            found.setdefault(key, {})[row["seed"]] = row
+    for row, config in sorted(kept, key=lambda pair: len(pair[1].defects)):
+        attention = config.model.attention
+        if role := role_of(attention, config.defects):
+            found.setdefault((attention, config.task.seq_len, *role), {})[row["seed"]] = row
     return {key: list(some.values()) for key, some in found.items()}
 
 
-def _size(row: Row) -> str:
-    config, model = config_of(row), config_of(row).model
+def _size(row: Row, config) -> str:
+    model = config.model
     sizes = model.n_layers, model.n_heads, model.d_model, model.norm
     return repr((sizes, config.n_steps, row["provenance"]["device_name"]))
 
 
-def seq_len_of(row: Row) -> int:
-    """The N of a row."""
-    return config_of(row).task.seq_len
+def lengths_of(runs: Runs, attention: str | None = None) -> list[int]:
+    """The N of runs, or of those of one mechanism."""
+    return sorted({n for name, n, *_ in runs if attention in (None, name)})
 
 
-def lengths_of(rows: Sequence[Row]) -> list[int]:
-    """The N of an ablation's rows."""
-    return sorted({seq_len_of(row) for row in rows})
-
-
-# --- final losses ---------------------------------------------------------------------------------
-
-
-def final_losses(rows: Sequence[Row]) -> dict[Key, list[float]]:
+def final_losses(runs: Runs) -> dict[Key, list[float]]:
     """Final losses of each set of defects, nats a token, a seed each; none of a diverged run."""
     found = {}
-    for key, some in ablated(rows).items():
+    for key, some in runs.items():
         losses = [row["summary"].get("final_loss") for row in some if row["outcome"] == "ok"]
         found[key] = [loss for loss in losses if loss is not None and math.isfinite(loss)]
     return {key: losses for key, losses in found.items() if losses}
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A difference of means with its 95 % interval (Welch), which has no ends where a side has a
-    single run."""
-
-    value: float
-    low: float
-    high: float
+def solved(row: Row) -> bool:
+    """Whether a run ended at 99 % accuracy or more."""
+    reached = (row["summary"].get("final_accuracy") or 0) >= SOLVED_ACCURACY
+    return row["outcome"] == "ok" and reached
 
 
-def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
-    value = statistics.fmean(a) - statistics.fmean(b)
-    if min(len(a), len(b)) < 2:
-        return Difference(value, -math.inf, math.inf)
-    return Difference(value, *difference_interval(a, b))
+def what_decides(runs: Runs, n: int) -> dict[str, str]:
+    """The defects that by themselves keep linear runs from 99 % accuracy; those of which mending
+    one alone lets broken runs reach it, whose decoder sees its target; and those that do so where
+    the mask is mended as well. How many runs, where these do not agree."""
 
+    def told(role: str, *, reached: bool) -> str:
+        found = {d: runs.get(("linear", n, role, d), []) for d in DEFECTS}
+        if not any(found.values()):
+            return "not measured"
+        counts = {d: sum(solved(row) == reached for row in some) for d, some in found.items()}
+        names = [
+            DEFECTS[d].title + (f" ({count} of {len(found[d])})" if count < len(found[d]) else "")
+            for d, count in counts.items()
+            if count
+        ]
+        if role == OFF_WITH_MASK and not names:
+            return f"not {', '.join(DEFECTS[d].title for d, some in found.items() if some)}"
+        return ", ".join(names) or "none"
 
-EARLY = (20, 100)  # steps: the first evaluation, and before most runs leave the first plateau
-
-
-def early_losses(rows: Sequence[Row]) -> dict[tuple[str, int], float]:
-    """The mean loss of the broken runs of each mechanism and N over the steps EARLY, of those whose
-    curve has them."""
-    found = {}
-    for (attention, n, role, _), some in ablated(rows).items():
-        curves = (zip(row["curve"]["step"], row["curve"]["loss"], strict=True) for row in some)
-        early = [loss for curve in curves for step, loss in curve if EARLY[0] <= step <= EARLY[1]]
-        losses = [loss for loss in early if loss is not None]  # None of a run that diverged
-        if role == BROKEN and losses:
-            found[attention, n] = statistics.fmean(losses)
-    return found
-
-
-def article_ends(article: Mapping[str, Any]) -> dict[tuple[str, int], Read]:
-    """The article's final losses of each mechanism and N."""
-    read = (one for one in article_losses(article) if one.what == FINAL)
-    return {(one.attention, one.seq_len): one for one in read}
-
-
-def above_level(article: Mapping[str, Any]) -> dict[tuple[str, int], float]:
-    """How far above `bag_entropy` those of the article's runs end that do not end at 0."""
-    ends = {key: one.nats for key, one in article_ends(article).items() if one.nats > NEAR_ZERO}
-    return {(a, n): loss - bag_entropy(SequenceCopy(seq_len=n)) for (a, n), loss in ends.items()}
-
-
-LEVEL_MARGIN = 0.05  # nats a token from a level that is computed
-
-
-def leaves(row: Row, level: float) -> int | None:
-    """The step from which a run's loss stays more than LEVEL_MARGIN below a level."""
-    found = None
-    for step, loss in zip(row["curve"]["step"], row["curve"]["loss"], strict=True):
-        below = loss is not None and loss < level - LEVEL_MARGIN
-        found = (step if found is None else found) if below else None
-    return found
+    broken = runs.get(("linear", n, BROKEN, None), [])
+    return {
+        f"mended: one defect keeps it from {SOLVED_ACCURACY:z.0%}": told(ALONE_ON, reached=False),
+        f"broken: mending one defect lets it reach {SOLVED_ACCURACY:z.0%}": (
+            "broken runs reach it"
+            if broken and all(map(solved, broken))
+            else told(ALONE_OFF, reached=True)
+        ),
+        f"broken, but for the mask: mending one more lets it reach {SOLVED_ACCURACY:z.0%}": (
+            told(OFF_WITH_MASK, reached=True)
+        ),
+    }

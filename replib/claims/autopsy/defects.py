@@ -4,7 +4,8 @@ Each defect was found by reading the code of Do & Bergner 2022, *Replication of 
 RNNs'*, and is re-enacted here in torch: by wrapping a part of `EncoderDecoder`, by changing its
 `TrainingConfig`, or by what a step does. With no defect a run is that of `Training`, bit for bit.
 
-B batch, H heads, N sequence length, D query/key size per head, M value size per head, P parts.
+B batch, H heads, N sequence length, D query/key size per head, M value size per head, P heads
+that one is split into.
 """
 
 from collections.abc import Callable, Sequence
@@ -288,7 +289,7 @@ def break_model(model: EncoderDecoder, defects: Sequence[str]) -> None:
     elif "details" in defects and model.config.attention == "softmax":
         alter.append(lambda attention: _DroppedSoftmax(model.config.dropout))
     if "split_heads" in defects:
-        alter.append(lambda attention: _SplitHeads(attention, _parts(model.config)))
+        alter.append(lambda attention: SplitHeads(attention, _n_split(model.config)))
     if "float64" in defects:
         alter.append(_Float64)
         model.forward = _promoting(model.forward)
@@ -304,7 +305,7 @@ def break_model(model: EncoderDecoder, defects: Sequence[str]) -> None:
     if "reused_encoder" in defects:
         kept = max(1, len(model.encoder) // 2)
         *first, last = model.encoder[:kept]
-        model.encoder = nn.ModuleList([*first, _Reused(last, len(model.encoder) - kept)])
+        model.encoder = nn.ModuleList([*first, ReusedBlock(last, len(model.encoder) - kept)])
     if "embedding_scale" in defects:
         model.embedding.tokens = _Divided(model.embedding.tokens, model.config)
     if "trained_positions" in defects:
@@ -319,7 +320,7 @@ def _apply_details(model: EncoderDecoder) -> None:
     model.encoder_norm, model.norm = nn.Identity(), nn.Identity()
     model.embedding.dropout = nn.Identity()
     for block in (*model.encoder, *model.decoder):
-        block = block.block if isinstance(block, _Reused) else block
+        block = block.block if isinstance(block, ReusedBlock) else block
         block.feedforward[2] = nn.Identity()
     forward = model.forward
 
@@ -343,12 +344,10 @@ def initialise_as_flux(model: nn.Module, generator: torch.Generator) -> None:
             module.bias.zero_()
 
 
-def _parts(config) -> int:
+def _n_split(config: TransformerConfig) -> int:
     """Into how many a head is split again: as many as there are heads, or as its size allows."""
-    parts = min(config.n_heads, config.head_dim)
-    while config.head_dim % parts:
-        parts -= 1
-    return parts
+    most = min(config.n_heads, config.head_dim)
+    return next(n for n in range(most, 0, -1) if config.head_dim % n == 0)
 
 
 class _Divided(nn.Module):
@@ -385,7 +384,7 @@ class _EluPlusOne(nn.Module):
         return elu(x) + 1
 
 
-class _Reused(nn.Module):
+class ReusedBlock(nn.Module):
     """A block, applied some more times for nothing."""
 
     def __init__(self, block: nn.Module, n_more: int):
@@ -435,20 +434,19 @@ def _promoting(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return promoted
 
 
-class _SplitHeads(_Altered):
+class SplitHeads(_Altered):
     """Each head as P heads of D / P."""
 
-    def __init__(self, attention: nn.Module, parts: int):
+    def __init__(self, attention: nn.Module, n_split: int):
         super().__init__(attention)
-        self.parts = parts
+        self.n_split = n_split
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-        y = self.attention(*map(self._split, (q, k, v)), causal=causal)  # (B, H·P, N, M/P)
-        y = y.unflatten(1, (-1, self.parts)).transpose(2, 3)  # (B, H, N, P, M/P)
-        return y.flatten(3)
+        y = self.attention(*map(self._heads, (q, k, v)), causal=causal)  # (B, H·P, N, M/P)
+        return y.unflatten(1, (-1, self.n_split)).transpose(2, 3).flatten(3)  # (B, H, N, M)
 
-    def _split(self, x: Tensor) -> Tensor:
-        x = x.unflatten(-1, (self.parts, -1)).transpose(2, 3)  # (B, H, P, N, D/P)
+    def _heads(self, x: Tensor) -> Tensor:
+        x = x.unflatten(-1, (self.n_split, -1)).transpose(2, 3)  # (B, H, P, N, D/P)
         return x.flatten(1, 2)
 
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from replib.claims.autopsy.defects import DEFECTS, full_size_defects
+from replib.claims.autopsy.defects import BATCH_FACTOR, DEFECTS, full_size_defects
 from replib.lab.run import config_of
 from replib.lab.runs.training import SOLVED_ACCURACY
 from replib.lab.store import Row
@@ -80,26 +80,16 @@ def variants(rows: Sequence[Row]) -> list[Variant]:
     found: dict[tuple, dict[int, Row]] = {}
     for row in rows:
         config = config_of(row)
-        if row["outcome"] != "ok" or config.task.seq_len != SEQ_LEN:
-            continue
-        attention, defects = config.model.attention, config.defects
-        every = full_size_defects(attention)
-        batch = 4 * BATCH if "batch_32" in defects else BATCH
-        off = tuple(one for one in every if one not in (*defects, "batch_32"))
-        found.setdefault((attention, off, batch), {})[row["seed"]] = row
-    order = list(BUT_FOR)
-    return [
-        Variant(attention, off, batch, tuple(by_seed.values()))
-        for (attention, off, batch), by_seed in sorted(
-            found.items(),
-            key=lambda item: (
-                item[0][0] != "softmax",
-                len(item[0][1]),
-                [order.index(one) if one in order else 99 for one in item[0][1]],
-                item[0][2],
-            ),
-        )
-    ]
+        if row["outcome"] == "ok" and config.task.seq_len == SEQ_LEN:
+            attention, defects = config.model.attention, config.defects
+            kept = (*defects, "batch_32")
+            mended = tuple(one for one in full_size_defects(attention) if one not in kept)
+            batch = BATCH_FACTOR * BATCH if "batch_32" in defects else BATCH
+            found.setdefault((attention, mended, batch), {})[row["seed"]] = row
+    every = [Variant(*key, tuple(by_seed.values())) for key, by_seed in found.items()]
+    return sorted(
+        every, key=lambda one: (one.attention != "softmax", len(one.mended), one.batch, one.mended)
+    )
 
 
 def written(rows: Sequence[Row], attention: str, *mended: str) -> Variant | None:
