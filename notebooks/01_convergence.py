@@ -27,7 +27,7 @@ def _():
     mo.vstack(
         [
             mo.md("# Does linear attention learn as softmax attention does?"),
-            controls.page_head("convergence"),
+            convergence.CLAIM.head(),
             mo.md("""
             The test is copying: a model reads some letters, and has to write them again. That
             takes attention: each letter is found by looking back to where it stood.

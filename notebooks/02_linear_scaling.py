@@ -19,7 +19,7 @@ def _():
     mo.vstack(
         [
             mo.md("# Do time and memory of linear attention grow only as N?"),
-            controls.page_head("scaling"),
+            scaling.CLAIM.head(),
             mo.md("""
     Softmax attention compares every token with every other: twice the length N, four times the
     work. Linear attention (Katharopoulos et al. 2020) claims to need only twice the work.

@@ -21,7 +21,7 @@ def _():
     mo.vstack(
         [
             mo.md("# From which length is linear attention faster?"),
-            controls.page_head("crossover"),
+            crossover.CLAIM.head(),
             mo.md(f"""
     For short sequences softmax attention is faster, for long ones linear attention is. The
     *crossover* is the length N where their times meet. The paper (2020) shows linear attention

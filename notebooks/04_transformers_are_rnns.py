@@ -26,7 +26,7 @@ def _():
     section 3.4): what it has read is in a *state* of one size. Softmax keeps every key and value
     instead, in a *cache* that grows, or *recomputes* everything for every token.
     """),
-            controls.page_head("generation"),
+            generation.CLAIM.head(),
         ]
     )
     return

@@ -23,7 +23,7 @@ def _():
     copy a row of digits. *Mended*: no defect. *Broken*: all that the article's runs had. Its
     authors believe the paper's claims all the same, and suspect their implementation.
     """
-    mo.vstack([mo.md(_question), controls.page_head("autopsy")])
+    mo.vstack([mo.md(_question), autopsy.CLAIM.head()])
     return
 
 

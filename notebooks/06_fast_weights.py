@@ -27,7 +27,7 @@ def _():
             softmax. A run has **solved** S keys when it reads their values with a loss of 0.001 or
             less; with nothing remembered the loss is 0.5.
             """),
-            controls.page_head("capacity"),
+            capacity.CLAIM.head(),
         ]
     )
     return

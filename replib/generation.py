@@ -9,10 +9,10 @@ advance in place, and on CUDA a step is one launch of a recorded graph.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.nn.functional import layer_norm, linear
 
 from replib.attention.base import state_with
 from replib.device import available_memory_bytes
+from replib.layers import check_padding, embed_padded, positions_without
 from replib.models import Block, CausalTransformer, EncoderDecoder, MultiHeadAttention
 from replib.tasks import CausalCopy, Task
 
@@ -51,8 +52,7 @@ class Decoder:
     """A model that is given one token of each sequence at a time, or a prompt at once.
 
     It follows a change of the model's weights in place, but no move to another device or dtype.
-    Dropout takes no part, nor does autocast. On CUDA a step is recorded as a graph, whose shapes
-    are fixed: softmax attends to all of `max_len` under a mask, and has no graph without it.
+    Dropout takes no part, nor does autocast.
 
     Args:
         batch_size: B.
@@ -61,9 +61,11 @@ class Decoder:
             positions that the model was built for.
         memory: what `EncoderDecoder.encode` gave, (B, N', E).
         source_padding_mask: (B, N') bool, True where that is of padding.
+        graph: on CUDA, record a step as a CUDA graph. Its shapes are fixed: softmax attends to all
+            of `max_len` under a mask, and has no graph without it.
 
     Attributes:
-        position: of the next token.
+        position: of the next token, where padding counts.
         states: of the blocks, before that token.
 
     Example:
@@ -83,6 +85,7 @@ class Decoder:
         max_len: int | None = None,
         memory: Tensor | None = None,
         source_padding_mask: Tensor | None = None,
+        graph: bool = True,
     ):
         _check_size("batch_size", batch_size, MAX_BATCH)
         if max_len is not None:
@@ -91,21 +94,25 @@ class Decoder:
             raise ValueError("an EncoderDecoder, and no other model, needs the memory it encoded")
         self.model, self.batch_size, self.max_len = model, batch_size, max_len
         self.device = model.head.weight.device
-        self._prepare(memory, source_padding_mask)
+        self._memory, self._source_padding_mask = memory, source_padding_mask
+        self._prepare(graph)
 
     @_in_own_dtype
-    def _prepare(self, memory: Tensor | None, memory_mask: Tensor | None) -> None:
-        model, batch_size = self.model, self.batch_size
+    def _prepare(self, graph: bool) -> None:
+        model, batch_size, memory = self.model, self.batch_size, self._memory
         self._graph: torch.cuda.CUDAGraph | None = None
         self.position = 0
+        self._padding: Tensor | None = None  # (B,) of each row so far
         blocks = model.decoding_blocks()
         _check_memory(blocks, batch_size, self.max_len or 1)
         memory = None if memory is None else memory.to(model.head.weight.dtype)
-        self._layers = [_Layer(block, batch_size, memory, memory_mask) for block in blocks]
+        self._layers = [
+            _Layer(block, batch_size, memory, self._source_padding_mask) for block in blocks
+        ]
         self._norm, self._head = _norm(model.norm), _product(model.head, batch_size)
         self.states = self._fresh_states()
         fixed = self.max_len is not None or _shapes_are_fixed(self.states)
-        if fixed and self.device.type == "cuda":
+        if graph and fixed and self.device.type == "cuda":
             self._try_to_record()
 
     @_in_own_dtype
@@ -118,39 +125,82 @@ class Decoder:
         if token.shape != (self.batch_size,):
             raise ValueError(f"token has shape {tuple(token.shape)}: use ({self.batch_size},)")
         self._check_room(1)
+        position = self.position if self._padding is None else self.position - self._padding
         if self._graph is None:
-            logits = self._advance(token, self.position, self.position + 1)
+            logits = self._advance(token, position, self.position + 1)
         else:
             self._token.copy_(token)
-            self._position.fill_(self.position)
+            if isinstance(position, Tensor):
+                self._position.copy_(position)
+            else:
+                self._position.fill_(position)
             self._graph.replay()
             logits = self._logits
         self.position += 1
         return logits.clone()
 
     @_in_own_dtype
-    def prefill(self, tokens: Tensor) -> Tensor:
+    def prefill(self, tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The next tokens (B, N) of each sequence, N >= 1, at once -> logits (B, V) for the one
-        after them.
+        after the last of each.
+
+        Args:
+            padding_mask: (B, N) bool, True at padding, on either side.
 
         Raises:
-            ValueError: tokens have another shape, or there are no positions left for them.
+            ValueError: tokens or mask have another shape, a sequence is empty, or there are no
+                positions left for them.
         """
         if tokens.dim() != 2 or len(tokens) != self.batch_size:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}: use ({self.batch_size}, N)")
-        if tokens.shape[1] == 0:
-            raise ValueError("the prompt is empty: give at least one token")
+        if padding_mask is not None:
+            check_padding(padding_mask, tokens)
+        if tokens.shape[1] == 0 or (padding_mask is not None and padding_mask.all(1).any()):
+            raise ValueError("a prompt is empty: give at least one token")
         self._check_room(tokens.shape[1])
-        states = list(self.states)
-        for part in tokens.split(PREFILL_LEN, dim=1):
-            below = self.position + part.shape[1]
-            positions = torch.arange(self.position, below, device=self.device)
-            x = self.model.embedding.step(part, positions, below)
+        states, last = list(self.states), None
+        masks = [None] if padding_mask is None else padding_mask.split(PREFILL_LEN, dim=1)
+        parts = tokens.split(PREFILL_LEN, dim=1)
+        for part, mask in zip(parts, masks if len(masks) > 1 else masks * len(parts), strict=True):
+            x = self._embedded(part, mask)
             for i, layer in enumerate(self._layers):
-                x, states[i] = layer.prefill(states[i], x)
-            self.position = below
+                x, states[i] = layer.prefill(states[i], x, mask)
+            last = _last(x, mask, last)
+            self.position += part.shape[1]
+            if mask is not None:
+                more = mask.sum(1)
+                self._padding = more if self._padding is None else self._padding + more
         self._go_on_from(states)
-        return self._head(self._norm(x[:, -1])).clone()
+        return self._head(self._norm(last)).clone()
+
+    @_in_own_dtype
+    def fork(self, rows: Tensor | None = None) -> "Decoder":
+        """Another decoder that goes on from here, and leaves this one as it is.
+
+        Args:
+            rows: (B',) which sequences it continues, each as often as it is named: samples of one
+                prompt, or the beams that are kept. Without them it is all.
+
+        Example:
+            >>> samples = decoder.fork(torch.zeros(8, dtype=torch.long))
+        """
+        if rows is None:
+            rows = torch.arange(self.batch_size, device=self.device)
+
+        def picked(x: Tensor | None) -> Tensor | None:
+            return x if x is None else x[rows] if x.dim() else x.clone()
+
+        other = Decoder(
+            self.model,
+            len(rows),
+            max_len=self.max_len,
+            memory=picked(self._memory),
+            source_padding_mask=picked(self._source_padding_mask),
+            graph=self._graph is not None,
+        )
+        other.position, other._padding = self.position, picked(self._padding)
+        other._go_on_from([_mapped(picked, state) for state in self.states])
+        return other
 
     def _check_room(self, n: int) -> None:
         n_positions = self.max_len or MAX_POSITIONS
@@ -158,14 +208,36 @@ class Decoder:
             taken = "all" if self.position == n_positions else f"{self.position} of"
             raise ValueError(f"{taken} {n_positions} positions are taken: use a larger max_len")
 
+    def _embedded(self, tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """The next tokens (B, N) -> (B, N, E)."""
+        below, first = self.position + tokens.shape[1], self.position
+        if self._padding is not None:
+            first = (first - self._padding).unsqueeze(-1)  # (B, 1)
+        if padding_mask is not None:
+            first = first.squeeze(-1) if isinstance(first, Tensor) else first
+            positions = positions_without(padding_mask, first)
+
+            def embed(tokens: Tensor) -> Tensor:
+                return self.model.embedding.step(tokens, positions, below)
+
+            return embed_padded(embed, tokens, padding_mask)
+        positions = first + torch.arange(tokens.shape[1], device=self.device)
+        return self.model.embedding.step(tokens, positions, below)
+
     def _fresh_states(self) -> list[Any]:
-        return self.model.init_state(self.batch_size, self.max_len)
+        return list(self.model.init_state(self.batch_size, self.max_len).blocks)
 
     def _go_on_from(self, states: list[Any]) -> None:
         """Take states for one's own; those of a graph take what they hold."""
         if self._graph is None:
             self.states = states
             return
+        if any(
+            x.shape != y.shape
+            for mine, given in zip(self.states, states, strict=True)
+            for x, y in zip(mine, given, strict=True)
+        ):  # a cache of prompts with padding says where it is
+            self._record(like=states)
         for mine, given in zip(self.states, states, strict=True):
             for x, y in zip(mine, given, strict=True):
                 x.copy_(y)
@@ -187,13 +259,17 @@ class Decoder:
         """
         _check_position(position, self.max_len or MAX_POSITIONS)
         for i, state in enumerate(self.states):
-            kept = [x for x in state if isinstance(x, Tensor) and x.is_floating_point()]
+            tensors = [x for x in state if isinstance(x, Tensor)]
+            kept = [x for x in tensors if x.is_floating_point()]
             if hasattr(state, "length"):
                 _check_position(position, kept[0].shape[2])
                 self.states[i] = state._replace(length=_filled(state.length, position))
+            for x in tensors:
+                if x.dtype == torch.bool:  # padding
+                    x.zero_()
             for x in kept:
                 x.zero_() if generator is None else x.normal_(generator=generator).abs_()
-        self.position = position
+        self.position, self._padding = position, None
 
     def _advance(self, token: Tensor, position: int | Tensor, below: int | None) -> Tensor:
         x = self.model.embedding.step(token, position, below)
@@ -209,28 +285,31 @@ class Decoder:
             self._graph = None
             self.states = self._fresh_states()
 
-    def _record(self) -> None:
-        """Record a step from fresh states."""
+    def _record(self, like: list[Any] | None = None) -> None:
+        """Record a step from states of the shapes of fresh ones, or of others."""
         device = self.device
         # Kernels are compiled and libraries allocate at a first call, which no graph may hold.
-        self._start_in_fixed_shapes()
+        self._start_in_fixed_shapes(like)
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             self._advance_in_fixed_shapes()
         torch.cuda.current_stream(device).wait_stream(side)
-        self._start_in_fixed_shapes()
+        self._start_in_fixed_shapes(like)
         graph = torch.cuda.CUDAGraph()
         # Other threads may go on using the device meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._advance_in_fixed_shapes()
         self._graph = graph
 
-    def _start_in_fixed_shapes(self) -> None:
+    def _start_in_fixed_shapes(self, like: list[Any] | None = None) -> None:
         """Fresh states, token and position, where all that changes is the contents of tensors."""
         self._token = torch.zeros(self.batch_size, dtype=torch.int64, device=self.device)
         self._position = torch.zeros_like(self._token)
         self.states = []  # their memory is free before the fresh ones are allocated
+        if like is not None:
+            self.states = [_mapped(torch.zeros_like, state) for state in like]
+            return
         self.states = [
             state_with(state, (torch.as_tensor(x, device=self.device) for x in state))
             for state in self._fresh_states()
@@ -277,6 +356,21 @@ def _shapes_are_fixed(states: list[Any]) -> bool:
     return all(isinstance(x, Tensor) for state in states for x in state)
 
 
+def _mapped(function: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """A state with its tensors passed through a function."""
+    return state_with(state, (function(x) if isinstance(x, Tensor) else x for x in state))
+
+
+def _last(x: Tensor, padding_mask: Tensor | None, before: Tensor | None) -> Tensor:
+    """x (B, N, E) at the last position of each row that is no padding; `before` without any."""
+    if padding_mask is None:
+        return x[:, -1]
+    along = torch.arange(x.shape[1], device=x.device)
+    last = along.expand_as(padding_mask).masked_fill(padding_mask, -1).amax(1)  # (B,)
+    found = x[torch.arange(len(x), device=x.device), last]
+    return found if before is None else torch.where((last >= 0).unsqueeze(-1), found, before)
+
+
 class _Layer:
     """A `Block` without dropout, for one position or for several."""
 
@@ -311,10 +405,11 @@ class _Layer:
         h = self.last(self.first(self._before(-1, x)).relu_())
         return self._after(-1, x, h), state
 
-    def prefill(self, state: Any, x: Tensor) -> tuple[Tensor, Any]:
+    def prefill(self, state: Any, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Any]:
         """(B, N, E) -> (B, N, E) and the state after these positions."""
         q, k, v = self.attend.by_head(self.qkv.of_many(self._before(0, x)))
-        y, state = self.attention.prefill(state, q, k, v)
+        masking = {} if padding_mask is None else {"key_padding_mask": padding_mask}
+        y, state = self.attention.prefill(state, q, k, v, **masking)
         x = self._after(0, x, self.out.of_many(y.transpose(1, 2).flatten(2)))
         if self.cross is not None:
             x = self._after(1, x, self.cross.of_many(self._before(1, x)))
@@ -432,8 +527,8 @@ def _norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
 class Recompute:
     """A model that begins with the first token again for every new one, and keeps the tokens alone.
 
-    This is the softmax baseline of Katharopoulos et al. 2020, tables 1 and 2. `step`, `jump` and
-    `state_bytes` are as in a `Decoder`.
+    This is the softmax baseline of Katharopoulos et al. 2020, tables 1 and 2. `step`, `prefill`,
+    `jump` and `state_bytes` are as in a `Decoder`.
 
     Raises:
         ValueError: a size is out of range.
@@ -451,10 +546,15 @@ class Recompute:
     @torch.inference_mode()
     def step(self, token: Tensor) -> Tensor:
         """The next token (B,) of each sequence -> logits (B, V) for the one after it."""
-        if self.position == self.max_len:
+        return self.prefill(token.unsqueeze(1))
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Tensor) -> Tensor:
+        """The next tokens (B, N) of each sequence -> logits (B, V) for the one after them."""
+        following = self.position + tokens.shape[1]
+        if following > self.max_len:
             raise ValueError(f"all {self.max_len} positions are taken: use a larger max_len")
-        following = self.position + 1
-        self.tokens[:, self.position] = token
+        self.tokens[:, self.position : following] = tokens
         self.position = following
         return self.model(self.tokens[:, :following])[:, -1]
 
@@ -472,6 +572,14 @@ class Recompute:
         self.position = position
 
 
+class Stepper(Protocol):
+    """What turns the next tokens into logits (B, V), such as a `Decoder`."""
+
+    def step(self, token: Tensor) -> Tensor: ...
+
+    def prefill(self, tokens: Tensor) -> Tensor: ...
+
+
 Choose = Callable[[Tensor], Tensor]
 """How the next token (B,) follows from logits (B, V)."""
 
@@ -481,13 +589,34 @@ def most_likely(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
-def stream(decoder: Decoder, prompt: Tensor, choose: Choose = most_likely) -> Iterator[Tensor]:
+def padded(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Sequences of several lengths as one batch: tokens (B, N) and a mask (B, N), True at padding,
+    which stands on the left."""
+    tokens = nn.utils.rnn.pad_sequence(list(sequences), batch_first=True, padding_side="left")
+    lengths = torch.tensor([len(x) for x in sequences], device=tokens.device)
+    along = torch.arange(tokens.shape[1], 0, -1, device=tokens.device)
+    return tokens, along > lengths.unsqueeze(1)
+
+
+def stream(
+    decoder: Stepper,
+    prompt: Tensor,
+    choose: Choose = most_likely,
+    padding_mask: Tensor | None = None,
+) -> Iterator[Tensor]:
     """Continue a prompt (B, N), N >= 1, without end, a token (B,) of each sequence at a time.
 
+    Args:
+        padding_mask: (B, N) bool, True at padding, where a `Decoder` continues prompts of several
+            lengths; see `padded`.
+
     Raises:
-        ValueError: the prompt is empty.
+        ValueError: a prompt is empty.
     """
-    logits = decoder.prefill(prompt)
+    if prompt.shape[1] == 0:
+        raise ValueError("the prompt is empty: give at least one token")
+    masking = {} if padding_mask is None else {"padding_mask": padding_mask}
+    logits = decoder.prefill(prompt, **masking)
     while True:
         token = choose(logits)
         yield token
@@ -495,14 +624,22 @@ def stream(decoder: Decoder, prompt: Tensor, choose: Choose = most_likely) -> It
 
 
 @torch.inference_mode()
-def continue_greedily(model: CausalTransformer, prompt: Tensor, n_tokens: int) -> Tensor:
+def continue_greedily(
+    model: CausalTransformer,
+    prompt: Tensor,
+    n_tokens: int,
+    padding_mask: Tensor | None = None,
+) -> Tensor:
     """Continue a prompt (B, N), N >= 1, by the n most likely tokens (B, n).
 
+    Args:
+        padding_mask: (B, N) bool, True at padding, on either side; see `padded`.
+
     Raises:
-        ValueError: the prompt is empty, or too long with what follows.
+        ValueError: a prompt is empty, or too long with what follows.
     """
     decoder = Decoder(model, len(prompt), max_len=prompt.shape[1] + n_tokens)
-    produced = list(islice(stream(decoder, prompt), n_tokens))
+    produced = list(islice(stream(decoder, prompt, padding_mask=padding_mask), n_tokens))
     return torch.stack(produced, dim=1) if produced else prompt[:, :0]
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from itertools import islice
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +14,8 @@ from replib.generation import (
     PACKED_FROM,
     Decoder,
     continue_greedily,
+    most_likely,
+    padded,
     stream,
     translate_greedily,
 )
@@ -88,18 +89,66 @@ def test_a_decoder_with_a_memory_gives_the_parallel_logits(config, dtype, batch_
 
 
 @every_config
+@every_dtype
+def test_a_decoder_gives_what_the_steps_of_the_model_give(config, dtype):
+    model, tokens = build(CausalTransformer, config, dtype), random_tokens(N)
+    states, steps = model.init_state(len(tokens)), []
+    with torch.no_grad():
+        for position, token in enumerate(tokens.unbind(1)):
+            logits, states = model.step(states, token, position)
+            steps.append(logits)
+    found, expected = logits_of(Decoder(model, len(tokens)), tokens), torch.stack(steps, dim=1)
+    close(found, expected, dtype, config.attention)
+
+
+@every_config
 @torch.inference_mode()
-def test_a_graph_goes_on_from_a_prompt_in_place_and_begins_afresh(config):
+def test_the_form_for_a_cuda_graph_gives_the_parallel_logits_in_place(config):
     model, tokens = build(CausalTransformer, config), random_tokens(N)
-    decoder = Decoder(model, len(tokens), max_len=N)
+    decoder = Decoder(model, len(tokens), max_len=N, graph=False)
     decoder._start_in_fixed_shapes()
-    decoder._graph = SimpleNamespace(replay=decoder._advance_in_fixed_shapes)
-    memory = [x.data_ptr() for state in decoder.states for x in state if x.numel()]
+    memory = [x.data_ptr() for state in decoder.states for x in state]
+    steps = []
+    for i, token in enumerate(tokens.unbind(1)):
+        decoder._token.copy_(token)
+        decoder._position.fill_(i)
+        decoder._advance_in_fixed_shapes()
+        steps.append(decoder._logits.clone())
+    close(torch.stack(steps, dim=1), model(tokens))
+    assert [x.data_ptr() for state in decoder.states for x in state] == memory
+
+
+class Replayed:
+    """What a CUDA graph does, without one."""
+
+    def __init__(self, decoder):
+        self.replay = torch.inference_mode()(decoder._advance_in_fixed_shapes)
+
+
+@every_config
+def test_a_graph_goes_on_from_a_prompt_with_padding_and_is_forked(config, monkeypatch):
+    def record(decoder, like=None):
+        decoder._start_in_fixed_shapes(like)
+        decoder._graph = Replayed(decoder)
+
+    monkeypatch.setattr(Decoder, "_record", torch.inference_mode()(record))
+    model, (tokens, mask) = build(CausalTransformer, config), padded(prompts(9, 4))
+    more = random_tokens(5, b=2)
+    decoder = Decoder(model, 2, max_len=20)
+    decoder._record()
     for _ in range(2):
-        decoder.prefill(tokens[:, :9])
-        close(logits_of(decoder, tokens[:, 9:]), model(tokens)[:, 9:])
-        decoder.jump(0)
-    assert [x.data_ptr() for state in decoder.states for x in state if x.numel()] == memory
+        decoder.prefill(tokens, mask)
+        memory = [x.data_ptr() for state in decoder.states for x in state if x.numel()]
+        found, other = logits_of(decoder, more), decoder.fork(torch.tensor([1]))
+        assert [x.data_ptr() for state in decoder.states for x in state if x.numel()] == memory
+        last = random_tokens(1, seed=1, b=1)
+        for row in range(2):
+            whole = torch.cat([tokens[row, ~mask[row]], more[row], last[0]])[None]
+            with torch.no_grad():
+                expected = model(whole)[0]
+            close(found[row], expected[-6:-1])
+        close(other.step(last[:, 0])[0], expected[-1])
+        decoder.jump(0)  # and afresh
 
 
 def test_without_a_graph_a_decoder_says_so_and_starts_afresh(monkeypatch):
@@ -145,20 +194,77 @@ def test_a_prompt_at_once_is_its_tokens_one_after_the_other(config, batch_size, 
 
 def test_a_long_prompt_is_taken_in_parts(monkeypatch):
     model, tokens = build(CausalTransformer, SOFTMAX), random_tokens(N)
-    expected = Decoder(model, 3).prefill(tokens)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    mask[0, :20], mask[1, 30:] = True, True
+    expected = Decoder(model, 3).prefill(tokens), Decoder(model, 3).prefill(tokens, mask)
     monkeypatch.setattr("replib.generation.PREFILL_LEN", 7)
-    close(Decoder(model, 3).prefill(tokens), expected)
+    close(Decoder(model, 3).prefill(tokens), expected[0])
+    close(Decoder(model, 3).prefill(tokens, mask), expected[1])
+
+
+def prompts(*lengths):
+    return [random_tokens(n, seed=n, b=1)[0] for n in lengths]
+
+
+@every_config
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prompts_of_several_lengths_are_continued_as_each_alone(config, side):
+    model, given = build(CausalTransformer, config), prompts(5, 40, 1)
+    tokens, mask = padded(given)
+    if side == "right":
+        tokens, mask = (
+            torch.stack([r.roll(-int(m.sum())) for r, m in zip(x, mask, strict=True)])
+            for x in (tokens, mask)
+        )
+    alone = torch.cat([continue_greedily(model, x[None], 8) for x in given])
+    assert torch.equal(continue_greedily(model, tokens, 8, mask), alone)
+    decoder = Decoder(model, 3)  # and after them more prompts of several lengths
+    decoder.prefill(tokens, mask)
+    more = prompts(3, 7, 2)
+    logits = decoder.prefill(*padded(more))
+    for row, (x, y) in enumerate(zip(given, more, strict=True)):
+        with torch.no_grad():
+            close(logits[row], model(torch.cat([x, y])[None])[0, -1])
 
 
 @every_config
 def test_sources_of_several_lengths_are_translated_as_each_alone(config):
-    model = build(EncoderDecoder, config)
-    given = [random_tokens(n, seed=n, b=1)[0] for n in (5, 13, 1)]
-    source = torch.nn.utils.rnn.pad_sequence(given, batch_first=True)
-    mask = torch.arange(source.shape[1]) >= torch.tensor([[len(x)] for x in given])
+    model, given = build(EncoderDecoder, config), prompts(5, 13, 1)
+    source, mask = padded(given)
     alone = [translate_greedily(model, x[None], 1, end=VOCAB, max_len=6) for x in given]
     found = translate_greedily(model, source, 1, VOCAB, 6, source_padding_mask=mask)
     assert torch.equal(found, torch.cat(alone))
+
+
+@every_config
+@pytest.mark.parametrize("cls", [CausalTransformer, EncoderDecoder])
+def test_forks_go_on_from_a_common_prompt_each_by_itself(config, cls):
+    model, (tokens, mask) = build(cls, config), padded(prompts(9, 4))
+    encoded = {}
+    if cls is EncoderDecoder:
+        source, of_source = padded(prompts(6, 11))
+        with torch.no_grad():
+            encoded["memory"] = model.encode(source, of_source)
+        encoded["source_padding_mask"] = of_source
+    rows = torch.tensor([1, 1, 0, 1, 0])
+    more = random_tokens(4, b=len(rows))
+
+    def alone(row, after):
+        whole = torch.cat([tokens[row, ~mask[row]], after])[None]
+        given = (source[row : row + 1, ~of_source[row]], whole) if encoded else (whole,)
+        with torch.no_grad():
+            return model(*given)[0, -len(after) :]
+
+    decoder = Decoder(model, 2, **encoded)
+    decoder.prefill(tokens, mask)
+    forked, whole = decoder.fork(rows), decoder.fork()
+    found = logits_of(forked, more)
+    for i, row in enumerate(rows):
+        close(found[i], alone(row, more[i]))
+    for other in (whole, decoder):  # neither has moved meanwhile
+        found = logits_of(other, more[:2])
+        for row in range(2):
+            close(found[row], alone(row, more[row]))
 
 
 @every_config
@@ -170,7 +276,7 @@ def test_a_decoder_under_autocast_keeps_the_dtype_of_its_weights(config, dtype):
     with torch.autocast("cpu", dtype=dtype):
         decoder = Decoder(model, 3)
         first = decoder.prefill(tokens[:, :9])
-        found = torch.cat([first[:, None], logits_of(decoder, tokens[:, 9:])], 1)
+        found = torch.cat([first[:, None], logits_of(decoder.fork(), tokens[:, 9:])], 1)
     close(found, expected[:, 8:], torch.float32, config.attention)
 
 
@@ -191,16 +297,22 @@ def test_a_decoder_with_fewer_heads_of_keys_gives_the_parallel_logits(name, batc
 
 
 @pytest.mark.parametrize(
-    "tokens, message",
+    "tokens, mask, message",
     [
-        (random_tokens(4, b=2), r"use \(3, N\)"),
-        (random_tokens(0), "at least one token"),
-        (random_tokens(9), "use a larger max_len"),
+        (random_tokens(4, b=2), None, r"use \(3, N\)"),
+        (random_tokens(0), None, "at least one token"),
+        (random_tokens(4), torch.zeros(3, 3, dtype=torch.bool), r"use bool \(3, 4\)"),
+        (
+            random_tokens(2),
+            torch.tensor([[False] * 2, [True] * 2, [False] * 2]),
+            "a prompt is empty",
+        ),
+        (random_tokens(9), None, "use a larger max_len"),
     ],
 )
-def test_prompts_that_a_decoder_cannot_take_are_refused(tokens, message):
+def test_prompts_that_a_decoder_cannot_take_are_refused(tokens, mask, message):
     with pytest.raises(ValueError, match=message):
-        Decoder(build(CausalTransformer, LINEAR), 3, max_len=8).prefill(tokens)
+        Decoder(build(CausalTransformer, LINEAR), 3, max_len=8).prefill(tokens, mask)
 
 
 def test_a_cache_grows_by_doubling_or_is_allocated_once():
@@ -231,6 +343,15 @@ def test_decoding_goes_on_beyond_the_positions_of_the_model(config):
     short.load_state_dict(long.state_dict())
     with torch.no_grad():
         close(logits_of(Decoder(short, len(tokens)), tokens), long(tokens))
+
+
+@every_config
+def test_the_embedding_of_one_position_is_that_of_the_sequence(config):
+    embedding, tokens = build(CausalTransformer, config).embedding, random_tokens(MAX_LEN)
+    whole = embedding(tokens)
+    for n in (0, 1, MAX_LEN - 1):
+        for position in (n, torch.tensor(n)):
+            assert torch.equal(embedding.step(tokens[:, n], position), whole[:, n])
 
 
 def test_dropout_takes_no_part_and_the_model_stays_in_its_mode():
@@ -302,6 +423,14 @@ def test_a_stream_takes_no_step_that_nobody_asked_for():
     assert decoder.position == 6
 
 
+def test_nothing_is_a_continuation_of_no_length():
+    assert continue_greedily(build(CausalTransformer, LINEAR), random_tokens(4), 0).shape == (3, 0)
+
+
+def test_the_most_likely_token_has_the_largest_logit():
+    assert most_likely(torch.tensor([[0.0, 3.0, 1.0], [5.0, -1.0, 2.0]])).tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(
     "config, sizes, message",
     [
@@ -340,3 +469,13 @@ def test_a_step_beyond_the_last_position_is_refused(config):
     logits_of(decoder, tokens[:, :4])
     with pytest.raises(ValueError, match="all 4 positions are taken: use a larger max_len"):
         decoder.step(tokens[:, 4])
+
+
+def test_a_full_cache_keeps_what_it_holds_when_it_grows():
+    attention = ATTENTION["softmax"]()
+    q, k, v = torch.randn(3, 2, 3, 5, 4, dtype=torch.float64).unbind(0)
+    state = attention.init_state(2, 3, 4, max_len=4, dtype=torch.float64)
+    _, state = attention.prefill(state, *(x[:, :, :4] for x in (q, k, v)))
+    y, state = attention.step_(state, q[:, :, 4], k[:, :, 4], v[:, :, 4])
+    assert state.keys.shape[2] == 8
+    close(y, attention(q, k, v)[:, :, 4])

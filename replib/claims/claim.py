@@ -110,6 +110,13 @@ class Claim:
         """The statements that have a line in the tables."""
         return tuple(one for one in self.statements if one.title)
 
+    def head(self):
+        """Links from its page to the others."""
+        from replib.claims import PAGES
+        from replib.pages import controls
+
+        return controls.page_head(self.notebook, PAGES)
+
     def method(self, *others: "Claim"):
         """How it and others on its page are measured and judged, and where that departs from the
         paper, folded."""

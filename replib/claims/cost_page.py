@@ -36,7 +36,8 @@ TERMS = f"""
 *Textbook* softmax stores all N × N weights; *fused* softmax (PyTorch's
 `scaled_dot_product_attention`) computes the same block by block and stores none. Linear attention
 is the same equation in three programs: *plain* forms N × N weights as softmax does, *torch* takes
-{plain.CHUNK_LEN} positions at a time, and *cpu* (*cuda* on a graphics card) is the same as one compiled kernel.
+{plain.CHUNK_LEN} positions at a time, and *cpu* (*cuda* on a graphics card) is the same as one
+compiled kernel.
 More words are in the [glossary](/#glossary).
 """
 

@@ -238,20 +238,21 @@ def greyed(*names: str) -> mo.Html:
     return mo.Html(f"<style>{which} {{ opacity: .4; }}</style>" if names else "")
 
 
-def page_head(claim: str) -> mo.Html:
-    """Links to the start page and to the pages before and after that of a claim; nothing where
-    there are none, as of a notebook that is served alone."""
-    from replib.claims import CLAIMS, PAGES
+def page_head(notebook: str, pages: Mapping[str, str]) -> mo.Html:
+    """Links to the start page and to the pages before and after a notebook's; nothing where there
+    are none, as of a notebook that is served alone.
 
-    notebook = next(one.notebook for one in CLAIMS if one.name == claim)
+    Args:
+        pages: the notebook of each page by its short address, in order.
+    """
     if in_static_page():
-        home, places = "index.html", {address: f"{stem}.html" for address, stem in PAGES.items()}
-    elif _served_at() in PAGES:
-        home, places = "../", {address: f"../{address}" for address in PAGES}
+        home, places = "index.html", {address: f"{stem}.html" for address, stem in pages.items()}
+    elif _served_at() in pages:
+        home, places = "../", {address: f"../{address}" for address in pages}
     else:
         return mo.md("")
-    addresses = list(PAGES)
-    here = list(PAGES.values()).index(notebook)
+    addresses = list(pages)
+    here = list(pages.values()).index(notebook)
     links = [f'<a href="{home}">Start</a>']
     if here:
         before = addresses[here - 1]

@@ -479,3 +479,24 @@ def test_what_the_original_gives_at_a_position_changes_with_later_ones():
 def test_sizes_that_lsh_has_not_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         LSHAttention(head_dim=D, **options)
+
+
+def test_performer_redraws_its_directions_in_training_if_asked_to():
+    attention = PerformerAttention(head_dim=8, redraw_every=2)
+    inputs = torch.randn(3, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    drawn = [attention.directions.clone()]
+    for _ in range(5):
+        attention(*inputs)
+        drawn.append(attention.directions.clone())
+    same = [torch.equal(a, b) for a, b in zip(drawn[:-1], drawn[1:], strict=True)]
+    assert same == [True, True, False, True, False]
+    resumed = PerformerAttention(head_dim=8, redraw_every=2)
+    resumed.load_state_dict(attention.state_dict())
+    for one in (attention, resumed):
+        one(*inputs), one(*inputs)
+    assert torch.equal(resumed.directions, attention.directions)
+    attention.eval()
+    attention(*inputs), attention(*inputs)
+    assert torch.equal(resumed.directions, attention.directions)
+    with pytest.raises(ValueError, match="use at least 1"):
+        PerformerAttention(head_dim=8, redraw_every=0)

@@ -14,10 +14,9 @@ from types import SimpleNamespace
 import marimo as mo
 import pytest
 import synthetic
-import torch
 
 from replib.attention import linear
-from replib.claims import EXPERIMENTS, PAGES
+from replib.claims import PAGES
 from replib.claims.autopsy import page as autopsy_page
 from replib.claims.autopsy.defects import DEFECTS
 from replib.claims.cost_page import ALL_VARIANTS, refused_variants

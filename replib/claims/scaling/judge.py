@@ -99,9 +99,7 @@ def scaling_verdict(claims: Mapping[str, tuple[Exponent, float]]) -> Verdict:
     criteria = [
         Criterion(
             f"{name} grows as N^{claimed:zg} (exponent within ± {EXPONENT_TOLERANCE:zg})",
-            within(
-                fit.low, fit.high, claimed - EXPONENT_TOLERANCE, claimed + EXPONENT_TOLERANCE
-            ),
+            within(fit.low, fit.high, claimed - EXPONENT_TOLERANCE, claimed + EXPONENT_TOLERANCE),
             exponent_text(fit),
         )
         for name, (fit, claimed) in claims.items()
