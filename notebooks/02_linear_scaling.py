@@ -116,9 +116,10 @@ def _(auto, get_changes, live, measure, set_changes, settings):
 
 
 @app.cell(hide_code=True)
-def _(jobs, recorded, settings):
-    beside = cost_page.recorded_alike(recorded.rows["scaling"], jobs, same_batch=False)
-    beside += cost_page.predicted_rows(jobs, settings["device"])
+def _(jobs, measure, recorded, settings):
+    beside = page.recorded_alike(recorded.rows["scaling"], jobs)
+    _memory = measure.value == "memory"
+    beside += cost_page.predicted_rows(jobs, settings["device"], _memory)
     return (beside,)
 
 
