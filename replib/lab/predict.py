@@ -32,7 +32,7 @@ from replib.lab.run import BASES, Config, Job, kind_of
 from replib.lab.runs import generation
 from replib.lab.runs.generation import TOKEN_SAMPLE_MS, GenerationConfig
 from replib.lab.runs.retrieval import TYPICAL_STEPS
-from replib.lab.timing import MIN_SAMPLE_MS
+from replib.lab.timing import MIN_SAMPLE_MS, CostConfig
 from replib.training import TrainingConfig
 
 BUDGET_S = 0.4  # for all that a prediction measures
