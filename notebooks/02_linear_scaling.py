@@ -127,7 +127,7 @@ def _(jobs, measure, recorded, settings):
 def _(beside, jobs, live, measure, set_changes, settings, tick):
     tick
     _progress = controls.watch(live, set_changes)
-    _rows = live.showing(jobs, settings["device"])
+    _rows = live.so_far(jobs, settings["device"])
     controls.live_only(_progress, charts.scaling_chart(_rows, measure.value, beside))
     return
 
