@@ -116,9 +116,10 @@ def _(auto, get_changes, live, measure, set_changes, settings):
 
 
 @app.cell(hide_code=True)
-def _(jobs, recorded, settings):
-    beside = cost_page.recorded_alike(recorded.rows["scaling"], jobs, same_batch=False)
-    beside += cost_page.predicted_rows(jobs, settings["device"])
+def _(jobs, measure, recorded, settings):
+    beside = page.recorded_alike(recorded.rows["scaling"], jobs)
+    _memory = measure.value == "memory"
+    beside += cost_page.predicted_rows(jobs, settings["device"], _memory)
     return (beside,)
 
 
@@ -126,7 +127,7 @@ def _(jobs, recorded, settings):
 def _(beside, jobs, live, measure, set_changes, settings, tick):
     tick
     _progress = controls.watch(live, set_changes)
-    _rows = live.showing(jobs, settings["device"])
+    _rows = live.so_far(jobs, settings["device"])
     controls.live_only(_progress, charts.scaling_chart(_rows, measure.value, beside))
     return
 

@@ -125,7 +125,7 @@ def _(jobs, recorded, settings):
 def _(beside, jobs, live, set_changes, settings, tick):
     tick
     _progress = controls.watch(live, set_changes)
-    _rows = live.showing(jobs, settings["device"])
+    _rows = live.so_far(jobs, settings["device"])
     controls.live_only(_progress, charts.crossover_chart(_rows, beside))
     return
 

@@ -36,9 +36,8 @@ TERMS = f"""
 *Textbook* softmax stores all N × N weights; *fused* softmax (PyTorch's
 `scaled_dot_product_attention`) computes the same block by block and stores none. Linear attention
 is the same equation in three programs: *plain* forms N × N weights as softmax does, *torch* takes
-{plain.CHUNK_LEN} positions at a time, and *cpu* (*cuda* on a graphics card) is the same as one
-compiled kernel.
-More words are in the [glossary](/#glossary).
+{plain.CHUNK_LEN} positions at a time, and *cpu* (*cuda* on a graphics card) does so in one compiled
+kernel. More words are in the [glossary](/#glossary).
 """
 
 
@@ -147,22 +146,30 @@ def predicted_ms(configs: Sequence[CostConfig], device: str | None = None) -> li
     return [1000 * seconds for seconds in found]
 
 
-def predicted_rows(jobs: Sequence[CostJob], device: str | None = None) -> list[Row]:
-    """Rows of what jobs are expected to give, as if they had run."""
+def predicted_rows(
+    jobs: Sequence[CostJob], device: str | None = None, memory: bool = False
+) -> list[Row]:
+    """Rows of what jobs are expected to give, as if they had run; `memory`, which takes longer,
+    where it is asked for."""
     configs, kind = [c for job in jobs for c in job.configs], resolve_device(device)
+    bytes_of = memory_bytes(configs, kind) if memory else [None] * len(configs)
     rows = []
-    for config, ms in zip(configs, predicted_ms(configs, device), strict=True):
+    for config, ms, n_bytes in zip(configs, predicted_ms(configs, device), bytes_of, strict=True):
         if not math.isnan(ms):
-            memory = config.batch_size * memory_bytes(config, kind)
-            cost = Cost(config, "ok", None, (ms,), round(memory))
+            cost = Cost(config, "ok", None, (ms,), n_bytes and round(n_bytes * config.batch_size))
             args = ("prediction", "predicted", config, 0, "ok", cost.summary())
             rows.append(store.make_row(*args, device=str(kind)))
     return rows
 
 
-def memory_bytes(config: CostConfig, device: torch.device) -> float:
-    """About what a sequence takes beyond its inputs."""
-    return timing.call_bytes(predict.ready(replace(config, batch_size=1), device), device)
+def memory_bytes(configs: Sequence[CostConfig], device: torch.device) -> list[float]:
+    """About what a sequence of each takes beyond its inputs, traced in short ones."""
+
+    def traced() -> list[float]:
+        some = [predict.ready(replace(config, batch_size=1), device) for config in configs]
+        return [timing.call_bytes(config, device) for config in some]
+
+    return live.in_passing_thread(traced)
 
 
 def followed(settings: Mapping[str, Any]) -> mo.Html:
@@ -172,15 +179,17 @@ def followed(settings: Mapping[str, Any]) -> mo.Html:
     if not jobs or not jobs[-1].configs:
         return mo.md("")
     configs, device = jobs[-1].configs, settings.get("device")
-    kind, times = resolve_device(device), predicted_ms(configs, device)
+    memories = memory_bytes(configs, resolve_device(device))
     lines = [
         [
             name_of(config.variant),
             f"{count / 1e6:,.2f} million" if (count := multiply_adds(config)) else "–",
-            f"{memory_bytes(config, kind) / 1e6:,.2f} MB",
+            f"{n_bytes / 1e6:,.2f} MB",
             "–" if math.isnan(ms) else f"{three_digits(ms / config.batch_size)} ms",
         ]
-        for config, ms in zip(configs, times, strict=True)
+        for config, n_bytes, ms in zip(
+            configs, memories, predicted_ms(configs, device), strict=True
+        )
     ]
     n, d = configs[0].seq_len, configs[0].head_dim
     head = (f"one sequence of N = {n}", "multiply-adds", "memory, predicted", "time, predicted")

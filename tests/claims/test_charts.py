@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import vl_convert
 from choices import how
+from drawn import title_of
 
 from replib.attention import ATTENTION
 from replib.claims.common import laptop_model, replication_model
@@ -429,7 +430,7 @@ def test_the_length_where_two_lines_cross_is_marked_and_named_for_the_fastest():
     assert n == pytest.approx(100, rel=0.01) and label is None  # 0.2 N ms = 0.002 N² ms
     assert value == pytest.approx(1e3 * 0.2 / 4, rel=0.01)  # µs a token in a batch of 4
     fastest = crossover_chart(cost_rows())
-    assert "N = 100" in svg(fastest) and "faster from N = 100" in str(fastest.to_dict()["title"])
+    assert ">N = 100<" in svg(fastest) and "is faster from N = 100" in title_of(fastest)
 
 
 def test_what_is_predicted_is_dotted_and_titles_the_chart_until_two_lengths_are_measured():

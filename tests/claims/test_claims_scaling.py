@@ -129,7 +129,7 @@ def test_points_of_two_batches_that_happen_to_have_as_many_tokens_are_no_curve()
 
 
 def test_samples_with_faults_of_anothers_making_are_told():
-    marked = [row("linear", "torch", 4096, 12.0, disturbed=2), *rows(lengths=LENGTHS[:-1])]
+    marked = [row("linear", "torch", 4096, 0.03 * 4096, disturbed=2), *rows(lengths=LENGTHS[:-1])]
     (line,) = [x for x in judge.scaling(marked).evidence if "page faults" in x]
     assert "linear torch at N = 4096, batch 1: 2 of 3" in line
     assert not [x for x in judge.scaling(rows()).evidence if "page faults of" in x]

@@ -82,9 +82,9 @@ def test_predictions_follow_the_heads_and_the_head_size_without_another_call(mon
 
 def test_predicted_rows_are_those_of_the_jobs_with_the_memory_that_is_measured():
     asked = job(seq_len=128, batch_size=2, n_heads=2)
-    rows = cost_page.predicted_rows([asked], "cpu")
+    rows = cost_page.predicted_rows([asked], "cpu", memory=True)
     assert [config_of(row) for row in rows] == list(asked.configs)
-    expected = [2 * cost_page.memory_bytes(config, CPU) for config in asked.configs]
+    expected = [2 * n_bytes for n_bytes in cost_page.memory_bytes(asked.configs, CPU)]
     assert [row["summary"]["memory_bytes"] for row in rows] == pytest.approx(expected, rel=1e-6)
 
 

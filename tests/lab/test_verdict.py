@@ -163,7 +163,7 @@ def claims(linear_power=1.0, softmax_power=2.0, noise=0.01):
 def test_exponents_as_claimed_are_supported():
     verdict = scaling_verdict(claims())
     assert verdict.status == "supported"
-    assert "linear time as N^1.00" in verdict.headline
+    assert "linear time N^1.00" in verdict.headline
     assert "over N = 1024 to 16384" in verdict.criteria[0].figure
 
 

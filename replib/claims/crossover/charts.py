@@ -42,7 +42,7 @@ def crossings_chart(rows: Sequence[Row], work: str = "forward_backward") -> alt.
     x_domain = style.log_domain([*ends, *REFERENCES.values()], MARGIN)
     lines, bars = [f"{name}|" for name in REFERENCES], []
     for (device, setting), members in moves.items():
-        group = f"against softmax {setting.removeprefix('softmax ')}"
+        group = f"against {setting}"
         group += f", {device}" if len({device for device, _ in moves}) > 1 else ""
         lines.append(f"{group}|")
         for name, crossover in members.items():

@@ -104,9 +104,16 @@ def scaling_verdict(claims: Mapping[str, tuple[Exponent, float]]) -> Verdict:
         )
         for name, (fit, claimed) in claims.items()
     ]
-    grows = "; ".join(f"{name} as N^{fit.value:z.2f}" for name, (fit, _) in claims.items())
+    grows = "; ".join(f"{name} N^{fit.value:z.2f}" for name, (fit, _) in claims.items())
     longest = max((fit.to_length or 0 for fit, _ in claims.values()), default=0)
-    headline = f"Growth up to N = {longest:zg}: {grows}" if claims else "nothing measured"
+    headline = f"Up to N = {longest:zg}: {grows}" if claims else "nothing measured"
+    for said, met in (("not as claimed", False), ("not certain", None)):
+        some = [
+            f"{name} ({fit.low:z.2f} to {fit.high:z.2f})"
+            for one, (name, (fit, _)) in zip(criteria, claims.items(), strict=True)
+            if one.met is met
+        ]
+        headline += f"; {said}: {', '.join(some)}" if some else ""
     return Verdict(headline, tuple(criteria))
 
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import marimo as mo
 
+from replib.claims import cost_page
 from replib.claims.common import VARIANTS
 from replib.claims.scaling.charts import scaling_chart
-from replib.claims.scaling.growth import MEMORY, TIME, curves
-from replib.lab.run import config_of, variant_of
+from replib.claims.scaling.growth import MEMORY, TIME, curves, judged_rows
+from replib.lab.run import CostJob, config_of, variant_of
 from replib.lab.store import Row
 from replib.pages.controls import WORK_LABELS
 
@@ -24,3 +25,11 @@ def scaling_tabs(rows: Sequence[Row]) -> mo.Html:
                 tabs[f"Memory, {text}"] = scaling_chart(main, MEMORY)
                 tabs["Beside LSH attention"] = scaling_chart(some, TIME)
     return mo.ui.tabs(tabs or {"Time": scaling_chart([])})
+
+
+def recorded_alike(rows: Sequence[Row], jobs: Sequence[CostJob]) -> list[Row]:
+    """Of recorded rows those of the points that jobs ask for, whatever the batch: a sequence's
+    share is drawn, of the curve that is judged."""
+    works = {config.work for job in jobs for config in job.configs}
+    some = judged_rows([row for row in rows if config_of(row).work in works])
+    return cost_page.recorded_alike(some, jobs, same_batch=False)
