@@ -103,7 +103,7 @@ def _():
             mo.accordion({"The read-out": code.source(LinearAttention._read)}),
         ]
     )
-    _beside = f"<div>{mo.md(page.STATE_EQUATIONS)}</div><div>{_step}</div>"
+    _beside = f"<div>{mo.md(page.STATE_EQUATIONS).text}</div><div>{_step.text}</div>"
     mo.vstack(
         [
             mo.md("## The recurrent network, and the lines that compute it"),
