@@ -34,6 +34,7 @@ COMPILE_S = 15.0  # about; a kernel for the CPU, on two cores, once for this mac
 MAX_PREDICTED_S = 3600.0  # a reader who wants more has the command line, which resumes
 LEAST_S = 1e-3  # of a job whose time is not known
 SURE_SHARE = 0.1  # of a batch that is done, from which on its speed tells the time left
+MAX_WAITING = 8  # batches, each a thread
 _WORK_LOCK = threading.Lock()
 _waiting: set[int] = set()  # batches that another keeps from working
 # Before any run: a thread that begins while another is spared one would find fewer.
@@ -230,6 +231,10 @@ class LiveRuns:
         return self.models.get(run)
 
     def _work(self, batch: Batch) -> None:
+        if len(_waiting) >= MAX_WAITING:
+            batch.status = "failed"
+            batch.error = f"{MAX_WAITING} runs of other pages wait already: try again later"
+            return
         _waiting.add(id(batch))
         try:
             while not _WORK_LOCK.acquire(timeout=0.05):

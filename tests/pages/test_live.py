@@ -170,6 +170,17 @@ def test_a_second_page_waits_until_the_first_has_ended(started):
     assert finish(second).status == "done"
 
 
+def test_only_so_many_runs_wait(monkeypatch, started):
+    monkeypatch.setattr(module, "MAX_WAITING", 1)
+    second, third = LiveRuns("convergence"), LiveRuns("convergence")
+    second.start([job(seed=3)], "cpu")
+    wait_until(lambda: module._waiting, second)
+    third.start([job(seed=4)], "cpu")
+    assert finish(third).status == "failed" and "try again later" in third.poll().error
+    second.stop()
+    finish(second)
+
+
 def test_a_waiting_page_can_be_stopped(started):
     second = LiveRuns("convergence")
     second.start([job(seed=3)], "cpu")
