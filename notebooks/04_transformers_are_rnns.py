@@ -103,7 +103,7 @@ def _():
             mo.accordion({"The read-out": code.source(LinearAttention._read)}),
         ]
     )
-    _beside = f"<div>{mo.md(page.STATE_EQUATIONS)}</div><div>{_step}</div>"
+    _beside = f"<div>{mo.md(page.STATE_EQUATIONS).text}</div><div>{_step.text}</div>"
     mo.vstack(
         [
             mo.md("## The recurrent network, and the lines that compute it"),
@@ -158,7 +158,7 @@ def _(jobs, live, set_changes, settings, tick):
     _rows = live.showing(jobs, settings["device"])
     _charts = [charts.token_chart(_rows)]
     _charts += [charts.stream_chart(_rows)] if settings["n_tokens"] else []
-    controls.live_only(_progress, controls.grid(map(mo.as_html, _charts), "26rem"))
+    controls.live_only(_progress, controls.grid(_charts, "26rem"))
     return
 
 

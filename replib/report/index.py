@@ -44,7 +44,7 @@ def index_page(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{TITLE}</title><style>{css}</style></head><body><main>
 <h1>{TITLE}</h1>
-{start.answers(_link)}
+{start.answers(_link).text}
 <p>This is {SUBJECT}. The criteria, with 95&nbsp;% intervals, stand on the pages.</p>
 <p class="soft">Made from {html.escape(made_from)}.</p>
 <div class="figures">{figures}</div>
