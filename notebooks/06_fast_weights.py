@@ -86,14 +86,8 @@ def _():
 
 @app.cell(hide_code=True)
 def _(filling_panel):
-    filling_settings = controls.chosen(filling_panel)
-    page.memory_view(filling_settings)
-    return (filling_settings,)
-
-
-@app.cell(hide_code=True)
-def _(filling_settings):
-    page.rules_view(filling_settings)
+    _settings = controls.chosen(filling_panel)
+    mo.vstack([page.memory_view(_settings), page.rules_view(_settings)])
     return
 
 
@@ -101,13 +95,8 @@ def _(filling_settings):
 def _():
     code.source(
         write,
-        r"""
-        \begin{aligned}
-        \text{sum:}\quad & W_i = W_{i-1} + v_i\,\phi(k_i)^\top \\
-        \text{delta:}\quad & W_i = W_{i-1}
-            + \beta_i\,\bigl(v_i - W_{i-1}\,\phi(k_i)\bigr)\,\phi(k_i)^\top
-        \end{aligned}
-        """,
+        r"\text{sum: } W_i = W_{i-1} + v_i\,\phi(k_i)^\top \qquad \text{delta: } W_i = W_{i-1} "
+        r"+ \beta_i\,\bigl(v_i - W_{i-1}\,\phi(k_i)\bigr)\,\phi(k_i)^\top",
     )
     return
 
@@ -121,13 +110,6 @@ def _():
     one of them. A run ends when it has solved S, or makes no progress in ten evaluations, and is
     then a point among the recorded curves.
     """)
-    return
-
-
-@app.cell(hide_code=True)
-def _(get_changes, jobs, live, recorded, settings):
-    get_changes()
-    page.recorded_tabs(recorded.rows, live.rows(jobs, settings["device"]), settings["setting"])
     return
 
 
@@ -161,10 +143,24 @@ def _(auto, get_changes, live, set_changes, settings):
 
 
 @app.cell(hide_code=True)
-def _(jobs, live, set_changes, settings, tick):
+def _(get_changes, jobs, live, recorded, settings):
+    get_changes()
+    charts = page.recorded_charts(recorded.rows, live.rows(jobs, settings["device"]))
+    return (charts,)
+
+
+@app.cell(hide_code=True)
+def _(charts, jobs, live, set_changes, settings, tick):
     tick
     _progress = controls.watch(live, set_changes)
-    controls.live_only(_progress, page.session_chart(live.showing(jobs, settings["device"])))
+    _rows = live.showing(jobs, settings["device"])
+    mo.vstack([_progress, page.training_view(_rows, charts[settings["setting"]])])
+    return
+
+
+@app.cell(hide_code=True)
+def _(charts):
+    mo.accordion({"All that is recorded": mo.ui.tabs(charts)})
     return
 
 
