@@ -23,7 +23,6 @@ MEMORIES = {
     label(memory): memory
     for memory in (*CAPACITY_MEMORIES, *(MemoryConfig(attention=x) for x in ("relu", "tanh")))
 }
-"""Features by their name on the page."""
 FILLED = ("linear", "DPFP-1", "DPFP-2", "DPFP-3", "FAVOR+ 64")
 # Whether keys are drawn with replacement: settings 1 and 2 of the paper.
 RETRIEVAL_SETTINGS = {"every key once": False, "keys come back": True}
