@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from replib import files
+from replib.lab import store
 from replib.lab.record import Experiment
 from replib.lab.store import Row
 
@@ -49,7 +51,7 @@ class Statement:
         paper, article: what the paper and the 2022 replication say of it, in at most 30 words.
         paper_more, article_more: what else they say, which a card folds.
         refutes: it is somebody's negative result, so that not to support it is no failure.
-        figure: the one that stands for it in the index and in the gallery of notebooks.
+        figure: the one that stands for it in the index and on the start page.
     """
 
     name: str
@@ -126,10 +128,22 @@ class Claim:
         return dict(import_module(f"{__package__}.{self.name}.charts").figures(rows))
 
     def recorded(self) -> "Recorded":
-        """What is recorded of it."""
+        """What is recorded of it; the same object until a file changes, so that all pages of a
+        process judge and draw the rows once."""
         from replib.lab.recorded import recorded_rows
 
-        return Recorded(self, {name: recorded_rows(name) for name in self.reads})
+        try:
+            contents = [store.read(name) for name in self.reads]
+        except files.FileError:
+            contents = []
+        before, known = _RECORDED.get(self.name, ([], None))
+        if known is None or not contents or [*map(id, contents)] != [*map(id, before)]:
+            known = Recorded(self, {name: recorded_rows(name) for name in self.reads})
+            _RECORDED[self.name] = contents, known
+        return known
+
+
+_RECORDED: dict[str, tuple[list[store.Content], "Recorded"]] = {}
 
 
 @dataclass(frozen=True)
@@ -139,12 +153,14 @@ class Recorded:
     claim: Claim
     rows: Rows
     _verdicts: dict[str, "Verdict"] = field(default_factory=dict)
+    _judging: RLock = field(default_factory=RLock)
 
     def verdict(self, statement: Statement) -> "Verdict":
-        """What the rows say; judged once."""
-        if statement.name not in self._verdicts:
-            self._verdicts[statement.name] = self.claim.judge(statement, self.rows)
-        return self._verdicts[statement.name]
+        """What the rows say; judged once, whatever pages ask at the same time."""
+        with self._judging:
+            if statement.name not in self._verdicts:
+                self._verdicts[statement.name] = self.claim.judge(statement, self.rows)
+            return self._verdicts[statement.name]
 
     def device(self, statement: Statement) -> str:
         """Where the rows that decide a statement were computed."""
@@ -178,11 +194,18 @@ class Recorded:
 
     def _of_session(self, statement: Statement, rows: Sequence[Row]) -> "Verdict | str":
         """What the rows of this session say, or that there are none that could."""
+        from replib.lab.verdict import BUSY_SPREAD, spread_of_repeats
         from replib.pages.controls import NOTHING_RUN
 
         own = {name: [r for r in rows if r["experiment"] == name] for name in self.rows}
         if not any(own[name] for name in statement.experiments):
             return NOTHING_RUN
+        spread = spread_of_repeats([row for name in statement.experiments for row in own[name]])
+        if spread > BUSY_SPREAD:
+            return (
+                "Machine busy, not judged: repeats of one measurement differ "
+                f"{spread:z.2g} times. Close other programs and run again."
+            )
         return self.claim.judge(statement, own)
 
     def unread(self):
