@@ -43,9 +43,9 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, recorded, recorded_rules, settings):
+def _(asked, get_changes, live, recorded, recorded_rules, settings):
     get_changes()
-    _rows = live.rows(jobs, settings["device"])
+    _rows = live.rows(asked, settings["device"])
     mo.vstack(
         [
             recorded.cards(_rows, "capacity"),
@@ -121,6 +121,12 @@ def _(panel):
 
 
 @app.cell(hide_code=True)
+def _(settings):
+    asked = page.live_jobs(settings)  # the cards need not wait for what they are predicted to take
+    return (asked,)
+
+
+@app.cell(hide_code=True)
 def _():
     auto = controls.auto_switch()
     return (auto,)
@@ -137,9 +143,9 @@ def _(auto, get_changes, live, set_changes, settings):
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, recorded, settings):
+def _(asked, get_changes, live, recorded, settings):
     get_changes()
-    charts = page.recorded_charts(recorded.rows, live.rows(jobs, settings["device"]))
+    charts = page.recorded_charts(recorded.rows, live.rows(asked, settings["device"]))
     return (charts,)
 
 
