@@ -43,9 +43,9 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, recorded, recorded_rules, settings):
+def _(asked, get_changes, live, recorded, recorded_rules, settings):
     get_changes()
-    _rows = live.rows(jobs, settings["device"])
+    _rows = live.rows(asked, settings["device"])
     mo.vstack(
         [
             recorded.cards(_rows, "capacity"),
@@ -80,14 +80,8 @@ def _():
 
 @app.cell(hide_code=True)
 def _(filling_panel):
-    filling_settings = controls.chosen(filling_panel)
-    page.memory_view(filling_settings)
-    return (filling_settings,)
-
-
-@app.cell(hide_code=True)
-def _(filling_settings):
-    page.rules_view(filling_settings)
+    _settings = controls.chosen(filling_panel)
+    mo.vstack([page.memory_view(_settings), page.rules_view(_settings)])
     return
 
 
@@ -95,13 +89,8 @@ def _(filling_settings):
 def _():
     code.source(
         write,
-        r"""
-        \begin{aligned}
-        \text{sum:}\quad & W_i = W_{i-1} + v_i\,\phi(k_i)^\top \\
-        \text{delta:}\quad & W_i = W_{i-1}
-            + \beta_i\,\bigl(v_i - W_{i-1}\,\phi(k_i)\bigr)\,\phi(k_i)^\top
-        \end{aligned}
-        """,
+        r"\text{sum: } W_i = W_{i-1} + v_i\,\phi(k_i)^\top \qquad \text{delta: } W_i = W_{i-1} "
+        r"+ \beta_i\,\bigl(v_i - W_{i-1}\,\phi(k_i)\bigr)\,\phi(k_i)^\top",
     )
     return
 
@@ -119,13 +108,6 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, recorded, settings):
-    get_changes()
-    page.recorded_tabs(recorded.rows, live.rows(jobs, settings["device"]), settings["setting"])
-    return
-
-
-@app.cell(hide_code=True)
 def _():
     panel, _shown = controls.panel(page.training_controls(), page.filling_controls())
     _shown
@@ -136,6 +118,12 @@ def _():
 def _(panel):
     settings = controls.chosen(panel)
     return (settings,)
+
+
+@app.cell(hide_code=True)
+def _(settings):
+    asked = page.live_jobs(settings)  # the cards need not wait for what they are predicted to take
+    return (asked,)
 
 
 @app.cell(hide_code=True)
@@ -155,10 +143,24 @@ def _(auto, get_changes, live, set_changes, settings):
 
 
 @app.cell(hide_code=True)
-def _(jobs, live, set_changes, settings, tick):
+def _(asked, get_changes, live, recorded, settings):
+    get_changes()
+    charts = page.recorded_charts(recorded.rows, live.rows(asked, settings["device"]))
+    return (charts,)
+
+
+@app.cell(hide_code=True)
+def _(charts, jobs, live, set_changes, settings, tick):
     tick
     _progress = controls.watch(live, set_changes)
-    controls.live_only(_progress, page.session_chart(live.showing(jobs, settings["device"])))
+    _rows = live.showing(jobs, settings["device"])
+    mo.vstack([_progress, page.training_view(_rows, charts[settings["setting"]])])
+    return
+
+
+@app.cell(hide_code=True)
+def _(charts):
+    mo.accordion({"All that is recorded": mo.ui.tabs(charts)})
     return
 
 

@@ -88,8 +88,6 @@ def test_keys_that_are_given_a_new_value_read_both_by_sum_and_the_new_one_by_del
     assert shares["sum"]["new value"] == pytest.approx(shares["sum"]["old value"])
     assert 0.2 < shares["sum"]["old value"] <= 0.5
     assert shares["delta"] == pytest.approx({"new value": 1, "old value": 0, "crosstalk": 0})
-    with pytest.raises(ValueError, match="n_again above 0"):
-        filled(MEMORIES[0], "sum", n_again=0)[0].shares()
 
 
 @every_memory

@@ -411,7 +411,7 @@ def test_memories_follow_the_settings():
 
 def test_the_memory_that_is_filled_and_its_equation_are_there_without_any_run(data):
     page, names = run_notebook(FAST_WEIGHTS, {"auto": NOT_AUTO})
-    for said in ("fill by itself", "torch.outer(v - w @ f, f)", "Lowest loss of all keys"):
+    for said in ("fill by itself", "capacity.filling.write", "Lowest loss of all keys"):
         assert said in page
     assert not names["live"].finished
 

@@ -16,7 +16,6 @@ CLAIM = Claim(
             "most, then DPFP-2, DPFP-1, linear attention and FAVOR+.",
             paper="Softmax and DPFP-3 remember most keys, then DPFP-2, DPFP-1, linear attention "
             "and FAVOR+: with R features at most R keys (Schlag et al. 2021, section 6.1.1).",
-            paper_more="Every key is written once, and then one is asked for.",
             experiments=("capacity", "favor_eps"),
             figure="capacity",
         ),

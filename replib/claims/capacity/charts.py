@@ -28,9 +28,9 @@ from replib.pages import style
 from replib.pages.frames import frame_of, origin
 from replib.published import published
 
-COLUMNS = dict(setting=int, series=str, mechanism=str, attention=str, variant=str, n_features=int)
-COLUMNS |= dict(n_keys=int, value=float, low=float, high=float, n_seeds=int, n_solved=int)
-COLUMNS |= dict(device=str, source=str)
+SERIES = dict(series=str, mechanism=str, attention=str, variant=str, n_features=int)
+COLUMNS = SERIES | dict(setting=int, n_keys=int, value=float, low=float, high=float)
+COLUMNS |= dict(n_seeds=int, n_solved=int, device=str, source=str)
 HEAD_DIM = MemoryConfig().head_dim
 # Where a run that has solved its task happened to end says little: drawn at the bottom edge.
 LOSS_FLOOR = 1e-4
@@ -57,9 +57,9 @@ def retrieval_frame(rows: Sequence[Row]) -> pl.DataFrame:
     `setting` is 1 (every key once) or 2 (keys come back). `mechanism` is what a series is coloured
     by.
     """
-    runs: dict[tuple, dict[RetrievalConfig, dict[int, float]]] = {}
+    runs: dict[tuple, tuple[RetrievalConfig, dict[int, float]]] = {}
     for row in rows:
-        config, live = config_of(row), row["scale"] == "live"
+        config = config_of(row)
         if row["outcome"] not in ENDED or config.eval_half_length:
             continue
         key = (
@@ -67,12 +67,13 @@ def retrieval_frame(rows: Sequence[Row]) -> pl.DataFrame:
             config.model,
             config.task.n_keys,
             row["provenance"]["device_name"],
-            "live" if live else "recorded",
+            "live" if row["scale"] == "live" else "recorded",
         )
+        if key not in runs or runs[key][0] != config:
+            runs[key] = config, {}
         loss = row["summary"].get("reported_loss")
-        same = runs.setdefault(key, {}).setdefault(config, {})
-        same[row["seed"]] = math.inf if loss is None else loss
-    found = {key: list(list(by_config.values())[-1].values()) for key, by_config in runs.items()}
+        runs[key][1][row["seed"]] = math.inf if loss is None else loss
+    found = {key: list(losses.values()) for key, (_, losses) in runs.items()}
     for setting in (1, 2):
         logs = published_losses(published()["fastweights_logs"], f"setting{setting}")
         for name, losses in logs.items():
@@ -205,20 +206,15 @@ def training_chart(rows: Sequence[Row]) -> alt.LayerChart:
     """Loss over the steps of runs of one setting, a line a run, with a line where it counts as
     solved."""
     config = config_of(rows[0])
-    lines, memories = [], {}
+    lines = []
     for row in rows:
-        memory = config_of(row).model
-        memories |= {(one := _series_of(memory, rule=memory.attention != "softmax"))["series"]: one}
-        curve = zip(row["curve"]["step"], row["curve"]["loss"], strict=True)
-        lines += [
-            {"series": one["series"], "seed": row["seed"], "step": step, "loss": loss}
-            for step, loss in curve
-        ]
-    columns = dict(series=str, seed=int, step=int, loss=float)
-    drawn = frame_of(lines, columns).with_columns(value=pl.col("loss").clip(LOSS_FLOOR))
-    colour, dash = _look_channels(
-        _series(pl.DataFrame(list(memories.values()), infer_schema_length=None)), legend=True
-    )
+        memory, curve = config_of(row).model, row["curve"]
+        series = _series_of(memory, rule=memory.attention != "softmax") | {"seed": row["seed"]}
+        points = zip(curve["step"], curve["loss"], strict=True)
+        lines += [series | {"step": step, "loss": loss} for step, loss in points]
+    drawn = frame_of(lines, SERIES | dict(seed=int, step=int, loss=float))
+    drawn = drawn.with_columns(value=pl.col("loss").clip(LOSS_FLOOR))
+    colour, dash = _look_channels(_series(drawn), legend=True)
     domain = style.log_domain([LOSS_FLOOR, CHANCE, *drawn["value"]], 1.3)
     lines = alt.Chart(style.records_of(drawn)).encode(
         style.step_axis(),
@@ -240,6 +236,7 @@ def training_chart(rows: Sequence[Row]) -> alt.LayerChart:
         f"This session: S = {config.task.n_keys}, D = {config.model.head_dim}",
         "; ".join(sorted({origin(row)["device"] for row in rows})),
         "Loss of the runs of this session against training steps, on a log axis.",
+        style.TALL,
     )
 
 
@@ -263,8 +260,7 @@ def _best_first(frame: pl.DataFrame) -> dict[str, Threshold]:
 
 def _series(frame: pl.DataFrame) -> pl.DataFrame:
     """One line a series, in the order of the palette and of feature sizes, with its look."""
-    columns = ("series", "mechanism", "attention", "variant", "n_features")
-    found = frame.unique("series", keep="first", maintain_order=True).select(columns)
+    found = frame.unique("series", keep="first", maintain_order=True).select(*SERIES)
     order = style.ordered_attention(found["mechanism"])
     rows = sorted(
         found.to_dicts(),
@@ -359,18 +355,16 @@ def _names(
 
 
 def _finding(frame: pl.DataFrame, what: str) -> str:
-    """What was recorded, or else ran in this session, as a title: the most keys first."""
-    for source in ("recorded", "live"):
-        some = frame.filter(pl.col("source") == source)
-        if some.is_empty():
-            continue
-        told = [
-            f"{name} {keys_text(one, interval=False)}"
-            for name, one in _best_first(some).items()
-            if one.value > 0
-        ]
-        return f"{what}; keys solved: {', '.join(told) or 'none'}"
-    return f"{what}: published losses"
+    """What was recorded as a title, the most keys first."""
+    recorded = frame.filter(pl.col("source") == "recorded")
+    if recorded.is_empty():
+        return f"{what}: published losses"
+    told = [
+        f"{name} {keys_text(one, interval=False)}"
+        for name, one in _best_first(recorded).items()
+        if one.value > 0
+    ]
+    return f"{what}; keys solved: {', '.join(told) or 'none'}"
 
 
 def _subtitle(drawn: pl.DataFrame, n_series: int) -> str:

@@ -102,14 +102,8 @@ class Filling:
 
     def shares(self) -> dict[str, float]:
         """What keys that were given a new value read of it, of the old one, and of all others (the
-        length of that), in the mean.
-
-        Raises:
-            ValueError: there are none.
-        """
+        length of that), in the mean; NaN where there are none."""
         n, again = self.config.n_keys, torch.arange(self.config.n_again)
-        if not len(again):
-            raise ValueError("no key is given a new value: use n_again above 0")
         reads = self.reads[-1, again].clone()
         new, old = reads[again, n + again].mean(), reads[again, again].mean()
         reads[again, n + again] = reads[again, again] = 0

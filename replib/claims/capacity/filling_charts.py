@@ -17,8 +17,8 @@ from replib.claims.capacity.filling import Filling
 from replib.pages import style
 
 RULE_DASHES = {"sum": [1, 0], "delta": [7, 4], "fwm": [2, 3]}
-SHORT = 220  # pixels
-MEMORY_PX, ROW_PX = (180, 380), 11  # least and most of the memory's height, and a row's
+SHORT = 180  # pixels
+MEMORY_PX, ROW_PX = (160, 360), 9  # least and most of the memory's height, and a row's
 W_ENDS, READS_BEGIN = (alt.ExprRef(f"{share} * width") for share in (0.56, 0.64))
 TICK_MS = 160  # from one write to the next as it fills by itself
 

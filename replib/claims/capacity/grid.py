@@ -36,7 +36,6 @@ TANH_FWM = ("tanh", "fwm")
 LAPTOP_KEYS = {*range(20, 201, 20), *range(200, 601, 40), 300, 500}
 COARSE_KEYS = (20, 60, 100, 200, 280, 400, 600)
 SLOW_KEYS, SLOW_COARSE_KEYS = LAPTOP_KEYS - {40, 80, 120, 160}, (20, 100, 200, 400, 600)
-TANH_COARSE_KEYS = (20,)
 NO_EPS = 1e-37  # beside the normalisers of FAVOR+ nothing, and above 0 in float32
 SMOKE = {"n_steps": 20, "eval_every": 10, "eval_sequences": 2}
 
@@ -78,7 +77,7 @@ def retrieval_jobs(scale, memories, most_keys: int, *, with_replacement: bool) -
         slow = is_slow(memory)
         keys, coarse = (SLOW_KEYS, SLOW_COARSE_KEYS) if slow else (LAPTOP_KEYS, COARSE_KEYS)
         if (memory.attention, memory.update_rule) == TANH_FWM:
-            coarse = TANH_COARSE_KEYS
+            coarse = (20,)
         for n_keys in range(20, most_keys + 1, 20):
             if scale == "laptop" and n_keys not in keys:
                 continue

@@ -23,7 +23,6 @@ MEMORIES = {
     label(memory): memory
     for memory in (*CAPACITY_MEMORIES, *(MemoryConfig(attention=x) for x in ("relu", "tanh")))
 }
-"""Features by their name on the page."""
 FILLED = ("linear", "DPFP-1", "DPFP-2", "DPFP-3", "FAVOR+ 64")
 # Whether keys are drawn with replacement: settings 1 and 2 of the paper.
 RETRIEVAL_SETTINGS = {"every key once": False, "keys come back": True}
@@ -84,20 +83,25 @@ def rules_view(settings: Mapping[str, Any]) -> mo.Html:
     """What each rule does to the same keys."""
     config = fill_config(settings)
     fillings = {rule: _filled(config, rule) for rule in UPDATE_RULES}
-    shown = filling_charts.losses_chart(fillings), filling_charts.overwrite_chart(fillings)
+    return side_by_side(
+        filling_charts.losses_chart(fillings), filling_charts.overwrite_chart(fillings)
+    )
+
+
+def side_by_side(*shown: alt.LayerChart | mo.Html) -> mo.Html:
+    """Charts beside each other where the page is wide enough."""
     return controls.grid((mo.as_html(chart).text for chart in shown), "22rem")
 
 
-def recorded_tabs(
-    recorded: Mapping[str, Sequence[Row]], live: Sequence[Row], setting: str
-) -> mo.Html:
-    """The recorded curves of both settings, the published and the live ones among them, and how
-    many keys are solved; open is the tab of `setting`."""
+def recorded_charts(
+    recorded: Mapping[str, Sequence[Row]], live: Sequence[Row]
+) -> dict[str, mo.Html]:
+    """The recorded curves of each setting, the published and the live ones among them, and how many
+    keys are solved, by title."""
     frame = charts.retrieval_frame([*recorded["capacity"], *recorded["update_rules"], *live])
-    titles = [name.capitalize() for name in RETRIEVAL_SETTINGS]
-    tabs = {title: charts.loss_chart(frame, n) for n, title in enumerate(titles, start=1)}
-    shown = tabs | {"Keys solved": charts.solved_chart(frame)}
-    return mo.ui.tabs(shown, value=setting.capitalize())
+    drawn = {name: charts.loss_chart(frame, n) for n, name in enumerate(RETRIEVAL_SETTINGS, 1)}
+    drawn["keys solved"] = charts.solved_chart(frame)
+    return {name: mo.as_html(chart) for name, chart in drawn.items()}
 
 
 def live_jobs(values: Mapping[str, Any]) -> list[RetrievalJob]:
@@ -120,10 +124,12 @@ def live_jobs(values: Mapping[str, Any]) -> list[RetrievalJob]:
     return jobs
 
 
-def session_chart(rows: Sequence[Row]) -> mo.Html | alt.LayerChart:
-    """The loss of the runs of this session over their steps."""
+def training_view(rows: Sequence[Row], recorded: mo.Html) -> mo.Html:
+    """The loss of the runs of this session over their steps, beside the recorded chart; in a static
+    page that has none of its own the latter alone."""
+    if controls.in_static_page() and not controls.has_own_run():
+        return recorded
     if not rows:
-        return mo.md("*Nothing has run yet with these settings.*")
-    return charts.training_chart(
-        [row for row in rows if row["experiment"] == rows[0]["experiment"]]
-    )
+        return side_by_side(mo.md("*Nothing has run yet with these settings.*"), recorded)
+    same = [row for row in rows if row["experiment"] == rows[0]["experiment"]]
+    return side_by_side(charts.training_chart(same), recorded)
