@@ -72,6 +72,7 @@ def test_the_losses_are_titled_with_the_defect_that_it_helps_most_to_mend(tmp_pa
         assert "linear runs end at" not in title_of(charts.losses_chart(few, article))
 
 
+@pytest.mark.slow
 def test_other_works_are_told_mended_and_broken():
     pytest.importorskip("sacrebleu")
     lines = page.others_table().splitlines()
