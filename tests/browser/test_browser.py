@@ -520,6 +520,7 @@ def test_the_model_of_the_extrapolation_moves_its_prediction(notebook):
         found = page.locator(f"[role=graphics-document][aria-label*='“predict” N = {text}']")
         return expect(found.first).to_be_visible()
 
+    page.get_by_role("tab", name="Where 3149 comes from").click()
     predicts("3149, 49 times")
     page.locator("marimo-dropdown").filter(has_text="Softmax as").locator("select").select_option(
         label="a + b N + c N²"

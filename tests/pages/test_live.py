@@ -376,7 +376,6 @@ def autopsy_jobs(**changes):
     values = {
         "seq_len": 8,
         "n_steps": 10,
-        "seeds": 1,
         "model": "small",
         "attention": ("linear",),
         "defects": ("float64", "extra_losses"),

@@ -44,7 +44,7 @@ from replib.pages.curves import LOSS_FLOOR
 from replib.published import published
 from replib.tasks import SequenceCopy
 
-LINE_PX, VARIANT_PX, LIVE_PX = 30, 26, 260
+LINE_PX, VARIANT_PX, LIVE_PX = 26, 34, 240
 MARGIN = 1.25
 LABEL_SHARE = 0.35  # of an axis, free for labels beyond the largest factor
 NEAR_ZERO = 0.05  # nats a token
