@@ -50,7 +50,7 @@ RESTING = {
     "02_linear_scaling": "seq_len=65536&tokens=65536&repeats=31",
     "03_speed_crossover": "seq_len=16384&batch_size=64&repeats=31",
     "04_transformers_are_rnns": "seq_len=4096&batch_size=64&repeats=31&n_tokens=1000000",
-    "05_replication_autopsy": "seq_len=64&n_steps=3000",
+    "05_replication_autopsy": "seq_len=256&n_steps=3000",
     "06_fast_weights": "n_keys=600&seeds=5",
 }
 QUICK = {
