@@ -16,12 +16,11 @@ with app.setup(hide_code=True):
 @app.cell(hide_code=True)
 def _():
     _question = """
-    # Why did the 2022 replication find that linear attention does not pay before N = 3149?
+    # Why did the 2022 replication find 3149?
 
-    The code of Do & Bergner, read line by line, does some things otherwise than the paper, here
-    called **defects**. Each is a switch below, on our own model and the article's task, which is to
-    copy a row of digits. *Mended*: no defect. *Broken*: all that the article's runs had. Its
-    authors believe the paper's claims all the same, and suspect their implementation.
+    For Do & Bergner linear attention did not learn, and would not pay below N = 3149; they suspect
+    their implementation. Read line by line, it does some things otherwise than the paper: each such
+    **defect** is a switch below. *Mended* is none of them, *broken* all that their runs had.
     """
     mo.vstack([mo.md(_question), autopsy.CLAIM.head()])
     return
@@ -39,7 +38,7 @@ def _():
 @app.cell(hide_code=True)
 def _(get_changes, jobs, live, recorded, settings):
     get_changes()
-    _rows = live.rows(jobs, settings["device"])
+    _rows = live.rows(jobs, settings.get("device"))
     recorded.cards(_rows, "convergence", "slowdown", "crossover")
     return
 
@@ -49,9 +48,8 @@ def _():
     mo.md("""
     ## Break it yourself
 
-    Two runs of each mechanism learn to copy here and now: one mended, one with the defects that
-    are on. Those on now are the two that keep linear attention from learning. Softmax takes the
-    ones that its runs had.
+    Two runs learn to copy a row of digits here and now: one mended, one with the defects that are
+    on. Softmax takes those that its runs had.
     """)
     return
 
@@ -70,8 +68,8 @@ def _(get_chosen):
 
 
 @app.cell(hide_code=True)
-def _(buttons, switches):
-    page.show_switches(switches, buttons)
+def _(switches):
+    page.show_switches(switches)
     return
 
 
@@ -79,8 +77,12 @@ def _(buttons, switches):
 def _(article):
     OF_PREDICTION = page.prediction_choices(article)
     panel, _shown = controls.panel(page.PARAMETERS, OF_PREDICTION, [page.SWITCHES])
+    prediction_panel, prediction_shown = controls.panel(
+        OF_PREDICTION, page.PARAMETERS, [page.SWITCHES]
+    )
+    shown_tab = {}
     _shown
-    return OF_PREDICTION, panel
+    return panel, prediction_panel, prediction_shown, shown_tab
 
 
 @app.cell(hide_code=True)
@@ -96,10 +98,10 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(auto, get_changes, live, set_changes, settings):
+def _(auto, buttons, get_changes, live, set_changes, settings):
     get_changes()
     jobs, run, stop, tick, _shown = controls.run_panel(
-        live, page.live_jobs, settings, auto, set_changes, auto
+        live, page.live_jobs, settings, auto, set_changes, auto, *buttons
     )
     _shown
     return jobs, run, stop, tick
@@ -109,7 +111,7 @@ def _(auto, get_changes, live, set_changes, settings):
 def _(jobs, live, set_changes, settings, tick):
     tick
     _progress = controls.watch(live, set_changes)
-    _rows = live.showing(jobs, settings["device"])
+    _rows = live.showing(jobs, settings.get("device"))
     controls.live_only(_progress, page.session(live, _rows, settings["defects"]))
     return
 
@@ -120,44 +122,23 @@ def _():
     ## What each defect does, as recorded
 
     Each defect *alone on*, in an otherwise mended run, and *alone off*, in an otherwise broken one.
-    Losses are in nats (natural-log units) a token: guessing one of ten digits costs ln 10 = 2.30.
+    Losses are in nats (natural-log units) a token; guessing one of ten digits costs ln 10 = 2.30.
     """)
     return
 
 
 @app.cell(hide_code=True)
-def _(article, recorded):
-    page.recorded_tabs(recorded, article)
+def _(article, prediction_panel, prediction_shown, recorded, shown_tab):
+    _text = mo.md("Which of the article's four points may the fit use, and how does softmax grow?")
+    _chart = page.prediction(article, controls.chosen(prediction_panel))
+    _prediction = mo.vstack([_text, prediction_shown, _chart])
+    page.recorded_tabs(recorded, article, _prediction, shown_tab)
     return
 
 
 @app.cell(hide_code=True)
 def _():
     mo.vstack([mo.md("## A defect in code"), page.lines_of_defects()])
-    return
-
-
-@app.cell(hide_code=True)
-def _():
-    mo.md("""
-    ## Where 3149 comes from
-
-    The article has four points, up to N = 64. Choose which of them the regression may use, and what
-    softmax is supposed to grow as: the prediction moves by thousands, or goes away.
-    """)
-    return
-
-
-@app.cell(hide_code=True)
-def _(OF_PREDICTION):
-    prediction_panel, _shown = controls.panel(OF_PREDICTION, page.PARAMETERS, [page.SWITCHES])
-    _shown
-    return (prediction_panel,)
-
-
-@app.cell(hide_code=True)
-def _(article, prediction_panel):
-    page.prediction(article, controls.chosen(prediction_panel))
     return
 
 

@@ -50,7 +50,7 @@ RESTING = {
     "02_linear_scaling": "seq_len=65536&tokens=65536&repeats=31",
     "03_speed_crossover": "seq_len=16384&batch_size=64&repeats=31",
     "04_transformers_are_rnns": "seq_len=4096&batch_size=64&n_layers=16&n_tokens=1000000",
-    "05_replication_autopsy": "seq_len=64&n_steps=3000",
+    "05_replication_autopsy": "seq_len=256&n_steps=3000",
     "06_fast_weights": "n_keys=600&seeds=5",
 }
 QUICK = {
@@ -517,6 +517,7 @@ def test_the_model_of_the_extrapolation_moves_its_prediction(notebook):
         found = page.locator(f"[role=graphics-document][aria-label*='“predict” N = {text}']")
         return expect(found.first).to_be_visible()
 
+    page.get_by_role("tab", name="Where 3149 comes from").click()
     predicts("3149, 49 times")
     page.locator("marimo-dropdown").filter(has_text="Softmax as").locator("select").select_option(
         label="a + b N + c N²"

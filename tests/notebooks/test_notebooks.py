@@ -70,7 +70,6 @@ SETTINGS = {
     "05_replication_autopsy": {
         "seq_len": 8,
         "n_steps": 10,
-        "seeds": 1,
         "model": "small",
         "attention": ("softmax", "linear"),
         "defects": ("float64", "leak"),

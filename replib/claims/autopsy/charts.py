@@ -44,7 +44,7 @@ from replib.pages.curves import LOSS_FLOOR
 from replib.published import published
 from replib.tasks import SequenceCopy
 
-LINE_PX, VARIANT_PX, LIVE_PX = 30, 26, 260
+LINE_PX, VARIANT_PX, LIVE_PX = 26, 34, 240
 MARGIN = 1.25
 LABEL_SHARE = 0.35  # of an axis, free for labels beyond the largest factor
 NEAR_ZERO = 0.05  # nats a token
@@ -318,7 +318,7 @@ def _predicted_crossing(found: Prediction, domain_n: Sequence[float]) -> list[al
         text += f" ({found.low:z.0f} to {above})"
         bounds = {"low": max(found.low, domain_n[0]), "end": min(found.high, last)}
     at = crossing if crossing <= last else None
-    data = pl.DataFrame({"low": None, "end": None, "at": at, "text": text} | bounds)
+    data = pl.DataFrame([{"low": None, "end": None, "at": at, "text": text} | bounds])
     look = {"color": style.NEUTRAL}
     base = alt.Chart(data).encode(y=alt.value(style.HEIGHT - 16))
     low, at = (style.length_axis(domain_n, name) for name in ("low", "at"))

@@ -42,10 +42,8 @@ MODELS = ("small", "the article's")
 PARAMETERS = [
     Control("seq_len", "Sequence length N", (8, 16, 32, 64, 128, 256), 8),
     Control("n_steps", "Steps of a run", (50, 100, 200, 400, 1000, 3000), 400),
-    Control("seeds", "Runs of each, from other seeds", (1, 2, 3), 1),
     Control("model", "Model", MODELS, MODELS[0]),
-    controls.DEVICE,
-    Control("attention", "Attention", ("softmax", "linear"), ("softmax", "linear")),
+    Control("attention", "Attention", ("softmax", "linear"), ("linear",)),
 ]
 REPEATS = 9  # of a timed step
 NONE_YET = "–"
@@ -69,12 +67,11 @@ def presets(choose: Callable) -> mo.ui.array:
     )
 
 
-def show_switches(elements: mo.ui.dictionary, buttons: mo.ui.array) -> mo.Html:
-    """The switches, and in the page of a kernel the buttons."""
+def show_switches(elements: mo.ui.dictionary) -> mo.Html:
+    """The switches; their names in a static page."""
     if controls.in_static_page():
         return controls.plain(", ".join(one.title for one in DEFECTS.values()))
-    cells = controls.grid((elements[name] for name in DEFECTS), "13rem", "defects")
-    return mo.vstack([cells, mo.hstack(list(buttons), justify="start", gap=0.5)])
+    return controls.grid((elements[name] for name in DEFECTS), "13rem", "defects")
 
 
 def live_jobs(values: Mapping[str, Any]) -> list[Job]:
@@ -89,7 +86,7 @@ def live_jobs(values: Mapping[str, Any]) -> list[Job]:
         chosen = tuple(one for one in all_defects(attention) if one in values["defects"])
         configs += [with_defects(mended, defects) for defects in dict.fromkeys(((), chosen))]
     timed = [CostJob(configs=tuple(configs), n_repeats=REPEATS)] if configs else []
-    return [*seed_jobs(configs, values["seeds"]), *timed]
+    return [*seed_jobs(configs, 1), *timed]
 
 
 def session(live: LiveRuns, rows: Sequence[Row], defects: Sequence[str]) -> mo.Html:
@@ -147,12 +144,18 @@ def _follows(live: LiveRuns, row: Row) -> str:
 # --- what is recorded -----------------------------------------------------------------------------
 
 
-def recorded_tabs(recorded, article: Mapping[str, Any]) -> mo.Html:
-    """The recorded ablation: losses, times, the slowdown taken apart, and the article's size."""
+def recorded_tabs(
+    recorded, article: Mapping[str, Any], prediction: mo.Html, shown: dict[str, str]
+) -> mo.Html:
+    """The recorded ablation: losses, times, the slowdown taken apart, and the article's size; and
+    the article's prediction. `shown` keeps which is open when the prediction moves."""
     rows = recorded.rows
 
     def tabs(name: str, show: Callable[[Sequence[Row]], Any]) -> mo.Html:
         return controls.device_tabs(rows[name], show)
+
+    def losses() -> mo.Html:
+        return tabs("autopsy", lambda runs: charts.losses_chart(runs, article))
 
     def slowdown(times: Sequence[Row]) -> mo.Html:
         return charts.slowdown_chart(times, article, max(article["N"]))
@@ -161,35 +164,40 @@ def recorded_tabs(recorded, article: Mapping[str, Any]) -> mo.Html:
         chart = tabs("autopsy_full", lambda runs: charts.full_size_chart(runs, article))
         return mo.vstack([recorded.cards(None, "softmax_returns"), chart])
 
-    losses = tabs("autopsy", lambda runs: charts.losses_chart(runs, article))
     return mo.ui.tabs(
         {
-            "Losses": losses,
+            "Losses": later(losses) if shown else losses(),
             "Time of a step": later(lambda: tabs("autopsy_time", charts.effects_chart)),
             "The slowdown, taken apart": later(lambda: tabs("autopsy_time", slowdown)),
+            "Where 3149 comes from": prediction,
             "At the article's own size": later(full_size),
-        }
+        },
+        value=shown.get("tab"),
+        on_change=lambda tab: shown.update(tab=tab),
     )
 
 
 def lines_of_defects() -> mo.Html:
-    """Three defects as the library re-enacts them, each beside what it replaces."""
-    whole = r"S^h = \sum_j \phi(k^h_j)\, {v^h_j}^\top \in \mathbb{R}^{D \times M}"
-    split = r"S^{h,p} = \sum_j \phi(k^{h,p}_j)\, {v^{h,p}_j}^\top \in"
-    split += r" \mathbb{R}^{\frac{D}{P} \times \frac{M}{P}},\quad p = 1 \dots P"
+    """Three defects as the library re-enacts them, one beside what it replaces."""
     heads = [
-        mo.md("**As it should be:** H heads of D, each with a state of D × M."),
-        code.source(MultiHeadAttention._heads, whole),
-        mo.md("**The defect:** each head is split again, and P states of D/P × M/P are kept."),
-        code.source(SplitHeads._heads, split),
+        mo.vstack([mo.md(f"**{name}**"), code.source(function, equation)])
+        for name, function, equation in (
+            ("As it should be: H heads of D", MultiHeadAttention._heads, WHOLE),
+            ("The defect: each is split again, into P", SplitHeads._heads, SPLIT),
+        )
     ]
     return mo.ui.tabs(
         {
-            "Heads split twice": mo.vstack(heads),
+            "Heads split twice": controls.grid(heads, "26rem"),
             "Adam at 1e-4": code.source(AutopsyConfig.trained.fget),
             "Half an encoder": code.source(ReusedBlock.forward),
         }
     )
+
+
+WHOLE = r"S^h = \sum_j \phi(k^h_j)\, {v^h_j}^\top \in \mathbb{R}^{D \times M}"
+SPLIT = r"S^{h,p} = \sum_j \phi(k^{h,p}_j)\, {v^{h,p}_j}^\top \in"
+SPLIT += r" \mathbb{R}^{D/P \times M/P},\; p = 1 \dots P"
 
 
 def folded(recorded, article: Mapping[str, Any]) -> mo.Html:
@@ -227,9 +235,6 @@ def prediction(article: Mapping[str, Any], settings: Mapping[str, Any]) -> mo.Ht
     except ValueError as error:
         named = f"the model “{MODEL_NAMES[model]}”"
         return mo.callout(str(error).replace(f"the {model} model", named), kind="warn")
-
-
-# --- other works ----------------------------------------------------------------------------------
 
 
 def others_table() -> str:

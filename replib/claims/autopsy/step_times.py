@@ -140,9 +140,6 @@ def _middle(a: Total, b: Total) -> Total:
     return Total(math.sqrt(a.value * b.value), np.sqrt(a.draws * b.draws))
 
 
-# --- crossovers -----------------------------------------------------------------------------------
-
-
 def autopsied(steps: Sequence[Row]) -> list[Row]:
     """Of rows of steps those with a set of defects, were it empty."""
     return [row for row in steps if hasattr(config_of(row), "defects")]
@@ -184,9 +181,6 @@ def _crossing(
         return None
     sides = (tuple(samples[*side, n] for n in lengths) for side in (softmax, linear))
     return _crossover(tuple(lengths), *sides)
-
-
-# --- extrapolation --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
