@@ -624,22 +624,26 @@ def stream(
 
 
 @torch.inference_mode()
-def continue_greedily(
+def generate(
     model: CausalTransformer,
     prompt: Tensor,
     n_tokens: int,
     padding_mask: Tensor | None = None,
+    *,
+    choose: Choose = most_likely,
 ) -> Tensor:
-    """Continue a prompt (B, N), N >= 1, by the n most likely tokens (B, n).
+    """Continue a prompt (B, N), N >= 1, by n tokens (B, n).
 
     Args:
         padding_mask: (B, N) bool, True at padding, on either side; see `padded`.
+        choose: how a token (B,) follows from logits (B, V); the most likely one if left out.
 
     Raises:
         ValueError: a prompt is empty, or too long with what follows.
     """
     decoder = Decoder(model, len(prompt), max_len=prompt.shape[1] + n_tokens)
-    produced = list(islice(stream(decoder, prompt, padding_mask=padding_mask), n_tokens))
+    tokens = stream(decoder, prompt, choose, padding_mask=padding_mask)
+    produced = list(islice(tokens, n_tokens))
     return torch.stack(produced, dim=1) if produced else prompt[:, :0]
 
 
@@ -691,7 +695,7 @@ def copy_with(model: CausalTransformer | EncoderDecoder, task: Task, symbols: Te
         raise ValueError(f"{n} symbols: a model of length {task.seq_len} copies 1 to {most}")
     if isinstance(task, CausalCopy):
         separator = symbols.new_zeros(len(symbols), 1)
-        return continue_greedily(model, torch.cat([symbols, separator], dim=1), n)
+        return generate(model, torch.cat([symbols, separator], dim=1), n)
     edge = symbols.new_ones(len(symbols), 1)
     source = torch.cat([edge * task.start, symbols, edge * task.end], dim=1)
     return translate_greedily(model, source, task.start, task.end, n)

@@ -13,7 +13,7 @@ from replib.generation import (
     MAX_POSITIONS,
     PACKED_FROM,
     Decoder,
-    continue_greedily,
+    generate,
     most_likely,
     padded,
     stream,
@@ -216,8 +216,8 @@ def test_prompts_of_several_lengths_are_continued_as_each_alone(config, side):
             torch.stack([r.roll(-int(m.sum())) for r, m in zip(x, mask, strict=True)])
             for x in (tokens, mask)
         )
-    alone = torch.cat([continue_greedily(model, x[None], 8) for x in given])
-    assert torch.equal(continue_greedily(model, tokens, 8, mask), alone)
+    alone = torch.cat([generate(model, x[None], 8) for x in given])
+    assert torch.equal(generate(model, tokens, 8, mask), alone)
     decoder = Decoder(model, 3)  # and after them more prompts of several lengths
     decoder.prefill(tokens, mask)
     more = prompts(3, 7, 2)
@@ -356,9 +356,9 @@ def test_the_embedding_of_one_position_is_that_of_the_sequence(config):
 
 def test_dropout_takes_no_part_and_the_model_stays_in_its_mode():
     model, prompt = build(CausalTransformer, LINEAR), random_tokens(11)
-    expected = continue_greedily(model, prompt, 6)
+    expected = generate(model, prompt, 6)
     model.train()
-    assert torch.equal(continue_greedily(model, prompt, 6), expected)
+    assert torch.equal(generate(model, prompt, 6), expected)
     assert model.training
     translator = build(EncoderDecoder, LINEAR)
     expected = translate_greedily(translator, prompt, 1, end=VOCAB, max_len=6)
@@ -424,7 +424,7 @@ def test_a_stream_takes_no_step_that_nobody_asked_for():
 
 
 def test_nothing_is_a_continuation_of_no_length():
-    assert continue_greedily(build(CausalTransformer, LINEAR), random_tokens(4), 0).shape == (3, 0)
+    assert generate(build(CausalTransformer, LINEAR), random_tokens(4), 0).shape == (3, 0)
 
 
 def test_the_most_likely_token_has_the_largest_logit():

@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from replib.attention import ATTENTION
-from replib.generation import continue_greedily, translate_greedily
+from replib.generation import generate, translate_greedily
 from replib.layers import Dropout, set_dropout_generator
 from replib.models import CausalTransformer, EncoderDecoder, TransformerConfig
 
@@ -79,7 +79,7 @@ def test_stepping_a_causal_model_gives_its_parallel_logits(config):
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_greedy_continuation_is_the_argmax_of_the_whole_sequence(config):
     model, prompt = build(CausalTransformer, config), random_tokens(11)
-    produced = continue_greedily(model, prompt, 6)
+    produced = generate(model, prompt, 6)
     whole = torch.cat([prompt, produced], 1)
     assert produced.shape == (3, 6)
     assert torch.equal(model(whole)[:, 10:-1].argmax(-1), produced)
@@ -104,7 +104,7 @@ def test_greedy_translation_stops_at_the_end_token():
 
 def test_an_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="at least one token"):
-        continue_greedily(build(CausalTransformer, small()), random_tokens(0), 3)
+        generate(build(CausalTransformer, small()), random_tokens(0), 3)
 
 
 def test_the_paper_model_has_its_sizes():

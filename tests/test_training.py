@@ -187,6 +187,7 @@ def test_every_task_is_trained_below():
     assert {type(task) for task in TASKS} == set(MODELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_lower_precision_trains_and_is_set_back(task, precision):

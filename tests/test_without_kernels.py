@@ -21,7 +21,7 @@ import torch
 assert importlib.util.find_spec("replib.kernels") is None
 from replib.attention import ATTENTION
 from replib.fast_weights import MemoryConfig, RetrievalConfig, RetrievalTraining
-from replib.generation import continue_greedily
+from replib.generation import generate
 from replib.models import TransformerConfig
 from replib.tasks import AssociativeRetrieval, CausalCopy
 from replib.training import Training, TrainingConfig
@@ -32,7 +32,7 @@ for name in ATTENTION:
     task = CausalCopy(seq_len=16)
     training = Training(TrainingConfig(task=task, model=model, n_steps=3), seed=0, device="cpu")
     losses[name] = [training.train_step().item() for _ in range(3)]
-    tokens = continue_greedily(training.model, torch.ones(1, 4, dtype=torch.int64), 3)
+    tokens = generate(training.model, torch.ones(1, 4, dtype=torch.int64), 3)
     assert tokens.shape == (1, 3)
 for rule in ("sum", "delta", "fwm"):
     model = MemoryConfig(update_rule=rule, head_dim=8)

@@ -1,7 +1,7 @@
 """The attention mechanisms by name. Controls, legends, grids and tests follow this registry."""
 
 from replib.attention.base import Attention
-from replib.attention.delta import DeltaAttention
+from replib.attention.delta import DeltaAttention, delta_rule
 from replib.attention.dpfp import DPFPAttention
 from replib.attention.fwm import FWMAttention
 from replib.attention.linear import LinearAttention, linear_attention
@@ -22,4 +22,4 @@ ATTENTION: dict[str, type[Attention]] = {
 }
 
 
-__all__ = ["ATTENTION", "Attention", "linear_attention", "softmax_attention"]
+__all__ = ["ATTENTION", "Attention", "delta_rule", "linear_attention", "softmax_attention"]

@@ -183,8 +183,8 @@ def followed(settings: Mapping[str, Any]) -> mo.Html:
     lines = [
         [
             name_of(config.variant),
-            f"{count / 1e6:,.2f} million" if (count := multiply_adds(config)) else "–",
-            f"{n_bytes / 1e6:,.2f} MB",
+            f"{count / 1e6:z,.2f} million" if (count := multiply_adds(config)) else "–",
+            f"{n_bytes / 1e6:z,.2f} MB",
             "–" if math.isnan(ms) else f"{three_digits(ms / config.batch_size)} ms",
         ]
         for config, n_bytes, ms in zip(

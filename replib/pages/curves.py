@@ -58,7 +58,9 @@ def learning_curves(
         ),
         base.mark_line(strokeWidth=2.5).encode(_axis(y, domain)),
         base.mark_point(size=80).encode(
-            _axis(y, domain), opacity=alt.value(0), tooltip=style.tooltips_of(curves)
+            _axis(y, domain),
+            opacity=alt.value(0),
+            tooltip=style.tooltips_of(curves.drop("loss", "accuracy")),
         ),
         _labels(known, y, domain, legend),
         style.corner_text(pl.DataFrame({"seq_len": lengths}), "'N = ' + datum.seq_len", y),

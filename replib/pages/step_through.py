@@ -108,7 +108,7 @@ def picture(shown: Walk, position: int) -> mo.Html:
             f"Output at position {position}",
             f"<span>matrix</span>{_heat(shown.by_matrix[i, None], 'matrix', of=shown.by_matrix)}"
             f"<span>RNN</span>{_heat(shown.by_rnn[i, None], 'RNN', of=shown.by_rnn)}",
-            f"Largest difference so far: {off:.1e}"
+            f"Largest difference so far: {off:z.1e}"
             + (", rounding of float64." if off else ": the same numbers."),
         ),
         _figure("Memory for the next token", _memory(shown, position), _costs(shown, position)),

@@ -377,12 +377,12 @@ def test_devices_have_a_tab_each_where_there_are_several():
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda one: one.name)
 def test_a_page_links_to_the_start_and_to_its_neighbours_where_there_are_any(claim, monkeypatch):
-    assert controls.page_head(claim.name).text == mo.md("").text  # served alone
+    assert claim.head().text == mo.md("").text  # served alone
     monkeypatch.setattr(controls, "_served_at", lambda: "convergence")
-    links = controls.page_head(claim.name).text
+    links = claim.head().text
     assert '<a href="../">Start</a>' in links and 'href="../' in links
     monkeypatch.setattr(controls, "in_static_page", lambda: True)
-    assert 'href="index.html"' in controls.page_head(claim.name).text
+    assert 'href="index.html"' in claim.head().text
 
 
 def test_the_source_of_a_function_is_shown_without_its_docstring():

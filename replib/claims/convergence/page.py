@@ -111,7 +111,7 @@ def title_of(shown: pl.DataFrame, behind: pl.DataFrame | None = None) -> str:
     others = [] if behind is None else [one for one in _settings(behind) if one not in settings]
     title = f"N = {shown['seq_len'][0]}, {settings[0]}"
     title += f" (recorded: {'; '.join(others)})" * bool(others)
-    return f"{style.SOLVED_ACCURACY:.0%} right: {found}. {title}" if found else title
+    return f"{style.SOLVED_ACCURACY:z.0%} right: {found}. {title}" if found else title
 
 
 def _settings(curves: pl.DataFrame) -> list[str]:
