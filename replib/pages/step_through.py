@@ -140,7 +140,7 @@ def _heat(values: Tensor, name: str, above: str = "", of: Tensor | None = None) 
     rows, columns = values.shape
     cells = "".join(
         f'<rect x="{x}" y="{y}" width="1" height="1" fill="{LINEAR if value > 0 else NEUTRAL}" '
-        f'fill-opacity="{abs(value) / largest:.3f}"/>'
+        f'fill-opacity="{abs(value) / largest:z.3f}"/>'
         for y, row in enumerate(values.tolist())
         for x, value in enumerate(row)
         if value
@@ -162,11 +162,11 @@ def _memory(shown: Walk, position: int) -> str:
         return (4 + (width - 8) * j / n, 4 + (height - 8) * (1 - numbers / most))
 
     def line(numbers: list[int], colour: str) -> str:
-        points = " ".join("{:.1f},{:.1f}".format(*place(j + 1, x)) for j, x in enumerate(numbers))
+        points = " ".join("{:z.1f},{:z.1f}".format(*place(j + 1, x)) for j, x in enumerate(numbers))
         x, y = place(position, numbers[position - 1])
         return (
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
+            f'<circle cx="{x:z.1f}" cy="{y:z.1f}" r="4" fill="{colour}"/>'
         )
 
     lines = line(cache, SOFTMAX) + line([shown.state_numbers] * n, LINEAR)
