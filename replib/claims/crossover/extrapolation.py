@@ -47,7 +47,7 @@ def extrapolation_chart(
         source=pl.lit("predicted"),
     ).with_columns(series=pl.concat_str("attention", "implementation", separator=" "))
     return growth_chart(
-        pl.concat([curves, article_frame(published)], how="diagonal"),
+        pl.concat([curves, article_frame(published)], how="diagonal_relaxed"),
         f"time of {published['steps']} steps (s)",
         f"Four points up to N = {longest}, extended to {LAST}",
         guides=False,
