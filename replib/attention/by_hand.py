@@ -23,7 +23,7 @@ def as_matrix(
     (N, D), (N, D), (N, M) -> (N, M)."""
     phi = feature_map_named(feature_map)
     similarity = phi(q) @ phi(k).T  # (N, N)
-    seen = similarity.tril()  # what came before, and itself
+    seen = similarity.tril()  # position i sees j <= i
     total = seen.sum(dim=1, keepdim=True) + EPS
     return seen @ v / total  # (N, M)
 
