@@ -209,7 +209,7 @@ def _shown_panel(
     """The panel as a grid of its elements, which start from these values."""
     if in_static_page():
         return mo.callout(mo.Html(_static_text(values)))
-    cells = "".join(_cell(*one) for one in elements.elements.items())
+    cells = "".join(map(_cell, elements.elements.values()))
     shown = styled(f'<div class="r-panel">{cells}</div>')
     return mo.vstack([shown, callout("; ".join(notes))]) if notes else shown
 
@@ -225,17 +225,10 @@ def _static_text(values: Mapping[str, Any]) -> str:
     return f"Run for this page on this setting: {html.escape(setting)}.<br>{text}"
 
 
-def _cell(name: str, element) -> str:
+def _cell(element) -> str:
     """An element in the grid; a choice of many has a line of its own, to show what is chosen."""
     many = isinstance(element, mo.ui.multiselect) and len(element.options) > 2
-    return f'<div data-control="{name}"{" class=r-wide" * many}>{element}</div>'
-
-
-def greyed(*names: str) -> mo.Html:
-    """Grey the controls of these names, which change nothing with the present settings; to be shown
-    by a cell that reads the settings."""
-    which = ", ".join(f'.r-panel [data-control="{name}"]' for name in names)
-    return mo.Html(f"<style>{which} {{ opacity: .4; }}</style>" if names else "")
+    return f"<div{' class=r-wide' * many}>{element}</div>"
 
 
 def page_head(claim: str) -> mo.Html:

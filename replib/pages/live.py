@@ -27,7 +27,7 @@ MAX_POINT_S = 5.0  # of timing for one mechanism at one length
 # A page that is open asks several times a second; one that has not for so long is closed, as one
 # that was reloaded, for which another waits. Browsers wake a page that has been hidden for five
 # minutes once a minute only, so a long run waits longer.
-ABANDONED_AFTER_S, WANTED_AFTER_S = 20.0, 3.0
+ABANDONED_AFTER_S, WANTED_AFTER_S = 20.0, 5.0
 LONG_RUN_S, LONG_RUN_ABANDONED_AFTER_S = 240.0, 90.0
 ASKED = "n_repeats_asked"  # in the summary of a cost, which may have had time for fewer
 COMPILE_S = 15.0  # about; a kernel for the CPU, on two cores, once for this machine

@@ -253,7 +253,8 @@ def test_a_page_that_was_reloaded_takes_over_the_run_of_the_one_before(monkeypat
     again = LiveRuns("convergence")
     again.start(started.batch.jobs, "cpu")  # nobody polls the first
     wait_until(lambda: again.poll().status == "running", again)
-    assert not started.running
+    started.join(PATIENCE_S)
+    assert started.batch.status == "stopped"
     again.stop()
     finish(again)
 
