@@ -5,7 +5,6 @@ import base64
 import struct
 import zlib
 from itertools import product
-from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -17,7 +16,7 @@ from replib.claims.capacity import charts, filling_charts, page
 from replib.claims.capacity.filling import fill
 from replib.fast_weights import UPDATE_RULES
 from replib.lab import store
-from replib.pages import controls, style
+from replib.pages import style
 from replib.pages.controls import initial_values
 
 SETTINGS = initial_values(page.filling_controls())[0]
@@ -166,19 +165,6 @@ def test_runs_of_this_session_are_curves_and_points_among_the_recorded():
     beside = shown["keys come back"]
     assert page.training_view(rows, beside).text.count("vega") > beside.text.count("vega")
     assert "Nothing has run yet" in page.training_view([], beside).text
-
-
-def test_the_table_of_runs_says_what_ran_and_how_it_ended():
-    again = {
-        "setting": "keys come back",
-        "update_rule": "delta",
-        "attention": ("softmax", "DPFP-1"),
-    }
-    finished = [row(job.config, "update_rules", seed=2) for job in page.live_jobs(TRAINING | again)]
-    table = controls.history(SimpleNamespace(finished=finished)).text
-    for who in ("softmax", "dpfp nu1, delta"):
-        assert f"{who}, S = 20, D = 64, keys come back, seed 2" in table
-    assert "ok" in table and "best_loss" in table
 
 
 def test_the_cards_say_what_this_session_found_and_that_it_found_nothing_yet(data):
