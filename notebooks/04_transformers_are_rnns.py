@@ -120,8 +120,7 @@ def _(OF_DIGITS, PARAMETERS):
         mo.md("""
     ## On this machine
 
-    A model of your sizes, of random weights: the three ways part beyond some hundred tokens. Then
-    a small model (2 layers, 4 heads of 16) writes a long stream.
+    A model of your sizes, of random weights; then a long stream of one of 2 layers, 4 heads of 16.
     """)
     )
     mo.vstack([_asked, _shown])

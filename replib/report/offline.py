@@ -29,7 +29,7 @@ MAX_BYTES = 6_000_000  # of a page: what can still be sent by e-mail
 # Modules that marimo loads when it needs them and a report does need, by the start of their names;
 # KaTeX only where there is a formula.
 LOADED_LATER = ("run-page-", "vega-component-", "vega-embed-container-", "web-vitals-")
-FORMULA, KATEX = "marimo-tex", ("katex-",)
+FORMULA, KATEX = "marimo-tex", ("katex-", "mhchem-")
 MODULE = r"[\w.-]+\.js"
 STATIC_IMPORT = re.compile(rf'(\b(?:from|import)\s*)(["`\'])\./({MODULE})\2')
 LATER_IMPORT = re.compile(rf'(\bimport\(\s*)(["`\'])\./({MODULE})\2')

@@ -58,8 +58,8 @@ def constant_cost(rows: Sequence[Row]) -> Verdict:
         headline = f"the N-th token's time grows {', '.join(told)}"
     if "recurrent" in spans:
         still = verdict.status == SUPPORTED
-        told = "is the same at every position, it goes as" if still else "goes as"
-        answer = f"a token's time {told} {spans['recurrent']}"
+        told = "is the same at every position" if still else "depends on its position"
+        answer = f"a token's time {told} ({spans['recurrent']})"
     evidence = (*verdict.evidence, *map(_stream_text, streams))
     return replace(verdict, headline=headline, evidence=evidence, answer=answer)
 

@@ -94,8 +94,8 @@ def completion(models: Mapping[str, Kept], settings: Mapping[str, Any]) -> mo.Ht
     timed = not controls.in_static_page()
     if timed:
         seconds = sum(map(sum, (one.token_ms for one in found.values()))) / 1000
-        told += f", just now in {three_digits(seconds)} s; it is shown more slowly"
-    told += ". The first image is the real one; the others are six attempts.</p>"
+        told += f" in {three_digits(seconds)} s, and shown more slowly"
+    told += "; the first image is the real one.</p>"
     slowest, largest = (
         max(max(getattr(one, name), default=0) for one in found.values())
         for name in ("token_ms", "kept_bytes")
