@@ -70,13 +70,23 @@ class Part:
         return timing.fitted(_terms([*self.seconds]), times)
 
     def covers(self, n: int, b: int) -> bool:
-        """Whether a size as large has been asked for or measured."""
-        return any(size[0] >= n and size[1] >= b for size in (*self.seconds, *self.asked))
+        """Whether a size as large has been asked for or measured, without a disturbance."""
+        known = (*self.seconds, *self.asked)
+        return not self.disturbed and any(size[0] >= n and size[1] >= b for size in known)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether one size alone was measured, although its calls are short: other programs took
+        the time, and it is to be measured again."""
+        others = self.asked - self.seconds.keys()
+        return len(self.seconds) == 1 and bool(others) and min(self.seconds.values()) < BUDGET_S
 
     def measure(self, use: "Use", budget_s: float, device: torch.device) -> None:
         """Call it at sizes that grow up to that of a use, two unless it is slow, as long as the
         next would end in time. To build it is not counted, nor is the first call, which loads what
         it needs."""
+        if self.disturbed:
+            self.seconds.clear()
         size, left_s = self._first(use), budget_s
         self.asked.add(use.size)
         while size not in self.seconds:
@@ -289,7 +299,7 @@ def _cost(
             lambda s: 2 * s + min(2 * n_repeats * s, max(max_seconds_per_point, 2 * s)),
         )
     elif kind == "cost":
-        if timing.predicted_shortage(config, device) is None:
+        if timing.predicted_shortage(ready(config, device), device) is None:
             yield _call(config, device, lambda p, s: timed(p.at(*s)))
     elif generation._shortage(config, device) is None:
         yield _generated(config, device, timed)

@@ -51,7 +51,7 @@ def test_the_crossings_chart_says_whether_the_implementation_matters():
 def test_recorded_times_have_a_tab_for_each_work_and_batch_and_device():
     two = crossing(batch_size=8, device="A") + crossing(batch_size=8, device="B")
     shown = html.unescape(crossover_tabs(two).text)
-    assert "forward, batch 1, A" in shown and "forward and backward, batch 8, B" in shown
+    assert "Times, forward only, batch 1, A" in shown and "Times, batch 8, B" in shown
 
 
 def job(**changes):

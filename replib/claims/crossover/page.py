@@ -19,15 +19,15 @@ from replib.pages.controls import WORK_LABELS
 def crossover_tabs(rows: Sequence[Row]) -> mo.Html:
     """All crossovers in a chart for each work, and the times that they are of in a chart for each
     device, work and batch size, as far as there are some."""
-    works = list(reversed(WORK_LABELS.items()))
-    tabs = {f"Crossovers, {text}": crossings_chart(rows, work) for work, text in works}
+    works = {work: ", forward only" * (work == "forward") for work in reversed(WORK_LABELS)}
+    tabs = {f"Crossovers{only}": crossings_chart(rows, work) for work, only in works.items()}
     devices = by_device(rows)
     for device, some in devices.items():
-        for work, text in works:
+        for work, only in works.items():
             for batch_size in (8, 1):
                 alike = [r for r in some if config_of(r).work == work]
                 alike = [r for r in alike if config_of(r).batch_size == batch_size]
-                name = f"Times, {text}, batch {batch_size}"
+                name = f"Times{only}, batch {batch_size}"
                 tabs[name + f", {device}" * (len(devices) > 1)] = crossover_chart(alike)
     return mo.ui.tabs(tabs)
 

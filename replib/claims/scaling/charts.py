@@ -21,7 +21,8 @@ def scaling_chart(
     there, of those `beside` that are predicted. Of others beside there is the line alone."""
     said, how = _growth(rows, what), "grows"
     if not said:
-        said, how = _growth([r for r in beside if r["scale"] == "predicted"], what), "is to grow"
+        predicted = [row for row in beside if row["scale"] == "predicted"]
+        said, how = _growth(predicted, what), "is predicted to grow"
     costs = frames.pooled(frames.costs([*rows, *beside]))
     title = f"{what.capitalize()} of a sequence"
     return cost_chart(costs, y=what, title=f"{title} {how}: {said}" if said else title)

@@ -17,12 +17,14 @@ def scaling_tabs(rows: Sequence[Row]) -> mo.Html:
     """Time and memory of each work on the first of `growth.curves`, and time on the others; what
     is beside softmax and linear attention has a tab of its own."""
     tabs = {}
-    for work, text in reversed(WORK_LABELS.items()):
-        for curve, some in curves([row for row in rows if config_of(row).work == work]).items():
+    for work in reversed(WORK_LABELS):
+        only = ["forward only"] * (work == "forward")
+        alike = curves([row for row in rows if config_of(row).work == work])
+        for i, (curve, some) in enumerate(alike.items()):
             main = [row for row in some if variant_of(row) in VARIANTS]
-            tabs[f"Time, {text}, {curve}"] = scaling_chart(main)
+            tabs[", ".join(["Time", *only, *[curve] * (i > 0)])] = scaling_chart(main)
             if len(tabs) == 1:  # memory is that of the same calls
-                tabs[f"Memory, {text}"] = scaling_chart(main, MEMORY)
+                tabs["Memory"] = scaling_chart(main, MEMORY)
                 tabs["Beside LSH attention"] = scaling_chart(some, TIME)
     return mo.ui.tabs(tabs or {"Time": scaling_chart([])})
 
