@@ -44,7 +44,8 @@ def _():
 @app.cell(hide_code=True)
 def _(get_changes, live, recorded, recorded_images, settings):
     get_changes()
-    _rows = live.rows(page.live_jobs(settings), settings["device"])
+    _tokens = page.live_jobs(settings | {"n_tokens": 0})  # a stream alone answers nothing
+    _rows = live.rows(_tokens, settings["device"])
     mo.vstack([recorded.cards(_rows), recorded_images.cards()], gap=1.5)
     return
 

@@ -187,9 +187,9 @@ def test_longest_below_shortest_measures_the_longest_alone(stem):
     assert lengths_of(names["jobs"]) == [16]
 
 
-@pytest.mark.parametrize("stem", PATHS)
+@pytest.mark.parametrize("stem", [stem for stem in PATHS if stem[:2] != "04"])
 def test_no_attention_chosen_is_said_and_starts_nothing(stem):
-    page, names = run_notebook(stem, attention=(), variants=(), ways=())
+    page, names = run_notebook(stem, attention=(), variants=())
     assert "choose at least one attention" in page
     assert names["run"] is None
     assert names["live"].poll() is None
@@ -213,7 +213,7 @@ def test_a_kernel_that_cannot_run_is_explained_and_starts_nothing(stem, monkeypa
 
 @pytest.mark.parametrize("stem", PATHS)
 def test_a_long_run_waits_for_its_button(stem, data):
-    longer = {"n_steps": 10000, "repeats": 31, "n_layers": 6, "batch_size": 32}
+    longer = {"n_steps": 10000, "repeats": 31, "n_layers": 6, "batch_size": 32, "n_tokens": 10**6}
     longer |= {"seq_len": 256 if stem[:2] in ("01", "05") else 16384, "n_keys": 600}
     page, names = run_notebook(stem, **longer)
     assert "Run (about" in page or "This would take" in page
