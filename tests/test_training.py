@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from choices import CAUSAL
 
 from replib import checkpoints, files
-from replib.attention import ATTENTION
 from replib.claims.common import laptop_copy
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.tasks.images import Pixels
@@ -32,7 +32,7 @@ def same(a: Training, b: Training) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("attention", CAUSAL)
 def test_some_hundred_steps_beat_chance_by_far(attention):
     n_steps = 600 if attention == "fwm" else 300
     last = run(Training(tiny(attention, n_steps, eval_batches=4)))[-1]
@@ -42,7 +42,7 @@ def test_some_hundred_steps_beat_chance_by_far(attention):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("attention", CAUSAL)
 def test_the_encoder_decoder_learns_to_copy(attention):
     task = SequenceCopy(seq_len=8)
     last = run(Training(tiny(attention, 300, task=task, lr=2e-3, eval_batches=4)))[-1]

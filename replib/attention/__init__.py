@@ -8,6 +8,7 @@ from replib.attention.delta import DeltaAttention
 from replib.attention.dpfp import DPFPAttention
 from replib.attention.fwm import FWMAttention
 from replib.attention.linear import LinearAttention, linear_attention
+from replib.attention.linformer import LinformerAttention, linformer_attention
 from replib.attention.lsh import LSHAttention
 from replib.attention.performer import PerformerAttention
 from replib.attention.relu import ReluAttention
@@ -22,7 +23,13 @@ ATTENTION: dict[str, type[Attention]] = {
     "delta": DeltaAttention,
     "fwm": FWMAttention,
     "lsh": LSHAttention,
+    "linformer": LinformerAttention,
 }
+
+
+def causal_names() -> tuple[str, ...]:
+    """The mechanisms that can be a decoder's."""
+    return tuple(name for name, mechanism in ATTENTION.items() if mechanism.causal)
 
 
 def options_of(model: Mapping[str, Any]) -> Options | None:
@@ -31,4 +38,12 @@ def options_of(model: Mapping[str, Any]) -> Options | None:
     return None if plain is None else ATTENTION[model["attention"]].Options(**plain)
 
 
-__all__ = ["ATTENTION", "Attention", "linear_attention", "options_of", "softmax_attention"]
+__all__ = [
+    "ATTENTION",
+    "Attention",
+    "causal_names",
+    "linear_attention",
+    "linformer_attention",
+    "options_of",
+    "softmax_attention",
+]

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from choices import for_model
+from choices import CAUSAL, for_model
 from torch.autograd import gradcheck
 from torch.nn.functional import elu, scaled_dot_product_attention
 
@@ -280,7 +280,7 @@ def test_softmax_attention_is_vaswani_equation_1(implementation, causal, n_keys)
     torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name, choice", VARIANTS)
+@pytest.mark.parametrize("name, choice", [v for v in VARIANTS if v[0] in CAUSAL])
 def test_no_output_depends_on_a_later_token(name, choice):
     q, k, v = random_qkv(70)
     attention, at = build(name, choice), 37
