@@ -27,11 +27,23 @@ from replib.lab.provenance import clean_name
 from replib.lab.run import CONFIGS, STEPS, Config, versions_of
 from replib.lab.timing import CostConfig
 from replib.tasks.images import Pixels
+from replib.tasks.translation import Translating
 
 Count = Annotated[int, Meta(ge=0)]
 Amount = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class LengthFigures(Struct):
+    """Of the test sentences with so many words in the source; `words` is the most, None for all
+    longer ones."""
+
+    words: Count | None
+    n: Count
+    perplexity: Positive
+    bleu: Amount | None = None
+    exact: Share | None = None
 
 
 class TrainingFigures(Struct):
@@ -46,6 +58,18 @@ class TrainingFigures(Struct):
     steps_per_s: Positive | None = None
     bits_per_dim: Amount | None = None
     histogram_bits_per_dim: Amount | None = None
+    perplexity: Positive | None = None
+    perplexity_per_char: Positive | None = None
+    n_test: Count | None = None
+    n_parameters: Count | None = None
+    exact: Share | None = None
+    bleu: Amount | None = None
+    bleu_beam: Amount | None = None
+    bleu_signature: str | None = None
+    chrf: Amount | None = None
+    chrf_signature: str | None = None
+    by_length: list[LengthFigures] | None = None
+    text_digest: str | None = None
 
 
 class CostFigures(Struct):
@@ -262,6 +286,10 @@ def _check(row: store.Row, config: Config) -> None:
         for name in ("bits_per_dim", "histogram_bits_per_dim"):
             if row["summary"].get(name) is None:
                 raise ValueError(f"is 'ok' and has no {name}")
+    translates = isinstance(getattr(config, "task", None), Translating)
+    scored = row["summary"].get("perplexity") is not None
+    if ended and translates and row["kind"] not in STEPS and not scored:
+        raise ValueError("is 'ok' and has no perplexity")
     if ended and row["summary"].get("time_ms_samples") == []:
         raise ValueError("is 'ok' and has no time_ms_samples")
     if row["curve"] is not None and curve:
