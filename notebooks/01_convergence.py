@@ -1,9 +1,3 @@
-# /// script
-# [tool.marimo.opengraph]
-# title = "1 · Convergence"
-# description = "Does a Transformer with linear attention learn to copy as one with softmax does?"
-# ///
-
 import marimo
 
 __generated_with = "0.25.2"

@@ -1,9 +1,3 @@
-# /// script
-# [tool.marimo.opengraph]
-# title = "2 · Linear scaling"
-# description = "Do time and memory of linear attention grow as N, and those of softmax as N²?"
-# ///
-
 import marimo
 
 __generated_with = "0.25.2"

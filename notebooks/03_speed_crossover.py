@@ -1,9 +1,3 @@
-# /// script
-# [tool.marimo.opengraph]
-# title = "3 · Speed crossover"
-# description = "From which length is linear attention faster than softmax: 512, 3149, or less?"
-# ///
-
 import marimo
 
 __generated_with = "0.25.2"

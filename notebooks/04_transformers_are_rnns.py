@@ -1,9 +1,3 @@
-# /// script
-# [tool.marimo.opengraph]
-# title = "4 · Transformers are RNNs"
-# description = "Generation at constant cost: a recurrent state, a cache, or everything again"
-# ///
-
 import marimo
 
 __generated_with = "0.25.2"

@@ -1,9 +1,3 @@
-# /// script
-# [tool.marimo.opengraph]
-# title = "5 · Autopsy of a replication"
-# description = "Why did the 2022 replication find 3149? Switch its defects on and off"
-# ///
-
 import marimo
 
 __generated_with = "0.25.2"

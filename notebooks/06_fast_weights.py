@@ -1,9 +1,3 @@
-# /// script
-# [tool.marimo.opengraph]
-# title = "6 · Fast weights"
-# description = "How many keys does a memory hold, and can it forget? Fill one and watch"
-# ///
-
 import marimo
 
 __generated_with = "0.25.2"

@@ -1,7 +1,6 @@
 """The command line: `python -m replib list | record | serve | report | doctor`."""
 
-from replib import files
-from replib.lab import interrupts, provenance
+from replib.lab import interrupts
 
 if __name__ == "__main__":  # before all that takes a while to import
     interrupts.end_at_once()
@@ -9,18 +8,16 @@ if __name__ == "__main__":  # before all that takes a while to import
 import argparse
 import itertools
 import platform
-import runpy
-import socket
+import secrets
 import sys
-from contextlib import suppress
 from functools import partial
 
-from replib import __version__
-from replib.lab import store
+from replib import __version__, files
 
 # A command imports what it needs: torch takes seconds, which --help does not wait for.
 
 FIRST_PORT = 2718
+NEW_TOKEN = ""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("serve", _serve, "serve the notebooks at http://127.0.0.1:2718")
     sub.add_argument("--port", type=int, default=FIRST_PORT, help="(default: %(default)s)")
     sub.add_argument("--no-browser", action="store_true", help="only print the address")
+    text = "a name or address of this machine; with 0.0.0.0 others reach it (default: %(default)s)"
+    sub.add_argument("--host", default="127.0.0.1", help=text)
+    text = (
+        "what a browser brings along once, wanted where others reach it; made up if left out"
+    )
+    sub.add_argument("--token", nargs="?", const=NEW_TOKEN, help=text)
     command("doctor", _doctor, "say what this machine has and what is missing")
     return parser
 
@@ -137,35 +140,34 @@ def _serve(arguments) -> int:
     from replib.lab.memory_use import peak_memory_bytes, tune_memory
 
     interrupts.end_at_once_always()
-    port = _free_port(arguments.port)
     tune_memory()
-    # marimo runs notebooks as threads of its server: what is imported here is not waited for
-    # when the first page opens.
-    import altair  # noqa: F401
-    import polars  # noqa: F401
+    from replib.claims import CLAIMS, PAGES
+    from replib.pages import server
+
+    token = secrets.token_urlsafe(16) if arguments.token == NEW_TOKEN else arguments.token
+    stems = {"": "00_start"} | PAGES
+    pages = {address: files.ROOT / "notebooks" / f"{stem}.py" for address, stem in stems.items()}
+    site = server.application(pages, host=arguments.host, token=token)
+    listener = server.listening(arguments.host, arguments.port)
+
+    def warm() -> None:
+        for claim in CLAIMS:
+            recorded = claim.recorded()
+            for statement in claim.statements:
+                recorded.verdict(statement)
 
     # The profiler complains in a thread unless the main one has used it first.
     peak_memory_bytes(lambda: None)
-    print(f"replib: the notebooks are at http://127.0.0.1:{port} (Ctrl-C ends)", flush=True)
-    sys.argv = ["marimo", "-q", "-y", "-l", "ERROR", "run", str(files.ROOT / "notebooks")]
-    sys.argv += ["--host", "127.0.0.1", "--port", str(port)]
-    sys.argv += ["--headless"] * arguments.no_browser
-    runpy.run_module("marimo", run_name="__main__")
+    url = server.address(arguments.host, listener.getsockname()[1], token)
+    print(f"replib: the notebooks are at {url} (Ctrl-C ends)", flush=True)
+    if not server.is_loopback(arguments.host):
+        print(
+            "replib: every machine that reaches this one can open them with the token, and train "
+            "models here; what goes between is not encrypted",
+            flush=True,
+        )
+    server.run(site, listener, browser=None if arguments.no_browser else url, warm=warm)
     return 0
-
-
-def _free_port(first: int) -> int:
-    """The first port from `first` on that nobody listens at.
-
-    Raises:
-        ValueError: there is none among the next hundred.
-    """
-    for port in range(first, first + 100):
-        with socket.socket() as listener, suppress(OSError):
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(("127.0.0.1", port))
-            return port
-    raise ValueError(f"no free port from {first} to {first + 99}: use --port")
 
 
 def _report(arguments) -> int:
@@ -206,6 +208,7 @@ def _doctor(arguments) -> int:
 
     from benchmarks.peers import PEERS
     from replib.claims import EXPERIMENTS
+    from replib.lab import provenance, store
     from replib.lab.memory_use import tune_memory
 
     print(f"replib {__version__}, Python {platform.python_version()}, torch {torch.__version__}")

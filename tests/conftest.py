@@ -98,7 +98,7 @@ def built(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPLIB_CACHE", str(folder / "cache"))
         patch.setattr(write, "FIGURES", folder)
-        patch.setattr(write, "PICTURES", folder / "pictures")
+        patch.setattr(write, "CARDS", folder / "pictures")
         (folder / "docs").mkdir()
         for document in write.TABLES:
             shutil.copy(write.ROOT / document, folder / document)

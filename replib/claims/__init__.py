@@ -19,6 +19,12 @@ CLAIMS = tuple(
 )
 EXPERIMENTS = {one.name: one for claim in CLAIMS for one in claim.experiments}
 
+PAGES: dict[str, str] = {}
+"""The notebook of each page by its short address, in the order of the claims."""
+for one in CLAIMS:
+    if one.notebook not in PAGES.values():
+        PAGES[one.address or one.name] = one.notebook
+
 
 def experiment_named(name: str) -> Experiment:
     """The experiment of that name.

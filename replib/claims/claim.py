@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from replib import files
+from replib.lab import store
 from replib.lab.record import Experiment
 from replib.lab.store import Row
 
@@ -46,8 +48,10 @@ class Statement:
         text: the sentence, as its card has it.
         experiments: those whose rows decide; the first tells the device.
         title: of its line in the tables; without one it has a card alone.
-        paper, article: what the paper and the 2022 replication say of it.
-        figure: the one that stands for it in the index and in the gallery of notebooks.
+        paper, article: what the paper and the 2022 replication say of it, in at most 30 words.
+        paper_more, article_more: what else they say, which a card folds.
+        refutes: it is somebody's negative result, so that not to support it is no failure.
+        figure: the one that stands for it in the index and on the start page.
     """
 
     name: str
@@ -56,26 +60,43 @@ class Statement:
     title: str | None = None
     paper: Says = ""
     article: Says = "Not studied."
+    paper_more: Says = ""
+    article_more: Says = ""
+    refutes: bool = False
     figure: str | None = None
 
     @property
     def paper_says(self) -> str:
-        return self.paper if isinstance(self.paper, str) else self.paper()
+        return _text(self.paper)
 
     @property
     def article_says(self) -> str:
-        return self.article if isinstance(self.article, str) else self.article()
+        return _text(self.article)
+
+    @property
+    def more(self) -> dict[str, str]:
+        """What a card folds of what was said earlier, by who said it."""
+        said = {"Paper": _text(self.paper_more), "2022 replication": _text(self.article_more)}
+        return {source: text for source, text in said.items() if text}
+
+
+def _text(says: Says) -> str:
+    return says if isinstance(says, str) else says()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """A claim of the paper's or of its successors', in the folder of its name: `judge.VERDICTS` has
-    a judge for each statement, and `charts.figures` yields its figures with their file names."""
+    a judge for each statement, and `charts.figures` yields its figures with their file names.
+
+    `address` is that of its page, where it is not its name: `/memory`.
+    """
 
     name: str
     notebook: str
     experiments: tuple[Experiment, ...]
     statements: tuple[Statement, ...]
+    address: str = ""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -107,10 +128,22 @@ class Claim:
         return dict(import_module(f"{__package__}.{self.name}.charts").figures(rows))
 
     def recorded(self) -> "Recorded":
-        """What is recorded of it."""
+        """What is recorded of it; the same object until a file changes, so that all pages of a
+        process judge and draw the rows once."""
         from replib.lab.recorded import recorded_rows
 
-        return Recorded(self, {name: recorded_rows(name) for name in self.reads})
+        try:
+            contents = [store.read(name) for name in self.reads]
+        except files.FileError:
+            contents = []
+        before, known = _RECORDED.get(self.name, ([], None))
+        if known is None or not contents or [*map(id, contents)] != [*map(id, before)]:
+            known = Recorded(self, {name: recorded_rows(name) for name in self.reads})
+            _RECORDED[self.name] = contents, known
+        return known
+
+
+_RECORDED: dict[str, tuple[list[store.Content], "Recorded"]] = {}
 
 
 @dataclass(frozen=True)
@@ -120,12 +153,14 @@ class Recorded:
     claim: Claim
     rows: Rows
     _verdicts: dict[str, "Verdict"] = field(default_factory=dict)
+    _judging: RLock = field(default_factory=RLock)
 
     def verdict(self, statement: Statement) -> "Verdict":
-        """What the rows say; judged once."""
-        if statement.name not in self._verdicts:
-            self._verdicts[statement.name] = self.claim.judge(statement, self.rows)
-        return self._verdicts[statement.name]
+        """What the rows say; judged once, whatever pages ask at the same time."""
+        with self._judging:
+            if statement.name not in self._verdicts:
+                self._verdicts[statement.name] = self.claim.judge(statement, self.rows)
+            return self._verdicts[statement.name]
 
     def device(self, statement: Statement) -> str:
         """Where the rows that decide a statement were computed."""
@@ -154,7 +189,7 @@ class Recorded:
             columns.append((f"Recorded here, {self.device(one)}", self.verdict(one)))
             if session is not None:
                 columns.append((controls.THIS_MACHINE, self._of_session(one, session)))
-            cards.append(controls.verdict_card(one.text, columns))
+            cards.append(controls.verdict_card(one.text, columns, one.more, one.refutes))
         return mo.vstack(cards, gap=1.5)
 
     def _of_session(self, statement: Statement, rows: Sequence[Row]) -> "Verdict | str":

@@ -39,13 +39,15 @@ class Verdict:
     """What the data say about a claim. `status` follows from the criteria and cannot be set.
 
     `untested` says that the data are of a smaller setting than the claim is about, and do not
-    support it: such data cannot refute it either.
+    support it: such data cannot refute it either. `answer` is one sentence of at most 30 words for
+    a reader; the headline stands in for it.
     """
 
     headline: str
     criteria: tuple[Criterion, ...]
     evidence: tuple[str, ...] = ()
     untested: bool = False
+    answer: str = ""
 
     @property
     def status(self) -> str:
@@ -56,6 +58,11 @@ class Verdict:
         if self.untested:
             return NOT_TESTED
         return NOT_SUPPORTED if any(one is False for one in met) else INCONCLUSIVE
+
+    @property
+    def says(self) -> str:
+        """The sentence of a card."""
+        return self.answer or self.headline
 
     @property
     def lines(self) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ from replib.pages.live import (
 
 failures.show_on_pages()
 
+REFUTED, SO_FAR = "refuted", "so far"  # statuses of cards alone
 NOTHING_RUN = "Nothing has run yet with the settings below."
 THIS_MACHINE = "This machine, settings below"  # the column of a card for runs of this session
 STATIC_RUN_BELOW_S = 600.0  # a report with parameters waits so long for its run
@@ -237,6 +238,37 @@ def _cell(element) -> str:
     """An element in the grid; a choice of many has a line of its own, to show what is chosen."""
     many = isinstance(element, mo.ui.multiselect) and len(element.options) > 2
     return f"<div{' class=r-wide' * many}>{element}</div>"
+
+
+def page_head(claim: str) -> mo.Html:
+    """Links to the start page and to the pages before and after that of a claim; nothing where
+    there are none, as of a notebook that is served alone."""
+    from replib.claims import CLAIMS, PAGES
+
+    notebook = next(one.notebook for one in CLAIMS if one.name == claim)
+    if in_static_page():
+        home, places = "index.html", {address: f"{stem}.html" for address, stem in PAGES.items()}
+    elif _served_at() in PAGES:
+        home, places = "../", {address: f"../{address}" for address in PAGES}
+    else:
+        return mo.md("")
+    addresses = list(PAGES)
+    here = list(PAGES.values()).index(notebook)
+    links = [f'<a href="{home}">Start</a>']
+    if here:
+        before = addresses[here - 1]
+        links.append(f'<a rel="prev" href="{places[before]}">← {before.capitalize()}</a>')
+    if here + 1 < len(addresses):
+        after = addresses[here + 1]
+        links.append(f'<a rel="next" href="{places[after]}">{after.capitalize()} →</a>')
+    return styled(f'<nav class="r-nav" aria-label="Pages">{"".join(links)}</nav>')
+
+
+def _served_at() -> str:
+    """The last part of the page's address; "" where there is none."""
+    request = mo.app_meta().request if mo.running_in_notebook() else None
+    path = request.url["path"].removesuffix("/ws") if request else ""
+    return path.strip("/").rpartition("/")[2]
 
 
 def styled(text: str) -> mo.Html:
@@ -492,8 +524,13 @@ def pressed(button) -> bool:
 
 
 def show_stop(stop, tick) -> mo.Html:
-    """The Stop button; the ticker works unseen."""
-    return mo.hstack([stop, styled(f'<div class="r-hidden">{tick}</div>')], justify="start")
+    """The Stop button, and the ticker."""
+    return mo.hstack([stop, unseen(tick)], justify="start")
+
+
+def unseen(element) -> mo.Html:
+    """An element that works and is not shown, such as a ticker; nothing where it is None."""
+    return styled(f'<div class="r-hidden">{"" if element is None else element}</div>')
 
 
 def watch(live: LiveRuns, announce) -> mo.Html:
@@ -538,51 +575,74 @@ _STATUS = {
     NOT_SUPPORTED: ("✗", "r-status r-not-supported"),
     NOT_TESTED: ("?", "r-status"),
     INCONCLUSIVE: ("?", "r-status"),
+    REFUTED: ("≠", "r-status r-refuted"),
+    SO_FAR: ("…", "r-status"),
 }
 
 
-def verdict_card(claim: str, columns: Sequence[tuple[str, Verdict | str]]) -> mo.Html:
-    """A claim, and side by side what each source says of it: a text, or a verdict, whose criteria
-    can be opened below. A static page says of THIS_MACHINE what it ran for that page alone, and not
-    what is in the cache."""
+def verdict_card(
+    claim: str,
+    columns: Sequence[tuple[str, Verdict | str]],
+    more: Mapping[str, str] | None = None,
+    refutes: bool = False,
+) -> mo.Html:
+    """A claim, and side by side what each source says of it: a text, or a verdict. What else they
+    say (`more`), the headlines and the criteria are folded below. A static page says of
+    THIS_MACHINE what it ran for that page alone, and not what is in the cache."""
     if in_static_page():
         columns = [
             (title, said)
             for title, said in columns
             if title != THIS_MACHINE or (has_own_run() and said != NOTHING_RUN)
         ]
-    cells = "".join(_column(title, said) for title, said in columns)
-    below = "".join(
-        criteria_html(said, f": {title}") for title, said in columns if isinstance(said, Verdict)
+    cells = "".join(_column(title, said, refutes) for title, said in columns)
+    below = "".join(_folded(f"<p>{html.escape(x)}</p>", by) for by, x in (more or {}).items())
+    below += "".join(
+        _folded(verdict_lines(said), title) for title, said in columns if isinstance(said, Verdict)
     )
     said = html.escape(claim)
     return styled(
         f'<section role="group" class="r-card" aria-label="Verdict: {said}"><p>{said}</p>'
-        f'<div class="r-columns">{cells}</div><div class="r-criteria">{below}</div></section>'
+        f'<div class="r-columns">{cells}</div><details class="r-criteria">'
+        f"<summary>Criteria and evidence</summary>{below}</details></section>"
     )
 
 
-def _column(title: str, said: Verdict | str) -> str:
-    body = f"<p>{html.escape(said)}</p>" if isinstance(said, str) else verdict_html(said)
+def _column(title: str, said: Verdict | str, refutes: bool) -> str:
+    if isinstance(said, str):
+        body = f"<p>{html.escape(said)}</p>"
+    else:
+        body = verdict_html(said, refutes, live=title == THIS_MACHINE)
     return f'<div class="r-column"><strong>{html.escape(title)}</strong>{body}</div>'
 
 
-def verdict_html(said: Verdict) -> str:
-    """A verdict's status and headline."""
-    sign, classes = _STATUS[said.status]
-    return (
-        f'<p><span class="{classes}">{sign} {said.status}</span></p>'
-        f"<p>{html.escape(said.headline)}</p>"
-    )
+def _folded(body: str, title: str) -> str:
+    return f"<strong>{html.escape(title)}</strong>{body}"
 
 
-def criteria_html(said: Verdict, of: str = "") -> str:
-    """A verdict's criteria, each with whether it is met, and its evidence, to be opened."""
-    lines = "".join(f"<li>{html.escape(line)}</li>" for line in said.lines)
-    return (
-        f"<details><summary>criteria and evidence{html.escape(of)}</summary>"
-        f"<ul class='r-list'>{lines}</ul></details>"
-    )
+def verdict_html(said: Verdict, refutes: bool = False, live: bool = False) -> str:
+    """A verdict's status and answer. A negative result that is not supported is refuted; what
+    cannot be told of runs of this session may be told after more of them."""
+    status = said.status
+    if refutes and status == NOT_SUPPORTED:
+        status = REFUTED
+    if live and status == INCONCLUSIVE:
+        status = SO_FAR
+    sign, classes = _STATUS[status]
+    return f'<p><span class="{classes}">{sign} {status}</span></p><p>{html.escape(said.says)}</p>'
+
+
+def verdict_lines(said: Verdict) -> str:
+    """A verdict's headline where it is not its answer, its criteria, each with whether it is met,
+    and its evidence."""
+    lines = [said.headline] * (said.says != said.headline) + list(said.lines)
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<ul class='r-list'>{items}</ul>"
+
+
+def criteria_html(said: Verdict) -> str:
+    """The same, to be opened."""
+    return f"<details><summary>criteria and evidence</summary>{verdict_lines(said)}</details>"
 
 
 def sizes_text(n_layers: int, n_heads: int, head_dim: int) -> str:

@@ -22,9 +22,10 @@ import vl_convert
 
 from benchmarks import run
 from replib import files
-from replib.claims import CLAIMS
+from replib.claims import CLAIMS, PAGES
 from replib.claims.claim import Figure, Recorded
 from replib.claims.crossover.steps import step_ratios
+from replib.claims.start import CARDS
 from replib.lab.text import LEFT, markdown_table
 from replib.lab.verdict import Verdict
 from replib.pages import controls, style
@@ -34,7 +35,6 @@ from replib.report import offline
 from replib.report.index import index_page
 
 NOTEBOOKS = files.ROOT / "notebooks"
-PICTURES = NOTEBOOKS / "__marimo__" / "assets"  # where marimo's gallery looks for a card's picture
 FIGURES = files.ROOT / "figures"
 ROOT = files.ROOT  # of the documents whose tables are written
 PNG_SCALE = 2.0  # pixels a unit, sharp on screens of today
@@ -83,7 +83,7 @@ def write_report(
         ValueError: there is no such notebook or parameter, a notebook failed to run, or there is
             nothing to print with.
     """
-    known = {path.stem: path for path in sorted(NOTEBOOKS.glob("[0-9]*.py"))}
+    known = {stem: NOTEBOOKS / f"{stem}.py" for stem in PAGES.values()}
     for name in notebooks:
         if name not in known:
             raise ValueError(f"no notebook {name!r}: use {', '.join(known)}")
@@ -134,17 +134,19 @@ def _numbered_clips(svg: str) -> str:
 
 
 def write_pictures(recorded: Sequence[Recorded], folder: Path | None = None) -> list[Path]:
-    """Write the picture of each notebook's card in the gallery: its first statement's figure."""
+    """Write the picture of each page's card on the start page: its first statement's figure."""
     shown: dict[str, Figure] = {}
     for one in recorded:
         for statement in one.claim.listed:
             if statement.figure in one.figures:
                 shown.setdefault(one.claim.notebook, one.figures[statement.figure])
     written = []
-    for notebook, figure in shown.items():
-        path = (folder or PICTURES) / notebook / "opengraph.png"
-        files.replace_file(path, vl_convert.vegalite_to_png(_picture(figure.chart), scale=0.8))
-        written.append(path)
+    for address, notebook in PAGES.items():
+        if notebook in shown:
+            path = (folder or CARDS) / f"{address}.png"
+            drawn = _picture(shown[notebook].chart)
+            files.replace_file(path, vl_convert.vegalite_to_png(drawn, scale=0.8))
+            written.append(path)
     return written
 
 

@@ -17,7 +17,7 @@ import synthetic
 import torch
 
 from replib.attention import linear
-from replib.claims import EXPERIMENTS
+from replib.claims import EXPERIMENTS, PAGES
 from replib.claims.autopsy import page as autopsy_parts
 from replib.claims.autopsy.defects import DEFECTS, article_defects
 from replib.claims.cost_page import ALL_VARIANTS, refused_variants
@@ -29,7 +29,7 @@ from replib.pages import controls
 from replib.published import published
 from replib.report.write import NOTEBOOKS
 
-PATHS = {path.stem: path for path in sorted(NOTEBOOKS.glob("[0-9]*.py"))}
+PATHS = {stem: NOTEBOOKS / f"{stem}.py" for stem in PAGES.values()}
 MAX_FUNCTION_LINES, LINE_LENGTH = 10, 100
 
 # The quickest runs there are, one per notebook.

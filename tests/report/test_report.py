@@ -9,6 +9,7 @@ import synthetic
 
 from replib import claims
 from replib.__main__ import main
+from replib.claims import PAGES
 from replib.report import offline, write
 
 SIGNATURES = {"svg": b"<svg", "png": b"\x89PNG\r\n"}
@@ -255,11 +256,11 @@ def test_built_again_index_pages_figures_and_pictures_are_the_same_bytes(
     monkeypatch.setattr(write, "FIGURES", tmp_path)
     index = (built / "report" / "index.html").read_text()
     made_from = re.search(r"Made from ([^.]*)\.", index)[1]
-    notebooks = sorted(write.NOTEBOOKS.glob("[0-9]*.py"))
+    notebooks = list(PAGES.values())
     recorded = write.everything()
-    write._write_index(recorded, [path.stem for path in notebooks], made_from)
-    for path in (notebooks[1], notebooks[-1]):  # all of them would take a minute
-        write._write_page(path, {}, made_from)
+    write._write_index(recorded, notebooks, made_from)
+    for stem in (notebooks[1], notebooks[-1]):  # all of them would take a minute
+        write._write_page(write.NOTEBOOKS / f"{stem}.py", {}, made_from)
     write.write_figures({name: drawn[name] for name in list(drawn)[::6]}, tmp_path)
     write.write_pictures(recorded, tmp_path / "pictures")
     again = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.*")]
@@ -277,14 +278,14 @@ def test_the_rows_of_a_figure_are_named_by_file_number_and_hash(drawn):
     assert write.sources_of(drawn["extrapolation_2022"]) == ["data/published.json"]
 
 
-def test_every_card_of_the_gallery_has_a_small_picture(built):
-    pictures = {path.parent.name: path for path in built.glob("pictures/*/opengraph.png")}
-    assert set(pictures) == {claim.notebook for claim in write.CLAIMS}
+def test_every_card_of_the_start_page_has_a_small_picture(built):
+    pictures = {path.stem: path for path in built.glob("pictures/*.png")}
+    assert set(pictures) == set(PAGES)
     for name, path in pictures.items():
         data = path.read_bytes()
         width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
         assert len(data) < 100_000 and abs(width / height - write.PICTURE_SHAPE) < 0.05
-        assert (write.PICTURES / name / "opengraph.png").exists(), "run `make report`"
+        assert (write.CARDS / f"{name}.png").exists(), "run `make report`"
 
 
 def test_a_page_with_parameters_shows_a_run_with_them(recorded, tmp_path, monkeypatch):

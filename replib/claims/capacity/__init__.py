@@ -15,6 +15,7 @@ LOGS_SAY = (
 CLAIM = Claim(
     name="capacity",
     notebook="06_fast_weights",
+    address="memory",
     experiments=grid.EXPERIMENTS,
     statements=(
         Statement(

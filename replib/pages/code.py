@@ -1,0 +1,29 @@
+"""The library's own lines on a page, below the equation that they compute."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+
+import marimo as mo
+
+
+def source(function: Callable, equation: str = "") -> mo.Html:
+    """An equation in LaTeX, and the function's source below it, without its docstring.
+
+    Raises:
+        OSError: the source is not at hand.
+    """
+    where = f"`{function.__module__}.{function.__qualname__}`"
+    shown = f"{where}\n\n```python\n{lines_of(function)}\n```"
+    return mo.md(f"$$\n{equation}\n$$\n\n{shown}" if equation else shown)
+
+
+def lines_of(function: Callable) -> str:
+    """The source of a function or class as it stands, without its docstring."""
+    lines = textwrap.dedent(inspect.getsource(function)).splitlines()
+    (node,) = ast.parse("\n".join(lines)).body
+    if ast.get_docstring(node) is not None:
+        said = node.body[0]
+        del lines[said.lineno - 1 : said.end_lineno]
+    return "\n".join(lines)
