@@ -322,6 +322,27 @@ class Training(checkpoints.Checkpointed):
         }
 
 
+def train(
+    config: TrainingConfig,
+    *,
+    seed: int = 0,
+    device: str | None = None,
+    watch: Callable[[Metrics], object] = lambda metrics: None,
+) -> Training:
+    """A run of a config to its end: its `model` is trained, its `history` holds the metrics.
+
+    Args:
+        watch: is called with each evaluation, such as `print`.
+
+    Raises:
+        ValueError: the device does not exist.
+    """
+    run = Training(config, seed=seed, device=device)
+    for metrics in run.metrics():
+        watch(metrics)
+    return run
+
+
 def _optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
     options = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "radam":
