@@ -38,7 +38,7 @@ def _measure(arguments) -> int:
             arguments.only,
             device=device,
             scale=QUICK if arguments.quick else None,
-            stop=stop,
+            stop=stop.is_set,
             say=partial(print, flush=True),
         )
         if not arguments.no_save and (why_not := files.writable(files.data_folder())):

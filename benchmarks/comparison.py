@@ -204,8 +204,7 @@ class Run:
         return self.device.type == "cuda"
 
     def check_stop(self) -> None:
-        stop = getattr(self.stop, "is_set", self.stop)
-        if stop is not None and stop():
+        if self.stop is not None and self.stop():
             raise Stopped
 
     def race(self, setting: Setting, builds: Mapping[str, Build], seconds: float) -> Race:

@@ -97,7 +97,7 @@ def _record(arguments) -> int:
     from replib.claims import EXPERIMENTS, experiment_named
     from replib.lab.memory_use import tune_memory
     from replib.lab.record import record
-    from replib.lab.run import words_of
+    from replib.lab.run import line_of
 
     names = list(EXPERIMENTS) if arguments.experiment == "all" else [arguments.experiment]
     experiments = [experiment_named(name) for name in names]
@@ -118,7 +118,7 @@ def _record(arguments) -> int:
                 retime_below=arguments.retime_below,
                 recording=arguments.recording,
             ):
-                print(words_of(row), flush=True)
+                print(line_of(row), flush=True)
                 n_rows += 1
     if stop.is_set():
         interrupts.say(interrupts.CONTINUES)

@@ -233,7 +233,7 @@ class Decoder:
         return self.model.embedding.step(tokens, positions, below)
 
     def _fresh_states(self) -> list[Any]:
-        return list(self.model.init_state(self.batch_size, self.max_len).blocks)
+        return self.model.init_state(self.batch_size, self.max_len)
 
     def _go_on_from(self, states: list[Any]) -> None:
         """Take states for one's own; those of a graph take what they hold."""

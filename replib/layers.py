@@ -79,9 +79,9 @@ class Embedding(nn.Module):
             self._buffers["sinusoids"] = _sinusoids(positions, now.shape[1]).to(now)
         return self
 
-    def forward(self, tokens: Tensor, first: int = 0, positions: Tensor | None = None) -> Tensor:
-        """(B, N) -> (B, N, E), where the first token stands at position `first`, or each at its own
-        of (B, N) `positions`.
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(B, N) -> (B, N, E), where each token stands at its own of (B, N) `positions`, or one
+        after the other from 0 on.
 
         Raises:
             ValueError: the model was built for fewer positions.
@@ -90,9 +90,9 @@ class Embedding(nn.Module):
             if positions.numel() and not torch.compiler.is_compiling():  # it would be a graph break
                 self._check_last(positions.max().item())
             return self.dropout(self._at(tokens, self.sinusoids[positions]))
-        last = first + tokens.shape[1]
-        self._check_last(last - 1)
-        return self.dropout(self._at(tokens, self.sinusoids[first:last]))
+        n = tokens.shape[1]
+        self._check_last(n - 1)
+        return self.dropout(self._at(tokens, self.sinusoids[:n]))
 
     def step(self, token: Tensor, position: int | Tensor, below: int | None = None) -> Tensor:
         """(B,) -> (B, E) at one position, which may be beyond those of `forward`, or a tensor () or

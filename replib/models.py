@@ -11,9 +11,8 @@ What is put out at padding means nothing.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -214,27 +213,6 @@ class MultiHeadAttention(nn.Module):
             **{"dtype": weight.dtype, "device": weight.device} | options,
         )
 
-    def step(self, state: Any, x: Tensor) -> tuple[Tensor, Any]:
-        """Causal self-attention of one position, (B, 1, E) -> (B, 1, E)."""
-        return self._one(self.attention.step, state, x)
-
-    def step_(self, state: Any, x: Tensor) -> tuple[Tensor, Any]:
-        """`step` that may reuse the memory of the given state."""
-        return self._one(self.attention.step_, state, x)
-
-    def prefill(
-        self, state: Any, x: Tensor, padding_mask: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
-        """Causal self-attention of the next N positions, (B, N, E) -> (B, N, E)."""
-        q, k, v = self.queries_keys_values(x)
-        y, state = self.attention.prefill(state, q, k, v, **_masking(padding_mask))
-        return self.merge(y), state
-
-    def _one(self, step: Callable, state: Any, x: Tensor) -> tuple[Tensor, Any]:
-        q, k, v = (x[:, :, 0] for x in self.queries_keys_values(x))
-        y, state = step(state, q, k, v)
-        return self.merge(y.unsqueeze(2)), state
-
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (x.shape[-1] // self.head_dim, self.head_dim)).transpose(1, 2)
 
@@ -284,28 +262,6 @@ class Block(nn.Module):
         """(B, N, E), memory (B, N', E) with its padding (B, N') -> (B, N, E); options such as a
         mask of x are those of `MultiHeadAttention`."""
         x = self._residual(0, x, partial(self.self_attention, causal=self.causal, **options))
-        return self._rest(x, memory, memory_mask)
-
-    def advance(
-        self,
-        attend: Callable[[Any, Tensor], tuple[Tensor, Any]],
-        state: Any,
-        x: Tensor,
-        memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Any]:
-        """`forward` of the next positions, (B, N, E) -> (B, N, E) and the state after them, where
-        `attend` is a way of `self_attention` to take them."""
-
-        def attended(h: Tensor) -> Tensor:
-            nonlocal state
-            y, state = attend(state, h)
-            return y
-
-        x = self._residual(0, x, attended)
-        return self._rest(x, memory, memory_mask), state
-
-    def _rest(self, x: Tensor, memory: Tensor | None, memory_mask: Tensor | None) -> Tensor:
         if self.cross_attention is not None:
             cross = partial(self.cross_attention.cross, context=memory, padding_mask=memory_mask)
             x = self._residual(1, x, cross)
@@ -317,77 +273,28 @@ class Block(nn.Module):
         return self.norms[i](x + self.dropout(sublayer(x)))
 
 
-class ModelState(NamedTuple):
-    """What a model has seen; a value, as the states of its blocks are.
-
-    Attributes:
-        blocks: the states of its blocks.
-        position: of the next token; (B,) where rows had padding.
-    """
-
-    blocks: tuple[Any, ...]
-    position: int | Tensor
-
-
 class _Decoding(nn.Module):
     """What models share that predict the next token: an embedding, blocks that are causal, a last
-    norm and a head."""
+    norm and a head. A `replib.generation.Decoder` takes a token after the other."""
 
     def decoding_blocks(self) -> nn.ModuleList:
         raise NotImplementedError
 
-    def init_state(self, batch_size: int, max_len: int | None = None) -> ModelState:
-        """The state before the first token; what grows with the length has room for `max_len`
-        positions from the start."""
-        blocks = self.decoding_blocks()
-        return ModelState(
-            tuple(b.self_attention.init_state(batch_size, max_len) for b in blocks), 0
-        )
+    def init_state(self, batch_size: int, max_len: int | None = None) -> list[Any]:
+        """The states of the blocks before the first token; what grows with the length has room for
+        `max_len` positions from the start."""
+        return [b.self_attention.init_state(batch_size, max_len) for b in self.decoding_blocks()]
 
-    def _embedded(
-        self, tokens: Tensor, padding_mask: Tensor | None, position: int | Tensor = 0
-    ) -> Tensor:
-        """(B, N) -> (B, N, E), the first at a position that may be (B,)."""
-        if padding_mask is not None:
-            check_padding(padding_mask, tokens)
-            positions = positions_without(padding_mask, position)
-            return embed_padded(partial(self.embedding, positions=positions), tokens, padding_mask)
-        if isinstance(position, Tensor):
-            along = torch.arange(tokens.shape[1], device=tokens.device)
-            return self.embedding(tokens, positions=position.unsqueeze(-1) + along)
-        return self.embedding(tokens, first=position) if position else self.embedding(tokens)
+    def _embedded(self, tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """(B, N) -> (B, N, E)."""
+        if padding_mask is None:
+            return self.embedding(tokens)
+        check_padding(padding_mask, tokens)
+        embed = partial(self.embedding, positions=positions_without(padding_mask))
+        return embed_padded(embed, tokens, padding_mask)
 
     def _logits(self, x: Tensor) -> Tensor:
         return self.head(self.norm(x))
-
-    def _step(
-        self, state: ModelState, token: Tensor, position: int | Tensor | None, way: str, *memory
-    ) -> tuple[Tensor, ModelState]:
-        position = state.position if position is None else position
-        if isinstance(position, Tensor) and position.dim() == 0:
-            position = position.expand(len(token))
-        x = self._embedded(token[:, None], None, position)
-        x, blocks = self._advance(state.blocks, x, way, *memory)
-        return self._logits(x)[:, 0], ModelState(blocks, position + 1)
-
-    def _prefill(
-        self, state: ModelState, tokens: Tensor, padding_mask: Tensor | None, *memory
-    ) -> tuple[Tensor, ModelState]:
-        x = self._embedded(tokens, padding_mask, state.position)
-        options = {} if padding_mask is None else {"padding_mask": padding_mask}
-        x, blocks = self._advance(state.blocks, x, "prefill", *memory, **options)
-        n = tokens.shape[1] if padding_mask is None else (~padding_mask).sum(1)
-        return self._logits(x), ModelState(blocks, state.position + n)
-
-    def _advance(
-        self, states: Iterable[Any], x: Tensor, way: str, *memory, **options
-    ) -> tuple[Tensor, tuple[Any, ...]]:
-        after = []
-        for block, state in zip(self.decoding_blocks(), states, strict=True):
-            attend = partial(getattr(block.self_attention, way), **options)
-            x, state = block.advance(attend, state, x, *memory)
-            after.append(state)
-        return x, tuple(after)
 
 
 class CausalTransformer(_Decoding):
@@ -436,39 +343,6 @@ class CausalTransformer(_Decoding):
 
     def decoding_blocks(self) -> nn.ModuleList:
         return self.blocks
-
-    def step(
-        self, state: ModelState, token: Tensor, position: int | Tensor | None = None
-    ) -> tuple[Tensor, ModelState]:
-        """One token (B,) -> logits (B, V) for the next, and the next state; the given one stays as
-        it was, and gradients flow through it.
-
-        Args:
-            position: of the token, a number or (B,), where it is not that of the state.
-        """
-        return self._step(state, token, position, "step")
-
-    @torch.no_grad()
-    def step_(
-        self, state: ModelState, token: Tensor, position: int | Tensor | None = None
-    ) -> tuple[Tensor, ModelState]:
-        """`step` without gradients, which may reuse the memory of the given state: that must not be
-        used again."""
-        return self._step(state, token, position, "step_")
-
-    def prefill(
-        self, state: ModelState, tokens: Tensor, padding_mask: Tensor | None = None
-    ) -> tuple[Tensor, ModelState]:
-        """`step` for tokens (B, N) at once -> logits (B, N, V) and the state after them.
-
-        Args:
-            padding_mask: (B, N) bool, True at padding, of which nothing enters the state.
-
-        Example:
-            >>> logits, state = model.prefill(model.init_state(len(prompt)), prompt)
-            >>> logits, state = model.step(state, logits[:, -1].argmax(-1))
-        """
-        return self._prefill(state, tokens, padding_mask)
 
 
 class PixelTransformer(CausalTransformer):
@@ -530,26 +404,3 @@ class EncoderDecoder(_Decoding):
 
     def decoding_blocks(self) -> nn.ModuleList:
         return self.decoder
-
-    def step(
-        self,
-        state: ModelState,
-        token: Tensor,
-        position: int | Tensor | None,
-        memory: Tensor,
-        source_padding_mask: Tensor | None = None,
-    ) -> tuple[Tensor, ModelState]:
-        """One decoder token (B,) -> logits (B, V) for the next, and the next state, as in
-        `CausalTransformer.step`."""
-        return self._step(state, token, position, "step", memory, source_padding_mask)
-
-    def prefill(
-        self,
-        state: ModelState,
-        tokens: Tensor,
-        memory: Tensor,
-        source_padding_mask: Tensor | None = None,
-        padding_mask: Tensor | None = None,
-    ) -> tuple[Tensor, ModelState]:
-        """`step` for decoder tokens (B, N) at once, as in `CausalTransformer.prefill`."""
-        return self._prefill(state, tokens, padding_mask, memory, source_padding_mask)

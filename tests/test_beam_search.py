@@ -112,7 +112,9 @@ def recomputed(model, source, mask, beam, max_len, alpha):
     return max(ended)[1]
 
 
-@pytest.mark.parametrize("config", list(kinds()), ids=lambda c: f"{c.attention}-{c.cross_attention}")
+@pytest.mark.parametrize(
+    "config", list(kinds()), ids=lambda c: f"{c.attention}-{c.cross_attention}"
+)
 def test_decoding_from_states_is_decoding_by_the_whole_model_again(config):
     model, source, mask = build(config), of(7), padding()
     options = {"beam": 3, "length_penalty": 0.8, "source_padding_mask": mask}

@@ -89,19 +89,6 @@ def test_a_decoder_with_a_memory_gives_the_parallel_logits(config, dtype, batch_
 
 
 @every_config
-@every_dtype
-def test_a_decoder_gives_what_the_steps_of_the_model_give(config, dtype):
-    model, tokens = build(CausalTransformer, config, dtype), random_tokens(N)
-    states, steps = model.init_state(len(tokens)), []
-    with torch.no_grad():
-        for position, token in enumerate(tokens.unbind(1)):
-            logits, states = model.step(states, token, position)
-            steps.append(logits)
-    found, expected = logits_of(Decoder(model, len(tokens)), tokens), torch.stack(steps, dim=1)
-    close(found, expected, dtype, config.attention)
-
-
-@every_config
 @torch.inference_mode()
 def test_the_form_for_a_cuda_graph_gives_the_parallel_logits_in_place(config):
     model, tokens = build(CausalTransformer, config), random_tokens(N)

@@ -1,9 +1,6 @@
 """The attention mechanisms by name. Controls, legends, grids and tests follow this registry."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from replib.attention.base import Attention, Options
+from replib.attention.base import Attention
 from replib.attention.delta import DeltaAttention
 from replib.attention.dpfp import DPFPAttention
 from replib.attention.fwm import FWMAttention
@@ -32,18 +29,11 @@ def causal_names() -> tuple[str, ...]:
     return tuple(name for name, mechanism in ATTENTION.items() if mechanism.causal)
 
 
-def options_of(model: Mapping[str, Any]) -> Options | None:
-    """The options of a mechanism, of the plain config of a model as recorded rows hold it."""
-    plain = model.get("options")
-    return None if plain is None else ATTENTION[model["attention"]].Options(**plain)
-
-
 __all__ = [
     "ATTENTION",
     "Attention",
     "causal_names",
     "linear_attention",
     "linformer_attention",
-    "options_of",
     "softmax_attention",
 ]

@@ -89,8 +89,8 @@ def delta_retrieve(
     Args:
         q: (B, H, L, R) and k: (B, H, N, R), features already; v: (B, H, N, M); beta: (B, H, N).
             The heads of k, v and beta may be a divisor of those of q.
-        kernel: "plain" is the loop over writes; "torch" never forms W unless L exceeds R; None
-            takes the fastest.
+        kernel: "plain" is a loop over writes; "torch" takes a chunk of them at a time; None takes
+            the fastest.
 
     Returns:
         (B, H, L, M), in the dtype of v. The unit vectors as queries read Wᵀ itself.
@@ -116,34 +116,6 @@ class DeltaState(NamedTuple):
     s: Tensor
 
 
-def init_state(
-    batch_size: int,
-    n_heads: int,
-    feature_size: int,
-    value_dim: int,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> DeltaState:
-    """The empty memory, in float32 or wider."""
-    wide = torch.promote_types(dtype, torch.float32)
-    shape = (batch_size, n_heads, feature_size, value_dim)
-    return DeltaState(torch.zeros(shape, dtype=wide, device=device))
-
-
-def step(
-    state: DeltaState, q: Tensor, k: Tensor, v: Tensor, beta: Tensor
-) -> tuple[Tensor, DeltaState]:
-    """One write, then one read: q (B, H, R), k (B, G, R), v (B, G, M), beta (B, G) -> y (B, H, M),
-    of a state of G heads, which H is a multiple of."""
-    s = state.s.flatten(0, 1)
-    with without_autocast(s.device.type):
-        key, value = (x.flatten(0, 1).unsqueeze(1).to(s.dtype) for x in (k, v))
-        _, s = plain.delta_write(s, key, value, beta.reshape(-1, 1, 1).to(s.dtype))
-        y = read(s, q, k.shape[1])
-    return y.to(v.dtype), DeltaState(s.view(state.s.shape))
-
-
 def read(s: Tensor, q: Tensor, n_groups: int) -> Tensor:
     """y = W q of one position: s (B·G, R, M), q (B, H, R) -> (B, H, M)."""
     b, h, r = q.shape
@@ -151,39 +123,12 @@ def read(s: Tensor, q: Tensor, n_groups: int) -> Tensor:
     return torch.bmm(query, s).view(b, h, s.shape[-1])
 
 
-def prefill(
-    state: DeltaState,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    *,
-    kernel: str | None = None,
-) -> tuple[Tensor, DeltaState]:
-    """`step` for N positions at once, in parallel: what has been in the memory before is a part of
-    all that is read, so that the writes are those of v - W_0 k to an empty one."""
-    s, dtype = state.s, v.dtype
-    with without_autocast(s.device.type):
-        q, k, v, beta = (x.to(s.dtype) for x in (q, k, v, beta))
-        v = v - k @ s
-        y = delta_rule(q, k, v, beta, kernel=kernel) + q @ repeat_heads(s, q.shape[1])
-        units = torch.eye(k.shape[-1], dtype=s.dtype, device=s.device)
-        written = delta_retrieve(units.expand(*k.shape[:2], -1, -1), k, v, beta)
-    return y.to(dtype), DeltaState(s + written)
-
-
 def _plain_retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-    """Writes, one after the other, as in `plain.delta_rule`."""
-    (b, h, _, r), m = k.shape, v.shape[-1]
+    """The query passes the writes, one after the other."""
+    wide = torch.promote_types(torch.promote_types(k.dtype, v.dtype), torch.float32)
     with without_autocast(q.device.type):
-        s = init_state(b, h, r, m, dtype=torch.promote_types(k.dtype, v.dtype), device=k.device).s
-        s = s.flatten(0, 1)
-        tensors = (k, v, beta.unsqueeze(-1))
-        rows = (x.to(s.dtype).flatten(0, 1).unsqueeze(2).unbind(1) for x in tensors)
-        for row in zip(*rows, strict=True):
-            _, s = plain.delta_write(s, *row)
-        y = torch.bmm(q.flatten(0, 1).to(s.dtype), s)
-    return y.unflatten(0, q.shape[:2]).to(v.dtype)
+        q, k, beta = (x.to(wide) for x in (q, k, beta))
+        return (plain.delta_read_weights(q, k, beta) @ v.to(wide)).to(v.dtype)
 
 
 def _nothing(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
@@ -277,18 +222,40 @@ class DeltaAttention(Attention):
         device="cpu",
         max_len=None,
     ) -> DeltaState:
-        sizes = (batch_size, n_heads, self.n_features(head_dim), value_dim or head_dim)
-        return init_state(*sizes, dtype=dtype, device=device)
+        wide = torch.promote_types(dtype, torch.float32)
+        shape = (batch_size, n_heads, self.n_features(head_dim), value_dim or head_dim)
+        return DeltaState(torch.zeros(shape, dtype=wide, device=device))
 
     def step(self, state: DeltaState, q, k, v):
-        with without_autocast(q.device.type):
-            beta = self._beta(k, "bhd,hd->bh")
-            return step(state, self._features(q), self._features(k), v, beta)
+        """One write, then one read."""
+        s = state.s.flatten(0, 1)
+        with without_autocast(s.device.type):
+            beta = self._beta(k, "bhd,hd->bh").reshape(-1, 1, 1).to(s.dtype)
+            key, value = (x.flatten(0, 1).unsqueeze(1).to(s.dtype) for x in (self._features(k), v))
+            s = self._write(s, key, value, beta)
+            y = self._normalised_read(read(s, self._features(q), k.shape[1]))
+        return y.to(v.dtype), DeltaState(s.view(state.s.shape))
+
+    def _write(self, s: Tensor, key: Tensor, value: Tensor, beta: Tensor) -> Tensor:
+        """s (B·H, R, M), key (B·H, 1, R), value (B·H, 1, M), beta (B·H, 1, 1)."""
+        return plain.delta_write(s, key, value, beta)[1]
+
+    def _normalised_read(self, y: Tensor) -> Tensor:
+        return y
 
     def prefill(self, state: DeltaState, q, k, v, *, key_padding_mask=None):
+        """In parallel: what has been in the memory before is a part of all that is read, so that
+        the writes are those of v - W_0 k to an empty one."""
         check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
-        writes = self._writes(q, k, v, key_padding_mask, causal=True)
-        return prefill(state, *writes, kernel=self.kernel)
+        s, dtype = state.s, v.dtype
+        q, k, v, beta = self._writes(q, k, v, key_padding_mask, causal=True)
+        with without_autocast(s.device.type):
+            q, k, v, beta = (x.to(s.dtype) for x in (q, k, v, beta))
+            v = v - k @ s
+            y = delta_rule(q, k, v, beta, kernel=self.kernel) + q @ repeat_heads(s, q.shape[1])
+            units = torch.eye(k.shape[-1], dtype=s.dtype, device=s.device)
+            written = delta_retrieve(units.expand(*k.shape[:2], -1, -1), k, v, beta)
+        return y.to(dtype), DeltaState(s + written)
 
     def _beta(self, k: Tensor, sizes: str) -> Tensor:
         k = _wide(k)

@@ -93,13 +93,6 @@ def favor_keys(x: Tensor, directions: Tensor) -> Tensor:
     return exponents.exp() / math.sqrt(2 * directions.shape[-1])
 
 
-def favor_queries(x: Tensor, directions: Tensor) -> Tensor:
-    """`favor_keys` of queries, each stabilised: divided by its largest feature, which the
-    normaliser of attention cancels."""
-    exponents = favor_exponents(x, directions)
-    return (exponents - exponents.amax(-1, keepdim=True).detach()).exp()
-
-
 def identity(x: Tensor) -> Tensor:
     """For what are features already."""
     return x

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from replib.attention.base import Attention, check_qkv
-from replib.attention.delta import DeltaAttention, DeltaState, read
+from replib.attention.delta import DeltaAttention, DeltaState
 from replib.attention.feature_maps import feature_map_named
-from replib.plain import delta_write, without_autocast
+from replib.plain import without_autocast
 
 FEATURES = ("tanh", "dpfp1")  # with which it was published; "tanh" is that of the paper's own
 NORM_EPS = 1e-5  # of the layer normalisation of what is read
@@ -65,15 +65,12 @@ class FWMAttention(DeltaAttention):
         state = self.init_state(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=wide, device=k.device)
         return self._all(state, q, k, v, key_padding_mask, causal=causal)[0]
 
-    def step(self, state: DeltaState, q, k, v):
-        s = state.s.flatten(0, 1)
-        with without_autocast(s.device.type):
-            beta = self._beta(k, "bhd,hd->bh").reshape(-1, 1, 1).to(s.dtype)
-            key, value = (x.flatten(0, 1).unsqueeze(1).to(s.dtype) for x in (self._features(k), v))
-            s = _write(s, key, value, beta)
-            y = read(s, self._features(q), k.shape[1])
-            y = layer_norm(y, y.shape[-1:], eps=NORM_EPS)
-        return y.to(v.dtype), DeltaState(s.view(state.s.shape))
+    def _write(self, s, key, value, beta):
+        s = super()._write(s, key, value, beta)
+        return s / torch.linalg.vector_norm(s, dim=(1, 2), keepdim=True).clamp(min=1)
+
+    def _normalised_read(self, y):
+        return layer_norm(y, y.shape[-1:], eps=NORM_EPS) if 0 not in y.shape else y
 
     def prefill(self, state: DeltaState, q, k, v, *, key_padding_mask=None):
         check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
@@ -101,23 +98,13 @@ class FWMAttention(DeltaAttention):
             rows = (x.to(s.dtype).unbind(1) for x in (*tensors, *[query] * causal))
             reads = [torch.bmm(query.flatten(1, 2)[:, :0], s)]
             for key, value, rate, *one in zip(*rows, strict=True):
-                s = _write(s, key, value, rate)
+                s = self._write(s, key, value, rate)
                 reads += [torch.bmm(x, s) for x in one]
             y = torch.cat(reads, dim=1) if causal else torch.bmm(query.flatten(1, 2), s)
-            y = layer_norm(y, y.shape[-1:], eps=NORM_EPS) if 0 not in y.shape else y
+            y = self._normalised_read(y)
             y = y.view(*heads, n_queries, n_heads, v.shape[-1]).transpose(2, 3).flatten(1, 2)
         return y.to(v.dtype), DeltaState(s.view(state.s.shape))
 
     def _features(self, x: Tensor) -> Tensor:
         phi = feature_map_named(self.options.features)
         return phi(x.to(torch.promote_types(x.dtype, torch.float32)))
-
-    @classmethod
-    def unavailable(cls, kernel, *, device_type, dtype, head_dim, options=None):
-        return None
-
-
-def _write(s: Tensor, key: Tensor, value: Tensor, beta: Tensor) -> Tensor:
-    """s (B·H, R, M), key (B·H, 1, R), value (B·H, 1, M), beta (B·H, 1, 1)."""
-    _, s = delta_write(s, key, value, beta)
-    return s / torch.linalg.vector_norm(s, dim=(1, 2), keepdim=True).clamp(min=1)

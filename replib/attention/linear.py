@@ -135,9 +135,13 @@ class LinearAttention(Attention):
         max_len=None,
     ) -> LinearState:
         wide = torch.promote_types(dtype, torch.float32)
-        shape = (batch_size, n_heads, head_dim, value_dim or head_dim)
+        shape = (batch_size, n_heads, self.n_features(head_dim), value_dim or head_dim)
         s = torch.zeros(shape, dtype=wide, device=device)
         return LinearState(s, s.new_zeros(shape[:3]))
+
+    def n_features(self, head_dim: int) -> int:
+        """R, for keys of size D."""
+        return head_dim
 
     def features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """φ of queries and of keys (..., D) -> (..., R); they are float32 or wider."""
@@ -202,7 +206,7 @@ class LinearAttention(Attention):
 
     @classmethod
     def unavailable(cls, kernel, *, device_type, dtype, head_dim, options=None):
-        if kernel in (None, "plain"):
+        if kernel == "plain" or kernel not in cls.kernels:
             return None
         sizes = {"head_dim": head_dim, "value_dim": head_dim}
         return why_not(kernel, device_type=device_type, dtype=dtype, **sizes)
@@ -213,15 +217,7 @@ class FeatureAttention(LinearAttention):
     defines `features` and `n_features`."""
 
     kernels = ()
-    recurrent = True
     feature_map = "identity"
-
-    def n_features(self, head_dim: int) -> int:
-        """R, for keys of size D."""
-        raise NotImplementedError
-
-    def features(self, q, k):
-        raise NotImplementedError
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
@@ -238,11 +234,3 @@ class FeatureAttention(LinearAttention):
             eps=self.eps,
             key_padding_mask=key_padding_mask,
         )
-
-    def init_state(self, batch_size, n_heads, head_dim, value_dim=None, **options) -> LinearState:
-        sizes = (batch_size, n_heads, self.n_features(head_dim), value_dim or head_dim)
-        return super().init_state(*sizes, **options)
-
-    @classmethod
-    def unavailable(cls, kernel, *, device_type, dtype, head_dim, options=None):
-        return None

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize, pad
 
 from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.padding import can_be_asked, without_padding
-from replib.attention.softmax import softmax_attention
+from replib.attention.softmax import FIRST_CACHE_LEN, softmax_attention
 from replib.plain import all_finite, without_autocast
 
 # 64 buckets and chunks of 32 are what Katharopoulos et al. 2020 (section 4) compare with. A shorter
@@ -24,9 +24,6 @@ MAX_BUCKETS, CHUNK_LEN = 64, 32
 OWN_POSITION = -1e5  # the score of a position with itself: chosen only where there is no other
 SEED = 0
 MAX_ROUNDS = 64  # more is taken for a slip
-
-# The cache starts at this many positions and doubles, as that of softmax attention does.
-FIRST_CACHE_LEN = 64
 
 
 class HashedCache(NamedTuple):
@@ -347,7 +344,8 @@ class LSHAttention(Attention):
             queries = torch.cat([caches[0][:, :, :first], query], dim=2)
             padded = first > 0 or key_padding_mask is not None
             y = self._attend(queries, keys, values, buckets, padded)[:, :, first:]
-        rank = torch.stack([ranks(x, self.n_buckets + 1) for x in buckets.unbind(-1)], dim=-1)
+        rounds = ((x, counted(x, self.n_buckets + 1)) for x in buckets.unbind(-1))
+        rank = torch.stack([ranks(*x) for x in rounds], dim=-1)
         room = (0, 0, 0, max(capacity, n) - n)
         caches = [pad(x, room) for x in (keys, values, buckets, rank)]
         length = torch.full_like(length, n) if isinstance(length, Tensor) else n
@@ -362,11 +360,15 @@ def buckets(x: Tensor, rotation: Tensor, n_buckets: int) -> Tensor:
     return torch.cat([rotated, -rotated], dim=-1).argmax(-1)
 
 
-def ranks(bucket: Tensor, n_buckets: int) -> Tensor:
+def counted(bucket: Tensor, n_buckets: int) -> Tensor:
+    """How many positions (B, H, N) each bucket holds: (B, H, n_buckets)."""
+    counts = bucket.new_zeros(*bucket.shape[:-1], n_buckets)
+    return counts.scatter_add_(-1, bucket, torch.ones_like(bucket))
+
+
+def ranks(bucket: Tensor, counts: Tensor) -> Tensor:
     """How many positions of the same bucket are before each: (B, H, N)."""
     order = bucket.argsort(dim=-1, stable=True)
-    counts = bucket.new_zeros(*bucket.shape[:-1], n_buckets)
-    counts.scatter_add_(-1, bucket, torch.ones_like(bucket))
     first_rank = (counts.cumsum(-1) - counts).gather(-1, bucket.gather(-1, order))
     rank = torch.arange(bucket.shape[-1], device=bucket.device) - first_rank
     return torch.empty_like(bucket).scatter_(-1, order, rank)
@@ -385,19 +387,13 @@ def sorted_places(bucket: Tensor, chunk_len: int) -> Places:
 
 def places(bucket: Tensor, n_buckets: int, chunk_len: int) -> Places:
     """Put positions into chunks, a bucket after the other and each in order: (B, H, N)."""
-    n = bucket.shape[-1]
-    order = bucket.argsort(dim=-1, stable=True)
-    sorted_bucket = bucket.gather(-1, order)
-    counts = bucket.new_zeros(*bucket.shape[:-1], n_buckets)
-    counts.scatter_add_(-1, bucket, torch.ones_like(bucket))
+    n, counts = bucket.shape[-1], counted(bucket, n_buckets)
     n_chunks = -(-counts // chunk_len)
-    first_chunk, first_rank = n_chunks.cumsum(-1) - n_chunks, counts.cumsum(-1) - counts
-    rank = torch.arange(n, device=bucket.device) - first_rank.gather(-1, sorted_bucket)
-    sorted_place = first_chunk.gather(-1, sorted_bucket) * chunk_len + rank
+    first_chunk = n_chunks.cumsum(-1) - n_chunks
+    place = first_chunk.gather(-1, bucket) * chunk_len + ranks(bucket, counts)
     most_chunks = n // chunk_len + n_buckets  # a bucket leaves one chunk in part empty at most
     position = bucket.new_full((*bucket.shape[:-1], most_chunks * chunk_len), n)
-    position.scatter_(-1, sorted_place, order)
-    place = torch.empty_like(bucket).scatter_(-1, order, sorted_place)
+    position.scatter_(-1, place, torch.arange(n, device=bucket.device).expand_as(place))
     first = bucket.new_zeros((*bucket.shape[:-1], most_chunks + 1), dtype=torch.bool)
     first.scatter_(-1, first_chunk, True)
     return Places(place, position, first[..., :-1])

@@ -13,7 +13,7 @@ from torch import Tensor
 from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.feature_maps import favor_exponents, orthogonal_directions
 from replib.attention.linear import FeatureAttention, linear_attention
-from replib.attention.padding import without_padding
+from replib.attention.padding import can_be_asked, without_padding
 from replib.plain import without_autocast, without_what_is_not_finite
 
 # Of sums of features that are divided by their largest: what an eps like the 1e-6 of linear
@@ -49,16 +49,9 @@ class PerformerAttention(FeatureAttention):
 
     Resampling: the directions are drawn when it is built, from a generator of the seed `SEED`, the
     same for every head, layer and run; they are a buffer, which a checkpoint keeps. `resample`
-    draws others. Choromanski et al. 2021 redraw them periodically in training, as the original code
-    does if asked to; so does `redraw_every` here.
-
-    Args:
-        redraw_every: draw other directions at every so many calls of `forward` in training, from
-            the seed SEED + the number of draws; None leaves them as drawn. The calls are counted
-            in a buffer. Not with activation checkpointing, which calls `forward` twice.
-
-    Raises:
-        ValueError: redraw_every is less than 1.
+    draws others.
+    Deviation: Choromanski et al. 2021 redraw them periodically in training, as the original code
+    does if asked to; here they stay.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -83,22 +76,13 @@ class PerformerAttention(FeatureAttention):
     )
     eps = FAVOR_EPS
 
-    def __init__(
-        self, *, head_dim: int, options=None, kernel=None, redraw_every: int | None = None
-    ):
+    def __init__(self, *, head_dim: int, options=None, kernel=None):
         super().__init__(options=options, kernel=kernel)
-        if redraw_every is not None and redraw_every < 1:
-            raise ValueError(f"redraw_every {redraw_every}: use at least 1, or None to keep them")
-        self.redraw_every = redraw_every
-        if redraw_every is not None:
-            self.register_buffer("n_calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("directions", torch.empty(head_dim, self.options.n_directions))
         self.reset_buffers()
 
     def reset_buffers(self) -> None:
         self.resample(torch.Generator().manual_seed(SEED))
-        if self.redraw_every is not None:
-            self.n_calls.zero_()
 
     @classmethod
     def for_model(cls, *, n_heads, head_dim, max_len, options=None, kernel=None) -> Attention:
@@ -107,13 +91,6 @@ class PerformerAttention(FeatureAttention):
     def resample(self, generator: torch.Generator) -> None:
         """Draw other directions."""
         self.directions.copy_(orthogonal_directions(*self.directions.shape, generator))
-
-    def _redraw(self) -> None:
-        n_calls = int(self.n_calls)
-        if n_calls and n_calls % self.redraw_every == 0:
-            seed = SEED + n_calls // self.redraw_every
-            self.resample(torch.Generator().manual_seed(seed))
-        self.n_calls += 1
 
     def n_features(self, head_dim):
         return 2 * self.options.n_directions
@@ -125,8 +102,6 @@ class PerformerAttention(FeatureAttention):
         return favor_exponents(q * scale, directions), favor_exponents(k * scale, directions)
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
-        if self.redraw_every is not None and self.training:
-            self._redraw()
         if causal:
             return self._causal(None, q, k, v, key_padding_mask)[0]
         check_qkv(q, k, v, causal=False, key_padding_mask=key_padding_mask)
@@ -210,13 +185,8 @@ def _stabilised(exponents: Tensor) -> Tensor:
 
 
 def _one_divisor_does(exponents: Tensor, n_directions: int) -> bool:
-    """Whether one divisor for all keys of a head leaves their features in float32's range.
-
-    A trace has no numbers to ask, nor have the tensors of a transform.
-    """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    if exponents.numel() == 0:
+    """Whether one divisor for all keys of a head leaves their features in float32's range."""
+    if not can_be_asked(exponents) or exponents.numel() == 0:
         return False
     exponents = exponents.detach()
     own = exponents.amax(-1).clamp(min=LOWEST)

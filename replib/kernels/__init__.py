@@ -103,7 +103,7 @@ def compiled(kernel: str) -> bool:
         return True
     from replib.kernels.linear import cpu
 
-    return cpu.compiled()
+    return cpu.KERNEL.compiled()
 
 
 def compile_now(kernel: str) -> None:
@@ -111,4 +111,4 @@ def compile_now(kernel: str) -> None:
     if kernel == "cpu" and installed("numba"):
         from replib.kernels.linear import cpu
 
-        cpu.compile_now()
+        cpu.KERNEL.compile_now()

@@ -28,11 +28,11 @@ from replib.device import resolve_device
 from replib.fast_weights import RetrievalConfig, RetrievalTraining
 from replib.lab import timing
 from replib.lab.memory_use import TIMING_LOCK, traced_bytes
-from replib.lab.run import Config, Job, RetrievalJob, TrainingJob
+from replib.lab.run import BASES, Config, Job, kind_of
 from replib.lab.runs import generation
 from replib.lab.runs.generation import TOKEN_SAMPLE_MS, GenerationConfig
 from replib.lab.runs.retrieval import TYPICAL_STEPS
-from replib.lab.timing import MIN_SAMPLE_MS, CostConfig
+from replib.lab.timing import MIN_SAMPLE_MS
 from replib.training import TrainingConfig
 
 BUDGET_S = 0.4  # for all that a prediction measures
@@ -195,13 +195,13 @@ def _measure(found: Sequence[tuple[Use, int]], device: torch.device) -> None:
 
 
 def _uses(job: Job, device: torch.device, max_seconds_per_point: float) -> Iterator[Use]:
-    if isinstance(job, TrainingJob):
-        yield from _training(job.config, device)
-    elif isinstance(job, RetrievalJob):
-        yield from _retrieval(job.config, len(job.seeds), device)
-    else:
+    if job.timed:
         for config in job.configs:
             yield from _cost(config, job.n_repeats, device, max_seconds_per_point)
+    elif job.kind == "training":
+        yield from _training(job.config, device)
+    else:
+        yield from _retrieval(job.config, len(job.seeds), device)
 
 
 def _training(config: TrainingConfig, device: torch.device) -> Iterator[Use]:
@@ -261,14 +261,15 @@ def _cost(
         sample_s = call_s + max(call_s, MIN_SAMPLE_MS / 1000)
         return 3 * call_s + min(n_repeats * sample_s, max(max_seconds_per_point, sample_s))
 
-    if isinstance(config, TrainingConfig):
+    kind = BASES[kind_of(config, cost=True)]
+    if kind == "step":
         yield _part_of_training(
             config,
             device,
             "step",
             lambda s: 2 * s + min(2 * n_repeats * s, max(max_seconds_per_point, 2 * s)),
         )
-    elif isinstance(config, CostConfig):
+    elif kind == "cost":
         if timing.predicted_shortage(config, device) is None:
             key = ("cost", replace(config, seq_len=1, batch_size=1), str(device))
 
@@ -320,7 +321,7 @@ def _compiled(attention: str) -> bool:
     from replib import kernels
     from replib.kernels.delta import cpu
 
-    return kernels.compiled("cpu") and (attention != "delta" or cpu.compiled())
+    return kernels.compiled("cpu") and (attention != "delta" or cpu.KERNEL.compiled())
 
 
 def needed_bytes(jobs: Sequence[Job], device: str | torch.device | None = None) -> float:
@@ -331,9 +332,9 @@ def needed_bytes(jobs: Sequence[Job], device: str | torch.device | None = None) 
         return 0.0
     try:
         for job in jobs:
-            if isinstance(job, TrainingJob) and not job.config.missing_data():
+            if job.kind == "training" and not job.config.missing_data():
                 found.append(timing.predicted_bytes(job.config, kind))
-            elif isinstance(job, RetrievalJob):
+            elif job.kind == "retrieval":
                 config = replace(job.config, n_steps=1)
                 n_keys = config.task.n_keys
                 found.append(len(job.seeds) * timing.at_length(n_keys, _traced, config, kind))

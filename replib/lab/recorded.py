@@ -24,10 +24,7 @@ from replib.files import FileError, data_folder
 from replib.lab import store
 from replib.lab.configs import config_from, short
 from replib.lab.provenance import clean_name
-from replib.lab.run import CONFIGS, STEPS, Config, versions_of
-from replib.lab.timing import CostConfig
-from replib.tasks.images import Pixels
-from replib.tasks.translation import Translating
+from replib.lab.run import BASES, CONFIGS, Config, versions_of
 
 Count = Annotated[int, Meta(ge=0)]
 Amount = Annotated[float, Meta(ge=0)]
@@ -137,10 +134,11 @@ MAY_BE_MISSING = "train_loss"
 SCHEMAS: dict[str, tuple[type[Struct], type[Struct] | None]] = {
     "training": (TrainingFigures, TrainingCurve),
     "cost": (CostFigures, None),
+    "step": (CostFigures, None),
     "generation": (GenerationFigures, StreamCurve),
     "retrieval": (RetrievalFigures, RetrievalCurve),
 }
-"""Of the figures and the curve of each kind of run."""
+"""Of the figures and the curve of each kind of run, and of the special ones of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +267,7 @@ def checked(row: store.Row) -> tuple[store.Row, bool]:
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from error
     name = {"device_name": clean_name(origin.device_name)}
-    current = store.of_versions(row, versions_of(config, cost=row["kind"] in STEPS))
+    current = store.of_versions(row, versions_of(config, cost=BASES[row["kind"]] == "step"))
     return row | {"config": store.plain(config), "provenance": row["provenance"] | name}, current
 
 
@@ -279,33 +277,18 @@ def _check(row: store.Row, config: Config) -> None:
         ValueError, msgspec.ValidationError: what the code cannot use.
     """
     msgspec.convert(row, Head)
-    figures, curve = _schema(row["kind"])
+    figures, curve = SCHEMAS[BASES[row["kind"]]]
     ended = row["outcome"] == "ok"
     msgspec.convert(row["summary"], figures if ended else _unfinished(figures))
-    if ended and isinstance(getattr(config, "task", None), Pixels):
-        for name in ("bits_per_dim", "histogram_bits_per_dim"):
-            if row["summary"].get(name) is None:
-                raise ValueError(f"is 'ok' and has no {name}")
-    translates = isinstance(getattr(config, "task", None), Translating)
-    scored = row["summary"].get("perplexity") is not None
-    if ended and translates and row["kind"] not in STEPS and not scored:
-        raise ValueError("is 'ok' and has no perplexity")
+    for name in getattr(getattr(config, "task", None), "FIGURES", ()) if ended else ():
+        if BASES[row["kind"]] != "step" and row["summary"].get(name) is None:
+            raise ValueError(f"is 'ok' and has no {name}")
     if ended and row["summary"].get("time_ms_samples") == []:
         raise ValueError("is 'ok' and has no time_ms_samples")
     if row["curve"] is not None and curve:
         _check_curve(row, msgspec.convert(row["curve"], curve))
     elif ended and curve and getattr(config, "span", "stream") == "stream":
         raise ValueError("is 'ok' and has no curve")
-
-
-def _schema(kind: str) -> tuple[type[Struct], type[Struct] | None]:
-    """Those of a kind, or of the kind whose config its own is a special one of."""
-    if kind in STEPS:
-        return SCHEMAS[CostConfig.kind]
-    if kind in SCHEMAS:
-        return SCHEMAS[kind]
-    bases = CONFIGS[kind].__mro__[1:]
-    return next(SCHEMAS[name] for name in SCHEMAS if CONFIGS.get(name) in bases)
 
 
 class Head(Struct):

@@ -7,28 +7,30 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
 from typing import ClassVar
 
-from replib.attention import ATTENTION, options_of
-from replib.attention.base import variant_label
+from replib.attention import ATTENTION
 from replib.fast_weights import RetrievalConfig, RetrievalMetrics, RetrievalTraining
 from replib.lab import store
 from replib.lab.configs import config_from
 from replib.lab.runs.generation import GenerationConfig
-from replib.lab.timing import DTYPES, CostConfig, timing_versions
+from replib.lab.text import sizes_text
+from replib.lab.timing import DTYPES, WORKS, CostConfig, timing_versions
 from replib.training import Metrics, Training, TrainingConfig
 
-# The config of each kind of run, by the `kind` of its rows.
+# By the `kind` of rows: their config, and the kind that it is a special one of, such as "training";
+# "step" is the cost of a step of a training.
 CONFIGS: dict[str, type] = {}
-STEPS: set[str] = set()  # kinds that are the cost of a step of a training
+BASES: dict[str, str] = {}
 
 
 def register(config: type) -> None:
     """Let rows of a kind of run be read, and those of the cost of its steps where it trains."""
-    CONFIGS[config.kind] = config
-    if issubclass(config, TrainingConfig):
-        CONFIGS[f"{config.kind} step"] = config
-        STEPS.add(f"{config.kind} step")
+    base = next((kind for kind, one in CONFIGS.items() if issubclass(config, one)), config.kind)
+    CONFIGS[config.kind], BASES[config.kind] = config, base
+    if base == TrainingConfig.kind:
+        CONFIGS[f"{config.kind} step"], BASES[f"{config.kind} step"] = config, "step"
 
 
 for one in (TrainingConfig, CostConfig, GenerationConfig, RetrievalConfig):
@@ -79,6 +81,9 @@ class Glimpse:
 class Job:
     """What is run at once, and gives a row a config and seed."""
 
+    kind: ClassVar[str]
+    """That of its rows, or what it is a special one of: a module of `lab.runs` of this name runs
+    it."""
     configs: tuple[Config, ...]
     seeds: tuple[int, ...]
     timed: ClassVar[bool] = False
@@ -99,15 +104,19 @@ class Job:
 
     def execute(self, where: Where) -> Iterator[store.Row]:
         """Run, from a checkpoint where there is one, and yield the rows; nothing is stored."""
-        raise NotImplementedError
+        return import_module(f"replib.lab.runs.{self.kind}").execute(self, where)
 
     def ended(self, rows: Sequence[store.Row]) -> None:
         """To be called when the rows have been stored."""
+        if not self.timed:
+            import_module("replib.lab.runs.checkpointed").discard(self, rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob(Job):
     """One run of a training experiment; `keep` its weights beside its row (`lab.kept_models`)."""
+
+    kind: ClassVar[str] = "training"
 
     config: TrainingConfig
     seed: int
@@ -128,20 +137,12 @@ class TrainingJob(Job):
         kept = not self.keep or kept_run(self.config.model) == run
         return None if run in done and kept else self
 
-    def execute(self, where):
-        from replib.lab.runs import training
-
-        return training.execute(self, where)
-
-    def ended(self, rows):
-        from replib.lab.runs import checkpointed
-
-        checkpointed.discard(self, rows)
-
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalJob(Job):
     """Runs of associative retrieval that differ in their seed alone, computed together."""
+
+    kind: ClassVar[str] = "retrieval"
 
     config: RetrievalConfig
     seeds: tuple[int, ...]
@@ -155,25 +156,17 @@ class RetrievalJob(Job):
         seeds = tuple(seed for seed, run in pairs if run not in done)
         return replace(self, seeds=seeds) if seeds else None
 
-    def execute(self, where):
-        from replib.lab.runs import retrieval
-
-        return retrieval.execute(self, where)
-
-    def ended(self, rows):
-        from replib.lab.runs import checkpointed
-
-        checkpointed.discard(self, rows)
-
 
 @dataclass(frozen=True, kw_only=True)
 class CostJob(Job):
     """Points that are measured together, interleaved, with this many repeats: of attention
     alone, of a whole training step, or of generating a token or a sequence."""
 
+    kind: ClassVar[str] = "cost"
+    timed: ClassVar[bool] = True
+
     configs: tuple[CostConfig, ...] | tuple[TrainingConfig, ...] | tuple[GenerationConfig, ...]
     n_repeats: int
-    timed: ClassVar[bool] = True
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -194,11 +187,6 @@ class CostJob(Job):
     def left(self, done):
         return None if done.issuperset(self.ids) else self
 
-    def execute(self, where):
-        from replib.lab.runs import cost
-
-        return cost.execute(self, where)
-
 
 def config_of(row: store.Row) -> Config:
     """The config of a row that has been read or made."""
@@ -211,21 +199,38 @@ def _config(kind: str, config: str) -> Config:
 
 
 def words_of(row: store.Row) -> str:
-    """A row in a line."""
-    config, summary = config_of(row), row["summary"]
-    model = getattr(config, "model", config)
-    if isinstance(config, GenerationConfig):
-        who = [config.way, config.span, f"{config.n_layers} layers batch {config.batch_size}"]
+    """The run of a row, in a line: what is asked of its config is what that has."""
+    config = config_of(row)
+    model, task = getattr(config, "model", config), getattr(config, "task", config)
+    said = [" ".join(filter(None, getattr(model, "variant", (getattr(model, "way", None),))))]
+    if getattr(model, "update_rule", None) and model.attention != "softmax":
+        said.append(model.update_rule)
+    if hasattr(model, "span"):
+        said.append(model.span)
+    said.append(f"S = {task.n_keys}" if hasattr(task, "n_keys") else f"N = {task.seq_len}")
+    if hasattr(task, "with_replacement"):
+        said.append(f"D = {model.head_dim}")
+        said += ["keys come back"] * task.with_replacement
+        said += ["evaluated on half the length"] * config.eval_half_length
     else:
-        who = [*model.variant, getattr(model, "update_rule", None)]
-    who += [f"+{defect}" for defect in getattr(config, "defects", ())]
-    figures = (f"{n} {summary[n]:z.4g}" for n in FIGURES if summary.get(n) is not None)
+        said.append(f"batch {config.batch_size}")
+    if hasattr(model, "span"):
+        said.append(sizes_text(model.n_layers, model.n_heads, model.head_dim))
+    if hasattr(config, "work"):
+        said.append(WORKS[config.work])
+    elif hasattr(config, "task"):
+        said += [f"{config.n_steps} steps"] * (not hasattr(task, "n_keys"))
+        said.append(f"seed {row['seed']}")
+    return ", ".join([*said, *getattr(config, "defects", ())])
+
+
+def line_of(row: store.Row) -> str:
+    """A row in a line of the terminal: its run, how it ended, and its figures."""
+    figures = [
+        f"{n} {row['summary'][n]:z.4g}" for n in FIGURES if row["summary"].get(n) is not None
+    ]
     why = f" ({row['detail']})" if row["detail"] else ""
-    return (
-        f"{row['experiment']} {' '.join(filter(None, who))} "
-        f"N={getattr(config, 'task', config).seq_len} seed {row['seed']}: "
-        f"{row['outcome']}{why} {', '.join(figures)}"
-    )
+    return f"{row['experiment']} {words_of(row)}: {row['outcome']}{why} {', '.join(figures)}"
 
 
 def unavailable(config: Config, device_type: str) -> str | None:
@@ -235,10 +240,9 @@ def unavailable(config: Config, device_type: str) -> str | None:
 
 def uses_compiled(config: Config, device_type: str) -> bool:
     """Whether a config runs on a kernel compiled for this kind of device, by name or by default."""
-    if isinstance(config, RetrievalConfig):
-        return False  # its kernels are compiled on the way
     model = getattr(config, "model", config)
-    if device_type not in ATTENTION[model.attention].kernels:
+    # Those of memories are compiled on the way.
+    if hasattr(model, "update_rule") or device_type not in ATTENTION[model.attention].kernels:
         return False
     asked = model.kernel in (None, device_type)
     return asked and _unavailable(config, device_type, device_type) is None
@@ -253,18 +257,19 @@ def _unavailable(config, kernel: str | None, device_type: str) -> str | None:
 
 def variant_of(row: store.Row) -> tuple[str, str | None]:
     """A row's mechanism, and what charts call its options and kernel: its config's `variant`."""
-    model = row["config"].get("model", row["config"])
-    return model["attention"], variant_label(options_of(model), model.get("kernel"))
+    config = config_of(row)
+    return getattr(config, "model", config).variant
 
 
 def kind_of(config: Config, *, cost: bool) -> str:
     """What kind of run a config is of, where a training's cost is that of a step."""
-    return f"{config.kind} step" if cost and isinstance(config, TrainingConfig) else config.kind
+    step = f"{config.kind} step"
+    return step if cost and step in CONFIGS else config.kind
 
 
 def versions_of(config: Config, *, cost: bool) -> dict[str, int]:
     """The versions of the parts that compute a run, or the cost of a config, by their names."""
-    if not (cost and isinstance(config, TrainingConfig)):
+    if BASES[kind_of(config, cost=cost)] != "step":
         return config.versions
     return config.versions | timing_versions(config.model.attention, config.model.kernel)
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 CONFIDENCE = 0.95
+N_BOOTSTRAP, SEED = 2000, 0  # of every interval from resampled repeats
+N_PREDICTED = 1000  # draws of a regression
 Z_95 = 1.959964  # normal quantile at 0.975
 
 # Small N is dominated by overhead that does not grow with N. The range of the fit is fixed before
@@ -81,8 +83,7 @@ class Regression:
     """The 2022 article's regression. Coefficients are in the unit of the times given.
 
     `softmax_coefficients` go with rising powers of N (`power_law`: factor, exponent),
-    `linear_coefficients` are (intercept, slope). `crossover_low` and `crossover_high` are the range
-    of the crossover when each measured length is left out in turn: not a 95 % interval.
+    `linear_coefficients` are (intercept, slope).
     """
 
     softmax_model: str
@@ -91,17 +92,9 @@ class Regression:
     r2_softmax: float
     r2_linear: float
     crossover: float
-    crossover_low: float
-    crossover_high: float
 
 
-def scaling_exponent(
-    lengths: Sequence[float],
-    values: Sequence,
-    *,
-    n_bootstrap: int = 2000,
-    seed: int = 0,
-) -> Exponent:
+def scaling_exponent(lengths: Sequence[float], values: Sequence) -> Exponent:
     """Return the log-log slope p of `value ~ N^p` over the asymptotic range, with a 95 % interval.
 
     The range is the longer half of the lengths, at least 3 of them. A slope that is still bending
@@ -116,7 +109,7 @@ def scaling_exponent(
         ValueError: fewer than 2 lengths, values that are not positive and finite, sizes that
             differ, a repeated length.
     """
-    rng = _generator(n_bootstrap, seed)
+    rng = np.random.default_rng(SEED)
     lengths, samples = _measurements(lengths, values, "values")
     n_used = _n_fitted(len(lengths))
     if n_used < 2:
@@ -128,7 +121,7 @@ def scaling_exponent(
     x, y = np.log(lengths), _log_medians(samples)
     low, high = -math.inf, math.inf
     if n_used >= MIN_FIT_LENGTHS:
-        draws = _log_median_draws(samples, n_bootstrap, rng)
+        draws = _log_median_draws(samples, rng)
         noise = _lack_of_fit_draws(x, y, draws, rng)
         low, high = _percentiles(_line(x, draws + noise)[0])
     value = float(_line(x, y)[0])
@@ -209,22 +202,14 @@ class Ratio:
     high: float
 
 
-def measured_total(samples: Sequence[float], *, n_bootstrap: int = 2000, seed: int = 0) -> Total:
+def measured_total(samples: Sequence[float]) -> Total:
     """The median of repeats that each took the whole sequence."""
-    rng = _generator(n_bootstrap, seed)
     _, samples = _measurements([1], [samples], "samples")
-    draws = np.exp(_log_median_draws(samples, n_bootstrap, rng)[:, 0])
+    draws = np.exp(_log_median_draws(samples, np.random.default_rng(SEED))[:, 0])
     return Total(float(np.median(samples[0])), draws)
 
 
-def integrated_total(
-    positions: Sequence[float],
-    values: Sequence,
-    last: int,
-    *,
-    n_bootstrap: int = 2000,
-    seed: int = 0,
-) -> Total:
+def integrated_total(positions: Sequence[float], values: Sequence, last: int) -> Total:
     """The sum over positions 1 to `last` of times that were measured at some: medians of repeats,
     with straight lines between them in log-log, and the first one's before it.
 
@@ -233,13 +218,13 @@ def integrated_total(
     Raises:
         ValueError: as `scaling_exponent`; or `last` is not the last measured position.
     """
-    rng = _generator(n_bootstrap, seed)
     positions, samples = _measurements(positions, values, "values")
     if last != positions[-1]:
         raise ValueError(f"last {last}: measure it, {positions[-1]:g} is the last position")
     at = np.log(np.arange(1, last + 1))
     share = np.stack([np.interp(at, np.log(positions), unit) for unit in np.eye(len(positions))])
-    draws = np.exp(_log_median_draws(samples, n_bootstrap, rng) @ share).sum(axis=1)
+    drawn = _log_median_draws(samples, np.random.default_rng(SEED))
+    draws = np.exp(drawn @ share).sum(axis=1)
     return Total(float(np.exp(_log_medians(samples) @ share).sum()), draws)
 
 
@@ -250,14 +235,7 @@ def ratio(numerator: Total, denominator: Total) -> Ratio:
     return Ratio(value, min(low, value), max(high, value))
 
 
-def crossover(
-    lengths: Sequence[float],
-    time_a: Sequence,
-    time_b: Sequence,
-    *,
-    n_bootstrap: int = 2000,
-    seed: int = 0,
-) -> Crossover:
+def crossover(lengths: Sequence[float], time_a: Sequence, time_b: Sequence) -> Crossover:
     """Return the length from which b (linear) stays faster than a (softmax), with a 95 % interval.
 
     With r(N) = log(time_a / time_b) of the medians, piecewise linear in log N:
@@ -280,7 +258,7 @@ def crossover(
         ValueError: fewer than 2 lengths, times that are not positive and finite, sizes that differ,
             a repeated length.
     """
-    rng = _generator(n_bootstrap, seed)
+    rng = np.random.default_rng(SEED)
     measured, a = _measurements(lengths, time_a, "time_a")
     _, b = _measurements(lengths, time_b, "time_b")
     if len(measured) < 2:
@@ -295,7 +273,7 @@ def crossover(
         after = int(np.flatnonzero(ratio < 0)[-1]) + 1
         low, high = x[after - 1], x[after]
     else:
-        draws = _log_median_draws(a, n_bootstrap, rng) - _log_median_draws(b, n_bootstrap, rng)
+        draws = _log_median_draws(a, rng) - _log_median_draws(b, rng)
         extended = draws + _extension_noise(x, ratio, draws, downwards, rng)
         positions = [_crossing(x, r, e)[0] for r, e in zip(draws, extended, strict=True)]
         low, high = _percentiles(positions)
@@ -327,8 +305,7 @@ def article_regression(
     - "power_law"       a N^p            least squares in logarithms; R² in seconds, like the others
 
     The crossover is the N from which the linear curve is below the softmax curve for good: `inf` if
-    it never is, 1 if it always is. `crossover_low` and `crossover_high` leave out each length in
-    turn: they show what one of so few points decides. Between models the crossover moves further.
+    it never is, 1 if it always is.
 
     Raises:
         ValueError: an unknown model, fewer lengths than its coefficients and one, times that are
@@ -347,11 +324,6 @@ def article_regression(
     softmax, linear = np.exp(_log_medians(softmax)), np.exp(_log_medians(linear))
     coefficients, curve = _fit(measured, softmax, softmax_model)
     linear_coefficients, linear_curve = _fit(measured, linear, "linear")
-    left_out = []
-    for kept in ~np.eye(len(measured), dtype=bool):
-        partial_curve = _fit(measured[kept], softmax[kept], softmax_model)[1]
-        partial_line = _fit(measured[kept], linear[kept], "linear")[1]
-        left_out.append(_last_meeting(partial_curve, partial_line))
     return Regression(
         softmax_model=softmax_model,
         softmax_coefficients=coefficients,
@@ -359,8 +331,6 @@ def article_regression(
         r2_softmax=_r_squared(softmax, curve(measured)),
         r2_linear=_r_squared(linear, linear_curve(measured)),
         crossover=_last_meeting(curve, linear_curve),
-        crossover_low=min(left_out),
-        crossover_high=max(left_out),
     )
 
 
@@ -370,8 +340,6 @@ def prediction_interval(
     linear_s: Sequence[float],
     *,
     softmax_model: str = "quadratic",
-    n_draws: int = 1000,
-    seed: int = 0,
 ) -> tuple[float, float]:
     """Return the 95 % interval of `article_regression`'s crossover, if its models are right.
 
@@ -384,15 +352,15 @@ def prediction_interval(
         ValueError: as `article_regression`.
     """
     article_regression(lengths, softmax_s, linear_s, softmax_model=softmax_model)
-    rng = _generator(n_draws, seed)
+    rng = np.random.default_rng(SEED)
     measured, softmax = _measurements(lengths, softmax_s, "softmax_s")
     _, linear = _measurements(lengths, linear_s, "linear_s")
     grid = np.geomspace(SHORTEST_LENGTH, NEVER, 2001)  # steps of 1.4 %
     curves = (
-        _drawn_curves(measured, np.exp(_log_medians(one)), model, grid, n_draws, rng)
+        _drawn_curves(measured, np.exp(_log_medians(one)), model, grid, rng)
         for one, model in ((softmax, softmax_model), (linear, "linear"))
     )
-    softmax_faster = np.less(*curves)  # (n_draws, n_grid)
+    softmax_faster = np.less(*curves)  # (N_PREDICTED, n_grid)
     n_after = softmax_faster[:, ::-1].argmax(axis=1)  # grid points after the last such
     crossings = np.append(grid, math.inf)[len(grid) - n_after]
     return _percentiles(np.where(softmax_faster.any(axis=1), crossings, SHORTEST_LENGTH))
@@ -519,29 +487,15 @@ def t_quantile(probability: float, freedom: float) -> float:
     return float(t.ppf(probability, freedom))
 
 
-def count_spikes(
-    losses: Sequence[float],
-    *,
-    window: int = SPIKE_WINDOW,
-    factor: float = SPIKE_FACTOR,
-    min_rise: float = MIN_SPIKE_NATS,
-) -> int:
+def count_spikes(losses: Sequence[float]) -> int:
     """Return how often a loss curve (nats a token) rose sharply and came back.
 
-    A spike starts where the loss exceeds both `factor` times the baseline and the baseline plus
-    `min_rise`; the baseline is the median of the last `window` recorded losses outside spikes. It
-    ends, and counts once however long it was, when the loss is back below half of that rise. A rise
-    that never comes back is no spike: it shows in the final loss. A loss that is not finite counts
-    as high.
-
-    Raises:
-        ValueError: window below 1, factor not above 1, min_rise negative.
+    A spike starts where the loss exceeds both SPIKE_FACTOR times the baseline and the baseline plus
+    MIN_SPIKE_NATS; the baseline is the median of the last SPIKE_WINDOW recorded losses outside
+    spikes. It ends, and counts once however long it was, when the loss is back below half of that
+    rise. A rise that never comes back is no spike: it shows in the final loss. A loss that is not
+    finite counts as high.
     """
-    if window < 1 or factor <= 1 or min_rise < 0:
-        raise ValueError(
-            f"window {window}, factor {factor}, min_rise {min_rise}: "
-            "use window >= 1, factor > 1, min_rise >= 0"
-        )
     calm: list[float] = []
     n_spikes, back_below = 0, None
     for loss in np.nan_to_num(np.asarray(losses, dtype=float), nan=math.inf, posinf=math.inf):
@@ -550,8 +504,8 @@ def count_spikes(
                 continue
             n_spikes, back_below = n_spikes + 1, None
         elif calm:
-            baseline = float(np.median(calm[-window:]))
-            rise = max((factor - 1) * baseline, min_rise)
+            baseline = float(np.median(calm[-SPIKE_WINDOW:]))
+            rise = max((SPIKE_FACTOR - 1) * baseline, MIN_SPIKE_NATS)
             if loss > baseline + rise:
                 back_below = baseline + rise / 2
                 continue
@@ -600,12 +554,6 @@ def _finite(values: Sequence[float], name: str) -> np.ndarray:
     return values
 
 
-def _generator(n_bootstrap: int, seed: int) -> np.random.Generator:
-    if n_bootstrap < 1:
-        raise ValueError(f"n_bootstrap {n_bootstrap} is below 1: use 1000 or more")
-    return np.random.default_rng(seed)
-
-
 def _percentiles(draws: Sequence[float]) -> tuple[float, float]:
     # inverted_cdf returns drawn values: interpolation between infinite ones would give NaN.
     tail = (1 - CONFIDENCE) / 2
@@ -621,13 +569,11 @@ def _log_medians(samples: list[np.ndarray]) -> np.ndarray:
     return np.log([np.median(sample) for sample in samples])
 
 
-def _log_median_draws(
-    samples: list[np.ndarray], n_bootstrap: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Return log medians of resampled repeats, (n_bootstrap, n_lengths)."""
+def _log_median_draws(samples: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Return log medians of resampled repeats, (N_BOOTSTRAP, n_lengths)."""
     columns = []
     for sample in samples:
-        picks = rng.integers(0, len(sample), (n_bootstrap, len(sample)))
+        picks = rng.integers(0, len(sample), (N_BOOTSTRAP, len(sample)))
         columns.append(np.median(sample[picks], axis=1))
     return np.log(np.stack(columns, axis=1))
 
@@ -642,10 +588,10 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _lack_of_fit_draws(
     x: np.ndarray, y: np.ndarray, draws: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return errors (n_bootstrap, n): what the repeats do not explain of y's distance to its line.
+    """Return errors (N_BOOTSTRAP, n): what the repeats do not explain of y's distance to its line.
 
     Their variance is the residual variance less the variance of the resampled medians, which are in
-    `draws` (n_bootstrap, n) already. One chi-square a row makes slopes Student-t distributed.
+    `draws` (N_BOOTSTRAP, n) already. One chi-square a row makes slopes Student-t distributed.
     """
     slope, intercept = _line(x, y)
     residuals, freedom = y - slope * x - intercept, len(x) - 2
@@ -657,7 +603,7 @@ def _lack_of_fit_draws(
 def _extension_noise(
     x: np.ndarray, ratio: np.ndarray, draws: np.ndarray, downwards: bool, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return lack-of-fit errors (n_bootstrap, n), zero outside the lengths that are extended."""
+    """Return lack-of-fit errors (N_BOOTSTRAP, n), zero outside the lengths that are extended."""
     noise = np.zeros_like(draws)
     n_fitted = _n_fitted(len(x))
     if n_fitted >= MIN_FIT_LENGTHS:
@@ -709,11 +655,10 @@ def _drawn_curves(
     seconds: np.ndarray,
     model: str,
     grid: np.ndarray,
-    n_draws: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Return a model's curves over a grid, (n_draws, n_grid), with errors as its residuals imply;
-    a power law in logarithms."""
+    """Return a model's curves over a grid, (N_PREDICTED, n_grid), with errors as its residuals
+    imply; a power law in logarithms."""
     log = model == "power_law"
     y = np.log(seconds) if log else seconds
 
@@ -726,8 +671,8 @@ def _drawn_curves(
     solve = np.linalg.pinv(design)  # (n_coefficients, n_lengths)
     coefficients = solve @ y
     residuals, freedom = y - design @ coefficients, len(y) - design.shape[1]
-    scale = np.sqrt(residuals @ residuals / rng.chisquare(freedom, (n_draws, 1)))
-    draws = coefficients + scale * rng.standard_normal((n_draws, len(y))) @ solve.T
+    scale = np.sqrt(residuals @ residuals / rng.chisquare(freedom, (N_PREDICTED, 1)))
+    draws = coefficients + scale * rng.standard_normal((N_PREDICTED, len(y))) @ solve.T
     curves = draws @ design_of(grid).T
     return np.exp(curves.clip(-700, 700)) if log else curves
 

@@ -149,25 +149,21 @@ def make_row(
     return made
 
 
-def thin(
-    curve: Mapping[str, Sequence[Any]], max_points: int = MAX_CURVE_POINTS
-) -> dict[str, list[Any]]:
-    """Thin a curve to at most `max_points` evenly spaced points.
+def thin(curve: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Thin a curve to at most MAX_CURVE_POINTS evenly spaced points.
 
     The first point, the last one and those of the lowest and highest finite `loss` are kept.
 
     Raises:
-        ValueError: the columns differ in length, or `max_points` is below 4.
+        ValueError: the columns differ in length.
     """
-    if max_points < 4:
-        raise ValueError(f"max_points {max_points}: 4 is the least (both ends and both extremes)")
     lengths = {name: len(column) for name, column in curve.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns of a curve must be equally long, these are not: {lengths}")
     n_points = next(iter(lengths.values()), 0)
-    if n_points <= max_points:
+    if n_points <= MAX_CURVE_POINTS:
         return {name: list(column) for name, column in curve.items()}
-    n_even = max_points - 2  # two places are for the extremes
+    n_even = MAX_CURVE_POINTS - 2  # two places are for the extremes
     kept = {round(i * (n_points - 1) / (n_even - 1)) for i in range(n_even)}
     losses = [
         (loss, i)

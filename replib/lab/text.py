@@ -30,3 +30,9 @@ def markdown_table(
     if odd := [cells for cells in every if len(cells) != len(head)]:
         raise ValueError(f"give {len(head)} cells, one for each of {list(head)}: {list(odd[0])}")
     return "\n".join(f"| {' | '.join(cells)} |" for cells in every)
+
+
+def sizes_text(n_layers: int, n_heads: int, head_dim: int) -> str:
+    """Of a model, in words."""
+    layers, heads = f"layer{'s' * (n_layers != 1)}", f"head{'s' * (n_heads != 1)}"
+    return f"{n_layers} {layers}, {n_heads} {heads} of {head_dim}"

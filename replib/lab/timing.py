@@ -15,9 +15,10 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, fields, replace
 from functools import lru_cache
+from itertools import chain, takewhile
 from threading import get_ident
 from time import perf_counter
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ from replib.training import MODELS, Training, TrainingConfig
 VERSION = 1  # raised when what is counted as a time or a memory changes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-WORKS = ("forward", "forward_backward")
+WORKS = {"forward": "forward", "forward_backward": "forward and backward"}
 # Far above any N published or reachable here: beyond it is a slip of the keyboard.
 MAX_SEQ_LEN = 2**20
 
@@ -74,13 +75,8 @@ TERMS = ((0, 1), (0, 1, 2), (0, 2), (1, 2), (1,), (2,), (0,))
 Key = TypeVar("Key", bound=Hashable)
 
 
-class StopEvent(Protocol):
-    """What can stop a benchmark between two calls, such as a `threading.Event`."""
-
-    def is_set(self) -> bool: ...
-
-
-Stop = StopEvent | Callable[[], bool] | None
+Stop = Callable[[], bool] | None
+"""Asked between two calls whether to stop; None never does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +228,6 @@ def interleave(
     callables: dict[Key, Callable[[], object]],
     *,
     n_repeats: int = 7,
-    n_warmup: int = 1,
     seed: int = 0,
     device: str | torch.device = "cpu",
     stop: Stop = None,
@@ -243,16 +238,14 @@ def interleave(
     Each round calls every callable once, in a new random order; those of LONG_CALL_MS and more have
     rounds of their own after the others', and what they freed then goes back to the system. A
     sample of a callable shorter than MIN_SAMPLE_MS is the mean of as many calls as last that long.
-    One shorter than LONG_CALL_MS is called untimed before each sample until its page faults are its
-    own alone. Time is `perf_counter` on the CPU and CUDA events on a GPU. TIMING_LOCK is held
-    throughout.
+    Each is called untimed at first, and what then seems shorter than LONG_CALL_MS until time and
+    page faults settle, and again before each sample until its page faults are its own alone. Time
+    is `perf_counter` on the CPU and CUDA events on a GPU. TIMING_LOCK is held throughout.
 
     Args:
         n_repeats: rounds, and so samples of each callable.
-        n_warmup: untimed calls of each at first; what then seems shorter than LONG_CALL_MS is
-            called on until time and page faults settle.
         seed: of the order.
-        stop: looked at before every sample; once it is set, what was sampled is returned.
+        stop: asked before every sample; once it is true, what was sampled is returned.
         max_seconds: bounds warm-up and rounds together, of which each kind of round has the share
             of its callables. A round that would not fit is left out, but the first never is.
 
@@ -260,23 +253,21 @@ def interleave(
         The samples of each callable; of those with the same rounds as many, unless it was stopped.
 
     Raises:
-        ValueError: n_repeats, n_warmup or the device is out of range.
+        ValueError: n_repeats or the device is out of range.
     """
     _check_at_least_one("n_repeats", n_repeats)
-    _check_at_least_one("n_warmup", n_warmup)
     device = resolve_device(device)
     rng = random.Random(seed)
     meters = {key: _Meter(function, device) for key, function in callables.items()}
     with _timing_lock(stop) as held:
         if held:
-            _time_all(list(meters.values()), n_repeats, n_warmup, rng, stop, max_seconds)
+            _time_all(list(meters.values()), n_repeats, rng, stop, max_seconds)
     return {key: meter.samples for key, meter in meters.items()}
 
 
 def _time_all(
     meters: list["_Meter"],
     n_repeats: int,
-    n_warmup: int,
     rng: random.Random,
     stop: Stop,
     max_seconds: float | None,
@@ -285,7 +276,7 @@ def _time_all(
     for meter in meters:
         if _stopped(stop):
             return
-        (short if meter.warm_up(n_warmup) < LONG_CALL_MS else long).append(meter)
+        (short if meter.warm_up() < LONG_CALL_MS else long).append(meter)
     n_done = 0
     for some in filter(None, (short, long)):
         n_done += len(some)
@@ -332,10 +323,9 @@ class _Meter:
         self.samples.own_page_faults = min(self.samples.own_page_faults, faults)
         return time_ms, faults
 
-    def warm_up(self, n_warmup: int) -> float:
+    def warm_up(self) -> float:
         """Call untimed, what is not long until it settles; the shortest time of a call."""
-        for _ in range(n_warmup):
-            self.call()
+        self.call()
         for _ in range(MAX_WARMUPS):
             shortest_ms, fewest = self.shortest_ms, self.samples.own_page_faults
             if shortest_ms >= LONG_CALL_MS:
@@ -380,9 +370,7 @@ def _elapsed_cuda_ms(function: Callable[[], object], n_calls: int, device: torch
 
 
 def _stopped(stop: Stop) -> bool:
-    if stop is None:
-        return False
-    return stop.is_set() if hasattr(stop, "is_set") else bool(stop())
+    return stop is not None and stop()
 
 
 @contextmanager
@@ -416,7 +404,7 @@ def measure_cost(
 
     Args:
         seed: of q, k, v and of the order in which the group is timed.
-        stop: once it is set, the group under way ends as "interrupted" with the samples it has,
+        stop: once it is true, the group under way ends as "interrupted" with the samples it has,
             and no further group is begun.
         max_seconds_per_point: bounds the timing of a group, times the number of its members.
 
@@ -432,16 +420,9 @@ def measure_cost(
     groups: dict[tuple, list[CostConfig | TrainingConfig]] = {}
     for config in configs:
         groups.setdefault(_shape(config), []).append(config)
-    return _measure_groups(
-        list(groups.values()), n_repeats, device, seed, stop, max_seconds_per_point
-    )
-
-
-def _measure_groups(groups, n_repeats, device, seed, stop, max_seconds_per_point) -> Iterator[Cost]:
-    for group in groups:
-        if _stopped(stop):
-            return
-        yield from _measure_group(group, n_repeats, device, seed, stop, max_seconds_per_point)
+    going_on = takewhile(lambda _: not _stopped(stop), groups.values())
+    options = (n_repeats, device, seed, stop, max_seconds_per_point)
+    return chain.from_iterable(_measure_group(group, *options) for group in going_on)
 
 
 def _measure_group(

@@ -40,6 +40,8 @@ class TokenTask:
     """What trainings on it are stored under."""
     VERSION: ClassVar[int] = 1
     """Raised when what is drawn or counted changes: its recorded runs are then old."""
+    FIGURES: ClassVar[tuple[str, ...]] = ()
+    """What `figures_of` tells, in every row of a run that ended."""
 
     def missing_data(self) -> str | None:
         """Why its data cannot be read; None where they can, or are drawn as here."""
@@ -62,6 +64,11 @@ class TokenTask:
         targets = batch.targets.masked_fill(~batch.in_loss, NOT_IN_LOSS).flatten()
         options = {"ignore_index": NOT_IN_LOSS, "label_smoothing": label_smoothing}
         return cross_entropy(logits.flatten(0, 1).float(), targets, **options)
+
+    def figures_of(self, loss: float | None) -> dict[str, float | None]:
+        """What else is told of a run that ends with a loss (nats a token), None before the first
+        evaluation."""
+        return {}
 
     def most_likely(self, logits: Tensor) -> Tensor:
         """The tokens (B, N) that logits hold for the likeliest."""

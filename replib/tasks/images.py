@@ -43,6 +43,7 @@ class Pixels:
 
     experiment: ClassVar[str] = "images"
     VERSION: ClassVar[int] = 1  # as of `replib.tasks.TokenTask`
+    FIGURES: ClassVar[tuple[str, ...]] = ("bits_per_dim", "histogram_bits_per_dim")
 
     images: str = "digits"
     n_mixtures: int = 10
@@ -110,6 +111,13 @@ class Pixels:
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Mean negative log-likelihood of a level, nats; outputs (B, N, 3K)."""
         return -log_prob(outputs, batch.targets, self.n_levels).mean()
+
+    def figures_of(self, loss: float | None) -> dict[str, float | None]:
+        """Bits per dimension of the test images: of a model of that loss (nats), and of the
+        histogram of each position, which a model that learned anything of images is below."""
+        histogram = histogram_bits(load_images(self.images), self.n_levels)
+        model = None if loss is None else bits(loss)
+        return {"bits_per_dim": model, "histogram_bits_per_dim": histogram}
 
     def most_likely(self, outputs: Tensor) -> Tensor:
         """The levels (B, N) that outputs (B, N, 3K) hold for the likeliest."""

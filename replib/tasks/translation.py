@@ -50,6 +50,7 @@ class Translating(TokenTask):
     it.
     """
 
+    FIGURES: ClassVar[tuple[str, ...]] = ("perplexity",)
     start: ClassVar[int] = START
     end: ClassVar[int] = END
 

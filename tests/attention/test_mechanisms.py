@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from choices import CAUSAL, for_model
+from tensors import gradients, random_qkv
 
 from replib.attention import ATTENTION, softmax_attention
 from replib.attention.dpfp import DPFPAttention
@@ -20,11 +21,10 @@ from replib.attention.feature_maps import (
     MAX_EXPONENT,
     dpfp,
     favor_keys,
-    favor_queries,
     orthogonal_directions,
 )
 from replib.attention.fwm import FWMAttention
-from replib.attention.lsh import LSHAttention, buckets, places
+from replib.attention.lsh import LSHAttention, buckets
 from replib.attention.performer import PerformerAttention
 from replib.attention.relu import ReluAttention
 from replib.kernels import KERNELS, why_not
@@ -32,18 +32,6 @@ from replib.kernels.retrieval import fwm
 
 B, H, D, M = 2, 3, 8, 5
 VARIANTS = [(name, i) for name, cls in ATTENTION.items() for i in (None, *cls.choices())]
-
-
-def random_qkv(n, *, seed=0, scale=1.0, dtype=torch.float64, d=D):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = ((n, d), (n, d), (n, M))
-    return [scale * torch.randn(B, H, *shape, generator=generator, dtype=dtype) for shape in shapes]
-
-
-def gradients(y, inputs, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    dy = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)
-    return torch.autograd.grad(y, inputs, dy, allow_unused=True)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -63,11 +51,8 @@ def test_float16_gives_what_float64_does(name, choice, causal):
     expected = deepcopy(attention).double()(*exact, causal=causal)
     found, expected = ([x, *gradients(x, z)] for x, z in ((y, rounded), (expected, exact)))
     for a, e in zip(found, expected, strict=True):
-        if e is None:  # LSH has no keys
-            assert a is None
-            continue
         assert a.dtype == torch.float16
-        assert (a.double() - e).norm() < 4e-3 * e.norm()
+        assert (a.double() - e).norm() <= 4e-3 * e.norm()
 
 
 # FAVOR+
@@ -104,13 +89,6 @@ def test_features_of_favor_have_the_softmax_kernel_as_their_expectation():
     w = directions_of(200_000, 1)
     product = (favor_keys(x, w) * favor_keys(y, w)).sum()
     assert product.item() == pytest.approx(torch.exp(x @ y).item(), rel=0.01)
-
-
-def test_the_stabiliser_divides_the_features_of_a_query_by_their_largest():
-    x, w = 3 * random_qkv(7)[0], directions_of(64, 0)
-    plain, stabilised = favor_keys(x, w), favor_queries(x, w)
-    torch.testing.assert_close(stabilised, plain / plain.amax(-1, keepdim=True))
-    assert (stabilised.amax(-1) == 1).all()
 
 
 MANY = PerformerAttention.Options(n_directions=128)
@@ -161,6 +139,41 @@ def test_directions_stay_as_drawn_until_they_are_resampled():
     assert torch.equal(first.directions, second.directions)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("scale", [4.0, 8.0, 30.0])
+def test_performer_does_not_fade_with_long_keys(scale, causal):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 64, 64, generator=generator) for _ in range(3))
+    q, k = (scale * q).requires_grad_(), scale * k
+    attention = PerformerAttention(head_dim=64)
+    ones = attention(q, k, torch.ones_like(v), causal=causal)  # Σ of weights
+    torch.testing.assert_close(ones, torch.ones_like(ones), rtol=1e-3, atol=1e-3)
+    y, softmax = attention(q, k, v, causal=causal), softmax_attention(q, k, v, causal=causal)
+    assert 0.3 < y.abs().mean() / softmax.abs().mean() < 2
+    (dq,) = torch.autograd.grad(y.square().sum(), q)
+    assert dq.isfinite().all() and (dq.abs().max() > 1 or scale == 30)  # a weight of 1, and zeros
+
+
+def test_a_far_longer_key_to_come_changes_no_output_of_performer():
+    q, k, v = random_qkv(40, dtype=torch.float32)
+    attention = PerformerAttention(head_dim=D)
+    before = attention(q, 20 * k, v)
+    k = 20 * k
+    k[:, :, 30] = 1e-3  # whose feature is by far the largest
+    torch.testing.assert_close(attention(q, k, v)[:, :, :30], before[:, :, :30])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_performer_is_attention_by_its_random_features(causal):
+    q, k, v = random_qkv(40)
+    attention = PerformerAttention(head_dim=D).double()
+    phi_q, phi_k = (favor_keys(x * D**-0.25, attention.directions) for x in (q, k))
+    weights = phi_q @ phi_k.mT
+    weights = weights.tril() if causal else weights
+    expected = weights @ v / weights.sum(-1, keepdim=True)
+    torch.testing.assert_close(attention(q, k, v, causal=causal), expected)
+
+
 # DPFP
 
 
@@ -186,24 +199,10 @@ def test_dpfp_attention_is_linear_attention_of_its_features():
         torch.testing.assert_close(attention(q, k, v), expected)
 
 
-def test_dpfp_features_of_orthogonal_orthants_share_nothing():
-    signs = torch.tensor([[1.0, 1, 1, 1], [-1, -1, -1, -1]], dtype=torch.float64)
-    one, other = dpfp(signs, 1)
-    assert one @ other == 0 and one @ one > 0
-
-
 @pytest.mark.parametrize("nu", [0, D, D + 1])
 def test_a_nu_whose_features_are_0_or_repeat_is_refused(nu):
     with pytest.raises(ValueError, match=f"nu {nu}: use nu 1 to {D - 1}"):
         dpfp(torch.zeros(D), nu)
-
-
-def test_dpfp_features_would_be_0_at_nu_d_and_repeat_beyond():
-    x = random_qkv(6)[0]
-    r = torch.cat([x, -x], dim=-1).relu()
-    features = [(r * r.roll(j, dims=-1)).sort(-1).values for j in range(2 * D)]
-    assert features[D].eq(0).all() and all(features[j].any() for j in range(1, D))
-    assert all(torch.equal(features[D + i], features[D - i]) for i in range(1, D))
 
 
 # relu
@@ -270,18 +269,6 @@ def test_delta_attention_writes_normalised_features_with_strengths_of_the_keys(c
     torch.testing.assert_close(y, expected)
 
 
-@pytest.mark.parametrize("choice", ["nu2", "nu3"])
-def test_steps_of_delta_read_what_the_whole_sequence_reads_with_more_features(choice):
-    q, k, v = random_qkv(20)
-    attention = delta_attention(choice=choice)
-    state, reads = attention.init_state(B, H, D, M, dtype=torch.float64), []
-    for n in range(q.shape[2]):
-        y, state = attention.step(state, q[:, :, n], k[:, :, n], v[:, :, n])
-        reads.append(y)
-    assert state.s.shape == (B, H, attention.n_features(D), M)
-    torch.testing.assert_close(torch.stack(reads, 2), attention(q, k, v))
-
-
 def test_the_strengths_of_delta_attention_learn():
     inputs, attention = random_qkv(12), delta_attention()
     grads = gradients(attention(*inputs), list(attention.parameters()))
@@ -329,18 +316,6 @@ def test_after_a_small_first_write_fwm_reads_what_the_kernel_of_memories_reads()
     y = fwm.retrieve(*(x.flatten(0, 1) for x in (q.tanh(), k.tanh(), v, beta)))
     y = torch.nn.functional.layer_norm(y, y.shape[-1:], eps=1e-5).unflatten(0, (B, H))
     torch.testing.assert_close(attention(q, k, v, causal=False), y, rtol=1e-8, atol=1e-10)
-
-
-@pytest.mark.parametrize("choice", FWMAttention.choices())
-def test_steps_of_fwm_read_what_the_whole_sequence_reads(choice):
-    q, k, v = random_qkv(20)
-    attention = delta_attention(name="fwm", choice=choice)
-    state, reads = attention.init_state(B, H, D, M, dtype=torch.float64), []
-    for n in range(q.shape[2]):
-        y, state = attention.step(state, q[:, :, n], k[:, :, n], v[:, :, n])
-        reads.append(y)
-        assert state.s.flatten(2).norm(dim=-1).max() <= 1 + 1e-12
-    torch.testing.assert_close(torch.stack(reads, 2), attention(q, k, v))
 
 
 @pytest.mark.parametrize("choice", FWMAttention.choices())
@@ -428,18 +403,6 @@ def test_a_round_is_softmax_within_the_bucket_and_rounds_are_weighted_by_normali
             alone &= not seen
         expected[b, h, i] = v[b, h, i] if alone else numerator / denominator
     torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-11)
-
-
-def test_every_position_has_one_place_in_a_chunk_of_its_bucket():
-    generator = torch.Generator().manual_seed(0)
-    bucket = torch.randint(0, 6, (B, H, 57), generator=generator)
-    placed = places(bucket, 6, 4)
-    n_places = placed.position.shape[-1]
-    back = torch.cat([bucket, bucket.new_full((B, H, 1), -1)], -1).gather(2, placed.position)
-    assert torch.equal(placed.position.gather(2, placed.place), torch.arange(57).expand(B, H, -1))
-    assert (placed.position < 57).sum(-1).eq(57).all() and n_places % 4 == 0
-    for chunk in back.unflatten(2, (-1, 4)).flatten(0, 2):
-        assert len(set(chunk.tolist()) - {-1}) <= 1
 
 
 def test_rotations_and_buckets_stay_as_they_were_in_a_checkpoint():

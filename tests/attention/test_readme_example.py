@@ -20,7 +20,6 @@ sys.meta_path[:] = [x for x in sys.meta_path if "editable" not in getattr(x, "__
 import torch
 from replib.attention import ATTENTION
 from replib.generation import Decoder
-from replib.lab.run import variant_of
 from replib.lab.timing import CostConfig, measure_cost
 from replib.models import CausalTransformer, TransformerConfig
 from replib.pages import style

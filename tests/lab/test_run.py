@@ -11,7 +11,9 @@ from replib.attention import ATTENTION
 from replib.claims.common import VARIANTS
 from replib.fast_weights import UPDATE_RULES, VERSIONS, MemoryConfig, RetrievalConfig
 from replib.lab import timing
-from replib.lab.run import identity, uses_compiled
+from replib.lab.run import identity, uses_compiled, words_of
+from replib.lab.runs.generation import GenerationConfig
+from replib.lab.store import plain
 from replib.lab.timing import CostConfig
 from replib.tasks import SequenceCopy
 
@@ -118,3 +120,16 @@ def test_a_memory_is_named_after_the_version_of_its_rule(monkeypatch, rule):
         if old != new
     }
     assert renamed == {rule}
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (tiny().config, "linear, N = 16, batch 4, 20 steps, seed 3"),
+        (CostConfig(kernel="torch"), "linear torch, N = 1024, batch 1, forward and backward"),
+        (RetrievalConfig(), "linear, sum, S = 20, D = 64, seed 3"),
+        (GenerationConfig(), "recurrent, token, N = 784, batch 1, 8 layers, 8 heads of 32"),
+    ],
+)
+def test_a_run_is_told_by_what_its_config_has(config, told):
+    assert words_of({"kind": config.kind, "config": plain(config), "seed": 3}) == told

@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
+from replib.lab import statistics
 from replib.lab.statistics import (
     SOFTMAX_MODELS,
-    Ratio,
     article_regression,
     count_spikes,
     crossover,
@@ -27,6 +27,13 @@ LENGTHS = 2.0 ** np.arange(6, 15)
 N_SIMULATED = 300
 # What the hits of a 95 % interval may be in 300 trials, with room for a small-sample method.
 LEAST_HITS, MOST_HITS = 0.90 * N_SIMULATED, 0.995 * N_SIMULATED
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """As many as a coverage needs that is itself from hundreds of simulations."""
+    monkeypatch.setattr(statistics, "N_BOOTSTRAP", 400)
+    monkeypatch.setattr(statistics, "N_PREDICTED", 400)
 
 
 def repeats(values, n_repeats, noise, seed=0):
@@ -74,14 +81,14 @@ def test_lengths_may_come_in_any_order_and_with_any_number_of_repeats():
     ids=["three-single", "bent", "repeats", "bent-repeats"],
 )
 def test_exponent_interval_covers_the_truth_about_95_times_in_100(
-    n_lengths, n_repeats, noise, lack_of_fit
+    few_draws, n_lengths, n_repeats, noise, lack_of_fit
 ):
     rng = np.random.default_rng(1)
     lengths, hits = LENGTHS[:n_lengths], 0
-    for trial in range(N_SIMULATED):
+    for _ in range(N_SIMULATED):
         curve = lengths**1.3 * np.exp(rng.normal(0, lack_of_fit, n_lengths))
         values = curve[:, None] * np.exp(rng.normal(0, noise, (n_lengths, n_repeats)))
-        one = scaling_exponent(lengths, values, n_bootstrap=400, seed=trial)
+        one = scaling_exponent(lengths, values)
         hits += one.low <= 1.3 <= one.high
     assert LEAST_HITS <= hits <= MOST_HITS
 
@@ -143,28 +150,21 @@ def test_two_lengths_give_a_slope_and_no_bound():
     assert (exponent.low, exponent.high) == (-math.inf, math.inf)
 
 
-def test_same_seed_gives_the_same_interval():
-    values = repeats(LENGTHS, 5, 0.1)
-    assert scaling_exponent(LENGTHS, values) == scaling_exponent(LENGTHS, values)
-    assert scaling_exponent(LENGTHS, values) != scaling_exponent(LENGTHS, values, seed=1)
-
-
 @pytest.mark.parametrize(
-    ("lengths", "values", "options", "message"),
+    ("lengths", "values", "message"),
     [
-        ([64], [1.0], {}, r"1 length\(s\), a slope needs 2 and an interval 3: measure more"),
-        ([64, 128], [1.0], {}, "2 lengths but 1 entries in values: give one entry a length"),
-        ([64, 128], [1.0, 0.0], {}, "values holds 0.0 at length 128.*leave out the length"),
-        ([64, 128], [1.0, math.nan], {}, "values holds nan at length 128"),
-        ([64, 128], [[1.0], []], {}, "values has no repeat at length 128: leave the length out"),
-        ([64, 64], [1.0, 2.0], {}, "length 64 is given twice: give its repeats as one entry"),
-        ([0, 64], [1.0, 2.0], {}, "must be positive and finite"),
-        ([64, 128], [1.0, 2.0], {"n_bootstrap": 0}, "n_bootstrap 0 is below 1: use 1000 or more"),
+        ([64], [1.0], r"1 length\(s\), a slope needs 2 and an interval 3: measure more"),
+        ([64, 128], [1.0], "2 lengths but 1 entries in values: give one entry a length"),
+        ([64, 128], [1.0, 0.0], "values holds 0.0 at length 128.*leave out the length"),
+        ([64, 128], [1.0, math.nan], "values holds nan at length 128"),
+        ([64, 128], [[1.0], []], "values has no repeat at length 128: leave the length out"),
+        ([64, 64], [1.0, 2.0], "length 64 is given twice: give its repeats as one entry"),
+        ([0, 64], [1.0, 2.0], "must be positive and finite"),
     ],
 )
-def test_bad_measurements_name_value_and_remedy(lengths, values, options, message):
+def test_bad_measurements_name_value_and_remedy(lengths, values, message):
     with pytest.raises(ValueError, match=message):
-        scaling_exponent(lengths, values, **options)
+        scaling_exponent(lengths, values)
 
 
 def test_crossing_of_power_laws_is_found_between_measured_lengths():
@@ -186,23 +186,14 @@ def test_crossing_counts_after_the_last_length_where_softmax_is_faster():
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.2])
-def test_crossover_interval_covers_the_truth_about_95_times_in_100(noise):
+def test_crossover_interval_covers_the_truth_about_95_times_in_100(few_draws, noise):
     lengths, hits = LENGTHS[:7], 0
     for trial in range(N_SIMULATED):
         softmax = repeats(1e-3 * lengths**2, 7, noise, seed=2 * trial)
         linear = repeats(0.3 * lengths, 7, noise, seed=2 * trial + 1)
-        found = crossover(lengths, softmax, linear, n_bootstrap=200, seed=trial)
+        found = crossover(lengths, softmax, linear)
         hits += found.low <= 300 <= found.high
     assert LEAST_HITS <= hits <= MOST_HITS
-
-
-def test_noisier_repeats_widen_the_crossover_interval():
-    def width(noise):
-        softmax = repeats(1e-3 * LENGTHS**2, 7, noise, seed=1)
-        found = crossover(LENGTHS, softmax, repeats(0.3 * LENGTHS, 7, noise, seed=2))
-        return found.high / found.low
-
-    assert width(0.1) > 1 + 2 * (width(0.01) - 1)
 
 
 def test_crossing_beyond_the_measured_lengths_is_extrapolated_upwards():
@@ -253,32 +244,11 @@ def test_two_lengths_extrapolate_without_a_bound():
     assert (downwards.low, downwards.high) == (pytest.approx(1), pytest.approx(64))
 
 
-def test_three_noisy_lengths_leave_an_extrapolation_wide_open():
-    # 3 lengths leave one degree of freedom: what the noise of the line is, is nearly unknown.
-    found = crossover([8, 16, 32], [1.0, 2.2, 3.9], [20.0, 27.0, 42.0])
-    assert found.extrapolated
-    assert found.high / found.low > 10
-
-
 def test_articles_own_times_do_not_cross_by_power_laws():
     article = published()["dm2022"]
     found = crossover(article["N"], article["softmax_s"], article["linear_s"])
     assert found.extrapolated
     assert found.length == math.inf
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (([64], [1], [1]), r"1 length\(s\), a crossover needs 2: measure another length"),
-        (([64, 128], [1, 2], [1]), "2 lengths but 1 entries in time_b"),
-        (([64, 128], [1, -2], [1, 1]), "time_a holds -2.0 at length 128.*ran out of memory"),
-        (([64, 128], [1, 2], [None, 1]), "time_b holds nan at length 64"),
-    ],
-)
-def test_bad_times_name_value_and_remedy(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        crossover(*arguments)
 
 
 def article_table():
@@ -303,21 +273,13 @@ def test_straight_line_fits_the_article_as_well_and_never_crosses():
     assert line.r2_softmax == pytest.approx(0.99019, abs=5e-6)
     assert line.r2_softmax > article_regression(*article_table()).r2_softmax
     assert line.softmax_coefficients == pytest.approx((183.17, 3.561), abs=5e-3)
-    assert line.crossover == line.crossover_low == math.inf
+    assert line.crossover == math.inf
 
 
 def test_full_quadratic_doubles_the_articles_crossover():
     full = article_regression(*article_table(), softmax_model="full_quadratic")
     printed = published()["dm2022"]["fit"]["other_quadratic_with_linear_term_crossover"]
     assert full.crossover == pytest.approx(printed, abs=0.05)
-    assert full.crossover_high > 2 * full.crossover_low
-
-
-def test_leaving_out_one_of_four_points_moves_the_articles_crossover():
-    fit = article_regression(*article_table())
-    without_longest = article_regression(*(column[:3] for column in article_table()))
-    assert fit.crossover_low == pytest.approx(without_longest.crossover)
-    assert fit.crossover_low < 2250 < 3200 < fit.crossover_high
 
 
 def test_prediction_intervals_say_how_little_four_points_decide():
@@ -329,13 +291,13 @@ def test_prediction_intervals_say_how_little_four_points_decide():
 
 
 @pytest.mark.slow
-def test_a_prediction_interval_covers_the_truth_about_95_times_in_100():
+def test_a_prediction_interval_covers_the_truth_about_95_times_in_100(few_draws):
     n, rng, hits = np.array([8.0, 16, 32, 64, 128]), np.random.default_rng(5), 0
     truth = (1 + math.sqrt(1 + 4 * 0.01 * 90)) / 0.02  # 10 + 0.01 N² = 100 + N
     for _ in range(N_SIMULATED):
         softmax, linear = 10 + 0.01 * n**2, 100 + n
         noisy = (one + rng.normal(0, 2, len(n)) for one in (softmax, linear))
-        low, high = prediction_interval(n, *noisy, n_draws=400)
+        low, high = prediction_interval(n, *noisy)
         hits += low <= truth <= high
     assert LEAST_HITS <= hits <= MOST_HITS
 
@@ -346,11 +308,6 @@ def test_points_on_the_curves_predict_one_point():
         meeting = article_regression(n, times, 100 + n, softmax_model=model).crossover
         low, high = prediction_interval(n, times, 100 + n, softmax_model=model)
         assert low == high == pytest.approx(meeting, rel=0.02)
-
-
-def test_a_prediction_without_an_error_to_judge_by_is_refused():
-    with pytest.raises(ValueError, match="2 lengths, the quadratic model needs 3"):
-        prediction_interval(*(column[:2] for column in article_table()))
 
 
 @pytest.mark.parametrize("model", SOFTMAX_MODELS)
@@ -380,21 +337,6 @@ def test_bad_regression_names_value_and_remedy(n_lengths, model, message):
     columns = (column[:n_lengths] for column in article_table())
     with pytest.raises(ValueError, match=message):
         article_regression(*columns, softmax_model=model)
-
-
-@pytest.mark.parametrize(
-    ("probability", "freedom", "quantile"),
-    [  # printed tables of Student's t
-        (0.975, 1, 12.7062),
-        (0.975, 4, 2.7764),
-        (0.975, 30, 2.0423),
-        (0.95, 10, 1.8125),
-        (0.975, 1e5, 1.9600),
-        (0.5, 3, 0.0),
-    ],
-)
-def test_t_quantile_agrees_with_printed_tables(probability, freedom, quantile):
-    assert t_quantile(probability, freedom) == pytest.approx(quantile, abs=6e-5)
 
 
 def test_difference_interval_agrees_with_welch_by_hand():
@@ -432,8 +374,6 @@ def test_wilson_interval_agrees_with_printed_values(successes, n, interval):
         (lambda: difference_interval([1, 2], [1, math.nan]), "b holds nan: leave out diverged"),
         (lambda: wilson_interval(3, 2), "3 of 2 is not a share: give n >= 1"),
         (lambda: wilson_interval(0, 0), "0 of 0 is not a share"),
-        (lambda: count_spikes([1.0], window=0), "window 0.*use window >= 1"),
-        (lambda: count_spikes([1.0], factor=1.0), "factor 1.0.*factor > 1"),
     ],
 )
 def test_bad_arguments_name_value_and_remedy(call, message):
@@ -482,12 +422,6 @@ def test_a_total_of_a_power_law_is_its_sum(power):
     assert found.draws == pytest.approx(exact)
 
 
-def test_a_total_of_a_bent_curve_is_near_its_sum():
-    exact = sum(2 + n / 50 for n in range(1, 101))
-    found = integrated_total(POSITIONS, [2 + n / 50 for n in POSITIONS], 100)
-    assert found.value == pytest.approx(exact, rel=0.01)
-
-
 def test_a_total_starts_with_the_first_position_that_was_measured():
     assert integrated_total([10, 20], [4.0, 4.0], 20).value == pytest.approx(80)
 
@@ -505,16 +439,14 @@ def test_a_measured_total_is_the_median_of_its_runs():
     assert np.unique(found.draws.round(6)).tolist() == [10, 11, 100]
 
 
-def test_a_ratio_interval_covers_the_truth_about_95_times_in_100():
+def test_a_ratio_interval_covers_the_truth_about_95_times_in_100(few_draws):
     rng, covered = np.random.default_rng(0), 0
-    for i in range(200):
+    for _ in range(200):
         slow, fast = (
             integrated_total(
                 POSITIONS,
                 [level * rng.lognormal(0, 0.1, 15) for _ in POSITIONS],
                 100,
-                n_bootstrap=300,
-                seed=i + 1000 * level,
             )
             for level in (6, 2)
         )
@@ -522,11 +454,6 @@ def test_a_ratio_interval_covers_the_truth_about_95_times_in_100():
         assert found.low <= found.value <= found.high
         covered += found.low <= 3 <= found.high
     assert 180 <= covered <= 200
-
-
-def test_a_ratio_of_equal_noise_free_totals_is_one():
-    one = measured_total([5.0, 5.0])
-    assert ratio(one, one) == Ratio(1.0, 1.0, 1.0)
 
 
 KEYS = [20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 240, 280, 320, 360, 400]

@@ -21,7 +21,6 @@ from replib.lab.timing import (
     Cost,
     CostConfig,
     Samples,
-    available_memory_bytes,
     interleave,
     measure_cost,
     peak_memory_bytes,
@@ -111,9 +110,6 @@ def test_each_round_calls_every_callable_once_in_an_order_that_varies(clock):
     assert len(set(rounds)) > 10
     assert Counter(one[0] for one in rounds).keys() == set("abcd")
     assert {name: len(values) for name, values in samples.items()} == dict.fromkeys("abcd", 20)
-
-
-def test_the_order_depends_on_the_seed_alone(clock):
     assert rounds_of(clock, seed=1)[1] == rounds_of(clock, seed=1)[1]
     assert rounds_of(clock, seed=1)[1] != rounds_of(clock, seed=2)[1]
 
@@ -273,7 +269,9 @@ def test_stop_keeps_the_samples_taken_so_far(clock):
         if calls["n"] == 1 + 3:
             stop.set()
 
-    assert times_of({"a": function}, n_repeats=10, stop=stop) == {"a": pytest.approx([2000] * 3)}
+    assert times_of({"a": function}, n_repeats=10, stop=stop.is_set) == {
+        "a": pytest.approx([2000] * 3)
+    }
     assert calls["n"] == 4
 
 
@@ -302,11 +300,10 @@ def test_stop_ends_a_wait_for_the_lock_that_another_timing_holds():
         assert TIMING_LOCK.locked()
 
 
-@pytest.mark.parametrize("name", ["n_repeats", "n_warmup"])
 @pytest.mark.parametrize("value", [0, -1, 2.5])
-def test_a_count_below_one_is_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name} is {value}: use a whole number of at least 1"):
-        interleave({"a": lambda: None}, **{name: value})
+def test_a_count_below_one_is_refused(value):
+    with pytest.raises(ValueError, match=f"n_repeats is {value}: use a whole number of at least 1"):
+        interleave({"a": lambda: None}, n_repeats=value)
 
 
 # Memory
@@ -393,11 +390,6 @@ def test_softmax_memory_grows_as_n_squared_and_linear_memory_as_n():
     linear = [memory_at(n, attention="linear", kernel="torch") for n in (1024, 2048)]
     assert 3.6 < softmax[1] / softmax[0] < 4.1
     assert 1.7 < linear[1] / linear[0] < 2.1
-
-
-def test_available_memory_is_positive_and_within_the_machine():
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < available_memory_bytes() <= total
 
 
 def test_free_memory_is_what_the_system_calls_available(tmp_path):
@@ -603,13 +595,6 @@ def test_a_point_that_would_not_fit_is_a_row_and_the_others_go_on(monkeypatch):
     assert fits.outcome == "ok" and len(fits.time_ms) == 1
 
 
-def test_the_longest_softmax_is_out_of_memory_before_anything_is_allocated():
-    config = CostConfig(attention="softmax", kernel="textbook", seq_len=2**20, batch_size=64)
-    (cost,) = measure_cost([config])
-    assert cost.outcome == "out_of_memory"
-    assert "needs about" in cost.detail and "lower seq_len or batch_size" in cost.detail
-
-
 def test_the_inputs_count_among_what_must_fit(broken, monkeypatch):
     inputs = 4 * 2 * 33 * 32 * 4  # q, k, v and the output gradient: (1, 2, 33, 32) in float32
     monkeypatch.setattr(broken, "healthy_calls", 100)
@@ -670,7 +655,7 @@ def test_a_stopped_measurement_keeps_what_it_has_and_says_so(monkeypatch):
 
     monkeypatch.setattr(timing, "_elapsed_ms", stop_in_the_second_round)
     monkeypatch.setattr(timing, "MAX_WARMUPS", 0)
-    costs = list(measure_cost([*first, small(seq_len=64)], n_repeats=50, stop=stop))
+    costs = list(measure_cost([*first, small(seq_len=64)], n_repeats=50, stop=stop.is_set))
     assert [cost.config for cost in costs] == first
     assert {cost.outcome for cost in costs} == {"interrupted"}
     assert sorted(len(cost.time_ms) for cost in costs) == [1, 2]
@@ -680,7 +665,7 @@ def test_a_stopped_measurement_keeps_what_it_has_and_says_so(monkeypatch):
 
 def test_a_point_is_ok_when_the_stop_came_after_its_last_repeat():
     stop = threading.Event()
-    costs = measure_cost([small(seq_len=n) for n in (8, 16)], n_repeats=1, stop=stop)
+    costs = measure_cost([small(seq_len=n) for n in (8, 16)], n_repeats=1, stop=stop.is_set)
     first = next(costs)
     stop.set()
     assert first.outcome == "ok"
@@ -711,24 +696,12 @@ def test_a_bad_value_is_refused_with_the_remedy(changes, message):
         CostConfig(**changes)
 
 
-def test_bad_arguments_are_refused_before_the_first_point():
-    with pytest.raises(ValueError, match="n_repeats is 0"):
-        measure_cost([small()], n_repeats=0)
-    with pytest.raises(ValueError, match="unknown device 'tpu'"):
-        measure_cost([small()], device="tpu")
-
-
 # Planning
 
 
 @pytest.mark.parametrize(("seq_len", "batch_size"), [(1, 4096), (512, 8), (4096, 1), (8192, 1)])
 def test_the_batch_size_is_inverse_to_the_length(seq_len, batch_size):
     assert tokens_batch(4096, seq_len) == batch_size
-
-
-def test_a_batch_of_no_tokens_is_refused():
-    with pytest.raises(ValueError, match="tokens is 0"):
-        tokens_batch(0, 16)
 
 
 @pytest.mark.parametrize("work", timing.WORKS)

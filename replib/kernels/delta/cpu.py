@@ -18,8 +18,6 @@ bfloat16.
 
 import ctypes
 import math
-import sys
-from functools import cache
 
 import torch
 from numba import njit
@@ -29,17 +27,11 @@ from torch.nn.functional import pad
 from replib import plain
 from replib.kernels.library import operator
 from replib.kernels.linear import cpu
-from replib.kernels.linear.cpu import (
-    BATCH_HEADS,
-    FLOAT,
-    NEXT_HEAD,
-    NEXT_SLOT,
-    SCRATCH,
-    SCRATCH_BYTES,
-    C,
-)
+from replib.kernels.linear.cpu import FLOAT, C
+from replib.kernels.numba import threads
 from replib.kernels.numba import vectors as vec
 from replib.kernels.numba.rows import empty_like_rows, rows_together
+from replib.kernels.numba.threads import OWN
 from replib.plain import all_finite
 
 # The memories of a block should stay in the second-level cache; the longer it is, the fewer are
@@ -48,10 +40,10 @@ BLOCK_CHUNKS = 8
 
 COMPILE_S = 15  # about, on two cores
 
-# What a call hands its threads; the first places are those of `cpu`.
-N_POSITIONS, FEATURE_SIZE, VALUE_SIZE = range(6, 9)
-Q, K, V, BETA, Y, ERRORS, MEMORIES, DY, DQ, DK, DV, DBETA = range(9, 69, 5)
-N_WORDS = 69
+# What a call hands its threads; the first place is that of `cpu`.
+N_POSITIONS, FEATURE_SIZE, VALUE_SIZE = range(cpu.HEADS + 1, cpu.HEADS + 4)
+Q, K, V, BETA, Y, ERRORS, MEMORIES, DY, DQ, DK, DV, DBETA = range(OWN + 4, OWN + 64, 5)
+N_WORDS = OWN + 64
 
 
 @njit
@@ -288,70 +280,22 @@ def _backward(words, head, s):
             cpu._write(dv, t, n, m, d_values)
 
 
-def _scratch_bytes(r: int, m: int) -> int:
-    """What the larger of the two passes lays out above, and a cache line."""
-    floats = 4 * C * r + 6 * C * m + 2 * C * C + 2 * C + (2 + BLOCK_CHUNKS) * r * m
-    return (floats * FLOAT + 127) // 64 * 64
+def _scratch_floats(r: int, m: int) -> int:
+    """What the larger of the two passes lays out above."""
+    return 4 * C * r + 6 * C * m + 2 * C * C + 2 * C + (2 + BLOCK_CHUNKS) * r * m
 
 
-def _delta_forward_thread(words):
-    """What each thread does: take one (batch, head) after another until none is left."""
-    slot = vec.fetch_and_add(words + 8 * NEXT_SLOT)
-    scratch = vec.word(words, SCRATCH) + slot * vec.word(words, SCRATCH_BYTES)
-    head = vec.fetch_and_add(words + 8 * NEXT_HEAD)
-    while head < vec.word(words, BATCH_HEADS):
-        _forward(words, head, scratch)
-        head = vec.fetch_and_add(words + 8 * NEXT_HEAD)
+KERNEL = threads.Kernel("the delta rule", COMPILE_S, forward=_forward, backward=_backward)
 
 
-def _delta_backward_thread(words):
-    slot = vec.fetch_and_add(words + 8 * NEXT_SLOT)
-    scratch = vec.word(words, SCRATCH) + slot * vec.word(words, SCRATCH_BYTES)
-    head = vec.fetch_and_add(words + 8 * NEXT_HEAD)
-    while head < vec.word(words, BATCH_HEADS):
-        _backward(words, head, scratch)
-        head = vec.fetch_and_add(words + 8 * NEXT_HEAD)
-
-
-THREADS = (_delta_forward_thread, _delta_backward_thread)
-
-
-def compiled() -> bool:
-    """Whether the machine code is at hand, from this process or an earlier one."""
-    return all(any(cpu._code_folder().rglob(f"*{thread.__name__}*.nbi")) for thread in THREADS)
-
-
-def compile_now() -> None:
-    """Compile both passes, or load them where they have been compiled."""
-    with cpu._compiling:
-        if not compiled():
-            print(
-                f"replib: compiling the delta rule: about {COMPILE_S} s, once for this version",
-                file=sys.stderr,
-            )
-        for thread in THREADS:
-            cpu._compile(thread)
-
-
-@cache
-def _code(thread):
-    """The machine code of a pass."""
-    compile_now()
-    return cpu._compile(thread)
-
-
-def _run(thread, tensors: dict[int, Tensor]) -> None:
+def _run(key: str, tensors: dict[int, Tensor]) -> None:
     """Fill in the words and let the threads work."""
     b, h, n, r = tensors[K].shape
     m = tensors[ERRORS].shape[-1]
-    n_threads = min(torch.get_num_threads(), b * h)
-    n_bytes = _scratch_bytes(r, m)
-    scratch = torch.empty(n_threads * n_bytes, dtype=torch.uint8)
     words = (ctypes.c_int64 * N_WORDS)()
-    words[SCRATCH], words[SCRATCH_BYTES] = scratch.data_ptr(), n_bytes
-    words[BATCH_HEADS : VALUE_SIZE + 1] = b * h, h, n, r, m
+    words[cpu.HEADS : VALUE_SIZE + 1] = h, n, r, m
     cpu._write_places(words, tensors)
-    cpu._in_parallel(_code(thread), ctypes.addressof(words), n_threads)
+    KERNEL.run(key, words, b * h, _scratch_floats(r, m))
 
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
@@ -370,10 +314,8 @@ def _forward_pass(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor
     wide = [cpu._widen(x, 0.0) for x in (q, k, v)]
     y_wide = y if y.shape == wide[2].shape else wide[2].new_empty(wide[2].shape)
     tensors = dict(zip((Q, K, V), wide, strict=True))
-    _run(
-        _delta_forward_thread,
-        tensors | {BETA: beta, Y: y_wide, ERRORS: errors, MEMORIES: memories},
-    )
+    tensors |= {BETA: beta, Y: y_wide, ERRORS: errors, MEMORIES: memories}
+    _run("forward", tensors)
     if y_wide is not y:
         y.copy_(y_wide[..., : v.shape[-1]])
     if all_finite(y):
@@ -394,7 +336,7 @@ def _backward_pass(dy, kept, q, k, v, beta) -> tuple[Tensor, ...]:
     d_beta = torch.empty_like(beta, memory_format=torch.contiguous_format)
     tensors = {Q: wide[0], K: wide[1], BETA: beta, ERRORS: errors, MEMORIES: memories}
     tensors |= {DY: cpu._widen(dy, 0.0), DQ: found[0], DK: found[1], DV: dv, DBETA: d_beta}
-    _run(_delta_backward_thread, tensors)
+    _run("backward", tensors)
     gradients = (
         x if x.shape == like.shape else x[..., : like.shape[-1]].contiguous()
         for x, like in zip((*found, dv), (q, k, v), strict=True)
@@ -402,21 +344,17 @@ def _backward_pass(dy, kept, q, k, v, beta) -> tuple[Tensor, ...]:
     return *gradients, d_beta
 
 
-def _padded(size: int) -> int:
-    return size + -size % vec.WIDTH
-
-
 def _empty(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
     (b, h, n, r), m = k.shape, v.shape[-1]
-    y = empty_like_rows(rows_together(v)) if m == _padded(m) else v.new_empty(v.shape)
-    errors = v.new_empty(b, h, n, _padded(m), dtype=torch.float32)
-    n_blocks, size = math.ceil(n / (BLOCK_CHUNKS * C)), _padded(r) * _padded(m)
+    y = empty_like_rows(rows_together(v)) if m == cpu.padded(m) else v.new_empty(v.shape)
+    errors = v.new_empty(b, h, n, cpu.padded(m), dtype=torch.float32)
+    n_blocks, size = math.ceil(n / (BLOCK_CHUNKS * C)), cpu.padded(r) * cpu.padded(m)
     return y, errors, v.new_empty(b, h, n_blocks, size, dtype=torch.float32)
 
 
 def _empty_gradients(dy, kept, q, k, v, beta) -> tuple[Tensor, ...]:
     def of(x: Tensor) -> Tensor:
-        whole = x.shape[-1] == _padded(x.shape[-1])
+        whole = x.shape[-1] == cpu.padded(x.shape[-1])
         return empty_like_rows(rows_together(x)) if whole else x.new_empty(x.shape)
 
     return of(q), of(k), v.new_empty(v.shape), beta.new_empty(beta.shape)

@@ -32,21 +32,18 @@ nothing leaves finite that is not so itself.
 """
 
 import ctypes
-import hashlib
-import sys
-from functools import cache
-from pathlib import Path
-from threading import Lock, Thread
 
 import torch
-from numba import cfunc, config, njit, types
+from numba import njit
 from torch import Tensor
 from torch.nn.functional import pad
 
 from replib.kernels import CPU_DTYPES
 from replib.kernels.linear.operator import attend
+from replib.kernels.numba import threads
 from replib.kernels.numba import vectors as vec
-from replib.kernels.numba.rows import empty_like_rows, rows_together
+from replib.kernels.numba.rows import empty_like_rows, gradients, rows_together
+from replib.kernels.numba.threads import OWN
 
 C = vec.WIDTH  # chunk: a row of A is one vector; 32 is slower by a tenth, as A has more to it
 FLOAT = 4  # bytes
@@ -64,10 +61,9 @@ COMPILE_S = 15  # about, on two cores
 
 # What a call hands its threads: 64-bit words at these places. A tensor takes five of them: its
 # address, the strides of batch, head and position in bytes, and whether it is bfloat16.
-NEXT_HEAD, NEXT_SLOT, SCRATCH, SCRATCH_BYTES, BATCH_HEADS, HEADS = range(6)
-N_QUERIES, N_KEYS, HEAD_DIM, VALUE_DIM, CAUSAL, ELU1, EPS, NOT_FINITE = range(6, 14)
-Q, K, V, Y, DEN, DY, G, DQ, DK, DV = range(14, 64, 5)
-N_WORDS = 64
+HEADS, N_QUERIES, N_KEYS, HEAD_DIM, VALUE_DIM, CAUSAL, ELU1, EPS, NOT_FINITE = range(OWN, OWN + 9)
+Q, K, V, Y, DEN, DY, G, DQ, DK, DV = range(OWN + 9, OWN + 59, 5)
+N_WORDS = OWN + 59
 
 
 @njit
@@ -483,92 +479,24 @@ def _backward(words, i, s):
     _say(words, not_finite)
 
 
-def _scratch_bytes(d: int, m: int) -> int:
-    """What the larger of the two passes lays out above, and a cache line."""
-    floats = 4 * C * d + 3 * C * m + C * max(d, m) + C * C + 2 * C + 2 * d * m + 2 * d
-    return (floats * FLOAT + 127) // 64 * 64
+def _scratch_floats(d: int, m: int) -> int:
+    """What the larger of the two passes lays out above."""
+    return 4 * C * d + 3 * C * m + C * max(d, m) + C * C + 2 * C + 2 * d * m + 2 * d
 
 
-def _forward_thread(words):
-    """What each thread does: take one (batch, head) after another until none is left."""
-    slot = vec.fetch_and_add(words + 8 * NEXT_SLOT)
-    scratch = vec.word(words, SCRATCH) + slot * vec.word(words, SCRATCH_BYTES)
-    i = vec.fetch_and_add(words + 8 * NEXT_HEAD)
-    while i < vec.word(words, BATCH_HEADS):
-        _forward(words, i, scratch)
-        i = vec.fetch_and_add(words + 8 * NEXT_HEAD)
+KERNEL = threads.Kernel("the CPU kernel", COMPILE_S, forward=_forward, backward=_backward)
 
 
-def _backward_thread(words):
-    slot = vec.fetch_and_add(words + 8 * NEXT_SLOT)
-    scratch = vec.word(words, SCRATCH) + slot * vec.word(words, SCRATCH_BYTES)
-    i = vec.fetch_and_add(words + 8 * NEXT_HEAD)
-    while i < vec.word(words, BATCH_HEADS):
-        _backward(words, i, scratch)
-        i = vec.fetch_and_add(words + 8 * NEXT_HEAD)
-
-
-THREADS = (_forward_thread, _backward_thread)
-_compiling = Lock()
-
-
-def compiled() -> bool:
-    """Whether the machine code is at hand, from this process or an earlier one."""
-    return all(any(_code_folder().rglob(f"*{thread.__name__}*.nbi")) for thread in THREADS)
-
-
-@cache
-def _code_folder() -> Path:
-    """Where Numba keeps the machine code: a folder of its own for each state of the sources.
-
-    Numba itself would look at this file alone, and go on with old code when `vectors` changes.
-    """
-    sources = b"".join(Path(file).read_bytes() for file in (__file__, vec.__file__))
-    return Path(__file__).parent / "__pycache__" / hashlib.sha256(sources).hexdigest()[:16]
-
-
-@cache
-def _compile(thread):
-    before, config.CACHE_DIR = config.CACHE_DIR, str(_code_folder())
-    try:
-        return cfunc(types.void(types.int64), cache=True)(thread)
-    finally:
-        config.CACHE_DIR = before
-
-
-@cache
-def _thread(function):
-    """The machine code of a pass."""
-    compile_now()
-    return _compile(function)
-
-
-def compile_now() -> None:
-    """Compile both passes, or load them where they have been compiled."""
-    with _compiling:
-        if not compiled():
-            print(
-                f"replib: compiling the CPU kernel: about {COMPILE_S} s, once for this version",
-                file=sys.stderr,
-            )
-        for thread in THREADS:
-            _compile(thread)
-
-
-def _run(thread, tensors: dict[int, Tensor], eps: float, elu1: bool, causal: bool) -> bool:
+def _run(key: str, tensors: dict[int, Tensor], eps: float, elu1: bool, causal: bool) -> bool:
     """Fill in the words and let the threads work; whether y, or dφ(Q), is finite."""
     q, v = tensors[Q], tensors[V]
     b, h, n_q, d = q.shape
     n_k, m = v.shape[2:]
-    n_threads = min(torch.get_num_threads(), b * h)
-    n_bytes = _scratch_bytes(d, m)
-    scratch = torch.empty(n_threads * n_bytes, dtype=torch.uint8)
     words = (ctypes.c_int64 * N_WORDS)()
-    words[SCRATCH], words[SCRATCH_BYTES] = scratch.data_ptr(), n_bytes
-    words[BATCH_HEADS:EPS] = b * h, h, n_q, n_k, d, m, causal, elu1
+    words[HEADS:EPS] = h, n_q, n_k, d, m, causal, elu1
     ctypes.c_double.from_buffer(words, 8 * EPS).value = eps
     _write_places(words, tensors)
-    _in_parallel(_thread(thread), ctypes.addressof(words), n_threads)
+    KERNEL.run(key, words, b * h, _scratch_floats(d, m))
     return words[NOT_FINITE] == 0
 
 
@@ -586,37 +514,6 @@ def _write_places(words, tensors: dict[int, Tensor]) -> None:
         words[place : place + 5] = x.data_ptr(), *strides, x.dtype == torch.bfloat16
 
 
-def _in_parallel(thread, words: int, n_threads: int) -> None:
-    """Call thread(words) on n threads at once, and wait for them.
-
-    They are those of torch's own OpenMP where it has GNU's entry point: after an operation these
-    wait in a loop for milliseconds for the next, and would take the processor from others.
-    """
-    if n_threads == 1:
-        thread.ctypes(words)
-    elif (start := _openmp()) is not None:
-        start(thread.address, words, n_threads, 0)
-    else:
-        others = [Thread(target=thread.ctypes, args=(words,)) for _ in range(n_threads - 1)]
-        for other in others:
-            other.start()
-        thread.ctypes(words)
-        for other in others:
-            other.join()
-
-
-@cache
-def _openmp():
-    """GOMP_parallel(function, argument, number of threads, flags), or None."""
-    try:
-        start = ctypes.CDLL(None).GOMP_parallel
-    except (AttributeError, OSError, TypeError):  # macOS, Windows
-        return None
-    start.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
-    start.restype = None
-    return start
-
-
 def results(q: Tensor, k: Tensor, v: Tensor, elu1: bool, causal: bool) -> tuple[Tensor, Tensor]:
     """Room for y and den."""
     den = q.new_empty(q.shape[:3], dtype=torch.float32)
@@ -625,14 +522,9 @@ def results(q: Tensor, k: Tensor, v: Tensor, elu1: bool, causal: bool) -> tuple[
     return v.new_empty((*q.shape[:3], v.shape[-1])), den
 
 
-def gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for dq, dk and dv."""
-    return empty_like_rows(q), empty_like_rows(k), empty_like_rows(v)
-
-
 def forward(q, k, v, y, den, *, eps: float, elu1: bool, causal: bool) -> bool:
     """Write y and den; whether y is finite."""
-    return _run(_forward_thread, {Q: q, K: k, V: v, Y: y, DEN: den}, eps, elu1, causal)
+    return _run("forward", {Q: q, K: k, V: v, Y: y, DEN: den}, eps, elu1, causal)
 
 
 def backward(dy, q, k, v, den, *, eps: float, elu1: bool, causal: bool):
@@ -640,12 +532,17 @@ def backward(dy, q, k, v, den, *, eps: float, elu1: bool, causal: bool):
     found = dq, dk, dv = gradients(q, k, v)
     tensors = {Q: q, K: k, V: v, DEN: den, DY: rows_together(dy), G: torch.empty_like(den)}
     tensors |= {DQ: dq, DK: dk, DV: dv}
-    return found, _run(_backward_thread, tensors, eps, elu1, causal)
+    return found, _run("backward", tensors, eps, elu1, causal)
+
+
+def padded(size: int) -> int:
+    """A multiple of a vector's size."""
+    return size + -size % vec.WIDTH
 
 
 def _widen(x: Tensor, value: float) -> Tensor:
-    """x with its last size padded to a multiple of a vector's."""
-    missing = -x.shape[-1] % vec.WIDTH
+    """x with its last size padded."""
+    missing = padded(x.shape[-1]) - x.shape[-1]
     return pad(x, (0, missing), value=value) if missing else rows_together(x)
 
 

@@ -56,7 +56,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from replib.kernels.linear.operator import attend
-from replib.kernels.numba.rows import empty_like_rows, rows_together
+from replib.kernels.numba.rows import empty_like_rows, gradients, rows_together
 
 INTERPRETED = triton.knobs.runtime.interpret
 
@@ -508,11 +508,6 @@ def results(q: Tensor, k: Tensor, v: Tensor, elu1: bool, causal: bool) -> tuple[
     inverse = q.new_empty(q.shape[:3], dtype=torch.float32)
     states = q.new_empty((batch, heads, plan.n_states, plan.state_size), dtype=torch.float32)
     return y, kept, inverse, states
-
-
-def gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for dq, dk and dv."""
-    return empty_like_rows(q), empty_like_rows(k), empty_like_rows(v)
 
 
 def forward(q, k, v, y, y_kept, inverse, states, *, eps: float, elu1: bool, causal: bool) -> bool:

@@ -24,8 +24,6 @@ the errors e (P, N', M'), n² (P, N) and the decays at the end (P, N').
 
 import ctypes
 import math
-import sys
-from functools import cache
 
 import torch
 from numba import njit
@@ -34,8 +32,10 @@ from torch.nn.functional import pad
 
 from replib.kernels.library import once
 from replib.kernels.linear import cpu
-from replib.kernels.linear.cpu import FLOAT, NEXT_HEAD, NEXT_SLOT, SCRATCH, SCRATCH_BYTES
+from replib.kernels.linear.cpu import FLOAT
+from replib.kernels.numba import threads
 from replib.kernels.numba import vectors as vec
+from replib.kernels.numba.threads import OWN
 
 B = vec.WIDTH
 STEP = vec.WIDTH * FLOAT  # bytes of a vector
@@ -43,11 +43,11 @@ SMALLEST = 1e-30  # a decay that is as good as 0; less would leave float32's ran
 
 COMPILE_S = 5  # about, on two cores
 
-# What a call hands its threads; the first places are those of `cpu`.
-N_SEQUENCES, N_WRITES, VALUE_SIZE, N_QUERIES = range(4, 8)
-SIMILARITY, V, BETA, ERRORS, SQUARES, AT_END = range(8, 14)
-READS, DY, D_END, D_SIMILARITY, DV, D_BETA = range(14, 20)
-N_WORDS = 20
+# What a call hands its threads.
+N_WRITES, VALUE_SIZE, N_QUERIES = range(OWN, OWN + 3)
+SIMILARITY, V, BETA, ERRORS, SQUARES, AT_END = range(OWN + 3, OWN + 9)
+READS, DY, D_END, D_SIMILARITY, DV, D_BETA = range(OWN + 9, OWN + 15)
+N_WORDS = OWN + 15
 
 
 def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
@@ -63,13 +63,13 @@ class _Writes(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, beta):
         p, n, m = v.shape
-        wide = _padded(n)
+        wide = cpu.padded(n)
         similarity, reads = k @ k.mT, pad(q @ k.mT, (0, wide - n))
-        errors, squares = v.new_empty(p, wide, _padded(m)), v.new_empty(p, n)
+        errors, squares = v.new_empty(p, wide, cpu.padded(m)), v.new_empty(p, n)
         at_end = v.new_empty(p, wide)
         kept = {SIMILARITY: similarity, V: v, BETA: beta}
         kept |= {ERRORS: errors, SQUARES: squares, AT_END: at_end}
-        _run(_fwm_forward_thread, kept, q.shape[1])
+        _run("forward", kept, q.shape[1])
         ctx.save_for_backward(q, k, reads, *kept.values())
         weights = reads[..., :n] * (beta * at_end[:, :n]).unsqueeze(1)  # (P, L, N)
         return weights @ errors[:, :n, :m]
@@ -91,16 +91,12 @@ def _gradients(of_values: bool, dy, q, k, reads, *kept):
     found = {D_SIMILARITY: d_similarity, D_BETA: d_beta}
     if of_values:  # values to be learned are rare
         dv = found[DV] = torch.empty_like(v)
-    _run(_fwm_backward_thread, kept | given | found, q.shape[1])
+    _run("backward", kept | given | found, q.shape[1])
     dk = torch.baddbmm(d_similarity[:, :n, :n] @ k, d_reads.mT, q)
     return d_reads @ k, dk, dv, d_beta
 
 
 _backward_once = once("The rule fwm", _gradients)
-
-
-def _padded(n: int) -> int:
-    return n + -n % vec.WIDTH
 
 
 @njit
@@ -401,62 +397,20 @@ def _products(tile, rows, i, row_size, columns, j, column_size, n):
         vec.panel(to, STEP, a, row_size * FLOAT, FLOAT, b, column_size * FLOAT, n)
 
 
-def _scratch_bytes(n: int, m: int) -> int:
-    """What the backward pass, the larger, lays out above, and a cache line."""
-    n, m = _padded(n), _padded(m)
-    floats = 4 * n + B * n + 2 * n * m + (2 * B + 1) * m + B + 2 * B * B
-    return (floats * FLOAT + 127) // 64 * 64
+def _scratch_floats(n: int, m: int) -> int:
+    """What the backward pass, the larger, lays out above."""
+    n, m = cpu.padded(n), cpu.padded(m)
+    return 4 * n + B * n + 2 * n * m + (2 * B + 1) * m + B + 2 * B * B
 
 
-def _fwm_forward_thread(words):
-    """What each thread does: take one sequence after another until none is left."""
-    slot = vec.fetch_and_add(words + 8 * NEXT_SLOT)
-    scratch = vec.word(words, SCRATCH) + slot * vec.word(words, SCRATCH_BYTES)
-    p = vec.fetch_and_add(words + 8 * NEXT_HEAD)
-    while p < vec.word(words, N_SEQUENCES):
-        _forward(words, p, scratch)
-        p = vec.fetch_and_add(words + 8 * NEXT_HEAD)
+KERNEL = threads.Kernel("the rule fwm", COMPILE_S, forward=_forward, backward=_backward)
 
 
-def _fwm_backward_thread(words):
-    slot = vec.fetch_and_add(words + 8 * NEXT_SLOT)
-    scratch = vec.word(words, SCRATCH) + slot * vec.word(words, SCRATCH_BYTES)
-    p = vec.fetch_and_add(words + 8 * NEXT_HEAD)
-    while p < vec.word(words, N_SEQUENCES):
-        _backward(words, p, scratch)
-        p = vec.fetch_and_add(words + 8 * NEXT_HEAD)
-
-
-THREADS = (_fwm_forward_thread, _fwm_backward_thread)
-
-
-def compiled() -> bool:
-    """Whether the machine code is at hand, from this process or an earlier one."""
-    return all(any(cpu._code_folder().rglob(f"*{thread.__name__}*.nbi")) for thread in THREADS)
-
-
-@cache
-def _code(thread):
-    """The machine code of a pass; both are compiled, or loaded where they have been."""
-    with cpu._compiling:
-        if not compiled():
-            print(
-                f"replib: compiling the rule fwm: about {COMPILE_S} s, once for this version",
-                file=sys.stderr,
-            )
-        for one in THREADS:
-            cpu._compile(one)
-    return cpu._compile(thread)
-
-
-def _run(thread, tensors: dict[int, Tensor], n_queries: int) -> None:
+def _run(key: str, tensors: dict[int, Tensor], n_queries: int) -> None:
     """Fill in the words and let the threads work; all tensors are contiguous."""
     p, n, m = tensors[V].shape
-    n_threads, n_bytes = min(torch.get_num_threads(), p), _scratch_bytes(n, m)
-    scratch = torch.empty(n_threads * n_bytes, dtype=torch.uint8)
     words = (ctypes.c_int64 * N_WORDS)()
-    words[SCRATCH], words[SCRATCH_BYTES] = scratch.data_ptr(), n_bytes
-    words[N_SEQUENCES : N_QUERIES + 1] = p, n, m, n_queries
+    words[N_WRITES : N_QUERIES + 1] = n, m, n_queries
     for place, x in tensors.items():
         words[place] = x.data_ptr()
-    cpu._in_parallel(_code(thread), ctypes.addressof(words), n_threads)
+    KERNEL.run(key, words, p, _scratch_floats(n, m))

@@ -17,7 +17,6 @@ with q as it was before each (kept) and dq = 0 at first:
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 import torch
@@ -27,11 +26,15 @@ from torch import Tensor
 
 from replib.kernels.library import once
 from replib.kernels.linear import cpu
+from replib.kernels.numba import threads
 from replib.kernels.numba import vectors as vec
+from replib.kernels.numba.threads import OWN
 
-# What a call hands its threads: 64-bit words at these places, sizes and then addresses.
-NEXT, B, N, D, R, NU, HAS_RATES, Q, K, RATES, P, DQ, DK, D_RATES = range(14)
-N_WORDS, FLOAT = 14, 4
+COMPILE_S = 10  # about, on two cores
+
+# What a call hands its threads, sizes and then addresses.
+N, D, R, NU, HAS_RATES, Q, K, RATES, P, DQ, DK, D_RATES = range(OWN, OWN + 12)
+N_WORDS, FLOAT = OWN + 12, 4
 
 SMALLEST = 1e-30  # added to Σφ, which may be 0
 ELU1 = -1  # in place of ν; D is then a multiple of a vector's width
@@ -55,7 +58,7 @@ class _ReadWeights(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, rates, nu):
         p = torch.empty(k.shape[:2])
-        _run(_memory_forward_thread, (q, k, rates, p), nu)
+        _run("forward", (q, k, rates, p), nu)
         ctx.save_for_backward(q, k, rates)
         ctx.nu = nu
         return p
@@ -67,7 +70,7 @@ class _ReadWeights(torch.autograd.Function):
 
 def _gradients(nu: int, dp: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
     gradients = tuple(torch.empty_like(x) for x in saved)
-    _run(_memory_backward_thread, (*saved, dp.contiguous(), *gradients), nu)
+    _run("backward", (*saved, dp.contiguous(), *gradients), nu)
     return gradients
 
 
@@ -247,45 +250,36 @@ def _through_elu1(dk, f):
         vec.store(target + at, vec.multiply(vec.load(target + at), slope))
 
 
-def _memory_forward_thread(words):
-    """What each thread does: take one sequence after another until none is left."""
-    b, nu = vec.fetch_and_add(words + 8 * NEXT), vec.word(words, NU)
-    while b < vec.word(words, B):
-        q, k, rates, p, _ = _arrays(words, b)
-        if nu == ELU1:
-            _sequence_forward(q, _elu1(k), rates, p, 0)
-        else:
-            _sequence_forward(q, k, rates, p, nu)
-        b = vec.fetch_and_add(words + 8 * NEXT)
+@njit
+def _forward(words, b, scratch):
+    """One sequence."""
+    (q, k, rates, p, _), nu = _arrays(words, b), vec.word(words, NU)
+    if nu == ELU1:
+        _sequence_forward(q, _elu1(k), rates, p, 0)
+    else:
+        _sequence_forward(q, k, rates, p, nu)
 
 
-def _memory_backward_thread(words):
-    b, nu = vec.fetch_and_add(words + 8 * NEXT), vec.word(words, NU)
-    while b < vec.word(words, B):
-        q, k, rates, dp, n_rates = _arrays(words, b)
-        dq, dk = _row(words, DQ, b, len(q)), _row(words, DK, b, k.size).reshape(k.shape)
-        d_rates = _row(words, D_RATES, b, n_rates)
-        if nu == ELU1:
-            f = _elu1(k)
-            _sequence_backward(q, f, rates, dp, dq, dk, d_rates, 0)
-            _through_elu1(dk, f)
-        else:
-            _sequence_backward(q, k, rates, dp, dq, dk, d_rates, nu)
-        b = vec.fetch_and_add(words + 8 * NEXT)
+@njit
+def _backward(words, b, scratch):
+    (q, k, rates, dp, n_rates), nu = _arrays(words, b), vec.word(words, NU)
+    dq, dk = _row(words, DQ, b, len(q)), _row(words, DK, b, k.size).reshape(k.shape)
+    d_rates = _row(words, D_RATES, b, n_rates)
+    if nu == ELU1:
+        f = _elu1(k)
+        _sequence_backward(q, f, rates, dp, dq, dk, d_rates, 0)
+        _through_elu1(dk, f)
+    else:
+        _sequence_backward(q, k, rates, dp, dq, dk, d_rates, nu)
 
 
-@cache
-def _code(thread):
-    """The machine code of a pass, compiled at its first call."""
-    with cpu._compiling:
-        return cpu._compile(thread)
+KERNEL = threads.Kernel("the memories", COMPILE_S, forward=_forward, backward=_backward)
 
 
-def _run(thread, tensors: Sequence[Tensor], nu: int) -> None:
+def _run(key: str, tensors: Sequence[Tensor], nu: int) -> None:
     """Let the threads work; the tensors, contiguous, are those of the places from Q on."""
     q, k, rates = tensors[:3]
     words = (ctypes.c_int64 * N_WORDS)()
-    words[B : HAS_RATES + 1] = *k.shape, q.shape[1], nu, rates.shape[1] > 0
+    words[N : HAS_RATES + 1] = *k.shape[1:], q.shape[1], nu, rates.shape[1] > 0
     words[Q : Q + len(tensors)] = [x.data_ptr() for x in tensors]
-    n_threads = min(torch.get_num_threads(), len(k))
-    cpu._in_parallel(_code(thread), ctypes.addressof(words), n_threads)
+    KERNEL.run(key, words, len(k))

@@ -8,10 +8,8 @@ from replib.lab.run import Glimpse, TrainingJob, Where
 from replib.lab.runs import checkpointed
 from replib.lab.runs.translation import scores
 from replib.lab.statistics import count_spikes
-from replib.tasks.image_files import load_images
-from replib.tasks.images import Pixels, bits, histogram_bits
 from replib.tasks.translation import Translating
-from replib.training import Metrics, Training
+from replib.training import Metrics
 
 SOLVED_ACCURACY = 0.99  # a copy task counts as learned from here on
 CURVE = ("step", "train_loss", "loss", "accuracy")
@@ -27,7 +25,20 @@ def execute(job: TrainingJob, where: Where) -> Iterator[store.Row]:
     )
 
     def row(outcome: str = "interrupted", detail: str | None = None) -> store.Row:
-        return _row(job, where, training, outcome, detail, started)
+        history = list(training.history)
+        loss = history[-1].loss if history else None
+        return store.make_row(
+            where.experiment,
+            where.scale,
+            config,
+            job.seed,
+            outcome,
+            summary_of(history) | config.task.figures_of(loss),
+            curve={key: [getattr(m, key) for m in history] for key in CURVE},
+            detail=detail,
+            device=str(training.device),
+            started=started,
+        )
 
     def watch(metrics: Metrics) -> None:
         text = (
@@ -58,32 +69,6 @@ def _who(job: TrainingJob) -> str:
     return f"{job.config.model.attention}{defects}, N = {job.config.task.seq_len}, seed {job.seed}"
 
 
-def _row(
-    job: TrainingJob,
-    where: Where,
-    training: Training,
-    outcome: str,
-    detail: str | None,
-    started: datetime,
-) -> store.Row:
-    history = list(training.history)
-    summary = summary_of(history)
-    if isinstance(job.config.task, Pixels):
-        summary |= _pixel_summary(job.config.task, history)
-    return store.make_row(
-        where.experiment,
-        where.scale,
-        job.config,
-        job.seed,
-        outcome,
-        summary,
-        curve={key: [getattr(m, key) for m in history] for key in CURVE},
-        detail=detail,
-        device=str(training.device),
-        started=started,
-    )
-
-
 def summary_of(history: list[Metrics]) -> dict:
     """The figures of a run: losses in nats a token, accuracies as shares of tokens."""
     if not history:
@@ -99,11 +84,3 @@ def summary_of(history: list[Metrics]) -> dict:
         "n_spikes": count_spikes([m.loss for m in history]),
         "steps_per_s": last.steps_per_s,
     }
-
-
-def _pixel_summary(task: Pixels, history: list[Metrics]) -> dict:
-    """Bits per dimension of the test images: of the model, and of the histogram of each position,
-    which a model that learned anything of images is below."""
-    histogram = histogram_bits(load_images(task.images), task.n_levels)
-    last = bits(history[-1].loss) if history else None
-    return {"bits_per_dim": last, "histogram_bits_per_dim": histogram}
