@@ -67,7 +67,9 @@ def load_pairs(folder: Path, split: str, source: str, target: str) -> Pairs:
             if path is None:
                 expected = f"{SPLITS[split][0]}.{side}"
                 raise ValueError(f"{folder} has no {expected}, plain or .gz: put it there")
-        sides, names = [_text(path).splitlines() for path in paths], [str(path) for path in paths]
+        # Not `splitlines`, which takes other characters for ends of lines too.
+        sides = [_text(path).removesuffix("\n").split("\n") for path in paths]
+        names = [str(path) for path in paths]
     if len(sides[0]) != len(sides[1]):
         raise ValueError(
             f"{names[0]} has {len(sides[0]):,} lines and {names[1]} {len(sides[1]):,}: they must "
@@ -81,8 +83,6 @@ def load_pairs(folder: Path, split: str, source: str, target: str) -> Pairs:
             raise ValueError(
                 f"{name} has {len(empty):,} empty lines ({some}): remove them from both sides"
             )
-    if not sides[0]:
-        raise ValueError(f"{names[0]} has no line: a corpus needs some")
     return tuple(sides[0]), tuple(sides[1])
 
 

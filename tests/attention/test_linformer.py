@@ -280,3 +280,36 @@ def test_memory_of_the_gradient_of_a_matrix_is_not_a_matrix_a_head():
         torch.autograd.grad(y, (q, k, v, e), torch.ones_like(y))
 
     assert peak_memory_bytes(work) < b * h * k_slots * n * 4
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("cross", [None, "softmax"])
+def test_an_encoder_decoder_gives_a_padded_row_what_it_gives_alone(side, cross):
+    options = Options(k=3)
+    config = TransformerConfig(
+        attention="linformer",
+        options=options,
+        decoder_attention="softmax",
+        cross_attention=cross,
+        n_layers=2,
+        n_heads=2,
+        d_model=16,
+        d_feedforward=32,
+        dropout=0.0,
+    )
+    torch.manual_seed(0)
+    model = EncoderDecoder(config, vocab_size=7, max_len=LONGEST).double().eval()
+    source, tokens = (torch.randint(7, (3, n)) for n in (N, 5))
+    mask = torch.zeros_like(source, dtype=torch.bool)
+    mask[0, : 4 if side == "left" else None][-4:] = True
+    real = ~mask[0]
+    y = model(source, tokens, mask)
+    torch.testing.assert_close(y[:1], model(source[:1, real], tokens[:1]))
+    torch.testing.assert_close(y[1:], model(source[1:], tokens[1:]))
+    later = tokens.clone()
+    later[:, 3:] = (later[:, 3:] + 1) % 7
+    torch.testing.assert_close(model(source, later, mask)[:, :3], y[:, :3])
+    of_source = source.clone()
+    of_source[:, -1 if side == "left" else 5] += 1
+    of_source %= 7
+    assert (model(of_source, tokens, mask) != y).any(-1).all()
