@@ -9,9 +9,10 @@ from replib.claims.common import laptop_model
 from replib.lab import recorded
 from replib.lab.run import TrainingJob, Where
 from replib.lab.runs import translation
-from replib.tasks.translation import NumberWords
+from replib.tasks.translation import NumberWords, ParallelText
 from replib.training import Training, TrainingConfig
 
+SOURCES = ["the dog runs home fast", "a cat sleeps on the sofa", "two men"]
 REFERENCES = ["der Hund rennt schnell nach Hause", "eine Katze schläft auf dem Sofa", "zwei Männer"]
 
 
@@ -68,6 +69,33 @@ def test_a_row_holds_the_scores_and_is_read_again():
     del row["summary"]["perplexity"]
     with pytest.raises(ValueError, match="has no perplexity"):
         recorded.checked(row)
+
+
+def test_parallel_texts_are_trained_in_epochs_scored_and_resumed(tmp_path, monkeypatch):
+    pytest.importorskip("sentencepiece")
+    folder = tmp_path / "texts" / "tiny"
+    folder.mkdir(parents=True)
+    for split in ("train", "val", "test"):
+        for side, lines in (("en", SOURCES), ("de", REFERENCES)):
+            (folder / f"{split}.{side}").write_text("\n".join(8 * lines) + "\n")
+    monkeypatch.setenv("REPLIB_TEXTS", str(folder.parent))
+    monkeypatch.setenv("REPLIB_CACHE", str(tmp_path / "cache"))
+    task = ParallelText(corpus="tiny", vocab_size=60, max_len=40)
+    job = TrainingJob(config=config(task=task, batch_size=6), seed=0)
+    (row,) = job.execute(Where("translation", "smoke", "cpu"))
+    checked, current = recorded.checked(row)
+    summary = checked["summary"]
+    assert current and summary["n_test"] == len(8 * SOURCES)
+    assert 0 <= summary["bleu"] <= 100 and "nrefs:1" in summary["bleu_signature"]
+    assert summary["text_digest"] == task.text.digest
+    whole, stopped = (Training(job.config, seed=0, device="cpu") for _ in range(2))
+    list(whole.metrics())
+    list(stopped.metrics(stop=lambda: stopped.step == 3))
+    stopped.save(tmp_path / "run.pt")
+    again = Training(job.config, seed=0, device="cpu")
+    again.load(tmp_path / "run.pt")
+    list(again.metrics())
+    assert [m.loss for m in again.history] == [m.loss for m in whole.history]
 
 
 @pytest.mark.slow

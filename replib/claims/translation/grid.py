@@ -36,7 +36,7 @@ def number_config(how: dict, n_steps: int = 1500, **changes) -> TrainingConfig:
         "schedule": "cosine",
         "warmup_steps": min(50, n_steps // 4),
         "clip": "global",
-        "eval_every": max(1, n_steps // 30),
+        "eval_every": max(10, n_steps // 20),
         "eval_batches": 2,
     }
     return TrainingConfig(**options | changes)
