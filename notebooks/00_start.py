@@ -49,8 +49,9 @@ def _():
 
     $$y_i = \frac{\sum_{j \le i} \big(\varphi(q_i) \cdot \varphi(k_j)\big) \, v_j}
       {\sum_{j \le i} \varphi(q_i) \cdot \varphi(k_j)}
-      = \frac{\varphi(q_i)^\top S_i}{\varphi(q_i)^\top z_i}, \qquad
-      S_i = \sum_{j \le i} \varphi(k_j) v_j^\top, \quad z_i = \sum_{j \le i} \varphi(k_j)$$
+      = \frac{\varphi(q_i)^\top S_i}{\varphi(q_i)^\top z_i}$$
+
+    $$S_i = \sum_{j \le i} \varphi(k_j) v_j^\top, \qquad z_i = \sum_{j \le i} \varphi(k_j)$$
 
     $S$ and $z$ are sums: each position adds to them, and their size never changes. That is the
     state of an RNN (eq. 18 to 20). The order of a product is all that differs, $(AB)C = A(BC)$.
@@ -60,10 +61,13 @@ def _():
 
 @app.cell(hide_code=True)
 def _():
-    _matrix = r"Y = \frac{\mathrm{tril}\big(\varphi(Q) \varphi(K)^\top\big)}{\text{row sums}} \, V"
+    _matrix = (
+        r"\begin{gathered} A = \mathrm{tril}\big(\varphi(Q) \varphi(K)^\top\big) \\ "
+        r"y_i = \textstyle\sum_j A_{ij} v_j \,/\, \sum_j A_{ij} \end{gathered}"
+    )
     _rnn = (
-        r"S_i = S_{i-1} + \varphi(k_i) v_i^\top, \quad z_i = z_{i-1} + \varphi(k_i), \quad "
-        r"y_i = \frac{\varphi(q_i)^\top S_i}{\varphi(q_i)^\top z_i}"
+        r"\begin{gathered} S_i = S_{i-1} + \varphi(k_i) v_i^\top, \quad z_i = z_{i-1} + "
+        r"\varphi(k_i) \\ y_i = \varphi(q_i)^\top S_i \,/\, \varphi(q_i)^\top z_i \end{gathered}"
     )
     controls.grid(
         [code.source(by_hand.as_matrix, _matrix), code.source(by_hand.as_rnn, _rnn)], "26rem"

@@ -1,3 +1,9 @@
+# /// script
+# [tool.marimo.opengraph]
+# title = "1 · Convergence"
+# description = "Does a Transformer with linear attention learn to copy as one with softmax does?"
+# ///
+
 import marimo
 
 __generated_with = "0.25.2"
@@ -7,24 +13,27 @@ with app.setup(hide_code=True):
     import marimo as mo
 
     from replib.attention import causal_names
+    from replib.attention.by_hand import as_matrix
     from replib.claims import convergence
     from replib.claims.convergence import page
-    from replib.pages import controls, curves, frames
+    from replib.pages import code, controls, curves, frames
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
+    from replib.training import Training
 
 
 @app.cell(hide_code=True)
 def _():
-    mo.md("""
-    # Does linear attention learn as softmax attention does?
-
-    **The claim** (Katharopoulos et al. 2020, *Transformers are RNNs*, section 4.1 and figure 2):
-    on the causal copy task a Transformer with linear attention converges smoothly, to a lower loss
-    than one with LSH attention, and to the same as one with softmax attention. **The 2022
-    replication** (Do & Bergner) trained an encoder-decoder on a copy task of its own and found no
-    stable convergence.
-    """)
+    mo.vstack(
+        [
+            mo.md("# Does linear attention learn as softmax attention does?"),
+            controls.page_head("convergence"),
+            mo.md("""
+            The test is copying: a model reads some letters, and has to write them again. That
+            takes attention: each letter is found by looking back to where it stood.
+            """),
+        ]
+    )
     return
 
 
@@ -40,9 +49,9 @@ def _():
 @app.cell(hide_code=True)
 def _(get_changes, jobs, live, recorded, settings):
     get_changes()
-    _rows = live.rows(jobs, settings["device"])
-    recorded.cards(_rows, "convergence", "below_lsh")
-    return
+    rows = live.known(jobs, settings["device"])
+    recorded.cards(rows, "convergence")
+    return (rows,)
 
 
 @app.cell(hide_code=True)
@@ -65,13 +74,21 @@ def _(recorded):
 
 @app.cell(hide_code=True)
 def _():
+    _equation = (
+        r"V'_i = \frac{\sum_{j \le i} \phi(Q_i)^\top \phi(K_j)\, V_j}"
+        r"{\sum_{j \le i} \phi(Q_i)^\top \phi(K_j)} \qquad \text{(eq. 9)}"
+    )
+    code.source(as_matrix, _equation)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
     mo.md("""
     ## Try it
 
-    Choose a setting and train both models here. Loss (in nats, natural-log units: guessing one of
-    ten symbols costs ln 10 = 2.30) and accuracy are of freshly drawn sequences; below N = 24 there
-    are so few sequences that training has met many of them. The address bar holds the setting, to
-    be shared.
+    Both models train here, side by side, over what is recorded. Loss is in nats, natural-log units:
+    guessing one of ten letters costs ln 10 = 2.30.
     """)
     return
 
@@ -79,10 +96,10 @@ def _():
 @app.cell(hide_code=True)
 def _():
     PARAMETERS = [
-        Control("seq_len", "Sequence length", (8, 16, 24, 32, 48, 64, 96, 128, 192, 256), 32),
+        Control("seq_len", "Sequence length", (8, 16, 24, 32, 48, 64, 96, 128, 192, 256), 16),
         Control("batch_size", "Batch size", (4, 8, 16, 32, 64, 128), 32),
         Control(
-            "n_steps", "Steps", (50, 100, 200, 300, 400, 500, 1000, 2000, 3000, 5000, 10000), 400
+            "n_steps", "Steps", (50, 100, 200, 300, 400, 500, 1000, 2000, 3000, 5000, 10000), 300
         ),
         Control("n_layers", "Layers", (1, 2, 3, 4, 6), 2),
         Control("n_heads", "Heads", (1, 2, 4, 8), 4),
@@ -105,6 +122,13 @@ def _(panel):
 
 
 @app.cell(hide_code=True)
+def _(recorded, settings):
+    behind = page.curves_behind(recorded.rows, settings)
+    controls.live_only(page.sizes(settings))
+    return (behind,)
+
+
+@app.cell(hide_code=True)
 def _():
     auto = controls.auto_switch()
     return (auto,)
@@ -121,30 +145,30 @@ def _(auto, get_changes, live, set_changes, settings):
 
 
 @app.cell(hide_code=True)
-def _(jobs, live, recorded, set_changes, settings, tick):
+def _(behind, jobs, live, set_changes, settings, tick):
     tick
     _progress = controls.watch(live, set_changes)
-    _shown = frames.training_curves(live.showing(jobs, settings["device"]))
-    _behind = page.recorded_behind(_shown, frames.training_curves(recorded.rows["convergence"]))
-    _title = page.title_of(_shown, _behind)
-    controls.live_only(_progress, curves.live_curves(_shown, _behind, title=_title))
+    _rows = live.so_far(jobs, settings["device"])
+    _shown, _before = frames.training_curves(_rows), page.curves_before(live, _rows)
+    _title = page.title_of(_shown, behind)
+    controls.live_only(_progress, curves.live_curves(_shown, behind, _before, title=_title))
     return
 
 
 @app.cell(hide_code=True)
 def _():
     letters = mo.ui.text(label="Letters a to j", placeholder="drawn at random", debounce=True)
-    shuffle = mo.ui.button(label="Shuffle", value=0, on_click=lambda n: n + 1)
-    return letters, shuffle
+    draw = mo.ui.button(label="Draw others", value=0, on_click=lambda n: n + 1)
+    return draw, letters
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, letters, live, settings, shuffle):
+def _(draw, get_changes, jobs, letters, live, settings):
     get_changes()
     controls.live_only(
         mo.md("### Let the trained models copy a sequence"),
-        controls.inputs(letters, shuffle),
-        page.copies(live, jobs, letters.value, shuffle.value, settings["device"]),
+        controls.inputs(letters, draw),
+        page.copies(live, jobs, letters.value, draw.value, settings["device"]),
     )
     return
 
@@ -157,14 +181,17 @@ def _(get_changes, live):
 
 
 @app.cell(hide_code=True)
-def _(recorded):
+def _(recorded, rows):
     _rows = recorded.rows["sequence_copy"]
-    _title = "Loss on the sequence-to-sequence copy task"
-    mo.vstack(
-        [
-            mo.md(page.sequence_copy_table(_rows)),
-            curves.learning_curves(frames.training_curves(_rows), title=_title),
-        ]
+    _curves = frames.training_curves(_rows)
+    _chart = curves.learning_curves(_curves, title="Loss on the sequence-to-sequence copy task")
+    _table = mo.md(page.sequence_copy_table(_rows))
+    mo.accordion(
+        {
+            "Beside LSH attention": recorded.cards(rows, "below_lsh"),
+            "The 2022 replication's task": mo.vstack([_table, _chart]),
+            "A training step": code.source(Training.train_step),
+        }
     )
     return
 

@@ -61,9 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-browser", action="store_true", help="only print the address")
     text = "a name or address of this machine; with 0.0.0.0 others reach it (default: %(default)s)"
     sub.add_argument("--host", default="127.0.0.1", help=text)
-    text = (
-        "what a browser brings along once, wanted where others reach it; made up if left out"
-    )
+    text = "what a browser brings along once, wanted where others reach it; made up if left out"
     sub.add_argument("--token", nargs="?", const=NEW_TOKEN, help=text)
     command("doctor", _doctor, "say what this machine has and what is missing")
     return parser
@@ -137,9 +135,9 @@ def _print_progress(glimpse) -> None:
 
 
 def _serve(arguments) -> int:
+    interrupts.end_at_once_always()  # before torch starts threads
     from replib.lab.memory_use import peak_memory_bytes, tune_memory
 
-    interrupts.end_at_once_always()
     tune_memory()
     from replib.claims import CLAIMS, PAGES
     from replib.pages import server

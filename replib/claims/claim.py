@@ -196,11 +196,18 @@ class Recorded:
 
     def _of_session(self, statement: Statement, rows: Sequence[Row]) -> "Verdict | str":
         """What the rows of this session say, or that there are none that could."""
+        from replib.lab.verdict import BUSY_SPREAD, spread_of_repeats
         from replib.pages.controls import NOTHING_RUN
 
         own = {name: [r for r in rows if r["experiment"] == name] for name in self.rows}
         if not any(own[name] for name in statement.experiments):
             return NOTHING_RUN
+        spread = spread_of_repeats([row for name in statement.experiments for row in own[name]])
+        if spread > BUSY_SPREAD:
+            return (
+                "Machine busy, not judged: repeats of one measurement differ "
+                f"{spread:z.2g} times. Close other programs and run again."
+            )
         return self.claim.judge(statement, own)
 
     def unread(self):

@@ -19,7 +19,8 @@ def answers() -> mo.Html:
     """Each claim's status and what the recorded rows say of it, with the device."""
     lines, devices = "", set()
     for recorded, one in _listed():
-        devices.add(recorded.device(one))
+        if recorded.rows[one.experiments[0]]:
+            devices.add(recorded.device(one))
         said = controls.verdict_html(recorded.verdict(one), one.refutes)
         lines += f"<li>{_link(recorded.claim, html.escape(one.title))}{said}</li>"
     told = f"Recorded on {'; '.join(sorted(devices))}. Each answer follows from written criteria."
@@ -27,17 +28,20 @@ def answers() -> mo.Html:
 
 
 def cards() -> mo.Html:
-    """A card a page: its picture and the sentences that it judges."""
-    of_page: dict[str, list[Statement]] = {}
+    """A card a page: its picture and the first sentence that it judges."""
+    of_page: dict[str, Statement] = {}
     for recorded, one in _listed():
-        of_page.setdefault(recorded.claim.notebook, []).append(one)
-    return controls.grid((_card(*page) for page in of_page.items()), "17rem", "Pages")
+        of_page.setdefault(recorded.claim.notebook, one)
+    return controls.grid((_card(*page) for page in of_page.items()), "9.5rem", "Pages")
 
 
 def glossary() -> mo.Html:
     """The words that pages use; others link to it as `/#glossary`."""
-    words = mo.md((files.ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"))
-    return controls.styled(f'<section id="glossary" class="r-glossary">{words}</section>')
+    _, _, text = (files.ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").partition("\n")
+    return controls.styled(
+        '<details id="glossary" class="r-glossary"><summary>Glossary</summary>'
+        f"{mo.md(text).text}</details>"
+    )
 
 
 def _listed() -> Iterator[tuple[Recorded, Statement]]:
@@ -46,17 +50,16 @@ def _listed() -> Iterator[tuple[Recorded, Statement]]:
         yield from ((recorded, one) for one in claim.listed)
 
 
-def _card(notebook: str, statements: list[Statement]) -> str:
+def _card(notebook: str, statement: Statement) -> str:
     address = ADDRESSES[notebook]
     picture = CARDS / f"{address}.png"
     shown = ""
     if picture.exists():
         data = base64.b64encode(picture.read_bytes()).decode()
         shown = f'<img alt="" src="data:image/png;base64,{data}">'
-    texts = "".join(f"<p>{html.escape(one.text)}</p>" for one in statements)
     return (
-        f'<a class="r-page" href="./{address}">{shown}'
-        f"<strong>{address.capitalize()}</strong>{texts}</a>"
+        f'<a class="r-page" href="./{address}">{shown}<strong>{address.capitalize()}</strong>'
+        f"<p>{html.escape(statement.text)}</p></a>"
     )
 
 

@@ -10,12 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
+from statistics import median
 
-from replib.lab.statistics import (
-    Crossover,
-    Exponent,
-    Ratio,
-)
+from replib.lab.statistics import Crossover, Exponent, Ratio
 from replib.lab.store import Row
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
@@ -23,6 +20,7 @@ NOT_TESTED = "not tested at the paper's size"
 MARKS = {True: "✓", False: "✗", None: "?"}  # of what is met, violated, or cannot be told
 
 MOST = 0.5
+BUSY_SPREAD = 1.5  # of repeats; on a quiet machine most points have 1.05 to 1.15
 
 
 @dataclass(frozen=True)
@@ -180,6 +178,13 @@ def by_device(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def device_names(rows: Sequence[Row]) -> str:
     """The devices that rows were computed on."""
     return ", ".join(sorted(by_device(rows))) or "nothing yet"
+
+
+def spread_of_repeats(rows: Sequence[Row]) -> float:
+    """The upper over the lower quartile of the repeats of a timing, the median of the rows'; 1
+    where nothing was timed more than twice. Above BUSY_SPREAD the machine had other work."""
+    timed = [row["summary"] for row in rows if len(row["summary"].get("time_ms_samples", ())) > 2]
+    return median([one["time_ms_q75"] / one["time_ms_q25"] for one in timed] or [1.0])
 
 
 def together(verdicts: dict[str, Verdict], nothing: str) -> Verdict:

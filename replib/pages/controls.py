@@ -1,11 +1,10 @@
-"""The marimo parts that several notebooks share: parameter panel, run gate, verdict card."""
+"""The marimo parts that several notebooks share: parameter panel, run panel, verdict card."""
 
 import html
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from itertools import chain
 from time import monotonic
 from typing import Any
@@ -15,9 +14,9 @@ import torch
 
 from replib.device import resolve_device
 from replib.lab import recorded
-from replib.lab.run import config_of
+from replib.lab.run import config_of, line_of
 from replib.lab.store import Row
-from replib.lab.text import LEFT, as_text, markdown_table
+from replib.lab.timing import WORKS
 from replib.lab.verdict import (
     INCONCLUSIVE,
     NOT_SUPPORTED,
@@ -29,26 +28,28 @@ from replib.lab.verdict import (
 from replib.pages import failures
 from replib.pages.failures import STYLE
 from replib.pages.live import (
-    ALL_THREADS,
     ASKED,
     COMPILE_S,
+    Batch,
     LiveRuns,
-    Progress,
     kernel_to_compile,
-    predicted_seconds,
+    predicted_each,
     refusal,
+    together_s,
 )
 
 failures.show_on_pages()
 
 REFUTED, SO_FAR = "refuted", "so far"  # statuses of cards alone
 NOTHING_RUN = "Nothing has run yet with the settings below."
-THIS_MACHINE = "This machine, settings below"  # the column of a card for runs of this session
+THIS_MACHINE = "This machine"  # the column of a card for runs of this session
 STATIC_RUN_BELOW_S = 600.0  # a report with parameters waits so long for its run
-AUTO_RUN_BELOW_S = 5.0  # a reader who moves a slider waits so long without having asked
+AUTO_RUN_BELOW_S = 60.0  # a reader who moves a slider waits so long without having asked
+FITS_BELOW_S = 10.0  # so short a run has no time to fill the memory: to ask takes as long as a step
+ENDS_WITHIN_S = 0.2  # a run, or what follows is predicted beside it
 REDRAW_EVERY_S = 0.25
-NONE = "none"  # in the URL, where no switch of several is on
 REDRAW_TIMINGS_EVERY_S = 1.0  # drawing takes a core from what is timed
+NONE = "none"  # in the URL, where no switch of several is on
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Control:
         return f"{value} unknown"
 
 
-WORK_LABELS = {"forward": "forward", "forward_backward": "forward and backward"}
+WORK_LABELS = WORKS
 DEVICE = Control("device", "Device", ("auto", "cpu", *["cuda"] * torch.cuda.is_available()), "auto")
 
 
@@ -147,25 +148,15 @@ def panel(
     everywhere = [*controls, *chain.from_iterable(others)]
     if in_static_page():
         check_asked(everywhere, _asked(), notes)
-    notes += _misspelt(query, controls, everywhere)
     elements = mo.ui.dictionary({c.name: _element(c, values[c.name]) for c in controls})
+    elements.unsaid = {c.name: _query_text(c.default) for c in controls}
     return elements, _shown_panel(elements, values, notes)
 
 
 def chosen(elements: mo.ui.dictionary, **others: Any) -> dict[str, Any]:
     """The settings of a panel, which are written to the URL, with others that are not."""
-    share(elements.value)
+    share(elements.value, elements.unsaid)
     return elements.value | others
-
-
-def _misspelt(
-    names: Iterable[str], controls: Sequence[Control], everywhere: Sequence[Control]
-) -> list[str]:
-    """Notes on names that nothing on the page has, but that are close to one of these controls."""
-    known = {spelling for control in everywhere for spelling in control.spellings}
-    own = [spelling for control in controls for spelling in control.spellings]
-    close = {name: get_close_matches(name, own, 1, 0.75) for name in names if name not in known}
-    return [f"{name} is not a parameter: use {found[0]}" for name, found in close.items() if found]
 
 
 def check_asked(
@@ -279,16 +270,19 @@ def styled(text: str) -> mo.Html:
 def grid(cells: Iterable[Any], least: str, label: str = "") -> mo.Html:
     """Cells side by side, as many as are at least so wide."""
     role = f'role="group" aria-label="{label}" ' if label else ""
-    body = "".join(f"<div>{cell}</div>" for cell in cells)
+    texts = (cell if isinstance(cell, str) else mo.as_html(cell).text for cell in cells)
+    body = "".join(f"<div>{text}</div>" for text in texts)
     return styled(f'<div class="r-grid" {role}style="--least:{least}">{body}</div>')
 
 
 def switches(control: Control, on: Sequence[str]) -> mo.ui.dictionary:
     """A switch for each value of a control, by its label."""
     names = (name for name in control.values if name != NONE)
-    return mo.ui.dictionary(
+    elements = mo.ui.dictionary(
         {n: mo.ui.switch(value=n in on, label=control.labels[n]) for n in names}
     )
+    elements.unsaid = {control.name: _query_text(control.default)}
+    return elements
 
 
 def asked_for(control: Control) -> tuple[str, ...]:
@@ -303,7 +297,7 @@ def asked_for(control: Control) -> tuple[str, ...]:
 def switched_on(elements: mo.ui.dictionary, name: str) -> tuple[str, ...]:
     """The switches that are on, which are also written to the URL, as the parameter `name`."""
     on = tuple(switch for switch, value in elements.value.items() if value)
-    share({name: on or (NONE,)})
+    share({name: on or (NONE,)}, elements.unsaid)
     return on
 
 
@@ -316,13 +310,18 @@ def callout(text: str, kind: str = "warn") -> mo.Html:
     return mo.callout(plain(text), kind=kind)
 
 
-def share(values: Mapping[str, Any]) -> None:
-    """Write the values to the URL, so that the address bar holds the present setting."""
+def share(values: Mapping[str, Any], unsaid: Mapping[str, str] | None = None) -> None:
+    """Write the values to the URL, so that the address bar holds the present setting; what is
+    `unsaid`, the defaults, only where others stand there, as each change is a step of Back."""
     query = mo.query_params()
     for name, value in values.items():
-        text = ",".join(value) if isinstance(value, list | tuple) else str(value)
-        if query.get(name) != text:
+        text = _query_text(value)
+        if query.get(name, (unsaid or {}).get(name)) != text:
             query.set(name, text)
+
+
+def _query_text(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list | tuple) else str(value)
 
 
 def live_only(*parts) -> mo.Html:
@@ -386,7 +385,7 @@ def _run_for_page(live: LiveRuns, jobs: Sequence, device: str | None) -> None:
         ValueError: it would take longer by far, or failed.
     """
     missing = live.missing(jobs, device)
-    seconds = predicted_seconds(missing, device)
+    seconds = together_s(missing, predicted_each(missing, device))
     if why_not := refusal(missing, device):
         raise ValueError(why_not)
     if seconds > STATIC_RUN_BELOW_S:
@@ -409,9 +408,12 @@ def _run_for_page(live: LiveRuns, jobs: Sequence, device: str | None) -> None:
 def run_panel(
     live: LiveRuns, build: Callable, settings: Mapping[str, Any], auto, announce, *beside
 ) -> tuple[list, Any, Any, Any, mo.Html]:
-    """The jobs of the settings; a Run button, or why there is none; while something is running a
-    Stop button and a ticker, which makes the cells that name it look again; and all of it as it is
-    shown, with what stands `beside`.
+    """The jobs of the settings, and what there is to press: Run or Run again, or why there is
+    none; while something is running Stop, and a ticker, which makes the cells that name it look
+    again; and all of it as it is shown, with what stands `beside`.
+
+    A run of other settings is ended. Where `auto` is on what takes less than AUTO_RUN_BELOW_S, and
+    anything on CUDA, is started at once; not what a reader has stopped.
 
     Args:
         build: gives the jobs of the settings, or raises ValueError.
@@ -420,117 +422,94 @@ def run_panel(
             self loops, as the cell that shows the button is to be run again.
     """
     jobs, problem = attempt(build, settings)
-    jobs, device = jobs or [], settings.get("device")
-
-    def start(_) -> None:
-        live.start(jobs, device)
-        announce(lambda n: n + 1)
-
-    run, why_none = gate(live, jobs, auto=auto.value, device=device, start=start)
-    stop, tick = stop_button(live), ticker(live)
-    shown = [problem, show_gate(run, why_none, *beside)]
-    shown += [] if stop is None else [show_stop(stop, tick)]
-    return jobs, run, stop, tick, mo.vstack([part for part in shown if part is not None])
-
-
-def auto_switch() -> mo.ui.switch:
-    """Whether short runs begin by themselves."""
-    return mo.ui.switch(value=True, label="run short settings automatically")
-
-
-def gate(
-    live: LiveRuns, jobs: Sequence, *, auto: bool, device: str | None = None, start=lambda _: None
-):
-    """A Run button with the predicted time, which calls `start`, and a text that says why there is
-    none (one of the two is None).
-
-    Where `auto` is on, what takes less than AUTO_RUN_BELOW_S, and anything on CUDA, is started
-    at once. In a static page nothing runs, unless it was asked for with parameters: then what has
-    `auto` on runs now, to its end.
-    """
+    jobs, run, text = jobs or [], None, ""
+    if problem is None:
+        run, text = gate(live, jobs, auto.value, settings.get("device"), announce)
+    else:
+        live.stop()
     if in_static_page():
-        if has_own_run() and auto and live.missing(jobs, device):
-            _run_for_page(live, jobs, device)
-        return None, how_measured(live.rows(jobs, device)) if has_own_run() else ""
-    missing = live.missing(jobs, device)
-    if not any(job.ids for job in jobs):
-        return None, "Nothing is chosen: choose at least one attention."
+        return jobs, run, None, None, problem or plain(text)
+    stop = tick = None
     if live.running:
-        return None, "A run is under way; the next can start when it ends."
-    if not missing:
-        told = how_measured(live.rows(jobs, device))
-        return None, f"These settings have been run; the result is below. {told}".strip()
-    if why_not := refusal(missing, device):
-        return None, why_not
-    seconds, kernel = predicted_seconds(missing, device), kernel_to_compile(missing, device)
-    once = f"about {_duration(COMPILE_S)} to compile the {kernel} kernel, once"
-    short = seconds < AUTO_RUN_BELOW_S or resolve_device(device).type == "cuda"
-    if auto and short and not live.ended_early(jobs):
-        live.start(jobs, device)
-        return None, f"Running by itself, as it is short{f', after {once}' if kernel else ''}."
-    # Of a longer label a phone would show a part.
-    told = "its time is not known yet" if math.isnan(seconds) else f"about {_duration(seconds)}"
-    label = f"Run ({told}{', compiles first' * bool(kernel)})"
-    return mo.ui.button(label=label, kind="success", on_change=start), None
-
-
-def how_measured(rows: Sequence[Row]) -> str:
-    """What a reader of costs measured on a page would not expect: fewer samples than were asked
-    for, and fewer threads than there are; empty where there is nothing of the kind."""
-    said = []
-    timed = [row for row in rows if row["outcome"] == "ok" and ASKED in row["summary"]]
-    short = [
-        (len(row["summary"]["time_ms_samples"]), row["summary"][ASKED])
-        for row in timed
-        if getattr(config_of(row), "span", None) != "stream"  # is timed once, token by token
-    ]
-    if short and min(n for n, _ in short) < max(asked for _, asked in short):
-        asked = max(asked for _, asked in short)
-        said.append(f"Repeats {asked}, of which the longest had time for {min(short)[0]}.")
-    threads = {row["provenance"]["threads"] for row in timed}
-    if threads and min(threads) < ALL_THREADS:
-        said.append(
-            f"Measured on {min(threads)} of {ALL_THREADS} threads: one is left to the page."
-        )
-    return " ".join(said)
-
-
-def show_gate(button, text: str | None, *beside) -> mo.Html | None:
-    """The button or its text, and what stands beside it; in a static page the text alone."""
-    if in_static_page():
-        return plain(text) if text else None
-    shown = plain(text) if button is None else button
-    return mo.hstack([shown, *beside], justify="start", align="center", gap=1.5, wrap=True)
-
-
-def ticker(live: LiveRuns):
-    """What makes the page look again while something is running: several times a second."""
-    if not live.running:
-        return None
-    every_s = REDRAW_TIMINGS_EVERY_S if live.measuring else REDRAW_EVERY_S
-    return mo.ui.refresh(default_interval=every_s)
-
-
-def stop_button(live: LiveRuns):
-    """A Stop button, while something is running."""
-    if not live.running:
-        return None
-    return mo.ui.button(label="Stop", kind="danger", on_change=lambda _: live.stop())
-
-
-def pressed(button) -> bool:
-    """Whether a button that may not be there has been pressed."""
-    return button is not None and bool(button.value)
-
-
-def show_stop(stop, tick) -> mo.Html:
-    """The Stop button, and the ticker."""
-    return mo.hstack([stop, unseen(tick)], justify="start")
+        stop = mo.ui.button(label="Stop", kind="danger", on_change=lambda _: live.stop())
+        every_s = REDRAW_TIMINGS_EVERY_S if live.measuring else REDRAW_EVERY_S
+        tick = mo.ui.refresh(default_interval=every_s)
+    buttons = [button for button in (run, stop) if button is not None]
+    shown = [*buttons, plain(text)] if text else buttons
+    line = mo.hstack([*shown, *beside], justify="start", align="center", gap=1.5, wrap=True)
+    shown = [part for part in (problem, line, unseen(tick)) if part is not None]
+    return jobs, run, stop, tick, mo.vstack(shown)
 
 
 def unseen(element) -> mo.Html:
     """An element that works and is not shown, such as a ticker; nothing where it is None."""
     return styled(f'<div class="r-hidden">{"" if element is None else element}</div>')
+
+
+def auto_switch() -> mo.ui.switch:
+    """Whether short runs begin by themselves."""
+    return mo.ui.switch(value=True, label="run by itself when a control is moved")
+
+
+def gate(
+    live: LiveRuns, jobs: Sequence, auto: bool, device: str | None, announce=lambda change: None
+):
+    """A button that starts the jobs, None where they run or cannot, and a text beside it. See
+    `run_panel`; in a static page nothing runs, unless it was asked for with parameters: then what
+    has `auto` on runs now, to its end."""
+    if in_static_page():
+        if has_own_run() and auto and live.missing(jobs, device):
+            _run_for_page(live, jobs, device)
+        return None, how_measured(live.rows(jobs, device)) if has_own_run() else ""
+
+    def button(label: str, again: bool = False):
+        def start(_) -> None:
+            live.start(jobs, device, again, each)
+            announce(lambda n: n + 1)
+
+        return mo.ui.button(label=label, kind="success", on_change=start)
+
+    if live.running:
+        if live.is_of(jobs):
+            return None, ""
+        live.stop()
+        live.join(ENDS_WITHIN_S)
+    if not any(job.ids for job in jobs):
+        return None, "Nothing is chosen: choose at least one attention."
+    missing, each = live.missing(jobs, device), ()
+    if not missing:
+        told = how_measured(live.rows(jobs, device))
+        return button("Run again", True), f"These settings have been run. {told}".strip()
+    each, kernel = predicted_each(missing, device), kernel_to_compile(missing, device)
+    seconds = together_s(missing, each)
+    if not seconds < FITS_BELOW_S and (why_not := refusal(missing, device)):
+        return None, why_not
+    short = seconds < AUTO_RUN_BELOW_S or resolve_device(device).type == "cuda"
+    if live.ended_early(jobs):
+        return button("Run on"), ""
+    if auto and short:
+        live.start(jobs, device, seconds=each)
+        once = f"First a kernel is compiled, once: about {_duration(COMPILE_S)}."
+        return None, once if kernel else ""
+    # Of a longer label a phone would show a part.
+    told = "its time is not known yet" if math.isnan(seconds) else f"about {_duration(seconds)}"
+    return button(f"Run ({told}{', compiles first' * bool(kernel)})"), ""
+
+
+def how_measured(rows: Sequence[Row]) -> str:
+    """That there was time for fewer samples than were asked for; empty where there was not."""
+    timed = [
+        row["summary"]
+        for row in rows
+        if row["outcome"] == "ok"
+        and ASKED in row["summary"]
+        and getattr(config_of(row), "span", None) != "stream"  # is timed once, token by token
+    ]
+    fewest = min((len(one["time_ms_samples"]) for one in timed), default=0)
+    asked = max((one[ASKED] for one in timed), default=0)
+    if fewest >= asked:
+        return ""
+    return f"Repeats {asked}, of which the longest had time for {fewest}."
 
 
 def watch(live: LiveRuns, announce) -> mo.Html:
@@ -542,17 +521,19 @@ def watch(live: LiveRuns, announce) -> mo.Html:
     return show_progress(live, progress)
 
 
-def show_progress(live: LiveRuns, progress: Progress | None) -> mo.Html:
+def show_progress(live: LiveRuns, progress: Batch | None) -> mo.Html:
     """A progress bar with its text; what went wrong, once it has."""
     if progress is None:
         return mo.md("")
     if progress.status == "failed":
         return callout(f"The run failed: {progress.error}", "danger")
     if live.running:
+        left = progress.seconds_left
+        said = "" if math.isnan(left) else f"about {_duration(left)} left: "
         return styled(
             '<div role="status" class="r-progress"><progress aria-label="progress of the run" '
             f'max="1" value="{progress.fraction:.4f}"></progress> '
-            f"{progress.fraction:.0%} &nbsp; {html.escape(progress.text)}</div>"
+            f"{progress.fraction:.0%} &nbsp; {html.escape(said + progress.text)}</div>"
         )
     if live.warning:
         return callout(live.warning)
@@ -645,56 +626,10 @@ def criteria_html(said: Verdict) -> str:
     return f"<details><summary>criteria and evidence</summary>{verdict_lines(said)}</details>"
 
 
-def sizes_text(n_layers: int, n_heads: int, head_dim: int) -> str:
-    """Of a model, in words."""
-    layers, heads = f"layer{'s' * (n_layers != 1)}", f"head{'s' * (n_heads != 1)}"
-    return f"{n_layers} {layers}, {n_heads} {heads} of {head_dim}"
-
-
 def history(live: LiveRuns) -> mo.Html:
-    """The finished runs of this session as a table, the latest first."""
+    """The finished runs of this session, the latest first."""
     if not live.finished:
         return mo.md("")
-    lines = [_history_line(row) for row in reversed(live.finished)]
-    table = markdown_table(["run", "outcome", "result"], lines, LEFT)
-    return mo.accordion({f"Runs of this session ({len(lines)})": mo.md(table)})
-
-
-def _history_line(row: Row) -> list[str]:
-    """What a run was of, how it ended, and its result."""
-    config, summary = config_of(row), row["summary"]
-    result, loss = row["detail"] or "", summary.get("final_loss")
-    if (time_ms := summary.get("time_ms")) is not None:
-        step = "a step " if hasattr(config, "task") else ""
-        result = f"{step}{time_ms:.3g} ms"
-    elif (best := summary.get("best_loss")) is not None and "solved" in summary:
-        result = f"best loss {best:.4f} in {summary['n_steps']} steps, ended: " + (
-            summary["reason"] or row["outcome"]
-        )
-    elif loss is not None:
-        result = f"loss {loss:.4f} nats a token, accuracy {summary['final_accuracy']:.1%}"
-    return [words(config, row["seed"]), row["outcome"], as_text(result)]
-
-
-def words(config: Any, seed: int) -> str:
-    """A run, in a line: what is asked of a config is what it has."""
-    model, task = getattr(config, "model", config), getattr(config, "task", config)
-    said = [" ".join(filter(None, getattr(model, "variant", (getattr(model, "way", None),))))]
-    if getattr(model, "update_rule", None) and model.attention != "softmax":
-        said.append(model.update_rule)
-    if hasattr(model, "span"):
-        said.append(model.span)
-    said.append(f"S = {task.n_keys}" if hasattr(task, "n_keys") else f"N = {task.seq_len}")
-    if hasattr(task, "with_replacement"):
-        said.append(f"D = {model.head_dim}")
-        said += ["keys come back"] * task.with_replacement
-        said += ["evaluated on half the length"] * config.eval_half_length
-    else:
-        said.append(f"batch {config.batch_size}")
-    if hasattr(model, "span"):
-        said.append(sizes_text(model.n_layers, model.n_heads, model.head_dim))
-    if hasattr(config, "work"):
-        said.append(WORK_LABELS[config.work])
-    elif hasattr(config, "task"):
-        said += [f"{config.n_steps} steps"] * (not hasattr(task, "n_keys")) + [f"seed {seed}"]
-    return ", ".join([*said, *getattr(config, "defects", ())])
+    lines = "".join(f"<li>{html.escape(line_of(row))}</li>" for row in reversed(live.finished))
+    shown = styled(f"<ul class='r-list'>{lines}</ul>")
+    return mo.accordion({f"Runs of this session ({len(live.finished)})": shown})

@@ -20,59 +20,30 @@ from replib.lab.store import Row
 from replib.lab.timing import CostConfig
 from replib.training import TrainingConfig
 
-_RUN = dict(
-    attention=str,
-    implementation=str,
-    series=str,
-    seq_len=int,
-    seed=int,
-    batch_size=int,
-    n_layers=int,
-    n_heads=int,
-    d_model=int,
-    n_steps=int,
-    lr=float,
-    device=str,
-    run_id=str,
-    source=str,
-)
-_POINT = dict(train_loss=float, loss=float, accuracy=float)
-CURVE_COLUMNS = _RUN | dict(step=int) | _POINT
-SUMMARY_COLUMNS = _RUN | dict(
-    outcome=str,
-    detail=str,
-    final_loss=float,
-    final_accuracy=float,
-    best_loss=float,
-    steps_to_solved=int,
-    n_spikes=int,
-    steps_per_s=float,
-)
-COST_COLUMNS = dict(
-    attention=str,
-    implementation=str,
-    series=str,
-    seq_len=int,
-    batch_size=int,
-    n_heads=int,
-    head_dim=int,
-    work=str,
-    n_steps=int,
-    time_ms=float,
-    q25=float,
-    q75=float,
-    time_ms_samples=pl.List(pl.Float64),
-    time_ms_per_sample=float,
-    memory_bytes=int,
-    memory_bytes_per_sample=float,
-    outcome=str,
-    detail=str,
-    device=str,
-    run_id=str,
-    source=str,
-)
 
-_ORIGIN = dict(device=str, run_id=str, source=str)
+def _columns(texts: Sequence[str] = (), counts=(), numbers=()) -> dict[str, Any]:
+    kinds = (dict.fromkeys(texts, str), dict.fromkeys(counts, int), dict.fromkeys(numbers, float))
+    return kinds[0] | kinds[1] | kinds[2]
+
+
+_ORIGIN = _columns(("device", "run_id", "source"))
+_MECHANISM = _columns(("attention", "implementation", "series"))
+_SIZES = ("batch_size", "n_layers", "n_heads", "d_model", "n_steps")
+_RUN = _MECHANISM | _columns((), ("seq_len", "seed", *_SIZES), ("lr",)) | _ORIGIN
+_POINT = _columns(numbers=("train_loss", "loss", "accuracy"))
+CURVE_COLUMNS = _RUN | {"step": int} | _POINT
+_RESULTS = ("final_loss", "final_accuracy", "best_loss", "steps_per_s")
+SUMMARY_COLUMNS = _RUN | _columns(
+    ("outcome", "detail"), ("steps_to_solved", "n_spikes"), numbers=_RESULTS
+)
+_COSTS = ("time_ms", "time_ms_per_sample", "memory_bytes_per_sample")
+COST_COLUMNS = (
+    _MECHANISM
+    | _columns((), ("seq_len", "batch_size", "n_heads", "head_dim", "n_steps", "memory_bytes"))
+    | _columns(("work", "outcome", "detail"), (), ("q25", "q75", *_COSTS))
+    | {"time_ms_samples": pl.List(pl.Float64)}
+    | _ORIGIN
+)
 
 
 def training_curves(rows: Iterable[Row]) -> pl.DataFrame:
@@ -90,8 +61,7 @@ def training_curves(rows: Iterable[Row]) -> pl.DataFrame:
 
 def training_summaries(rows: Iterable[Row]) -> pl.DataFrame:
     """One line a training run: SUMMARY_COLUMNS."""
-    figures = ("final_loss", "final_accuracy", "best_loss", "steps_to_solved")
-    figures += ("n_spikes", "steps_per_s")
+    figures = (*_RESULTS, "steps_to_solved", "n_spikes")
     return frame_of(
         [
             _run(row)
@@ -146,8 +116,7 @@ def steps_alike(rows: Sequence[Row]) -> list[Row]:
 
 def _cost(row: Row) -> dict[str, Any]:
     summary = row["summary"]
-    figures = ("time_ms", "time_ms_samples", "time_ms_per_sample")
-    figures += ("memory_bytes", "memory_bytes_per_sample")
+    figures = (*_COSTS, "time_ms_samples", "memory_bytes")
     return (
         _cost_config(config_of(row))
         | mechanism(*variant_of(row))

@@ -1,14 +1,14 @@
-"""Runs that an open notebook starts: in a thread, watched by polling, kept when they end.
+"""Runs that an open notebook starts: in threads, watched by polling, kept when they end.
 
-marimo serves all notebooks as threads of one process, so one such thread works at a time, and a
-run whose page is no longer open ends by itself.
+marimo serves all notebooks as threads of one process, so one page works at a time, and a run whose
+page is no longer open ends by itself.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
@@ -18,43 +18,87 @@ import torch
 from replib import files
 from replib.device import available_memory_bytes, resolve_device
 from replib.lab import predict, recorded, store
-from replib.lab.run import (
-    Glimpse,
-    Job,
-    TrainingJob,
-    Where,
-    uses_compiled,
-)
+from replib.lab.run import Glimpse, Job, TrainingJob, Where, uses_compiled
 from replib.lab.timing import MEMORY_SHARE
 from replib.training import Training
 
 SCALE = "live"
 MAX_POINT_S = 5.0  # of timing for one mechanism at one length
-# A page that is open asks several times a second; one that has not for so long is closed. Browsers
-# wake a page that has been hidden for five minutes once a minute only, so a long run waits longer.
-ABANDONED_AFTER_S = 20.0
+# A page that is open asks several times a second; one that has not for so long is closed, as one
+# that was reloaded, for which another waits. Browsers wake a page that has been hidden for five
+# minutes once a minute only, so a long run waits longer.
+ABANDONED_AFTER_S, WANTED_AFTER_S = 20.0, 5.0
 LONG_RUN_S, LONG_RUN_ABANDONED_AFTER_S = 240.0, 90.0
 ASKED = "n_repeats_asked"  # in the summary of a cost, which may have had time for fewer
 COMPILE_S = 15.0  # about; a kernel for the CPU, on two cores, once for this machine
 MAX_PREDICTED_S = 3600.0  # a reader who wants more has the command line, which resumes
+LEAST_S = 1e-3  # of a job whose time is not known
+SURE_SHARE = 0.1  # of a batch that is done, from which on its speed tells the time left
+MAX_WAITING = 8  # batches, each a thread
 _WORK_LOCK = threading.Lock()
+_waiting: set[int] = set()  # batches that another keeps from working
 # Before any run: a thread that begins while another is spared one would find fewer.
 ALL_THREADS = torch.get_num_threads()
 
 Result = TypeVar("Result")
 
 
-@dataclass
-class Progress:
-    """Where a batch of jobs stands. `status` is "waiting" (for another page's run), "running",
-    "done", "stopped" or "failed", and then `error` says why."""
+class Batch:
+    """Jobs that are run together, and where they stand.
 
-    status: str = "waiting"
-    fraction: float = 0.0
-    text: str = "waiting for a run on another page to end"
-    error: str | None = None
-    rows: dict[str, store.Row] = field(default_factory=dict)
-    """Rows so far by run_id; one under way reads as if it were stopped now ("interrupted")."""
+    Attributes:
+        todo: those that have not run before, or are to be run again.
+        seconds: that each of them is predicted to take; alike where nothing is known.
+        status: "waiting" (for another page's run), "running", "done", "stopped" or "failed", and
+            then `error` says why.
+        fraction: that is done. `seconds_left` are those of the whole batch.
+        rows: those so far by run_id; one under way reads as if it were stopped now ("interrupted").
+    """
+
+    def __init__(self, jobs: Sequence[Job] = (), todo: Sequence[Job] = (), device=None, seconds=()):
+        self.jobs, self.todo, self.device = list(jobs), list(todo), device
+        self.seconds = [s if s > 0 else LEAST_S for s in seconds or [math.nan] * len(self.todo)]
+        self.status, self.text = "waiting", "waiting for a run on another page to end"
+        self.error: str | None = None
+        self.fraction, self.seconds_left = 0.0, math.nan
+        self.rows: dict[str, store.Row] = {}
+        self.thread: threading.Thread | None = None
+        self.told = False  # that it has ended
+        self.abandoned = False
+        self.asked_to_stop = threading.Event()
+        self.polled = self._began = monotonic()
+        self._shares: dict[int, float] = {}  # that are done, of those that have begun
+
+    def stopped(self) -> bool:
+        """Whether it is to end."""
+        now = monotonic()
+        long = now - self._began > LONG_RUN_S
+        patience = LONG_RUN_ABANDONED_AFTER_S if long else ABANDONED_AFTER_S
+        if _waiting - {id(self)}:
+            patience = min(patience, WANTED_AFTER_S)
+        self.abandoned = self.abandoned or now - self.polled > patience
+        return self.asked_to_stop.is_set() or self.abandoned
+
+    def begin(self) -> None:
+        """To be called when its turn has come."""
+        self.status, self.text = "running", "starting"
+        self._began = monotonic()
+
+    def look(self, which: int, glimpse: Glimpse) -> None:
+        """Take note of how far a job is; what is told is of the one that is behind."""
+        self.rows.update({row["run_id"]: row for row in glimpse.rows()})
+        if glimpse.fraction <= min(share for share in (*self._shares.values(), 1.0) if share):
+            self.text = glimpse.text
+        self.count(which, glimpse.fraction)
+
+    def count(self, which: int, share: float) -> None:
+        """Bring the fraction up to date with the share of a job that is done."""
+        self._shares[which] = share
+        done = sum(self.seconds[i] * share for i, share in self._shares.items())
+        self.fraction = done / sum(self.seconds)
+        if self.fraction > SURE_SHARE:
+            spent = monotonic() - self._began
+            self.seconds_left = spent * (1 / self.fraction - 1)
 
 
 class LiveRuns:
@@ -73,22 +117,21 @@ class LiveRuns:
         """Rows of this page, oldest first; they stay when the settings move on."""
         self.models: dict[str, Training] = {}
         self.warning: str | None = None
-        self._progress: Progress | None = None
-        self._batch: list[Job] = []
-        self._device: str | None = None
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
-        self._abandoned = False
-        self._started = self._polled = monotonic()
+        self.batch: Batch | None = None
+        """The last that was started."""
+
+    @property
+    def running(self) -> bool:
+        return self.batch is not None and self.batch.thread.is_alive()
 
     @property
     def measuring(self) -> bool:
         """Whether the batch under way takes times, which a busy page would disturb."""
-        return self.running and any(job.timed for job in self._batch)
+        return self.running and any(job.timed for job in self.batch.jobs)
 
-    @property
-    def running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+    def is_of(self, jobs: Sequence[Job]) -> bool:
+        """Whether the last batch is of these jobs."""
+        return self.batch is not None and self.batch.jobs == list(jobs)
 
     def rows(self, jobs: Sequence[Job], device: str | None = None) -> list[store.Row]:
         """The finished rows of jobs, of this page or from the cache, the newest of each run; fewer
@@ -97,7 +140,8 @@ class LiveRuns:
         names = {self._name(job) for job in jobs}
         known = [row for name in names for row in self._cached(name)]
         # In the order of the cache, whatever the clock says; then what could not be kept there.
-        known += [row for row in self.finished if row not in known]
+        cached = set(map(_which, known))
+        known += [row for row in self.finished if _which(row) not in cached]
         by_id: dict[str, list[store.Row]] = {}
         for row in known:
             if row["outcome"] != "interrupted" and row["provenance"]["device"].startswith(kind):
@@ -113,59 +157,65 @@ class LiveRuns:
         """The jobs of which some row is not there."""
         return [job for job in jobs if len(self.rows([job], device)) < len(job.ids)]
 
-    def start(self, jobs: Sequence[Job], device: str | None = None) -> None:
-        """Run the missing jobs in a thread; nothing happens while one of this page is running."""
-        if self.running:
+    def start(
+        self, jobs: Sequence[Job], device: str | None = None, again=False, seconds=()
+    ) -> None:
+        """Run jobs in the place of what this page is running, those that are missing or, `again`,
+        all, of which each is predicted to take so many `seconds`; nothing happens where these are
+        running already."""
+        if self.running and self.is_of(jobs):
             return
-        self._batch, self._device = list(jobs), device
-        jobs = self.missing(jobs, device)
-        self._stop.clear()
-        self._abandoned = False
-        self._started = self._polled = monotonic()
-        self._progress = Progress()
-        self._thread = threading.Thread(
-            target=self._work, args=(jobs, device, self._progress), daemon=True
-        )
-        self._thread.start()
+        self.stop()
+        todo = jobs if again else self.missing(jobs, device)
+        batch = Batch(jobs, todo, device, seconds if len(seconds) == len(todo) else ())
+        batch.thread = threading.Thread(target=self._work, args=(batch,), daemon=True)
+        self.batch = batch
+        batch.thread.start()
 
     def stop(self) -> None:
         """Ask the run to end after its present step; what it computed is kept."""
-        self._stop.set()
+        if self.batch is not None:
+            self.batch.asked_to_stop.set()
 
-    def poll(self) -> Progress | None:
-        """The progress of the last batch, None before any; says that the page is still open."""
-        self._polled = monotonic()
-        return self._progress
+    def poll(self) -> Batch | None:
+        """The last batch, None before any; says that the page is still open."""
+        if self.batch is not None:
+            self.batch.polled = monotonic()
+        return self.batch
+
+    def so_far(self, jobs: Sequence[Job], device: str | None = None) -> list[store.Row]:
+        """The rows of jobs, as far as they are while they run or where they were stopped."""
+        rows = {row["run_id"]: row for row in self.rows(jobs, device)}
+        return list((rows | (self.batch.rows if self.is_of(jobs) else {})).values())
 
     def showing(self, jobs: Sequence[Job], device: str | None = None) -> list[store.Row]:
-        """The rows to draw: those of `jobs`; while another batch runs, or where none of `jobs` has
-        run, those of the last batch. A batch that was stopped shows what it computed."""
-        rows = self.rows(jobs, device)
-        if self._progress is None:
-            return rows
-        if self.running or not rows or list(jobs) == self._batch:
-            before = {row["run_id"]: row for row in self.rows(self._batch, self._device)}
-            rows = list((before | self._progress.rows).values())
-        return rows
+        """The rows to draw: those of `jobs` so far; of the last batch where there are none."""
+        rows = self.so_far(jobs, device)
+        return rows if rows or self.batch is None else self.so_far(self.batch.jobs, device)
+
+    def known(self, jobs: Sequence[Job], device: str | None = None) -> list[store.Row]:
+        """What has ended: of this page, whatever its settings were, and of `jobs` in the cache."""
+        rows = [*self.finished, *self.rows(jobs, device)]
+        return list({row["run_id"]: row for row in rows}.values())
 
     def ended_early(self, jobs: Sequence[Job]) -> bool:
-        """Whether the last batch was of these jobs and was stopped or failed: what a reader has
-        stopped must not begin again by itself. What ended because the page did not ask for so long,
-        as it was busy itself, may."""
-        early = self._progress is not None and self._progress.status in ("stopped", "failed")
-        return early and list(jobs) == self._batch and not self._abandoned
+        """Whether the last batch was of these jobs and a reader stopped it, or it failed: it must
+        not begin again by itself. What ended because its page did not ask for so long, as it was
+        busy itself, may."""
+        ended = self.is_of(jobs) and self.batch.status in ("stopped", "failed")
+        return ended and not self.batch.abandoned
 
     def just_ended(self) -> bool:
         """True once after each batch: what depends on finished runs is due for an update."""
-        ended = self._thread is not None and not self._thread.is_alive()
-        if ended:
-            self._thread = None
-        return ended
+        if self.batch is None or self.running or self.batch.told:
+            return False
+        self.batch.told = True
+        return True
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for the thread to end."""
-        if self._thread is not None:
-            self._thread.join(timeout)
+        """Wait for the batch to end."""
+        if self.batch is not None:
+            self.batch.thread.join(timeout)
 
     def model(self, job: TrainingJob, device: str | None = None) -> Training | None:
         """The trained model of a finished job, from memory or from the cache."""
@@ -180,28 +230,40 @@ class LiveRuns:
             self.models[run] = training
         return self.models.get(run)
 
-    def _work(self, jobs: list[Job], device: str | None, progress: Progress) -> None:
+    def _work(self, batch: Batch) -> None:
+        if len(_waiting) >= MAX_WAITING:
+            batch.status = "failed"
+            batch.error = f"{MAX_WAITING} runs of other pages wait already: try again later"
+            return
+        _waiting.add(id(batch))
         try:
-            while not _WORK_LOCK.acquire(timeout=0.1):
-                if self._stopped():
-                    progress.status = "stopped"
+            while not _WORK_LOCK.acquire(timeout=0.05):
+                if batch.stopped():
+                    batch.status = "stopped"
                     return
+            _waiting.discard(id(batch))
             try:
-                progress.status, progress.text = "running", "starting"
-                if kernel := kernel_to_compile(jobs, device):
-                    progress.text = f"compiling the {kernel} kernel, once: about {COMPILE_S:.0f} s"
-                    _kernels().compile_now(kernel)
-                for done, job in enumerate(jobs):
-                    if self._stopped():
-                        break
-                    with _on_threads(threads_of(job)):
-                        self._run(job, device, progress, done / len(jobs), 1 / len(jobs))
+                self._work_through(batch)
             finally:
                 _WORK_LOCK.release()
-            progress.fraction = 1.0
-            progress.status = "stopped" if self._stopped() else "done"
+            batch.status = "stopped" if batch.stopped() else "done"
         except Exception as error:  # the page must say what happened in its thread
-            progress.error, progress.status = str(error) or type(error).__name__, "failed"
+            batch.error, batch.status = str(error) or type(error).__name__, "failed"
+        finally:
+            _waiting.discard(id(batch))
+
+    def _work_through(self, batch: Batch) -> None:
+        if kernel := kernel_to_compile(batch.todo, batch.device):
+            batch.status = "running"
+            batch.text = f"compiling the {kernel} kernel, once: about {COMPILE_S:.0f} s"
+            _kernels().compile_now(kernel)
+        batch.begin()
+        with ThreadPoolExecutor(max(1, side_by_side(batch.todo))) as pool:
+            runs = [pool.submit(self._run, batch, i) for i in range(len(batch.todo))]
+            for run in as_completed(runs):
+                if run.exception():
+                    batch.asked_to_stop.set()
+                    raise run.exception()
 
     def _cached(self, name: str) -> list[store.Row]:
         """Rows of the cache; none, with a warning, where it cannot be read."""
@@ -215,32 +277,29 @@ class LiveRuns:
         """The experiment that a job's rows are kept under: what is trained has one of its own."""
         return self.experiment if job.timed else job.configs[0].experiment
 
-    def _stopped(self) -> bool:
-        now = monotonic()
-        long = now - self._started > LONG_RUN_S
-        patience = LONG_RUN_ABANDONED_AFTER_S if long else ABANDONED_AFTER_S
-        self._abandoned = self._abandoned or now - self._polled > patience
-        return self._stop.is_set() or self._abandoned
+    def _run(self, batch: Batch, which: int) -> None:
+        if batch.stopped():
+            return
 
-    def _run(self, job, device, progress: Progress, before: float, share: float) -> None:
         def watch(glimpse: Glimpse) -> None:
             nonlocal training
             training = glimpse.training
-            progress.rows.update({row["run_id"]: row for row in glimpse.rows()})
-            progress.fraction = before + share * glimpse.fraction
-            progress.text = glimpse.text
+            batch.look(which, glimpse)
 
         training: Training | None = None
-        where = Where(self._name(job), SCALE, device, self._stopped, watch, MAX_POINT_S)
+        job = batch.todo[which]
+        where = Where(self._name(job), SCALE, batch.device, batch.stopped, watch, MAX_POINT_S)
         rows = []
-        for row in job.execute(where):
-            if job.timed:
-                row["summary"][ASKED] = job.n_repeats
-            rows.append(row)
-            self._finish(row, progress)
+        with _on_threads(threads_of(job, side_by_side(batch.todo))):
+            for row in job.execute(where):
+                if job.timed:
+                    row["summary"][ASKED] = job.n_repeats
+                rows.append(row)
+                self._finish(row, batch)
         if hasattr(training, "model") and len(rows) == 1:
-            self._keep_model(rows[0], training, device)
+            self._keep_model(rows[0], training, batch.device)
         job.ended(rows)
+        batch.count(which, 1.0)
 
     def _keep_model(self, row: store.Row, training: Training, device: str | None) -> None:
         run = row["run_id"]
@@ -248,10 +307,14 @@ class LiveRuns:
         if row["outcome"] == "ok":
             self._keep(lambda: training.save(self._model_path(run, device)))
 
-    def _finish(self, row: store.Row, progress: Progress) -> None:
-        progress.rows[row["run_id"]] = row
-        self.finished.append(row)
-        self._keep(lambda: store.append(row["experiment"], row, self.folder))
+    def _finish(self, row: store.Row, batch: Batch) -> None:
+        """A run that was stopped stays on the page, and goes on from its checkpoint."""
+        batch.rows[row["run_id"]] = row
+        stopped = row["outcome"] == "interrupted"
+        if not stopped or any((row["curve"] or {}).values()):
+            self.finished.append(row)
+        if not stopped:
+            self._keep(lambda: store.append(row["experiment"], row, self.folder))
 
     def _keep(self, write) -> None:
         """Write to the cache; where that fails the result stays on the page, with a warning."""
@@ -262,6 +325,10 @@ class LiveRuns:
 
     def _model_path(self, run: str, device: str | None) -> Path:
         return self.folder / "models" / resolve_device(device).type / f"{run}.pt"
+
+
+def _which(row: store.Row) -> tuple[str, str]:
+    return row["run_id"], row["provenance"]["started"]
 
 
 def kernel_to_compile(jobs: Sequence[Job], device: str | None = None) -> str | None:
@@ -278,37 +345,34 @@ def _kernels():
     return kernels
 
 
-def predicted_seconds(jobs: Sequence[Job], device: str | None = None) -> float:
-    """About how long jobs take on this machine, in seconds."""
-    return in_passing_thread(_predicted_seconds, jobs, device)
+def side_by_side(jobs: Sequence[Job]) -> int:
+    """How many jobs run at once: trainings share the processor, what is timed has it alone."""
+    return 1 if any(job.timed for job in jobs) else min(len(jobs), ALL_THREADS)
+
+
+def threads_of(job: Job, n_together: int = 1) -> int:
+    """The threads that a job runs with: all where it takes times, but for a stream, which the page
+    draws on its way. Others leave a core to the page, or share them: threads that wait for one that
+    the browser has displaced take longer than one thread fewer."""
+    streaming = any(getattr(config, "span", None) == "stream" for config in job.configs)
+    if job.timed and not streaming:
+        return ALL_THREADS
+    return max(1, (ALL_THREADS - 1) // max(1, n_together))
+
+
+def one_thread_spared():
+    """A context that leaves a core to the page, as in `threads_of`."""
+    return _on_threads(max(1, ALL_THREADS - 1))
 
 
 @contextmanager
-def one_thread_spared() -> Iterator[None]:
-    """Leave a core to the page, as in `threads_of`."""
-    with _on_threads(_spared_threads()):
-        yield
-
-
-def _spared_threads() -> int:
-    return max(1, ALL_THREADS - 1)
-
-
-@contextmanager
-def _on_threads(n: int) -> Iterator[None]:
+def _on_threads(n: int, after: int = ALL_THREADS) -> Iterator[None]:
+    """What a thread began with may be another's spared ones: it is not what is set back to."""
     torch.set_num_threads(n)
     try:
         yield
     finally:
-        torch.set_num_threads(ALL_THREADS)  # what a thread began with may be another's spared ones
-
-
-def threads_of(job: Job) -> int:
-    """The threads that a job runs with: all where it takes times, but for a stream, which the page
-    draws on its way. Others leave a core to the page: threads that wait for one that the browser
-    has displaced take longer than one thread fewer (on two cores a run took 52 s, and 31 s so)."""
-    streaming = any(getattr(config, "span", None) == "stream" for config in job.configs)
-    return ALL_THREADS if job.timed and not streaming else _spared_threads()
+        torch.set_num_threads(after)
 
 
 def _as_asked(row: store.Row, job: Job) -> bool:
@@ -338,23 +402,31 @@ def on_one_core(function: Callable[..., Result], *arguments) -> Result:
     and up to a hundred times as long where other programs want the cores."""
 
     def with_one_thread() -> Result:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with _on_threads(1, after=torch.get_num_threads()):
             return function(*arguments)
-        finally:
-            torch.set_num_threads(before)  # threads that begin later would have one as well
 
     return in_passing_thread(with_one_thread)
 
 
-def _predicted_seconds(jobs: Sequence[Job], device: str | None) -> float:
-    return predict.seconds(jobs, device, max_seconds_per_point=MAX_POINT_S, threads=threads_of)
+def together_s(jobs: Sequence[Job], seconds: Sequence[float]) -> float:
+    """How long jobs take that take so long each."""
+    return max([sum(seconds) / max(1, side_by_side(jobs)), *seconds])
+
+
+def predicted_each(jobs: Sequence[Job], device: str | None) -> list[float]:
+    """About how long each job takes on this machine, in seconds."""
+
+    def predicted() -> list[float]:
+        every = [jobs, *([job] for job in jobs)]  # what all need is measured first, and once
+        options = {"max_seconds_per_point": MAX_POINT_S, "threads": threads_of}
+        return [predict.seconds(some, device, **options) for some in every][1:]
+
+    return in_passing_thread(predicted)
 
 
 def refusal(jobs: Sequence[Job], device: str | None = None) -> str | None:
     """Why jobs should not be started from a page, with the remedy; None if they may."""
-    needed = in_passing_thread(predict.needed_bytes, jobs, device)
+    needed = in_passing_thread(predict.needed_bytes, jobs, device) * side_by_side(jobs)
     free = available_memory_bytes(resolve_device(device))
     if needed > MEMORY_SHARE * free:
         return (
@@ -362,7 +434,7 @@ def refusal(jobs: Sequence[Job], device: str | None = None) -> str | None:
             f"{free / 1e9:.1f} GB free: lower the sequence length, the number of keys or the batch "
             "size."
         )
-    seconds = predicted_seconds(jobs, device)
+    seconds = together_s(jobs, predicted_each(jobs, device))
     if seconds > MAX_PREDICTED_S:
         return (
             f"This would take about {seconds / 3600:.1f} hours: lower the steps, the sequence "

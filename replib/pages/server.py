@@ -66,9 +66,11 @@ def application(
         for address, notebook in pages.items():
             builder = builder.with_app(path=f"/{address}", root=str(notebook))
         notebooks = builder.build()
-    managers = [
-        route.app.state.session_manager for route in notebooks.routes if isinstance(route, Mount)
-    ]
+    served = [route for route in notebooks.routes if isinstance(route, Mount)]
+    for route in served:
+        if route.path:  # all pages have the start page's scripts, which a browser loads once
+            route.app.state.asset_url = ".."
+    managers = [route.app.state.session_manager for route in served]
     failures.show_on_pages()
     hosts = ["*"] if is_any(host) else [*LOOPBACK, "[::1]", host]
     return Starlette(
@@ -131,14 +133,17 @@ class OwnPages:
             refusal = PlainTextResponse("Refused: asked for by a page of another site.", 403)
             return await refusal(scope, receive, send)
 
-        async def unframed(message: Message) -> None:
+        async def send_own(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["Content-Security-Policy"] = "frame-ancestors 'self'"
                 headers["X-Frame-Options"] = "SAMEORIGIN"
+                if message["status"] == 200 and scope["path"].startswith("/assets/"):
+                    # Their names change with their content.
+                    headers["Cache-Control"] = "private, max-age=31536000, immutable"
             await send(message)
 
-        await self.app(scope, receive, unframed)
+        await self.app(scope, receive, send_own)
 
     def _is_own(self, headers: Headers) -> bool:
         origin = headers.get("origin")

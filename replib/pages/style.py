@@ -5,6 +5,7 @@ A function that draws takes or returns Altair objects; none holds state.
 
 import json
 import math
+import textwrap
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -28,91 +29,55 @@ PALETTE = {
     "lsh": "#7A7A7A",
 }
 SPARE_COLOURS = ("#B8405E", "#4F7F8C", "#5E7F2E")
-DASHES = {
-    "fused": [1, 0],
-    "textbook": [7, 4],
-    "torch": [1, 0],
-    "plain": [2, 3],
-    "cpu": [10, 3],
-    "cuda": [10, 3, 2, 3],
-    "nu1": [1, 0],
-    "nu2": [7, 4],
-    "nu3": [8, 3, 2, 3, 2, 3],
-    "tanh": [1, 0],
-    "dpfp1": [7, 4],
-    "64": [1, 0],
-    "128": [7, 4],
-    "512": [2, 3],
-    "1 round": [1, 0],
-    "4 rounds": [7, 4],
-    "8 rounds": [2, 3],
-    "original 1 round": [10, 3],
-    "original 4 rounds": [10, 3, 2, 3],
-    "original 8 rounds": [8, 3, 2, 3, 2, 3],
-    "k32": [1, 0],
-    "k64": [7, 4],
-    "k128": [2, 3],
-    "2022 article": [2, 3],
-    "recurrent": [1, 0],
-    "cache": [1, 0],
-    "recompute": [7, 4],
+SOLID, DASHED, DOTTED, LONG = [1, 0], [7, 4], [2, 3], [10, 3]
+DASH_DOT, DASH_DOTS = [10, 3, 2, 3], [8, 3, 2, 3, 2, 3]
+MARKS = {  # of options, kernels and ways to generate
+    "fused": (SOLID, "circle"),
+    "textbook": (DASHED, "square"),
+    "torch": (SOLID, "diamond"),
+    "plain": (DOTTED, "triangle-up"),
+    "cpu": (LONG, "triangle-right"),
+    "cuda": (DASH_DOT, "triangle-left"),
+    "nu1": (SOLID, "circle"),
+    "nu2": (DASHED, "square"),
+    "nu3": (DASH_DOTS, "triangle-down"),
+    "tanh": (SOLID, "circle"),
+    "dpfp1": (DASHED, "square"),
+    "64": (SOLID, "circle"),
+    "128": (DASHED, "square"),
+    "512": (DOTTED, "diamond"),
+    "1 round": (SOLID, "circle"),
+    "4 rounds": (DASHED, "square"),
+    "8 rounds": (DOTTED, "diamond"),
+    "original 1 round": (LONG, "triangle-up"),
+    "original 4 rounds": (DASH_DOT, "triangle-right"),
+    "original 8 rounds": (DASH_DOTS, "triangle-left"),
+    "k32": (SOLID, "circle"),
+    "k64": (DASHED, "square"),
+    "k128": (DOTTED, "diamond"),
+    "2022 article": (DOTTED, "cross"),
+    "recurrent": (SOLID, "diamond"),
+    "cache": (SOLID, "circle"),
+    "recompute": (DASHED, "square"),
+    "cache, to come": (DOTTED, "circle"),
 }
-SHAPES = {
-    "fused": "circle",
-    "textbook": "square",
-    "torch": "diamond",
-    "plain": "triangle-up",
-    "cpu": "triangle-right",
-    "cuda": "triangle-left",
-    "nu1": "circle",
-    "nu2": "square",
-    "nu3": "triangle-down",
-    "tanh": "circle",
-    "dpfp1": "square",
-    "64": "circle",
-    "128": "square",
-    "512": "diamond",
-    "1 round": "circle",
-    "4 rounds": "square",
-    "8 rounds": "diamond",
-    "original 1 round": "triangle-up",
-    "original 4 rounds": "triangle-right",
-    "original 8 rounds": "triangle-left",
-    "k32": "circle",
-    "k64": "square",
-    "k128": "diamond",
-    "2022 article": "cross",
-    "recurrent": "diamond",
-    "cache": "circle",
-    "recompute": "square",
-}
+DASHES = {name: dash for name, (dash, _) in MARKS.items()}
+SHAPES = {name: shape for name, (_, shape) in MARKS.items()}
 NEUTRAL = "#808080"  # annotations; contrast 3.9 on white, 4.4 on marimo's dark page
 
 SOLVED_ACCURACY = 0.99  # the line that a copy task has to reach
 HEIGHT, TALL = 300, 340  # pixels
 LABEL_PX = 14  # height of a line of text
 FILE_PX = 720  # width of a chart in a file
-# Widths of a chart from which on its title has lines of up to so many pixels: a phone's, each a
-# little wider than the last, up to a desk's, where longer lines would read badly.
-ROOMS = (*range(260, 480, 20), 480, 540, 600, 740, 880)
+# Widths of a chart, from a phone to a desk, from which on its title has lines as long.
+ROOMS = (250, 300, 350, 420, 560, 780)
 # Not of `width` alone, which shrinks to the plot's after the title has been given its room; but to
 # be looked at again when the page, and with it `width`, changes.
 ROOM = f"(isFinite(containerSize()[0]) ? containerSize()[0] : {FILE_PX}) + 0 * width"
 SUBTITLE_PX = 330  # of a line of a subtitle in a file
 TITLE_FONT, SUBTITLE_FONT, LABEL_FONT = 15, 12, 12
-BOLD = 1.08  # a bold letter is wider by so much
-# Widths of letters in Arial, in em, with a little more as other pages have other fonts.
-LETTERS = {
-    0.29: "ijlIftr.,:;!'|()[]/ \u00a0-",
-    0.53: "Jcksvxyz",
-    0.62: "FTZ+=<>×~",
-    0.7: "BEKPSVXYACDHNRUw&",
-    0.8: "GOQ",
-    0.9: "mMW%@—",
-}
-LETTER_EM = {letter: em for em, letters in LETTERS.items() for letter in letters}
-OTHER_EM = 0.59  # digits, most small letters
-LEGEND_PX = (10, 16, 10)  # beside a legend's columns; of a symbol; between two columns
+LETTER_EM, BOLD_EM = 0.54, 0.6  # of a text's letters about, a little more than in most fonts
+LEGEND_PX = 36  # beside the text of a column of a legend
 CROSS = {"shape": "cross", "angle": 45, "filled": True, "size": 80, "opacity": 1}
 TOP_PX = 7  # where points without a value are marked
 
@@ -162,13 +127,6 @@ def attention_colour(frame: pl.DataFrame, **options: Any) -> alt.Color:
     return alt.Color(
         "attention:N", title=None, scale=scale, **{"legend": legend(names, 3), **options}
     )
-
-
-def by_source(channel: type, live: Any, recorded: Any) -> Any:
-    """Below the chart, as two legends side by side are too wide for a phone."""
-    names = ["live", "recorded"]
-    scale = alt.Scale(domain=names, range=[live, recorded])
-    return channel("source:N", scale=scale, title=None, legend=legend(names, orient="bottom"))
 
 
 def is_from(source: str) -> str:
@@ -253,11 +211,11 @@ def corner_text(data: pl.DataFrame, expression: str, y: str) -> alt.Chart:
     )
 
 
-def diverged_marks(base: alt.Chart, y: int) -> list[alt.Chart]:
-    """A named cross where `value` is null, at the edge that means failure."""
-    base = base.encode(y=alt.value(y)).transform_filter("!isValid(datum.value)")
+def diverged_marks(base: alt.Chart, y: int, where="!isValid(datum.value)") -> list[alt.Chart]:
+    """A named cross for the points that a filter leaves, at the edge that means failure."""
+    base = base.encode(y=alt.value(y)).transform_filter(where)
     return [
-        base.mark_point(**CROSS).encode(tooltip=["attention:N", "seed:Q"]),
+        base.mark_point(**CROSS).encode(tooltip="attention:N"),
         base.mark_text(align="left", dx=8).encode(text=alt.value("diverged")),
     ]
 
@@ -283,18 +241,28 @@ def spread_labels(
 
 def tooltips_of(frame: pl.DataFrame) -> list[alt.Tooltip]:
     """What there is to say about a point, by the columns of its frame."""
+    low, high = "lower quartile", "upper quartile"
+    if "length" in frame.columns:
+        low, high = "95 % from", "95 % to"
+    if "n_seeds" in frame.columns:
+        low, high = "lowest seed", "highest seed"
     titles = {
         "series": "mechanism",
         "attention": "mechanism",
         "seq_len": "N",
+        "step": "step",
         "seed": "seed",
         "work": "work",
         "batch_size": "batch",
         "value": "value",
         "against": "against",
         "length": "crossover N",
-        "low": "95 % from" if "length" in frame.columns else "lower quartile",
-        "high": "95 % to" if "length" in frame.columns else "upper quartile",
+        "low": low,
+        "high": high,
+        "n": "repeats",
+        "loss": "loss (nats a token)",
+        "accuracy": "accuracy",
+        "n_seeds": "seeds",
         "final_accuracy": "final accuracy",
         "final_loss": "final loss (nats a token)",
         "steps_to_solved": "steps to 99 %",
@@ -332,15 +300,15 @@ def finished(
     chart: alt.LayerChart, title: str, subtitle: str, description: str, height: int = HEIGHT
 ) -> alt.LayerChart:
     """Title, size, description for screen readers and the theme."""
-    text = _lines_by_room(title, BOLD * TITLE_FONT)
+    text = _lines_by_room(title, BOLD_EM * TITLE_FONT)
     heading = alt.TitleParams(
         text=alt.ExprRef(text) if isinstance(text, str) else text,
-        subtitle=wrapped_lines(subtitle, SUBTITLE_PX, SUBTITLE_FONT),
+        subtitle=wrapped_lines(subtitle, SUBTITLE_PX, LETTER_EM * SUBTITLE_FONT),
     )
     chart = chart.properties(
         width="container", height=height, title=heading, description=f"{title}. {description}"
     ).configure(**theme())
-    below = _lines_by_room(subtitle, SUBTITLE_FONT)
+    below = _lines_by_room(subtitle, LETTER_EM * SUBTITLE_FONT)
     if not isinstance(below, str):
         return chart
     # Vega-Lite takes no expression for a subtitle, but Vega, to which a page compiles it, does.
@@ -348,47 +316,31 @@ def finished(
     return chart.properties(usermeta={"embedOptions": {"patch": patch}})
 
 
-def _lines_by_room(text: str, font_px: float) -> list[str] | str:
+def _lines_by_room(text: str, letter_px: float) -> list[str] | str:
     """The lines of a heading; of one with several, an expression that has fewer on a wider page."""
-    lines = narrowest = wrapped_lines(text, ROOMS[0] - 30, font_px) or [""]
+    lines = narrowest = wrapped_lines(text, ROOMS[0], letter_px)
     expression = json.dumps(lines)
-    for room in ROOMS:
-        wider = wrapped_lines(text, room - 10, font_px) or [""]
+    for room in ROOMS[1:]:
+        wider = wrapped_lines(text, room, letter_px)
         if len(wider) < len(lines):
             expression, lines = f"{ROOM} < {room} ? {expression} : {json.dumps(wider)}", wider
     return narrowest if lines is narrowest else expression
 
 
-def wrapped_lines(text: str, pixels: float, font_px: float) -> list[str]:
+def wrapped_lines(text: str, pixels: float, letter_px: float) -> list[str]:
     """Lines of about equal length, as few as fit into `pixels`; "N = 64" stays whole."""
-    words = text.replace(" = ", "\u00a0=\u00a0").split(" ")
-
-    def wrapped(limit: float) -> list[str]:
-        lines = words[:1]
-        for word in words[1:]:
-            longer = f"{lines[-1]} {word}"
-            lines[-1:] = [longer] if text_px(longer, font_px) <= limit else [lines[-1], word]
-        return lines
-
-    fewest = len(wrapped(pixels)) if text else 0
-    limits = (pixels * share / 20 for share in range(21))
-    return next((lines for lines in map(wrapped, limits) if len(lines) <= fewest), [])
-
-
-def text_px(text: str, font_px: float) -> float:
-    """About how wide a text is: a little more than in most fonts."""
-    return font_px * sum(LETTER_EM.get(letter, OTHER_EM) for letter in text)
+    text, most = text.replace(" = ", "\u00a0=\u00a0"), int(pixels / letter_px)
+    fewest = len(textwrap.wrap(text, most))
+    wrapped = (textwrap.wrap(text, n) for n in range(most // 2, most + 1))
+    return next((lines for lines in wrapped if len(lines) <= fewest), []) or [""]
 
 
 def legend(labels: Iterable[str], most: int = 2, beside: float = 60, **options: Any) -> alt.Legend:
-    """A legend of as many columns as there is room for beside the axis, up to `most`; a label of
-    more than about 30 letters has no room on a phone."""
-    margin, symbol, gap = LEGEND_PX
+    """A legend of as many columns as there is room for beside the axis, up to `most`."""
+    longest = max(map(len, labels), default=0) * LETTER_EM * LABEL_FONT + LEGEND_PX
     columns = "1"
-    widths = [symbol + gap + text_px(label, LABEL_FONT) for label in labels]
     for n in range(2, most + 1):
-        need = beside + margin - gap + sum(max(widths[i::n], default=0) for i in range(n))
-        columns = f"{ROOM} < {need:z.0f} ? {columns} : {n}"
+        columns = f"{ROOM} < {beside + n * longest:z.0f} ? {columns} : {n}"
     return alt.Legend(columns=alt.ExprRef(columns), **options)
 
 

@@ -1,19 +1,16 @@
 """Runs that an open notebook starts: they show, stop, resume, stay and never disturb each other."""
 
 import threading
-from dataclasses import replace
 from time import monotonic, sleep
 
 import pytest
 import torch
 
-from replib import files, kernels
-from replib.claims.autopsy import page as autopsy
+from replib import kernels
 from replib.claims.capacity.grid import retrieval_config
 from replib.claims.common import laptop_copy
-from replib.fast_weights import MemoryConfig, RetrievalTraining
+from replib.fast_weights import MemoryConfig
 from replib.generation import copy_with
-from replib.lab import store
 from replib.lab.memory_use import TIMING_LOCK
 from replib.lab.run import CostJob, RetrievalJob, TrainingJob
 from replib.lab.runs.checkpointed import path_of
@@ -21,7 +18,7 @@ from replib.lab.runs.generation import GenerationConfig
 from replib.lab.timing import CostConfig
 from replib.pages import live as module
 from replib.pages.live import LiveRuns, kernel_to_compile, refusal
-from replib.tasks import CausalCopy, SequenceCopy
+from replib.tasks import CausalCopy
 from replib.training import Training
 
 PATIENCE_S = 60.0  # a busy machine; no test waits so long unless it fails
@@ -75,13 +72,6 @@ def started(request):
     return live
 
 
-def test_nothing_is_shown_before_the_first_run():
-    live = LiveRuns("convergence")
-    assert live.poll() is None
-    assert live.showing([job()], "cpu") == [] == live.rows([job()], "cpu")
-    assert not live.running and not live.just_ended()
-
-
 def test_a_run_ends_with_the_row_of_the_training_that_was_asked_for():
     live = run([job()])
     (row,) = live.finished
@@ -110,7 +100,6 @@ def test_a_stopped_run_keeps_its_row_and_its_curve(started):
     (row,) = started.finished
     assert row["outcome"] == "interrupted"
     assert len(row["curve"]["step"]) >= before  # stopping measures nothing
-    assert store.read_rows("convergence", started.folder)[-1] == row
     assert started.showing([job(**ENDLESS)], "cpu") == [row]
 
 
@@ -155,11 +144,6 @@ def test_what_had_run_stays_in_sight_while_the_rest_runs_and_after_a_stop():
     assert sorted(outcomes) == ["interrupted", "ok"]
 
 
-def test_settings_that_have_not_run_show_the_last_batch():
-    live = run([job(seed=0)])
-    assert [row["seed"] for row in live.showing([job(seed=7)], "cpu")] == [0]
-
-
 def test_a_new_page_finds_cached_runs_and_their_models():
     first = run([job()])
     second = LiveRuns("convergence")
@@ -171,30 +155,6 @@ def test_a_new_page_finds_cached_runs_and_their_models():
     symbols = torch.tensor([[1, 2, 3, 4]])
     expected = copy_with(trained.model, trained.config.task, symbols)
     assert torch.equal(copy_with(loaded.model, loaded.config.task, symbols), expected)
-
-
-@pytest.mark.slow
-def test_a_trained_model_copies_a_sequence_after_its_page_was_closed():
-    config = laptop_copy("linear", 16, 250)
-    run([TrainingJob(config=config, seed=0)])
-    training = LiveRuns("convergence").model(TrainingJob(config=config, seed=0), "cpu")
-    symbols = torch.randint(1, 11, (32, 6), generator=torch.Generator().manual_seed(1))
-    produced = copy_with(training.model, config.task, symbols)
-    assert (produced == symbols).float().mean() > 0.9
-
-
-def test_a_torn_model_file_is_no_model():
-    first = run([job()])
-    first._model_path(job().ids[0], "cpu").write_bytes(b"torn")
-    assert LiveRuns("convergence").model(job(), "cpu") is None
-
-
-def test_the_encoder_decoder_is_kept_with_its_own_experiment():
-    other = job(task=SequenceCopy(seq_len=8))
-    live = run([job(), other])
-    assert [r["experiment"] for r in live.finished] == ["convergence", "sequence_copy"]
-    assert {r["experiment"] for r in live.poll().rows.values()} == {"convergence", "sequence_copy"}
-    assert len(LiveRuns("convergence").rows([job(), other], "cpu")) == 2
 
 
 def test_a_second_page_waits_until_the_first_has_ended(started):
@@ -210,6 +170,17 @@ def test_a_second_page_waits_until_the_first_has_ended(started):
     assert finish(second).status == "done"
 
 
+def test_only_so_many_runs_wait(monkeypatch, started):
+    monkeypatch.setattr(module, "MAX_WAITING", 1)
+    second, third = LiveRuns("convergence"), LiveRuns("convergence")
+    second.start([job(seed=3)], "cpu")
+    wait_until(lambda: module._waiting, second)
+    third.start([job(seed=4)], "cpu")
+    assert finish(third).status == "failed" and "try again later" in third.poll().error
+    second.stop()
+    finish(second)
+
+
 def test_a_waiting_page_can_be_stopped(started):
     second = LiveRuns("convergence")
     second.start([job(seed=3)], "cpu")
@@ -218,31 +189,74 @@ def test_a_waiting_page_can_be_stopped(started):
     assert second.finished == [] and started.running
 
 
-def test_two_pages_never_compute_at_the_same_time(monkeypatch):
+@pytest.fixture
+def computing(monkeypatch):
+    """The threads that computed at the same time, at most."""
     inside, most = [], []
 
     def counted(self):
         inside.append(threading.get_ident())
         most.append(len(set(inside)))
-        sleep(0.001)
-        loss = torch.zeros(())
+        sleep(0.002)
         self.step += 1
         inside.remove(threading.get_ident())
-        return loss
+        return torch.zeros(())
 
     monkeypatch.setattr(Training, "train_step", counted)
+    return most
+
+
+def test_two_pages_never_compute_at_the_same_time(computing):
     pages = [LiveRuns("convergence") for _ in range(3)]
     for seed, page in enumerate(pages):
         page.start([job(seed=seed)], "cpu")
     for page in pages:
         assert finish(page).status == "done"
-    assert len(most) == 60 and max(most) == 1
+    assert len(computing) == 60 and max(computing) == 1
 
 
-def test_starting_while_a_run_is_under_way_changes_nothing(started):
-    progress = started.poll()
+def test_trainings_of_a_page_run_side_by_side_and_what_is_timed_alone(monkeypatch, computing):
+    monkeypatch.setattr(module, "ALL_THREADS", 2)
+    live = run([job(seed=seed) for seed in range(3)])
+    assert max(computing) == 2 and len(live.finished) == 3
+    computing.clear()
+    assert module.side_by_side([job(), cost_job()]) == 1
+    assert module.together_s([job(), job(seed=1)], [2.0, 4.0]) == 4.0
+    assert module.together_s([cost_job(), cost_job(32)], [2.0, 4.0]) == 6.0
+
+
+def test_other_settings_end_the_run_and_take_its_place(started):
+    first = started.batch
+    started.start(first.jobs, "cpu")
+    assert started.batch is first  # the same go on
     started.start([job(seed=9)], "cpu")
-    assert started.poll() is progress
+    assert started.poll() is not first
+    assert finish(started).status == "done"
+    first.thread.join(PATIENCE_S)
+    assert first.status == "stopped" and path_of(first.jobs[0], "cpu").exists()
+    assert {row["outcome"] for row in started.known([], "cpu")} == {"interrupted", "ok"}
+    assert not started.ended_early(first.jobs)  # it may go on when the reader comes back
+
+
+def test_a_run_is_repeated_where_that_is_asked_for():
+    live = run([job()])
+    live.start([job()], "cpu")
+    finish(live)
+    assert len(live.finished) == 1
+    live.start([job()], "cpu", again=True)
+    finish(live)
+    assert [row["outcome"] for row in live.finished] == ["ok", "ok"]
+
+
+def test_a_page_that_was_reloaded_takes_over_the_run_of_the_one_before(monkeypatch, started):
+    monkeypatch.setattr(module, "WANTED_AFTER_S", 0.2)
+    again = LiveRuns("convergence")
+    again.start(started.batch.jobs, "cpu")  # nobody polls the first
+    wait_until(lambda: again.poll().status == "running", again)
+    started.join(PATIENCE_S)
+    assert started.batch.status == "stopped"
+    again.stop()
+    finish(again)
 
 
 def test_a_run_whose_page_is_gone_ends_by_itself(monkeypatch, started):
@@ -251,9 +265,8 @@ def test_a_run_whose_page_is_gone_ends_by_itself(monkeypatch, started):
     assert not started.running
     (row,) = started.finished
     assert row["outcome"] == "interrupted"
-    assert row in store.read_rows("convergence", started.folder)
     assert started.poll().status == "stopped"
-    assert not started.ended_early(started._batch)  # no reader has stopped it
+    assert not started.ended_early(started.batch.jobs)  # no reader has stopped it
 
 
 def test_a_long_run_waits_longer_for_a_page_that_is_hidden(monkeypatch, started):
@@ -292,50 +305,6 @@ def test_out_of_memory_is_a_row_with_the_remedy(monkeypatch):
     assert live.missing([job()], "cpu") == []
 
 
-def unwritable(monkeypatch, tmp_path):
-    """A cache folder below a file: nobody, root included, can write there."""
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("REPLIB_CACHE", str(tmp_path / "file" / "cache"))
-
-
-def test_a_cache_that_cannot_be_written_costs_a_warning_and_no_result(monkeypatch, tmp_path):
-    unwritable(monkeypatch, tmp_path)
-    live = run([job()])
-    assert live.finished[0]["outcome"] == "ok"
-    assert live.rows([job()], "cpu") == live.finished
-    assert live.model(job(), "cpu") is not None
-    assert "not kept after the page closes" in live.warning and "REPLIB_CACHE" in live.warning
-
-
-def test_a_run_stopped_over_an_unwritable_cache_keeps_its_curve(monkeypatch, tmp_path):
-    unwritable(monkeypatch, tmp_path)
-    live = LiveRuns("convergence")
-    with pytest.warns(UserWarning, match="no checkpoint was written"):
-        live.start([job(**ENDLESS)], "cpu")
-        wait_until(lambda: live.poll().rows, live)
-        live.stop()
-        assert finish(live).status == "stopped"
-    assert live.finished[0]["curve"]["step"]
-
-
-def test_a_full_disk_costs_a_warning_and_no_result(monkeypatch):
-    def full(*arguments, **options):
-        raise files.FileError("disk full: free space")
-
-    monkeypatch.setattr(store, "append", full)
-    live = run([job()])
-    assert live.finished[0]["outcome"] == "ok"
-    assert "disk full" in live.warning
-
-
-def test_the_end_of_a_run_is_announced_once():
-    live = LiveRuns("convergence")
-    live.start([job()], "cpu")
-    assert not live.running or not live.just_ended()
-    finish(live)
-    assert [live.just_ended() for _ in range(2)] == [True, False]
-
-
 def test_costs_arrive_one_length_after_the_other(monkeypatch):
     seen = []
     live = LiveRuns("crossover")
@@ -372,56 +341,12 @@ def test_a_stream_shows_its_curve_on_the_way_and_keeps_it_when_stopped():
     assert live.missing(jobs, "cpu") == jobs
 
 
-def autopsy_jobs(**changes):
-    values = {
-        "seq_len": 8,
-        "n_steps": 10,
-        "seeds": 1,
-        "repeats": 3,
-        "model": "small",
-        "measure": "both",
-        "attention": ("linear",),
-        "defects": ("float64", "extra_losses"),
-    }
-    return autopsy.live_jobs(values | changes)
-
-
-def test_runs_of_the_autopsy_are_kept_with_their_own_experiments():
-    live = run(autopsy_jobs(), "autopsy_time")
-    kept = {(row["experiment"], tuple(row["config"]["defects"])) for row in live.finished}
-    assert kept == {
-        (name, defects)
-        for name in ("autopsy", "autopsy_time")
-        for defects in ((), ("float64", "extra_losses"))
-    }
-    assert len(LiveRuns("autopsy_time").rows(autopsy_jobs(), "cpu")) == 4
-
-
 def retrieval_job(seeds=(0,), attention="relu", rule="sum", n_keys=5, again=False, **changes):
     """Features that no kernel has to be compiled for."""
     model = MemoryConfig(attention=attention, update_rule=rule, head_dim=8)
     options = {"n_steps": 30, "eval_every": 10, "eval_sequences": 2}
     config = retrieval_config(n_keys, model, with_replacement=again, **options | changes)
     return RetrievalJob(config=config, seeds=seeds)
-
-
-def test_memories_end_with_the_rows_of_the_training_that_was_asked_for():
-    job = retrieval_job(seeds=(0, 3))
-    live = run([job], "capacity")
-    alone = RetrievalTraining(job.config, seeds=(0, 3), device="cpu")
-    expected = [m.losses for m in alone.metrics()]
-    for i, (row, seed) in enumerate(zip(live.finished, (0, 3), strict=True)):
-        assert row["curve"]["loss"] == [losses[i] for losses in expected]
-        assert (row["seed"], row["outcome"], row["scale"]) == (seed, "ok", "live")
-    assert live.poll().fraction == 1.0
-    assert live.rows([job], "cpu") == live.finished == LiveRuns("capacity").rows([job], "cpu")
-    assert live.missing([retrieval_job(seeds=(0,))], "cpu") == []
-
-
-def test_memories_are_kept_with_the_experiment_of_their_setting():
-    live = run([retrieval_job(), retrieval_job(again=True)], "capacity")
-    assert [row["experiment"] for row in live.finished] == ["capacity", "update_rules"]
-    assert len(LiveRuns("capacity").rows([retrieval_job(), retrieval_job(again=True)], "cpu")) == 2
 
 
 def test_a_memory_in_training_shows_its_curves_and_resumes_after_a_stop():
@@ -454,44 +379,12 @@ def test_a_memory_in_training_shows_its_curves_and_resumes_after_a_stop():
     assert resumed["loss"][: len(stopped["loss"])] == stopped["loss"]
 
 
-@pytest.mark.slow
-def test_memories_that_this_machine_cannot_hold_are_refused_with_the_remedy(monkeypatch):
-    assert refusal([retrieval_job()], "cpu") is None
-    large = retrieval_job(n_keys=4000, attention="performer", seeds=tuple(range(50)))
-    assert "number of keys" in refusal([large], "cpu")
-    many = tuple(range(50))
-    slow = retrieval_job(n_keys=600, rule="fwm", again=True, n_steps=100_000, seeds=many)
-    monkeypatch.setattr(module, "available_memory_bytes", lambda device: 1e15)
-    assert "This would take about" in refusal([slow], "cpu")
-
-
-@pytest.mark.slow
-def test_half_a_length_is_measured_again():
-    live = run([cost_job()], "crossover")
-    half = replace(cost_job(), configs=cost_job().configs[:1])
-    assert live.missing([half], "cpu") == []
-    more = CostJob(configs=(*half.configs, replace(half.configs[0], kernel="fused")), n_repeats=2)
-    assert live.missing([more], "cpu") == [more]
-
-
 def test_rows_of_another_device_do_not_count():
     live = run([job()])
     row = dict(live.finished[0])
     row["provenance"] = row["provenance"] | {"device": "cuda:0"}
     live.finished, live.folder = [row], live.folder / "empty"
     assert live.rows([job()], "cpu") == []
-
-
-def cached_cost(live, n_samples, threads=module.ALL_THREADS, **told):
-    """The rows of `cost_job()` as if they had been measured so, the last in the cache."""
-    for row in live.finished[:2]:
-        samples = {"time_ms_samples": [1.0] * n_samples, "page_faults_samples": [0.0] * n_samples}
-        summary = row["summary"] | samples | told
-        provenance = row["provenance"] | {
-            "threads": threads,
-            "started": f"2999-{n_samples:02}-01T00:00:00+00:00",
-        }
-        store.append("crossover", row | {"summary": summary, "provenance": provenance}, live.folder)
 
 
 def samples_found(n_repeats):
@@ -504,31 +397,6 @@ def test_costs_of_fewer_samples_are_measured_again_and_of_more_are_not():
     assert samples_found(1) == samples_found(2) == [2, 2]
     assert samples_found(3) == []
     assert live.missing([cost_job(n_repeats=3)], "cpu") == [cost_job(n_repeats=3)]
-
-
-def test_costs_that_had_time_for_fewer_samples_are_not_measured_again(monkeypatch):
-    monkeypatch.setattr(module, "MAX_POINT_S", 0.0)
-    live = run([cost_job(n_repeats=3)], "crossover")
-    assert samples_found(3) == [1, 1]
-    assert live.missing([cost_job(n_repeats=3)], "cpu") == []
-    assert samples_found(5) == []
-
-
-def test_costs_of_another_number_of_threads_are_measured_again(monkeypatch):
-    live = run([cost_job()], "crossover")
-    cached_cost(live, 9, threads=module.ALL_THREADS + 1)
-    assert samples_found(2) == [2, 2]
-    monkeypatch.setattr(module, "ALL_THREADS", module.ALL_THREADS + 2)
-    assert LiveRuns("crossover").missing([cost_job()], "cpu") == [cost_job()]
-
-
-def test_the_newest_measurement_that_is_as_asked_counts():
-    live = run([cost_job()], "crossover")
-    cached_cost(live, 4)
-    cached_cost(live, 3)
-    assert samples_found(2) == [3, 3]  # the last in the file, whatever a clock said
-    assert samples_found(4) == [4, 4]
-    assert live.rows([cost_job()], "cpu")[0]["summary"]["time_ms_samples"] == [1.0] * 3
 
 
 def test_a_thread_that_began_with_fewer_measures_with_all_and_leaves_all():
@@ -570,17 +438,6 @@ def test_a_kernel_is_compiled_before_anything_is_timed_and_the_page_says_so(
     assert len(uncompiled) == 1
 
 
-def test_a_kernel_that_cannot_be_compiled_is_a_failure_that_is_told(monkeypatch, uncompiled):
-    def compile_now(kernel):
-        raise RuntimeError("no space left on device")
-
-    monkeypatch.setattr(kernels, "compile_now", compile_now)
-    live = LiveRuns("convergence")
-    live.start([job()], "cpu")
-    progress = finish(live)
-    assert (progress.status, progress.error) == ("failed", "no space left on device")
-
-
 @pytest.mark.parametrize(
     "changes, remedy",
     [
@@ -591,10 +448,3 @@ def test_a_kernel_that_cannot_be_compiled_is_a_failure_that_is_told(monkeypatch,
 )
 def test_runs_that_this_machine_cannot_hold_are_refused_with_the_remedy(changes, remedy):
     assert remedy in refusal([job(**changes)], "cpu")
-
-
-def test_the_memory_of_the_machine_decides_on_a_refusal(monkeypatch):
-    assert refusal([job()], "cpu") is None
-    monkeypatch.setattr(module, "available_memory_bytes", lambda device: 1000)
-    assert "more than 80% of the 0.0 GB free" in refusal([job()], "cpu")
-    assert refusal([cost_job()], "cpu") is None  # it would be a row that says so

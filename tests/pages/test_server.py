@@ -2,11 +2,12 @@
 
 import http.client
 import os
+import re
 import signal
 import subprocess
 import sys
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -110,6 +111,8 @@ def test_each_notebook_has_its_address_and_gets_what_the_address_asks_for(port):
     status, headers, _ = ask(port, "/other?seq_len=64")
     assert status == 307 and headers["location"] == "/other/?seq_len=64"
     assert ask(port, "/nowhere")[0] == 404
+    assets = {re.findall(r'src="(\S*?)assets/index-', ask(port, p)[2])[0] for p in ("/", "/other/")}
+    assert assets == {"./", "../"}  # one and the same place
     with open_page(port, "asks", path="/other") as page:
         while "the length is 64" not in page.recv(timeout=PATIENCE_S):
             pass
@@ -149,16 +152,14 @@ def test_another_site_can_link_here_and_neither_embed_nor_frame(port):
 
 
 def test_so_many_pages_are_open_and_one_that_was_closed_makes_room(tmp_path):
-    with serving(tmp_path) as port:
-        pages = [open_page(port, f"page{i}", path="/other" * (i % 2)) for i in range(MOST)]
-        for page in pages:
+    with serving(tmp_path) as port, ExitStack() as pages:
+        for i in range(MOST):
+            page = pages.enter_context(open_page(port, f"page{i}", path="/other" * (i % 2)))
             page.recv(timeout=PATIENCE_S)
         assert refused(port, "one_more") == 503
-        pages.pop().close()
+        page.close()
         with open_page(port, "one_more") as page:
             assert page.recv(timeout=PATIENCE_S)
-        for page in pages:
-            page.close()
 
 
 def test_a_token_is_brought_along_once(guarded):

@@ -35,6 +35,7 @@ MAX_LOSS_RATIO = 2.0
 LEAST_LOSS = 1e-6  # nats a token; float32 tells no smaller ones apart
 LARGEST_LOG = 700.0  # whose exponential is finite
 MIN_COMPARED_SEEDS = 3  # of another mechanism, that an interval is computed from
+MOST_TOLD = 3  # settings of a session
 MAX_SPIKE_SHARE = 0.5  # "smooth" holds when most runs have no spike
 
 
@@ -118,8 +119,13 @@ def convergence(rows: Sequence[Row]) -> Verdict:
     verdict = together(verdicts, "no runs yet")
     lsh = below_lsh(rows)
     beside = (f"beside it, {BELOW_LSH}: {lsh.status}; {lsh.headline}", *lsh.lines)
-    headline = _learned(settings.values()) or verdict.headline
-    return replace(verdict, headline=headline, evidence=(*verdict.evidence, *beside))
+    verdict = replace(verdict, evidence=(*verdict.evidence, *beside))
+    if learned := _learned(settings.values()):
+        return replace(verdict, headline=learned)
+    return replace(verdict, answer=_so_far(settings.values()))
+
+
+TOLD = ("as accurate as softmax at N =", "loss ends higher at", "loss open at", "not learned at")
 
 
 def _learned(settings: Iterable[tuple[list[Row], Sides]]) -> str:
@@ -132,24 +138,28 @@ def _learned(settings: Iterable[tuple[list[Row], Sides]]) -> str:
         if min(len(linear), len(softmax)) < MIN_SEEDS:
             continue
         n, accurate = str(_seq_len(some)), accuracy_criterion(linear).met
-        told.setdefault({True: "accurate", False: "failed"}.get(accurate, ""), []).append(n)
+        if accurate is not None:
+            told.setdefault(TOLD[0 if accurate else 3], []).append(n)
         low = ratio_criterion(linear, softmax, len(settings)).met
         ratio, _ = loss_ratio(linear, softmax)
         if accurate and ratio and not low:
-            word = "higher" if low is False else "untold"
-            told.setdefault(word, []).append(f"{n} ({three_digits(ratio.value)}×)")
-    said = [
-        f"{words} {', '.join(told[name])}"
-        for name, words in (
-            ("accurate", "as accurate as softmax at N ="),
-            ("higher", "loss not as low at"),
-            ("untold", "loss open at"),
-            ("failed", "not learned at"),
-        )
-        if name in told
-    ]
+            said = f"{n} ({three_digits(ratio.value)}×)"
+            told.setdefault(TOLD[1 if low is False else 2], []).append(said)
+    said = [f"{words} {', '.join(told[words])}" for words in TOLD if words in told]
     small = not any(of_papers_size(config_of(some[0])) for some, _ in settings)
     return f"{'small models: ' * small}{'; '.join(said)}" if said else ""
+
+
+def _so_far(settings: Iterable[tuple[list[Row], Sides]]) -> str:
+    """How accurate each mechanism ended, of the longest settings."""
+    said = []
+    for some, sides in list(settings)[-MOST_TOLD:]:
+        ends = (
+            f"{name} {statistics.median(one.final_accuracy for one in runs):z.0%}"
+            for name, runs in sides.items()
+        )
+        said.append(f"N = {_seq_len(some)}: {', '.join(ends)} right")
+    return f"{'; '.join(said)}. It takes {MIN_SEEDS} seeds to judge." if said else ""
 
 
 BELOW_LSH = "Linear attention ends at a lower loss than LSH attention of 4 rounds"

@@ -44,7 +44,7 @@ def execute(job: TrainingJob, where: Where) -> Iterator[store.Row]:
         text = (
             f"{_who(job)}: step {metrics.step} of {config.n_steps}, "
             f"loss {metrics.loss:z.3f} nats a token, accuracy {metrics.accuracy:z.1%}, "
-            f"{metrics.steps_per_s:z.0f} steps/s, {metrics.seconds_left:z.0f} s left"
+            f"{metrics.steps_per_s:z.0f} steps/s"
         )
         where.watch(
             Glimpse(metrics.step / config.n_steps, text, lambda: [row()], training, metrics)

@@ -1,0 +1,87 @@
+"""How soon a page is alive, in a real Chromium: what it takes is printed, and bounded three times
+as wide as on two idle cores."""
+
+import pytest
+from browser.test_browser import (  # noqa: F401
+    DESK,
+    PHONE,
+    address,
+    browser,
+    chart,
+    expect,
+    new_page,
+    photograph,
+    pytestmark,
+    slider,
+    verdict,
+    wait_for,
+)
+
+SLOWER = 3
+FIRST_VERDICT_S, FIRST_POINT_S, NEXT_POINT_S, FOLLOWED_S = 3.0, 2.0, 0.5, 0.15
+LEARNED_S, HEIGHT_PX = 8.0, 3000
+HEIGHT = "Math.max(...[...document.querySelectorAll('*')].map(e => e.scrollHeight))"
+# Notes when a text of the page first holds a pattern, in milliseconds since it was asked for.
+WATCH = """([name, selector, pattern]) => {
+    const began = performance.now(), wanted = new RegExp(pattern);
+    const look = () => {
+        const found = [...document.querySelectorAll(selector)];
+        if (!found.some(e => wanted.test(e.textContent + e.getAttribute("aria-label"))))
+            return requestAnimationFrame(look);
+        window[name] = performance.now() - began;
+    };
+    look();
+}"""
+
+SINCE_NAVIGATION = """async (selector) => {
+    while (!document.querySelector(selector)) await new Promise(requestAnimationFrame);
+    return performance.now() / 1000;
+}"""
+
+
+def seconds(page, name):
+    """When what was watched for came."""
+    page.wait_for_function(f"window.{name} !== undefined")
+    return page.evaluate(f"window.{name}") / 1000
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_page_1_is_not_too_long(new_page, capsys, viewport):  # noqa: F811
+    page = new_page("convergence/?n_steps=10000&seq_len=256", viewport=viewport)
+    expect(page.get_by_text("Method and limits")).to_be_visible()
+    wait_for(lambda: chart(page, 1).count())
+    height = page.evaluate(HEIGHT)
+    photograph(page, f"01_convergence_{viewport['width']}")
+    with capsys.disabled():
+        print(f"\npage 1 at {viewport['width']} px: {height} px high")
+    assert viewport == PHONE or height <= HEIGHT_PX
+    assert not page.problems
+
+
+def test_page_1_is_alive_at_once_and_follows_its_sliders(new_page, capsys):  # noqa: F811
+    warm = new_page("convergence/?n_steps=10000&seq_len=256")
+    verdict(warm).wait_for()
+    warm.context.close()
+    page = new_page("convergence/")
+    took = {"first verdict": page.evaluate(SINCE_NAVIGATION, "section[aria-label^=Verdict]")}
+    for name, selector, pattern in (
+        ("point", "[role=status]", r"step [1-9]"),
+        ("learned", "[role=graphics-document]", r"right: \w+ at step \d+, \w+ at step"),
+    ):
+        page.evaluate(WATCH, [name, selector, pattern])
+    took["first point after it"] = seconds(page, "point")
+    took["both learned after it"] = seconds(page, "learned")
+    wait_for(lambda: page.get_by_role("button", name="Run again").count())
+    page.evaluate(WATCH, ["followed", "strong", "1,024"])
+    page.evaluate(WATCH, ["next", "[role=status]", r"N = 32.*step [1-9]"])
+    slider(page, "Sequence length").focus()
+    for _ in range(2):
+        slider(page, "Sequence length").press("ArrowRight")
+    took["slider to number"] = seconds(page, "followed")
+    took["slider to next point"] = seconds(page, "next")
+    with capsys.disabled():
+        print("\npage 1, seconds:", {name: round(s, 2) for name, s in took.items()})
+    limits = (FIRST_VERDICT_S, FIRST_POINT_S, LEARNED_S, FOLLOWED_S, NEXT_POINT_S)
+    for (name, found), limit in zip(took.items(), limits, strict=True):
+        assert found < SLOWER * limit, name
+    assert not page.problems
