@@ -1,9 +1,3 @@
-# /// script
-# [tool.marimo.opengraph]
-# title = "7 · Linformer"
-# description = "Attention to k sums instead of N tokens: how fast is it, and does it translate?"
-# ///
-
 import marimo
 
 __generated_with = "0.25.2"
