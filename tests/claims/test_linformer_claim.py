@@ -50,7 +50,7 @@ def alone(equal_at=300.0, slope=1.0):
 def test_a_crossover_below_512_supports_the_speed_and_one_above_does_not():
     verdict = judge.linformer(alone())
     assert verdict.status == SUPPORTED
-    assert "times faster than the fused one" in verdict.answer
+    assert "Faster than textbook softmax from below N = 256, than fused" in verdict.answer
     assert judge.linformer(alone(equal_at=1000.0)).status == NOT_SUPPORTED
     assert judge.linformer(alone(slope=2.2)).status == NOT_SUPPORTED  # the ratio falls
     assert judge.linformer([]).status == INCONCLUSIVE

@@ -705,9 +705,10 @@ def test_the_batch_size_is_inverse_to_the_length(seq_len, batch_size):
 
 
 @pytest.mark.parametrize("work", timing.WORKS)
-@pytest.mark.parametrize("name", [name for name in ATTENTION if name != "fwm"])
+@pytest.mark.parametrize("name", [x for x in ATTENTION if x not in ("fwm", "linformer")])
 def test_memory_is_predicted_from_short_lengths(name, work):
-    """Of fwm, a position at a time, it would take seconds."""
+    """Of fwm, a position at a time, it would take seconds; torch's fused kernel takes the few
+    queries of a short Linformer otherwise than many."""
     n = 1024
     config = small(name, seq_len=n, batch_size=3, work=work, causal=name in CAUSAL)
     (cost,) = measure_cost([config], n_repeats=1)

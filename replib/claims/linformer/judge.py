@@ -26,7 +26,7 @@ WORK = "forward"
 FIRST = 512  # the shortest N of the paper's table 3
 K_MARGIN = 1.1  # k is said not to matter where four times as many slots take at most so much longer
 JUDGED = ("linformer", f"k{JUDGED_K}")
-SOFTMAX = {"textbook": "softmax in its textbook form", "fused": "fused softmax"}
+SOFTMAX = {"textbook": "textbook softmax", "fused": "fused softmax"}
 
 Samples = dict[int, list[float]]
 """Milliseconds of all recordings, by N."""
@@ -72,11 +72,12 @@ def linformer(rows: Sequence[Row]) -> Verdict:
             continue
         met = True if found.high <= FIRST else False if found.low > FIRST else None
         criteria.append(Criterion(text, met, crossover_text(found)))
-        said.append(f"{words}: {crossover_text(found).split(' (')[0]}")
+        place = crossover_text(found).split(" (")[0]
+        said.append(f"than {words} {'' if place.startswith('not') else 'from '}{place}")
     fused = ("softmax", "fused")
     lengths = sorted(set(times.get(fused, {})) & set(times.get(JUDGED, {})))
     first = next((n for n in lengths if n >= FIRST), None)
-    answer = "; ".join(said)
+    answer = f"Faster {', '.join(said)}." if said else ""
     if first is not None and first < lengths[-1]:
         ends = [ratio_at(times, fused, JUDGED, n) for n in (first, lengths[-1])]
         met = within(ends[1].low, ends[1].high, ends[0].high, float("inf"))
@@ -85,11 +86,11 @@ def linformer(rows: Sequence[Row]) -> Verdict:
         papers = published()["linformer_paper"]["time_saved"].get(str(lengths[-1]))
         beside = f" (paper: {papers[0]:z.3g})" if papers else ""
         answer = (
-            f"Faster from {'; '.join(said)}. At N = {lengths[-1]} "
-            f"{three_digits(ends[1].value)} times faster than the fused one{beside}."
+            f"Faster {', '.join(said)}. At N = {lengths[-1]} the fused one takes "
+            f"{three_digits(ends[1].value)} times as long{beside}."
         )
     return Verdict(
-        f"k = {JUDGED_K}, {name}, {WORK}: {'; '.join(said)}",
+        f"k = {JUDGED_K}, {name}, {WORK}: faster {', '.join(said)}",
         tuple(criteria),
         tuple(_beside(named)),
         answer=answer,
