@@ -8,7 +8,7 @@ import polars as pl
 
 from replib.claims.claim import Figure, Rows
 from replib.claims.common import name_of
-from replib.claims.translation.judge import BASELINE, by_length, by_variant
+from replib.claims.translation.judge import by_length, by_variant, of_baseline
 from replib.lab.store import Row
 from replib.pages import style
 
@@ -57,7 +57,7 @@ def length_chart(rows: Sequence[Row]) -> alt.LayerChart:
     """Perplexity over that of softmax, by the words of the source."""
     title = "Perplexity over that of softmax, by the length of the source"
     found = by_length(rows, "perplexity")
-    base = found.get(BASELINE)
+    base = of_baseline(found)
     if not base:
         return style.no_data(title)
     order = [str(words or "more") for words in base]
