@@ -6,7 +6,7 @@ app = marimo.App(width="medium", app_title="Convergence")
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib.attention import ATTENTION
+    from replib.attention import causal_names
     from replib.attention.by_hand import as_matrix
     from replib.claims import convergence
     from replib.claims.convergence import page
@@ -100,7 +100,7 @@ def _():
         Control("head_dim", "Head size", (4, 8, 16, 32, 64), 16),
         Control("lr", "Learning rate", (3e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2), 5e-3),
         Control("seeds", "Seeds", (1, 2, 3, 4, 5), 1),
-        Control("attention", "Attention", tuple(ATTENTION), ("softmax", "linear")),
+        Control("attention", "Attention", causal_names(), ("softmax", "linear")),
         Control("task", "Task", tuple(page.TASKS), "causal copy"),
         controls.DEVICE,
     ]

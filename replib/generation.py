@@ -202,6 +202,14 @@ class Decoder:
         other._go_on_from([_mapped(picked, state) for state in self.states])
         return other
 
+    @_in_own_dtype
+    def reorder(self, rows: Tensor) -> None:
+        """Go on as if row i had taken the tokens of row `rows[i]`, (B,), which has the same source:
+        the beams that are kept."""
+        self._go_on_from(
+            [_mapped(lambda x: x[rows] if x.dim() else x, state) for state in self.states]
+        )
+
     def _check_room(self, n: int) -> None:
         n_positions = self.max_len or MAX_POSITIONS
         if self.position + n > n_positions:
@@ -433,9 +441,10 @@ class _Cross:
         memory: Tensor,
         memory_mask: Tensor | None,
     ):
-        e = memory.shape[-1]
-        self.attention, (self.k, self.v) = cross.attention, cross.keys_values(memory)
-        self.masking = {} if memory_mask is None else {"key_padding_mask": memory_mask}
+        e, masking = memory.shape[-1], {}
+        if memory_mask is not None:
+            masking = {"key_padding_mask": memory_mask}
+        self.attend = cross.attention.over(*cross.keys_values(memory), **masking)
         self.by_head = (cross.n_heads, cross.head_dim)
         self.q = _Product(cross.to_qkv.weight[:e], cross.to_qkv.bias[:e], batch_size)
         self.out = _product(cross.out, batch_size)
@@ -443,15 +452,12 @@ class _Cross:
     def __call__(self, x: Tensor) -> Tensor:
         """(B, E) -> (B, E)."""
         q = self.q(x).view(len(x), *self.by_head).unsqueeze(2)  # (B, H, 1, D)
-        return self.out(self._attend(q).flatten(1))
+        return self.out(self.attend(q).flatten(1))
 
     def of_many(self, x: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
         q = self.q.of_many(x).unflatten(-1, self.by_head).transpose(1, 2)
-        return self.out.of_many(self._attend(q).transpose(1, 2).flatten(2))
-
-    def _attend(self, q: Tensor) -> Tensor:
-        return self.attention(q, self.k, self.v, causal=False, **self.masking)
+        return self.out.of_many(self.attend(q).transpose(1, 2).flatten(2))
 
 
 class _Product:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from replib.attention import ATTENTION
+from replib.attention import ATTENTION, Attention
 from replib.attention.base import Options, variant_label
 from replib.layers import Dropout, Embedding, check_padding, embed_padded, positions_without
 from replib.packing import Packing
@@ -35,6 +35,9 @@ class TransformerConfig:
         attention: a name of `ATTENTION`.
         options: what the mechanism computes, of its own `Options`; None for its default.
         kernel: how, one of its `kernels`; None for the fastest.
+        decoder_attention, cross_attention: of the tokens and to the encoder, where an
+            encoder-decoder has other mechanisms there than `attention`; these have their default
+            options.
         n_layers: blocks (in the encoder and again in the decoder, where there are both).
         d_model: E, shared among `n_heads` heads.
         d_feedforward: hidden size of the position-wise network.
@@ -44,6 +47,8 @@ class TransformerConfig:
         positions: sinusoids "concatenated" to (the original code) or "added" to the embedding.
         n_kv_heads: G, each shared by H / G queries' heads (grouped-query attention, Ainslie et al.
             2023); None for H.
+        tied: the output layer has the weights of the embedding (Press & Wolf 2017), which then
+            begins with a standard deviation of E^-1/2; for positions that are "added".
     """
 
     attention: str = "linear"
@@ -58,10 +63,14 @@ class TransformerConfig:
     positions: str = "concatenated"
     n_kv_heads: int | None = None
     embedding_dropout: float | None = None
+    decoder_attention: str | None = None
+    cross_attention: str | None = None
+    tied: bool = False
 
     def __post_init__(self):
-        if self.attention not in ATTENTION:
-            raise ValueError(f"unknown attention {self.attention!r}: use {', '.join(ATTENTION)}")
+        for name in (self.attention, self.decoder_attention, self.cross_attention):
+            if name is not None and name not in ATTENTION:
+                raise ValueError(f"unknown attention {name!r}: use {', '.join(ATTENTION)}")
         ATTENTION[self.attention].check(self.options, self.kernel)
         limits = (
             ("n_layers", MAX_LAYERS),
@@ -83,6 +92,8 @@ class TransformerConfig:
             raise ValueError(f"norm {self.norm!r}: use 'post' or 'pre'")
         if self.positions not in ("concatenated", "added"):
             raise ValueError(f"positions {self.positions!r}: use 'concatenated' or 'added'")
+        if self.tied and self.positions != "added":
+            raise ValueError("tied weights need an embedding of the model's size: add positions")
         for name in ("dropout", "embedding_dropout"):
             p = getattr(self, name)
             if p is not None and not 0 <= p < 1:
@@ -107,6 +118,24 @@ class TransformerConfig:
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
 
+def _share(blocks: Iterable["Block"]) -> None:
+    """Let layers have in common what their mechanisms share."""
+    found: dict[tuple, Attention] = {}
+    for block in blocks:
+        for layer in filter(None, (block.self_attention, block.cross_attention)):
+            kind = type(layer.attention), layer.attention.options
+            layer.attention.share_with(found.setdefault(kind, layer.attention))
+
+
+def _head(config: TransformerConfig, embedding: Embedding) -> nn.Linear:
+    """The output layer, whose weights may be those of the embedding."""
+    head = nn.Linear(config.d_model, embedding.tokens.num_embeddings)
+    if config.tied:
+        nn.init.normal_(embedding.tokens.weight, std=config.d_model**-0.5)
+        head.weight = embedding.tokens.weight
+    return head
+
+
 def _embedding(config: TransformerConfig, vocab_size: int, max_len: int) -> Embedding:
     return Embedding(
         config.d_model,
@@ -120,19 +149,21 @@ def _embedding(config: TransformerConfig, vocab_size: int, max_len: int) -> Embe
 class MultiHeadAttention(nn.Module):
     """Projections around an attention mechanism: queries from x, keys and values from a context."""
 
-    def __init__(self, config: TransformerConfig, max_len: int):
+    def __init__(self, config: TransformerConfig, max_len: int, attention: str | None = None):
         super().__init__()
+        name = attention or config.attention
+        own = name == config.attention
         self.n_heads, self.n_kv_heads = config.n_heads, config.kv_heads
         self.head_dim = config.head_dim
         of_keys = self.n_kv_heads * self.head_dim
         self.sizes = (config.d_model, of_keys, of_keys)
         self.to_qkv = nn.Linear(config.d_model, sum(self.sizes))
-        self.attention = ATTENTION[config.attention].for_model(
+        self.attention = ATTENTION[name].for_model(
             n_heads=self.n_kv_heads,
             head_dim=config.head_dim,
             max_len=max_len,
-            options=config.options,
-            kernel=config.kernel,
+            options=config.options if own else None,
+            kernel=config.kernel if own else None,
         )
         self.out = nn.Linear(config.d_model, config.d_model)
 
@@ -224,8 +255,16 @@ class Block(nn.Module):
         super().__init__()
         e, pre = config.d_model, config.norm == "pre"
         self.causal, self.pre = causal, pre
-        self.self_attention = MultiHeadAttention(config, max_len)
-        self.cross_attention = MultiHeadAttention(config, max_len) if cross else None
+        of_tokens = (config.decoder_attention if cross else None) or config.attention
+        if causal and not ATTENTION[of_tokens].causal:
+            remedy = "decoder_attention" if cross else "attention"
+            raise ValueError(
+                f"{ATTENTION[of_tokens].label} attention cannot be causal, as a decoder's tokens "
+                f"need it: use another {remedy}, such as 'softmax'"
+            )
+        self.self_attention = MultiHeadAttention(config, max_len, of_tokens)
+        to_memory = config.cross_attention or config.attention
+        self.cross_attention = MultiHeadAttention(config, max_len, to_memory) if cross else None
         self.feedforward = nn.Sequential(
             nn.Linear(e, config.d_feedforward),
             nn.ReLU(),
@@ -362,7 +401,8 @@ class CausalTransformer(_Decoding):
             Block(config, max_len, causal=True, cross=False) for _ in range(config.n_layers)
         )
         self.norm = nn.LayerNorm(config.d_model)
-        self.head = nn.Linear(config.d_model, vocab_size)
+        self.head = _head(config, self.embedding)
+        _share(self.blocks)
 
     def forward(
         self,
@@ -455,7 +495,8 @@ class EncoderDecoder(_Decoding):
         )
         self.encoder_norm = nn.LayerNorm(config.d_model)
         self.norm = nn.LayerNorm(config.d_model)
-        self.head = nn.Linear(config.d_model, vocab_size)
+        self.head = _head(config, self.embedding)
+        _share([*self.encoder, *self.decoder])
 
     def forward(
         self,

@@ -20,14 +20,17 @@ from replib.attention import ATTENTION
 from replib.device import resolve_device
 from replib.layers import set_dropout_generator
 from replib.models import CausalTransformer, EncoderDecoder, PixelTransformer, TransformerConfig
-from replib.tasks import CausalCopy, SequenceCopy, Task
+from replib.tasks import Batch, CausalCopy, SequenceCopy, Task
 from replib.tasks.images import Pixels
+from replib.tasks.translation import NumberWords, ParallelText
 
 VERSION = 1  # raised when what a step or an evaluation does changes beyond rounding
 
 MODELS: dict[type, type[nn.Module]] = {
     CausalCopy: CausalTransformer,
     SequenceCopy: EncoderDecoder,
+    NumberWords: EncoderDecoder,
+    ParallelText: EncoderDecoder,
     Pixels: PixelTransformer,
 }
 
@@ -63,18 +66,21 @@ class TrainingConfig:
     Attributes:
         optimizer: "radam" or "adamw", both with decoupled weight decay.
         schedule: "drop" multiplies the rate by 0.1 after `lr_drop_step` steps; "cosine" warms up
-            over `warmup_steps` and decays to 0 at `n_steps`.
+            over `warmup_steps` and decays to 0 at `n_steps`; "inverse_sqrt" warms up to `lr` and
+            falls as the root of the step (Vaswani et al. 2017, section 5.3).
         clip: largest gradient norm is 1, of each parameter "tensor" (as in the original code) or
             "global"ly, or of "none".
         precision: "float32"; "tf32" lets CUDA round matrix products to TF32; "bf16" is autocast.
         compile: pass the model through torch.compile.
         eval_every: steps from one evaluation (one yielded `Metrics`) to the next.
         eval_batches: batches in an evaluation, at most: of fresh data, or of images of the test.
+        label_smoothing: share of the target's probability that the loss of training spreads over
+            all tokens (Szegedy et al. 2016); of tasks with tokens.
     """
 
     kind: ClassVar[str] = "training"
 
-    task: Task | Pixels = field(default_factory=CausalCopy)
+    task: Task | Pixels | NumberWords | ParallelText = field(default_factory=CausalCopy)
     model: TransformerConfig = field(default_factory=TransformerConfig)
     batch_size: int = 64
     n_steps: int = 10_000
@@ -89,6 +95,7 @@ class TrainingConfig:
     compile: bool = False
     eval_every: int = 100
     eval_batches: int = 4
+    label_smoothing: float = 0.0
 
     def __post_init__(self):
         most = {"batch_size": MAX_BATCH, "n_steps": MAX_STEPS, "eval_every": MAX_STEPS}
@@ -96,16 +103,21 @@ class TrainingConfig:
         check_known(
             self,
             optimizer=("radam", "adamw"),
-            schedule=("drop", "cosine"),
+            schedule=("drop", "cosine", "inverse_sqrt"),
             clip=("tensor", "global", "none"),
             precision=("float32", "tf32", "bf16"),
         )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing {self.label_smoothing}: use 0 to below 1")
+        if self.label_smoothing and isinstance(self.task, Pixels):
+            raise ValueError("images have no labels to smooth: use label_smoothing 0")
 
     @property
     def versions(self) -> dict[str, int]:
         """Of each part that computes a run, by its name."""
+        of_parts = (self.model.attention, self.model.decoder_attention, self.model.cross_attention)
         return {
-            self.model.attention: ATTENTION[self.model.attention].VERSION,
+            **{name: ATTENTION[name].VERSION for name in of_parts if name},
             type(self.task).__name__: self.task.VERSION,
             "models": models.VERSION,
             "training": VERSION,
@@ -135,6 +147,8 @@ class TrainingConfig:
             return self.lr * (0.1 if step >= self.lr_drop_step else 1.0)
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
+        if self.schedule == "inverse_sqrt":
+            return self.lr * math.sqrt(max(1, self.warmup_steps) / (step + 1))
         done = (step - self.warmup_steps) / max(1, self.n_steps - self.warmup_steps)
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -263,15 +277,24 @@ class Training(TrainingLoop):
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_at(self.step)
-        batch = config.task.sample(config.batch_size, self.data)
+        batch = self._batch()
+        smoothing = config.label_smoothing
+        options = {"label_smoothing": smoothing} if smoothing else {}
         with _precision(config.precision, self.device):
-            loss = config.task.loss(self._run_model(*batch.inputs), batch)
+            loss = config.task.loss(self._run_model(*batch.inputs), batch, **options)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         _clip(self.model, config.clip)
         self.optimizer.step()
         self.step += 1
         return loss.detach()
+
+    def _batch(self) -> Batch:
+        """What the next step is trained on."""
+        task = self.config.task
+        if isinstance(task, ParallelText):
+            return task.batch_at(self.step, self.config.batch_size, self.seed, self.device)
+        return task.sample(self.config.batch_size, self.data)
 
     def _measure(self) -> Metrics:
         loss, accuracy = self.evaluate()

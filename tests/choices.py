@@ -1,6 +1,8 @@
 """Options and kernels of mechanisms by the names that controls have for them."""
 
-from replib.attention import ATTENTION
+from replib.attention import ATTENTION, causal_names
+
+CAUSAL = causal_names()
 
 
 def how(name, choice):

@@ -62,6 +62,7 @@ def test_help_names_the_scales(capsys):
 
 MEMORIES = ("capacity", "update_rules", "evaluation", "favor_eps")
 TRAININGS = ("convergence", "sequence_copy", "autopsy", "autopsy_full", "images", *MEMORIES)
+TRAININGS += ("number_words", "translation")
 
 
 def test_the_time_of_a_training_counts_seeds_together_once_and_every_thread():
@@ -78,6 +79,8 @@ def test_the_time_of_a_training_counts_seeds_together_once_and_every_thread():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(name, capsys):
     jobs = EXPERIMENTS[name].jobs("smoke")
+    if name == "translation" and (missing := jobs[0].config.missing_data()):
+        pytest.skip(missing)
     assert main(["record", name, "--device", "cpu", "--threads", "1"]) == 0
     rows = store.read_rows(name)
     assert len(rows) == sum(len(job.on_device("cpu").configs) for job in jobs)

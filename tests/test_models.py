@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from choices import CAUSAL
 from torch.utils.checkpoint import checkpoint
 
-from replib.attention import ATTENTION
 from replib.generation import generate, translate_greedily
 from replib.layers import Dropout, set_dropout_generator
 from replib.models import CausalTransformer, EncoderDecoder, TransformerConfig
@@ -34,7 +34,7 @@ def random_tokens(n, seed=0, b=3):
 DENSE = ("softmax", "linear", "performer")  # every query sees every key
 CONFIGS = [
     small(name, norm=norm, positions=positions)
-    for name in ATTENTION
+    for name in CAUSAL
     for norm, positions in (("post", "concatenated"), ("pre", "added"))
 ]
 
@@ -157,7 +157,7 @@ def test_a_position_beyond_the_model_is_refused():
 
 # Sequences of different lengths
 
-every_mechanism = pytest.mark.parametrize("name", ATTENTION)
+every_mechanism = pytest.mark.parametrize("name", CAUSAL)
 PAD = VOCAB - 1
 
 

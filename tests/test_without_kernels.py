@@ -19,7 +19,7 @@ PROGRAM = """
 import importlib.util
 import torch
 assert importlib.util.find_spec("replib.kernels") is None
-from replib.attention import ATTENTION
+from replib.attention import causal_names
 from replib.fast_weights import MemoryConfig, RetrievalConfig, RetrievalTraining
 from replib.generation import generate
 from replib.models import TransformerConfig
@@ -27,7 +27,7 @@ from replib.tasks import AssociativeRetrieval, CausalCopy
 from replib.training import Training, TrainingConfig
 
 losses = {}
-for name in ATTENTION:
+for name in causal_names():
     model = TransformerConfig(attention=name, n_layers=1, n_heads=2, d_model=16, d_feedforward=16)
     task = CausalCopy(seq_len=16)
     training = Training(TrainingConfig(task=task, model=model, n_steps=3), seed=0, device="cpu")

@@ -4,8 +4,9 @@ B batch, H heads, N sequence length, D query/key size per head, M value size per
 Queries and keys are (B, H, N, D), values and outputs (B, H, N, M).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -54,6 +55,8 @@ class Attention(nn.Module):
     kernels: ClassVar[tuple[str, ...]] = ()
     """Ways to compute the same function, where there are several; without a name it is the fastest
     for the tensors. One compiled for a kind of device is named after it ("cpu", "cuda")."""
+    causal: ClassVar[bool] = True
+    """Whether it can hide later positions; one that cannot is none for a decoder's tokens."""
     recurrent: ClassVar[bool] = False
     VERSION: ClassVar[int] = 1
     """Raised when what it computes changes beyond rounding: its recorded runs are then old."""
@@ -148,6 +151,18 @@ class Attention(nn.Module):
                 it holds. A query that sees no key gets 0.
         """
         raise NotImplementedError
+
+    def over(
+        self, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """`forward`, not causal, to keys and values that stay, (B, H, L, D) -> (B, H, L, M): what
+        can be computed of them beforehand is."""
+        masking = {} if key_padding_mask is None else {"key_padding_mask": key_padding_mask}
+        return partial(self, k=k, v=v, causal=False, **masking)
+
+    def share_with(self, first: "Attention") -> None:
+        """Take from the mechanism of a model's first layer what all layers have in common; here
+        nothing."""
 
     def init_state(
         self,

@@ -15,6 +15,8 @@ CLAIMS = tuple(
         "autopsy",
         "capacity",
         "update_rules",
+        "linformer",
+        "translation",
     )
 )
 EXPERIMENTS = {one.name: one for claim in CLAIMS for one in claim.experiments}

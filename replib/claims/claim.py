@@ -50,6 +50,7 @@ class Statement:
         title: of its line in the tables; without one it has a card alone.
         paper, article: what the paper and the 2022 replication say of it, in at most 30 words.
         paper_more, article_more: what else they say, which a card folds.
+        article_by: whose the second is, where it is not the 2022 replication's.
         refutes: it is somebody's negative result, so that not to support it is no failure.
         figure: the one that stands for it in the index and on the start page.
     """
@@ -62,6 +63,7 @@ class Statement:
     article: Says = "Not studied."
     paper_more: Says = ""
     article_more: Says = ""
+    article_by: str = "2022 replication"
     refutes: bool = False
     figure: str | None = None
 
@@ -76,7 +78,7 @@ class Statement:
     @property
     def more(self) -> dict[str, str]:
         """What a card folds of what was said earlier, by who said it."""
-        said = {"Paper": _text(self.paper_more), "2022 replication": _text(self.article_more)}
+        said = {"Paper": _text(self.paper_more), self.article_by: _text(self.article_more)}
         return {source: text for source, text in said.items() if text}
 
 
@@ -191,7 +193,7 @@ class Recorded:
         known = {one.name: one for one in self.claim.statements}
         cards = []
         for one in [known[name] for name in names] or self.claim.listed:
-            says = {"Paper": one.paper_says, "2022 replication": one.article_says}
+            says = {"Paper": one.paper_says, one.article_by: one.article_says}
             columns = [(source, text) for source, text in says.items() if text]
             columns.append((f"Recorded here, {self.device(one)}", self.verdict(one)))
             if session is not None:

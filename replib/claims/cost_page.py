@@ -28,8 +28,10 @@ ALL_VARIANTS = {
     f"{attention} {name}".strip(): (attention, options, kernel)
     for attention, mechanism in ATTENTION.items()
     for name, (options, kernel) in mechanism.choices().items()
+    if mechanism.causal
 }
-"""Every mechanism with the options and kernels that it offers, by the name that controls show."""
+"""Every causal mechanism with the options and kernels that it offers, by the name that controls
+show."""
 
 HEAD_DIMS = (8, 16, 32, 64, 128)
 TERMS = f"""

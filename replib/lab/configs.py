@@ -11,8 +11,10 @@ from replib.attention import ATTENTION, Attention
 from replib.lab import store
 from replib.tasks import SequenceCopy
 from replib.tasks.images import Pixels
+from replib.tasks.translation import NumberWords, ParallelText
 
-PARTS: dict[str, type] = {part.__name__: part for part in (SequenceCopy, Pixels)}
+PART_CLASSES = (SequenceCopy, Pixels, NumberWords, ParallelText)
+PARTS: dict[str, type] = {part.__name__: part for part in PART_CLASSES}
 """What may stand in a config in place of a part's default, by the name of its class."""
 
 

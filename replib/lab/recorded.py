@@ -32,6 +32,17 @@ Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
+class LengthFigures(Struct):
+    """Of the test sentences with so many words in the source; `words` is the most, None for all
+    longer ones."""
+
+    words: Count | None
+    n: Count
+    perplexity: Positive
+    bleu: Amount | None = None
+    exact: Share | None = None
+
+
 class TrainingFigures(Struct):
     """Of a run that ended; a field without a default is there."""
 
@@ -44,6 +55,18 @@ class TrainingFigures(Struct):
     steps_per_s: Positive | None = None
     bits_per_dim: Amount | None = None
     histogram_bits_per_dim: Amount | None = None
+    perplexity: Positive | None = None
+    perplexity_per_char: Positive | None = None
+    n_test: Count | None = None
+    n_parameters: Count | None = None
+    exact: Share | None = None
+    bleu: Amount | None = None
+    bleu_beam: Amount | None = None
+    bleu_signature: str | None = None
+    chrf: Amount | None = None
+    chrf_signature: str | None = None
+    by_length: list[LengthFigures] | None = None
+    text_digest: str | None = None
 
 
 class CostFigures(Struct):

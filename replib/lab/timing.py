@@ -102,7 +102,10 @@ class CostConfig:
 
     def __post_init__(self):
         _check_known("attention", self.attention, ATTENTION)
-        ATTENTION[self.attention].check(self.options, self.kernel)
+        mechanism = ATTENTION[self.attention]
+        mechanism.check(self.options, self.kernel)
+        if self.causal and not mechanism.causal:
+            raise ValueError(f"{mechanism.label} attention cannot be causal: use causal=False")
         _check_known("dtype", self.dtype, DTYPES)
         _check_known("work", self.work, WORKS)
         for name in ("seq_len", "batch_size", "n_heads", "head_dim"):
@@ -514,6 +517,8 @@ def _build_work(
 ) -> Callable[[], object]:
     if isinstance(config, TrainingConfig):
         return config.training(seed=seed, device=str(device)).train_step
+    if hasattr(config, "work_on"):  # a kind of cost that knows what it times
+        return config.work_on(device, seed)
     dtype = DTYPES[config.dtype]
     generator = torch.Generator(device=device).manual_seed(seed)
     shape = (config.batch_size, config.n_heads, config.seq_len, config.head_dim)

@@ -59,10 +59,11 @@ class TokenTask:
         for _ in range(n_batches):
             yield self.sample(batch_size, generator)
 
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+    def loss(self, logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
         """Mean cross-entropy over the positions in the loss, nats a token."""
         targets = batch.targets.masked_fill(~batch.in_loss, NOT_IN_LOSS).flatten()
-        return cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=NOT_IN_LOSS)
+        options = {"ignore_index": NOT_IN_LOSS, "label_smoothing": label_smoothing}
+        return cross_entropy(logits.flatten(0, 1).float(), targets, **options)
 
     def figures_of(self, loss: float | None) -> dict[str, float | None]:
         """What else is told of a run that ends with a loss (nats a token), None before the first

@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from choices import for_model
+from choices import CAUSAL, for_model
 from tensors import gradients, random_qkv
 
 from replib.attention import ATTENTION, softmax_attention
@@ -37,6 +37,8 @@ VARIANTS = [(name, i) for name, cls in ATTENTION.items() for i in (None, *cls.ch
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("name, choice", VARIANTS)
 def test_float16_gives_what_float64_does(name, choice, causal):
+    if causal and name not in CAUSAL:
+        return
     kind = {"device_type": "cpu", "dtype": torch.float16, "head_dim": D}
     attention = for_model(name, choice, n_heads=H, head_dim=D, max_len=64)
     rounded = [x.half().requires_grad_() for x in random_qkv(40)]

@@ -3,6 +3,7 @@
 from dataclasses import fields, replace
 
 import pytest
+from choices import CAUSAL
 
 from replib.attention import ATTENTION
 from replib.attention.dpfp import DPFPAttention
@@ -29,12 +30,12 @@ def test_options_have_defaults_and_labels_that_tell_them_apart(name):
 @pytest.mark.parametrize(("name", "options", "kernel"), CHOICES)
 def test_a_config_is_what_its_row_says(name, options, kernel):
     for config in (
-        CostConfig(attention=name, options=options, kernel=kernel),
+        CostConfig(attention=name, options=options, kernel=kernel, causal=name in CAUSAL),
         TransformerConfig(attention=name, options=options, kernel=kernel),
     ):
         assert config_from(type(config), plain(config)) == config
     label = options.label if options else kernel
-    assert CostConfig(attention=name, options=options, kernel=kernel).variant == (name, label)
+    assert config.variant == (name, label)
 
 
 def test_both_are_named_where_both_are_asked_for():

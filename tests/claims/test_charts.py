@@ -61,6 +61,7 @@ def cost_row(attention, implementation, n, *, scale="laptop", batch_size=4):
     config = CostConfig(
         attention=attention,
         **how(attention, implementation),
+        causal=ATTENTION[attention].causal,
         seq_len=n,
         batch_size=batch_size,
         n_heads=8,

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from replib.attention import ATTENTION
+from replib.attention import ATTENTION, causal_names
 from replib.claims.convergence.page import live_jobs as live_copy_jobs
 from replib.claims.cost_page import ALL_VARIANTS, refused_variants
 from replib.claims.cost_page import live_jobs as live_cost_jobs
@@ -118,8 +118,9 @@ def test_one_line_in_the_registry_brings_a_mechanism_into_the_controls():
 
 
 def test_controls_offer_all_options_and_every_kernel_of_every_mechanism():
-    expected = {(n, None, kernel) for n, cls in ATTENTION.items() for kernel in cls.kernels}
-    for name, mechanism in ATTENTION.items():
+    causal = {name: ATTENTION[name] for name in causal_names()}
+    expected = {(name, None, kernel) for name, cls in causal.items() for kernel in cls.kernels}
+    for name, mechanism in causal.items():
         others = [o for o in mechanism.offered if not mechanism.kernels or o != mechanism.Options()]
         expected |= {(name, options, None) for options in others}
     assert set(ALL_VARIANTS.values()) == expected and len(ALL_VARIANTS) == len(expected)

@@ -14,14 +14,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from replib.attention import ATTENTION
+from replib.attention import ATTENTION, causal_names
 from replib.attention.dpfp import DPFPAttention
+from replib.attention.linformer import LinformerAttention
 from replib.claims.autopsy.defects import DEFECTS, AutopsyConfig
 from replib.claims.common import laptop_copy
 from replib.fast_weights import FEATURES, MemoryConfig, RetrievalConfig, RetrievalTraining
 from replib.models import TransformerConfig
 from replib.tasks import AssociativeRetrieval, CausalCopy, SequenceCopy
 from replib.tasks.images import Pixels
+from replib.tasks.translation import NumberWords
 from replib.training import Training, TrainingConfig
 
 VALUES = Path(__file__).with_name("values.json")
@@ -119,7 +121,7 @@ def float64_parts() -> Iterator[Part]:
     """Parts that are computed in float64, or whole numbers."""
     for name, mechanism in ATTENTION.items():
         for choice in mechanism.choices():
-            for causal in (True, False):
+            for causal in (True, False)[not mechanism.causal :]:
                 if choice not in COMPILED:
                     kind = "causal" if causal else "not causal"
                     yield Part(
@@ -133,6 +135,7 @@ def float64_parts() -> Iterator[Part]:
         AssociativeRetrieval(n_keys=8),
         AssociativeRetrieval(n_keys=8, with_replacement=True),
         Pixels(),
+        NumberWords(),
     ):
         kept, name = getattr(task, "with_replacement", None), type(task).__name__
         label = f"task/{name}{'' if kept is None else f'/{kept}'}"
@@ -141,17 +144,21 @@ def float64_parts() -> Iterator[Part]:
 
 def float32_parts() -> Iterator[Part]:
     """Parts that are trained for three steps, in float32."""
-    for name in ATTENTION:
+    for name in causal_names():
         config = laptop_copy(name, 16, 3, batch_size=4, eval_batches=1)
         yield Part(f"training/laptop/{name}", config.versions, partial(_copied, config))
     for name in ("softmax", "linear"):
-        for task in (CausalCopy(seq_len=16), SequenceCopy(seq_len=8), Pixels()):
+        for task in (CausalCopy(seq_len=16), SequenceCopy(seq_len=8), Pixels(), NumberWords()):
             config, label = _paper(name, task), f"training/paper/{type(task).__name__}/{name}"
             yield Part(label, config.versions, partial(_copied, config))
         for defect in DEFECTS:
             if name == "linear" or not DEFECTS[defect].linear_only:
                 config = _with_defects(name, defect)
                 yield Part(f"autopsy/{defect}/{name}", config.versions, partial(_copied, config))
+    options = LinformerAttention.Options(k=4)
+    how = {"options": options, "decoder_attention": "softmax"}
+    config = _paper("linformer", SequenceCopy(seq_len=8), **how)
+    yield Part("training/paper/SequenceCopy/linformer", config.versions, partial(_copied, config))
     for features in FEATURES:
         for rule in ("sum", "delta", "fwm"):
             if features != "softmax" or rule == "sum":

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from choices import CAUSAL
 from small import cost_job, tiny, variants_of
 
 from replib import models
@@ -68,7 +69,10 @@ def test_a_run_is_named_after_its_config_and_seed():
 
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_a_run_is_named_after_the_versions_of_its_parts(monkeypatch, attention):
-    trained, timed = tiny(attention=attention).config, CostConfig(attention=attention)
+    trained, timed = (
+        tiny(attention=attention).config,
+        CostConfig(attention=attention, causal=attention in CAUSAL),
+    )
 
     def renamed():
         found = (

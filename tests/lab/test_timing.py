@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
-from choices import how
+from choices import CAUSAL, how
 
 from replib import device as module
 from replib.attention import ATTENTION, Attention
@@ -510,10 +510,11 @@ def test_every_choice_of_every_mechanism_has_a_cost(work, causal, dtype):
     configs = [
         small(name, work=work, causal=causal, dtype=dtype, **how(name, choice))
         for name, mechanism in ATTENTION.items()
+        if mechanism.causal or not causal
         for choice in (None, *mechanism.choices())
     ]
     configs = [config for config in configs if unavailable(config, "cpu") is None]
-    assert {config.attention for config in configs} == set(ATTENTION)
+    assert {config.attention for config in configs} == set(CAUSAL if causal else ATTENTION)
     costs = list(measure_cost(configs, n_repeats=2))
     assert [cost.config for cost in costs] == configs
     assert {cost.outcome for cost in costs} == {"ok"}
@@ -524,7 +525,9 @@ def test_every_choice_of_every_mechanism_has_a_cost(work, causal, dtype):
 
 def test_the_backward_pass_takes_more_memory_than_the_forward_pass():
     for name in ATTENTION:
-        forward, both = (memory_at(65, attention=name, work=work) for work in timing.WORKS)
+        forward, both = (
+            memory_at(65, attention=name, causal=name in CAUSAL, work=work) for work in timing.WORKS
+        )
         assert both > forward
 
 
@@ -702,11 +705,12 @@ def test_the_batch_size_is_inverse_to_the_length(seq_len, batch_size):
 
 
 @pytest.mark.parametrize("work", timing.WORKS)
-@pytest.mark.parametrize("name", [name for name in ATTENTION if name != "fwm"])
+@pytest.mark.parametrize("name", [x for x in ATTENTION if x not in ("fwm", "linformer")])
 def test_memory_is_predicted_from_short_lengths(name, work):
-    """Of fwm, a position at a time, it would take seconds."""
+    """Of fwm, a position at a time, it would take seconds; torch's fused kernel takes the few
+    queries of a short Linformer otherwise than many."""
     n = 1024
-    config = small(name, seq_len=n, batch_size=3, work=work)
+    config = small(name, seq_len=n, batch_size=3, work=work, causal=name in CAUSAL)
     (cost,) = measure_cost([config], n_repeats=1)
     inputs = 4 * 3 * n * 2 * 32 * 4
     assert 0.4 < (predicted_bytes(config) - inputs) / cost.memory_bytes < 1.7

@@ -85,6 +85,13 @@ SETTINGS = {
         "attention": ("softmax", "relu"),
         "device": "cpu",
     },
+    "07_linformer": {
+        "k": 2,
+        "n_steps": 50,
+        "batch_size": 4,
+        "attention": ("softmax", "linformer"),
+        "device": "cpu",
+    },
 }
 COSTS = [stem for stem in SETTINGS if "variants" in SETTINGS[stem]]
 RECORDED_IN = {
@@ -97,8 +104,9 @@ RECORDED_IN = {
         *("autopsy_time", "autopsy_longer", "step_time"),
     ),
     "06_fast_weights": ("capacity", "update_rules"),
+    "07_linformer": ("linformer", "linformer_stack", "translation", "number_words"),
 }
-NOT_YET_RECORDED = ("04", "05", "06")
+NOT_YET_RECORDED = ("04", "05", "06", "07")
 NOT_AUTO = SimpleNamespace(value=False)
 RUNNABLE = tuple(name for name in ALL_VARIANTS if name not in refused_variants())
 
@@ -244,7 +252,7 @@ def test_a_short_run_starts_by_itself_and_is_shown_from_the_cache_afterwards(ste
     assert {row["outcome"] for row in rows} == {"ok"}
     if extra:
         assert again.count("of 2 right") == 3  # the sequence itself and the copies of two models
-    other, names = run_notebook(stem, extra | {"auto": NOT_AUTO}, head_dim=16, seq_len=16)
+    other, names = run_notebook(stem, extra | {"auto": NOT_AUTO}, head_dim=16, seq_len=16, k=4)
     assert "Run (about" in other and "Nothing has run yet" in session(other)
 
 
@@ -293,6 +301,11 @@ VERDICTS = {
         (r"half of the runs solve S = (\d+) or more with softmax", 580),
         (r"(\d+) or more with DPFP-2 \(delta\)", 195),
     ],
+    "07_linformer": [
+        "✗ not supported",
+        "Faster than textbook softmax from below N = 256, than fused softmax from N = 1200.",
+        "BLEU on multi30k: softmax 36.1, linear 33.1, linformer k8 36.1",
+    ],
 }
 
 
@@ -337,7 +350,7 @@ def test_a_notebook_without_recorded_rows_opens_and_says_so(stem, data):
     page, _ = run_notebook(stem, {"auto": NOT_AUTO})
     assert "no measurements yet" in page or "no runs yet" in page
     assert "? inconclusive" in page and "nothing yet" in page
-    assert "2022 replication" in page
+    assert "2022 replication" in page or "Linformer work" in page
 
 
 @pytest.mark.parametrize("stem", PATHS)

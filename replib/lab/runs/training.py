@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 from replib.lab import kept_models, store
 from replib.lab.run import Glimpse, TrainingJob, Where
 from replib.lab.runs import checkpointed
+from replib.lab.runs.translation import scores
 from replib.lab.statistics import count_spikes
+from replib.tasks.translation import Translating
 from replib.training import Metrics
 
 SOLVED_ACCURACY = 0.99  # a copy task counts as learned from here on
@@ -53,6 +55,8 @@ def execute(job: TrainingJob, where: Where) -> Iterator[store.Row]:
         last, detail = checkpointed.train(training, checkpoint, where.stop, watch, REMEDY)
         outcome = "out_of_memory" if detail else (last and last.outcome) or "interrupted"
         made = row(outcome, detail)
+        if outcome == "ok" and isinstance(config.task, Translating):
+            made["summary"] |= scores(training)
     if job.keep and outcome == "ok":
         kept_models.keep_model(training, made)
     yield made

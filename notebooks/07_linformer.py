@@ -1,0 +1,228 @@
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App(width="medium", app_title="Linformer")
+
+with app.setup(hide_code=True):
+    import marimo as mo
+
+    from replib.attention import linformer_attention
+    from replib.claims import linformer, translation
+    from replib.claims.linformer import charts
+    from replib.claims.translation import page
+    from replib.lab.timing import WORKS
+    from replib.pages import code, controls, curves, frames
+    from replib.pages.controls import Control
+    from replib.pages.live import LiveRuns
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.vstack(
+        [
+            mo.md("""
+            # Can attention to k sums replace attention to N tokens?
+
+            *Linformer* (Wang et al. 2020) adds the N keys up into k *slots*, each a weighted sum,
+            and the values too; a query then looks at k slots instead of N tokens. It cannot hide
+            the future, as every slot holds some of it, so it serves encoders.
+            """),
+            linformer.CLAIM.head(),
+        ]
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    speed, text = linformer.CLAIM.recorded(), translation.CLAIM.recorded()
+    live = LiveRuns("number_words")
+    get_changes, set_changes = mo.state(0, allow_self_loops=True)
+    mo.vstack([speed.unread(), text.unread()])
+    return get_changes, live, set_changes, speed, text
+
+
+@app.cell(hide_code=True)
+def _(speed, text):
+    mo.vstack([speed.cards(None, "linformer"), text.cards(None, "translation")], gap=1.5)
+    return
+
+
+@app.cell(hide_code=True)
+def _(speed, text):
+    _figures = speed.figures | text.figures
+    _names = {
+        "Times faster": "linformer_saved",
+        "Time": "linformer_time",
+        "Memory": "linformer_memory",
+        "BLEU": "translation_bleu",
+        "Long sentences": "translation_length",
+        "Number words": "number_words",
+    }
+    mo.ui.tabs({_label: _figures[_name].chart for _label, _name in _names.items()})
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    code.source(
+        linformer_attention,
+        r"Y = \mathrm{softmax}\!\left(\frac{Q\,(E K)^\top}{\sqrt{D}}\right) (F V)"
+        r"\qquad E, F \in \mathbb{R}^{k \times N}",
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    ## A translator of numbers, trained here
+
+    Three small Transformers learn to put English number and date words into German, where units
+    stand before tens: twenty-three is *dreiundzwanzig*. Type a number or a date that none of them
+    has seen; a pale piece is one that the model was not sure of.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    typed = mo.ui.text(value=page.EXAMPLE, label="A number to 999,999, or a date", debounce=True)
+    return (typed,)
+
+
+@app.cell(hide_code=True)
+def _(get_changes, jobs, live, settings, typed):
+    get_changes()
+    made, _problem = controls.attempt(
+        lambda values: page.translations(live, jobs, typed.value, values["device"]), settings
+    )
+    made = made or {}
+    controls.live_only(
+        controls.inputs(typed), _problem or page.answers(made, typed.value), page.cross_maps(made)
+    )
+    return (made,)
+
+
+@app.cell(hide_code=True)
+def _():
+    PARAMETERS = [
+        Control("k", "Slots k", (1, 2, 4, 8, 16), 4),
+        Control("n_steps", "Steps", (100, 200, 300, 500, 800, 1500, 3000), 300),
+        Control("batch_size", "Batch size", (16, 32, 64, 128), 64),
+        Control("attention", "Attention", page.ATTENTIONS, page.ATTENTIONS),
+        controls.DEVICE,
+    ]
+    panel, _shown = controls.panel(PARAMETERS)
+    _shown
+    return (panel,)
+
+
+@app.cell(hide_code=True)
+def _(panel):
+    settings = controls.chosen(panel)
+    return (settings,)
+
+
+@app.cell(hide_code=True)
+def _():
+    auto = controls.auto_switch()
+    return (auto,)
+
+
+@app.cell(hide_code=True)
+def _(auto, get_changes, live, set_changes, settings):
+    get_changes()
+    jobs, run, stop, tick, _shown = controls.run_panel(
+        live, page.live_jobs, settings, auto, set_changes, auto
+    )
+    _shown
+    return jobs, run, stop, tick
+
+
+@app.cell(hide_code=True)
+def _(jobs, live, set_changes, settings, tick):
+    tick
+    _progress = controls.watch(live, set_changes)
+    _shown = frames.training_curves(live.showing(jobs, settings["device"]))
+    controls.live_only(_progress, curves.live_curves(_shown, title="Learning number words"))
+    return
+
+
+@app.cell(hide_code=True)
+def _(get_changes, jobs, live, settings, text):
+    get_changes()
+    text.cards(live.rows(jobs, settings["device"]), "number_words")
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md("""
+    ## Where the time goes
+
+    Attention is a part of a model. Of an encoder the size of the Linformer work's, the output layer
+    alone takes more than half of all multiplications, so that its time can hardly depend on k.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    sizes = mo.ui.dictionary(
+        {
+            "n": mo.ui.slider(steps=[2**e for e in range(7, 17)], value=1024, label="N"),
+            "k": mo.ui.slider(steps=[16, 32, 64, 128, 256, 512], value=128, label="k"),
+            "vocabulary": mo.ui.slider(
+                steps=[0, 100, 8000, 32000, 50272], value=50272, label="vocabulary"
+            ),
+        }
+    )
+    return (sizes,)
+
+
+@app.cell(hide_code=True)
+def _(sizes):
+    _n, _k, _vocabulary = (sizes.value[name] for name in ("n", "k", "vocabulary"))
+    mo.vstack(
+        [
+            controls.inputs(*sizes.elements.values()),
+            charts.operations_chart(_n, _k, _vocabulary),
+        ]
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(get_changes, jobs, live, made, settings, sizes, speed, text):
+    get_changes()
+    mo.accordion(
+        {
+            "The matrices of this sentence": page.own_maps(live, jobs, made, settings["device"]),
+            "What leaks from the future": page.leak_probe(),
+            "What padding does": page.padding_probe(),
+            "Matrices by the way they are shared": page.sharing_table(
+                sizes.value["n"], sizes.value["k"]
+            ),
+            "Does k matter to the time?": speed.cards(None, "slots"),
+            "Times of every length": mo.ui.tabs(
+                {
+                    _work.replace("_", " and "): page.every_time(speed.rows["linformer"], _work)
+                    for _work in WORKS
+                }
+            ),
+            "BLEU, counted wrong and right": page.published_table(),
+            "Runs of this session": controls.history(live),
+        }
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    linformer.CLAIM.method(translation.CLAIM)
+    return
+
+
+if __name__ == "__main__":
+    app.run()

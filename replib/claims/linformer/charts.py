@@ -1,0 +1,245 @@
+"""Charts of Linformer's cost, and of what it sees."""
+
+from collections.abc import Iterator, Sequence
+
+import altair as alt
+import polars as pl
+from torch import Tensor
+
+from replib.claims.claim import Figure, Rows
+from replib.claims.common import judged_linear
+from replib.claims.linformer.grid import JUDGED_K, KS
+from replib.claims.linformer.judge import JUDGED, SOFTMAX, WORK, curves, ratio_at
+from replib.claims.linformer.stack import operations
+from replib.lab.run import config_of, variant_of
+from replib.lab.store import Row
+from replib.pages import frames, style
+from replib.pages.costs import cost_chart
+from replib.published import published
+
+MANY, FEW = f"k{KS[-1]}", f"k{KS[0]}"
+COMPONENTS = {
+    "attention": "#C45BA0",
+    "projections": "#8C7A00",
+    "feed-forward": "#2380C4",
+    "output layer": style.NEUTRAL,
+}
+
+
+def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
+    """Time and memory against N, and how many times faster than softmax."""
+    alone = rows["linformer"]
+    some = shown(alone)
+    costs = frames.pooled(frames.costs(some))
+    for name, y, title in (
+        ("linformer_time", "time_ms_per_sample", "Time of attention that is not causal"),
+        ("linformer_memory", "memory_bytes_per_sample", "Memory of attention that is not causal"),
+    ):
+        chart = cost_chart(costs, y=y, title=f"{title}, per sequence")
+        yield name, Figure(chart=chart, experiment="linformer", rows=some)
+    chart = saved_chart(alone, rows["linformer_stack"])
+    yield "linformer_saved", Figure(chart=chart, experiment="linformer", rows=alone, published=True)
+
+
+def shown(rows: Sequence[Row], work: str = WORK) -> list[Row]:
+    """Of rows those with as many tokens at every N, of the fastest linear attention, of both forms
+    of softmax, and of the fewest and the most slots."""
+    rows = [row for row in rows if config_of(row).work == work]
+    tokens = max((config_of(row).seq_len * config_of(row).batch_size for row in rows), default=0)
+    rows = [r for r in rows if config_of(r).seq_len * config_of(r).batch_size == tokens]
+    kept = {("linear", judged_linear(rows)), *(("softmax", form) for form in SOFTMAX)}
+    kept |= {("linformer", slots) for slots in (FEW, MANY)}
+    return [row for row in rows if variant_of(row) in kept]
+
+
+def saved_chart(alone: Sequence[Row], stacks: Sequence[Row]) -> alt.LayerChart:
+    """How many times faster than softmax Linformer of k = 128 is: recorded here, and published."""
+    title = f"How many times faster than softmax (k = {JUDGED_K})"
+    lines = []
+    for form in ("textbook", "fused"):
+        times = next(iter(curves(alone).values()), {})
+        lines += _ratios(times, form, f"attention, {form} softmax")
+    for part in ("encoder", "translator"):
+        some = [row for row in stacks if config_of(row).part == part]
+        name = {"encoder": "encoder", "translator": "encoder-decoder"}[part]
+        lines += _ratios(next(iter(curves(some).values()), {}), "fused", f"{name}, fused softmax")
+    own = {line["series"] for line in lines}
+    paper = published()["linformer_paper"]["time_saved"]
+    lines += [
+        {"seq_len": int(n), "value": saved[0], "series": "paper, table 3"}
+        for n, saved in paper.items()
+        if int(n) <= 2**14
+    ]
+    times = published()["linformer_project"]["perf_ms"]
+    lines += [
+        {"seq_len": 2 ** (8 + i), "value": a / b, "series": "Linformer work, encoder-decoder"}
+        for i, (a, b) in enumerate(zip(times["vanilla"], times["lin_k128"], strict=True))
+    ]
+    frame = pl.DataFrame(lines).with_columns(
+        source=pl.col("series")
+        .is_in(sorted(own))
+        .replace_strict({True: "recorded", False: "published"}, return_dtype=pl.String)
+    )
+    names = list(dict.fromkeys(frame["series"]))
+    colours = ["#2380C4", "#C45BA0", "#8C7A00", "#009E73"][: len(own)]
+    colours += ["#7A7A7A", "#A8705A"]
+    x, y = style.log_domain(frame["seq_len"]), style.log_domain(frame["value"], 1.15)
+    base = alt.Chart(style.records_of(frame)).encode(
+        style.length_axis(x),
+        style.log_axis("value", "times faster than softmax", y),
+        alt.Color(
+            "series:N",
+            title=None,
+            scale=alt.Scale(domain=names, range=colours),
+            legend=style.legend(names),
+        ),
+        strokeDash=alt.StrokeDash(
+            "source:N",
+            scale=alt.Scale(domain=["recorded", "published"], range=[[1, 0], [4, 4]]),
+            legend=None,
+        ),
+        tooltip=["series", alt.Tooltip("seq_len", title="N"), alt.Tooltip("value", format=".3~g")],
+    )
+    devices = "; ".join(sorted({row["provenance"]["device_name"] for row in alone}))
+    return style.finished(
+        alt.layer(base.mark_line(), base.mark_point(filled=True, size=45), style.rule_at("y", 1)),
+        title,
+        f"solid: recorded here ({devices}); dashed: published",
+        "The time of softmax attention over that of Linformer against N, on log axes.",
+    )
+
+
+def _ratios(times: dict, form: str, name: str) -> list[dict]:
+    found = []
+    for n in sorted(times.get(JUDGED, {})):
+        one = ratio_at(times, ("softmax", form), JUDGED, n)
+        if one is not None:
+            found.append({"seq_len": n, "value": one.value, "series": name})
+    return found
+
+
+def operations_chart(seq_len: int, k: int, vocab_size: int) -> alt.LayerChart:
+    """The multiplications of a token of an encoder by component, for each mechanism."""
+    lines = []
+    for attention in ("softmax", "linear", "linformer"):
+        needs = operations(attention, seq_len, k=k, vocab_size=vocab_size)
+        parts = (needs.attention, needs.projections, needs.feedforward, needs.output)
+        lines += [
+            {
+                "attention": attention,
+                "component": name,
+                "millions": value / 1e6,
+                "order": i,
+                "share": value / needs.total,
+            }
+            for i, (name, value) in enumerate(zip(COMPONENTS, parts, strict=True))
+        ]
+    frame = pl.DataFrame(lines)
+    names = list(COMPONENTS)
+    bars = (
+        alt.Chart(style.records_of(frame))
+        .mark_bar()
+        .encode(
+            alt.X("millions:Q", title="millions of multiplications a token"),
+            alt.Y("attention:N", title=None, sort=["softmax", "linear", "linformer"]),
+            alt.Color(
+                "component:N",
+                title=None,
+                scale=alt.Scale(domain=names, range=list(COMPONENTS.values())),
+                legend=style.legend(names, 4),
+            ),
+            alt.Order("order:Q"),
+            tooltip=[
+                "attention",
+                "component",
+                alt.Tooltip("millions", format=".3~g"),
+                alt.Tooltip("share", format=".1%"),
+            ],
+        )
+    )
+    share = {row["attention"]: row["share"] for row in lines if row["component"] == "attention"}
+    return style.finished(
+        alt.layer(bars),
+        f"At N = {seq_len} attention is {share['softmax']:z.0%} of an encoder with softmax, "
+        f"{share['linformer']:z.1%} with Linformer",
+        f"6 layers of 512 with 8 heads, {vocab_size:,} tokens, k = {k}",
+        "Multiplications of a token by component, a bar a mechanism.",
+        150,
+    )
+
+
+def matrix_chart(
+    matrix: Tensor,
+    *,
+    title: str,
+    subtitle: str = "",
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    x_title: str = "",
+    y_title: str = "",
+    colour: str = "#C45BA0",
+) -> alt.LayerChart:
+    """A heat map of a matrix; where it has values of both signs, those below 0 are orange."""
+    n, m = matrix.shape
+    lines = [
+        {"row": i, "column": j, "value": value}
+        for i, values in enumerate(matrix.tolist())
+        for j, value in enumerate(values)
+    ]
+    frame = style.records_of(pl.DataFrame(lines))
+    most = max(float(matrix.abs().max()), 1e-9)
+    signed = float(matrix.min()) < -1e-6 * most
+    scale = alt.Scale(domain=[-most, 0, most], range=["#D55E00", "transparent", colour])
+    if not signed:
+        scale = alt.Scale(domain=[0, most], range=["transparent", colour])
+
+    def axis(channel: type, field: str, names: Sequence[str] | None, title: str, **options):
+        labels = alt.Undefined
+        if names is not None:
+            array = "[" + ",".join(repr(name) for name in names) + "]"
+            labels = f"{array}[datum.value]"
+        shown = alt.Axis(labelExpr=labels, labelAngle=options.pop("angle", 0), ticks=False)
+        if names is None and max(n, m) > 40:
+            shown = alt.Axis(labels=False, ticks=False)
+        return channel(f"{field}:O", title=title or None, axis=shown)
+
+    chart = (
+        alt.Chart(frame)
+        .mark_rect(stroke=style.NEUTRAL, strokeWidth=0.3 if n * m < 1500 else 0)
+        .encode(
+            axis(alt.X, "column", columns, x_title, angle=-50 if columns else 0),
+            axis(alt.Y, "row", rows, y_title),
+            alt.Color("value:Q", scale=scale, legend=None),
+            tooltip=["row", "column", alt.Tooltip("value", format=".3~g")],
+        )
+    )
+    height = min(420, max(70, 22 * n))
+    return style.finished(alt.layer(chart), title, subtitle, "A heat map of a matrix.", height)
+
+
+def spectrum_chart(cumulative: Tensor, errors: Sequence[dict]) -> alt.LayerChart:
+    """The share of singular values and the errors of low rank, against k."""
+    share = [
+        {"k": i + 1, "how": "share of singular values", "error": value}
+        for i, value in enumerate(cumulative.tolist())
+    ]
+    frame = style.records_of(pl.DataFrame([*share, *errors]))
+    names = ["share of singular values", "best of rank k", "random projection"]
+    base = alt.Chart(frame).encode(
+        alt.X("k:Q", title="k", axis=alt.Axis(tickMinStep=1, grid=False)),
+        alt.Y("error:Q", title="share, or relative error"),
+        alt.Color(
+            "how:N",
+            title=None,
+            scale=alt.Scale(domain=names, range=[style.NEUTRAL, "#2380C4", "#C45BA0"]),
+            legend=style.legend(names, 3),
+        ),
+        tooltip=["how", "k", alt.Tooltip("error", format=".3~g")],
+    )
+    return style.finished(
+        alt.layer(base.mark_line(), base.mark_point(filled=True, size=25)),
+        "How much of an attention matrix k dimensions hold",
+        "best of rank k: by singular values; random projection: as in the paper's theorem 1",
+        "The share of singular values and the error of two approximations against k.",
+        220,
+    )
