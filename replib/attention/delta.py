@@ -89,8 +89,8 @@ def delta_retrieve(
     Args:
         q: (B, H, L, R) and k: (B, H, N, R), features already; v: (B, H, N, M); beta: (B, H, N).
             The heads of k, v and beta may be a divisor of those of q.
-        kernel: "plain" is a loop over writes; "torch" takes a chunk of them at a time; None takes
-            the fastest.
+        kernel: "plain" is the loop over writes; "torch" never forms W unless L exceeds R; None
+            takes the fastest.
 
     Returns:
         (B, H, L, M), in the dtype of v. The unit vectors as queries read Wᵀ itself.
@@ -124,11 +124,17 @@ def read(s: Tensor, q: Tensor, n_groups: int) -> Tensor:
 
 
 def _plain_retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-    """The query passes the writes, one after the other."""
+    """Writes, one after the other, as in `plain.delta_rule`."""
+    (b, h, _, r), m = k.shape, v.shape[-1]
     wide = torch.promote_types(torch.promote_types(k.dtype, v.dtype), torch.float32)
     with without_autocast(q.device.type):
-        q, k, beta = (x.to(wide) for x in (q, k, beta))
-        return (plain.delta_read_weights(q, k, beta) @ v.to(wide)).to(v.dtype)
+        s = torch.zeros(b * h, r, m, dtype=wide, device=k.device)
+        tensors = (k, v, beta.unsqueeze(-1))
+        rows = (x.to(wide).flatten(0, 1).unsqueeze(2).unbind(1) for x in tensors)
+        for row in zip(*rows, strict=True):
+            _, s = plain.delta_write(s, *row)
+        y = torch.bmm(q.flatten(0, 1).to(wide), s)
+    return y.unflatten(0, q.shape[:2]).to(v.dtype)
 
 
 def _nothing(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
