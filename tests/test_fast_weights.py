@@ -602,3 +602,31 @@ def test_the_grid_is_that_of_the_paper(name, memories, scale):
     assert {20, 100, 200} <= coarse and last in coarse
     rules = [] if name == "capacity" else UPDATE_RULE_MEMORIES[:4]
     assert half == [(model, n, 3) for n in (20, 60, 100, 200, 80, 120) for model in rules]
+
+
+def test_without_the_guard_features_that_are_all_0_end_a_run_as_published():
+    """Those of FAVOR+ are for long keys, and the published code divides them by their sum."""
+    memory = MemoryConfig(
+        attention="performer",
+        options=PerformerAttention.Options(n_directions=64),
+        update_rule="delta",
+    )
+    outcomes = []
+    for guarded in (True, False):
+        config = small(replace(memory, guarded=guarded), n_steps=1, eval_every=1)
+        training = RetrievalTraining(config, seeds=(0,))
+        with torch.no_grad():
+            training.model.key_bias += 100  # exp(ω·k - |k|² / 2) is 0, whatever ω
+        outcomes += [next(training.metrics()).outcomes]
+    assert outcomes == [("ok",), ("diverged",)]
+
+
+@every_memory
+def test_without_the_guard_memories_whose_features_are_not_0_read_the_same(memory):
+    if memory.update_rule != "delta" or memory.attention == "performer":
+        pytest.skip("has no guard")
+    training, batch, directions = drawn(small(memory))
+    expected = training.model(batch, directions)
+    training.model.config = replace(memory, guarded=False)
+    actual = training.model(batch, directions)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
