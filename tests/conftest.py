@@ -48,7 +48,7 @@ def _compiled_s() -> float | None:
     if not _COMPILING:
         _COMPILING.append(event.TimingListener())
         event.register("numba:compile", _COMPILING[0])
-        return None  # what was compiled before is not known
+        return -1.0  # what was compiled before is not known
     return _COMPILING[0].duration if _COMPILING[0].done else 0.0
 
 
