@@ -32,8 +32,8 @@ def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     some = shown(alone)
     costs = frames.pooled(frames.costs(some))
     for name, y, title in (
-        ("linformer_time", "time_ms_per_sample", "Time of attention that is not causal"),
-        ("linformer_memory", "memory_bytes_per_sample", "Memory of attention that is not causal"),
+        ("linformer_time", "time", "Time of attention that is not causal"),
+        ("linformer_memory", "memory", "Memory of attention that is not causal"),
     ):
         chart = cost_chart(costs, y=y, title=f"{title}, per sequence")
         yield name, Figure(chart=chart, experiment="linformer", rows=some)
