@@ -86,11 +86,21 @@ def _():
         Control("tokens", "Tokens a batch", tuple(2**e for e in range(8, 17)), 1024),
         repeats=5,
     )
-    auto = controls.auto_switch()
-    measure = mo.ui.radio(["time", "memory"], value="time", inline=True, label="Show")
     panel, _shown = controls.panel(_controls)
     _shown
-    return auto, measure, panel
+    return (panel,)
+
+
+@app.cell(hide_code=True)
+def _():
+    auto = controls.auto_switch()
+    return (auto,)
+
+
+@app.cell(hide_code=True)
+def _():
+    measure = mo.ui.radio(["time", "memory"], value="time", inline=True, label="Show")
+    return (measure,)
 
 
 @app.cell(hide_code=True)

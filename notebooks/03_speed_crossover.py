@@ -86,10 +86,15 @@ def _():
         Control("batch_size", "Batch size", (1, 2, 4, 8, 16, 32, 64), 1),
         repeats=7,
     )
-    auto = controls.auto_switch()
     panel, _shown = controls.panel(_controls)
     _shown
-    return auto, panel
+    return (panel,)
+
+
+@app.cell(hide_code=True)
+def _():
+    auto = controls.auto_switch()
+    return (auto,)
 
 
 @app.cell(hide_code=True)

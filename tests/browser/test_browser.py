@@ -242,7 +242,7 @@ RECORDED = {
 
 
 def test_a_notebook_opens_with_its_verdict_and_recorded_charts(resting):
-    for column in ("Paper", "2022 replication", "Recorded here", "This machine, settings below"):
+    for column in ("Paper", "2022 replication", "Recorded here", "This machine"):
         expect(verdict(resting)).to_contain_text(column)
     expect(verdict(resting)).to_contain_text(RECORDED[resting.stem])
     assert draws_linear(resting)
