@@ -22,7 +22,7 @@ from replib.lab.text import LEFT, markdown_table
 from replib.lab.timing import Cost, CostConfig, tokens_batch
 from replib.lab.verdict import three_digits
 from replib.pages import live
-from replib.pages.controls import DEVICE, WORK_LABELS, Control, attempt
+from replib.pages.controls import DEVICE, WORK_LABELS, Control, attempt, styled
 
 ALL_VARIANTS = {
     f"{attention} {name}".strip(): (attention, options, kernel)
@@ -199,7 +199,8 @@ def followed(settings: Mapping[str, Any]) -> mo.Html:
         f"\n\nBy multiply-adds alone linear attention is cheaper from N = D + 2 = {d + 2} on: "
         "N² D against N D (D + 1)."
     )
-    return mo.md(markdown_table(head, lines, LEFT) + said)
+    table = f'<div class="r-scroll">{mo.md(markdown_table(head, lines, LEFT)).text}</div>'
+    return mo.vstack([styled(table), mo.md(said)])
 
 
 def recorded_alike(

@@ -253,7 +253,9 @@ def test_a_short_run_starts_by_itself_and_is_shown_from_the_cache_afterwards(ste
     if extra:
         assert again.count("of 2 right") == 3  # the sequence itself and the copies of two models
     other, names = run_notebook(stem, extra | {"auto": NOT_AUTO}, head_dim=16, seq_len=16, k=4)
-    assert "Run (about" in other and "Nothing has run yet" in session(other)
+    assert "Run (about" in other
+    if stem != "07_linformer":  # whose softmax is the same run for every k
+        assert "Nothing has run yet" in session(other)
 
 
 # What the synthetic rows make of each claim: sentences, and numbers that a pattern finds, which
