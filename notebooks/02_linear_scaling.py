@@ -56,9 +56,9 @@ def _(recorded):
 def _():
     code.source(
         plain.linear_attention,
-        r"y_i = \frac{\phi(q_i)^\top S_i}{\phi(q_i)^\top z_i}, \quad "
-        r"S_i = \sum_{j \le i} \phi(k_j) v_j^\top, \; z_i = \sum_{j \le i} \phi(k_j)"
-        r"\qquad O(N R M) \text{ instead of softmax's } O(N^2 D)",
+        r"\begin{gathered} y_i = \frac{\phi(q_i)^\top S_i}{\phi(q_i)^\top z_i} \\ "
+        r"S_i = \textstyle\sum_{j \le i} \phi(k_j) v_j^\top, \; z_i = \sum_{j \le i} \phi(k_j) \\ "
+        r"O(N R M) \text{, not softmax's } O(N^2 D) \end{gathered}",
     )
     return
 

@@ -60,8 +60,8 @@ def _(recorded):
 def _():
     code.source(
         statistics.crossover,
-        r"r(N) = \log \frac{t_\text{softmax}(N)}{t_\text{linear}(N)}, \qquad "
-        r"r(N^*) = 0 \text{ after the last measured } N \text{ with } r(N) < 0",
+        r"\begin{gathered} r(N) = \log \frac{t_\text{softmax}(N)}{t_\text{linear}(N)} \\ "
+        r"r(N^*) = 0 \text{ after the last } N \text{ of } r < 0 \end{gathered}",
     )
     return
 

@@ -89,8 +89,9 @@ def _(filling_panel):
 def _():
     code.source(
         write,
-        r"\text{sum: } W_i = W_{i-1} + v_i\,\phi(k_i)^\top \qquad \text{delta: } W_i = W_{i-1} "
-        r"+ \beta_i\,\bigl(v_i - W_{i-1}\,\phi(k_i)\bigr)\,\phi(k_i)^\top",
+        r"\begin{gathered} \text{sum: } W_i = W_{i-1} + v_i\,\phi(k_i)^\top \\ \text{delta: } "
+        r"W_i = W_{i-1} + \beta_i\,\bigl(v_i - W_{i-1}\,\phi(k_i)\bigr)\,\phi(k_i)^\top"
+        r"\end{gathered}",
     )
     return
 

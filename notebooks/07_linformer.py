@@ -67,8 +67,8 @@ def _(speed, text):
 def _():
     code.source(
         linformer_attention,
-        r"Y = \mathrm{softmax}\!\left(\frac{Q\,(E K)^\top}{\sqrt{D}}\right) (F V)"
-        r"\qquad E, F \in \mathbb{R}^{k \times N}",
+        r"\begin{gathered} Y = \mathrm{softmax}\!\left(\frac{Q\,(E K)^\top}{\sqrt{D}}\right) (F V)"
+        r" \\ E, F \in \mathbb{R}^{k \times N} \end{gathered}",
     )
     return
 

@@ -22,7 +22,7 @@ from replib.lab.text import LEFT, markdown_table
 from replib.lab.timing import Cost, CostConfig, tokens_batch
 from replib.lab.verdict import three_digits
 from replib.pages import live
-from replib.pages.controls import DEVICE, WORK_LABELS, Control, attempt, styled
+from replib.pages.controls import DEVICE, WORK_LABELS, Control, attempt, in_static_page
 
 ALL_VARIANTS = {
     f"{attention} {name}".strip(): (attention, options, kernel)
@@ -178,8 +178,8 @@ def followed(settings: Mapping[str, Any]) -> mo.Html:
     """What one sequence of the longest N costs, by the equations and predicted, as a table that
     needs no run; nothing where the settings cannot be run, which `run_panel` says."""
     jobs, _ = attempt(live_jobs, settings)
-    if not jobs or not jobs[-1].configs:
-        return mo.md("")
+    if in_static_page() or not jobs or not jobs[-1].configs:
+        return mo.md("")  # what is predicted is of the machine that made the page
     configs, device = jobs[-1].configs, settings.get("device")
     memories = memory_bytes(configs, resolve_device(device))
     lines = [
@@ -199,8 +199,7 @@ def followed(settings: Mapping[str, Any]) -> mo.Html:
         f"\n\nBy multiply-adds alone linear attention is cheaper from N = D + 2 = {d + 2} on: "
         "N² D against N D (D + 1)."
     )
-    table = f'<div class="r-scroll">{mo.md(markdown_table(head, lines, LEFT)).text}</div>'
-    return mo.vstack([styled(table), mo.md(said)])
+    return mo.md(markdown_table(head, lines, LEFT) + said)
 
 
 def recorded_alike(
