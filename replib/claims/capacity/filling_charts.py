@@ -90,7 +90,10 @@ def memory_chart(filling: Filling, rule: str) -> alt.LayerChart:
         f"The matrix W, {n_rows} x {n_columns}, after each write, and what a key reads of it.",
         min(MEMORY_PX[1], max(MEMORY_PX[0], ROW_PX * n_writes)),
     )
-    said = f"'After ' + writes + ' of {n_writes} writes ({rule}): what key ' + asked_key + ' reads'"
+    written = f"'After ' + writes + ' of {n_writes} writes ({rule}):'"
+    said = (
+        f"[{written}, 'what key ' + asked_key + ' reads']"  # two lines, which a phone has room for
+    )
     return _with_signals(chart, said, _sliders(n_writes, config.n_keys))
 
 
