@@ -92,7 +92,7 @@ def memory_chart(filling: Filling, rule: str) -> alt.LayerChart:
     )
     written = f"'After ' + writes + ' of {n_writes} writes ({rule}):'"
     said = (
-        f"[{written}, 'what key ' + asked_key + ' reads']"  # two lines, which a phone has room for
+        f"[{written}, 'what key ' + asked_key + ' reads']"  # two lines: a phone
     )
     return _with_signals(chart, said, _sliders(n_writes, config.n_keys))
 
