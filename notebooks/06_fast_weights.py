@@ -46,16 +46,7 @@ def _():
 def _(asked, get_changes, live, recorded, recorded_rules, settings):
     get_changes()
     _rows = live.rows(asked, settings["device"])
-    mo.vstack(
-        [
-            recorded.cards(_rows, "capacity"),
-            recorded_rules.cards(_rows),
-            mo.accordion(
-                {"Are these the published figures?": recorded.cards(_rows, "as_published")}
-            ),
-        ],
-        gap=1.5,
-    )
+    mo.vstack([recorded.cards(_rows, "capacity"), recorded_rules.cards(_rows)], gap=1.5)
     return
 
 
@@ -160,8 +151,13 @@ def _(charts, jobs, live, set_changes, settings, tick):
 
 
 @app.cell(hide_code=True)
-def _(charts):
-    mo.accordion({"All that is recorded": mo.ui.tabs(charts)})
+def _(charts, recorded):
+    mo.accordion(
+        {
+            "All that is recorded": mo.ui.tabs(charts),
+            "Are these the published figures?": recorded.cards(None, "as_published"),
+        }
+    )
     return
 
 

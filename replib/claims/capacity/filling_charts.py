@@ -91,9 +91,7 @@ def memory_chart(filling: Filling, rule: str) -> alt.LayerChart:
         min(MEMORY_PX[1], max(MEMORY_PX[0], ROW_PX * n_writes)),
     )
     written = f"'After ' + writes + ' of {n_writes} writes ({rule}):'"
-    said = (
-        f"[{written}, 'what key ' + asked_key + ' reads']"  # two lines: a phone
-    )
+    said = f"[{written}, 'what key ' + asked_key + ' reads']"  # two lines: a phone
     return _with_signals(chart, said, _sliders(n_writes, config.n_keys))
 
 
