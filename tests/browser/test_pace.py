@@ -1,6 +1,8 @@
 """How soon a page is alive, in a real Chromium: what it takes is printed, and bounded three times
 as wide as on two idle cores."""
 
+import os
+
 import pytest
 from browser.test_browser import (  # noqa: F401
     DESK,
@@ -45,7 +47,14 @@ def seconds(page, name):
     return page.evaluate(f"window.{name}") / 1000
 
 
+QUIET = pytest.mark.skipif(
+    "REPLIB_QUIET" not in os.environ,
+    reason="takes times of pages: on a machine that does nothing else, with REPLIB_QUIET=1",
+)
+
+
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+@QUIET
 def test_page_1_is_not_too_long(new_page, capsys, viewport):  # noqa: F811
     page = new_page("convergence/?n_steps=10000&seq_len=256", viewport=viewport)
     expect(page.get_by_text("Method and limits")).to_be_visible()
@@ -58,6 +67,7 @@ def test_page_1_is_not_too_long(new_page, capsys, viewport):  # noqa: F811
     assert not page.problems
 
 
+@QUIET
 def test_page_1_is_alive_at_once_and_follows_its_sliders(new_page, capsys):  # noqa: F811
     warm = new_page("convergence/?n_steps=10000&seq_len=256")
     verdict(warm).wait_for()

@@ -37,6 +37,12 @@ FOLLOWED = """async () => {
 }"""
 
 
+QUIET = pytest.mark.skipif(
+    "REPLIB_QUIET" not in os.environ,
+    reason="takes times of pages: on a machine that does nothing else, with REPLIB_QUIET=1",
+)
+
+
 @pytest.fixture(scope="module")
 def warm(new_page):  # noqa: F811
     """The server has shown the page once."""
@@ -46,6 +52,7 @@ def warm(new_page):  # noqa: F811
 
 
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+@QUIET
 def test_the_start_page_answers_at_once_and_moves_by_itself(new_page, warm, size):  # noqa: F811
     began = time.monotonic()
     page = new_page(viewport=size)
@@ -67,6 +74,7 @@ def test_the_start_page_answers_at_once_and_moves_by_itself(new_page, warm, size
     assert not page.problems
 
 
+@QUIET
 def test_the_picture_follows_the_slider_and_the_player_the_reader(new_page, warm):  # noqa: F811
     page = new_page()
     letters = page.locator(".r-letters")
