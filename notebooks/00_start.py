@@ -97,8 +97,9 @@ def _():
     )
     get_position, set_position = mo.state(1)
     get_playing, set_playing = mo.state(True, allow_self_loops=True)
+    shown = {"position": 1}
     _shown
-    return get_playing, get_position, panel, set_playing, set_position
+    return get_playing, get_position, panel, set_playing, set_position, shown
 
 
 @app.cell(hide_code=True)
@@ -135,16 +136,18 @@ def _(get_position, last, set_playing):
 
 
 @app.cell(hide_code=True)
-def _(get_position, last, set_playing, set_position):
-    # In a cell of its own: what is made anew while it is dragged is dropped.
+def _(get_playing, last, set_playing, set_position, shown):
+    # Made anew where the player starts or rests, and not at each of its steps: what a reader does
+    # with a slider that has been replaced meanwhile is dropped.
     def _moved(n):
         set_playing(False)
         set_position(n)
 
+    get_playing()
     position = mo.ui.slider(
         1,
         last,
-        value=min(get_position(), last),
+        value=min(shown["position"], last),
         label="Position",
         show_value=True,
         full_width=True,
@@ -155,8 +158,9 @@ def _(get_position, last, set_playing, set_position):
 
 
 @app.cell(hide_code=True)
-def _(get_position, last, walk):
-    step_through.picture(walk, min(get_position(), last))
+def _(get_position, last, shown, walk):
+    shown["position"] = min(get_position(), last)
+    step_through.picture(walk, shown["position"])
     return
 
 

@@ -34,7 +34,7 @@ def cards() -> mo.Html:
     of_page: dict[str, Statement] = {}
     for recorded, one in _listed():
         of_page.setdefault(recorded.claim.notebook, one)
-    return controls.grid((_card(*page) for page in of_page.items()), "9rem", "Pages")
+    return controls.grid((_card(*page) for page in of_page.items()), "7.5rem", "Pages")
 
 
 def glossary() -> mo.Html:

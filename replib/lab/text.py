@@ -1,14 +1,8 @@
-"""Markdown, as the claims, the notebooks and the README show it: tables, and text that is none."""
+"""Tables in Markdown, as the claims, the notebooks and the README show them, and sizes in words."""
 
 from collections.abc import Iterable, Sequence
 
 RIGHT, LEFT = "---:", ":---"
-
-
-def as_text(text: str) -> str:
-    """Text from outside, such as an error's, for Markdown: shown as it is, even where it looks like
-    HTML or Markdown."""
-    return "".join(x if x.isalnum() or x in " .,:;()/+-=%@'" else f"&#{ord(x)};" for x in text)
 
 
 def markdown_table(

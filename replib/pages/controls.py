@@ -622,11 +622,6 @@ def verdict_lines(said: Verdict) -> str:
     return f"<ul class='r-list'>{items}</ul>"
 
 
-def criteria_html(said: Verdict) -> str:
-    """The same, to be opened."""
-    return f"<details><summary>criteria and evidence</summary>{verdict_lines(said)}</details>"
-
-
 def history(live: LiveRuns) -> mo.Html:
     """The finished runs of this session, the latest first."""
     if not live.finished:

@@ -360,11 +360,6 @@ def threads_of(job: Job, n_together: int = 1) -> int:
     return max(1, (ALL_THREADS - 1) // max(1, n_together))
 
 
-def one_thread_spared():
-    """A context that leaves a core to the page, as in `threads_of`."""
-    return _on_threads(max(1, ALL_THREADS - 1))
-
-
 @contextmanager
 def _on_threads(n: int, after: int = ALL_THREADS) -> Iterator[None]:
     """What a thread began with may be another's spared ones: it is not what is set back to."""

@@ -302,10 +302,6 @@ class ParallelText(Translating):
         epoch, i = divmod(step, len(train.batches(batch_size, seed, 0)))
         return self._batch(train, train.batches(batch_size, seed, epoch)[i], device)
 
-    def steps_an_epoch(self, batch_size: int) -> int:
-        """Batches that the training sentences are cut into."""
-        return len(self.text.train.batches(batch_size, 0, 0))
-
     def held_out(self, batch_size, n_batches, generator):
         """The first sentences to validate on, in their order."""
         yield from self._in_order(self.text.val, batch_size, generator.device, n_batches)

@@ -1,6 +1,7 @@
-"""How soon a page is alive, in a real Chromium: what it takes is printed, and bounded three times
-as wide as on two idle cores."""
+"""How soon a page is alive, in a real Chromium: what it takes is printed, and on a quiet machine
+(REPLIB_QUIET=1) bounded three times as wide as on two idle cores."""
 
+import math
 import os
 
 import pytest
@@ -19,7 +20,7 @@ from browser.test_browser import (  # noqa: F401
     wait_for,
 )
 
-SLOWER = 3
+SLOWER = 3 if os.environ.get("REPLIB_QUIET") else math.inf
 FIRST_VERDICT_S, FIRST_POINT_S, NEXT_POINT_S, FOLLOWED_S = 3.0, 2.0, 0.5, 0.15
 LEARNED_S, HEIGHT_PX = 8.0, 3000
 HEIGHT = "Math.max(...[...document.querySelectorAll('*')].map(e => e.scrollHeight))"
@@ -47,14 +48,7 @@ def seconds(page, name):
     return page.evaluate(f"window.{name}") / 1000
 
 
-QUIET = pytest.mark.skipif(
-    "REPLIB_QUIET" not in os.environ,
-    reason="takes times of pages: on a machine that does nothing else, with REPLIB_QUIET=1",
-)
-
-
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
-@QUIET
 def test_page_1_is_not_too_long(new_page, capsys, viewport):  # noqa: F811
     page = new_page("convergence/?n_steps=10000&seq_len=256", viewport=viewport)
     expect(page.get_by_text("Method and limits")).to_be_visible()
@@ -67,7 +61,6 @@ def test_page_1_is_not_too_long(new_page, capsys, viewport):  # noqa: F811
     assert not page.problems
 
 
-@QUIET
 def test_page_1_is_alive_at_once_and_follows_its_sliders(new_page, capsys):  # noqa: F811
     warm = new_page("convergence/?n_steps=10000&seq_len=256")
     verdict(warm).wait_for()

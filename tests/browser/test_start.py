@@ -1,7 +1,6 @@
-"""The start page in a real Chromium. What it takes is printed, and bounded three times as wide as
-on two idle cores, and wider where other programs want them."""
+"""The start page in a real Chromium. What it takes is printed, and on a quiet machine
+(REPLIB_QUIET=1) bounded three times as wide as on two idle cores."""
 
-import os
 import time
 
 import pytest
@@ -18,13 +17,10 @@ from browser.test_browser import (  # noqa: F401
     wait_for,
     what_axe_finds,
 )
+from browser.test_pace import FIRST_VERDICT_S, FOLLOWED_S, HEIGHT, HEIGHT_PX, SLOWER
 
 from replib.claims import CLAIMS, PAGES
 
-LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else 1.0
-SLOWER = 3 * max(1.0, LOAD / (os.cpu_count() or 1))
-FIRST_VERDICT_S, FOLLOWED_S, HEIGHT_PX = 3.0, 0.15, 3000
-HEIGHT = "Math.max(...[...document.querySelectorAll('*')].map(e => e.scrollHeight))"
 LISTED = [one for claim in CLAIMS for one in claim.listed]
 # Resolves with the milliseconds from a key press to the picture of another position.
 FOLLOWED = """async () => {
@@ -37,12 +33,6 @@ FOLLOWED = """async () => {
 }"""
 
 
-QUIET = pytest.mark.skipif(
-    "REPLIB_QUIET" not in os.environ,
-    reason="takes times of pages: on a machine that does nothing else, with REPLIB_QUIET=1",
-)
-
-
 @pytest.fixture(scope="module")
 def warm(new_page):  # noqa: F811
     """The server has shown the page once."""
@@ -52,7 +42,6 @@ def warm(new_page):  # noqa: F811
 
 
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
-@QUIET
 def test_the_start_page_answers_at_once_and_moves_by_itself(new_page, warm, size):  # noqa: F811
     began = time.monotonic()
     page = new_page(viewport=size)
@@ -74,7 +63,6 @@ def test_the_start_page_answers_at_once_and_moves_by_itself(new_page, warm, size
     assert not page.problems
 
 
-@QUIET
 def test_the_picture_follows_the_slider_and_the_player_the_reader(new_page, warm):  # noqa: F811
     page = new_page()
     letters = page.locator(".r-letters")

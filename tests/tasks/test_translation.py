@@ -276,7 +276,7 @@ def test_a_vocabulary_is_trained_once_and_always_the_same(texts):
 
 def test_an_epoch_has_every_pair_once_in_an_order_of_its_own(texts):
     task = tiny()
-    train, n = task.text.train, task.steps_an_epoch(6)
+    train, n = task.text.train, len(task.text.train.batches(6, 0, 0))
     for epoch in (0, 1):
         rows = [i for batch in train.batches(6, 0, epoch) for i in batch.tolist()]
         assert sorted(rows) == list(range(len(train)))
@@ -293,7 +293,7 @@ def test_a_batch_has_no_more_tokens_than_sentences_of_mean_length(texts):
     longer = torch.tensor(
         [max(len(train.source[i]), len(train.target[i])) + 1 for i in range(len(train))]
     ).double()
-    for i in range(task.steps_an_epoch(6)):
+    for i in range(len(task.text.train.batches(6, 0, 0))):
         batch = task.batch_at(i, 6, 0, "cpu")
         assert max(batch.targets.numel(), batch.inputs[0].numel()) <= 6 * longer.mean()
 
