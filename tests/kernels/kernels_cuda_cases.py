@@ -17,6 +17,7 @@ from replib.kernels.linear import cuda
 ON_DEVICE = torch.cuda.is_available()
 DEVICE = "cuda" if ON_DEVICE else "cpu"
 on_device = pytest.mark.skipif(not ON_DEVICE, reason="needs a CUDA device")
+pytestmark = pytest.mark.slow  # run by test_kernels_cuda.py, interpreted or on a device
 interpreted = pytest.mark.skipif(ON_DEVICE, reason="looks into the interpreter")
 
 C = cuda.INTERPRETED_CONFIGURATION["C"]
@@ -234,7 +235,6 @@ def test_autocast_does_not_lower_the_accuracy():
     assert largest_error(actual, results(*inputs, kernel="plain")) < TOLERANCE[torch.float32]
 
 
-@pytest.mark.slow
 @interpreted
 @pytest.mark.parametrize("n_segments", [1, 4])
 def test_the_cost_model_counts_what_the_interpreter_does(processors, monkeypatch, n_segments):
@@ -281,7 +281,6 @@ def test_the_cost_model_counts_what_the_interpreter_does(processors, monkeypatch
             assert per_token["bytes"] == cuda.bytes_per_token(d, m, dtype.itemsize, backward)
 
 
-@pytest.mark.slow
 @interpreted
 def test_error_is_that_of_float32_at_length_2048():
     """As long as the interpreter can be waited for; 16384 is for a device."""

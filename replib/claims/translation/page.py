@@ -79,7 +79,7 @@ def answers(made: Mapping[str, Translated], typed: str) -> mo.Html:
     for name, one in made.items():
         mark = "right" if one.text == right else "wrong"
         tokens = "".join(
-            f'<span title="{share:.0%} sure" style="opacity:{0.35 + 0.65 * share:.2f}">'
+            f'<span title="{share:z.0%} sure" style="opacity:{0.35 + 0.65 * share:z.2f}">'
             f"{html.escape(piece)}</span>"
             for piece, share in zip(one.target, one.confidence.tolist(), strict=True)
             if piece != "</s>"
