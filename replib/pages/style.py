@@ -341,7 +341,7 @@ def legend(labels: Iterable[str], most: int = 2, beside: float = 60, **options: 
     columns = "1"
     for n in range(2, most + 1):
         columns = f"{ROOM} < {beside + n * longest:z.0f} ? {columns} : {n}"
-    return alt.Legend(columns=alt.ExprRef(columns), **options)
+    return alt.Legend(columns=alt.ExprRef(columns), **{"symbolOpacity": 1} | options)
 
 
 def no_data(title: str) -> alt.LayerChart:

@@ -71,7 +71,7 @@ def show_switches(elements: mo.ui.dictionary) -> mo.Html:
     """The switches; their names in a static page."""
     if controls.in_static_page():
         return controls.plain(", ".join(one.title for one in DEFECTS.values()))
-    return controls.grid((elements[name] for name in DEFECTS), "13rem", "defects")
+    return controls.grid((elements[name] for name in DEFECTS), "14rem", "defects")
 
 
 def live_jobs(values: Mapping[str, Any]) -> list[Job]:

@@ -60,7 +60,7 @@ def memory_chart(filling: Filling, rule: str) -> alt.LayerChart:
     low, high = min(0.0, filling.reads.min().item()), max(1.0, filling.reads.max().item())
     scale = alt.Scale(domain=[low, high], range=[READS_BEGIN, alt.ExprRef("width")], nice=False)
     axis = alt.Axis(orient="bottom", values=[0, 0.5, 1], grid=False, format="~g")
-    x = alt.X("value:Q", title="what the key reads", scale=scale, axis=axis)
+    x = alt.X("value:Q", title="what is read", scale=scale, axis=axis)
     bars = asked.transform_flatten(["read"], as_=["value"]).transform_window(i="row_number()")
     ones = alt.Chart(alt.Data(values=[{"value": 0}, {"value": 1}]))
     reads = alt.layer(
