@@ -103,6 +103,19 @@ def _():
 
 
 @app.cell(hide_code=True)
+def _(set_position, shown):
+    def move(n):
+        shown["position"] = n
+        set_position(n)
+
+    def position_slider(n, last, **options):
+        options |= {"label": "Position", "show_value": True, "full_width": True}
+        return mo.ui.slider(1, last, value=min(n, last), **options)
+
+    return move, position_slider
+
+
+@app.cell(hide_code=True)
 def _(panel):
     walk = step_through.walk(**controls.chosen(panel))
     last = len(walk.letters)
@@ -110,9 +123,10 @@ def _(panel):
 
 
 @app.cell(hide_code=True)
-def _(get_playing, last, set_playing, set_position):
+def _(get_playing, last, move, set_playing, shown):
     def _press(_):
-        set_position(lambda n: n if n < last else 1)
+        if not get_playing() and shown["position"] >= last:
+            move(1)
         set_playing(lambda playing: not playing)
 
     tick = mo.ui.refresh(default_interval=step_through.EVERY_S) if get_playing() else None
@@ -122,45 +136,32 @@ def _(get_playing, last, set_playing, set_position):
 
 
 @app.cell(hide_code=True)
-def _(set_position, tick):
+def _(last, move, set_playing, shown, tick):
     if tick is not None and tick.value:
-        set_position(lambda n: n + 1)
+        move(min(shown["position"] + 1, last))
+        if shown["position"] == last:
+            set_playing(False)
     return
 
 
 @app.cell(hide_code=True)
-def _(get_position, last, set_playing):
-    if get_position() >= last:
-        set_playing(False)
+def _(get_playing, get_position, last, position_slider):
+    # Two cells: this one is made anew at each step of the player, and what a reader does with a
+    # slider that has been replaced meanwhile would be dropped.
+    controls.inputs(position_slider(get_position(), last, disabled=True)) if get_playing() else None
     return
 
 
 @app.cell(hide_code=True)
-def _(get_playing, last, set_playing, set_position, shown):
-    # Made anew where the player starts or rests, and not at each of its steps: what a reader does
-    # with a slider that has been replaced meanwhile is dropped.
-    def _moved(n):
-        set_playing(False)
-        set_position(n)
-
-    get_playing()
-    position = mo.ui.slider(
-        1,
-        last,
-        value=min(shown["position"], last),
-        label="Position",
-        show_value=True,
-        full_width=True,
-        on_change=_moved,
-    )
-    controls.inputs(position)
+def _(get_playing, last, move, position_slider, shown):
+    position = position_slider(shown["position"], last, on_change=move)
+    None if get_playing() else controls.inputs(position)
     return
 
 
 @app.cell(hide_code=True)
-def _(get_position, last, shown, walk):
-    shown["position"] = min(get_position(), last)
-    step_through.picture(walk, shown["position"])
+def _(get_position, last, walk):
+    step_through.picture(walk, min(get_position(), last))
     return
 
 

@@ -41,9 +41,37 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, recorded, settings):
+def _():
+    PARAMETERS = [
+        Control("seq_len", "Sequence length", (8, 16, 24, 32, 48, 64, 96, 128, 192, 256), 16),
+        Control("batch_size", "Batch size", (4, 8, 16, 32, 64, 128), 32),
+        Control(
+            "n_steps", "Steps", (50, 100, 200, 300, 400, 500, 1000, 2000, 3000, 5000, 10000), 300
+        ),
+        Control("n_layers", "Layers", (1, 2, 3, 4, 6), 2),
+        Control("n_heads", "Heads", (1, 2, 4, 8), 4),
+        Control("head_dim", "Head size", (4, 8, 16, 32, 64), 16),
+        Control("lr", "Learning rate", (3e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2), 5e-3),
+        Control("seeds", "Seeds", (1, 2, 3, 4, 5), 1),
+        Control("attention", "Attention", causal_names(), ("softmax", "linear")),
+        Control("task", "Task", tuple(page.TASKS), "causal copy"),
+        controls.DEVICE,
+    ]
+    panel, sliders = controls.panel(PARAMETERS)
+    return panel, sliders
+
+
+@app.cell(hide_code=True)
+def _(panel):
+    settings = controls.chosen(panel)
+    asked = controls.asked(page.live_jobs, settings)
+    return asked, settings
+
+
+@app.cell(hide_code=True)
+def _(asked, get_changes, live, recorded):
     get_changes()
-    rows = live.known(jobs, settings["device"])
+    rows = live.known(asked.jobs, asked.device)
     recorded.cards(rows, "convergence")
     return (rows,)
 
@@ -88,31 +116,9 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    PARAMETERS = [
-        Control("seq_len", "Sequence length", (8, 16, 24, 32, 48, 64, 96, 128, 192, 256), 16),
-        Control("batch_size", "Batch size", (4, 8, 16, 32, 64, 128), 32),
-        Control(
-            "n_steps", "Steps", (50, 100, 200, 300, 400, 500, 1000, 2000, 3000, 5000, 10000), 300
-        ),
-        Control("n_layers", "Layers", (1, 2, 3, 4, 6), 2),
-        Control("n_heads", "Heads", (1, 2, 4, 8), 4),
-        Control("head_dim", "Head size", (4, 8, 16, 32, 64), 16),
-        Control("lr", "Learning rate", (3e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2), 5e-3),
-        Control("seeds", "Seeds", (1, 2, 3, 4, 5), 1),
-        Control("attention", "Attention", causal_names(), ("softmax", "linear")),
-        Control("task", "Task", tuple(page.TASKS), "causal copy"),
-        controls.DEVICE,
-    ]
-    panel, _shown = controls.panel(PARAMETERS)
-    _shown
-    return (panel,)
-
-
-@app.cell(hide_code=True)
-def _(panel):
-    settings = controls.chosen(panel)
-    return (settings,)
+def _(sliders):
+    sliders
+    return
 
 
 @app.cell(hide_code=True)
@@ -129,23 +135,21 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(auto, get_changes, live, set_changes, settings):
+def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    jobs, run, stop, tick, _shown = controls.run_panel(
-        live, page.live_jobs, settings, auto, set_changes, auto
-    )
+    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
     _shown
-    return jobs, run, stop, tick
+    return run, stop, tick
 
 
 @app.cell(hide_code=True)
-def _(behind, jobs, live, set_changes, settings, tick):
-    tick
-    _progress = controls.watch(live, set_changes)
-    _rows = live.so_far(jobs, settings["device"])
-    _shown, _before = frames.training_curves(_rows), page.curves_before(live, _rows)
-    _title = page.title_of(_shown, behind)
-    controls.live_only(_progress, curves.live_curves(_shown, behind, _before, title=_title))
+def _(asked, behind, live, set_changes, tick):
+    def _draw():
+        rows = live.so_far(asked.jobs, asked.device)
+        shown, before = frames.training_curves(rows), page.curves_before(live, rows)
+        return curves.live_curves(shown, behind, before, title=page.title_of(shown, behind))
+
+    controls.live_only(controls.watch(live, set_changes, tick, _draw))
     return
 
 
@@ -157,12 +161,12 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(draw, get_changes, jobs, letters, live, settings):
+def _(asked, draw, get_changes, letters, live):
     get_changes()
     controls.live_only(
         mo.md("### Let the trained models copy a sequence"),
         controls.inputs(letters, draw),
-        page.copies(live, jobs, letters.value, draw.value, settings["device"]),
+        page.copies(live, asked.jobs, letters.value, draw.value, asked.device),
     )
     return
 

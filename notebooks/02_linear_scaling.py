@@ -40,9 +40,28 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, recorded, settings):
+def _():
+    _controls = cost_page.controls_of(
+        Control("seq_len", "Longest N", tuple(2**e for e in range(7, 17)), 1024),
+        Control("shortest", "Shortest N", tuple(2**e for e in range(4, 11)), 16),
+        Control("tokens", "Tokens a batch", tuple(2**e for e in range(8, 17)), 1024),
+        repeats=5,
+    )
+    panel, sliders = controls.panel(_controls)
+    return panel, sliders
+
+
+@app.cell(hide_code=True)
+def _(panel):
+    settings = controls.chosen(panel)
+    asked = controls.asked(cost_page.live_jobs, settings)
+    return asked, settings
+
+
+@app.cell(hide_code=True)
+def _(asked, get_changes, live, recorded):
     get_changes()
-    recorded.cards(live.rows(jobs, settings["device"]))
+    recorded.cards(live.rows(asked.jobs, asked.device))
     return
 
 
@@ -79,16 +98,9 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    _controls = cost_page.controls_of(
-        Control("seq_len", "Longest N", tuple(2**e for e in range(7, 17)), 1024),
-        Control("shortest", "Shortest N", tuple(2**e for e in range(4, 11)), 16),
-        Control("tokens", "Tokens a batch", tuple(2**e for e in range(8, 17)), 1024),
-        repeats=5,
-    )
-    panel, _shown = controls.panel(_controls)
-    _shown
-    return (panel,)
+def _(sliders):
+    sliders
+    return
 
 
 @app.cell(hide_code=True)
@@ -104,41 +116,34 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(panel):
-    settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
 def _(settings):
     cost_page.followed(settings)
     return
 
 
 @app.cell(hide_code=True)
-def _(auto, get_changes, live, measure, set_changes, settings):
+def _(asked, auto, get_changes, live, measure, set_changes):
     get_changes()
-    jobs, run, stop, tick, _shown = controls.run_panel(
-        live, cost_page.live_jobs, settings, auto, set_changes, auto, measure
-    )
+    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto, measure)
     _shown
-    return jobs, run, stop, tick
+    return run, stop, tick
 
 
 @app.cell(hide_code=True)
-def _(jobs, measure, recorded, settings):
-    beside = page.recorded_alike(recorded.rows["scaling"], jobs)
+def _(asked, measure, recorded):
+    beside = page.recorded_alike(recorded.rows["scaling"], asked.jobs)
     _memory = measure.value == "memory"
-    beside += cost_page.predicted_rows(jobs, settings["device"], _memory)
+    beside += cost_page.predicted_rows(asked.jobs, asked.device, _memory)
     return (beside,)
 
 
 @app.cell(hide_code=True)
-def _(beside, jobs, live, measure, set_changes, settings, tick):
-    tick
-    _progress = controls.watch(live, set_changes)
-    _rows = live.so_far(jobs, settings["device"])
-    controls.live_only(_progress, charts.scaling_chart(_rows, measure.value, beside))
+def _(asked, beside, live, measure, set_changes, tick):
+    def _draw():
+        rows = live.so_far(asked.jobs, asked.device)
+        return charts.scaling_chart(rows, measure.value, beside)
+
+    controls.live_only(controls.watch(live, set_changes, tick, _draw))
     return
 
 

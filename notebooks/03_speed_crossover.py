@@ -44,9 +44,28 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, recorded, settings):
+def _():
+    _controls = cost_page.controls_of(
+        Control("seq_len", "Longest N", tuple(2**e for e in range(5, 15)), 512),
+        Control("shortest", "Shortest N", tuple(2**e for e in range(3, 10)), 8),
+        Control("batch_size", "Batch size", (1, 2, 4, 8, 16, 32, 64), 1),
+        repeats=7,
+    )
+    panel, sliders = controls.panel(_controls)
+    return panel, sliders
+
+
+@app.cell(hide_code=True)
+def _(panel):
+    settings = controls.chosen(panel)
+    asked = controls.asked(cost_page.live_jobs, settings)
+    return asked, settings
+
+
+@app.cell(hide_code=True)
+def _(asked, get_changes, live, recorded):
     get_changes()
-    recorded.cards(live.rows(jobs, settings["device"]), "crossover", "implementations")
+    recorded.cards(live.rows(asked.jobs, asked.device), "crossover", "implementations")
     return
 
 
@@ -79,16 +98,9 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    _controls = cost_page.controls_of(
-        Control("seq_len", "Longest N", tuple(2**e for e in range(5, 15)), 512),
-        Control("shortest", "Shortest N", tuple(2**e for e in range(3, 10)), 8),
-        Control("batch_size", "Batch size", (1, 2, 4, 8, 16, 32, 64), 1),
-        repeats=7,
-    )
-    panel, _shown = controls.panel(_controls)
-    _shown
-    return (panel,)
+def _(sliders):
+    sliders
+    return
 
 
 @app.cell(hide_code=True)
@@ -98,40 +110,32 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(panel):
-    settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
 def _(settings):
     cost_page.followed(settings)
     return
 
 
 @app.cell(hide_code=True)
-def _(auto, get_changes, live, set_changes, settings):
+def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    jobs, run, stop, tick, _shown = controls.run_panel(
-        live, cost_page.live_jobs, settings, auto, set_changes, auto
-    )
+    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
     _shown
-    return jobs, run, stop, tick
+    return run, stop, tick
 
 
 @app.cell(hide_code=True)
-def _(jobs, recorded, settings):
-    beside = cost_page.recorded_alike(recorded.rows["crossover"], jobs)
-    beside += cost_page.predicted_rows(jobs, settings["device"])
+def _(asked, recorded):
+    beside = cost_page.recorded_alike(recorded.rows["crossover"], asked.jobs)
+    beside += cost_page.predicted_rows(asked.jobs, asked.device)
     return (beside,)
 
 
 @app.cell(hide_code=True)
-def _(beside, jobs, live, set_changes, settings, tick):
-    tick
-    _progress = controls.watch(live, set_changes)
-    _rows = live.so_far(jobs, settings["device"])
-    controls.live_only(_progress, charts.crossover_chart(_rows, beside))
+def _(asked, beside, live, set_changes, tick):
+    def _draw():
+        return charts.crossover_chart(live.so_far(asked.jobs, asked.device), beside)
+
+    controls.live_only(controls.watch(live, set_changes, tick, _draw))
     return
 
 

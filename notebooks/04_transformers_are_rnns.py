@@ -42,15 +42,6 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(get_changes, live, recorded, recorded_images, settings):
-    get_changes()
-    _tokens = page.live_jobs(settings | {"n_tokens": 0})  # a stream alone answers nothing
-    _rows = live.rows(_tokens, settings["device"])
-    mo.vstack([recorded.cards(_rows), recorded_images.cards()], gap=1.5)
-    return
-
-
-@app.cell(hide_code=True)
 def _():
     PARAMETERS = [
         Control("seq_len", "Last position", tuple(2**e for e in range(4, 13)), 256),
@@ -62,17 +53,33 @@ def _():
         controls.DEVICE,
     ]
     OF_DIGITS = digits.choices()
-    models, _missing = digits.kept_models()
-    _missing
-    return OF_DIGITS, PARAMETERS, models
+    panel, sliders = controls.panel(PARAMETERS, OF_DIGITS)
+    return OF_DIGITS, PARAMETERS, panel, sliders
+
+
+@app.cell(hide_code=True)
+def _(panel):
+    settings = controls.chosen(panel)
+    asked = controls.asked(page.live_jobs, settings)
+    return asked, settings
+
+
+@app.cell(hide_code=True)
+def _(get_changes, live, recorded, recorded_images, settings):
+    get_changes()
+    _tokens = page.live_jobs(settings | {"n_tokens": 0})  # a stream alone answers nothing
+    _rows = live.rows(_tokens, settings["device"])
+    mo.vstack([recorded.cards(_rows), recorded_images.cards()], gap=1.5)
+    return
 
 
 @app.cell(hide_code=True)
 def _(OF_DIGITS, PARAMETERS):
+    models, _missing = digits.kept_models()
     digits_panel, _shown = controls.panel(OF_DIGITS, PARAMETERS)
     again = mo.ui.button(label="Draw again")
-    mo.vstack([mo.md("## Complete a digit"), controls.live_only(_shown)])
-    return again, digits_panel
+    mo.vstack([mo.md("## Complete a digit"), controls.live_only(_shown), _missing])
+    return again, digits_panel, models
 
 
 @app.cell(hide_code=True)
@@ -115,8 +122,7 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(OF_DIGITS, PARAMETERS):
-    panel, _shown = controls.panel(PARAMETERS, OF_DIGITS)
+def _(sliders):
     _asked = controls.live_only(
         mo.md("""
     ## On this machine
@@ -124,15 +130,14 @@ def _(OF_DIGITS, PARAMETERS):
     A model of your sizes, of random weights; then a long stream of one of 2 layers, 4 heads of 16.
     """)
     )
-    mo.vstack([_asked, _shown])
-    return (panel,)
+    mo.vstack([_asked, sliders])
+    return
 
 
 @app.cell(hide_code=True)
-def _(panel):
-    settings = controls.chosen(panel)
+def _(settings):
     controls.live_only(mo.md(page.kept_text(settings)))
-    return (settings,)
+    return
 
 
 @app.cell(hide_code=True)
@@ -142,23 +147,21 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(auto, get_changes, live, set_changes, settings):
+def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    jobs, run, stop, tick, _shown = controls.run_panel(
-        live, page.live_jobs, settings, auto, set_changes, auto
-    )
+    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
     _shown
-    return jobs, run, stop, tick
+    return run, stop, tick
 
 
 @app.cell(hide_code=True)
-def _(jobs, live, set_changes, settings, tick):
-    tick
-    _progress = controls.watch(live, set_changes)
-    _rows = live.showing(jobs, settings["device"])
-    _charts = [charts.token_chart(_rows)]
-    _charts += [charts.stream_chart(_rows)] if settings["n_tokens"] else []
-    controls.live_only(_progress, controls.grid(_charts, "26rem"))
+def _(asked, live, set_changes, settings, tick):
+    def _draw():
+        rows = live.showing(asked.jobs, asked.device)
+        stream = [charts.stream_chart(rows)] if settings["n_tokens"] else []
+        return controls.grid([charts.token_chart(rows), *stream], "26rem")
+
+    controls.live_only(controls.watch(live, set_changes, tick, _draw))
     return
 
 

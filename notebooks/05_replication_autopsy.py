@@ -36,9 +36,40 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, recorded, settings):
+def _():
+    get_chosen, set_chosen = mo.state(controls.asked_for(page.SWITCHES))
+    buttons = page.presets(set_chosen)
+    return buttons, get_chosen
+
+
+@app.cell(hide_code=True)
+def _(get_chosen):
+    switches = controls.switches(page.SWITCHES, get_chosen())
+    return (switches,)
+
+
+@app.cell(hide_code=True)
+def _(article):
+    OF_PREDICTION = page.prediction_choices(article)
+    panel, sliders = controls.panel(page.PARAMETERS, OF_PREDICTION, [page.SWITCHES])
+    prediction_panel, prediction_shown = controls.panel(
+        OF_PREDICTION, page.PARAMETERS, [page.SWITCHES]
+    )
+    shown_tab = {}
+    return panel, prediction_panel, prediction_shown, shown_tab, sliders
+
+
+@app.cell(hide_code=True)
+def _(panel, switches):
+    settings = controls.chosen(panel, defects=controls.switched_on(switches, "defects"))
+    asked = controls.asked(page.live_jobs, settings)
+    return asked, settings
+
+
+@app.cell(hide_code=True)
+def _(asked, get_changes, live, recorded):
     get_changes()
-    _rows = live.rows(jobs, settings.get("device"))
+    _rows = live.rows(asked.jobs, asked.device)
     recorded.cards(_rows, "convergence", "slowdown", "crossover")
     return
 
@@ -55,40 +86,15 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    get_chosen, set_chosen = mo.state(controls.asked_for(page.SWITCHES))
-    buttons = page.presets(set_chosen)
-    return buttons, get_chosen
-
-
-@app.cell(hide_code=True)
-def _(get_chosen):
-    switches = controls.switches(page.SWITCHES, get_chosen())
-    return (switches,)
-
-
-@app.cell(hide_code=True)
 def _(switches):
     page.show_switches(switches)
     return
 
 
 @app.cell(hide_code=True)
-def _(article):
-    OF_PREDICTION = page.prediction_choices(article)
-    panel, _shown = controls.panel(page.PARAMETERS, OF_PREDICTION, [page.SWITCHES])
-    prediction_panel, prediction_shown = controls.panel(
-        OF_PREDICTION, page.PARAMETERS, [page.SWITCHES]
-    )
-    shown_tab = {}
-    _shown
-    return panel, prediction_panel, prediction_shown, shown_tab
-
-
-@app.cell(hide_code=True)
-def _(panel, switches):
-    settings = controls.chosen(panel, defects=controls.switched_on(switches, "defects"))
-    return (settings,)
+def _(sliders):
+    sliders
+    return
 
 
 @app.cell(hide_code=True)
@@ -98,21 +104,20 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(auto, buttons, get_changes, live, set_changes, settings):
+def _(asked, auto, buttons, get_changes, live, set_changes):
     get_changes()
-    jobs, run, stop, tick, _shown = controls.run_panel(
-        live, page.live_jobs, settings, auto, set_changes, auto, *buttons
-    )
+    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto, *buttons)
     _shown
-    return jobs, run, stop, tick
+    return run, stop, tick
 
 
 @app.cell(hide_code=True)
-def _(jobs, live, set_changes, settings, tick):
-    tick
-    _progress = controls.watch(live, set_changes)
-    _rows = live.showing(jobs, settings.get("device"))
-    controls.live_only(_progress, page.session(live, _rows, settings["defects"]))
+def _(asked, live, set_changes, settings, tick):
+    def _draw():
+        rows = live.showing(asked.jobs, asked.device)
+        return page.session(live, rows, settings["defects"])
+
+    controls.live_only(controls.watch(live, set_changes, tick, _draw))
     return
 
 

@@ -43,9 +43,22 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(asked, get_changes, live, recorded, recorded_rules, settings):
+def _():
+    panel, sliders = controls.panel(page.training_controls(), page.filling_controls())
+    return panel, sliders
+
+
+@app.cell(hide_code=True)
+def _(panel):
+    settings = controls.chosen(panel)
+    asked = controls.asked(page.live_jobs, settings)
+    return asked, settings
+
+
+@app.cell(hide_code=True)
+def _(asked, get_changes, live, recorded, recorded_rules):
     get_changes()
-    _rows = live.rows(asked, settings["device"])
+    _rows = live.rows(asked.jobs, asked.device)
     mo.vstack([recorded.cards(_rows, "capacity"), recorded_rules.cards(_rows)], gap=1.5)
     return
 
@@ -100,22 +113,9 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    panel, _shown = controls.panel(page.training_controls(), page.filling_controls())
-    _shown
-    return (panel,)
-
-
-@app.cell(hide_code=True)
-def _(panel):
-    settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
-    asked = page.live_jobs(settings)  # the cards need not wait for what they are predicted to take
-    return (asked,)
+def _(sliders):
+    sliders
+    return
 
 
 @app.cell(hide_code=True)
@@ -125,28 +125,27 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(auto, get_changes, live, set_changes, settings):
+def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    jobs, run, stop, tick, _shown = controls.run_panel(
-        live, page.live_jobs, settings, auto, set_changes, auto
-    )
+    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
     _shown
-    return jobs, run, stop, tick
+    return run, stop, tick
 
 
 @app.cell(hide_code=True)
-def _(asked, get_changes, live, recorded, settings):
+def _(asked, get_changes, live, recorded):
     get_changes()
-    charts = page.recorded_charts(recorded.rows, live.rows(asked, settings["device"]))
+    charts = page.recorded_charts(recorded.rows, live.rows(asked.jobs, asked.device))
     return (charts,)
 
 
 @app.cell(hide_code=True)
-def _(charts, jobs, live, set_changes, settings, tick):
-    tick
-    _progress = controls.watch(live, set_changes)
-    _rows = live.showing(jobs, settings["device"])
-    mo.vstack([_progress, page.training_view(_rows, charts[settings["setting"]])])
+def _(asked, charts, live, set_changes, settings, tick):
+    def _draw():
+        rows = live.showing(asked.jobs, asked.device)
+        return page.training_view(rows, charts[settings["setting"]])
+
+    controls.watch(live, set_changes, tick, _draw)
     return
 
 

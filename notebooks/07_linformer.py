@@ -92,10 +92,10 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, settings, typed):
+def _(asked, get_changes, live, settings, typed):
     get_changes()
     made, _problem = controls.attempt(
-        lambda values: page.translations(live, jobs, typed.value, values["device"]), settings
+        lambda _: page.translations(live, asked.jobs, typed.value, asked.device), settings
     )
     made = made or {}
     controls.live_only(
@@ -121,7 +121,8 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    return (settings,)
+    asked = controls.asked(page.live_jobs, settings)
+    return asked, settings
 
 
 @app.cell(hide_code=True)
@@ -131,28 +132,27 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(auto, get_changes, live, set_changes, settings):
+def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    jobs, run, stop, tick, _shown = controls.run_panel(
-        live, page.live_jobs, settings, auto, set_changes, auto
-    )
+    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
     _shown
-    return jobs, run, stop, tick
+    return run, stop, tick
 
 
 @app.cell(hide_code=True)
-def _(jobs, live, set_changes, settings, tick):
-    tick
-    _progress = controls.watch(live, set_changes)
-    _shown = frames.training_curves(live.showing(jobs, settings["device"]))
-    controls.live_only(_progress, curves.live_curves(_shown, title="Learning number words"))
+def _(asked, live, set_changes, tick):
+    def _draw():
+        shown = frames.training_curves(live.showing(asked.jobs, asked.device))
+        return curves.live_curves(shown, title="Learning number words")
+
+    controls.live_only(controls.watch(live, set_changes, tick, _draw))
     return
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, settings, text):
+def _(asked, get_changes, live, text):
     get_changes()
-    text.cards(live.rows(jobs, settings["device"]), "number_words")
+    text.cards(live.rows(asked.jobs, asked.device), "number_words")
     return
 
 
@@ -194,11 +194,11 @@ def _(sizes):
 
 
 @app.cell(hide_code=True)
-def _(get_changes, jobs, live, made, settings, sizes, speed, text):
+def _(asked, get_changes, live, made, sizes, speed):
     get_changes()
     mo.accordion(
         {
-            "The matrices of this sentence": page.own_maps(live, jobs, made, settings["device"]),
+            "The matrices of this sentence": page.own_maps(live, asked.jobs, made, asked.device),
             "What leaks from the future": page.leak_probe(),
             "What padding does": page.padding_probe(),
             "Matrices by the way they are shared": page.sharing_table(

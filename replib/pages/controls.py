@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import marimo as mo
 import torch
 
 from replib.device import resolve_device
 from replib.lab import recorded
-from replib.lab.run import config_of, line_of
+from replib.lab.run import Job, config_of, line_of
 from replib.lab.store import Row
 from replib.lab.timing import WORKS
 from replib.lab.verdict import (
@@ -31,6 +31,7 @@ from replib.pages.live import (
     ASKED,
     COMPILE_S,
     Batch,
+    Drawing,
     LiveRuns,
     kernel_to_compile,
     predicted_each,
@@ -48,6 +49,7 @@ AUTO_RUN_BELOW_S = 60.0  # a reader who moves a slider waits so long without hav
 FITS_BELOW_S = 10.0  # so short a run has no time to fill the memory: to ask takes as long as a step
 ENDS_WITHIN_S = 0.2  # a run, or what follows is predicted beside it
 REDRAW_EVERY_S = 0.25
+DRAWN_SHARE = 0.15  # of the time of a run
 REDRAW_TIMINGS_EVERY_S = 1.0  # drawing takes a core from what is timed
 NONE = "none"  # in the URL, where no switch of several is on
 
@@ -406,30 +408,43 @@ def _run_for_page(live: LiveRuns, jobs: Sequence, device: str | None) -> None:
         raise ValueError(live.poll().error)
 
 
+class Asked(NamedTuple):
+    """What settings ask for: the jobs, or what is wrong with the settings; and the device."""
+
+    jobs: list[Job]
+    problem: mo.Html | None
+    device: str | None
+
+
+def asked(build: Callable, settings: Mapping[str, Any]) -> Asked:
+    """The jobs that `build` makes of the settings, none where it raises ValueError. In a cell
+    before the cards, which need not wait for a prediction."""
+    jobs, problem = attempt(build, settings)
+    return Asked(jobs or [], problem, settings.get("device"))
+
+
 def run_panel(
-    live: LiveRuns, build: Callable, settings: Mapping[str, Any], auto, announce, *beside
-) -> tuple[list, Any, Any, Any, mo.Html]:
-    """The jobs of the settings, and what there is to press: Run or Run again, or why there is
-    none; while something is running Stop, and a ticker, which makes the cells that name it look
-    again; and all of it as it is shown, with what stands `beside`.
+    live: LiveRuns, asked: Asked, auto, announce, *beside
+) -> tuple[Any, Any, Any, mo.Html]:
+    """What there is to press: Run or Run again, or why there is none; while something is running
+    Stop, and a ticker, which makes the cells that name it look again; and all of it as it is shown,
+    with what stands `beside`.
 
     A run of other settings is ended. Where `auto` is on what takes less than AUTO_RUN_BELOW_S, and
     anything on CUDA, is started at once; not what a reader has stopped.
 
     Args:
-        build: gives the jobs of the settings, or raises ValueError.
         auto: the switch of `auto_switch`.
         announce: the setter of an `mo.state` counter, which is told when a run begins; it allows
             self loops, as the cell that shows the button is to be run again.
     """
-    jobs, problem = attempt(build, settings)
-    jobs, run, text = jobs or [], None, ""
-    if problem is None:
-        run, text = gate(live, jobs, auto.value, settings.get("device"), announce)
+    run, text = None, ""
+    if asked.problem is None:
+        run, text = gate(live, asked.jobs, auto.value, asked.device, announce)
     else:
         live.stop()
     if in_static_page():
-        return jobs, run, None, None, problem or plain(text)
+        return run, None, None, asked.problem or plain(text)
     stop = tick = None
     if live.running:
         stop = mo.ui.button(label="Stop", kind="danger", on_change=lambda _: live.stop())
@@ -438,8 +453,8 @@ def run_panel(
     buttons = [button for button in (run, stop) if button is not None]
     shown = [*buttons, plain(text)] if text else buttons
     line = mo.hstack([*shown, *beside], justify="start", align="center", gap=1.5, wrap=True)
-    shown = [part for part in (problem, line, unseen(tick)) if part is not None]
-    return jobs, run, stop, tick, mo.vstack(shown)
+    shown = [part for part in (asked.problem, line, unseen(tick)) if part is not None]
+    return run, stop, tick, mo.vstack(shown)
 
 
 def unseen(element) -> mo.Html:
@@ -513,13 +528,29 @@ def how_measured(rows: Sequence[Row]) -> str:
     return f"Repeats {asked}, of which the longest had time for {fewest}."
 
 
-def watch(live: LiveRuns, announce) -> mo.Html:
-    """Look at the run: its progress now; once it has ended, let `announce` (the setter of an
-    `mo.state` counter) update what depends on finished runs."""
+def watch(live: LiveRuns, announce, tick, draw: Callable[[], Any]) -> mo.Html:
+    """Look at the run: its progress now above what `draw` makes of it; once it has ended, let
+    `announce` (the setter of an `mo.state` counter) update what depends on finished runs."""
     progress = live.poll()
     if live.just_ended():
         announce(lambda n: n + 1)
-    return show_progress(live, progress)
+    return mo.vstack([show_progress(live, progress), _drawn(live, tick, draw)])
+
+
+def _drawn(live: LiveRuns, tick, draw: Callable[[], Any]) -> mo.Html:
+    """What `draw` makes, or made where the ticker alone asks again so soon that drawing, which
+    holds the interpreter that the run needs too, would take more than a DRAWN_SHARE."""
+    last, ticked = live.drawing, tick is not None and tick.value
+    only_ticked = last is not None and tick is not None and last.tick is tick and last.at != ticked
+    if only_ticked and monotonic() < last.until:
+        live.drawing = last._replace(at=ticked)
+        return last.shown
+    began = monotonic()
+    shown = mo.as_html(draw())
+    ended = monotonic()
+    until = ended + (ended - began) * (1 / DRAWN_SHARE - 1)
+    live.drawing = Drawing(shown, tick, ticked, until)
+    return shown
 
 
 def show_progress(live: LiveRuns, progress: Batch | None) -> mo.Html:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -87,9 +87,9 @@ class Batch:
     def look(self, which: int, glimpse: Glimpse) -> None:
         """Take note of how far a job is; what is told is of the one that is behind."""
         self.rows.update({row["run_id"]: row for row in glimpse.rows()})
+        self.count(which, glimpse.fraction)
         if glimpse.fraction <= min(share for share in (*self._shares.values(), 1.0) if share):
             self.text = glimpse.text
-        self.count(which, glimpse.fraction)
 
     def count(self, which: int, share: float) -> None:
         """Bring the fraction up to date with the share of a job that is done."""
@@ -99,6 +99,16 @@ class Batch:
         if self.fraction > SURE_SHARE:
             spent = monotonic() - self._began
             self.seconds_left = spent * (1 / self.fraction - 1)
+
+
+class Drawing(NamedTuple):
+    """The charts of a page's run as they were drawn last, when its ticker stood `at` a value, and
+    until when its ticks need not draw them again."""
+
+    shown: Any
+    tick: Any
+    at: Any
+    until: float
 
 
 class LiveRuns:
@@ -119,6 +129,7 @@ class LiveRuns:
         self.warning: str | None = None
         self.batch: Batch | None = None
         """The last that was started."""
+        self.drawing: Drawing | None = None
 
     @property
     def running(self) -> bool:

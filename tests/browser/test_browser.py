@@ -172,10 +172,10 @@ def wait_for(holds):
 
 
 def chart(page, which):
-    """A drawn chart, by number or by the beginning of its description."""
+    """A drawn chart, by number or by a part of its description."""
     if isinstance(which, int):
         return page.locator("canvas.marks").nth(which)
-    return page.locator(f"[role=graphics-document][aria-label^='{which}'] canvas.marks").first
+    return page.locator(f"[role=graphics-document][aria-label*='{which}'] canvas.marks").first
 
 
 COUNT_PIXELS = """(canvas, [colour, top]) => {

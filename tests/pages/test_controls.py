@@ -239,27 +239,53 @@ def test_what_the_machine_cannot_hold_is_refused(live, monkeypatch):
 
 def test_while_a_run_is_under_way_there_are_stop_and_ticker(live, seconds):
     seconds(0.1)
-    settings, auto = {"device": "cpu"}, SimpleNamespace(value=True)
+    asked = controls.asked(lambda _: [job(1_000_000)], {"device": "cpu"})
+    auto = SimpleNamespace(value=True)
 
-    def build(settings):
-        return [job(1_000_000)]
-
-    _, run, stop, tick, shown = controls.run_panel(live, build, settings, auto, lambda change: None)
+    run, stop, tick, shown = controls.run_panel(live, asked, auto, lambda change: None)
     assert run is None and "Stop" in shown.text and tick is not None
     live.stop()
     live.join(60)
-    _, run, stop, tick, shown = controls.run_panel(live, build, settings, auto, lambda change: None)
+    run, stop, tick, shown = controls.run_panel(live, asked, auto, lambda change: None)
     assert "Run on" in shown.text and stop is None and tick is None
 
 
 def test_watching_announces_the_end_once(live):
     changes = []
-    assert controls.watch(live, changes.append).text == mo.md("").text
+    shown = controls.watch(live, changes.append, None, lambda: mo.md("drawn")).text
+    assert "drawn" in shown and "progress" not in shown
     live.start([job()], "cpu")
     live.join(60)
     for _ in range(3):
-        controls.watch(live, changes.append)
+        controls.watch(live, changes.append, None, lambda: mo.md(""))
     assert len(changes) == 1 and changes[0](4) == 5
+
+
+def test_ticks_alone_draw_no_more_than_a_share_of_the_time(live, monkeypatch):
+    """Drawing holds the interpreter, which a run needs too."""
+    now, drawn = [0.0], []
+    monkeypatch.setattr(controls, "monotonic", lambda: now[0])
+
+    def draw():
+        drawn.append(now[0])
+        now[0] += 0.3
+        return mo.md(f"drawing {len(drawn)}")
+
+    def look(tick):
+        return controls.watch(live, lambda change: None, tick, draw).text
+
+    tick, told = SimpleNamespace(value=0), []
+    for _ in range(40):
+        tick.value += 1
+        told.append(look(tick))
+        now[0] += 0.25
+    assert len(drawn) * 0.3 < 1.5 * controls.DRAWN_SHARE * now[0] and len(drawn) > 1
+    assert "drawing 1" in told[1] and f"drawing {len(drawn)}" in told[-1]
+    n = len(drawn)
+    look(tick)  # for another reason than the ticker
+    look(SimpleNamespace(value=tick.value))  # of another run
+    look(None)  # of none
+    assert len(drawn) == n + 3
 
 
 @pytest.mark.parametrize(

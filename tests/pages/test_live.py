@@ -12,7 +12,7 @@ from replib.claims.common import laptop_copy
 from replib.fast_weights import MemoryConfig
 from replib.generation import copy_with
 from replib.lab.memory_use import TIMING_LOCK
-from replib.lab.run import CostJob, RetrievalJob, TrainingJob
+from replib.lab.run import CostJob, Glimpse, RetrievalJob, TrainingJob
 from replib.lab.runs.checkpointed import path_of
 from replib.lab.runs.generation import GenerationConfig
 from replib.lab.timing import CostConfig
@@ -448,3 +448,13 @@ def test_a_kernel_is_compiled_before_anything_is_timed_and_the_page_says_so(
 )
 def test_runs_that_this_machine_cannot_hold_are_refused_with_the_remedy(changes, remedy):
     assert remedy in refusal([job(**changes)], "cpu")
+
+
+def test_what_is_told_is_of_the_run_that_is_behind_and_follows_it():
+    batch = module.Batch([], [job(), job(seed=1)], seconds=[1.0, 1.0])
+    told = []
+    for which, share in [(0, 0.1), (0, 0.2), (1, 0.1), (0, 0.3), (1, 0.4), (0, 1.0), (1, 0.5)]:
+        batch.look(which, Glimpse(share, f"run {which} at {share}", list))
+        told.append(batch.text)
+    at = ["run 0 at 0.1", "run 0 at 0.2", "run 1 at 0.1", "run 1 at 0.1"]
+    assert told == [*at, "run 1 at 0.1", "run 1 at 0.1", "run 1 at 0.5"]
