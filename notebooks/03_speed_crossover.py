@@ -65,8 +65,9 @@ def _(panel):
 @app.cell(hide_code=True)
 def _(asked, get_changes, live, recorded):
     get_changes()
-    recorded.cards(live.rows(asked.jobs, asked.device), "crossover", "implementations")
-    return
+    rows = live.rows(asked.jobs, asked.device)
+    recorded.cards(rows, "crossover")
+    return (rows,)
 
 
 @app.cell(hide_code=True)
@@ -147,8 +148,14 @@ def _(get_changes, live):
 
 
 @app.cell(hide_code=True)
-def _(recorded):
-    page.article_tabs(published()["dm2022"], recorded.rows["step_time"])
+def _(recorded, rows):
+    _article = published()["dm2022"]
+    mo.accordion(
+        {
+            "It moves with the implementation": recorded.cards(rows, "implementations"),
+            "The 2022 article": page.article_tabs(_article, recorded.rows["step_time"]),
+        }
+    )
     return
 
 

@@ -94,28 +94,17 @@ def _(again, digits_panel, models):
 def _(recorded, recorded_images):
     _rows, _of_images = recorded.rows["generation"], recorded_images.rows["images"]
     _more = page.recorded_sections(_rows, _of_images)
-    mo.vstack(
-        [
-            charts.token_chart(*charts.most_measured(_rows)),
-            page.folded("More of what is recorded", _more),
-        ]
-    )
-    return
-
-
-@app.cell(hide_code=True)
-def _():
     _step = mo.vstack(
         [
+            mo.md(page.STATE_EQUATIONS),
             code.source(LinearAttention.step),
             mo.accordion({"The read-out": code.source(LinearAttention._read)}),
         ]
     )
-    _beside = f"<div>{mo.md(page.STATE_EQUATIONS).text}</div><div>{_step.text}</div>"
     mo.vstack(
         [
-            mo.md("## The recurrent network, and the lines that compute it"),
-            controls.styled(f'<div class="r-beside">{_beside}</div>'),
+            controls.grid([charts.token_chart(*charts.most_measured(_rows)), _step], "28rem"),
+            page.folded("More of what is recorded", _more),
         ]
     )
     return

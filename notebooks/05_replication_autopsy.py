@@ -18,9 +18,9 @@ def _():
     _question = """
     # Why did the 2022 replication find 3149?
 
-    For Do & Bergner linear attention did not learn, and would not pay below N = 3149; they suspect
-    their implementation. Read line by line, it does some things otherwise than the paper: each such
-    **defect** is a switch below. *Mended* is none of them, *broken* all that their runs had.
+    For Do & Bergner linear attention did not learn, and would not pay below N = 3149. Their code
+    does some things otherwise than the paper: each such **defect** is a switch below. *Mended* is
+    none of them, *broken* all that their runs had.
     """
     mo.vstack([mo.md(_question), autopsy.CLAIM.head()])
     return
@@ -126,8 +126,8 @@ def _():
     mo.md("""
     ## What each defect does, as recorded
 
-    Each defect *alone on*, in an otherwise mended run, and *alone off*, in an otherwise broken one.
-    Losses are in nats (natural-log units) a token; guessing one of ten digits costs ln 10 = 2.30.
+    *Alone on* is in an otherwise mended run, *alone off* in an otherwise broken one. Loss in nats a
+    token: guessing one of ten digits costs ln 10 = 2.30.
     """)
     return
 
@@ -143,7 +143,7 @@ def _(article, prediction_panel, prediction_shown, recorded, shown_tab):
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack([mo.md("## A defect in code"), page.lines_of_defects()])
+    mo.vstack([mo.md("### A defect in code"), page.lines_of_defects()])
     return
 
 

@@ -68,9 +68,8 @@ def _():
     mo.md("""
     ## Fill a memory and watch
 
-    Random keys, no training. What a key reads beside its own value is **crosstalk**: what other
-    keys left in directions that are not orthogonal to it. Training, below, is the search for keys
-    without crosstalk.
+    Random keys, no training. What a key reads beside its own value is **crosstalk**: what others
+    left in directions that are not orthogonal to it.
     """)
     return
 
@@ -84,8 +83,7 @@ def _():
 
 @app.cell(hide_code=True)
 def _(filling_panel):
-    _settings = controls.chosen(filling_panel)
-    mo.vstack([page.memory_view(_settings), page.rules_view(_settings)])
+    page.filling_view(controls.chosen(filling_panel))
     return
 
 
@@ -105,9 +103,8 @@ def _():
     mo.md("""
     ## Train a memory
 
-    Here keys and queries are learned, as in the paper: S keys with a value each, then a query for
-    one of them. A run ends when it has solved S, or makes no progress in ten evaluations, and is
-    then a point among the recorded curves.
+    Keys and queries are learned, as in the paper, to be without crosstalk. A run ends when it has
+    solved S, or makes no progress, and is then a point among the recorded curves.
     """)
     return
 

@@ -60,7 +60,8 @@ class Verdict:
     @property
     def says(self) -> str:
         """The sentence of a card."""
-        return self.answer or self.headline
+        text = self.answer or self.headline
+        return text[:1].upper() + text[1:]
 
     @property
     def lines(self) -> tuple[str, ...]:

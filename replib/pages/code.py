@@ -1,4 +1,4 @@
-"""The library's own lines on a page, below the equation that they compute."""
+"""The library's own lines on a page, beside the equation that they compute."""
 
 import ast
 import inspect
@@ -7,16 +7,22 @@ from collections.abc import Callable
 
 import marimo as mo
 
+from replib.pages.controls import styled
+
 
 def source(function: Callable, equation: str = "") -> mo.Html:
-    """An equation in LaTeX, and the function's source below it, without its docstring.
+    """An equation in LaTeX, and the function's source beside it, without its docstring; below it
+    where there is no room.
 
     Raises:
         OSError: the source is not at hand.
     """
     where = f"`{function.__module__}.{function.__qualname__}`"
-    shown = f"{where}\n\n```python\n{lines_of(function)}\n```"
-    return mo.md(f"$$\n{equation}\n$$\n\n{shown}" if equation else shown)
+    lines = mo.md(f"{where}\n\n```python\n{lines_of(function)}\n```")
+    if not equation:
+        return lines
+    above = mo.md(f"$$\n{equation}\n$$")
+    return styled(f'<div class="r-source"><div>{above.text}</div><div>{lines.text}</div></div>')
 
 
 def lines_of(function: Callable) -> str:

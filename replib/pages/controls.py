@@ -648,7 +648,8 @@ def verdict_html(said: Verdict, refutes: bool = False, live: bool = False) -> st
 def verdict_lines(said: Verdict) -> str:
     """A verdict's headline where it is not its answer, its criteria, each with whether it is met,
     and its evidence."""
-    lines = [said.headline] * (said.says != said.headline) + list(said.lines)
+    apart = bool(said.answer) and said.answer != said.headline
+    lines = [said.headline] * apart + list(said.lines)
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
     return f"<ul class='r-list'>{items}</ul>"
 

@@ -7,6 +7,8 @@ import os
 import pytest
 from browser.test_browser import (  # noqa: F401
     DESK,
+    HEIGHT,
+    HEIGHT_PX,
     PHONE,
     address,
     browser,
@@ -22,8 +24,7 @@ from browser.test_browser import (  # noqa: F401
 
 SLOWER = 3 if os.environ.get("REPLIB_QUIET") else math.inf
 FIRST_VERDICT_S, FIRST_POINT_S, NEXT_POINT_S, FOLLOWED_S = 3.0, 2.0, 0.5, 0.15
-LEARNED_S, HEIGHT_PX = 8.0, 3000
-HEIGHT = "Math.max(...[...document.querySelectorAll('*')].map(e => e.scrollHeight))"
+LEARNED_S = 8.0
 # Notes when a text of the page first holds a pattern, in milliseconds since it was asked for.
 WATCH = """([name, selector, pattern]) => {
     const began = performance.now(), wanted = new RegExp(pattern);

@@ -6,6 +6,8 @@ import time
 import pytest
 from browser.test_browser import (  # noqa: F401
     DESK,
+    HEIGHT,
+    HEIGHT_PX,
     PHONE,
     address,
     browser,
@@ -17,7 +19,7 @@ from browser.test_browser import (  # noqa: F401
     wait_for,
     what_axe_finds,
 )
-from browser.test_pace import FIRST_VERDICT_S, FOLLOWED_S, HEIGHT, HEIGHT_PX, SLOWER
+from browser.test_pace import FIRST_VERDICT_S, FOLLOWED_S, SLOWER
 
 from replib.claims import CLAIMS, PAGES
 

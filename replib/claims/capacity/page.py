@@ -79,18 +79,20 @@ def memory_view(settings: Mapping[str, Any]) -> alt.LayerChart:
     return filling_charts.memory_chart(_filled(fill_config(settings), rule), rule)
 
 
-def rules_view(settings: Mapping[str, Any]) -> mo.Html:
-    """What each rule does to the same keys."""
+def filling_view(settings: Mapping[str, Any]) -> mo.Html:
+    """The memory, and what each rule does to the same keys."""
     config = fill_config(settings)
     fillings = {rule: _filled(config, rule) for rule in UPDATE_RULES}
     return side_by_side(
-        filling_charts.losses_chart(fillings), filling_charts.overwrite_chart(fillings)
+        memory_view(settings),
+        filling_charts.losses_chart(fillings),
+        filling_charts.overwrite_chart(fillings),
     )
 
 
 def side_by_side(*shown: alt.LayerChart | mo.Html) -> mo.Html:
     """Charts beside each other where the page is wide enough."""
-    return controls.grid((mo.as_html(chart).text for chart in shown), "22rem")
+    return controls.grid((mo.as_html(chart).text for chart in shown), "20rem")
 
 
 def recorded_charts(

@@ -5,8 +5,8 @@ from replib.claims.crossover import grid
 from replib.published import published
 
 PAPER = (
-    "Linear attention is faster than softmax at every length shown, the shortest being N = 512 "
-    "(figure 1; GTX 1080 Ti, only curves are printed)."
+    "Linear attention is faster than softmax at every length shown, from N = 512 on (figure 1, "
+    "curves alone; GTX 1080 Ti)."
 )
 
 
