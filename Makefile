@@ -9,10 +9,10 @@ run: .venv/ready
 	$(BIN)/python -m replib serve
 
 test: .venv/ready
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 check: .venv/ready
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 report: .venv/ready
 	$(BIN)/python -m replib report

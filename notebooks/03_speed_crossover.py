@@ -58,8 +58,13 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
+    return (settings,)
+
+
+@app.cell(hide_code=True)
+def _(settings):
     asked = controls.asked(cost_page.live_jobs, settings)
-    return asked, settings
+    return (asked,)
 
 
 @app.cell(hide_code=True)

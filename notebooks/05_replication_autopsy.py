@@ -62,8 +62,13 @@ def _(article):
 @app.cell(hide_code=True)
 def _(panel, switches):
     settings = controls.chosen(panel, defects=controls.switched_on(switches, "defects"))
+    return (settings,)
+
+
+@app.cell(hide_code=True)
+def _(settings):
     asked = controls.asked(page.live_jobs, settings)
-    return asked, settings
+    return (asked,)
 
 
 @app.cell(hide_code=True)

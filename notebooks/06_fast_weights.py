@@ -51,8 +51,13 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
+    return (settings,)
+
+
+@app.cell(hide_code=True)
+def _(settings):
     asked = controls.asked(page.live_jobs, settings)
-    return asked, settings
+    return (asked,)
 
 
 @app.cell(hide_code=True)

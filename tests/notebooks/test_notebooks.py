@@ -163,7 +163,7 @@ def test_lines_of_a_function_are_counted_without_its_texts():
 def test_convergence_jobs_follow_the_settings(changes, attention):
     settings = COPY | changes | {"attention": attention, "seeds": 2, "n_heads": 2}
     _, names = run_notebook("01_convergence", {"auto": NOT_AUTO}, **settings)
-    jobs = names["jobs"]
+    jobs = names["asked"].jobs
     assert [(job.config.model.attention, job.seed) for job in jobs] == [
         (name, seed) for seed in (0, 1) for name in attention
     ]
@@ -180,19 +180,19 @@ def test_convergence_jobs_follow_the_settings(changes, attention):
 def test_cost_jobs_follow_the_settings(stem, variants, work):
     changes = {"seq_len": 64, "variants": variants, "work": work, "n_heads": 2, "repeats": 5}
     _, names = run_notebook(stem, {"auto": NOT_AUTO}, **changes)
-    assert lengths_of(names["jobs"]) == [16, 32, 64]
-    for job in names["jobs"]:
+    assert lengths_of(names["asked"].jobs) == [16, 32, 64]
+    for job in names["asked"].jobs:
         assert [" ".join(c.variant) for c in job.configs] == list(variants)
         assert {(c.work, c.n_heads, c.head_dim) for c in job.configs} == {(work, 2, 8)}
         assert job.n_repeats == 5
-    batches = [job.configs[0].batch_size for job in names["jobs"]]
+    batches = [job.configs[0].batch_size for job in names["asked"].jobs]
     assert batches == ([4, 2, 1] if "tokens" in SETTINGS[stem] else [2, 2, 2])
 
 
 @pytest.mark.parametrize("stem", COSTS)
 def test_longest_below_shortest_measures_the_longest_alone(stem):
     _, names = run_notebook(stem, {"auto": NOT_AUTO}, seq_len=16, shortest=64)
-    assert lengths_of(names["jobs"]) == [16]
+    assert lengths_of(names["asked"].jobs) == [16]
 
 
 @pytest.mark.parametrize("stem", [stem for stem in PATHS if stem[:2] != "04"])
@@ -206,7 +206,7 @@ def test_no_attention_chosen_is_said_and_starts_nothing(stem):
 def test_impossible_settings_are_said_and_start_nothing():
     page, names = run_notebook("01_convergence", seq_len=1)
     assert "seq_len 1" in page
-    assert names["jobs"] == [] and names["live"].poll() is None
+    assert names["asked"].jobs == [] and names["live"].poll() is None
 
 
 @pytest.mark.parametrize("stem", COSTS)
@@ -215,7 +215,7 @@ def test_a_kernel_that_cannot_run_is_explained_and_starts_nothing(stem, monkeypa
     monkeypatch.setattr(linear, "why_not", lambda kernel, **kind: reason)
     page, names = run_notebook(stem, variants=("linear cpu", "softmax fused"))
     assert f"linear cpu cannot run with these settings: {reason}" in page
-    assert names["jobs"] == [] and names["live"].poll() is None
+    assert names["asked"].jobs == [] and names["live"].poll() is None
     assert "linear cpu" not in names["panel"].elements["variants"].options
 
 
@@ -247,7 +247,7 @@ def test_a_short_run_starts_by_itself_and_is_shown_from_the_cache_afterwards(ste
     assert names["live"].poll() is None  # nothing was started
     assert "These settings have been run" in again
     assert "Nothing has run yet" not in session(again)
-    rows = names["live"].rows(names["jobs"], "cpu")
+    rows = names["live"].rows(names["asked"].jobs, "cpu")
     assert [row["run_id"] for row in rows] == [row["run_id"] for row in live.finished]
     assert {row["outcome"] for row in rows} == {"ok"}
     if extra:
@@ -263,7 +263,7 @@ def test_a_short_run_starts_by_itself_and_is_shown_from_the_cache_afterwards(ste
 VERDICTS = {
     "01_convergence": [
         "✓ supported",
-        "small models: as accurate as softmax at N = 16, 32, 64, 128",
+        "Small models: as accurate as softmax at N = 16, 32, 64, 128",
         (r"16, 1000 steps: supported: .{60,70} final loss ([\d.]+)×", 1.17),
     ],
     "02_linear_scaling": [
@@ -300,7 +300,7 @@ VERDICTS = {
     ],
     "06_fast_weights": [
         "✓ supported",
-        (r"half of the runs solve S = (\d+) or more with softmax", 580),
+        (r"Half of the runs solve S = (\d+) or more with softmax", 580),
         (r"(\d+) or more with DPFP-2 \(delta\)", 195),
     ],
     "07_linformer": [
@@ -344,13 +344,14 @@ def test_seeds_that_do_not_learn_turn_the_verdict(data):
     (data / "convergence.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     page, _ = run_notebook("01_convergence", {"auto": NOT_AUTO})
     assert "? not tested at the paper's size" in page  # by these small models
-    assert "small models: not learned at 16, 32, 64, 128" in page
+    assert "Small models: not learned at 16, 32, 64, 128" in page
 
 
 @pytest.mark.parametrize("stem", PATHS)
 def test_a_notebook_without_recorded_rows_opens_and_says_so(stem, data):
     page, _ = run_notebook(stem, {"auto": NOT_AUTO})
-    assert "no measurements yet" in page or "no runs yet" in page
+    lower = page.lower()
+    assert "no measurements yet" in lower or "no runs yet" in lower
     assert "? inconclusive" in page and "nothing yet" in page
     assert "2022 replication" in page or "Linformer work" in page
 
@@ -371,7 +372,7 @@ def test_the_committed_rows_are_shown_with_their_device(stem):
     rows = recorded_rows(RECORDED_IN[stem][0])
     page, _ = run_notebook(stem, {"auto": NOT_AUTO})
     if not rows and stem.startswith(NOT_YET_RECORDED):
-        assert "no measurements yet" in page
+        assert "No measurements yet" in page
         return
     assert rows, f"nothing is recorded for {stem}"
     for device in {row["provenance"]["device_name"] for row in rows}:
@@ -383,7 +384,9 @@ AUTOPSY = "05_replication_autopsy"
 
 def test_with_all_switches_off_the_mended_runs_alone_are_made_and_that_is_said(data):
     _, names = run_notebook(AUTOPSY, {"auto": NOT_AUTO}, defects=())
-    assert [job.configs[0].defects for job in names["jobs"]] == [()] * 3  # and the steps of both
+    assert [job.configs[0].defects for job in names["asked"].jobs] == [
+        ()
+    ] * 3  # and the steps of both
     assert list(names["switches"].elements) == list(DEFECTS)
 
 
@@ -415,10 +418,10 @@ def test_memories_follow_the_settings():
     changes = {"attention": every, "n_keys": 20, "head_dim": 16}
     again = {"setting": "keys come back", "update_rule": "delta"}
     _, names = run_notebook(FAST_WEIGHTS, {"auto": NOT_AUTO}, **changes, **again)
-    models = [job.config.model for job in names["jobs"]]
+    models = [job.config.model for job in names["asked"].jobs]
     assert [model.size for model in models] == [None, None, 3, 128, None, None]
     assert [model.update_rule for model in models] == ["sum", *["delta"] * 5]
-    for job in names["jobs"]:
+    for job in names["asked"].jobs:
         assert (job.config.task.n_keys, job.config.task.seq_len) == (20, 40)
         assert (job.seeds, job.config.model.head_dim, job.config.n_steps) == ((0, 1), 16, 50)
 
@@ -433,7 +436,7 @@ def test_the_memory_that_is_filled_and_its_equation_are_there_without_any_run(da
 def test_generation_jobs_follow_the_settings():
     stem, changes = "04_transformers_are_rnns", {"seq_len": 16, "n_heads": 2}
     _, names = run_notebook(stem, {"auto": NOT_AUTO}, **changes)
-    *jobs, stream, cached = names["jobs"]
+    *jobs, stream, cached = names["asked"].jobs
     assert lengths_of(jobs) == [1, 2, 4, 8, 16]
     for job in jobs:
         assert [config.way for config in job.configs] == list(WAYS)
@@ -449,6 +452,6 @@ def test_a_short_stream_runs_by_itself_and_is_drawn(data):
     names["live"].join()
     assert names["live"].poll().error is None
     page, names = run_notebook("04_transformers_are_rnns")
-    rows = names["live"].rows(names["jobs"], "cpu")
+    rows = names["live"].rows(names["asked"].jobs, "cpu")
     assert {row["outcome"] for row in rows} == {"ok"}
     assert "100 tokens: the state grows by 0 bytes" in page
