@@ -71,8 +71,11 @@ class Part:
         return timing.fitted(_terms([*self.seconds]), times)
 
     def covers(self, n: int, b: int) -> bool:
-        """Whether a size as large has been asked for or measured, without a disturbance."""
-        known = (*self.seconds, *self.asked)
+        """Whether a size as large has been asked for or measured without a disturbance, or one of
+        half the length measured, beside another: a reader who moves a slider does not wait."""
+        known = [*self.seconds, *self.asked]
+        if len(self.seconds) > 1:
+            known += [(2 * size[0], size[1]) for size in self.seconds]
         return not self.disturbed and any(size[0] >= n and size[1] >= b for size in known)
 
     @property

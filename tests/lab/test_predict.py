@@ -71,7 +71,9 @@ def test_a_size_that_has_been_passed_is_a_look_up(monkeypatch):
     machine, part = Machine(monkeypatch, 1e-3, 1e-6, 1e-9), Part()
     part.measure(machine.use(512, 4), predict.BUDGET_S, CPU)
     before = len(machine.sizes)
-    assert part.covers(512, 4) and part.covers(100, 2) and not part.covers(513, 4)
+    assert part.covers(512, 4) and part.covers(100, 2) and not part.covers(512, 5)
+    assert part.covers(1024, 4) and not part.covers(1025, 4)  # twice what was measured, at most
+    assert part.at(1024, 4) == pytest.approx(machine.seconds(1024, 4), rel=0.1)
     assert part.at(100, 2) == pytest.approx(machine.seconds(100, 2), rel=0.05)
     part.measure(machine.use(2048, 4), predict.BUDGET_S, CPU)
     assert len(machine.sizes) - before <= 2 and machine.sizes[-1][0] > 512
