@@ -253,7 +253,7 @@ def copies(n: int, folder: Path) -> Iterator[Path]:
         place.mkdir()
         for name in COPIED:
             if (ROOT / name).is_dir():
-                ignored = shutil.ignore_patterns("__pycache__", "artifacts", "images")
+                ignored = shutil.ignore_patterns("__pycache__", "artifacts")
                 shutil.copytree(ROOT / name, place / name, ignore=ignored)
             elif (ROOT / name).exists():
                 shutil.copy(ROOT / name, place / name)
@@ -265,6 +265,7 @@ def is_caught(mutation: Mutation, place: Path) -> bool:
 
     Raises:
         ValueError: the edit fits no longer.
+        RuntimeError: the tests did not run.
     """
     path = place / mutation.path
     text = path.read_text()
@@ -292,7 +293,9 @@ def is_caught(mutation: Mutation, place: Path) -> bool:
             text=True,
             timeout=SECONDS,
         )
-        return done.returncode == 1  # of pytest: some tests failed
+        if done.returncode not in (0, 1):  # of pytest: not that some tests failed
+            raise RuntimeError(f"{mutation.name}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        return done.returncode == 1
     except subprocess.TimeoutExpired:
         return False
     finally:
