@@ -23,7 +23,7 @@ def _():
             mo.md("# From which length is linear attention faster?"),
             crossover.CLAIM.head(),
             mo.md(f"""
-    For short sequences softmax attention is faster, for long ones linear attention is. The
+    For long sequences linear attention is faster, for short ones softmax attention may be. The
     *crossover* is the length N where their times meet. The paper (2020) shows linear attention
     ahead from N = {PAPER_CROSSOVER}, the shortest it plots; the 2022 replication extrapolated
     {ARTICLE_CROSSOVER} from much shorter lengths. It depends on the programs that are compared.

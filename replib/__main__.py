@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", default="smoke", help="smoke, laptop or paper (default: smoke)")
     sub.add_argument("--device", default=None, help="auto, cpu or cuda (default: auto)")
     sub.add_argument("--threads", type=int, default=None, help="CPU threads (default: all)")
-    text = "time again what has fewer than N samples, where there is time for so many"
+    text = "time again what has fewer than N samples (where there is time) or had no memory"
     sub.add_argument("--retime-below", type=int, default=0, metavar="N", help=text)
     text = "number of a recording of scaling (default: 0); make the next at another time"
     sub.add_argument("--recording", type=int, default=0, metavar="K", help=text)

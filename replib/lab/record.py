@@ -56,7 +56,7 @@ def record(
 
     Args:
         retime_below: time again what has fewer samples than this and than its job asks for, where
-            so many fit MAX_SECONDS_PER_POINT by the times that are recorded.
+            so many fit MAX_SECONDS_PER_POINT by the times that are recorded, and what had no memory.
         recording: the number of a recording of costs, the `seed` of its rows. Several, each in a
             process of its own at another time, tell what varies between them.
 
@@ -132,7 +132,10 @@ def _timed(job: Job, where: Where, device_type: str, retime_below: int) -> bool:
 
 
 def _too_few_samples(rows: Sequence[store.Row], least: int) -> bool:
-    """Whether points that are timed together lack samples that there is time for."""
+    """Whether points that are timed together lack samples that there is time for, or memory that
+    there may be now."""
+    if least and any(row["outcome"] == "out_of_memory" for row in rows):
+        return True
     samples = [row["summary"]["time_ms_samples"] for row in rows if row["outcome"] == "ok"]
     if all(len(some) >= least for some in samples):
         return False

@@ -124,7 +124,7 @@ def test_convergence_is_judged_length_by_length():
     assert bad.text.startswith("N = 64") and bad.text.endswith(f" steps: {NOT_TESTED}")
     assert "violated: final loss equals softmax's" in bad.figure and "violated" not in good.figure
     assert "final loss is at most 2× softmax's" in verdict.evidence[0]  # the criteria are listed
-    assert "as accurate as softmax at N = 16, 64; loss ends higher at 64" in verdict.headline
+    assert "as accurate as softmax at N = 16, 64; its loss ends higher at 64" in verdict.headline
     assert verdict.headline.startswith("small models")
     assert not convergence(papers(runs())).headline.startswith("small models")
 

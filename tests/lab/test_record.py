@@ -38,6 +38,18 @@ def test_too_few_samples_are_timed_again_only_if_asked_and_where_there_is_time(d
     assert not list(record(now, "smoke", device="cpu", retime_below=3))
 
 
+def test_what_had_no_memory_is_timed_again_only_if_asked(data, monkeypatch):
+    """A machine that was full while it recorded."""
+    with monkeypatch.context() as patch:
+        patch.setattr("replib.lab.timing.available_memory_bytes", lambda device: 10**3)
+        first = list(record(experiment_of(cost_job()), "smoke", device="cpu"))
+    assert {row["outcome"] for row in first} == {"out_of_memory"}
+    assert not list(record(experiment_of(cost_job()), "smoke", device="cpu"))
+    again = list(record(experiment_of(cost_job()), "smoke", device="cpu", retime_below=1))
+    assert {row["outcome"] for row in again} == {"ok"}
+    assert not list(record(experiment_of(cost_job()), "smoke", device="cpu", retime_below=1))
+
+
 def test_a_further_recording_has_rows_of_its_own_once(data):
     experiment = replace(experiment_of(cost_job()), repeated=True)
     first, second = (list(record(experiment, "smoke", device="cpu", recording=i)) for i in (0, 1))

@@ -3,6 +3,7 @@
 An ablation's words (mended, broken, alone on, alone off) are those of `ablation`.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -131,7 +132,7 @@ def _above(found: Ratio, limit: float) -> bool | None:
 def article_crossover(rows: Sequence[Row], steps: Sequence[Row] = ()) -> Verdict:
     """Does the crossover at 3149 stand? It does where the 95 % interval of a measured crossover of
     mended steps holds 3149, and not where it does not; a crossover that is extrapolated beyond the
-    longest N decides nothing, ours as little as the article's.
+    longest N, or whose interval has no end, decides nothing, ours as little as the article's.
 
     Args:
         steps: rows of longer N, judged as well: of `autopsy_longer`, and of `step_time`, whose
@@ -150,21 +151,26 @@ def article_crossover(rows: Sequence[Row], steps: Sequence[Row] = ()) -> Verdict
         nothing = Criterion(text, None, "fewer than 2 lengths")
         return Verdict("two lengths are needed", (nothing,))
     criteria = tuple(_at_article(f"{text}, {name}", one) for name, one in longer.items())
-    span = crossovers_span(list(longer.values()))
-    several, missed = len(longer) > 1, any(one.met is False for one in criteria)
+    span, several = crossovers_span(list(longer.values())), len(longer) > 1
+    pairs = zip(longer.values(), criteria, strict=True)
+    told = [one for one, said in pairs if said.met is not None]
+    answer = ""
+    if told:
+        missed, n_open = any(one.met is False for one in criteria), len(longer) - len(told)
+        answer = f"Without the defects, linear attention is faster from {crossovers_span(told)} on"
+        answer += f", not from {ARTICLE_CROSSOVER}" * missed
+        answer += f"; {n_open} of {len(longer)} comparisons do not reach so far" if n_open else ""
     return Verdict(
         f"mended steps cross: {span}{', by what they are timed against and beside' * several}",
         criteria,
         tuple(f"{role} steps cross at {crossover_place(one)}" for role, one in found.items()),
-        answer=f"Without the defects, linear attention is faster from {span} on"
-        f"{', depending on what it is compared with' * several}"
-        f"{f', not from {ARTICLE_CROSSOVER}' * missed}.",
+        answer=answer and f"{answer}.",
     )
 
 
 def _at_article(text: str, found: Crossover) -> Criterion:
     inside = found.low <= ARTICLE_CROSSOVER <= found.high
-    beyond = found.extrapolated and found.length >= found.longest
+    beyond = found.extrapolated and found.length >= found.longest or math.isinf(found.high)
     return Criterion(text, None if beyond else inside, crossover_place(found))
 
 

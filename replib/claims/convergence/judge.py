@@ -125,7 +125,12 @@ def convergence(rows: Sequence[Row]) -> Verdict:
     return replace(verdict, answer=_so_far(settings.values()))
 
 
-TOLD = ("as accurate as softmax at N =", "loss ends higher at", "loss open at", "not learned at")
+TOLD = (
+    "as accurate as softmax at N =",
+    "its loss ends higher at",
+    "whether its loss ends higher is open at",
+    "not learned at",
+)
 
 
 def _learned(settings: Iterable[tuple[list[Row], Sides]]) -> str:
@@ -143,7 +148,7 @@ def _learned(settings: Iterable[tuple[list[Row], Sides]]) -> str:
         low = ratio_criterion(linear, softmax, len(settings)).met
         ratio, _ = loss_ratio(linear, softmax)
         if accurate and ratio and not low:
-            said = f"{n} ({three_digits(ratio.value)}×)"
+            said = f"{n} ({three_digits(ratio.value)} times)"
             told.setdefault(TOLD[1 if low is False else 2], []).append(said)
     said = [f"{words} {', '.join(told[words])}" for words in TOLD if words in told]
     small = not any(of_papers_size(config_of(some[0])) for some, _ in settings)
@@ -270,9 +275,9 @@ def convergence_verdict(
         f"{_n_reached(runs)} of {len(runs)} {name} seeds"
         for name, runs in (("linear", linear), ("softmax", softmax))
     )
+    loss = "not known" if ratio is None else f"{ratio_text(ratio)} softmax's"
     return Verdict(
-        headline=f"{reached} reach {SOLVED_ACCURACY:z.0%} accuracy; "
-        f"final loss {'not known' if ratio is None else ratio_text(ratio)} softmax's",
+        headline=f"{reached} reach {SOLVED_ACCURACY:z.0%} accuracy; final loss {loss}",
         criteria=criteria,
         evidence=(_run_line("linear", linear), _run_line("softmax", softmax)),
     )

@@ -9,7 +9,12 @@ import numpy as np
 import polars as pl
 
 from replib.claims.claim import Figure, Rows
-from replib.claims.common import ARTICLE_CROSSOVER, PAPER_CROSSOVER, judged_linear
+from replib.claims.common import (
+    ARTICLE_CROSSOVER,
+    PAPER_CROSSOVER,
+    judged_linear,
+    machine_busy,
+)
 from replib.claims.crossover.crossings import Crossing, by_setting, crossings, moved
 from replib.claims.crossover.extrapolation import extrapolation_chart
 from replib.claims.crossover.steps import replication_chart
@@ -154,6 +159,8 @@ def crossover_chart(rows: Sequence[Row], beside: Sequence[Row] = ()) -> alt.Laye
         if one.implementation == judged
     )
     title = f"{how} ({judged or 'fastest'}) is faster {where}"
+    if busy := machine_busy(rows):
+        title = busy.headline.capitalize()
     marks = _crossing_marks(found, judged, frames.costs(told))
     costs = frames.costs([*rows, *beside])
     return cost_chart(costs, y="token", title=title if where else "Time of a token", marks=marks)

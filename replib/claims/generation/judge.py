@@ -21,6 +21,8 @@ from replib.lab.run import config_of
 from replib.lab.statistics import Exponent, Ratio, scaling_exponent
 from replib.lab.store import Row
 from replib.lab.verdict import (
+    INCONCLUSIVE,
+    NOT_SUPPORTED,
     SUPPORTED,
     Criterion,
     Verdict,
@@ -32,6 +34,12 @@ from replib.lab.verdict import (
     within,
 )
 from replib.published import published
+
+POSITIONS = {
+    SUPPORTED: "is the same at every position",
+    NOT_SUPPORTED: "depends on its position",
+    INCONCLUSIVE: "is not certain to be the same at every position",
+}
 
 
 @each_device
@@ -57,9 +65,7 @@ def constant_cost(rows: Sequence[Row]) -> Verdict:
         told = [f"as {span} ({way})" for way, span in spans.items()]
         headline = f"the N-th token's time grows {', '.join(told)}"
     if "recurrent" in spans:
-        still = verdict.status == SUPPORTED
-        told = "is the same at every position" if still else "depends on its position"
-        answer = f"a token's time {told} ({spans['recurrent']})"
+        answer = f"a token's time {POSITIONS[verdict.status]} ({spans['recurrent']})"
     evidence = (*verdict.evidence, *map(_stream_text, streams))
     return replace(verdict, headline=headline, evidence=evidence, answer=answer)
 

@@ -104,8 +104,12 @@ def scaling_verdict(claims: Mapping[str, tuple[Exponent, float]]) -> Verdict:
         )
         for name, (fit, claimed) in claims.items()
     ]
-    grows = "; ".join(f"{name} N^{fit.value:z.2f}" for name, (fit, _) in claims.items())
     longest = max((fit.to_length or 0 for fit, _ in claims.values()), default=0)
+    grows = "; ".join(
+        f"{name} N^{fit.value:z.2f}"
+        + (f" (to {fit.to_length:zg})" if fit.to_length and fit.to_length < longest else "")
+        for name, (fit, _) in claims.items()
+    )
     headline = f"Up to N = {longest:zg}: {grows}" if claims else "nothing measured"
     for said, met in (("not as claimed", False), ("not certain", None)):
         some = [
