@@ -56,7 +56,8 @@ def record(
 
     Args:
         retime_below: time again what has fewer samples than this and than its job asks for, where
-            so many fit MAX_SECONDS_PER_POINT by the times that are recorded, and what had no memory.
+            so many fit MAX_SECONDS_PER_POINT by the times that are recorded; and what had no
+            memory.
         recording: the number of a recording of costs, the `seed` of its rows. Several, each in a
             process of its own at another time, tell what varies between them.
 

@@ -159,7 +159,8 @@ def article_crossover(rows: Sequence[Row], steps: Sequence[Row] = ()) -> Verdict
         missed, n_open = any(one.met is False for one in criteria), len(longer) - len(told)
         answer = f"Without the defects, linear attention is faster from {crossovers_span(told)} on"
         answer += f", not from {ARTICLE_CROSSOVER}" * missed
-        answer += f"; {n_open} of {len(longer)} comparisons do not reach so far" if n_open else ""
+        if n_open:
+            answer += f"; {n_open} of {len(longer)} comparisons cannot tell"
     return Verdict(
         f"mended steps cross: {span}{', by what they are timed against and beside' * several}",
         criteria,
