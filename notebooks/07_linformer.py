@@ -76,11 +76,10 @@ def _():
 @app.cell(hide_code=True)
 def _():
     mo.md("""
-    ## A translator of numbers, trained here
+    ### A translator of numbers, trained here
 
-    Three small Transformers learn to put English number and date words into German, where units
-    stand before tens: twenty-three is *dreiundzwanzig*. Type a number or a date that none of them
-    has seen; a pale piece is one that the model was not sure of.
+    Three small Transformers put English numbers into German: twenty-three is *dreiundzwanzig*.
+    Pale pieces are those that a model was not sure of.
     """)
     return
 
@@ -155,19 +154,12 @@ def _(asked, live, set_changes, tick):
 
 
 @app.cell(hide_code=True)
-def _(asked, get_changes, live, text):
-    get_changes()
-    text.cards(live.rows(asked.jobs, asked.device), "number_words")
-    return
-
-
-@app.cell(hide_code=True)
 def _():
     mo.md("""
-    ## Where the time goes
+    ### Where the time goes
 
-    Attention is a part of a model. Of an encoder the size of the Linformer work's, the output layer
-    alone takes more than half of all multiplications, so that its time can hardly depend on k.
+    In an encoder of the Linformer work's size the output layer takes more than half of all
+    multiplications.
     """)
     return
 
@@ -199,24 +191,40 @@ def _(sizes):
 
 
 @app.cell(hide_code=True)
-def _(asked, get_changes, live, made, sizes, speed):
+def _(asked, get_changes, live, made):
+    get_changes()
+    maps = page.own_maps(live, asked.jobs, made, asked.device)
+    probes = {
+        "The matrices of this sentence": maps,
+        "What leaks from the future": page.leak_probe(),
+        "What padding does": page.padding_probe(),
+    }
+    return (probes,)
+
+
+@app.cell(hide_code=True)
+def _(asked, get_changes, live, sizes, speed, text):
+    get_changes()
+    _n, _k = (sizes.value[name] for name in ("n", "k"))
+    _rows = speed.rows["linformer"]
+    _times = {_work.replace("_", " and "): page.every_time(_rows, _work) for _work in WORKS}
+    more = {
+        "Right to the letter?": text.cards(live.rows(asked.jobs, asked.device), "number_words"),
+        "Does k matter to the time?": speed.cards(None, "slots"),
+        "Times of every length": mo.ui.tabs(_times),
+        "Matrices by the way they are shared": page.sharing_table(_n, _k),
+        "BLEU, counted wrong and right": page.published_table(),
+    }
+    return (more,)
+
+
+@app.cell(hide_code=True)
+def _(get_changes, live, more, probes):
     get_changes()
     mo.accordion(
         {
-            "The matrices of this sentence": page.own_maps(live, asked.jobs, made, asked.device),
-            "What leaks from the future": page.leak_probe(),
-            "What padding does": page.padding_probe(),
-            "Matrices by the way they are shared": page.sharing_table(
-                sizes.value["n"], sizes.value["k"]
-            ),
-            "Does k matter to the time?": speed.cards(None, "slots"),
-            "Times of every length": mo.ui.tabs(
-                {
-                    _work.replace("_", " and "): page.every_time(speed.rows["linformer"], _work)
-                    for _work in WORKS
-                }
-            ),
-            "BLEU, counted wrong and right": page.published_table(),
+            "Look inside": mo.ui.tabs(probes),
+            "More of what is recorded": mo.ui.tabs(more),
             "Runs of this session": controls.history(live),
         }
     )

@@ -20,7 +20,7 @@ def source(function: Callable, equation: str = "") -> mo.Html:
     where = f"`{function.__module__}.{function.__qualname__}`"
     lines = mo.md(f"{where}\n\n```python\n{lines_of(function)}\n```")
     if not equation:
-        return lines
+        return styled(lines.text)  # with the style sheet, as a fold or a tab has none of the page's
     above = mo.md(f"$$\n{equation}\n$$")
     return styled(f'<div class="r-source"><div>{above.text}</div><div>{lines.text}</div></div>')
 

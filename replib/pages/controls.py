@@ -42,7 +42,7 @@ from replib.pages.live import (
 failures.show_on_pages()
 
 REFUTED, SO_FAR = "refuted", "so far"  # statuses of cards alone
-NOTHING_RUN = "Nothing has run yet with the settings below."
+NOTHING_RUN = "Nothing has run yet with these settings."
 THIS_MACHINE = "This machine"  # the column of a card for runs of this session
 STATIC_RUN_BELOW_S = 600.0  # a report with parameters waits so long for its run
 AUTO_RUN_BELOW_S = 60.0  # a reader who moves a slider waits so long without having asked

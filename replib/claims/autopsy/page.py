@@ -93,7 +93,7 @@ def session(live: LiveRuns, rows: Sequence[Row], defects: Sequence[str]) -> mo.H
     """Losses and step times of this session, mended and with the switches."""
     losses = [row for row in rows if row["experiment"] == "autopsy"]
     if not losses:
-        return mo.md("*Nothing has run yet with these settings.*")
+        return mo.md(f"*{controls.NOTHING_RUN}*")
     shown = [charts.switches_curves(losses)]
     if not live.running:
         shown.append(mo.md(comparison(rows, lambda row: _follows(live, row))))

@@ -132,6 +132,6 @@ def training_view(rows: Sequence[Row], recorded: mo.Html) -> mo.Html:
     if controls.in_static_page() and not controls.has_own_run():
         return recorded
     if not rows:
-        return side_by_side(mo.md("*Nothing has run yet with these settings.*"), recorded)
+        return side_by_side(mo.md(f"*{controls.NOTHING_RUN}*"), recorded)
     same = [row for row in rows if row["experiment"] == rows[0]["experiment"]]
     return side_by_side(charts.training_chart(same), recorded)

@@ -104,7 +104,7 @@ def saved_chart(alone: Sequence[Row], stacks: Sequence[Row]) -> alt.LayerChart:
     return style.finished(
         alt.layer(base.mark_line(), base.mark_point(filled=True, size=45), style.rule_at("y", 1)),
         title,
-        f"solid: recorded here ({devices}); dashed: published",
+        f"solid: recorded here{f' ({devices})' * bool(devices)}; dashed: published",
         "The time of softmax attention over that of Linformer against N, on log axes.",
     )
 
