@@ -202,6 +202,7 @@ def test_a_summed_loss_has_gradients_as_many_times_larger_as_the_batch():
             torch.testing.assert_close(one.grad, 16 * other.grad)
 
 
+@pytest.mark.slow
 def test_extra_evaluations_change_no_parameter_and_are_one_and_an_eighth_a_step():
     _, with_them, run = steps_of(config_of("extra_losses"), n=16)
     _, without, _ = steps_of(config_of(), n=16)

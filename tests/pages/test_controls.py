@@ -340,7 +340,7 @@ def test_a_card_shows_the_answer_and_folds_the_rest_as_text():
     columns = [("<Paper>", "says <b>yes</b>"), ("Here", verdict(True, answer="a < b holds"))]
     shown = controls.verdict_card("a < b", columns, {"Paper": "more <u>"}).text
     above, folded = shown.split("<details")
-    assert "a &lt; b holds" in above and "headline" not in above and "more" not in above
+    assert "A &lt; b holds" in above and "headline" not in above and "more" not in above
     assert "&lt;i&gt;headline" in folded and "more &lt;u&gt;" in folded and "5 &amp; 6" in folded
     for raw in ("<b>", "<i>", "<u>", "<Paper>", "criterion <1>"):
         assert raw not in shown

@@ -128,7 +128,7 @@ def convergence(rows: Sequence[Row]) -> Verdict:
 TOLD = (
     "as accurate as softmax at N =",
     "its loss ends higher at",
-    "whether its loss ends higher is open at",
+    "its loss is open at",
     "not learned at",
 )
 
@@ -148,7 +148,7 @@ def _learned(settings: Iterable[tuple[list[Row], Sides]]) -> str:
         low = ratio_criterion(linear, softmax, len(settings)).met
         ratio, _ = loss_ratio(linear, softmax)
         if accurate and ratio and not low:
-            said = f"{n} ({three_digits(ratio.value)} times)"
+            said = f"{n} ({three_digits(ratio.value)}×)"
             told.setdefault(TOLD[1 if low is False else 2], []).append(said)
     said = [f"{words} {', '.join(told[words])}" for words in TOLD if words in told]
     small = not any(of_papers_size(config_of(some[0])) for some, _ in settings)
