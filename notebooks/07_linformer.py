@@ -76,7 +76,7 @@ def _():
 @app.cell(hide_code=True)
 def _():
     mo.md("""
-    ### A translator of numbers, trained here
+    ## A translator of numbers, trained here
 
     Three small Transformers put English numbers into German: twenty-three is *dreiundzwanzig*.
     Pale pieces are those that a model was not sure of.
