@@ -238,7 +238,7 @@ RECORDED = {
     "03_speed_crossover": "judged",
     "04_transformers_are_rnns": "a token's time is the same at every position",
     "05_replication_autopsy": "12 of 12 runs without the defects copy",
-    "06_fast_weights": "of the runs solve S = ",
+    "06_fast_weights": "Half of the runs solve S = ",
     "07_linformer": "Linformer",
 }
 
