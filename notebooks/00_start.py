@@ -14,8 +14,8 @@ with app.setup(hide_code=True):
 
 @app.cell(hide_code=True)
 def _():
-    mo.md("""
-    # Does linear attention really do what the paper says?
+    mo.md(f"""
+    # {start.QUESTION}
 
     *Transformers are RNNs* (Katharopoulos et al. 2020) leaves the softmax out of attention and
     promises the same learning, a cost that grows as N in place of N², and a Transformer that writes
@@ -27,7 +27,7 @@ def _():
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack([mo.md("## The answer as it stands"), start.answers()])
+    mo.vstack([mo.md(f"## {start.ANSWER}"), start.answers()])
     return
 
 

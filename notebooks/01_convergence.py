@@ -20,7 +20,7 @@ with app.setup(hide_code=True):
 def _():
     mo.vstack(
         [
-            mo.md("# Does linear attention learn as softmax attention does?"),
+            mo.md(f"# {convergence.CLAIM.question}"),
             convergence.CLAIM.head(),
             mo.md("""
             The test is copying: a model reads some letters, and has to write them again. That

@@ -18,7 +18,7 @@ with app.setup(hide_code=True):
 def _():
     mo.vstack(
         [
-            mo.md("# Do time and memory of linear attention grow only as N?"),
+            mo.md(f"# {scaling.CLAIM.question}"),
             scaling.CLAIM.head(),
             mo.md("""
     Softmax attention compares every token with every other: twice the length N, four times the

@@ -20,7 +20,7 @@ with app.setup(hide_code=True):
 def _():
     mo.vstack(
         [
-            mo.md("# From which length is linear attention faster?"),
+            mo.md(f"# {crossover.CLAIM.question}"),
             crossover.CLAIM.head(),
             mo.md(f"""
     For long sequences linear attention is faster, for short ones softmax attention may be. The

@@ -19,8 +19,8 @@ with app.setup(hide_code=True):
 def _():
     mo.vstack(
         [
-            mo.md("""
-    # What does the next token cost?
+            mo.md(f"""
+    # {generation.CLAIM.question}
 
     A causal Transformer with linear attention is a recurrent network (Katharopoulos et al. 2020,
     section 3.4): what it has read is in a *state* of one size. Softmax keeps every key and value

@@ -15,8 +15,8 @@ with app.setup(hide_code=True):
 
 @app.cell(hide_code=True)
 def _():
-    _question = """
-    # Why did the 2022 replication find 3149?
+    _question = f"""
+    # {autopsy.CLAIM.question}
 
     For Do & Bergner linear attention did not learn, and would not pay below N = 3149. Their code
     does some things otherwise than the paper: each such **defect** is a switch below. *Mended* is

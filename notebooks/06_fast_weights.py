@@ -17,8 +17,8 @@ with app.setup(hide_code=True):
 def _():
     mo.vstack(
         [
-            mo.md("""
-            # How many keys does linear attention remember?
+            mo.md(f"""
+            # {capacity.CLAIM.question}
 
             Linear attention is a **fast weight memory**: a matrix W to which every token adds its
             value times the features of its key, and from which a query reads. It can hold no more

@@ -20,8 +20,8 @@ with app.setup(hide_code=True):
 def _():
     mo.vstack(
         [
-            mo.md("""
-            # Can attention to k sums replace attention to N tokens?
+            mo.md(f"""
+            # {linformer.CLAIM.question}
 
             *Linformer* (Wang et al. 2020) adds the N keys up into k *slots*, each a weighted sum,
             and the values too; a query then looks at k slots instead of N tokens. It cannot hide

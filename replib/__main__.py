@@ -139,12 +139,22 @@ def _serve(arguments) -> int:
     from replib.lab.memory_use import peak_memory_bytes, tune_memory
 
     tune_memory()
-    from replib.claims import CLAIMS, PAGES
+    from altair.utils import schemapi
+
+    from replib.claims import CLAIMS, PAGES, start
     from replib.pages import server
 
+    schemapi.disable_debug_mode()  # to check every part of every chart is the work of tests
+
     token = secrets.token_urlsafe(16) if arguments.token == NEW_TOKEN else arguments.token
-    stems = {"": "00_start"} | PAGES
-    pages = {address: files.ROOT / "notebooks" / f"{stem}.py" for address, stem in stems.items()}
+    pages = {
+        address: server.Page(
+            files.ROOT / "notebooks" / f"{stem}.py",
+            partial(start.opening, stem),
+            ".r-card" if address else ".r-answers",
+        )
+        for address, stem in ({"": start.NOTEBOOK} | PAGES).items()
+    }
     site = server.application(pages, host=arguments.host, token=token)
     listener = server.listening(arguments.host, arguments.port)
 

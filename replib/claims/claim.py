@@ -91,13 +91,15 @@ class Claim:
     """A claim of the paper's or of its successors', in the folder of its name: `judge.VERDICTS` has
     a judge for each statement, and `charts.figures` yields its figures with their file names.
 
-    `address` is that of its page, where it is not its name: `/memory`.
+    `question` is what its page asks, where it is the first on it; `address` is that of its page,
+    where it is not its name: `/memory`.
     """
 
     name: str
     notebook: str
     experiments: tuple[Experiment, ...]
     statements: tuple[Statement, ...]
+    question: str = ""
     address: str = ""
 
     @property

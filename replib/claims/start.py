@@ -11,6 +11,9 @@ from replib.claims import CLAIMS, PAGES
 from replib.claims.claim import Claim, Recorded, Statement
 from replib.pages import controls
 
+NOTEBOOK = "00_start"
+QUESTION = "Does linear attention really do what the paper says?"
+ANSWER = "The answer as it stands"
 CARDS = files.ROOT / "figures" / "cards"
 ADDRESSES = {notebook: address for address, notebook in PAGES.items()}
 
@@ -35,6 +38,16 @@ def cards() -> mo.Html:
     for recorded, one in _listed():
         of_page.setdefault(recorded.claim.notebook, one)
     return controls.grid((_card(*page) for page in of_page.items()), "7.5rem", "Pages")
+
+
+def opening(notebook: str) -> str:
+    """What the page of a notebook shows before marimo has loaded, as HTML: its question, and the
+    recorded verdicts."""
+    if notebook == NOTEBOOK:
+        return f"<h1>{QUESTION}</h1><h2>{ANSWER}</h2>{answers().text}"
+    claim = next(one for one in CLAIMS if one.notebook == notebook)
+    head = f"<h1>{html.escape(claim.question)}</h1>{controls.links(notebook, PAGES)}"
+    return head + claim.recorded().cards().text
 
 
 def glossary() -> mo.Html:

@@ -241,21 +241,30 @@ def page_head(notebook: str, pages: Mapping[str, str]) -> mo.Html:
         pages: the notebook of each page by its short address, in order.
     """
     if in_static_page():
-        home, places = "index.html", {address: f"{stem}.html" for address, stem in pages.items()}
-    elif _served_at() in pages:
-        home, places = "../", {address: f"../{address}" for address in pages}
-    else:
-        return mo.md("")
+        places = {address: f"{stem}.html" for address, stem in pages.items()}
+        return styled(links(notebook, pages, "index.html", places))
+    return styled(links(notebook, pages)) if _served_at() in pages else mo.md("")
+
+
+def links(
+    notebook: str,
+    pages: Mapping[str, str],
+    home: str = "../",
+    places: Mapping[str, str] | None = None,
+) -> str:
+    """The links of `page_head` as HTML, to the places of pages by their short address; on the
+    server's pages if none are given."""
+    places = places or {address: f"../{address}" for address in pages}
     addresses = list(pages)
     here = list(pages.values()).index(notebook)
-    links = [f'<a href="{home}">Start</a>']
+    shown = [f'<a href="{home}">Start</a>']
     if here:
         before = addresses[here - 1]
-        links.append(f'<a rel="prev" href="{places[before]}">← {before.capitalize()}</a>')
+        shown.append(f'<a rel="prev" href="{places[before]}">← {before.capitalize()}</a>')
     if here + 1 < len(addresses):
         after = addresses[here + 1]
-        links.append(f'<a rel="next" href="{places[after]}">{after.capitalize()} →</a>')
-    return styled(f'<nav class="r-nav" aria-label="Pages">{"".join(links)}</nav>')
+        shown.append(f'<a rel="next" href="{places[after]}">{after.capitalize()} →</a>')
+    return f'<nav class="r-nav" aria-label="Pages">{"".join(shown)}</nav>'
 
 
 def _served_at() -> str:

@@ -116,7 +116,7 @@ def _failed_layers(
         base.mark_point(**style.CROSS).encode(tooltip=style.tooltips_of(failed)),
         alt.Chart(style.records_of(first))
         .mark_text(align="right", dx=-9, color=style.NEUTRAL)
-        .encode(style.length_axis(x_domain), y=alt.value(style.TOP_PX), text="reason:N"),
+        .encode(style.length_axis(x_domain), alt.Text("reason:N"), y=alt.value(style.TOP_PX)),
     ]
 
 
@@ -173,7 +173,7 @@ def series_labels(
         alt.X("seq_len:Q"),
         alt.Y("label_px:Q", scale=None, axis=None),
         encodings["color"],
-        text="label:N",
+        text=alt.Text("label:N"),
         opacity=style.faded(legend),
     )
 
@@ -194,6 +194,6 @@ def _guides(frame: pl.DataFrame, x_domain: list[float], y_domain: list[float]) -
     return [
         base.mark_line(color=style.NEUTRAL, strokeDash=[1, 3]).encode(alt.Detail("guide:N")),
         base.mark_text(color=style.NEUTRAL, align="left", dx=6, dy=9)
-        .encode(text="label:N")
+        .encode(alt.Text("label:N"))
         .transform_filter("isValid(datum.label)"),
     ]

@@ -245,7 +245,7 @@ def _labels(curves: pl.DataFrame, y: str, domain: list[float], legend: alt.Param
             alt.X("step:Q"),
             alt.Y("label_px:Q", scale=None, axis=None),
             style.attention_colour(curves),
-            text="attention:N",
+            text=alt.Text("attention:N"),
             opacity=style.faded(legend),
         )
     )

@@ -8,12 +8,15 @@ import contextlib
 import hashlib
 import hmac
 import ipaddress
+import mimetypes
 import secrets
 import socket
 import threading
 import time
 import webbrowser
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
@@ -24,23 +27,35 @@ from starlette.datastructures import URL, Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from replib import files
 from replib.pages import failures
+from replib.pages.opening import Opening
 
 MAX_SESSIONS = 24  # open pages, each a thread; those that were closed make room first
 MIN_TOKEN = 8  # characters
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ASSETS = Path(marimo.__file__).parent / "_static" / "assets"
 HEAD = Path(__file__).with_name("head.html")
 CONNECTED = ("http", "websocket")
 _SECRET = secrets.token_bytes()  # of this process: a cookie is of no use to the next
 
 
+@dataclass(frozen=True)
+class Page:
+    """A notebook, and what its page shows until marimo has drawn what the CSS selector `drawn`
+    finds: the HTML that `opening` makes."""
+
+    notebook: Path
+    opening: Callable[[], str] = str
+    drawn: str = "*"
+
+
 def application(
-    pages: Mapping[str, Path],
+    pages: Mapping[str, Page],
     *,
     host: str = LOOPBACK[0],
     token: str | None = None,
@@ -49,7 +64,7 @@ def application(
     """The ASGI application that serves notebooks.
 
     Args:
-        pages: the notebook of each address, such as {"": ..., "convergence": ...}.
+        pages: by their address, such as {"": ..., "convergence": ...}.
         host: what the server listens at. Requests for this name and the loopback names are
             answered; of a server at every address (0.0.0.0) for any name, if they have the token.
         token: what a browser has to bring along once; None where none is wanted.
@@ -63,20 +78,24 @@ def application(
         raise ValueError(f"--token has {len(token)} characters: use at least {MIN_TOKEN}")
     with contextlib.chdir(files.ROOT):  # where marimo looks for the project's settings
         builder = marimo.create_asgi_app(quiet=True, html_head=HEAD.read_text(encoding="utf-8"))
-        for address, notebook in pages.items():
-            builder = builder.with_app(path=f"/{address}", root=str(notebook))
+        for address, page in pages.items():
+            builder = builder.with_app(path=f"/{address}", root=str(page.notebook))
         notebooks = builder.build()
-    served = [route for route in notebooks.routes if isinstance(route, Mount)]
-    for route in served:
-        if route.path:  # all pages have the start page's scripts, which a browser loads once
-            route.app.state.asset_url = ".."
-    managers = [route.app.state.session_manager for route in served]
+    managers = []
+    for route in notebooks.routes:
+        if isinstance(route, Mount):
+            page, state = pages[route.path.strip("/")], route.app.state
+            managers.append(state.session_manager)
+            if route.path:  # all pages have the start page's scripts, which a browser loads once
+                state.asset_url = ".."
+            route.app = Opening(route.app, page.opening, page.drawn)
     failures.show_on_pages()
     hosts = ["*"] if is_any(host) else [*LOOPBACK, "[::1]", host]
     return Starlette(
         # marimo's own redirect to the address with a slash loses the query.
         routes=[
             *(Route(f"/{address}", _with_slash) for address in pages if address),
+            Route("/assets/{name}", _asset),
             Mount("/", notebooks),
         ],
         middleware=[
@@ -116,6 +135,24 @@ def _with_slash(request: Request) -> RedirectResponse:
     return RedirectResponse(_here(request.url.replace(path=f"{request.url.path}/")))
 
 
+@cache
+def _read_asset(name: str) -> tuple[bytes, str]:
+    """A file of marimo's that all pages need, and its media type."""
+    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return (ASSETS / name).read_bytes(), kind
+
+
+async def _asset(request: Request) -> Response:
+    """A page asks for some 250 files before it shows anything: they are answered from memory, and
+    kept by the browser, as their names change with their content."""
+    try:
+        content, kind = _read_asset(request.path_params["name"])
+    except OSError:
+        return PlainTextResponse("Not found.", 404)
+    kept = {"Cache-Control": "private, max-age=31536000, immutable"}
+    return Response(content, media_type=kind, headers=kept)
+
+
 def _here(url: URL) -> str:
     """An address without the server, by whatever name it was reached."""
     return f"/{url.path.lstrip('/')}" + f"?{url.query}" * bool(url.query)
@@ -138,9 +175,6 @@ class OwnPages:
                 headers = MutableHeaders(scope=message)
                 headers["Content-Security-Policy"] = "frame-ancestors 'self'"
                 headers["X-Frame-Options"] = "SAMEORIGIN"
-                if message["status"] == 200 and scope["path"].startswith("/assets/"):
-                    # Their names change with their content.
-                    headers["Cache-Control"] = "private, max-age=31536000, immutable"
             await send(message)
 
         await self.app(scope, receive, send_own)

@@ -28,6 +28,7 @@ PALETTE = {
     "linformer": "#C45BA0",
     "lsh": "#7A7A7A",
 }
+ON_PAGE = f"application/vnd.vegalite.v{alt.VEGALITE_VERSION.split('.')[0]}+json"
 SPARE_COLOURS = ("#B8405E", "#4F7F8C", "#5E7F2E")
 SOLID, DASHED, DOTTED, LONG = [1, 0], [7, 4], [2, 3], [10, 3]
 DASH_DOT, DASH_DOTS = [10, 3, 2, 3], [8, 3, 2, 3, 2, 3]
@@ -134,8 +135,8 @@ def is_from(source: str) -> str:
     return f"datum.source == '{source}'"
 
 
-def faded(legend: alt.Parameter, shown: float = 1.0, hidden: float = 0.08) -> Any:
-    return alt.when(legend).then(alt.value(shown)).otherwise(alt.value(hidden))
+def faded(legend: alt.Parameter, shown: float = 1.0, hidden: float = 0.08) -> alt.OpacityValue:
+    return alt.OpacityValue(hidden, condition=[{"param": legend.name, "value": shown}])
 
 
 def ordered_attention(names: Iterable[str]) -> list[str]:
@@ -305,15 +306,39 @@ def finished(
         text=alt.ExprRef(text) if isinstance(text, str) else text,
         subtitle=wrapped_lines(subtitle, SUBTITLE_PX, LETTER_EM * SUBTITLE_FONT),
     )
-    chart = chart.properties(
-        width="container", height=height, title=heading, description=f"{title}. {description}"
-    ).configure(**theme())
+    # Set here, as `properties` and `configure` return copies of every layer and its data.
+    chart.width, chart.height, chart.title = "container", height, heading
+    chart.description, chart.config = f"{title}. {description}", alt.Config(**theme())
     below = _lines_by_room(subtitle, LETTER_EM * SUBTITLE_FONT)
-    if not isinstance(below, str):
-        return chart
-    # Vega-Lite takes no expression for a subtitle, but Vega, to which a page compiles it, does.
-    patch = [{"op": "replace", "path": "/title/subtitle", "value": {"signal": below}}]
-    return chart.properties(usermeta={"embedOptions": {"patch": patch}})
+    if isinstance(below, str):
+        # Vega-Lite takes no expression for a subtitle, but Vega, to which a page compiles it, does.
+        patch = [{"op": "replace", "path": "/title/subtitle", "value": {"signal": below}}]
+        chart.usermeta = {"embedOptions": {"patch": patch}}
+    return chart
+
+
+class Records(alt.Data):
+    """Records that the copies of a chart share: Altair copies every layer several times."""
+
+    def __deepcopy__(self, *_) -> "Records":
+        return self
+
+    def to_dict(self, *_, **__) -> dict[str, list]:
+        return {"values": self.values}
+
+
+class OnPage:
+    """A chart as marimo shows it. Left to itself marimo converts a chart twice and uses the second;
+    the first is validated, which takes as long again, and which tests do."""
+
+    def __init__(self, chart: alt.TopLevelMixin):
+        self.chart = chart
+
+    def _mime_(self) -> tuple[str, str]:
+        return ON_PAGE, self.chart.to_json(indent=None, validate=False, default=str)
+
+
+alt.TopLevelMixin._display_ = lambda chart: OnPage(chart)
 
 
 def _lines_by_room(text: str, letter_px: float) -> list[str] | str:

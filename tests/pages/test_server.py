@@ -41,7 +41,7 @@ from pathlib import Path
 from replib.pages import server
 
 folder, token = Path(sys.argv[1]), sys.argv[2] or None
-pages = {"": folder / "start.py", "other": folder / "other.py"}
+pages = {"": server.Page(folder / "start.py"), "other": server.Page(folder / "other.py")}
 site = server.application(pages, token=token, max_sessions=int(sys.argv[3]))
 listener = server.listening("127.0.0.1", 0)
 print(listener.getsockname()[1], flush=True)

@@ -46,6 +46,7 @@ def _article_softmax() -> str:
 CLAIM = Claim(
     name="autopsy",
     notebook="05_replication_autopsy",
+    question="Why did the 2022 replication find 3149?",
     experiments=grid.EXPERIMENTS,
     statements=(
         Statement(

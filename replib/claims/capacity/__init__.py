@@ -7,6 +7,7 @@ CLAIM = Claim(
     name="capacity",
     address="memory",
     notebook="06_fast_weights",
+    question="How many keys does linear attention remember?",
     experiments=grid.EXPERIMENTS,
     statements=(
         Statement(

@@ -47,14 +47,14 @@ def memory_chart(filling: Filling, rule: str) -> alt.LayerChart:
     rows = {"y": _cells("y", "row", "component of the value", n_rows), "y2": "below:Q"}
     columns = alt.Scale(domain=[0, n_columns], range=[0, W_ENDS], nice=False)
     image = (
-        alt.Chart(alt.Data(values=pictures))
+        alt.Chart(style.Records(values=pictures))
         .transform_filter("datum.after == writes")
         .transform_calculate(row="0", below=f"{n_rows}")
         .mark_image(aspect=False, smooth=False)
         .encode(_cells("x", "left", "W: feature", n_columns, columns), x2="right:Q", url="url:N")
         .encode(**rows)
     )
-    asked = alt.Chart(alt.Data(values=records)).transform_filter(
+    asked = alt.Chart(style.Records(values=records)).transform_filter(
         "datum.after == writes && datum.of == asked_key"
     )
     low, high = min(0.0, filling.reads.min().item()), max(1.0, filling.reads.max().item())
@@ -62,7 +62,7 @@ def memory_chart(filling: Filling, rule: str) -> alt.LayerChart:
     axis = alt.Axis(orient="bottom", values=[0, 0.5, 1], grid=False, format="~g")
     x = alt.X("value:Q", title="what is read", scale=scale, axis=axis)
     bars = asked.transform_flatten(["read"], as_=["value"]).transform_window(i="row_number()")
-    ones = alt.Chart(alt.Data(values=[{"value": 0}, {"value": 1}]))
+    ones = alt.Chart(style.Records(values=[{"value": 0}, {"value": 1}]))
     reads = alt.layer(
         bars.transform_calculate(row="datum.i - 0.85", below="datum.i - 0.15", zero="0")
         .mark_rect()

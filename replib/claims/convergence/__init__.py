@@ -38,6 +38,7 @@ def article() -> str:
 CLAIM = Claim(
     name="convergence",
     notebook="01_convergence",
+    question="Does linear attention learn as softmax attention does?",
     experiments=grid.EXPERIMENTS,
     statements=(
         Statement(

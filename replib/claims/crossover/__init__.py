@@ -24,6 +24,7 @@ def article() -> str:
 CLAIM = Claim(
     name="crossover",
     notebook="03_speed_crossover",
+    question="From which length is linear attention faster?",
     experiments=grid.EXPERIMENTS,
     statements=(
         Statement(

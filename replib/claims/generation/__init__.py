@@ -40,6 +40,7 @@ def _times(over: str) -> str:
 CLAIM = Claim(
     name="generation",
     notebook="04_transformers_are_rnns",
+    question="What does the next token cost?",
     experiments=grid.EXPERIMENTS,
     statements=(
         Statement(

@@ -51,6 +51,7 @@ def of_slots() -> str:
 CLAIM = Claim(
     name="linformer",
     notebook="07_linformer",
+    question="Can attention to k sums replace attention to N tokens?",
     experiments=grid.EXPERIMENTS,
     statements=(
         Statement(

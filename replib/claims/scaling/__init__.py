@@ -21,6 +21,7 @@ def article() -> str:
 CLAIM = Claim(
     name="scaling",
     notebook="02_linear_scaling",
+    question="Do time and memory of linear attention grow only as N?",
     experiments=grid.EXPERIMENTS,
     statements=(
         Statement(
