@@ -4,6 +4,7 @@ It is HTML of its own, part of the page that the server answers with, and makes 
 marimo has drawn the same.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +21,8 @@ TEMPLATE = Path(__file__).with_name("opening.html").read_text(encoding="utf-8")
 
 
 class Opening:
-    """Puts what `html` makes above what marimo will draw, until it has drawn one of `drawn`, a CSS
-    selector; nothing where that takes longer than WAIT_S, or fails."""
+    """Puts what `html` makes above what marimo will draw, until that has something of `drawn`, a
+    CSS selector; nothing where it is empty, takes longer than WAIT_S to make, or fails."""
 
     def __init__(self, app: ASGIApp, html: Callable[[], str], drawn: str):
         self.app, self.html, self.drawn = app, html, drawn
@@ -47,10 +48,9 @@ class Opening:
             try:
                 shown = await to_thread.run_sync(self.html, abandon_on_cancel=True)
             except Exception:  # the page's own cell will say what is wrong
+                shown = ""
+            if not shown:
                 return b""
             parts = {"STYLE": STYLE, "SHOWN": shown, "DRAWN": self.drawn}
-            text = TEMPLATE
-            for name, part in parts.items():
-                text = text.replace(f"{{{{ {name} }}}}", part)
-            return text.encode()
+            return re.sub(r"{{ (\w+) }}", lambda name: parts[name[1]], TEMPLATE).encode()
         return b""

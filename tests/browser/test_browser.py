@@ -111,7 +111,7 @@ def new_page(browser, address):
     """A function that opens a path of the server; a page keeps the errors that it reported."""
     contexts = []
 
-    def open_page(path="", **options):
+    def open_page(path="", watch=None, **options):
         context = browser.new_context(**{"viewport": DESK} | options)
         contexts.append(context)
         page = context.new_page()
@@ -119,7 +119,11 @@ def new_page(browser, address):
         page.problems = []
         page.on("pageerror", lambda error: page.problems.append(str(error)))
         page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" else None)
+        if watch:
+            page.add_init_script(watch)
         page.goto(address + path)
+        # What stands there until marimo has drawn itself.
+        page.wait_for_function("!document.getElementById('opening')", polling=50)
         return page
 
     yield open_page
@@ -152,6 +156,17 @@ def resting(request, new_page):
     page.stem = request.param
     wait_until_drawn(page)
     return page
+
+
+def test_the_question_and_the_verdicts_stand_there_while_a_page_loads(browser, address):
+    context = browser.new_context(viewport=PHONE, java_script_enabled=False)
+    page = context.new_page()
+    for path, selector in (("convergence/", ".r-card .r-status"), ("", ".r-answers .r-status")):
+        page.goto(address + path)
+        expect(page.locator("#opening h1")).to_be_visible()
+        expect(page.locator(f"#opening {selector}").first).to_be_visible()
+        assert page.evaluate("document.body.scrollWidth") <= PHONE["width"]
+    context.close()
 
 
 def wait_until_drawn(page):

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from contextlib import ExitStack, contextmanager
 
@@ -37,11 +38,24 @@ if __name__ == "__main__":
 """
 PROGRAM = """
 import sys
+import time
 from pathlib import Path
 from replib.pages import server
 
 folder, token = Path(sys.argv[1]), sys.argv[2] or None
-pages = {"": server.Page(folder / "start.py"), "other": server.Page(folder / "other.py")}
+def slow():
+    time.sleep(5)
+    return "late"
+
+def failing():
+    raise ValueError("no verdict")
+
+pages = {
+    "": server.Page(folder / "start.py", lambda: "<h1>asked</h1>", ".drawn"),
+    "other": server.Page(folder / "other.py"),
+    "slow": server.Page(folder / "other.py", slow),
+    "failing": server.Page(folder / "other.py", failing),
+}
 site = server.application(pages, token=token, max_sessions=int(sys.argv[3]))
 listener = server.listening("127.0.0.1", 0)
 print(listener.getsockname()[1], flush=True)
@@ -118,6 +132,24 @@ def test_each_notebook_has_its_address_and_gets_what_the_address_asks_for(port):
             pass
 
 
+def test_what_a_page_answers_stands_in_it_unless_that_is_slow_or_fails(port):
+    shown = ask(port)[2]
+    assert shown.index("<h1>asked</h1>") < shown.index('<div id="root">')
+    assert '"#root .drawn"' in shown and "{{" not in shown.partition('<div id="root">')[0]
+    for path in ("/other/", "/slow/", "/failing/"):
+        status, _, text = ask(port, path)
+        assert status == 200 and 'id="opening"' not in text and '<div id="root">' in text
+
+
+def test_the_files_that_all_pages_need_are_kept_by_browsers(port):
+    name = re.findall(r"assets/(index-\S*?\.js)", ask(port)[2])[0]
+    status, headers, _ = ask(port, f"/assets/{name}")
+    assert status == 200 and "immutable" in headers["cache-control"]
+    assert headers["content-type"].startswith("text/javascript")
+    for name in ("nothing.js", "..%2Findex.html", ".."):
+        assert ask(port, f"/assets/{name}")[0] == 404
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
 def test_loopback_names_are_answered(port, host):
     assert ask(port, Host=f"{host}:{port}")[0] == 200
@@ -158,8 +190,14 @@ def test_so_many_pages_are_open_and_one_that_was_closed_makes_room(tmp_path):
             page.recv(timeout=PATIENCE_S)
         assert refused(port, "one_more") == 503
         page.close()
-        with open_page(port, "one_more") as page:
-            assert page.recv(timeout=PATIENCE_S)
+        deadline = time.monotonic() + PATIENCE_S
+        while True:  # until the server has noticed
+            try:
+                page = pages.enter_context(open_page(port, "one_more"))
+                break
+            except InvalidStatus:
+                assert time.monotonic() < deadline
+        assert page.recv(timeout=PATIENCE_S)
 
 
 def test_a_token_is_brought_along_once(guarded):
