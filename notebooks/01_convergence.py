@@ -83,19 +83,7 @@ def _(asked, get_changes, live, recorded):
 
 @app.cell(hide_code=True)
 def _(recorded):
-    _curves = frames.training_curves(recorded.rows["convergence"])
-    mo.ui.tabs(
-        {
-            "Loss": curves.learning_curves(_curves, y="loss", title="Loss while learning to copy"),
-            "Accuracy": curves.learning_curves(
-                _curves, y="accuracy", title="Accuracy while learning to copy"
-            ),
-            "Every seed": curves.seeds_chart(
-                frames.training_summaries(recorded.rows["convergence"]),
-                title="Where each seed ended",
-            ),
-        }
-    )
+    mo.ui.tabs(page.recorded_charts(recorded.rows["convergence"]))
     return
 
 
@@ -185,14 +173,10 @@ def _(get_changes, live):
 
 @app.cell(hide_code=True)
 def _(recorded, rows):
-    _rows = recorded.rows["sequence_copy"]
-    _curves = frames.training_curves(_rows)
-    _chart = curves.learning_curves(_curves, title="Loss on the sequence-to-sequence copy task")
-    _table = mo.md(page.sequence_copy_table(_rows))
     mo.accordion(
         {
             "Beside LSH attention": recorded.cards(rows, "below_lsh"),
-            "The 2022 replication's task": mo.vstack([_table, _chart]),
+            **page.sequence_copy(recorded.rows["sequence_copy"]),
             "A training step": code.source(Training.train_step),
         }
     )

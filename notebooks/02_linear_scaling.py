@@ -72,7 +72,7 @@ def _(asked, get_changes, live, recorded):
 
 @app.cell(hide_code=True)
 def _(recorded):
-    page.scaling_tabs(recorded.rows["scaling"])
+    mo.ui.tabs(page.recorded_charts(recorded.rows["scaling"]))
     return
 
 

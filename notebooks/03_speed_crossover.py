@@ -77,7 +77,7 @@ def _(asked, get_changes, live, recorded):
 
 @app.cell(hide_code=True)
 def _(recorded):
-    page.crossover_tabs(recorded.rows["crossover"])
+    mo.ui.tabs(page.recorded_charts(recorded.rows["crossover"]))
     return
 
 
@@ -158,7 +158,9 @@ def _(recorded, rows):
     mo.accordion(
         {
             "It moves with the implementation": recorded.cards(rows, "implementations"),
-            "The 2022 article": page.article_tabs(_article, recorded.rows["step_time"]),
+            "The 2022 article": mo.ui.tabs(
+                page.article_charts(_article, recorded.rows["step_time"])
+            ),
         }
     )
     return

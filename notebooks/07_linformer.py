@@ -10,7 +10,6 @@ with app.setup(hide_code=True):
     from replib.claims import linformer, translation
     from replib.claims.linformer import charts
     from replib.claims.translation import page
-    from replib.lab.timing import WORKS
     from replib.pages import code, controls, curves, frames
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
@@ -25,7 +24,8 @@ def _():
 
             *Linformer* (Wang et al. 2020) adds the N keys up into k *slots*, each a weighted sum,
             and the values too; a query then looks at k slots instead of N tokens. It cannot hide
-            the future, as every slot holds some of it, so it serves encoders.
+            the future, as every slot holds some of it, so it serves encoders. The *Linformer work*
+            here is crybot/linformer, a public project that timed it and translated with it.
             """),
             linformer.CLAIM.head(),
         ]
@@ -50,16 +50,7 @@ def _(speed, text):
 
 @app.cell(hide_code=True)
 def _(speed, text):
-    _figures = speed.figures | text.figures
-    _names = {
-        "Times faster": "linformer_saved",
-        "Time": "linformer_time",
-        "Memory": "linformer_memory",
-        "BLEU": "translation_bleu",
-        "Long sentences": "translation_length",
-        "Number words": "number_words",
-    }
-    mo.ui.tabs({_label: _figures[_name].chart for _label, _name in _names.items()})
+    mo.ui.tabs(page.recorded_charts(speed, text))
     return
 
 
@@ -206,12 +197,10 @@ def _(asked, get_changes, live, made):
 def _(asked, get_changes, live, sizes, speed, text):
     get_changes()
     _n, _k = (sizes.value[name] for name in ("n", "k"))
-    _rows = speed.rows["linformer"]
-    _times = {_work.replace("_", " and "): page.every_time(_rows, _work) for _work in WORKS}
     more = {
         "Right to the letter?": text.cards(live.rows(asked.jobs, asked.device), "number_words"),
         "Does k matter to the time?": speed.cards(None, "slots"),
-        "Times of every length": mo.ui.tabs(_times),
+        "Times of every length": mo.ui.tabs(page.every_time(speed.rows["linformer"])),
         "Matrices by the way they are shared": page.sharing_table(_n, _k),
         "BLEU, counted wrong and right": page.published_table(),
     }

@@ -5,6 +5,7 @@ drive a browser, run notebooks or write the report are slow, and so is a test th
 test that is not may take BUDGET_S of a processor's time.
 """
 
+import os
 import shutil
 import sys
 import time
@@ -13,11 +14,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 
 # The models here are too small to share out, and threads would fight with the tests' own.
 torch.set_num_threads(1)
 
 SLOW_FOLDERS = {"browser", "notebooks", "report"}
+# Files that take longest, first: workers get a file at a time, and should end together.
+LONG = (
+    "test_notebooks",
+    "test_browser",
+    "test_cli",
+    "test_training",
+    "test_offline",
+    "test_report",
+)
 BUDGET_S = 2.0  # of a processor as fast as one that counts to COUNTED in COUNTED_S
 SCATTER = 1.5  # what another run of a test may take where cores are shared
 COUNTED, COUNTED_S = 2_000_000, 0.04
@@ -28,6 +39,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.relative_to(here).parts[0] in SLOW_FOLDERS:
             item.add_marker(pytest.mark.slow)
+    long = [f"{name}.py" for name in LONG]
+    items.sort(key=lambda item: long.index(item.path.name) if item.path.name in long else len(long))
 
 
 def _slowness() -> float:
@@ -91,10 +104,22 @@ def data(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
-    """The folder of a report of the recorded rows, built once for all tests."""
+    """The folder of a report of the recorded rows, built once for all tests and workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which the workers share
+    folder /= "built"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            begun = tmp_path_factory.mktemp("built")
+            _build_report(begun)
+            begun.rename(folder)
+    return folder
+
+
+def _build_report(folder: Path) -> None:
     from replib.report import write
 
-    folder = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPLIB_CACHE", str(folder / "cache"))
         patch.setattr(write, "FIGURES", folder)
@@ -104,7 +129,6 @@ def built(tmp_path_factory):
             shutil.copy(write.ROOT / document, folder / document)
         patch.setattr(write, "ROOT", folder)
         write.write_report()
-    return folder
 
 
 @pytest.fixture

@@ -214,7 +214,10 @@ def left_out(experiment: str, folder: Path | None = None) -> str | None:
     if not n:
         return None
     runs = f"{n} {'run' if n == 1 else 'runs'}"
-    return f"{experiment}: {runs} left out, as earlier versions of this program recorded them"
+    return (
+        f"{experiment}: {runs} neither shown nor judged, as this program computes otherwise since; "
+        f"`python -m replib record {experiment}` repeats what its scale asks for"
+    )
 
 
 def skipped(experiment: str, folder: Path | None = None) -> str | None:

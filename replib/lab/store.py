@@ -354,6 +354,9 @@ def read_rows(experiment: str, folder: Path | None = None) -> list[Row]:
     return [row for _, row in content.rows]
 
 
+_NOTHING = Content()
+
+
 def read(experiment: str, folder: Path | None = None) -> Content:
     """What a file holds; the same object until the file changes.
 
@@ -373,7 +376,7 @@ def read(experiment: str, folder: Path | None = None) -> Content:
                 time.sleep(WHOLE_LINE_EVERY_S)
             _READ[path] = _parse(experiment, content, version)
     except FileNotFoundError:
-        return Content()
+        return _NOTHING
     except OSError as error:
         raise FileError(remedy(path, error)) from error
     return _READ[path]

@@ -335,7 +335,20 @@ class OnPage:
         self.chart = chart
 
     def _mime_(self) -> tuple[str, str]:
-        return ON_PAGE, self.chart.to_json(indent=None, validate=False, default=str)
+        spec = without_unused(self.chart.to_dict(validate=False))
+        return ON_PAGE, json.dumps(spec, allow_nan=False, default=str)
+
+
+def without_unused(spec: dict[str, Any]) -> dict[str, Any]:
+    """A Vega-Lite chart without the columns of its data that nothing in it names."""
+    datasets = spec.get("datasets", {})
+    text = json.dumps({name: part for name, part in spec.items() if name != "datasets"})
+    named = {key for rows in datasets.values() for row in rows for key in row if key in text}
+    kept = {
+        name: [{key: row[key] for key in row if key in named} for row in rows]
+        for name, rows in datasets.items()
+    }
+    return spec | {"datasets": kept} if kept else spec
 
 
 alt.TopLevelMixin._display_ = lambda chart: OnPage(chart)

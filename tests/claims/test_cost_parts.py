@@ -9,7 +9,7 @@ from shown import cost_row
 
 from replib.claims import cost_page
 from replib.claims.crossover.charts import crossings_chart, crossover_chart
-from replib.claims.crossover.page import crossover_tabs
+from replib.claims.crossover.page import recorded_charts
 from replib.claims.scaling.charts import scaling_chart
 from replib.lab import predict
 from replib.lab.run import CostJob, config_of
@@ -50,7 +50,7 @@ def test_the_crossings_chart_says_whether_the_implementation_matters():
 
 def test_recorded_times_have_a_tab_for_each_work_and_batch_and_device():
     two = crossing(batch_size=8, device="A") + crossing(batch_size=8, device="B")
-    shown = html.unescape(crossover_tabs(two).text)
+    shown = html.unescape("".join(f"{k} {v.text}" for k, v in recorded_charts(two).items()))
     assert "Times, forward only, batch 1, A" in shown and "Times, batch 8, B" in shown
 
 

@@ -34,7 +34,7 @@ def _autopsy(scale: str) -> list[Job]:
     """
     lengths = (8,) if scale == "smoke" else (8, 16, 32, 64)
     n_seeds = 1 if scale == "smoke" else 3
-    n_steps = 60 if scale == "smoke" else 3000
+    n_steps = 20 if scale == "smoke" else 3000
 
     def jobs(seed: int, sets_of: Callable[[str], list[tuple[str, ...]]]) -> list[Job]:
         return [
@@ -71,7 +71,7 @@ def _autopsy_full(scale: str) -> list[Job]:
     n_seeds = 1 if small else 3
 
     def job(attention: str, defects: Sequence[str], seed: int = 0, n_steps: int = 3000) -> Job:
-        n_steps = 60 if small else n_steps
+        n_steps = 20 if small else n_steps
         config = TrainingConfig(
             task=SequenceCopy(seq_len=8),
             model=(laptop_model if small else replication_model)(attention),

@@ -15,7 +15,7 @@ from replib.claims.capacity.memories import label
 from replib.fast_weights import UPDATE_RULES, MemoryConfig, RetrievalConfig
 from replib.lab.run import RetrievalJob
 from replib.lab.store import Row
-from replib.pages import controls
+from replib.pages import controls, drawn
 from replib.pages.controls import Control
 from replib.pages.live import on_one_core
 
@@ -100,10 +100,16 @@ def recorded_charts(
 ) -> dict[str, mo.Html]:
     """The recorded curves of each setting, the published and the live ones among them, and how many
     keys are solved, by title."""
-    frame = charts.retrieval_frame([*recorded["capacity"], *recorded["update_rules"], *live])
-    drawn = {name: charts.loss_chart(frame, n) for n, name in enumerate(RETRIEVAL_SETTINGS, 1)}
-    drawn["keys solved"] = charts.solved_chart(frame)
-    return {name: mo.as_html(chart) for name, chart in drawn.items()}
+    groups = recorded["capacity"], recorded["update_rules"]
+    if not live:
+        return drawn.once(_charts)(*groups)
+    return {name: mo.as_html(chart) for name, chart in _charts(*groups, live).items()}
+
+
+def _charts(*groups: Sequence[Row]) -> dict[str, alt.LayerChart]:
+    frame = charts.retrieval_frame([row for rows in groups for row in rows])
+    shown = {name: charts.loss_chart(frame, n) for n, name in enumerate(RETRIEVAL_SETTINGS, 1)}
+    return shown | {"keys solved": charts.solved_chart(frame)}
 
 
 def live_jobs(values: Mapping[str, Any]) -> list[RetrievalJob]:

@@ -17,7 +17,7 @@ from replib.lab.run import TrainingJob, config_of
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table, sizes_text
 from replib.models import MultiHeadAttention
-from replib.pages import frames, style
+from replib.pages import curves, drawn, frames, style
 from replib.pages.controls import callout, grid, plain, styled
 from replib.pages.live import LiveRuns, in_passing_thread
 from replib.published import published
@@ -76,6 +76,29 @@ def sizes(values: Mapping[str, Any]) -> mo.Html:
         f"weighs N² = **{n * n:,}** pairs; linear attention carries S and z along, D² + D = "
         f"**{d * d + d:,}** numbers, whatever N is."
     )
+
+
+@drawn.once
+def recorded_charts(rows: Sequence[Row]) -> dict[str, alt.LayerChart]:
+    """By title: loss and accuracy while models learn, and where each seed ends."""
+    frame = frames.training_curves(rows)
+    learning = {
+        y.capitalize(): curves.learning_curves(
+            frame, y=y, title=f"{y.capitalize()} while learning to copy"
+        )
+        for y in ("loss", "accuracy")
+    }
+    ends = curves.seeds_chart(frames.training_summaries(rows), title="Where each seed ended")
+    return learning | {"Every seed": ends}
+
+
+@drawn.once
+def sequence_copy(rows: Sequence[Row]) -> dict[str, mo.Html]:
+    """The task of the 2022 replication: final losses beside its own, and how they came about."""
+    title = "Loss on the sequence-to-sequence copy task"
+    chart = curves.learning_curves(frames.training_curves(rows), title=title)
+    table = mo.md(sequence_copy_table(rows))
+    return {"The 2022 replication's task": mo.vstack([table, chart])}
 
 
 def curves_behind(recorded: Mapping[str, Sequence[Row]], values: Mapping[str, Any]) -> pl.DataFrame:

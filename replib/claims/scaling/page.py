@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-import marimo as mo
+import altair as alt
 
 from replib.claims import cost_page
 from replib.claims.common import VARIANTS
@@ -10,23 +10,25 @@ from replib.claims.scaling.charts import scaling_chart
 from replib.claims.scaling.growth import MEMORY, TIME, curves, judged_rows
 from replib.lab.run import CostJob, config_of, variant_of
 from replib.lab.store import Row
+from replib.pages import drawn
 from replib.pages.controls import WORK_LABELS
 
 
-def scaling_tabs(rows: Sequence[Row]) -> mo.Html:
-    """Time and memory of each work on the first of `growth.curves`, and time on the others; what
-    is beside softmax and linear attention has a tab of its own."""
-    tabs = {}
+@drawn.once
+def recorded_charts(rows: Sequence[Row]) -> dict[str, alt.LayerChart]:
+    """By title: time and memory of each work on the first of `growth.curves`, and time on the
+    others; what is beside softmax and linear attention apart."""
+    shown = {}
     for work in reversed(WORK_LABELS):
         only = ["forward only"] * (work == "forward")
         alike = curves([row for row in rows if config_of(row).work == work])
         for i, (curve, some) in enumerate(alike.items()):
             main = [row for row in some if variant_of(row) in VARIANTS]
-            tabs[", ".join(["Time", *only, *[curve] * (i > 0)])] = scaling_chart(main)
-            if len(tabs) == 1:  # memory is that of the same calls
-                tabs["Memory"] = scaling_chart(main, MEMORY)
-                tabs["Beside LSH attention"] = scaling_chart(some, TIME)
-    return mo.ui.tabs(tabs or {"Time": scaling_chart([])})
+            shown[", ".join(["Time", *only, *[curve] * (i > 0)])] = scaling_chart(main)
+            if len(shown) == 1:  # memory is that of the same calls
+                shown["Memory"] = scaling_chart(main, MEMORY)
+                shown["Beside LSH attention"] = scaling_chart(some, TIME)
+    return shown or {"Time": scaling_chart([])}
 
 
 def recorded_alike(rows: Sequence[Row], jobs: Sequence[CostJob]) -> list[Row]:

@@ -5,10 +5,12 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import altair as alt
 import marimo as mo
 import torch
 
 from replib.attention import linformer_attention, softmax_attention
+from replib.claims.claim import Recorded
 from replib.claims.linformer import charts as of_linformer
 from replib.claims.linformer.probes import (
     PADDING,
@@ -26,11 +28,20 @@ from replib.claims.translation.maps import Translated, translated
 from replib.lab.run import TrainingJob
 from replib.lab.store import Row
 from replib.lab.text import markdown_table
-from replib.pages import controls, frames, style
+from replib.lab.timing import WORKS
+from replib.pages import controls, drawn, frames, style
 from replib.pages.costs import cost_chart
 from replib.pages.live import LiveRuns, in_passing_thread
 from replib.tasks.number_words import words_of
 
+FIGURES = {  # by the title of their tab
+    "Times faster": "linformer_saved",
+    "Time": "linformer_time",
+    "Memory": "linformer_memory",
+    "BLEU": "translation_bleu",
+    "Long sentences": "translation_length",
+    "Number words": "number_words",
+}
 ATTENTIONS = ("softmax", "linear", "linformer")
 EXAMPLE = "4,321"
 PROBE_N, PROBE_K = 12, 4
@@ -203,10 +214,19 @@ def sharing_table(n: int, k: int) -> mo.Html:
     )
 
 
-def every_time(rows: Sequence[Row], work: str) -> Any:
-    """Time against N of one work."""
-    costs = frames.pooled(frames.costs(of_linformer.shown(rows, work)))
-    return cost_chart(costs, title="Time of attention that is not causal, per sequence")
+@drawn.once
+def recorded_charts(*claims: Recorded) -> dict[str, alt.LayerChart]:
+    """What is recorded of this page's claims, by title."""
+    figures = {name: one for claim in claims for name, one in claim.figures.items()}
+    return {title: figures[name].chart for title, name in FIGURES.items()}
+
+
+@drawn.once
+def every_time(rows: Sequence[Row]) -> dict[str, alt.LayerChart]:
+    """Time against N of each work."""
+    title = "Time of attention that is not causal, per sequence"
+    costs = {work: frames.pooled(frames.costs(of_linformer.shown(rows, work))) for work in WORKS}
+    return {work.replace("_", " and "): cost_chart(one, title=title) for work, one in costs.items()}
 
 
 def published_table() -> mo.Html:
