@@ -173,9 +173,14 @@ def _(get_changes, live):
 
 @app.cell(hide_code=True)
 def _(recorded, rows):
+    mo.accordion({"Beside LSH attention": recorded.cards(rows, "below_lsh")})
+    return
+
+
+@app.cell(hide_code=True)
+def _(recorded):
     mo.accordion(
         {
-            "Beside LSH attention": recorded.cards(rows, "below_lsh"),
             **page.sequence_copy(recorded.rows["sequence_copy"]),
             "A training step": code.source(Training.train_step),
         }

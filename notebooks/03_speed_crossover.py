@@ -154,15 +154,14 @@ def _(get_changes, live):
 
 @app.cell(hide_code=True)
 def _(recorded, rows):
-    _article = published()["dm2022"]
-    mo.accordion(
-        {
-            "It moves with the implementation": recorded.cards(rows, "implementations"),
-            "The 2022 article": mo.ui.tabs(
-                page.article_charts(_article, recorded.rows["step_time"])
-            ),
-        }
-    )
+    mo.accordion({"It moves with the implementation": recorded.cards(rows, "implementations")})
+    return
+
+
+@app.cell(hide_code=True)
+def _(recorded):
+    _charts = page.article_charts(published()["dm2022"], recorded.rows["step_time"])
+    mo.accordion({"The 2022 article": mo.ui.tabs(_charts)})
     return
 
 

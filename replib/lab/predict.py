@@ -39,7 +39,7 @@ BUDGET_S = 0.4  # for all that a prediction measures
 SHORTEST, FEWEST_KEYS = 32, 8  # the size to begin with
 WAIT_S = 0.3  # for another timing to end; after that a prediction is from what is known
 CALLS = 6  # one untimed, two alone, and pairs
-DISTURBED_S = 1.0  # a longer call is believed at once
+DISTURBED_S = 5.0  # a longer call is believed at once
 Size = tuple[int, int]
 """n and b."""
 
