@@ -162,7 +162,12 @@ def test_the_question_and_the_verdicts_stand_there_while_a_page_loads(browser, a
     context = browser.new_context(viewport=PHONE, java_script_enabled=False)
     page = context.new_page()
     for path, selector in (("convergence/", ".r-card .r-status"), ("", ".r-answers .r-status")):
-        page.goto(address + path)
+
+        def is_ready(path=path):  # the server judges the rows first
+            page.goto(address + path)
+            return page.locator("#opening h1").count()
+
+        wait_for(is_ready)
         expect(page.locator("#opening h1")).to_be_visible()
         expect(page.locator(f"#opening {selector}").first).to_be_visible()
         assert page.evaluate("document.body.scrollWidth") <= PHONE["width"]
