@@ -127,6 +127,7 @@ def _text_scores(config, seed):
         "perplexity_of_batch_means": math.exp(loss) * 1.001,
         "bits_per_byte": loss / math.log(2),
         "by_position": positions,
+        "by_segment": [loss] * config.n_carried,
         "state_bytes": size,
     }
 

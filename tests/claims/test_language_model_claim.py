@@ -136,6 +136,7 @@ def test_charts_are_drawn_with_rows_and_without(rows):
                 figure.chart.to_dict()
     assert "no data yet" in str(charts.axis_chart([], "layers").to_dict())
     assert "best softmax 11, linear 11" in str(charts.axis_chart(rows["text_axes"], "layers").title)
+    assert len(judge_of_rules.along_segments(rows["text_carry"], "sum")) == 16
     shown = charts_of_rules.state_chart(rows["text_carry"]).to_dict()
     assert "bytes of the state" in str(shown)
 
@@ -254,6 +255,7 @@ def test_the_first_tokens_are_those_of_the_whole_sequence():
 def test_live_jobs_follow_the_controls():
     values = {"n_layers": 3, "n_heads": 8, "batch_size": 4, "lr": 3e-3, "n_steps": 50}
     values |= {"seq_len": 32, "positions": "none", "attention": ("linear", "delta")}
+    values |= {"embedding_dropout": 0.5}
     jobs = page.live_jobs(values)
     assert [job.config.model.attention for job in jobs] == ["linear", "delta"]
     for config in (job.config for job in jobs):
@@ -261,3 +263,4 @@ def test_live_jobs_follow_the_controls():
         assert (config.model.n_layers, config.model.n_heads, config.lr) == (3, 8, 3e-3)
         assert (config.task.seq_len, config.model.positions) == (32, "none")
         assert (config.batch_size, config.n_steps) == (4, 50)
+        assert config.model.embedding_dropout == 0.5

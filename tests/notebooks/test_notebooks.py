@@ -99,6 +99,7 @@ SETTINGS = {
         "n_layers": 1,
         "n_heads": 1,
         "lr": 1e-2,
+        "embedding_dropout": 0.0,
         "positions": "sinusoids",
         "attention": ("softmax", "delta"),
         "device": "cpu",

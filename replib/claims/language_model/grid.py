@@ -15,6 +15,7 @@ from replib.tasks.text import Text
 N_STEPS = {"smoke": 4, "laptop": 1000, "paper": 10_000}  # of a character model
 N_SEEDS = {"smoke": 1, "laptop": 3, "paper": 5}
 TOKENS = 2048  # of a step: 16 segments of 128
+VALID_TOKENS = 2**15  # of the 55,770 to validate on, the first, at each evaluation
 LRS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 # Of a mechanism, from the axis of learning rates: that of the lowest validation loss, one seed.
 LR = {"softmax": 1e-2, "linear": 1e-2}
@@ -33,10 +34,11 @@ def character_config(attention: str, n_steps: int = 1000, **changes) -> Language
         n: changes.pop(n) for n in [*changes] if n in TransformerConfig.__dataclass_fields__
     }
     width = {"d_feedforward": 4 * of_model.get("d_model", 64)}
+    task, batch_size = changes.get("task", Text()), changes.get("batch_size", 16)
     options = {
-        "task": Text(),
+        "task": task,
         "model": replace(laptop_model(attention), **width | of_model),
-        "batch_size": 16,
+        "batch_size": batch_size,
         "n_steps": n_steps,
         "optimizer": "adamw",
         "lr": LR.get(attention, OTHER_LR),
@@ -44,7 +46,7 @@ def character_config(attention: str, n_steps: int = 1000, **changes) -> Language
         "warmup_steps": min(50, n_steps // 4),
         "clip": "global",
         "eval_every": max(1, n_steps // 10),
-        "eval_batches": 16,
+        "eval_batches": max(1, VALID_TOKENS // (batch_size * task.seq_len)),
     }
     return LanguageModelConfig(**options | changes)
 

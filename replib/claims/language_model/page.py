@@ -27,7 +27,7 @@ from replib.pages.live import LiveRuns, on_one_core
 from replib.tasks.text import Text
 from replib.training import Training
 
-POSITIONS = {"sinusoids": "concatenated", "none": "none"}
+POSITIONS = {"sinusoids": "concatenated", "none": "none", "by batch row": "batch row"}
 PROMPT, N_DRAWN = "ROMEO:\n", 240
 N_BARS = 10
 CHOICES = (
@@ -41,7 +41,8 @@ _TAKES = itertools.count()  # an animation of a new name begins anew, though its
 
 def live_jobs(values: Mapping[str, Any]) -> list[TrainingJob]:
     """A character model for each mechanism of the controls."""
-    sizes = {name: values[name] for name in ("n_layers", "n_heads", "batch_size", "lr")}
+    kept = ("n_layers", "n_heads", "batch_size", "lr", "embedding_dropout")
+    sizes = {name: values[name] for name in kept}
     return [
         TrainingJob(
             config=character_config(
@@ -49,6 +50,7 @@ def live_jobs(values: Mapping[str, Any]) -> list[TrainingJob]:
                 values["n_steps"],
                 task=Text(seq_len=values["seq_len"]),
                 positions=POSITIONS[values["positions"]],
+                eval_batches=16,
                 **sizes,
             ),
             seed=0,

@@ -9,7 +9,12 @@ import polars as pl
 from replib.claims.claim import Figure, Rows
 from replib.claims.language_model.charts import LOSS_TITLE, devices_of, seed_bands
 from replib.claims.update_rules_text.grid import N_CARRIED, RULES, SEGMENT
-from replib.claims.update_rules_text.judge import by_rule, by_segments, by_state_size
+from replib.claims.update_rules_text.judge import (
+    along_segments,
+    by_rule,
+    by_segments,
+    by_state_size,
+)
 from replib.lab.store import Row
 from replib.pages import style
 
@@ -21,6 +26,8 @@ def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     rules, carry = rows["update_rules_text"], rows["text_carry"]
     yield "text_rules", Figure(chart=rules_chart(rules), experiment="update_rules_text", rows=rules)
     yield "text_carry", Figure(chart=carry_chart(carry), experiment="text_carry", rows=carry)
+    chart = segments_chart(carry)
+    yield "text_segments", Figure(chart=chart, experiment="text_carry", rows=carry)
     yield "text_state", Figure(chart=state_chart(carry), experiment="text_carry", rows=carry)
 
 
@@ -82,6 +89,26 @@ def carry_chart(rows: Sequence[Row]) -> alt.LayerChart:
         title,
         f"{devices_of(rows)}; the sum is DPFP's; lines are means of the seeds",
         "Test loss against the segments that a state goes through, of sum and delta rule.",
+        220,
+    )
+
+
+def segments_chart(rows: Sequence[Row]) -> alt.LayerChart:
+    """The loss on each segment that one state goes through."""
+    title = "Loss along the segments of one state"
+    lines = [
+        {"attention": RULES[rule], "point": str(i), "value": loss, "low": loss, "high": loss}
+        for rule in RULES
+        for i, loss in enumerate(along_segments(rows, rule), start=1)
+    ]
+    if not lines:
+        return style.no_data(title)
+    order = list(dict.fromkeys(line["point"] for line in lines))
+    return style.finished(
+        seed_bands(pl.DataFrame(lines), order, f"segment of {SEGMENT}"),
+        title,
+        f"{devices_of(rows)}; the sum is DPFP's; means of the seeds",
+        "Test loss on the first, second and later segments that a state goes through.",
         220,
     )
 

@@ -59,6 +59,7 @@ def carried_config(
         positions="none",
         n_carried=n_carried,
         memory_len=memory_len,
+        eval_batches=8,  # one after the other where the state is carried without end
         **how,
     )
 

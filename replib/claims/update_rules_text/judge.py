@@ -77,6 +77,14 @@ def by_segments(rows: Sequence[Row], rule: str) -> dict[int, list[float]]:
     return {n: some for n, some in found.items() if some}
 
 
+def along_segments(rows: Sequence[Row], rule: str) -> list[float]:
+    """The loss on the first, second, ... segment that a state goes through, of the rows whose state
+    goes through the most; the mean of the seeds."""
+    config = carried_config(RULES[rule], max(N_CARRIED), scale_of(rows))
+    told = [row["summary"].get("by_segment") for row in rows if config_of(row) == config]
+    return [mean(some) for some in zip(*filter(None, told), strict=True)]
+
+
 def by_state_size(rows: Sequence[Row]) -> list[tuple[str, int, float]]:
     """The mechanism, state bytes and loss of each run whose state is carried without end."""
     scale = scale_of(rows)
