@@ -97,7 +97,7 @@ def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(
     assert ("trained for" in told) == (name in TRAININGS)
 
 
-def test_a_command_stops_after_its_minutes_and_the_same_goes_on(capsys, monkeypatch):
+def test_a_command_stops_after_its_minutes_and_the_same_goes_on(capfd, monkeypatch):
     config = laptop_copy("linear", 8, 40, eval_every=10)
     one = Experiment(
         name="convergence",
@@ -108,7 +108,7 @@ def test_a_command_stops_after_its_minutes_and_the_same_goes_on(capsys, monkeypa
     command = ["record", "convergence", "--device", "cpu", "--threads", "1"]
     assert main([*command, "--minutes", "1e-9"]) == 0
     assert not store.read_rows("convergence")
-    assert "the same command continues" in capsys.readouterr().err
+    assert "the same command continues" in capfd.readouterr().err
     assert main([*command, "--minutes", "10"]) == 0
     assert [row["outcome"] for row in store.read_rows("convergence")] == ["ok"]
 

@@ -127,7 +127,7 @@ WORD_SIZES = {"n_layers": 5, "n_heads": 6, "d_model": 192, "d_feedforward": 768}
 
 def word_config(model: TransformerConfig | LSTMConfig, n_steps: int, **changes):
     """A model of Penn Treebank in words; `n_steps` of 32 segments of 64, 454 an epoch. All of the
-    validation text is looked at, every fifteenth of the run."""
+    validation text is looked at, every twelfth of the run."""
     options = {
         "task": Text(corpus="ptb", level="word", seq_len=64),
         "model": model,
@@ -139,7 +139,7 @@ def word_config(model: TransformerConfig | LSTMConfig, n_steps: int, **changes):
         "schedule": "cosine",
         "warmup_steps": min(200, n_steps // 4),
         "clip": "global",
-        "eval_every": max(1, n_steps // 15),
+        "eval_every": max(1, n_steps // 12),
         "eval_batches": 40,
     }
     return LanguageModelConfig(**options | changes)
@@ -158,7 +158,7 @@ LSTM = LSTMConfig(n_layers=2, d_model=288, dropout=0.2, tied=True)
 
 def _words(scale: str) -> list[Job]:
     """Penn Treebank; at the paper scale with more steps."""
-    n_steps = {"smoke": 2, "laptop": 3000, "paper": 12_000}[scale]
+    n_steps = {"smoke": 2, "laptop": 2400, "paper": 12_000}[scale]
     sizes = {"n_layers": 1, "d_model": 48, "d_feedforward": 48} if scale == "smoke" else {}
     lstm = replace(LSTM, d_model=32) if scale == "smoke" else LSTM
     configs = [word_config(word_model(name, **sizes), n_steps, stride=16) for name in PTB_MODELS]
