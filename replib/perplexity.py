@@ -130,7 +130,8 @@ def _nats(
 
 def _compared(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(logits.dtype, torch.float32)
-    nats = cross_entropy(logits.transpose(1, 2).to(wide), targets, reduction="none")
+    rows = logits.flatten(0, 1).to(wide)  # so that V is contiguous
+    nats = cross_entropy(rows, targets.flatten(), reduction="none").view(targets.shape)
     return nats.double().cpu(), (logits.argmax(-1) == targets).cpu()
 
 
