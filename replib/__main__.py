@@ -7,10 +7,12 @@ if __name__ == "__main__":  # before all that takes a while to import
 
 import argparse
 import itertools
+import math
 import platform
 import secrets
 import sys
 from functools import partial
+from time import monotonic
 
 from replib import __version__, files
 
@@ -49,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--retime-below", type=int, default=0, metavar="N", help=text)
     text = "number of a recording of scaling (default: 0); make the next at another time"
     sub.add_argument("--recording", type=int, default=0, metavar="K", help=text)
+    text = "stop after so long; a training that is under way goes on with the same command"
+    sub.add_argument("--minutes", type=float, default=None, metavar="M", help=text)
     sub = command("report", _report, "write figures/ and figures/report/")
     sub.add_argument("--pdf", action="store_true", help="print the pages too, by Chromium")
     sub.usage = f"{parser.prog} report [--pdf] [NOTEBOOK ...] [--PARAMETER VALUE ...]"
@@ -103,15 +107,17 @@ def _record(arguments) -> int:
         if arguments.threads < 1:
             raise ValueError(f"--threads {arguments.threads}: use at least 1")
         torch.set_num_threads(arguments.threads)
+    if arguments.minutes is not None and not arguments.minutes > 0:
+        raise ValueError(f"--minutes {arguments.minutes}: use above 0")
     tune_memory()
-    n_rows = 0
+    n_rows, ends = 0, monotonic() + 60 * (arguments.minutes or math.inf)
     with interrupts.stopping() as stop:
         for experiment in experiments:
             for row in record(
                 experiment,
                 arguments.scale,
                 device=arguments.device,
-                stop=stop.is_set,
+                stop=lambda: stop.is_set() or monotonic() > ends,
                 watch=_print_progress,
                 retime_below=arguments.retime_below,
                 recording=arguments.recording,
@@ -121,7 +127,9 @@ def _record(arguments) -> int:
     if stop.is_set():
         interrupts.say(interrupts.CONTINUES)
         return interrupts.status(stop.number)
-    if not n_rows:
+    if monotonic() > ends:
+        interrupts.say(interrupts.CONTINUES)
+    elif not n_rows:
         print(
             "nothing to do: what can run here of this scale is recorded for the present code, or "
             "another process is at it"

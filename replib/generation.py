@@ -89,7 +89,7 @@ class Decoder:
     ):
         _check_size("batch_size", batch_size, MAX_BATCH)
         if max_len is not None:
-            _check_size("max_len", max_len, MAX_POSITIONS)
+            _check_size("max_len", max_len, model.embedding.n_positions or MAX_POSITIONS)
         if isinstance(model, EncoderDecoder) != (memory is not None):
             raise ValueError("an EncoderDecoder, and no other model, needs the memory it encoded")
         self.model, self.batch_size, self.max_len = model, batch_size, max_len
@@ -211,7 +211,7 @@ class Decoder:
         )
 
     def _check_room(self, n: int) -> None:
-        n_positions = self.max_len or MAX_POSITIONS
+        n_positions = self.max_len or self.model.embedding.n_positions or MAX_POSITIONS
         if self.position + n > n_positions:
             taken = "all" if self.position == n_positions else f"{self.position} of"
             raise ValueError(f"{taken} {n_positions} positions are taken: use a larger max_len")
@@ -593,6 +593,29 @@ Choose = Callable[[Tensor], Tensor]
 def most_likely(logits: Tensor) -> Tensor:
     """(B, V) -> (B,): greedy decoding."""
     return logits.argmax(-1)
+
+
+def sampled(
+    generator: torch.Generator, *, temperature: float = 1.0, top_k: int | None = None
+) -> Choose:
+    """Draw from softmax(logits / temperature), of the `top_k` most likely tokens alone.
+
+    Raises:
+        ValueError: the temperature or top_k is not above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature}: use above 0, or most_likely")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k {top_k}: use at least 1, or None for all tokens")
+
+    def choose(logits: Tensor) -> Tensor:
+        if top_k is not None and top_k < logits.shape[-1]:
+            least = logits.topk(top_k, dim=-1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        shares = (logits.float() / temperature).softmax(-1)
+        return torch.multinomial(shares, 1, generator=generator).squeeze(1)
+
+    return choose
 
 
 def padded(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+POSITIONS = ("concatenated", "added", "learned", "none", "batch row")
+
 
 class Dropout(nn.Module):
     """Dropout that draws from its own generator, so that threads cannot disturb a run's seed.
@@ -50,7 +52,9 @@ def set_dropout_generator(model: nn.Module, generator: torch.Generator | None) -
 
 
 class Embedding(nn.Module):
-    """Token embedding with sinusoidal positions (Vaswani et al. 2017, section 3.5).
+    """Token embedding with positions: sinusoids (Vaswani et al. 2017, section 3.5) "concatenated"
+    to it or "added", "learned" vectors that are added, or "none". With "batch row" every token of
+    row b gets the sinusoid of position b, as in code that indexes (B, N, E) by its first size.
 
     The sinusoids are a buffer that no checkpoint holds: they are computed, on the CPU for a model
     that is built on the meta device, and again when they are moved to another device or dtype (as
@@ -58,12 +62,13 @@ class Embedding(nn.Module):
     """
 
     def __init__(
-        self, d_model: int, vocab_size: int, max_len: int, *, concatenated: bool, dropout: float
+        self, d_model: int, vocab_size: int, max_len: int, *, positions: str, dropout: float
     ):
         super().__init__()
-        self.concatenated = concatenated
-        size = d_model // 2 if concatenated else d_model
+        self.kind = positions
+        size = d_model // 2 if positions == "concatenated" else d_model
         self.tokens = nn.Embedding(vocab_size, size)
+        self.learned = nn.Embedding(max_len, size) if positions == "learned" else None
         self.dropout = Dropout(dropout)
         device = torch.get_default_device()
         device = torch.device("cpu") if device.type == "meta" else device
@@ -89,10 +94,10 @@ class Embedding(nn.Module):
         if positions is not None:
             if positions.numel() and not torch.compiler.is_compiling():  # it would be a graph break
                 self._check_last(positions.max().item())
-            return self.dropout(self._at(tokens, self.sinusoids[positions]))
+            return self.dropout(self._at(tokens, self._codes(tokens, positions)))
         last = first + tokens.shape[1]
         self._check_last(last - 1)
-        return self.dropout(self._at(tokens, self.sinusoids[first:last]))
+        return self.dropout(self._at(tokens, self._codes(tokens, slice(first, last))))
 
     def step(self, token: Tensor, position: int | Tensor, below: int | None = None) -> Tensor:
         """(B,) -> (B, E) at one position, which may be beyond those of `forward`, or a tensor () or
@@ -104,23 +109,40 @@ class Embedding(nn.Module):
         """
         if isinstance(position, int):
             below = position + 1
-        if below is not None and below <= len(self.sinusoids):
-            return self._at(token, self.sinusoids[position])
+        known = below is not None and below <= len(self.sinusoids)
+        if known or self.kind not in ("concatenated", "added"):
+            return self._at(token, self._codes(token, position))
         position = torch.as_tensor(position, device=token.device)
         return self._at(token, _sinusoids(position, self.sinusoids.shape[1]))
 
+    @property
+    def n_positions(self) -> int | None:
+        """Those that `step` can take; None where there is no end."""
+        return None if self.learned is None else self.learned.num_embeddings
+
+    def _codes(self, tokens: Tensor, positions: Tensor | slice | int) -> Tensor | None:
+        """What stands for positions of tokens (B,) or (B, N); None where nothing does."""
+        if self.kind == "none":
+            return None
+        if self.kind == "batch row":
+            rows = torch.arange(len(tokens), device=tokens.device)
+            rows = rows.view(-1, *[1] * (tokens.dim() - 1))
+            return _sinusoids(rows, self.sinusoids.shape[1])
+        return (self.sinusoids if self.learned is None else self.learned.weight)[positions]
+
     def _check_last(self, last: int) -> None:
-        if last >= len(self.sinusoids):
+        if self.kind not in ("none", "batch row") and last >= len(self.sinusoids):
             raise ValueError(
                 f"position {last} is beyond the model's {len(self.sinusoids)} positions: "
                 "build it for a longer sequence"
             )
 
-    def _at(self, tokens: Tensor, positions: Tensor) -> Tensor:
+    def _at(self, tokens: Tensor, codes: Tensor | None) -> Tensor:
         x = self.tokens(tokens)
-        if self.concatenated:
-            return torch.cat([x, positions.expand_as(x).to(x.dtype)], dim=-1)
-        return x * math.sqrt(x.shape[-1]) + positions.to(x.dtype)
+        if self.kind == "concatenated":
+            return torch.cat([x, codes.expand_as(x).to(x.dtype)], dim=-1)
+        x = x * math.sqrt(x.shape[-1])
+        return x if codes is None else x + codes.to(x.dtype)
 
 
 def embed_padded(embed: Callable[..., Tensor], tokens: Tensor, padding_mask: Tensor) -> Tensor:

@@ -18,8 +18,15 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from replib.attention import ATTENTION, Attention
-from replib.attention.base import Options, variant_label
-from replib.layers import Dropout, Embedding, check_padding, embed_padded, positions_without
+from replib.attention.base import Options, state_with, variant_label
+from replib.layers import (
+    POSITIONS,
+    Dropout,
+    Embedding,
+    check_padding,
+    embed_padded,
+    positions_without,
+)
 from replib.packing import Packing
 
 VERSION = 1  # raised when what a model computes, or how it starts, changes beyond rounding
@@ -44,11 +51,12 @@ class TransformerConfig:
         norm: "post" (as in the paper) or "pre" normalisation.
         dropout: of the blocks, and of the embedding where `embedding_dropout` is None; the original
             code has none at the embedding.
-        positions: sinusoids "concatenated" to (the original code) or "added" to the embedding.
+        positions: sinusoids "concatenated" to (the original code) or "added" to the embedding;
+            "learned" vectors, "none", or a sinusoid of the "batch row" (`replib.layers.Embedding`).
         n_kv_heads: G, each shared by H / G queries' heads (grouped-query attention, Ainslie et al.
             2023); None for H.
         tied: the output layer has the weights of the embedding (Press & Wolf 2017), which then
-            begins with a standard deviation of E^-1/2; for positions that are "added".
+            begins with a standard deviation of E^-1/2; not with "concatenated" positions.
     """
 
     attention: str = "linear"
@@ -90,9 +98,9 @@ class TransformerConfig:
             )
         if self.norm not in ("post", "pre"):
             raise ValueError(f"norm {self.norm!r}: use 'post' or 'pre'")
-        if self.positions not in ("concatenated", "added"):
-            raise ValueError(f"positions {self.positions!r}: use 'concatenated' or 'added'")
-        if self.tied and self.positions != "added":
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions {self.positions!r}: use {', '.join(POSITIONS)}")
+        if self.tied and self.positions == "concatenated":
             raise ValueError("tied weights need an embedding of the model's size: add positions")
         for name in ("dropout", "embedding_dropout"):
             p = getattr(self, name)
@@ -141,7 +149,7 @@ def _embedding(config: TransformerConfig, vocab_size: int, max_len: int) -> Embe
         config.d_model,
         vocab_size,
         max_len,
-        concatenated=config.positions == "concatenated",
+        positions=config.positions,
         dropout=config.dropout if config.embedding_dropout is None else config.embedding_dropout,
     )
 
@@ -327,6 +335,23 @@ class ModelState(NamedTuple):
 
     blocks: tuple[Any, ...]
     position: int | Tensor
+
+    def carried(self, memory_len: int | None = None) -> "ModelState":
+        """The state that the next segment of a text begins with: without gradients, and of a cache
+        of keys and values the last `memory_len` alone (Dai et al. 2019, *Transformer-XL*, section
+        3.2, who keep hidden states instead and compute keys and values of them anew)."""
+        blocks = (
+            state_with(state, (x.detach() if isinstance(x, Tensor) else x for x in state))
+            for state in self.blocks
+        )
+        if memory_len is not None:
+            blocks = (cache.last(memory_len) for cache in blocks)
+        return self._replace(blocks=tuple(blocks))
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its tensors."""
+        return sum(x.nbytes for state in self.blocks for x in state if isinstance(x, Tensor))
 
 
 class _Decoding(nn.Module):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,7 @@ from replib.layers import set_dropout_generator
 from replib.models import CausalTransformer, EncoderDecoder, PixelTransformer, TransformerConfig
 from replib.tasks import Batch, CausalCopy, SequenceCopy, Task
 from replib.tasks.images import Pixels
+from replib.tasks.text import Text
 from replib.tasks.translation import NumberWords, ParallelText
 
 VERSION = 1  # raised when what a step or an evaluation does changes beyond rounding
@@ -32,6 +34,7 @@ MODELS: dict[type, type[nn.Module]] = {
     NumberWords: EncoderDecoder,
     ParallelText: EncoderDecoder,
     Pixels: PixelTransformer,
+    Text: CausalTransformer,
 }
 
 # Beyond them a value is taken for a slip.
@@ -80,7 +83,7 @@ class TrainingConfig:
 
     kind: ClassVar[str] = "training"
 
-    task: Task | Pixels | NumberWords | ParallelText = field(default_factory=CausalCopy)
+    task: Task | Pixels | NumberWords | ParallelText | Text = field(default_factory=CausalCopy)
     model: TransformerConfig = field(default_factory=TransformerConfig)
     batch_size: int = 64
     n_steps: int = 10_000
@@ -133,6 +136,11 @@ class TrainingConfig:
         return self.task.missing_data()
 
     @property
+    def model_sizes(self) -> dict[str, int]:
+        """What its model is built with besides the config of that."""
+        return self.task.model_sizes
+
+    @property
     def trained(self) -> "TrainingConfig":
         """What is trained in the end; here it itself."""
         return self
@@ -151,6 +159,13 @@ class TrainingConfig:
             return self.lr * math.sqrt(max(1, self.warmup_steps) / (step + 1))
         done = (step - self.warmup_steps) / max(1, self.n_steps - self.warmup_steps)
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def build_model(config: TrainingConfig) -> nn.Module:
+    """The model of a run, as torch's global generator draws it: the one of its task, unless the
+    config of the model builds one itself."""
+    build = getattr(config.model, "build", None) or partial(MODELS[type(config.task)], config.model)
+    return build(**config.model_sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +257,7 @@ class Training(TrainingLoop):
         self.seed = seed
         with _GLOBAL_GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = MODELS[type(config.task)](config.model, **config.task.model_sizes)
+            self.model = build_model(config)
         self.model.to(self.device)
         self.optimizer = _optimizer(config, self.model)
         # Distinct streams: consecutive seeds of one generator kind would share none of them.
@@ -281,7 +296,7 @@ class Training(TrainingLoop):
         smoothing = config.label_smoothing
         options = {"label_smoothing": smoothing} if smoothing else {}
         with _precision(config.precision, self.device):
-            loss = config.task.loss(self._run_model(*batch.inputs), batch, **options)
+            loss = config.task.loss(self._outputs(batch), batch, **options)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         _clip(self.model, config.clip)
@@ -292,9 +307,13 @@ class Training(TrainingLoop):
     def _batch(self) -> Batch:
         """What the next step is trained on."""
         task = self.config.task
-        if isinstance(task, ParallelText):
+        if isinstance(task, ParallelText | Text):
             return task.batch_at(self.step, self.config.batch_size, self.seed, self.device)
         return task.sample(self.config.batch_size, self.data)
+
+    def _outputs(self, batch: Batch) -> Tensor:
+        """What the model puts out for a batch of the training."""
+        return self._run_model(*batch.inputs)
 
     def _measure(self) -> Metrics:
         loss, accuracy = self.evaluate()

@@ -62,7 +62,9 @@ def test_help_names_the_scales(capsys):
 
 MEMORIES = ("capacity", "update_rules", "evaluation", "favor_eps")
 TRAININGS = ("convergence", "sequence_copy", "autopsy", "autopsy_full", "images", *MEMORIES)
-TRAININGS += ("number_words", "translation")
+TRAININGS += ("number_words", "translation", "language_model", "text_axes", "text_defects")
+TRAININGS += ("update_rules_text", "text_carry", "study_ptb", "study_wikitext2", "study_enwik8")
+TRAININGS += ("wikitext103",)
 
 
 def test_the_time_of_a_training_counts_seeds_together_once_and_every_thread():
@@ -79,7 +81,7 @@ def test_the_time_of_a_training_counts_seeds_together_once_and_every_thread():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(name, capsys):
     jobs = EXPERIMENTS[name].jobs("smoke")
-    if name == "translation" and (missing := jobs[0].config.missing_data()):
+    if not jobs[0].timed and (missing := jobs[0].configs[0].missing_data()):
         pytest.skip(missing)
     assert main(["record", name, "--device", "cpu", "--threads", "1"]) == 0
     rows = store.read_rows(name)
@@ -95,6 +97,22 @@ def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(
     assert ("trained for" in told) == (name in TRAININGS)
 
 
+def test_a_command_stops_after_its_minutes_and_the_same_goes_on(capfd, monkeypatch):
+    config = laptop_copy("linear", 8, 40, eval_every=10)
+    one = Experiment(
+        name="convergence",
+        title="one run",
+        jobs=lambda scale: [TrainingJob(config=config, seed=0)],
+    )
+    monkeypatch.setitem(EXPERIMENTS, "convergence", one)
+    command = ["record", "convergence", "--device", "cpu", "--threads", "1"]
+    assert main([*command, "--minutes", "1e-9"]) == 0
+    assert not store.read_rows("convergence")
+    assert "the same command continues" in capfd.readouterr().err
+    assert main([*command, "--minutes", "10"]) == 0
+    assert [row["outcome"] for row in store.read_rows("convergence")] == ["ok"]
+
+
 @pytest.mark.parametrize(
     "arguments, remedy",
     [
@@ -103,6 +121,7 @@ def test_every_experiment_records_at_the_smoke_scale_and_then_has_nothing_to_do(
         (["record", "convergence", "--device", "tpu"], "use auto, cpu or cuda"),
         (["record", "convergence", "--threads", "0"], "use at least 1"),
         (["record", "convergence", "--threads", "two"], "invalid int value"),
+        (["record", "convergence", "--minutes", "0"], "use above 0"),
         (["record", "convergence", "--sale", "smoke"], "unrecognized arguments: --sale"),
         (["record"], "EXPERIMENT"),
         (["rekord"], "invalid choice"),

@@ -138,7 +138,7 @@ def test_dropout_keeps_the_mean_and_follows_its_generator():
         ({"n_heads": 0}, "n_heads 0: use 1 to"),
         ({"d_model": 10**9}, "use 1 to"),
         ({"norm": "none"}, "use 'post' or 'pre'"),
-        ({"positions": "rotary"}, "use 'concatenated' or 'added'"),
+        ({"positions": "rotary"}, "use concatenated, added, learned, none, batch row"),
         ({"dropout": 1.0}, "use 0 to below 1"),
         ({"embedding_dropout": 1.0}, "embedding_dropout 1.0: use 0 to below 1"),
         ({"n_heads": 4, "n_kv_heads": 3}, "n_kv_heads 3 does not divide n_heads 4"),

@@ -12,10 +12,17 @@ from replib import checkpoints, files
 from replib.claims.common import laptop_copy
 from replib.tasks import CausalCopy, SequenceCopy
 from replib.tasks.images import Pixels
+from replib.tasks.text import Text
 from replib.tasks.translation import NumberWords, ParallelText
 from replib.training import MODELS, Training, TrainingConfig
 
-TASKS = (CausalCopy(seq_len=16), SequenceCopy(seq_len=16), Pixels(), NumberWords())
+TASKS = (
+    CausalCopy(seq_len=16),
+    SequenceCopy(seq_len=16),
+    Pixels(),
+    NumberWords(),
+    Text(seq_len=16),
+)
 CHANCE = math.log(10)  # nats a token of uniform guessing among the symbols
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from replib import plain
 from replib.attention.base import Attention, check_qkv, repeat_heads
-from replib.attention.dpfp import DPFPAttention
+from replib.attention.dpfp import SUM_EPS, DPFPAttention, summing_to_1
 from replib.attention.feature_maps import dpfp
 from replib.attention.kernels import chunked_delta, refusal, why_not
 from replib.attention.padding import without_padding
@@ -23,8 +23,6 @@ from replib.plain import without_autocast
 
 # Ways to compute the same function, all positions and after the last write.
 KERNELS, RETRIEVAL_KERNELS = ("torch", "cpu", "plain"), ("torch", "plain")
-
-EPS = 1e-6  # added to the sum of a token's features, as in the published code
 
 
 def delta_rule(
@@ -116,6 +114,13 @@ class DeltaState(NamedTuple):
     s: Tensor
 
 
+class NormalisedState(NamedTuple):
+    """The same, and z = Σ φ(k_j) (B, H, R)."""
+
+    s: Tensor
+    z: Tensor
+
+
 def read(s: Tensor, q: Tensor, n_groups: int) -> Tensor:
     """y = W q of one position: s (B·G, R, M), q (B, H, R) -> (B, H, M)."""
     b, h, r = q.shape
@@ -166,6 +171,10 @@ class DeltaAttention(Attention):
     which is a projection of that input: σ(w·k + b), w and b learned for each head and 0 at first.
     `n_heads` are those of keys; given more, a key's head takes the first of its share.
 
+    With the option `normalised` it has attention normalisation as well (the same section):
+    y_i = W_i φ(q_i) / z_i·φ(q_i) and v̄_i = W_{i-1} φ(k_i) / z_{i-1}·φ(k_i), z_i = Σ_{j<=i} φ(k_j);
+    v̄_i is 0 where z_{i-1}·φ(k_i) is.
+
     Features of both signs, such as tanh, are not offered: their sum normalises nothing, and without
     it the memory may grow without bound; `fwm` has them.
 
@@ -194,9 +203,34 @@ class DeltaAttention(Attention):
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
         q, k, v, beta = self._writes(q, k, v, key_padding_mask, causal=causal)
+        divisor = None
+        if self._divides:
+            k, beta, z = self._normalised_writes(k, beta, torch.zeros_like(k[:, :, 0]))
+            divisor = self._divisor(q, z if causal else z[:, :, -1:])
         if causal:
-            return delta_rule(q, k, v, beta, kernel=self.kernel)
-        return delta_retrieve(q, k, v, beta, kernel=self._retrieval_kernel)
+            y = delta_rule(q, k, v, beta, kernel=self.kernel)
+        else:
+            y = delta_retrieve(q, k, v, beta, kernel=self._retrieval_kernel)
+        return y if divisor is None else (y / divisor).to(v.dtype)
+
+    @property
+    def _divides(self) -> bool:
+        return getattr(self.options, "normalised", None) is True
+
+    def _normalised_writes(
+        self, k: Tensor, beta: Tensor, z: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys κ = k / (z_{i-1}·k_i) and strengths β (z_{i-1}·k_i), which write
+        β (v_i - W κ_i) k_iᵀ, and z_i (B, H, N, R), after a z (B, H, R)."""
+        sums = z.unsqueeze(2) + k.cumsum(2)
+        scale = ((sums - k) * k).sum(-1)
+        scale = torch.where(scale > 0, scale, 1)
+        return k / scale.unsqueeze(-1), beta * scale, sums
+
+    @staticmethod
+    def _divisor(q: Tensor, z: Tensor) -> Tensor:
+        """z·q of queries (B, H, N, R) and sums of keys (B, G, N, R)."""
+        return (q * repeat_heads(z, q.shape[1])).sum(-1, keepdim=True) + SUM_EPS
 
     def _writes(
         self, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, *, causal: bool
@@ -230,10 +264,14 @@ class DeltaAttention(Attention):
     ) -> DeltaState:
         wide = torch.promote_types(dtype, torch.float32)
         shape = (batch_size, n_heads, self.n_features(head_dim), value_dim or head_dim)
-        return DeltaState(torch.zeros(shape, dtype=wide, device=device))
+        s = torch.zeros(shape, dtype=wide, device=device)
+        return NormalisedState(s, s.new_zeros(shape[:3])) if self._divides else DeltaState(s)
 
-    def step(self, state: DeltaState, q, k, v):
+    def step(self, state: DeltaState | NormalisedState, q, k, v):
         """One write, then one read."""
+        if self._divides:
+            y, state = self.prefill(state, *(x.unsqueeze(2) for x in (q, k, v)))
+            return y.squeeze(2), state
         s = state.s.flatten(0, 1)
         with without_autocast(s.device.type):
             beta = self._beta(k, "bhd,hd->bh").reshape(-1, 1, 1).to(s.dtype)
@@ -249,7 +287,7 @@ class DeltaAttention(Attention):
     def _normalised_read(self, y: Tensor) -> Tensor:
         return y
 
-    def prefill(self, state: DeltaState, q, k, v, *, key_padding_mask=None):
+    def prefill(self, state: DeltaState | NormalisedState, q, k, v, *, key_padding_mask=None):
         """In parallel: what has been in the memory before is a part of all that is read, so that
         the writes are those of v - W_0 k to an empty one."""
         check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
@@ -257,11 +295,19 @@ class DeltaAttention(Attention):
         q, k, v, beta = self._writes(q, k, v, key_padding_mask, causal=True)
         with without_autocast(s.device.type):
             q, k, v, beta = (x.to(s.dtype) for x in (q, k, v, beta))
+            if self._divides:
+                k, beta, sums = self._normalised_writes(k, beta, state.z)
             v = v - k @ s
             y = delta_rule(q, k, v, beta, kernel=self.kernel) + q @ repeat_heads(s, q.shape[1])
+            if self._divides:
+                y = y / self._divisor(q, sums)
             units = torch.eye(k.shape[-1], dtype=s.dtype, device=s.device)
             written = delta_retrieve(units.expand(*k.shape[:2], -1, -1), k, v, beta)
-        return y.to(dtype), DeltaState(s + written)
+        after = s + written
+        if not self._divides:
+            return y.to(dtype), DeltaState(after)
+        z = sums[:, :, -1] if sums.shape[2] else state.z
+        return y.to(dtype), NormalisedState(after, z)
 
     def _beta(self, k: Tensor, sizes: str) -> Tensor:
         k = _wide(k)
@@ -286,5 +332,4 @@ def _wide(x: Tensor) -> Tensor:
 
 def _normalised(x: Tensor, nu: int) -> Tensor:
     """DPFP-ν features that sum to 1, (..., D) -> (..., R); all 0 where no feature is above 0."""
-    features = dpfp(_wide(x), nu)
-    return features / (features.sum(-1, keepdim=True) + EPS)
+    return summing_to_1(dpfp(_wide(x), nu))

@@ -137,6 +137,13 @@ class KVCache(NamedTuple):
     length: int | Tensor
     padding: Tensor
 
+    def last(self, n: int) -> "KVCache":
+        """A cache of the last n positions alone, with room for no other."""
+        end = int(self.length)
+        places = slice(max(0, end - n), end)
+        keys, values = self.keys[:, :, places], self.values[:, :, places]
+        return KVCache(keys, values, keys.shape[2], self.padding[:, places])
+
 
 class SoftmaxAttention(Attention):
     """Softmax attention; its state is the cache of all keys and values, which grows with N."""

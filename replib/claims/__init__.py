@@ -17,6 +17,8 @@ CLAIMS = tuple(
         "update_rules",
         "linformer",
         "translation",
+        "language_model",
+        "update_rules_text",
     )
 )
 EXPERIMENTS = {one.name: one for claim in CLAIMS for one in claim.experiments}

@@ -9,11 +9,13 @@ from typing import Any
 
 from replib.attention import ATTENTION, Attention
 from replib.lab import store
+from replib.lstm import LSTMConfig
 from replib.tasks import SequenceCopy
 from replib.tasks.images import Pixels
+from replib.tasks.text import Text
 from replib.tasks.translation import NumberWords, ParallelText
 
-PART_CLASSES = (SequenceCopy, Pixels, NumberWords, ParallelText)
+PART_CLASSES = (SequenceCopy, Pixels, NumberWords, ParallelText, Text, LSTMConfig)
 PARTS: dict[str, type] = {part.__name__: part for part in PART_CLASSES}
 """What may stand in a config in place of a part's default, by the name of its class."""
 

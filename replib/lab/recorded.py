@@ -43,6 +43,14 @@ class LengthFigures(Struct):
     exact: Share | None = None
 
 
+class PositionFigures(Struct):
+    """Of the tokens of a text at positions up to this one in what the model was given, from half of
+    it on; nats a token."""
+
+    position: Count
+    nats: Amount
+
+
 class TrainingFigures(Struct):
     """Of a run that ended; a field without a default is there."""
 
@@ -67,6 +75,13 @@ class TrainingFigures(Struct):
     chrf_signature: str | None = None
     by_length: list[LengthFigures] | None = None
     text_digest: str | None = None
+    bits_per_byte: Positive | None = None
+    bits_per_character: Positive | None = None
+    perplexity_sliding: Positive | None = None
+    perplexity_of_batch_means: Positive | None = None
+    by_position: list[PositionFigures] | None = None
+    by_segment: list[Amount] | None = None
+    state_bytes: Count | None = None
 
 
 class CostFigures(Struct):

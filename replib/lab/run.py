@@ -17,6 +17,7 @@ from replib.lab.configs import config_from
 from replib.lab.runs.generation import GenerationConfig
 from replib.lab.text import sizes_text
 from replib.lab.timing import DTYPES, WORKS, CostConfig, timing_versions
+from replib.language_model import LanguageModelConfig
 from replib.training import Metrics, Training, TrainingConfig
 
 # By the `kind` of rows: their config, and the kind that it is a special one of, such as "training";
@@ -33,7 +34,7 @@ def register(config: type) -> None:
         CONFIGS[f"{config.kind} step"], BASES[f"{config.kind} step"] = config, "step"
 
 
-for one in (TrainingConfig, CostConfig, GenerationConfig, RetrievalConfig):
+for one in (TrainingConfig, LanguageModelConfig, CostConfig, GenerationConfig, RetrievalConfig):
     register(one)
 
 Config = TrainingConfig | CostConfig | GenerationConfig | RetrievalConfig

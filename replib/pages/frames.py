@@ -176,5 +176,10 @@ def frame_of(data: list[dict] | dict[str, list], columns: dict[str, Any]) -> pl.
     )
 
 
+def finite(numbers: pl.Expr) -> pl.Expr:
+    """Numbers, null where they are not finite."""
+    return pl.when(numbers.is_finite()).then(numbers)
+
+
 def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

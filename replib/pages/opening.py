@@ -35,7 +35,10 @@ class Opening:
 
         async def send_with(message: Message) -> None:
             if message["type"] == "http.response.start":
-                del MutableHeaders(scope=message)["Content-Length"]
+                headers = MutableHeaders(scope=message)
+                for name in ("Content-Length", "ETag", "Last-Modified"):
+                    del headers[name]
+                headers["Cache-Control"] = "no-cache"  # verdicts follow the rows
             elif opening:
                 body = message.get("body", b"").replace(ROOT, opening + ROOT, 1)
                 message = {**message, "body": body}

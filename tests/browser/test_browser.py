@@ -55,6 +55,7 @@ RESTING = {
     "05_replication_autopsy": "seq_len=256&n_steps=1000",
     "06_fast_weights": "n_keys=600&seeds=5",
     "07_linformer": "n_steps=3000&batch_size=128",
+    "08_language_model": "n_steps=10000&batch_size=64",
 }
 QUICK = {
     "02_linear_scaling": "seq_len=128&shortest=64&tokens=256&n_heads=1&head_dim=8&repeats=1",
@@ -158,6 +159,10 @@ def resting(request, new_page):
     return page
 
 
+POINTS_AT_FIRST = ("07_linformer", "08_language_model")  # charts without lines
+OTHER_WORKS = {"07_linformer": "Linformer work", "08_language_model": "language-model study"}
+
+
 def test_the_question_and_the_verdicts_stand_there_while_a_page_loads(browser, address):
     context = browser.new_context(viewport=PHONE, java_script_enabled=False)
     page = context.new_page()
@@ -177,7 +182,7 @@ def test_the_question_and_the_verdicts_stand_there_while_a_page_loads(browser, a
 def wait_until_drawn(page):
     """Wait for the last cell, and for a chart to have its lines."""
     page.get_by_text("Method and limits").wait_for()
-    wait_for(lambda: draws_linear(page) or getattr(page, "stem", "") == "07_linformer")
+    wait_for(lambda: draws_linear(page) or getattr(page, "stem", "") in POINTS_AT_FIRST)
 
 
 def draws_linear(page):
@@ -260,15 +265,16 @@ RECORDED = {
     "05_replication_autopsy": "12 of 12 runs without the defects copy",
     "06_fast_weights": "Half of the runs solve S = ",
     "07_linformer": "Linformer",
+    "08_language_model": "a character: softmax 4.96, linear 4.96",
 }
 
 
 def test_a_notebook_opens_with_its_verdict_and_recorded_charts(resting):
-    other = "Linformer work" if resting.stem == "07_linformer" else "2022 replication"
+    other = OTHER_WORKS.get(resting.stem, "2022 replication")
     for column in ("Paper", other, "Recorded here"):
         expect(verdict(resting)).to_contain_text(column)
     expect(verdict(resting)).to_contain_text(RECORDED[resting.stem])
-    assert draws_linear(resting) or resting.stem == "07_linformer"
+    assert draws_linear(resting) or resting.stem in POINTS_AT_FIRST
     photograph(resting, resting.stem)
     assert not resting.problems
 

@@ -20,9 +20,12 @@ from replib.attention.linformer import LinformerAttention
 from replib.claims.autopsy.defects import DEFECTS, AutopsyConfig
 from replib.claims.common import laptop_copy
 from replib.fast_weights import FEATURES, MemoryConfig, RetrievalConfig, RetrievalTraining
+from replib.language_model import LanguageModelConfig
+from replib.lstm import LSTMConfig
 from replib.models import TransformerConfig
 from replib.tasks import AssociativeRetrieval, CausalCopy, SequenceCopy
 from replib.tasks.images import Pixels
+from replib.tasks.text import Text
 from replib.tasks.translation import NumberWords
 from replib.training import Training, TrainingConfig
 
@@ -86,6 +89,20 @@ def _paper(name: str, task, **changes) -> TrainingConfig:
     return TrainingConfig(task=task, model=model, batch_size=4, n_steps=3, eval_batches=1)
 
 
+def _texts() -> Iterator[tuple[LanguageModelConfig, str]]:
+    """Language models, one whose state is carried, one with a memory, an LSTM, and positions."""
+    sizes = {"n_layers": 1, "n_heads": 2, "d_model": 16, "d_feedforward": 32}
+    options = {"task": Text(seq_len=16), "batch_size": 4, "n_steps": 3, "eval_batches": 1}
+    lstm = LSTMConfig(n_layers=2, d_model=16)
+    yield LanguageModelConfig(model=lstm, n_carried=0, **options), "lstm"
+    for name, how in (("delta", {"n_carried": 2}), ("softmax", {"n_carried": 0, "memory_len": 8})):
+        model = TransformerConfig(attention=name, positions="none", **sizes)
+        yield LanguageModelConfig(model=model, **how, **options), f"{name} carried"
+    for positions in ("learned", "batch row"):
+        model = TransformerConfig(attention="linear", positions=positions, tied=True, **sizes)
+        yield LanguageModelConfig(model=model, **options), positions
+
+
 def _with_defects(name: str, *defects: str) -> AutopsyConfig:
     model = TransformerConfig(
         attention=name, n_layers=2, n_heads=2, d_model=16, d_feedforward=32, positions="added"
@@ -136,6 +153,7 @@ def float64_parts() -> Iterator[Part]:
         AssociativeRetrieval(n_keys=8, with_replacement=True),
         Pixels(),
         NumberWords(),
+        Text(seq_len=16),
     ):
         kept, name = getattr(task, "with_replacement", None), type(task).__name__
         label = f"task/{name}{'' if kept is None else f'/{kept}'}"
@@ -155,6 +173,8 @@ def float32_parts() -> Iterator[Part]:
             if name == "linear" or not DEFECTS[defect].linear_only:
                 config = _with_defects(name, defect)
                 yield Part(f"autopsy/{defect}/{name}", config.versions, partial(_copied, config))
+    for config, label in _texts():
+        yield Part(f"training/text/{label}", config.versions, partial(_copied, config))
     options = LinformerAttention.Options(k=4)
     how = {"options": options, "decoder_attention": "softmax"}
     config = _paper("linformer", SequenceCopy(seq_len=8), **how)

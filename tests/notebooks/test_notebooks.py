@@ -92,6 +92,18 @@ SETTINGS = {
         "attention": ("softmax", "linformer"),
         "device": "cpu",
     },
+    "08_language_model": {
+        "seq_len": 8,
+        "batch_size": 4,
+        "n_steps": 50,
+        "n_layers": 1,
+        "n_heads": 1,
+        "lr": 1e-2,
+        "embedding_dropout": 0.0,
+        "positions": "sinusoids",
+        "attention": ("softmax", "delta"),
+        "device": "cpu",
+    },
 }
 COSTS = [stem for stem in SETTINGS if "variants" in SETTINGS[stem]]
 RECORDED_IN = {
@@ -105,8 +117,9 @@ RECORDED_IN = {
     ),
     "06_fast_weights": ("capacity", "update_rules"),
     "07_linformer": ("linformer", "linformer_stack", "translation", "number_words"),
+    "08_language_model": ("language_model", "text_axes", "update_rules_text", "text_carry"),
 }
-NOT_YET_RECORDED = ("04", "05", "06", "07")
+NOT_YET_RECORDED = ("04", "05", "06", "07", "08")
 NOT_AUTO = SimpleNamespace(value=False)
 RUNNABLE = tuple(name for name in ALL_VARIANTS if name not in refused_variants())
 
@@ -222,7 +235,7 @@ def test_a_kernel_that_cannot_run_is_explained_and_starts_nothing(stem, monkeypa
 @pytest.mark.parametrize("stem", PATHS)
 def test_a_long_run_waits_for_its_button(stem, data):
     longer = {"n_steps": 10000, "repeats": 31, "n_layers": 6, "batch_size": 32, "n_tokens": 10**6}
-    longer |= {"seq_len": 256 if stem[:2] in ("01", "05") else 16384, "n_keys": 600}
+    longer |= {"seq_len": 256 if stem[:2] in ("01", "05", "08") else 16384, "n_keys": 600}
     page, names = run_notebook(stem, **longer)
     assert "Run (about" in page or "This would take" in page
     assert names["live"].poll() is None
@@ -308,6 +321,11 @@ VERDICTS = {
         "Faster than textbook softmax from below N = 256, than fused softmax from N = 1200.",
         "BLEU on multi30k: softmax 36.1, linear 33.1, linformer k8 36.1",
     ],
+    "08_language_model": [
+        "✓ supported",
+        "Shakespeare, a character: softmax 4.96, linear 4.96",
+        "Sum or delta?",
+    ],
 }
 
 
@@ -353,7 +371,8 @@ def test_a_notebook_without_recorded_rows_opens_and_says_so(stem, data):
     said = ("No measurements yet", "no measurements yet", "No runs yet", "no runs yet")
     assert any(one in page for one in said)
     assert "? inconclusive" in page and "nothing yet" in page
-    assert "2022 replication" in page or "Linformer work" in page
+    others = ("2022 replication", "Linformer work", "language-model study")
+    assert any(f"{other}</strong>" in page for other in others)
 
 
 @pytest.mark.parametrize("stem", PATHS)
@@ -372,7 +391,7 @@ def test_the_committed_rows_are_shown_with_their_device(stem):
     rows = recorded_rows(RECORDED_IN[stem][0])
     page, _ = run_notebook(stem, {"auto": NOT_AUTO})
     if not rows and stem.startswith(NOT_YET_RECORDED):
-        assert "No measurements yet" in page
+        assert "No measurements yet" in page or "No runs yet" in page
         return
     assert rows, f"nothing is recorded for {stem}"
     for device in {row["provenance"]["device_name"] for row in rows}:

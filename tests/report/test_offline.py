@@ -28,6 +28,7 @@ N_OPERATED = {
     "05_replication_autopsy": (0, 2, 0),  # its legends only explain
     "06_fast_weights": (2, 0, 0),
     "07_linformer": (0, 0, 0),
+    "08_language_model": (0, 0, 0),
 }
 """How many sliders, radio buttons and legends of charts a page has in sight at least."""
 MIN_MARKS = 2  # of a chart that has data

@@ -22,7 +22,7 @@ from replib.pages.controls import callout, grid, plain, styled
 from replib.pages.live import LiveRuns, in_passing_thread
 from replib.published import published
 from replib.tasks import CausalCopy, SequenceCopy, Task
-from replib.training import MODELS, Training
+from replib.training import Training, build_model
 
 TASKS = {"causal copy": CausalCopy, "encoder-decoder copy": SequenceCopy}
 N_EARLIER = 2  # runs of other settings that stay in the chart
@@ -68,7 +68,7 @@ def sizes(values: Mapping[str, Any]) -> mo.Html:
     config = jobs[0].config
     n, d = config.task.seq_len, config.model.head_dim
     with torch.device("meta"):
-        model = MODELS[type(config.task)](config.model, **config.task.model_sizes)
+        model = build_model(config)
     symbols = trained_lengths(config.task)
     return mo.md(
         f"{symbols[0]} to {symbols[-1]} symbols to copy. A model has "

@@ -1,6 +1,6 @@
 """Charts of translators."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import mean
 
 import altair as alt
@@ -25,8 +25,10 @@ def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     yield "number_words", Figure(chart=chart, experiment="number_words", rows=numbers)
 
 
-def seeds_chart(rows: Sequence[Row], figure: str, axis: str, title: str) -> alt.LayerChart:
-    """A figure of each seed, a line a mechanism, and the mean."""
+def seeds_chart(
+    rows: Sequence[Row], figure: str, axis: str, title: str, best: Callable = max
+) -> alt.LayerChart:
+    """A figure of each seed, a line a mechanism, and the mean; `best` is max or min of them."""
     found = by_variant(rows, figure)
     if not found:
         return style.no_data(title)
@@ -43,10 +45,10 @@ def seeds_chart(rows: Sequence[Row], figure: str, axis: str, title: str) -> alt.
         style.attention_colour(frame, legend=None),
     )
     tick = base.mark_tick(thickness=3, size=18).encode(alt.X("mean:Q"))
-    best = max(found, key=lambda variant: mean(found[variant]))
+    first = best(found, key=lambda variant: mean(found[variant]))
     return style.finished(
         alt.layer(base.mark_point(filled=True, size=60, opacity=0.6), tick),
-        f"{title}: highest with {name_of(best)}",
+        f"{title}: {'highest' if best is max else 'lowest'} with {name_of(first)}",
         _devices(rows),
         f"{axis} of each seed and the mean of the seeds, a line a mechanism.",
         40 * len(names) + 30,

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 from replib.lab import kept_models, store
 from replib.lab.run import Glimpse, TrainingJob, Where
-from replib.lab.runs import checkpointed
-from replib.lab.runs.translation import scores
+from replib.lab.runs import checkpointed, language_model, translation
 from replib.lab.statistics import count_spikes
+from replib.language_model import LanguageModelTraining
 from replib.tasks.translation import Translating
 from replib.training import Metrics
 
@@ -56,7 +56,9 @@ def execute(job: TrainingJob, where: Where) -> Iterator[store.Row]:
         outcome = "out_of_memory" if detail else (last and last.outcome) or "interrupted"
         made = row(outcome, detail)
         if outcome == "ok" and isinstance(config.task, Translating):
-            made["summary"] |= scores(training)
+            made["summary"] |= translation.scores(training)
+        if outcome == "ok" and isinstance(training, LanguageModelTraining):
+            made["summary"] |= language_model.scores(training)
     if job.keep and outcome == "ok":
         kept_models.keep_model(training, made)
     yield made
