@@ -24,8 +24,7 @@ def _():
 
             *Linformer* (Wang et al. 2020) adds the N keys up into k *slots*, each a weighted sum,
             and the values too; a query then looks at k slots instead of N tokens. It cannot hide
-            the future, as every slot holds some of it, so it serves encoders. The *Linformer work*
-            here is crybot/linformer, a public project that timed it and translated with it.
+            the future, as every slot holds some of it, so it serves encoders.
             """),
             linformer.CLAIM.head(),
         ]

@@ -80,18 +80,7 @@ def _(asked, get_changes, live, text):
 
 @app.cell(hide_code=True)
 def _(rules, text):
-    _figures = text.figures | rules.figures
-    _names = {
-        "Perplexity": "text_perplexity",
-        "Context": "text_position",
-        "Study's defects": "text_defects",
-        "Update rules": "text_rules",
-        "Carried state": "text_carry",
-        "Along segments": "text_segments",
-        "State size": "text_state",
-    }
-    _charts = {_label: _figures[_name].chart for _label, _name in _names.items()}
-    mo.ui.tabs(_charts | {"Axes of the study": page.axes_grid(text.figures)})
+    mo.ui.tabs(page.recorded_charts(text, rules))
     return
 
 

@@ -49,6 +49,7 @@ AUTO_RUN_BELOW_S = 60.0  # a reader who moves a slider waits so long without hav
 FITS_BELOW_S = 10.0  # so short a run has no time to fill the memory: to ask takes as long as a step
 ENDS_WITHIN_S = 0.2  # a run, or what follows is predicted beside it
 REDRAW_EVERY_S = 0.25
+FIRST_SEEN_S = 0.3  # a page waits so long for the first step of a run: sooner than its next look
 DRAWN_SHARE = 0.15  # of the time of a run
 REDRAW_TIMINGS_EVERY_S = 1.0  # drawing takes a core from what is timed
 NONE = "none"  # in the URL, where no switch of several is on
@@ -541,6 +542,8 @@ def watch(live: LiveRuns, announce, tick, draw: Callable[[], Any]) -> mo.Html:
     """Look at the run: its progress now above what `draw` makes of it; once it has ended, let
     `announce` (the setter of an `mo.state` counter) update what depends on finished runs."""
     progress = live.poll()
+    if live.running and (live.drawing is None or live.drawing.tick is not tick):
+        progress.seen.wait(FIRST_SEEN_S)
     if live.just_ended():
         announce(lambda n: n + 1)
     return mo.vstack([show_progress(live, progress), _drawn(live, tick, draw)])

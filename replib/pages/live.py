@@ -66,6 +66,7 @@ class Batch:
         self.told = False  # that it has ended
         self.abandoned = False
         self.asked_to_stop = threading.Event()
+        self.seen = threading.Event()  # set as soon as a step has been seen
         self.polled = self._began = monotonic()
         self._shares: dict[int, float] = {}  # that are done, of those that have begun
 
@@ -90,6 +91,8 @@ class Batch:
         self.count(which, glimpse.fraction)
         if glimpse.fraction <= min(share for share in (*self._shares.values(), 1.0) if share):
             self.text = glimpse.text
+        if glimpse.fraction:
+            self.seen.set()
 
     def count(self, which: int, share: float) -> None:
         """Bring the fraction up to date with the share of a job that is done."""

@@ -1,5 +1,6 @@
 """The parts that notebooks share: nothing from outside breaks a panel, a run panel or a card."""
 
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -259,6 +260,13 @@ def test_watching_announces_the_end_once(live):
     for _ in range(3):
         controls.watch(live, changes.append, None, lambda: mo.md(""))
     assert len(changes) == 1 and changes[0](4) == 5
+
+
+def test_the_first_look_at_a_run_shows_its_first_step(live, monkeypatch):
+    monkeypatch.setattr(controls, "FIRST_SEEN_S", 60)
+    live.start([job(n_steps=10_000)], "cpu")
+    shown = controls.watch(live, lambda change: None, SimpleNamespace(value=0), lambda: mo.md(""))
+    assert re.search(r"step \d", shown.text)
 
 
 def test_ticks_alone_draw_no_more_than_a_share_of_the_time(live, monkeypatch):

@@ -34,7 +34,9 @@ def character_config(attention: str, n_steps: int = 1000, **changes) -> Language
     of_model = {
         n: changes.pop(n) for n in [*changes] if n in TransformerConfig.__dataclass_fields__
     }
-    width = {"d_feedforward": 4 * of_model.get("d_model", 64)}
+    few = n_steps < 50
+    width = {"d_model": 16 if few else 64} | of_model
+    width["d_feedforward"] = 4 * width["d_model"]
     task, batch_size = changes.get("task", Text()), changes.get("batch_size", 16)
     options = {
         "task": task,
@@ -46,8 +48,8 @@ def character_config(attention: str, n_steps: int = 1000, **changes) -> Language
         "schedule": "cosine",
         "warmup_steps": min(50, n_steps // 4),
         "clip": "global",
-        "eval_every": max(1, n_steps // 10),
-        "eval_batches": max(1, VALID_TOKENS // (batch_size * task.seq_len)),
+        "eval_every": n_steps if few else n_steps // 10,
+        "eval_batches": 1 if few else max(1, VALID_TOKENS // (batch_size * task.seq_len)),
     }
     return LanguageModelConfig(**options | changes)
 

@@ -14,19 +14,28 @@ import marimo as mo
 import polars as pl
 import torch
 
-from replib.claims.claim import Figure
+from replib.claims.claim import Recorded
 from replib.claims.language_model.charts import axis_name
 from replib.claims.language_model.grid import AXES, character_config
 from replib.claims.language_model.judge import published_rows
 from replib.generation import Decoder, sampled, stream
 from replib.lab.run import TrainingJob
 from replib.lab.text import markdown_table
-from replib.pages import controls, style
+from replib.pages import controls, drawn, style
 from replib.pages.controls import Control
 from replib.pages.live import LiveRuns, on_one_core
 from replib.tasks.text import Text
 from replib.training import Training
 
+FIGURES = {  # by the title of their tab
+    "Perplexity": "text_perplexity",
+    "Context": "text_position",
+    "Study's defects": "text_defects",
+    "Update rules": "text_rules",
+    "Carried state": "text_carry",
+    "Along segments": "text_segments",
+    "State size": "text_state",
+}
 POSITIONS = {"sinusoids": "concatenated", "none": "none", "by batch row": "batch row"}
 PROMPT, N_DRAWN = "ROMEO:\n", 240
 N_BARS = 10
@@ -195,9 +204,13 @@ def _visible(text: str) -> str:
     return "".join(SHOWN.get(character, character) for character in text)
 
 
-def axes_grid(figures: Mapping[str, Figure]) -> mo.Html:
-    """The axes of the study, side by side."""
-    return controls.grid([figures[axis_name(axis)].chart for axis in AXES], "20rem")
+@drawn.once
+def recorded_charts(*claims: Recorded) -> dict[str, Any]:
+    """What is recorded of this page's claims by title, the axes of the study side by side."""
+    figures = {name: one.chart for claim in claims for name, one in claim.figures.items()}
+    axes = controls.grid([figures[axis_name(axis)] for axis in AXES], "20rem")
+    shown = {title: figures[name] for title, name in FIGURES.items()}
+    return shown | {"Axes of the study": axes}
 
 
 def published_table() -> mo.Html:

@@ -52,7 +52,6 @@ CLAIM = Claim(
         ),
         Statement(
             name="number_words",
-            title="7 Linformer, number words",
             text="It translates number and date words as well, to the letter.",
             article="",
             article_by=WORK,

@@ -12,13 +12,7 @@ RULES = {"sum": "dpfp", "delta": "delta"}  # with the same features
 POSITIONS = {"positions": "concatenated", "none": "none"}
 N_CARRIED = (1, 2, 4, 8, 16, 0)  # segments; 0 is without end
 SEGMENT = 64
-MEMORY_LENS = (
-    8,
-    16,
-    32,
-    64,
-    128,
-)  # keys and values; 16 have as many bytes as the delta rule's state
+MEMORY_LENS = (8, 16, 32, 64, 128)  # keys and values; 16 have the bytes of the delta rule's state
 NUS = (1, 2, 3)
 
 
