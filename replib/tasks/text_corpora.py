@@ -11,9 +11,7 @@ One file alone is cut into 90 % to train on, 5 % to validate on and 5 % to test 
 enwik8. Tiny Shakespeare, the plays that Karpathy 2015 put together, is part of this repository.
 """
 
-import gzip
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from replib.tasks.text_files import FOLDER
+from replib.tasks.text_files import FOLDER, content_of, decoded
 
 SHAKESPEARE = "shakespeare"
 # A fact that belongs to the repository, as the published figures do: no setting moves this file.
@@ -111,11 +109,7 @@ def _only_text(folder: Path) -> Path:
 
 
 def _content(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read ({error}): copy it again") from error
+    content = content_of(path)
     if not content.strip():
         raise ValueError(f"{path} is empty: copy it again")
     return content
@@ -128,7 +122,7 @@ def _character_start(content: bytes, place: int) -> int:
     return place
 
 
-def decoded(content: bytes, name: str) -> str:
+def text_of(content: bytes, name: str) -> str:
     """The characters of a text in UTF-8.
 
     Raises:
@@ -136,14 +130,8 @@ def decoded(content: bytes, name: str) -> str:
     """
     if b"\0" in content:
         raise ValueError(f"{name} holds bytes of 0, which no text does: use level 'byte'")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"line {line} of {name} is not UTF-8: convert it, such as by 'iconv -f latin1 -t "
-            "utf-8', or use level 'byte'"
-        ) from error
+    remedy = "convert it, such as by 'iconv -f latin1 -t utf-8', or use level 'byte'"
+    return decoded(content, name, remedy)
 
 
 def words_of(text: str) -> Iterator[str]:
@@ -257,7 +245,7 @@ def load_corpus(path: Path, level: str) -> Corpus:
         vocabulary = Vocabulary.of(level, "")
     else:
         texts = [
-            decoded(c, f"the {s} part of {path}") for s, c in zip(SPLITS, contents, strict=True)
+            text_of(c, f"the {s} part of {path}") for s, c in zip(SPLITS, contents, strict=True)
         ]
         vocabulary = Vocabulary.of(level, texts[0])
     before = torch.tensor([vocabulary.line_end], dtype=torch.int32)

@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import io
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,19 +99,34 @@ def _found(folder: Path, split: str, ending: str) -> Path | None:
 
 
 def _text(path: Path) -> str:
+    remedy = f"convert it, such as by 'iconv -f latin1 -t utf-8 {path.name}'"
+    return decoded(content_of(path), path, remedy)
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a file, of a .gz what it holds.
+
+    Raises:
+        ValueError: it cannot be read, or is torn.
+    """
     try:
         content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError) as error:
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}): copy it again") from error
+
+
+def decoded(content: bytes, name: str | Path, remedy: str) -> str:
+    """The characters of a text in UTF-8.
+
+    Raises:
+        ValueError: it is none; the message has the line and the remedy.
+    """
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"line {line} of {path} is not UTF-8: convert it, such as by "
-            f"'iconv -f latin1 -t utf-8 {path.name}'"
-        ) from error
+        raise ValueError(f"line {line} of {name} is not UTF-8: {remedy}") from error
 
 
 def digest_of(lines: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from replib import files
 from replib.tasks import number_words
-from replib.tasks.text_files import END, PAD, START, load_pairs
+from replib.tasks.text_files import END, PAD, START, content_of, load_pairs
 from replib.tasks.translation import NumberWords, ParallelText
 
 # Number words
@@ -321,3 +321,12 @@ def test_sizes_that_cannot_be_are_refused(changes, message):
 
 def test_words_with_a_digit_are_read_by_their_number():
     assert re.match("the first", number_words.words_of("1 May 1999")[0])
+
+
+def test_a_torn_file_is_said_with_the_remedy(tmp_path):
+    whole = gzip.compress(b"ein Satz\n" * 100)
+    path = tmp_path / "train.en.gz"
+    for torn in (whole[:-9], whole[:12] + b"\xff" * 20 + whole[32:], b"no gzip"):
+        path.write_bytes(torn)
+        with pytest.raises(ValueError, match="train.en.gz cannot be read .*: copy it again"):
+            content_of(path)

@@ -83,6 +83,17 @@ def seed_bands(frame: pl.DataFrame, order: Sequence[str], x_title: str) -> alt.L
     )
 
 
+def seed_points(frame: pl.DataFrame, group: str, order: Sequence[str]) -> alt.LayerChart:
+    """The `value` of each seed, a line a group in that order, a colour a mechanism."""
+    chart = alt.Chart(style.records_of(frame)).encode(
+        alt.X("value:Q", title=LOSS_TITLE, scale=alt.Scale(zero=False)),
+        alt.Y(f"{group}:N", sort=list(order), title=None),
+        style.attention_colour(frame),
+        alt.YOffset("attention:N"),
+    )
+    return alt.layer(chart.mark_point(filled=True, size=60, opacity=0.7))
+
+
 def defects_chart(rows: Sequence[Row]) -> alt.LayerChart:
     """The loss of each seed with each thing that the study did otherwise."""
     title = "What the study did otherwise"
@@ -96,15 +107,9 @@ def defects_chart(rows: Sequence[Row]) -> alt.LayerChart:
     if not lines:
         return style.no_data(title)
     frame = pl.DataFrame(lines)
-    chart = alt.Chart(style.records_of(frame)).encode(
-        alt.X("value:Q", title=LOSS_TITLE, scale=alt.Scale(zero=False)),
-        alt.Y("defect:N", sort=list(DEFECTS), title=None),
-        style.attention_colour(frame),
-        alt.YOffset("attention:N"),
-    )
     worst = frame.group_by("defect").agg(pl.mean("value")).sort("value")["defect"][-1]
     return style.finished(
-        alt.layer(chart.mark_point(filled=True, size=60, opacity=0.7)),
+        seed_points(frame, "defect", list(DEFECTS)),
         f"{title}: the highest loss has {worst}",
         devices_of(rows),
         "Test loss of each seed, by what the study did otherwise.",

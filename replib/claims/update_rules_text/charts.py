@@ -7,7 +7,7 @@ import altair as alt
 import polars as pl
 
 from replib.claims.claim import Figure, Rows
-from replib.claims.language_model.charts import LOSS_TITLE, devices_of, seed_bands
+from replib.claims.language_model.charts import LOSS_TITLE, devices_of, seed_bands, seed_points
 from replib.claims.update_rules_text.grid import N_CARRIED, RULES, SEGMENT
 from replib.claims.update_rules_text.judge import (
     along_segments,
@@ -47,17 +47,11 @@ def rules_chart(rows: Sequence[Row]) -> alt.LayerChart:
     if not lines:
         return style.no_data(title)
     frame = pl.DataFrame(lines)
-    chart = alt.Chart(style.records_of(frame)).encode(
-        alt.X("value:Q", title=LOSS_TITLE, scale=alt.Scale(zero=False)),
-        alt.Y("cell:N", sort=list(dict.fromkeys(frame["cell"])), title=None),
-        style.attention_colour(frame),
-        alt.YOffset("attention:N"),
-    )
     means = frame.group_by("attention").agg(pl.mean("value"))
     best = dict(means.iter_rows())
     lower = "delta" if best.get("delta", 1e9) < best.get("dpfp", 1e9) else "the sum"
     return style.finished(
-        alt.layer(chart.mark_point(filled=True, size=60, opacity=0.7)),
+        seed_points(frame, "cell", list(dict.fromkeys(frame["cell"]))),
         f"{title}: lower on the whole with {lower}",
         f"{devices_of(rows)}; the sum is DPFP's",
         "Test loss of each seed of two rules, by positions and normalisation.",
