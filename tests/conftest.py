@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._dynamo  # the first optimizer of a process loads it: no test's own time
 from filelock import FileLock
 
 # The models here are too small to share out, and threads would fight with the tests' own.
