@@ -37,7 +37,7 @@ def cards() -> mo.Html:
     of_page: dict[str, Statement] = {}
     for recorded, one in _listed():
         of_page.setdefault(recorded.claim.notebook, one)
-    return controls.grid((_card(*page) for page in of_page.items()), "7.5rem", "Pages")
+    return controls.grid((_card(*page) for page in of_page.items()), "19rem", "Pages")
 
 
 def opening(notebook: str) -> str:
@@ -73,8 +73,8 @@ def _card(notebook: str, statement: Statement) -> str:
         data = base64.b64encode(picture.read_bytes()).decode()
         shown = f'<img alt="" src="data:image/png;base64,{data}">'
     return (
-        f'<a class="r-page" href="./{address}">{shown}<strong>{address.capitalize()}</strong>'
-        f"<p>{html.escape(statement.text)}</p></a>"
+        f'<a class="r-page" href="./{address}">{shown}<div><strong>{address.capitalize()}</strong>'
+        f"<p>{html.escape(statement.text)}</p></div></a>"
     )
 
 

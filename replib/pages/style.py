@@ -67,7 +67,7 @@ SHAPES = {name: shape for name, (_, shape) in MARKS.items()}
 NEUTRAL = "#808080"  # annotations; contrast 3.9 on white, 4.4 on marimo's dark page
 
 SOLVED_ACCURACY = 0.99  # the line that a copy task has to reach
-HEIGHT, TALL = 300, 340  # pixels
+HEIGHT, TALL = 260, 320  # pixels
 LABEL_PX = 14  # height of a line of text
 FILE_PX = 720  # width of a chart in a file
 # Widths of a chart, from a phone to a desk, from which on its title has lines as long.

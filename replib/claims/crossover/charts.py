@@ -25,7 +25,7 @@ from replib.pages import frames, style
 from replib.pages.costs import cost_chart
 from replib.published import published
 
-LINE_PX = 20
+LINE_PX = 17
 REFERENCES = {"2022 article": ARTICLE_CROSSOVER, "paper": PAPER_CROSSOVER}
 MARGIN = 1.4  # free space beside the longest and the shortest length, as a factor
 COLUMNS = dict.fromkeys(("group", "line", "implementation", "label", "arrow", "side"), pl.String)

@@ -104,7 +104,7 @@ def answers(made: Mapping[str, Translated], typed: str) -> mo.Html:
 def cross_maps(made: Mapping[str, Translated]) -> mo.Html:
     """Which source tokens each target token took, a tab a mechanism."""
     if not made:
-        return mo.md("*Train a model above: its cross-attention appears here.*")
+        return mo.md("*Train a model below: its cross-attention appears here.*")
     return mo.ui.tabs(
         {
             name: of_linformer.matrix_chart(
