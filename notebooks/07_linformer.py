@@ -145,12 +145,7 @@ def _(asked, live, set_changes, tick):
 
 @app.cell(hide_code=True)
 def _():
-    mo.md("""
-    ### Where the time goes
-
-    In an encoder of the Linformer work's size the output layer takes more than half of all
-    multiplications.
-    """)
+    mo.md("### Where the time goes")
     return
 
 

@@ -162,9 +162,9 @@ def operations_chart(seq_len: int, k: int, vocab_size: int) -> alt.LayerChart:
         alt.layer(bars),
         f"At N = {seq_len} attention is {share['softmax']:z.0%} of an encoder with softmax, "
         f"{share['linformer']:z.1%} with Linformer",
-        f"6 layers of 512 with 8 heads, {vocab_size:,} tokens, k = {k}",
+        f"the Linformer work's encoder: 6 layers of 512, 8 heads; {vocab_size:,} tokens, k = {k}",
         "Multiplications of a token by component, a bar a mechanism.",
-        150,
+        120,
     )
 
 
