@@ -145,7 +145,9 @@ def _(asked, live, set_changes, tick):
 
 @app.cell(hide_code=True)
 def _():
-    mo.md("### Where the time goes")
+    mo.md("""
+    ### Where the time goes
+    """)
     return
 
 
