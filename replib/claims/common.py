@@ -1,9 +1,10 @@
 """What the grids of several claims share: models, variants, seeds."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 from replib.attention.lsh import LSHAttention
+from replib.lab.record import Experiment
 from replib.lab.run import Job, TrainingJob, config_of, variant_of
 from replib.lab.store import Row
 from replib.lab.verdict import Criterion, Verdict
@@ -12,6 +13,7 @@ from replib.tasks.copy import CausalCopy
 from replib.training import TrainingConfig
 
 BOTH = ("softmax", "linear")
+Jobs = Callable[[str], list[Job]]
 
 # What is timed side by side: softmax as the 2022 replication wrote it, and fused; linear attention
 # as its equation stands, in chunks of torch operations, and compiled for the device.
@@ -27,6 +29,15 @@ VARIANTS = (
 # The paper's figures have LSH attention beside the two that are judged: figure 2 of 4 rounds,
 # figure 1 of each of these. At the paper scale it is as in the original's code.
 LSH_COPY = LSHAttention.Options(rounds=4)
+
+
+def experiment(title: str, *, repeated: bool = False) -> Callable[[Jobs], Experiment]:
+    """Makes of a function, which returns the jobs of a scale, the experiment of its name."""
+
+    def made(jobs: Jobs) -> Experiment:
+        return Experiment(name=jobs.__name__, title=title, jobs=jobs, repeated=repeated)
+
+    return made
 
 
 def paper_model(attention: str, **changes) -> TransformerConfig:

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from replib.claims.common import BOTH, paper_model, seed_jobs
-from replib.lab.record import Experiment
+from replib.claims.common import BOTH, experiment, paper_model, seed_jobs
 from replib.lab.run import Job
 from replib.models import TransformerConfig
 from replib.tasks.image_files import dataset_named
@@ -45,7 +44,8 @@ def paper_images(attention: str, images: str) -> TrainingConfig:
     )
 
 
-def _images(scale: str) -> list[Job]:
+@experiment("Images pixel by pixel: bits per dimension over training")
+def images(scale: str) -> list[Job]:
     """Models of images, pixel by pixel. The hyperparameters of the digits were chosen on a part of
     the images to train on."""
     if scale == "paper":
@@ -71,10 +71,4 @@ def _images(scale: str) -> list[Job]:
     return [replace(job, keep=scale == "laptop" and job.seed == 0) for job in jobs]
 
 
-EXPERIMENTS = (
-    Experiment(
-        name="images",
-        title="Images pixel by pixel: bits per dimension over training",
-        jobs=_images,
-    ),
-)
+EXPERIMENTS = (images,)

@@ -1,8 +1,7 @@
 """The translators: of number words, and of Multi30k."""
 
 from replib.attention.linformer import LinformerAttention
-from replib.claims.common import laptop_model
-from replib.lab.record import Experiment
+from replib.claims.common import experiment, laptop_model
 from replib.lab.run import Job, TrainingJob
 from replib.models import TransformerConfig
 from replib.tasks.translation import NumberWords, ParallelText
@@ -67,13 +66,15 @@ def text_config(how: dict, task: ParallelText, n_steps: int, **changes) -> Train
     return TrainingConfig(**options | changes)
 
 
-def _number_words(scale: str) -> list[Job]:
+@experiment("English number and date words into German: right to the letter")
+def number_words(scale: str) -> list[Job]:
     n_steps, n_seeds = {"smoke": (20, 1), "laptop": (1500, 5), "paper": (6000, 5)}[scale]
     configs = [number_config(how, n_steps) for how in translators(NUMBER_KS)]
     return [TrainingJob(config=one, seed=seed) for seed in range(n_seeds) for one in configs]
 
 
-def _translation(scale: str) -> list[Job]:
+@experiment("English into German: BLEU, chrF and perplexity by the length of the source")
+def translation(scale: str) -> list[Job]:
     """Multi30k; at the paper scale WMT14 with the sizes of the Linformer work, on CUDA."""
     if scale == "paper":
         task = ParallelText(corpus="wmt14", vocab_size=32_000, max_len=256)
@@ -95,15 +96,4 @@ def _translation(scale: str) -> list[Job]:
     return [*jobs, *(TrainingJob(config=few, seed=seed) for seed in range(n_seeds))]
 
 
-EXPERIMENTS = (
-    Experiment(
-        name="number_words",
-        title="English number and date words into German: right to the letter",
-        jobs=_number_words,
-    ),
-    Experiment(
-        name="translation",
-        title="English into German: BLEU, chrF and perplexity by the length of the source",
-        jobs=_translation,
-    ),
-)
+EXPERIMENTS = (number_words, translation)
