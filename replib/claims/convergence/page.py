@@ -16,8 +16,8 @@ from replib.generation import copy_with
 from replib.lab.run import TrainingJob, config_of
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table, sizes_text
-from replib.models import MultiHeadAttention
 from replib.pages import curves, drawn, frames, style
+from replib.pages.attention_maps import recorded_inputs, weights
 from replib.pages.controls import callout, grid, plain, styled
 from replib.pages.live import LiveRuns, in_passing_thread
 from replib.published import published
@@ -181,8 +181,8 @@ def _copied(
         rows[name] = produced[0].tolist()
         if isinstance(task, CausalCopy):
             tokens = torch.cat([given, given.new_zeros(1, 1), produced[:, :-1]], dim=1)
-            weights = attention_weights(training, tokens)[len(symbols) :]
-            looks.append(_looks_chart(name, weights, symbols, rows[name]))
+            taken = attention_weights(training, tokens)[len(symbols) :]
+            looks.append(_looks_chart(name, taken, symbols, rows[name]))
     body = "".join(_copy_row(name, made, symbols) for name, made in rows.items())
     shown = [styled(f'<table aria-label="copies" class="r-copies">{body}</table>')]
     trained = trained_lengths(task)
@@ -231,28 +231,11 @@ def _copy_row(name: str, produced: list[int], given: list[int]) -> str:
 
 @torch.no_grad()
 def attention_weights(training: Training, tokens: torch.Tensor) -> torch.Tensor:
-    """How much each position takes from each, (N, N), in the head whose weights are the sharpest.
-
-    What a mechanism puts out is W v for some W (N, N): with the identity for v it is W itself.
-    """
-    found = []
-
-    def with_identity(module, arguments, options, output) -> None:
-        q, k = arguments[:2]
-        n = q.shape[2]
-        identity = torch.eye(n, device=q.device).expand(*k.shape[:2], n, n)
-        found.append(type(module).forward(module, q, k, identity, **options)[0])
-
-    mechanisms = [
-        m.attention for m in training.model.modules() if isinstance(m, MultiHeadAttention)
-    ]
-    hooks = [m.register_forward_hook(with_identity, with_kwargs=True) for m in mechanisms]
-    try:
-        training.model.eval()
+    """How much each position takes from each, (N, N), in the head of the sharpest weights."""
+    training.model.eval()
+    with recorded_inputs(training.model) as inputs:
         training.model(tokens)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    found = [weights(mechanism, *qk, causal=True)[0] for mechanism, qk in inputs.items()]
     heads = torch.cat(found)  # (layers · H, N, N)
     return heads[heads[:, tokens.shape[1] // 2 :].amax(-1).mean(-1).argmax()]
 
