@@ -18,16 +18,10 @@ with app.setup(hide_code=True):
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack(
-        [
-            mo.md(f"# {convergence.CLAIM.question}"),
-            convergence.CLAIM.head(),
-            mo.md("""
-            The test is copying: a model reads some letters, and has to write them again. That
-            takes attention: each letter is found by looking back to where it stood.
-            """),
-        ]
-    )
+    convergence.CLAIM.head("""
+    The test is copying: a model reads some letters, and has to write them again. That
+    takes attention: each letter is found by looking back to where it stood.
+    """)
     return
 
 
@@ -64,13 +58,8 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
     asked = controls.asked(page.live_jobs, settings)
-    return (asked,)
+    return asked, settings
 
 
 @app.cell(hide_code=True)
@@ -98,19 +87,14 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md("""
+def _(sliders):
+    _text = """
     ## Try it
 
     Both models train here, side by side, over what is recorded. Loss is in nats, natural-log units:
     guessing one of ten letters costs ln 10 = 2.30.
-    """)
-    return
-
-
-@app.cell(hide_code=True)
-def _(sliders):
-    sliders
+    """
+    mo.vstack([mo.md(_text), sliders])
     return
 
 

@@ -16,17 +16,11 @@ with app.setup(hide_code=True):
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack(
-        [
-            mo.md(f"# {scaling.CLAIM.question}"),
-            scaling.CLAIM.head(),
-            mo.md("""
+    _text = """
     Softmax attention compares every token with every other: twice the length N, four times the
     work. Linear attention (Katharopoulos et al. 2020) claims to need only twice the work.
-    """),
-            mo.md(cost_page.TERMS),
-        ]
-    )
+    """
+    scaling.CLAIM.head(_text, cost_page.TERMS)
     return
 
 
@@ -54,13 +48,8 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
     asked = controls.asked(cost_page.live_jobs, settings)
-    return (asked,)
+    return asked, settings
 
 
 @app.cell(hide_code=True)
@@ -88,8 +77,8 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md(f"""
+def _(sliders):
+    _text = f"""
     S is an R × M matrix (R features of a key, M numbers of a value), whatever N is. Without the
     causal mask it is one product, `k.mT @ v`; with it, a running sum, here over
     {plain.CHUNK_LEN} positions at a time.
@@ -98,13 +87,8 @@ def _():
 
     The dotted lines are predicted from a few small calls; the measured points should land on
     them. Every batch has as many tokens; figures are for one sequence.
-    """)
-    return
-
-
-@app.cell(hide_code=True)
-def _(sliders):
-    sliders
+    """
+    mo.vstack([mo.md(_text), sliders])
     return
 
 

@@ -18,19 +18,13 @@ with app.setup(hide_code=True):
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack(
-        [
-            mo.md(f"# {crossover.CLAIM.question}"),
-            crossover.CLAIM.head(),
-            mo.md(f"""
+    _text = f"""
     For long sequences linear attention is faster, for short ones softmax attention may be. The
     *crossover* is the length N where their times meet. The paper (2020) shows linear attention
     ahead from N = {PAPER_CROSSOVER}, the shortest it plots; the 2022 replication extrapolated
     {ARTICLE_CROSSOVER} from much shorter lengths. It depends on the programs that are compared.
-    """),
-            mo.md(cost_page.TERMS),
-        ]
-    )
+    """
+    crossover.CLAIM.head(_text, cost_page.TERMS)
     return
 
 
@@ -58,13 +52,8 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
     asked = controls.asked(cost_page.live_jobs, settings)
-    return (asked,)
+    return asked, settings
 
 
 @app.cell(hide_code=True)
@@ -92,20 +81,15 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md("""
+def _(sliders):
+    _text = """
     ## Find the crossover of this machine
 
     The dotted lines are predicted from a few small calls; the measured points should land on
     them. A ring marks where lines cross. More heads or a larger batch give the processor more to
     do at once; more repeats narrow the interval.
-    """)
-    return
-
-
-@app.cell(hide_code=True)
-def _(sliders):
-    sliders
+    """
+    mo.vstack([mo.md(_text), sliders])
     return
 
 

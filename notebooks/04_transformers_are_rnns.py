@@ -17,18 +17,11 @@ with app.setup(hide_code=True):
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack(
-        [
-            mo.md(f"""
-    # {generation.CLAIM.question}
-
+    generation.CLAIM.head("""
     A causal Transformer with linear attention is a recurrent network (Katharopoulos et al. 2020,
     section 3.4): what it has read is in a *state* of one size. Softmax keeps every key and value
     instead, in a *cache* that grows, or *recomputes* everything for every token.
-    """),
-            generation.CLAIM.head(),
-        ]
-    )
+    """)
     return
 
 
@@ -60,13 +53,8 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
     asked = controls.asked(page.live_jobs, settings)
-    return (asked,)
+    return asked, settings
 
 
 @app.cell(hide_code=True)

@@ -15,14 +15,11 @@ with app.setup(hide_code=True):
 
 @app.cell(hide_code=True)
 def _():
-    _question = f"""
-    # {autopsy.CLAIM.question}
-
+    autopsy.CLAIM.head("""
     For Do & Bergner linear attention did not learn, and would not pay below N = 3149. Their code
     does some things otherwise than the paper: each such **defect** is a switch below. *Mended* is
     none of them, *broken* all that their runs had.
-    """
-    mo.vstack([mo.md(_question), autopsy.CLAIM.head()])
+    """)
     return
 
 
@@ -62,13 +59,8 @@ def _(article):
 @app.cell(hide_code=True)
 def _(panel, switches):
     settings = controls.chosen(panel, defects=controls.switched_on(switches, "defects"))
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
     asked = controls.asked(page.live_jobs, settings)
-    return (asked,)
+    return asked, settings
 
 
 @app.cell(hide_code=True)
@@ -80,19 +72,14 @@ def _(asked, get_changes, live, recorded):
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md("""
+def _(switches):
+    _text = """
     ## Break it yourself
 
     Two runs learn to copy a row of digits here and now: one mended, one with the defects that are
     on. Softmax takes those that its runs had.
-    """)
-    return
-
-
-@app.cell(hide_code=True)
-def _(switches):
-    page.show_switches(switches)
+    """
+    mo.vstack([mo.md(_text), page.show_switches(switches)])
     return
 
 

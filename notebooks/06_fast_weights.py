@@ -15,21 +15,14 @@ with app.setup(hide_code=True):
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack(
-        [
-            mo.md(f"""
-            # {capacity.CLAIM.question}
-
-            Linear attention is a **fast weight memory**: a matrix W to which every token adds its
-            value times the features of its key, and from which a query reads. It can hold no more
-            keys apart than it has features, R. To have more, *DPFP-ν* multiplies components of a
-            key of size D into R = 2·D·ν features; *FAVOR+* has random ones, which approximate
-            softmax. A run has **solved** S keys when it reads their values with a loss of 0.001 or
-            less; with nothing remembered the loss is 0.5.
-            """),
-            capacity.CLAIM.head(),
-        ]
-    )
+    capacity.CLAIM.head("""
+    Linear attention is a **fast weight memory**: a matrix W to which every token adds its
+    value times the features of its key, and from which a query reads. It can hold no more
+    keys apart than it has features, R. To have more, *DPFP-ν* multiplies components of a
+    key of size D into R = 2·D·ν features; *FAVOR+* has random ones, which approximate
+    softmax. A run has **solved** S keys when it reads their values with a loss of 0.001 or
+    less; with nothing remembered the loss is 0.5.
+    """)
     return
 
 
@@ -51,13 +44,8 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
     asked = controls.asked(page.live_jobs, settings)
-    return (asked,)
+    return asked, settings
 
 
 @app.cell(hide_code=True)
@@ -104,19 +92,14 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md("""
+def _(sliders):
+    _text = """
     ## Train a memory
 
     Keys and queries are learned, as in the paper, to be without crosstalk. A run ends when it has
     solved S, or makes no progress, and is then a point among the recorded curves.
-    """)
-    return
-
-
-@app.cell(hide_code=True)
-def _(sliders):
-    sliders
+    """
+    mo.vstack([mo.md(_text), sliders])
     return
 
 

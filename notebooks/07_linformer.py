@@ -17,18 +17,11 @@ with app.setup(hide_code=True):
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack(
-        [
-            mo.md(f"""
-            # {linformer.CLAIM.question}
-
-            *Linformer* (Wang et al. 2020) adds the N keys up into k *slots*, each a weighted sum,
-            and the values too; a query then looks at k slots instead of N tokens. It cannot hide
-            the future, as every slot holds some of it, so it serves encoders.
-            """),
-            linformer.CLAIM.head(),
-        ]
-    )
+    linformer.CLAIM.head("""
+    *Linformer* (Wang et al. 2020) adds the N keys up into k *slots*, each a weighted sum,
+    and the values too; a query then looks at k slots instead of N tokens. It cannot hide
+    the future, as every slot holds some of it, so it serves encoders.
+    """)
     return
 
 
@@ -110,13 +103,8 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
     asked = controls.asked(page.live_jobs, settings)
-    return (asked,)
+    return asked, settings
 
 
 @app.cell(hide_code=True)

@@ -18,16 +18,10 @@ with app.setup(hide_code=True):
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack(
-        [
-            mo.md(f"# {language_model.CLAIM.question}"),
-            language_model.CLAIM.head(),
-            mo.md("""
-            A language model predicts each word, byte or letter of a text from those before it.
-            Softmax attention looks at all of them again; linear attention at a state of one size.
-            """),
-        ]
-    )
+    language_model.CLAIM.head("""
+    A language model predicts each word, byte or letter of a text from those before it.
+    Softmax attention looks at all of them again; linear attention at a state of one size.
+    """)
     return
 
 
@@ -61,13 +55,8 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
     asked = controls.asked(page.live_jobs, settings)
-    return (asked,)
+    return asked, settings
 
 
 @app.cell(hide_code=True)
@@ -96,20 +85,15 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md("""
+def _(sliders):
+    _text = """
     ## Train them on Shakespeare
 
     Three small models read the plays letter by letter. Guessing costs ln 65 = 4.17 nats a letter;
     knowing the letter before, about 2.45. Positions by batch row, and an embedding dropout of 0.5,
     are what the language-model study had.
-    """)
-    return
-
-
-@app.cell(hide_code=True)
-def _(sliders):
-    sliders
+    """
+    mo.vstack([mo.md(_text), sliders])
     return
 
 

@@ -114,12 +114,15 @@ class Claim:
         """The statements that have a line in the tables."""
         return tuple(one for one in self.statements if one.title)
 
-    def head(self):
-        """Links from its page to the others."""
+    def head(self, *texts: str):
+        """How its page begins: what it asks, links to the other pages, and texts in Markdown."""
+        import marimo as mo
+
         from replib.claims import PAGES
         from replib.pages import controls
 
-        return controls.page_head(self.notebook, PAGES)
+        links = controls.page_head(self.notebook, PAGES)
+        return mo.vstack([mo.md(f"# {self.question}"), links, *map(mo.md, texts)])
 
     def method(self, *others: "Claim"):
         """How it and others on its page are measured and judged, and where that departs from the
