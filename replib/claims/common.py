@@ -1,19 +1,23 @@
-"""What the grids of several claims share: models, variants, seeds."""
+"""What several claims share: models, variants and seeds of their grids, rules of their judges."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 from replib.attention.lsh import LSHAttention
 from replib.lab.record import Experiment
 from replib.lab.run import Job, TrainingJob, config_of, variant_of
+from replib.lab.statistics import Crossover, Exponent, Ratio, crossover
 from replib.lab.store import Row
-from replib.lab.verdict import Criterion, Verdict
+from replib.lab.verdict import Criterion, Verdict, within
 from replib.models import TransformerConfig
 from replib.tasks.copy import CausalCopy
 from replib.training import TrainingConfig
 
 BOTH = ("softmax", "linear")
 Jobs = Callable[[str], list[Job]]
+Interval = Ratio | Exponent | Crossover
 
 # What is timed side by side: softmax as the 2022 replication wrote it, and fused; linear attention
 # as its equation stands, in chunks of torch operations, and compiled for the device.
@@ -147,6 +151,36 @@ def work_of(rows: Sequence[Row]) -> str:
     """The work that is judged: forward and backward where it was measured, else the other."""
     measured = {config_of(row).work for row in rows}
     return "forward" if measured == {"forward"} else "forward_backward"
+
+
+def criterion(
+    text: str,
+    found: Interval | None,
+    limits: tuple[float, float],
+    show: Callable[[Any], str],
+    missing: str = "not measured",
+) -> Criterion:
+    """Whether an interval lies inside the limits; it cannot be told where nothing was found."""
+    if found is None:
+        return Criterion(text, None, missing)
+    return Criterion(text, within(found.low, found.high, *limits), show(found))
+
+
+Samples = Mapping[int, Sequence[float]]
+"""Milliseconds of the repeats, by N."""
+
+
+def crossing(first: Samples, second: Samples) -> Crossover | None:
+    """From which N on the second takes less time; None with fewer than two lengths of both."""
+    lengths = sorted(first.keys() & second.keys())
+    if len(lengths) < 2:
+        return None
+    sides = (tuple(tuple(side[n]) for n in lengths) for side in (first, second))
+    return _crossover(tuple(lengths), *sides)
+
+
+# A page asks for the same ones several times, and again while a run goes on beside it.
+_crossover = lru_cache(maxsize=1000)(crossover)
 
 
 # Of recorded points one in twenty has quartiles so far apart.

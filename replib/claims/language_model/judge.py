@@ -17,7 +17,6 @@ from replib.lab.statistics import difference_interval
 from replib.lab.store import Row
 from replib.lab.verdict import Criterion, Verdict, each_device, within
 from replib.language_model import LanguageModelConfig
-from replib.published import published
 
 MIN_SEEDS = 3
 SAME = 0.02  # nats a token, two in a hundred of the perplexity; less is told as none
@@ -252,23 +251,6 @@ def batch_means(rows: Sequence[Row]) -> list[str]:
     low, high = min(ratios) - 1, max(ratios) - 1
     return [
         f"the mean of batch means is {low:+z.2%} to {high:+z.2%} off the perplexity of all tokens"
-    ]
-
-
-def published_rows() -> list[dict]:
-    """The study's table, and what a token is to each of its models."""
-    others = {
-        "Sparse": "words, seen from both sides (a masked model)",
-        "Reformer (pretrained, subword)": "subwords, pretrained",
-    }
-    return [
-        {
-            "model": name,
-            **table,
-            "of_bytes": name not in others,
-            "tokens": others.get(name, "words; bytes of enwik8"),
-        }
-        for name, table in published()["lm_study"]["ppl"].items()
     ]
 
 

@@ -10,7 +10,6 @@ from replib.lab.run import config_of, variant_of
 from replib.lab.statistics import difference_interval
 from replib.lab.store import Row
 from replib.lab.verdict import Criterion, Verdict, each_device, within
-from replib.published import published
 from replib.tasks.translation import ParallelText
 
 MIN_SEEDS = 3
@@ -154,21 +153,6 @@ def number_words(rows: Sequence[Row]) -> Verdict:
         tuple(with_length(rows)),
         answer=f"Right to the letter: {told}.",
     )
-
-
-def published_order() -> list[dict]:
-    """The scores that the Linformer work printed, and the same outputs scored as a corpus."""
-    table = published()["linformer_project"]["table"]
-    return [
-        {
-            "model": name,
-            "perplexity": row["ppl"],
-            "BLEU as printed": row["bleu_published"],
-            "BLEU of the corpus": row["bleu_recomputed"],
-            "chrF2": row["chrf2_recomputed"],
-        }
-        for name, row in table.items()
-    ]
 
 
 def _nothing() -> Verdict:

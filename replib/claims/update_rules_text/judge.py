@@ -37,11 +37,15 @@ def by_rule(rows: Sequence[Row]) -> dict[Cell, list[float]]:
     return {cell: some for cell, some in found.items() if some}
 
 
+def cell_name(positions: str, normalised: bool) -> str:
+    """Such as "no positions, not normalised"."""
+    return f"{'no ' * (positions == 'none')}positions, {'not ' * (not normalised)}normalised"
+
+
 def cell_text(cell: Cell) -> str:
     """Such as "delta, no positions, normalised"."""
-    rule, positions, normalised = cell
-    names = {"positions": "positions", "none": "no positions"}
-    return f"{rule}, {names[positions]}, {'' if normalised else 'not '}normalised"
+    rule, *how = cell
+    return f"{rule}, {cell_name(*how)}"
 
 
 @each_device
