@@ -132,18 +132,15 @@ def series_encodings(frame: pl.DataFrame) -> dict[str, Any]:
 
     # A dashed outline would fray the small shapes.
     legend = style.legend(names, symbolStrokeWidth=0)
-    ranges = {
-        alt.Color: map(_colour, series["attention"], used),
-        alt.StrokeDash: (style.DASHES.get(i, [1, 0]) for i in used),
-        alt.Shape: (style.SHAPES.get(i, "circle") for i in used),
+    shown = {
+        "color": (alt.Color, map(_colour, series["attention"], used)),
+        "strokeDash": (alt.StrokeDash, (style.DASHES.get(i, [1, 0]) for i in used)),
+        "shape": (alt.Shape, (style.SHAPES.get(i, "circle") for i in used)),
     }
-    color, dash, shape = (
-        channel(
-            "series:N", title=None, scale=alt.Scale(domain=names, range=list(values)), legend=legend
-        )
-        for channel, values in ranges.items()
-    )
-    return {"color": color, "strokeDash": dash, "shape": shape}
+    return {
+        name: style.looks(channel, "series:N", dict(zip(names, values, strict=True)), legend=legend)
+        for name, (channel, values) in shown.items()
+    }
 
 
 def _colour(attention: str, implementation: str | None) -> str:

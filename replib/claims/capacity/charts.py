@@ -137,7 +137,7 @@ def loss_chart(frame: pl.DataFrame, setting: int) -> alt.LayerChart:
         tooltip=[alt.Tooltip(name, title=title) for name, title in TOOLTIP.items()],
     )
     layers = [
-        style.rule_at("y", SOLVED_LOSS),
+        style.rule_at(SOLVED_LOSS),
         _text_at("solved below", SOLVED_LOSS, "drawn", baseline="top", dy=3),
         *_marks(base, dash),
         *_most_keys(series, last, colour),
@@ -225,8 +225,8 @@ def training_chart(rows: Sequence[Row]) -> alt.LayerChart:
         tooltip=["series:N", "seed:Q", "step:Q", "loss:Q"],
     )
     layers = [
-        style.rule_at("y", SOLVED_LOSS),
-        style.rule_at("y", CHANCE),
+        style.rule_at(SOLVED_LOSS),
+        style.rule_at(CHANCE),
         _text_at("solved", SOLVED_LOSS, "value", baseline="bottom", dy=-2),
         _text_at("nothing read", CHANCE, "value", baseline="bottom", dy=-2),
         lines.mark_line(strokeWidth=2, clip=True, point=True),
@@ -279,11 +279,8 @@ def _look_channels(series: pl.DataFrame, legend: bool = False) -> list[alt.Color
     names = series["series"].to_list()
     shown = style.legend(names, 3) if legend else None
     return [
-        kind("series:N", title=None, legend=shown, scale=alt.Scale(domain=names, range=values))
-        for kind, values in (
-            (alt.Color, series["colour"].to_list()),
-            (alt.StrokeDash, series["dash"].to_list()),
-        )
+        style.looks(kind, "series:N", dict(zip(names, series[of], strict=True)), legend=shown)
+        for kind, of in ((alt.Color, "colour"), (alt.StrokeDash, "dash"))
     ]
 
 

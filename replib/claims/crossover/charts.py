@@ -54,8 +54,7 @@ def crossings_chart(rows: Sequence[Row], work: str = "forward_backward") -> alt.
             lines.append(f"{group}|{name}")
             place = {"group": group, "line": lines[-1], "implementation": name}
             bars.append(place | _bar(crossover, *x_domain))
-    axis = alt.Axis(labelExpr="split(datum.value, '|')[1]", ticks=False, domain=False)
-    y = alt.Y("line:O", title=None, scale=alt.Scale(domain=lines), axis=axis)
+    y = style.lines_axis(lines, "split(datum.value, '|')[1]")
     return style.finished(
         alt.layer(*_reference_layers(x_domain, y), *_bar_layers(bars, x_domain, y)),
         title,
@@ -87,8 +86,9 @@ def _bar(found: Crossover, low: float, high: float) -> dict[str, Any]:
 
 
 def _bar_layers(bars: list[dict], x_domain: list[float], y: alt.Y) -> list[alt.Chart]:
-    names = list(dict.fromkeys(bar["implementation"] for bar in bars))
-    shapes = alt.Scale(domain=names, range=[style.SHAPES.get(name, "circle") for name in names])
+    names = dict.fromkeys(bar["implementation"] for bar in bars)
+    shapes = {name: style.SHAPES.get(name, "circle") for name in names}
+    shape = style.looks(alt.Shape, "implementation:N", shapes, legend=None)
     frame = pl.DataFrame(bars, schema=COLUMNS)
     base = alt.Chart(frame).encode(y, color=alt.value(style.colour("linear")))
     start, end, point = (style.length_axis(x_domain, name) for name in ("start", "end", "point"))
@@ -99,7 +99,7 @@ def _bar_layers(bars: list[dict], x_domain: list[float], y: alt.Y) -> list[alt.C
         heading.encode(y, x=alt.value(0), text="group:N"),
         base.mark_rule(strokeWidth=7, opacity=0.4).encode(start, alt.X2("end:Q")),
         base.mark_point(filled=False, size=60, opacity=1)
-        .encode(point, shape=alt.Shape("implementation:N", legend=None, scale=shapes))
+        .encode(point, shape)
         .transform_filter("isValid(datum.point)"),
         *(
             base.mark_text(align=align, **look)

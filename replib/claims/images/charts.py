@@ -28,7 +28,7 @@ def bits_chart(rows: Sequence[Row]) -> alt.LayerChart:
     histogram = histogram_bits(load_images("digits"), DATASETS["digits"].n_levels)
     title = f"{TITLE}; a histogram of each position: {histogram:z.2f}"
     chart = learning_curves(frame.with_columns(pl.col("loss") / math.log(2)), title=title)
-    chart.layer.append(style.rule_at("y", histogram))
+    chart.layer.append(style.rule_at(histogram))
     for layer in chart.layer:
         if isinstance(layer.encoding.y, alt.Y):
             layer.encoding.y.title = Y_TITLE
