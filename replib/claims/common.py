@@ -16,6 +16,7 @@ from replib.tasks.copy import CausalCopy
 from replib.training import TrainingConfig
 
 BOTH = ("softmax", "linear")
+ADAMW = {"optimizer": "adamw", "schedule": "cosine", "clip": "global"}
 Jobs = Callable[[str], list[Job]]
 Interval = Ratio | Exponent | Crossover
 
@@ -75,14 +76,11 @@ def laptop_copy(attention: str, seq_len: int, n_steps: int, **changes) -> Traini
         "model": laptop_model(attention),
         "batch_size": 32,
         "n_steps": n_steps,
-        "optimizer": "adamw",
         "lr": 5e-3,
-        "schedule": "cosine",
         "warmup_steps": 30,
-        "clip": "global",
         "eval_every": max(1, min(20, n_steps // 10)),
     }
-    return TrainingConfig(**options | changes)
+    return TrainingConfig(**ADAMW | options | changes)
 
 
 def replication_model(attention: str, **how) -> TransformerConfig:

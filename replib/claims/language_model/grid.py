@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 from replib.attention.lsh import LSHAttention
-from replib.claims.common import BOTH, experiment, laptop_model, seed_jobs
+from replib.claims.common import ADAMW, BOTH, experiment, laptop_model, seed_jobs
 from replib.lab.record import Experiment
 from replib.lab.run import Job, TrainingJob
 from replib.language_model import LanguageModelConfig
@@ -43,15 +43,12 @@ def character_config(attention: str, n_steps: int = 1000, **changes) -> Language
         "model": replace(laptop_model(attention), **width | of_model),
         "batch_size": batch_size,
         "n_steps": n_steps,
-        "optimizer": "adamw",
         "lr": LR.get(attention, OTHER_LR),
-        "schedule": "cosine",
         "warmup_steps": min(50, n_steps // 4),
-        "clip": "global",
         "eval_every": n_steps if few else n_steps // 10,
         "eval_batches": 1 if few else max(1, VALID_TOKENS // (batch_size * task.seq_len)),
     }
-    return LanguageModelConfig(**options | changes)
+    return LanguageModelConfig(**ADAMW | options | changes)
 
 
 AXES: dict[str, tuple] = {
@@ -138,16 +135,13 @@ def word_config(model: TransformerConfig | LSTMConfig, n_steps: int, **changes):
         "model": model,
         "batch_size": 32,
         "n_steps": n_steps,
-        "optimizer": "adamw",
         "lr": 2e-3,
         "weight_decay": 0.1,
-        "schedule": "cosine",
         "warmup_steps": min(200, n_steps // 4),
-        "clip": "global",
         "eval_every": max(1, n_steps // 12),
         "eval_batches": 40,
     }
-    return LanguageModelConfig(**options | changes)
+    return LanguageModelConfig(**ADAMW | options | changes)
 
 
 def word_model(attention: str, **changes) -> TransformerConfig:
