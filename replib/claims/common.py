@@ -1,6 +1,6 @@
 """What several claims share: models, variants and seeds of their grids, rules of their judges."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -162,6 +162,17 @@ def criterion(
     if found is None:
         return Criterion(text, None, missing)
     return Criterion(text, within(found.low, found.high, *limits), show(found))
+
+
+def told(said: str, criteria: Iterable[Criterion], evidence: Iterable[str] = ()) -> Verdict:
+    """A verdict whose headline is a sentence for a reader too."""
+    answer = f"{said[:1].upper()}{said[1:]}."
+    return Verdict(said, tuple(criteria), tuple(evidence), answer=answer)
+
+
+def nothing(said: str = "no runs yet", needed: str = "some runs") -> Verdict:
+    """A verdict on nothing."""
+    return Verdict(said, (Criterion(needed, None, "0"),))
 
 
 Samples = Mapping[int, Sequence[float]]

@@ -232,6 +232,13 @@ def rule_at(value: float, axis: alt.X | alt.Y | None = None) -> alt.Chart:
     return alt.Chart(data).mark_rule(color=NEUTRAL, strokeDash=[4, 3]).encode(axis)
 
 
+def text_at(text: str, value: float, axis: alt.X | alt.Y, **place: Any) -> alt.Chart:
+    """A text beside a rule at a value of an axis."""
+    data = pl.DataFrame({axis.to_dict()["field"]: [value], "text": [text]})
+    mark = alt.Chart(data).mark_text(align="right", color=NEUTRAL, **place)
+    return mark.encode(axis, text="text:N")
+
+
 def corner_text(data: pl.DataFrame, expression: str, y: str) -> alt.Chart:
     """A text in the right corner that the curves leave free, one a row of the data."""
     place, baseline = (4, "top") if y == "loss" else (HEIGHT - 6, "bottom")

@@ -181,7 +181,9 @@ def losses_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerCh
         ours.mark_point(filled=True, size=60, opacity=0.9),
         base.mark_point(**CROSS).transform_filter(f"datum.line == '{ARTICLE_LINE}'"),
         *_role_marks(base.encode(_role_offset())),
-        _named_level(GUESSING, "guessing, ln 10", x, LINE_PX * len(lines) - 8),
+        style.text_at("guessing, ln 10", GUESSING, x, dx=-5).encode(
+            y=alt.value(LINE_PX * len(lines) - 8)
+        ),
     ]
     return _with_radios(
         layers,
@@ -242,7 +244,10 @@ def full_size_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.Laye
     return style.finished(
         alt.layer(
             *(style.rule_at(level, x) for level in levels.values()),
-            *(_named_level(level, name, x, -6) for name, level in levels.items()),
+            *(
+                style.text_at(name, level, x, dx=-5).encode(y=alt.value(-6))
+                for name, level in levels.items()
+            ),
             base.mark_point(filled=True, size=60, opacity=0.9).transform_filter(
                 "isValid(datum.seed)"
             ),
@@ -422,13 +427,6 @@ def _loss_axis(field: str, most: float) -> alt.X:
     scale = alt.Scale(domain=[-0.05, most], nice=False)
     axis = alt.Axis(tickCount=6)
     return alt.X(f"{field}:Q", title="final loss (nats a token)", scale=scale, axis=axis)
-
-
-def _named_level(value: float, name: str, axis: alt.X, y: float) -> alt.Chart:
-    """The name of a rule, to its left."""
-    data = pl.DataFrame({axis.to_dict()["field"]: [value], "text": [name]})
-    text = alt.Chart(data).mark_text(align="right", dx=-5, color=style.NEUTRAL)
-    return text.encode(axis, y=alt.value(y), text="text:N")
 
 
 def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:

@@ -7,7 +7,7 @@ B batch, N sequence length, k slots. Judged are points of one work, forward as i
 import math
 from collections.abc import Mapping, Sequence
 
-from replib.claims.common import Samples, Variant, criterion, crossing, name_of
+from replib.claims.common import Samples, Variant, criterion, crossing, name_of, nothing
 from replib.claims.linformer.grid import JUDGED_K, KS
 from replib.claims.linformer.stack import operations
 from replib.lab.run import config_of, variant_of
@@ -25,6 +25,7 @@ from replib.lab.verdict import (
 from replib.published import published
 
 WORK = "forward"
+NO_TIMES = "no measurements yet", "two lengths or more"
 FIRST = 512  # the shortest N of the paper's table 3
 K_MARGIN = 1.1  # k is said not to matter where four times as many slots take at most so much longer
 JUDGED = ("linformer", f"k{JUDGED_K}")
@@ -65,7 +66,7 @@ def linformer(rows: Sequence[Row]) -> Verdict:
     which all lengths were measured, rises from 512 to the longest."""
     named = curves(rows)
     if not named:
-        return _nothing()
+        return nothing(*NO_TIMES)
     name, times = next(iter(named.items()))
     criteria, said = [], []
     for form, words in SOFTMAX.items():
@@ -132,7 +133,7 @@ def slots(alone: Sequence[Row], stacks: Sequence[Row]) -> Verdict:
         met = within(found.low, found.high, -math.inf, K_MARGIN)
         criteria.append(Criterion(text, met, f"{ratio_text(found)} at N = {lengths[-1]}"))
     if not ratios:
-        return _nothing()
+        return nothing(*NO_TIMES)
     needs = operations("linformer", 1, k=KS[-1])
     told = ", ".join(f"{part} {three_digits(one.value)}" for part, one in ratios.items())
     return Verdict(
@@ -145,10 +146,6 @@ def slots(alone: Sequence[Row], stacks: Sequence[Row]) -> Verdict:
         ),
         answer=f"k = {KS[-1]} takes so many times as long as k = {KS[0]}: {told}.",
     )
-
-
-def _nothing() -> Verdict:
-    return Verdict("no measurements yet", (Criterion("two lengths or more", None, "0"),))
 
 
 VERDICTS = {
