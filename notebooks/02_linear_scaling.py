@@ -9,7 +9,7 @@ with app.setup(hide_code=True):
     from replib import plain
     from replib.claims import cost_page, scaling
     from replib.claims.scaling import charts, page
-    from replib.pages import code, controls
+    from replib.pages import code, controls, layout, running
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
 
@@ -48,7 +48,7 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    asked = controls.asked(cost_page.live_jobs, settings)
+    asked = running.asked(cost_page.live_jobs, settings)
     return asked, settings
 
 
@@ -94,7 +94,7 @@ def _(sliders):
 
 @app.cell(hide_code=True)
 def _():
-    auto = controls.auto_switch()
+    auto = running.auto_switch()
     return (auto,)
 
 
@@ -113,7 +113,7 @@ def _(settings):
 @app.cell(hide_code=True)
 def _(asked, auto, get_changes, live, measure, set_changes):
     get_changes()
-    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto, measure)
+    run, stop, tick, _shown = running.run_panel(live, asked, auto, set_changes, auto, measure)
     _shown
     return run, stop, tick
 
@@ -132,14 +132,14 @@ def _(asked, beside, live, measure, set_changes, tick):
         rows = live.so_far(asked.jobs, asked.device)
         return charts.scaling_chart(rows, measure.value, beside)
 
-    controls.live_only(controls.watch(live, set_changes, tick, _draw))
+    layout.live_only(running.watch(live, set_changes, tick, _draw))
     return
 
 
 @app.cell(hide_code=True)
 def _(get_changes, live):
     get_changes()
-    controls.history(live)
+    running.history(live)
     return
 
 

@@ -10,7 +10,7 @@ with app.setup(hide_code=True):
     from replib.claims.common import ARTICLE_CROSSOVER, PAPER_CROSSOVER
     from replib.claims.crossover import charts, page
     from replib.lab import statistics
-    from replib.pages import code, controls
+    from replib.pages import code, controls, layout, running
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
     from replib.published import published
@@ -52,7 +52,7 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    asked = controls.asked(cost_page.live_jobs, settings)
+    asked = running.asked(cost_page.live_jobs, settings)
     return asked, settings
 
 
@@ -95,7 +95,7 @@ def _(sliders):
 
 @app.cell(hide_code=True)
 def _():
-    auto = controls.auto_switch()
+    auto = running.auto_switch()
     return (auto,)
 
 
@@ -108,7 +108,7 @@ def _(settings):
 @app.cell(hide_code=True)
 def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
+    run, stop, tick, _shown = running.run_panel(live, asked, auto, set_changes, auto)
     _shown
     return run, stop, tick
 
@@ -125,14 +125,14 @@ def _(asked, beside, live, set_changes, tick):
     def _draw():
         return charts.crossover_chart(live.so_far(asked.jobs, asked.device), beside)
 
-    controls.live_only(controls.watch(live, set_changes, tick, _draw))
+    layout.live_only(running.watch(live, set_changes, tick, _draw))
     return
 
 
 @app.cell(hide_code=True)
 def _(get_changes, live):
     get_changes()
-    controls.history(live)
+    running.history(live)
     return
 
 

@@ -10,7 +10,7 @@ with app.setup(hide_code=True):
     from replib.claims import generation, images
     from replib.claims.generation import charts, page
     from replib.claims.images import page as digits
-    from replib.pages import code, controls
+    from replib.pages import code, controls, layout, running
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
 
@@ -30,7 +30,7 @@ def _():
     recorded, recorded_images = generation.CLAIM.recorded(), images.CLAIM.recorded()
     live = LiveRuns("generation")
     get_changes, set_changes = mo.state(0, allow_self_loops=True)
-    controls.unread("generation", "images")
+    layout.unread("generation", "images")
     return get_changes, live, recorded, recorded_images, set_changes
 
 
@@ -53,7 +53,7 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    asked = controls.asked(page.live_jobs, settings)
+    asked = running.asked(page.live_jobs, settings)
     return asked, settings
 
 
@@ -71,7 +71,7 @@ def _(OF_DIGITS, PARAMETERS):
     models, _missing = digits.kept_models()
     digits_panel, _shown = controls.panel(OF_DIGITS, PARAMETERS)
     again = mo.ui.button(label="Draw again")
-    mo.vstack([mo.md("## Complete a digit"), controls.live_only(_shown), _missing])
+    mo.vstack([mo.md("## Complete a digit"), layout.live_only(_shown), _missing])
     return again, digits_panel, models
 
 
@@ -79,7 +79,7 @@ def _(OF_DIGITS, PARAMETERS):
 def _(again, digits_panel, models):
     again.value
     _shown = digits.completion(models, controls.chosen(digits_panel))
-    mo.vstack([_shown, controls.live_only(again)])
+    mo.vstack([_shown, layout.live_only(again)])
     return
 
 
@@ -96,7 +96,7 @@ def _(recorded, recorded_images):
     )
     mo.vstack(
         [
-            controls.grid([charts.token_chart(*charts.most_measured(_rows)), _step], "28rem"),
+            layout.grid([charts.token_chart(*charts.most_measured(_rows)), _step], "28rem"),
             page.folded("More of what is recorded", _more),
         ]
     )
@@ -105,7 +105,7 @@ def _(recorded, recorded_images):
 
 @app.cell(hide_code=True)
 def _(sliders):
-    _asked = controls.live_only(
+    _asked = layout.live_only(
         mo.md("""
     ## On this machine
 
@@ -118,20 +118,20 @@ def _(sliders):
 
 @app.cell(hide_code=True)
 def _(settings):
-    controls.live_only(mo.md(page.kept_text(settings)))
+    layout.live_only(mo.md(page.kept_text(settings)))
     return
 
 
 @app.cell(hide_code=True)
 def _():
-    auto = controls.auto_switch()
+    auto = running.auto_switch()
     return (auto,)
 
 
 @app.cell(hide_code=True)
 def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
+    run, stop, tick, _shown = running.run_panel(live, asked, auto, set_changes, auto)
     _shown
     return run, stop, tick
 
@@ -141,16 +141,16 @@ def _(asked, live, set_changes, settings, tick):
     def _draw():
         rows = live.showing(asked.jobs, asked.device)
         stream = [charts.stream_chart(rows)] if settings["n_tokens"] else []
-        return controls.grid([charts.token_chart(rows), *stream], "26rem")
+        return layout.grid([charts.token_chart(rows), *stream], "26rem")
 
-    controls.live_only(controls.watch(live, set_changes, tick, _draw))
+    layout.live_only(running.watch(live, set_changes, tick, _draw))
     return
 
 
 @app.cell(hide_code=True)
 def _(get_changes, live):
     get_changes()
-    controls.history(live)
+    running.history(live)
     return
 
 

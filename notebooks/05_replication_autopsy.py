@@ -8,7 +8,7 @@ with app.setup(hide_code=True):
 
     from replib.claims import autopsy
     from replib.claims.autopsy import page
-    from replib.pages import controls
+    from replib.pages import controls, layout, running
     from replib.pages.live import LiveRuns
     from replib.published import published
 
@@ -59,7 +59,7 @@ def _(article):
 @app.cell(hide_code=True)
 def _(panel, switches):
     settings = controls.chosen(panel, defects=controls.switched_on(switches, "defects"))
-    asked = controls.asked(page.live_jobs, settings)
+    asked = running.asked(page.live_jobs, settings)
     return asked, settings
 
 
@@ -91,14 +91,14 @@ def _(sliders):
 
 @app.cell(hide_code=True)
 def _():
-    auto = controls.auto_switch()
+    auto = running.auto_switch()
     return (auto,)
 
 
 @app.cell(hide_code=True)
 def _(asked, auto, buttons, get_changes, live, set_changes):
     get_changes()
-    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto, *buttons)
+    run, stop, tick, _shown = running.run_panel(live, asked, auto, set_changes, auto, *buttons)
     _shown
     return run, stop, tick
 
@@ -109,7 +109,7 @@ def _(asked, live, set_changes, settings, tick):
         rows = live.showing(asked.jobs, asked.device)
         return page.session(live, rows, settings["defects"])
 
-    controls.live_only(controls.watch(live, set_changes, tick, _draw))
+    layout.live_only(running.watch(live, set_changes, tick, _draw))
     return
 
 
@@ -148,7 +148,7 @@ def _(article, recorded):
 @app.cell(hide_code=True)
 def _(get_changes, live):
     get_changes()
-    controls.history(live)
+    running.history(live)
     return
 
 

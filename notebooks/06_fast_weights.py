@@ -9,7 +9,7 @@ with app.setup(hide_code=True):
     from replib.claims import capacity, update_rules
     from replib.claims.capacity import page
     from replib.claims.capacity.filling import write
-    from replib.pages import code, controls
+    from replib.pages import code, controls, running
     from replib.pages.live import LiveRuns
 
 
@@ -44,7 +44,7 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    asked = controls.asked(page.live_jobs, settings)
+    asked = running.asked(page.live_jobs, settings)
     return asked, settings
 
 
@@ -105,14 +105,14 @@ def _(sliders):
 
 @app.cell(hide_code=True)
 def _():
-    auto = controls.auto_switch()
+    auto = running.auto_switch()
     return (auto,)
 
 
 @app.cell(hide_code=True)
 def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
+    run, stop, tick, _shown = running.run_panel(live, asked, auto, set_changes, auto)
     _shown
     return run, stop, tick
 
@@ -130,7 +130,7 @@ def _(asked, charts, live, set_changes, settings, tick):
         rows = live.showing(asked.jobs, asked.device)
         return page.training_view(rows, charts[settings["setting"]])
 
-    controls.watch(live, set_changes, tick, _draw)
+    running.watch(live, set_changes, tick, _draw)
     return
 
 
@@ -148,7 +148,7 @@ def _(charts, recorded):
 @app.cell(hide_code=True)
 def _(get_changes, live):
     get_changes()
-    controls.history(live)
+    running.history(live)
     return
 
 

@@ -10,7 +10,7 @@ with app.setup(hide_code=True):
     from replib.claims import linformer, translation
     from replib.claims.linformer import charts
     from replib.claims.translation import page
-    from replib.pages import code, controls, curves, frames
+    from replib.pages import code, controls, curves, frames, layout, running
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
 
@@ -80,8 +80,8 @@ def _(asked, get_changes, live, settings, typed):
         lambda _: page.translations(live, asked.jobs, typed.value, asked.device), settings
     )
     made = made or {}
-    controls.live_only(
-        controls.inputs(typed), _problem or page.answers(made, typed.value), page.cross_maps(made)
+    layout.live_only(
+        layout.inputs(typed), _problem or page.answers(made, typed.value), page.cross_maps(made)
     )
     return (made,)
 
@@ -103,20 +103,20 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    asked = controls.asked(page.live_jobs, settings)
+    asked = running.asked(page.live_jobs, settings)
     return asked, settings
 
 
 @app.cell(hide_code=True)
 def _():
-    auto = controls.auto_switch()
+    auto = running.auto_switch()
     return (auto,)
 
 
 @app.cell(hide_code=True)
 def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
+    run, stop, tick, _shown = running.run_panel(live, asked, auto, set_changes, auto)
     _shown
     return run, stop, tick
 
@@ -127,7 +127,7 @@ def _(asked, live, set_changes, tick):
         shown = frames.training_curves(live.showing(asked.jobs, asked.device))
         return curves.live_curves(shown, title="Learning number words")
 
-    controls.live_only(controls.watch(live, set_changes, tick, _draw))
+    layout.live_only(running.watch(live, set_changes, tick, _draw))
     return
 
 
@@ -161,7 +161,7 @@ def _(sizes):
     _n, _k, _vocabulary = (sizes.value[name] for name in ("n", "k", "vocabulary"))
     mo.vstack(
         [
-            controls.inputs(*sizes.elements.values()),
+            layout.inputs(*sizes.elements.values()),
             charts.operations_chart(_n, _k, _vocabulary),
         ]
     )
@@ -201,7 +201,7 @@ def _(get_changes, live, more, probes):
         {
             "Look inside": mo.ui.tabs(probes),
             "More of what is recorded": mo.ui.tabs(more),
-            "Runs of this session": controls.history(live),
+            "Runs of this session": running.history(live),
         }
     )
     return

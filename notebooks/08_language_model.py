@@ -10,7 +10,7 @@ with app.setup(hide_code=True):
     from replib.claims import language_model, update_rules_text
     from replib.claims.language_model import charts, page
     from replib.language_model import LanguageModelTraining
-    from replib.pages import code, controls, curves, frames
+    from replib.pages import code, controls, curves, frames, layout, running
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
     from replib.perplexity import perplexity
@@ -55,7 +55,7 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    asked = controls.asked(page.live_jobs, settings)
+    asked = running.asked(page.live_jobs, settings)
     return asked, settings
 
 
@@ -99,14 +99,14 @@ def _(sliders):
 
 @app.cell(hide_code=True)
 def _():
-    auto = controls.auto_switch()
+    auto = running.auto_switch()
     return (auto,)
 
 
 @app.cell(hide_code=True)
 def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
+    run, stop, tick, _shown = running.run_panel(live, asked, auto, set_changes, auto)
     _shown
     return run, stop, tick
 
@@ -117,7 +117,7 @@ def _(asked, live, set_changes, tick):
         shown = frames.training_curves(live.showing(asked.jobs, asked.device))
         return curves.live_curves(shown, title="Learning Shakespeare")
 
-    controls.live_only(controls.watch(live, set_changes, tick, _draw))
+    layout.live_only(running.watch(live, set_changes, tick, _draw))
     return
 
 
@@ -125,7 +125,7 @@ def _(asked, live, set_changes, tick):
 def _(PARAMETERS):
     prompt = mo.ui.text_area(value=page.PROMPT, label="Begin with", rows=2, debounce=True)
     choices, _shown = controls.panel(page.CHOICES, PARAMETERS)
-    controls.live_only(mo.md("### Let them write"), controls.inputs(prompt), _shown)
+    layout.live_only(mo.md("### Let them write"), layout.inputs(prompt), _shown)
     return choices, prompt
 
 
@@ -137,7 +137,7 @@ def _(asked, choices, get_changes, live, prompt):
         controls.chosen(choices),
     )
     made = made or {}
-    controls.live_only(_problem or page.texts(made))
+    layout.live_only(_problem or page.texts(made))
     return (made,)
 
 
@@ -151,9 +151,9 @@ def _():
 def _(asked, at, get_changes, live, made):
     get_changes()
     _rows = live.rows(asked.jobs, asked.device)
-    _bars = mo.vstack([controls.inputs(at), page.bars(made, at.value)])
+    _bars = mo.vstack([layout.inputs(at), page.bars(made, at.value)])
     _tabs = {"The next letter": _bars, "Loss by position": charts.position_chart(_rows)}
-    controls.live_only(mo.ui.tabs(_tabs)) if made else None
+    layout.live_only(mo.ui.tabs(_tabs)) if made else None
     return
 
 
@@ -180,7 +180,7 @@ def _(get_changes, live, more):
             "More of what is recorded": mo.ui.tabs(more),
             "The study's table": page.published_table(),
             "A step whose state is carried": code.source(LanguageModelTraining._outputs),
-            "Runs of this session": controls.history(live),
+            "Runs of this session": running.history(live),
         }
     )
     return

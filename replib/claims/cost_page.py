@@ -21,8 +21,8 @@ from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
 from replib.lab.timing import Cost, CostConfig, tokens_batch
 from replib.lab.verdict import three_digits
-from replib.pages import live
-from replib.pages.controls import DEVICE, WORK_LABELS, Control, attempt, in_static_page
+from replib.pages import layout, live
+from replib.pages.controls import DEVICE, WORK_LABELS, Control, attempt
 
 ALL_VARIANTS = {
     f"{attention} {name}".strip(): (attention, options, kernel)
@@ -178,7 +178,7 @@ def followed(settings: Mapping[str, Any]) -> mo.Html:
     """What one sequence of the longest N costs, by the equations and predicted, as a table that
     needs no run; nothing where the settings cannot be run, which `run_panel` says."""
     jobs, _ = attempt(live_jobs, settings)
-    if in_static_page() or not jobs or not jobs[-1].configs:
+    if layout.in_static_page() or not jobs or not jobs[-1].configs:
         return mo.md("")  # what is predicted is of the machine that made the page
     configs, device = jobs[-1].configs, settings.get("device")
     memories = memory_bytes(configs, resolve_device(device))

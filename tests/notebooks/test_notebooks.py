@@ -24,7 +24,7 @@ from replib.claims.cost_page import ALL_VARIANTS, refused_variants
 from replib.lab import store
 from replib.lab.recorded import recorded_rows
 from replib.lab.runs.generation import WAYS
-from replib.pages import controls
+from replib.pages import controls, running, verdict_cards
 from replib.published import published
 from replib.report.write import NOTEBOOKS
 
@@ -136,7 +136,7 @@ def run_notebook(stem, defs=None, **changes):
     """The text of a notebook's page and its names, for its settings with some changed."""
     module = loaded(stem)
     settings = SETTINGS[stem] | changes
-    asked = controls.asked(live_jobs(stem), settings)
+    asked = running.asked(live_jobs(stem), settings)
     outputs, names = module.app.run(defs={"settings": settings, "asked": asked} | (defs or {}))
     page = "\n".join(mo.as_html(output).text for output in outputs if output is not None)
     return html.unescape(page), names
@@ -153,7 +153,7 @@ def live_jobs(stem):
 
 def session(page):
     """What the verdict card says of this session."""
-    return page.split(f"{controls.THIS_MACHINE}</strong>")[1].split("</div>")[0]
+    return page.split(f"{verdict_cards.THIS_MACHINE}</strong>")[1].split("</div>")[0]
 
 
 def lengths_of(jobs):
@@ -253,7 +253,7 @@ def test_a_notebook_asks_for_the_jobs_of_its_panel(stem, data):
     module = loaded(stem)
     _, names = module.app.run(defs={"auto": NOT_AUTO})
     assert names["settings"].items() >= names["panel"].value.items()
-    expected = controls.asked(live_jobs(stem), names["settings"])
+    expected = running.asked(live_jobs(stem), names["settings"])
     assert names["asked"].jobs == expected.jobs and names["asked"].jobs
 
 

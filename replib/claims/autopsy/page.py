@@ -25,7 +25,7 @@ from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
 from replib.lab.verdict import ratio_text
 from replib.models import MultiHeadAttention
-from replib.pages import code, controls
+from replib.pages import code, controls, layout, verdict_cards
 from replib.pages.controls import Control
 from replib.pages.live import LiveRuns, in_passing_thread
 from replib.published import published
@@ -51,7 +51,7 @@ NONE_YET = "–"
 
 def later(show: Callable[[], Any]) -> Any:
     """What is made when it comes into view; at once in a static page."""
-    return show() if controls.in_static_page() else mo.lazy(show)
+    return show() if layout.in_static_page() else mo.lazy(show)
 
 
 # --- the switches and their runs ------------------------------------------------------------------
@@ -69,9 +69,9 @@ def presets(choose: Callable) -> mo.ui.array:
 
 def show_switches(elements: mo.ui.dictionary) -> mo.Html:
     """The switches; their names in a static page."""
-    if controls.in_static_page():
-        return controls.plain(", ".join(one.title for one in DEFECTS.values()))
-    return controls.grid((elements[name] for name in DEFECTS), "14rem", "defects")
+    if layout.in_static_page():
+        return layout.plain(", ".join(one.title for one in DEFECTS.values()))
+    return layout.grid((elements[name] for name in DEFECTS), "14rem", "defects")
 
 
 def live_jobs(values: Mapping[str, Any]) -> list[Job]:
@@ -93,7 +93,7 @@ def session(live: LiveRuns, rows: Sequence[Row], defects: Sequence[str]) -> mo.H
     """Losses and step times of this session, mended and with the switches."""
     losses = [row for row in rows if row["experiment"] == "autopsy"]
     if not losses:
-        return mo.md(f"*{controls.NOTHING_RUN}*")
+        return mo.md(f"*{verdict_cards.NOTHING_RUN}*")
     shown = [charts.switches_curves(losses)]
     if not live.running:
         shown.append(mo.md(comparison(rows, lambda row: _follows(live, row))))
@@ -152,7 +152,7 @@ def recorded_tabs(
     rows = recorded.rows
 
     def tabs(name: str, show: Callable[[Sequence[Row]], Any]) -> mo.Html:
-        return controls.device_tabs(rows[name], show)
+        return layout.device_tabs(rows[name], show)
 
     def losses() -> mo.Html:
         return tabs("autopsy", lambda runs: charts.losses_chart(runs, article))
@@ -188,7 +188,7 @@ def lines_of_defects() -> mo.Html:
     ]
     return mo.ui.tabs(
         {
-            "Heads split twice": controls.grid(heads, "26rem"),
+            "Heads split twice": layout.grid(heads, "26rem"),
             "Adam at 1e-4": code.source(AutopsyConfig.trained.fget),
             "Half an encoder": code.source(ReusedBlock.forward),
         }

@@ -15,7 +15,7 @@ from replib.claims.capacity.memories import label
 from replib.fast_weights import UPDATE_RULES, MemoryConfig, RetrievalConfig
 from replib.lab.run import RetrievalJob
 from replib.lab.store import Row
-from replib.pages import controls, drawn
+from replib.pages import controls, drawn, layout, verdict_cards
 from replib.pages.controls import Control
 from replib.pages.live import on_one_core
 
@@ -92,7 +92,7 @@ def filling_view(settings: Mapping[str, Any]) -> mo.Html:
 
 def side_by_side(*shown: alt.LayerChart | mo.Html) -> mo.Html:
     """Charts beside each other where the page is wide enough."""
-    return controls.grid((mo.as_html(chart).text for chart in shown), "20rem")
+    return layout.grid((mo.as_html(chart).text for chart in shown), "20rem")
 
 
 def recorded_charts(
@@ -135,9 +135,9 @@ def live_jobs(values: Mapping[str, Any]) -> list[RetrievalJob]:
 def training_view(rows: Sequence[Row], recorded: mo.Html) -> mo.Html:
     """The loss of the runs of this session over their steps, beside the recorded chart; in a static
     page that has none of its own the latter alone."""
-    if controls.in_static_page() and not controls.has_own_run():
+    if layout.in_static_page() and not layout.has_own_run():
         return recorded
     if not rows:
-        return side_by_side(mo.md(f"*{controls.NOTHING_RUN}*"), recorded)
+        return side_by_side(mo.md(f"*{verdict_cards.NOTHING_RUN}*"), recorded)
     same = [row for row in rows if row["experiment"] == rows[0]["experiment"]]
     return side_by_side(charts.training_chart(same), recorded)

@@ -20,7 +20,7 @@ from replib.claims.language_model.grid import AXES, character_config
 from replib.generation import Decoder, sampled, stream
 from replib.lab.run import TrainingJob
 from replib.lab.text import markdown_table
-from replib.pages import controls, drawn, style
+from replib.pages import drawn, layout, style
 from replib.pages.controls import Control
 from replib.pages.live import LiveRuns, on_one_core
 from replib.published import published
@@ -159,13 +159,13 @@ def texts(made: Mapping[str, Written]) -> mo.Html:
             f'<span class="r-drawn" style="--i:{i}">{html.escape(token)}</span>'
             for i, token in enumerate(one.tokens)
         )
-        timed = "" if controls.in_static_page() else f", {one.token_ms:z.2g} ms a token"
+        timed = "" if layout.in_static_page() else f", {one.token_ms:z.2g} ms a token"
         shown.append(
             f'<figure><figcaption><b style="color:{style.colour(name)}">{name}</b>{timed}'
             f'</figcaption><pre class="r-written"><b>{html.escape(one.prompt)}</b>{drawn}</pre>'
             "</figure>"
         )
-    return controls.styled(
+    return layout.styled(
         f"<style>@keyframes r-take{take} {{ from, to {{ visibility: hidden; }} }}</style>"
         f'<div class="r-grid" style="--least:15rem;--take:r-take{take}">{"".join(shown)}</div>'
     )
@@ -178,7 +178,7 @@ def bars(made: Mapping[str, Written], at: int) -> mo.Html:
         i = min(at, len(one.tokens)) - 1
         before = (one.prompt + "".join(one.tokens[:i]))[-12:]
         shown.append(bars_chart(one.likeliest[i], one.tokens[i], name, before))
-    return controls.grid(shown, "15rem") if shown else mo.md("")
+    return layout.grid(shown, "15rem") if shown else mo.md("")
 
 
 def bars_chart(
@@ -212,7 +212,7 @@ def _visible(text: str) -> str:
 def recorded_charts(*claims: Recorded) -> dict[str, Any]:
     """What is recorded of this page's claims by title, the axes of the study side by side."""
     figures = {name: one.chart for claim in claims for name, one in claim.figures.items()}
-    axes = controls.grid([figures[axis_name(axis)] for axis in AXES], "20rem")
+    axes = layout.grid([figures[axis_name(axis)] for axis in AXES], "20rem")
     shown = {title: figures[name] for title, name in FIGURES.items()}
     return shown | {"Axes of the study": axes}
 

@@ -28,7 +28,7 @@ from replib.lab.run import TrainingJob
 from replib.lab.store import Row
 from replib.lab.text import markdown_table
 from replib.lab.timing import WORKS
-from replib.pages import controls, drawn, frames, style
+from replib.pages import drawn, frames, layout, style
 from replib.pages.costs import cost_chart
 from replib.pages.live import LiveRuns, in_passing_thread
 from replib.published import published
@@ -102,7 +102,7 @@ def answers(made: Mapping[str, Translated], typed: str) -> mo.Html:
             if piece != "</s>"
         )
         rows.append(f'<tr><th scope="row">{name}</th><td>{mark}</td><td>{tokens}</td></tr>')
-    return controls.styled(
+    return layout.styled(
         f'<table aria-label="translations" class="r-copies">{"".join(rows)}</table>'
     )
 
