@@ -13,17 +13,8 @@ from replib.lab.run import Job, config_of, line_of
 from replib.lab.store import Row
 from replib.pages import layout
 from replib.pages.controls import attempt
-from replib.pages.live import (
-    ASKED,
-    COMPILE_S,
-    Batch,
-    Drawing,
-    LiveRuns,
-    kernel_to_compile,
-    predicted_each,
-    refusal,
-    together_s,
-)
+from replib.pages.live import ASKED, Batch, Drawing, LiveRuns
+from replib.pages.processor import COMPILE_S, kernel_to_compile, predicted_each, refusal, together_s
 
 STATIC_RUN_BELOW_S = 600.0  # a report with parameters waits so long for its run
 AUTO_RUN_BELOW_S = 60.0  # a reader who moves a slider waits so long without having asked

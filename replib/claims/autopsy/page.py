@@ -27,7 +27,8 @@ from replib.lab.verdict import ratio_text
 from replib.models import MultiHeadAttention
 from replib.pages import code, controls, layout, verdict_cards
 from replib.pages.controls import Control
-from replib.pages.live import LiveRuns, in_passing_thread
+from replib.pages.live import LiveRuns
+from replib.pages.processor import in_passing_thread
 from replib.published import published
 from replib.tasks import SequenceCopy
 

@@ -17,7 +17,7 @@ from replib.lab.run import RetrievalJob
 from replib.lab.store import Row
 from replib.pages import controls, drawn, layout, verdict_cards
 from replib.pages.controls import Control
-from replib.pages.live import on_one_core
+from replib.pages.processor import on_one_core
 
 MEMORIES = {
     label(memory): memory

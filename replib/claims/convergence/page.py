@@ -19,7 +19,8 @@ from replib.lab.text import LEFT, markdown_table, sizes_text
 from replib.pages import curves, drawn, frames, style
 from replib.pages.attention_maps import recorded_inputs, weights
 from replib.pages.layout import callout, grid, plain, styled
-from replib.pages.live import LiveRuns, in_passing_thread
+from replib.pages.live import LiveRuns
+from replib.pages.processor import in_passing_thread
 from replib.published import published
 from replib.tasks import CausalCopy, SequenceCopy, Task
 from replib.training import Training, build_model

@@ -16,7 +16,7 @@ from replib.lab.runs.generation import GenerationConfig, state_bytes
 from replib.lab.verdict import three_digits
 from replib.pages import layout, style
 from replib.pages.controls import Control
-from replib.pages.live import on_one_core
+from replib.pages.processor import on_one_core
 from replib.tasks.image_files import DATASETS, load_images
 
 KEPT_AS = {"linear": ("recurrent", "recurrent state"), "softmax": ("cache", "cache")}

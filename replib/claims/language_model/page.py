@@ -22,7 +22,8 @@ from replib.lab.run import TrainingJob
 from replib.lab.text import markdown_table
 from replib.pages import drawn, layout, style
 from replib.pages.controls import Control
-from replib.pages.live import LiveRuns, on_one_core
+from replib.pages.live import LiveRuns
+from replib.pages.processor import on_one_core
 from replib.published import published
 from replib.tasks.text import Text
 from replib.training import Training

@@ -30,7 +30,8 @@ from replib.lab.text import markdown_table
 from replib.lab.timing import WORKS
 from replib.pages import drawn, frames, layout, style
 from replib.pages.costs import cost_chart
-from replib.pages.live import LiveRuns, in_passing_thread
+from replib.pages.live import LiveRuns
+from replib.pages.processor import in_passing_thread
 from replib.published import published
 from replib.tasks.number_words import words_of
 
