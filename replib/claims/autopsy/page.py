@@ -8,15 +8,10 @@ import torch
 
 from replib.claims.autopsy import charts, other_works, tables
 from replib.claims.autopsy.ablation import MENDED
-from replib.claims.autopsy.defects import (
-    DEFECTS,
-    AutopsyConfig,
-    ReusedBlock,
-    SplitHeads,
-    all_defects,
-    followed,
-)
+from replib.claims.autopsy.broken_parts import ReusedBlock, SplitHeads
+from replib.claims.autopsy.defects import DEFECTS, AutopsyConfig, all_defects, followed
 from replib.claims.autopsy.grid import with_defects
+from replib.claims.autopsy.prediction import prediction_chart
 from replib.claims.common import laptop_copy, replication_model, seed_jobs
 from replib.claims.crossover.extrapolation import MODEL_NAMES
 from replib.lab.run import CostJob, Job, TrainingJob, config_of
@@ -232,7 +227,7 @@ def prediction(article: Mapping[str, Any], settings: Mapping[str, Any]) -> mo.Ht
     """The crossover that the chosen points and model predict, or why there is none."""
     lengths, model = [int(n) for n in settings["points"]], settings["softmax_model"]
     try:
-        return mo.as_html(charts.prediction_chart(article, lengths, model))
+        return mo.as_html(prediction_chart(article, lengths, model))
     except ValueError as error:
         named = f"the model “{MODEL_NAMES[model]}”"
         return mo.callout(str(error).replace(f"the {model} model", named), kind="warn")
