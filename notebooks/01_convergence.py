@@ -10,7 +10,7 @@ with app.setup(hide_code=True):
     from replib.attention.by_hand import as_matrix
     from replib.claims import convergence
     from replib.claims.convergence import page
-    from replib.pages import code, controls, curves, frames, layout, running
+    from replib.pages import code, controls, curves, layout, running, tidy
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
     from replib.training import Training
@@ -123,7 +123,7 @@ def _(asked, auto, get_changes, live, set_changes):
 def _(asked, behind, live, set_changes, tick):
     def _draw():
         rows = live.so_far(asked.jobs, asked.device)
-        shown, before = frames.training_curves(rows), page.curves_before(live, rows)
+        shown, before = tidy.training_curves(rows), page.curves_before(live, rows)
         return curves.live_curves(shown, behind, before, title=page.title_of(shown, behind))
 
     layout.live_only(running.watch(live, set_changes, tick, _draw))

@@ -10,7 +10,7 @@ with app.setup(hide_code=True):
     from replib.claims import language_model, update_rules_text
     from replib.claims.language_model import charts, page
     from replib.language_model import LanguageModelTraining
-    from replib.pages import code, controls, curves, frames, layout, running
+    from replib.pages import code, controls, curves, layout, running, tidy
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
     from replib.perplexity import perplexity
@@ -114,7 +114,7 @@ def _(asked, auto, get_changes, live, set_changes):
 @app.cell(hide_code=True)
 def _(asked, live, set_changes, tick):
     def _draw():
-        shown = frames.training_curves(live.showing(asked.jobs, asked.device))
+        shown = tidy.training_curves(live.showing(asked.jobs, asked.device))
         return curves.live_curves(shown, title="Learning Shakespeare")
 
     layout.live_only(running.watch(live, set_changes, tick, _draw))

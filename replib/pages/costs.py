@@ -25,7 +25,7 @@ def cost_chart(
     and N²; of a token's time without these. y: a key of MEASURES.
 
     Args:
-        frame: of `frames.costs`, one work and one batch rule.
+        frame: of `tidy.costs`, one work and one batch rule.
         marks: what else is drawn over it.
 
     Raises:

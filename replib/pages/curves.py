@@ -28,7 +28,7 @@ def learning_curves(
     run diverged is marked at the edge.
 
     Args:
-        frame: of `frames.training_curves`.
+        frame: of `tidy.training_curves`.
         seq_len: the length to begin with; the longest if left out.
 
     Raises:
@@ -93,7 +93,7 @@ def live_curves(
     medians, faint and dashed.
 
     The two panes are bands of one view, which costs a quarter of two charts and stays as wide as
-    the page. The frames are of `frames.training_curves`.
+    the page. The frames are of `tidy.training_curves`.
     """
     sources = {"recorded": recorded, "earlier": earlier, "live": live}
     frames = [
@@ -135,7 +135,7 @@ def seeds_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
     """Final accuracy of each seed, by mechanism and length; the line is at style.SOLVED_ACCURACY.
 
     Args:
-        frame: of `frames.training_summaries`.
+        frame: of `tidy.training_summaries`.
     """
     if frame.is_empty():
         return style.no_data(title)

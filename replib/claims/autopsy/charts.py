@@ -37,7 +37,7 @@ from replib.lab.run import config_of
 from replib.lab.statistics import Ratio
 from replib.lab.store import Row
 from replib.lab.verdict import device_names, three_digits
-from replib.pages import frames, style
+from replib.pages import style, tidy
 from replib.pages.curves import LOSS_FLOOR
 from replib.published import published
 from replib.tasks import SequenceCopy
@@ -262,7 +262,7 @@ def switches_curves(rows: Sequence[Row]) -> alt.LayerChart:
     drawn = []
     for row in rows:
         kind = "with switches" if config_of(row).defects else MENDED
-        frame = frames.training_curves([row]).with_columns(switches=pl.lit(kind))
+        frame = tidy.training_curves([row]).with_columns(switches=pl.lit(kind))
         drawn.append(frame.with_columns(value=pl.col("loss").clip(lower_bound=LOSS_FLOOR)))
     frame, config = pl.concat(drawn), config_of(rows[0])
     domain = style.log_domain([*frame["value"].drop_nulls(), NEAR_ZERO, GUESSING], 1.2)

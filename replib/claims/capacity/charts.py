@@ -25,7 +25,7 @@ from replib.lab.run import config_of
 from replib.lab.statistics import Threshold
 from replib.lab.store import Row
 from replib.pages import style
-from replib.pages.frames import frame_of, origin
+from replib.pages.tidy import frame_of, origin
 from replib.published import published
 
 SERIES = dict(series=str, mechanism=str, attention=str, variant=str, n_features=int)

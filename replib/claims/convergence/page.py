@@ -16,7 +16,7 @@ from replib.generation import copy_with
 from replib.lab.run import TrainingJob, config_of
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table, sizes_text
-from replib.pages import curves, drawn, frames, style
+from replib.pages import curves, drawn, style, tidy
 from replib.pages.attention_maps import recorded_inputs, weights
 from replib.pages.layout import callout, grid, plain, styled
 from replib.pages.live import LiveRuns
@@ -82,14 +82,14 @@ def sizes(values: Mapping[str, Any]) -> mo.Html:
 @drawn.once
 def recorded_charts(rows: Sequence[Row]) -> dict[str, alt.LayerChart]:
     """By title: loss and accuracy while models learn, and where each seed ends."""
-    frame = frames.training_curves(rows)
+    frame = tidy.training_curves(rows)
     learning = {
         y.capitalize(): curves.learning_curves(
             frame, y=y, title=f"{y.capitalize()} while learning to copy"
         )
         for y in ("loss", "accuracy")
     }
-    ends = curves.seeds_chart(frames.training_summaries(rows), title="Where each seed ended")
+    ends = curves.seeds_chart(tidy.training_summaries(rows), title="Where each seed ended")
     return learning | {"Every seed": ends}
 
 
@@ -97,7 +97,7 @@ def recorded_charts(rows: Sequence[Row]) -> dict[str, alt.LayerChart]:
 def sequence_copy(rows: Sequence[Row]) -> dict[str, mo.Html]:
     """The task of the 2022 replication: final losses beside its own, and how they came about."""
     title = "Loss on the sequence-to-sequence copy task"
-    chart = curves.learning_curves(frames.training_curves(rows), title=title)
+    chart = curves.learning_curves(tidy.training_curves(rows), title=title)
     table = mo.md(sequence_copy_table(rows))
     return {"The 2022 replication's task": mo.vstack([table, chart])}
 
@@ -107,7 +107,7 @@ def curves_behind(recorded: Mapping[str, Sequence[Row]], values: Mapping[str, An
     none."""
     rows = recorded[TASKS[values["task"]].experiment]
     alike = (row for row in rows if config_of(row).task.seq_len == values["seq_len"])
-    return frames.training_curves(
+    return tidy.training_curves(
         row for row in alike if config_of(row).model.attention in values["attention"]
     )
 
@@ -116,7 +116,7 @@ def curves_before(live: LiveRuns, shown: Sequence[Row]) -> pl.DataFrame:
     """The curves of the last runs of this session with other settings."""
     now = {row["run_id"] for row in shown}
     ended = {row["run_id"]: row for row in live.finished if row["run_id"] not in now}
-    return frames.training_curves(list(ended.values())[-N_EARLIER * len(BOTH) :])
+    return tidy.training_curves(list(ended.values())[-N_EARLIER * len(BOTH) :])
 
 
 def title_of(shown: pl.DataFrame, behind: pl.DataFrame | None = None) -> str:

@@ -21,7 +21,7 @@ from replib.claims.crossover.steps import replication_chart
 from replib.lab.run import config_of
 from replib.lab.statistics import Crossover, article_fits
 from replib.lab.store import Row
-from replib.pages import frames, style
+from replib.pages import style, tidy
 from replib.pages.costs import cost_chart
 from replib.published import published
 
@@ -58,7 +58,7 @@ def crossings_chart(rows: Sequence[Row], work: str = "forward_backward") -> alt.
     return style.finished(
         alt.layer(*_reference_layers(x_domain, y), *_bar_layers(bars, x_domain, y)),
         title,
-        style.devices_of(frames.costs([one.row for one in found])),
+        style.devices_of(tidy.costs([one.row for one in found])),
         "The sequence length from which linear attention is faster than softmax, with its 95 % "
         "interval, a line an implementation.",
         len(lines) * LINE_PX,
@@ -139,8 +139,8 @@ def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     yield "crossings", Figure(chart=crossings_chart(some), experiment="crossover", rows=some)
     chart = extrapolation_chart(article, article_fits(article))
     yield "extrapolation_2022", Figure(chart=chart, published=True)
-    steps = frames.steps_alike(rows["step_time"])
-    chart = replication_chart(frames.costs(steps), article)
+    steps = tidy.steps_alike(rows["step_time"])
+    chart = replication_chart(tidy.costs(steps), article)
     yield "table_1", Figure(chart=chart, experiment="step_time", rows=steps, published=True)
 
 
@@ -161,8 +161,8 @@ def crossover_chart(rows: Sequence[Row], beside: Sequence[Row] = ()) -> alt.Laye
     title = f"{how} ({judged or 'fastest'}) is faster {where}"
     if busy := machine_busy(rows):
         title = busy.headline.capitalize()
-    marks = _crossing_marks(found, judged, frames.costs(told))
-    costs = frames.costs([*rows, *beside])
+    marks = _crossing_marks(found, judged, tidy.costs(told))
+    costs = tidy.costs([*rows, *beside])
     return cost_chart(costs, y="token", title=title if where else "Time of a token", marks=marks)
 
 

@@ -16,7 +16,7 @@ from replib.lab.store import Row
 from replib.lab.verdict import by_device, three_digits
 from replib.pages import style
 from replib.pages.costs import growth_chart
-from replib.pages.frames import _ORIGIN, frame_of, mechanism, origin
+from replib.pages.tidy import ORIGIN, frame_of, mechanism, origin
 from replib.published import published
 
 _WAY = dict(attention=str, implementation=str, series=str, seq_len=int)
@@ -24,13 +24,13 @@ TOKEN_COLUMNS = (
     _WAY
     | dict(time_ms=float, q25=float, q75=float, state_bytes=int)
     | dict(outcome=str, detail=str)
-    | _ORIGIN
+    | ORIGIN
 )
-STREAM_COLUMNS = _WAY | dict(value=float, low=float, high=float, outcome=str) | _ORIGIN
+STREAM_COLUMNS = _WAY | dict(value=float, low=float, high=float, outcome=str) | ORIGIN
 SPEEDUP_COLUMNS = (
     dict(line=str, heading=str, label=str, where=str, value=float, low=float, high=float)
     | dict(how=str)
-    | _ORIGIN
+    | ORIGIN
 )
 
 TOKEN_MEASURES = {  # column -> axis title, factor to its unit

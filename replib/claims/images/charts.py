@@ -11,7 +11,7 @@ from replib.lab.run import config_of
 from replib.lab.store import Row
 from replib.pages import style
 from replib.pages.curves import learning_curves
-from replib.pages.frames import training_curves
+from replib.pages.tidy import training_curves
 from replib.tasks.image_files import DATASETS, load_images
 from replib.tasks.images import histogram_bits
 

@@ -14,7 +14,7 @@ from replib.claims.language_model.judge import axis_losses, losses, scale_of
 from replib.claims.translation.charts import seeds_chart
 from replib.lab.run import variant_of
 from replib.lab.store import Row
-from replib.pages import frames, style
+from replib.pages import style, tidy
 
 LOSS_TITLE = "test loss (nats a token)"
 SMALL = 150  # pixels, of a chart among several
@@ -70,7 +70,7 @@ def seed_bands(
     ]
     if not lines:
         return style.no_data(title)
-    drawn = pl.DataFrame(lines).with_columns(frames.finite(pl.col("value", "low", "high")))
+    drawn = pl.DataFrame(lines).with_columns(tidy.finite(pl.col("value", "low", "high")))
     order, axis = list(map(str, points)), alt.Axis(labelAngle=0, grid=False)
     x = alt.X("point:O", sort=order, title=x_title, axis=axis)
     base = alt.Chart(style.records_of(drawn)).encode(x, style.attention_colour(drawn))
@@ -136,7 +136,7 @@ def position_chart(rows: Sequence[Row]) -> alt.LayerChart:
             of_variant = found.setdefault(variant_of(row), {})
             of_variant.setdefault(group["position"], []).append(group["nats"])
     lines = [
-        {**frames.mechanism(*variant), "position": position, "value": mean(some)}
+        {**tidy.mechanism(*variant), "position": position, "value": mean(some)}
         for variant, groups in found.items()
         for position, some in groups.items()
     ]
@@ -167,4 +167,4 @@ def position_chart(rows: Sequence[Row]) -> alt.LayerChart:
 
 def devices_of(rows: Sequence[Row]) -> str:
     """Where rows were computed, and with how many threads."""
-    return "; ".join(sorted({frames.origin(row)["device"] for row in rows}))
+    return "; ".join(sorted({tidy.origin(row)["device"] for row in rows}))

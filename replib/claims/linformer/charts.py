@@ -14,7 +14,7 @@ from replib.claims.linformer.stack import operations
 from replib.lab.run import config_of, variant_of
 from replib.lab.store import Row
 from replib.lab.verdict import device_names
-from replib.pages import frames, style
+from replib.pages import style, tidy
 from replib.pages.costs import cost_chart
 from replib.published import published
 
@@ -39,7 +39,7 @@ def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     """Time and memory against N, and how many times faster than softmax."""
     alone = rows["linformer"]
     some = shown(alone)
-    costs = frames.pooled(frames.costs(some))
+    costs = tidy.pooled(tidy.costs(some))
     for name, y, title in (
         ("linformer_time", "time", "Time of attention that is not causal"),
         ("linformer_memory", "memory", "Memory of attention that is not causal"),

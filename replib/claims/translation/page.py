@@ -28,7 +28,7 @@ from replib.lab.run import TrainingJob
 from replib.lab.store import Row
 from replib.lab.text import markdown_table
 from replib.lab.timing import WORKS
-from replib.pages import drawn, frames, layout, style
+from replib.pages import drawn, layout, style, tidy
 from replib.pages.costs import cost_chart
 from replib.pages.live import LiveRuns
 from replib.pages.processor import in_passing_thread
@@ -232,7 +232,7 @@ def recorded_charts(*claims: Recorded) -> dict[str, alt.LayerChart]:
 def every_time(rows: Sequence[Row]) -> dict[str, alt.LayerChart]:
     """Time against N of each work."""
     title = "Time of attention that is not causal, per sequence"
-    costs = {work: frames.pooled(frames.costs(of_linformer.shown(rows, work))) for work in WORKS}
+    costs = {work: tidy.pooled(tidy.costs(of_linformer.shown(rows, work))) for work in WORKS}
     return {work.replace("_", " and "): cost_chart(one, title=title) for work, one in costs.items()}
 
 
