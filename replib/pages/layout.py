@@ -56,6 +56,11 @@ def inputs(*elements) -> mo.Html:
     return mo.md("") if in_static_page() else mo.hstack(elements, justify="start", wrap=True)
 
 
+def later(make: Callable[[], Any]) -> Any:
+    """What is made when it comes into view; at once in a static page, where nobody could later."""
+    return make() if in_static_page() else mo.lazy(make)
+
+
 def in_static_page() -> bool:
     """Whether the page is being exported (`-- --static`) and has no kernel behind it later."""
     return "--static" in sys.argv or "static" in _arguments()

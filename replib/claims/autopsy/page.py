@@ -45,11 +45,6 @@ REPEATS = 9  # of a timed step
 NONE_YET = "–"
 
 
-def later(show: Callable[[], Any]) -> Any:
-    """What is made when it comes into view; at once in a static page."""
-    return show() if layout.in_static_page() else mo.lazy(show)
-
-
 # --- the switches and their runs ------------------------------------------------------------------
 
 
@@ -162,11 +157,11 @@ def recorded_tabs(
 
     return mo.ui.tabs(
         {
-            "Losses": later(losses) if shown else losses(),
-            "Time of a step": later(lambda: tabs("autopsy_time", charts.effects_chart)),
-            "The slowdown, taken apart": later(lambda: tabs("autopsy_time", slowdown)),
+            "Losses": layout.later(losses) if shown else losses(),
+            "Time of a step": layout.later(lambda: tabs("autopsy_time", charts.effects_chart)),
+            "The slowdown, taken apart": layout.later(lambda: tabs("autopsy_time", slowdown)),
             "Where 3149 comes from": prediction,
-            "At the article's own size": later(full_size),
+            "At the article's own size": layout.later(full_size),
         },
         value=shown.get("tab"),
         on_change=lambda tab: shown.update(tab=tab),
@@ -207,7 +202,9 @@ def folded(recorded, article: Mapping[str, Any]) -> mo.Html:
         "The article's losses in nats a token": lambda: tables.losses_table(article, losses),
         "Defects of other public works": others_table,
     }
-    return mo.accordion({name: later(lambda t=text: mo.md(t())) for name, text in texts.items()})
+    return mo.accordion(
+        {name: layout.later(lambda t=text: mo.md(t())) for name, text in texts.items()}
+    )
 
 
 # --- where 3149 comes from ------------------------------------------------------------------------

@@ -56,10 +56,8 @@ def kept_text(values: Mapping[str, Any]) -> str:
 
 
 def folded(title: str, sections: Mapping[str, Callable[[], Any]]) -> mo.Html:
-    """Tabs whose contents are made when a reader opens them; in a static page, where nobody could
-    make them then, at once."""
-    wrap = (lambda make: make()) if layout.in_static_page() else mo.lazy
-    return mo.accordion({title: mo.ui.tabs({tab: wrap(x) for tab, x in sections.items()})})
+    """Tabs whose contents are made when a reader opens them."""
+    return mo.accordion({title: mo.ui.tabs({tab: layout.later(x) for tab, x in sections.items()})})
 
 
 def recorded_sections(
