@@ -8,7 +8,7 @@ from typing import Any
 from replib.attention.lsh import LSHAttention
 from replib.lab.record import Experiment
 from replib.lab.run import Job, TrainingJob, config_of, variant_of
-from replib.lab.statistics import Crossover, Exponent, Ratio, crossover
+from replib.lab.statistics import Crossover, Exponent, Ratio, crossover, wilson_interval
 from replib.lab.store import Row
 from replib.lab.verdict import Criterion, Verdict, within
 from replib.models import TransformerConfig
@@ -162,6 +162,15 @@ def criterion(
     if found is None:
         return Criterion(text, None, missing)
     return Criterion(text, within(found.low, found.high, *limits), show(found))
+
+
+def share_criterion(text: str, n: int, of: int, limits: tuple[float, float]) -> Criterion:
+    """Whether a share of runs lies inside the limits, by its Wilson interval."""
+    if not of:
+        return Criterion(text, None, "no runs")
+    low, high = wilson_interval(n, of)
+    figure = f"{n} of {of} ({low:z.0%} to {high:z.0%})"
+    return Criterion(text, within(low, high, *limits), figure)
 
 
 def told(said: str, criteria: Iterable[Criterion], evidence: Iterable[str] = ()) -> Verdict:
