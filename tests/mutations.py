@@ -198,8 +198,8 @@ MUTATIONS = [
     Mutation(
         "a crossover read upside down",
         "replib/claims/crossover/crossings.py",
-        "found=_crossover(tuple(lengths), *times),",
-        "found=_crossover(tuple(lengths), *times[::-1]),",
+        "crossing(softmax, samples[variant])",
+        "crossing(samples[variant], softmax)",
         "tests/claims",
     ),
     Mutation(
