@@ -223,20 +223,25 @@ def _as_lists(found: tuple) -> tuple[list, ...]:
     return tuple(map(list, found))
 
 
-def once(name: str, backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple]:
-    """The backward pass of a kernel, whose own raises: a gradient that is differentiated again is
-    then no number that lacks a part, as `once_differentiable` would leave one to inputs that it is
-    connected to by other ways.
+def once(
+    name: str,
+    forward: Callable[..., tuple[Tensor, Sequence[Tensor]]],
+    backward: Callable[..., Sequence[Tensor | None]],
+) -> Callable[..., Tensor]:
+    """A function (*inputs, *options) -> y that is differentiable once. A gradient that is
+    differentiated again raises: it would be a number that lacks a part, as `once_differentiable`
+    leaves one to inputs that it is connected to by other ways.
 
     Args:
-        backward: (*arguments) -> gradients; it changes none of the tensors, and is given all that
-            the kernel was.
+        forward: (*inputs, *options) -> y, and what the backward pass is given, all inputs among it.
+        backward: (whether each argument needs a gradient, dy, *given, *options) -> that of each
+            input; it changes none of the tensors.
     """
 
     class Backward(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *arguments):
-            return backward(*arguments)
+            return tuple(backward(*arguments))
 
         @staticmethod
         def backward(ctx, *directions):
@@ -244,4 +249,17 @@ def once(name: str, backward: Callable[..., tuple[Tensor | None, ...]]) -> Calla
                 f"{name} is differentiable once: write it out in operations of torch for more"
             )
 
-    return Backward.apply
+    class Forward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *arguments):
+            y, given = forward(*arguments)
+            ctx.options = [x for x in arguments if not isinstance(x, Tensor)]
+            ctx.save_for_backward(*given)
+            return y
+
+        @staticmethod
+        def backward(ctx, dy):
+            found = Backward.apply(ctx.needs_input_grad, dy, *ctx.saved_tensors, *ctx.options)
+            return *found, *[None] * len(ctx.options)
+
+    return Forward.apply
