@@ -534,8 +534,10 @@ class EncoderDecoder(_Decoding):
     def encode(self, source: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The memory (B, N', E) that the decoder attends to."""
         x = self._embedded(source, padding_mask)
+        # A block that stands for another may take x alone.
+        options = {} if padding_mask is None else {"padding_mask": padding_mask}
         for block in self.encoder:
-            x = block(x, padding_mask=padding_mask)
+            x = block(x, **options)
         return self.encoder_norm(x)
 
     def decoding_blocks(self) -> nn.ModuleList:
