@@ -176,7 +176,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a position that stands still",
-        "replib/generation.py",
+        "replib/decoder.py",
         "        self.position += 1\n",
         "",
         "tests/test_generation.py",
