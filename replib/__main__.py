@@ -7,7 +7,6 @@ if __name__ == "__main__":  # before all that takes a while to import
 
 import argparse
 import itertools
-import math
 import platform
 import secrets
 import sys
@@ -19,6 +18,8 @@ from replib import __version__, files
 # A command imports what it needs: torch takes seconds, which --help does not wait for.
 
 FIRST_PORT = 2718
+MOST_SECONDS = 4e6  # of a timer
+CLUSTER_GRACE_S = 15.0  # for the workers to write their checkpoints
 NEW_TOKEN = ""
 
 
@@ -51,8 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--retime-below", type=int, default=0, metavar="N", help=text)
     text = "number of a recording of scaling (default: 0); make the next at another time"
     sub.add_argument("--recording", type=int, default=0, metavar="K", help=text)
-    text = "stop after so long; a training that is under way goes on with the same command"
+    text = "end in so long, the most valuable runs first; the same command goes on"
     sub.add_argument("--minutes", type=float, default=None, metavar="M", help=text)
+    text = "run on a Dask cluster: local:4, or a scheduler such as tcp://host:8786"
+    sub.add_argument("--on", default=None, metavar="CLUSTER", help=text)
+    text = "each worker has its machine to itself, so that points may be timed on it"
+    sub.add_argument("--exclusive", action="store_true", help=text)
     sub = command("report", _report, "write figures/ and figures/report/")
     sub.add_argument("--pdf", action="store_true", help="print the pages too, by Chromium")
     sub.usage = f"{parser.prog} report [--pdf] [NOTEBOOK ...] [--PARAMETER VALUE ...]"
@@ -98,7 +103,7 @@ def _record(arguments) -> int:
 
     from replib.claims import EXPERIMENTS, experiment_named
     from replib.lab.memory_use import tune_memory
-    from replib.lab.record import record
+    from replib.lab.record import check
     from replib.lab.run import line_of
 
     names = list(EXPERIMENTS) if arguments.experiment == "all" else [arguments.experiment]
@@ -107,34 +112,83 @@ def _record(arguments) -> int:
         if arguments.threads < 1:
             raise ValueError(f"--threads {arguments.threads}: use at least 1")
         torch.set_num_threads(arguments.threads)
-    if arguments.minutes is not None and not arguments.minutes > 0:
-        raise ValueError(f"--minutes {arguments.minutes}: use above 0")
+    seconds = _seconds(arguments.minutes)
+    if arguments.exclusive and arguments.on is None:
+        raise ValueError("--exclusive is said of the workers of a cluster: give --on too")
+    for experiment in experiments:
+        check(experiment, arguments.scale, arguments.recording)
     tune_memory()
-    n_rows, ends = 0, monotonic() + 60 * (arguments.minutes or math.inf)
-    with interrupts.stopping() as stop:
-        for experiment in experiments:
-            for row in record(
-                experiment,
-                arguments.scale,
-                device=arguments.device,
-                stop=lambda: stop.is_set() or monotonic() > ends,
-                watch=_print_progress,
-                retime_below=arguments.retime_below,
-                recording=arguments.recording,
-            ):
-                print(line_of(row), flush=True)
-                n_rows += 1
+    n_rows, troubles = 0, []
+    with interrupts.stopping(seconds, CLUSTER_GRACE_S if arguments.on else None) as stop:
+        recorded = _recorded_on if arguments.on else _recorded_here
+        for row in recorded(arguments, experiments, stop, seconds, troubles.append):
+            print(line_of(row), flush=True)
+            n_rows += 1
+    for trouble in troubles:
+        interrupts.say(f"failed: {trouble}")
     if stop.is_set():
         interrupts.say(interrupts.CONTINUES)
-        return interrupts.status(stop.number)
-    if monotonic() > ends:
-        interrupts.say(interrupts.CONTINUES)
-    elif not n_rows:
+        return interrupts.status(stop.number) if stop.number else 0
+    if not n_rows and not troubles:
         print(
             "nothing to do: what can run here of this scale is recorded for the present code, or "
             "another process is at it"
         )
-    return 0
+    return 1 if troubles else 0
+
+
+def _seconds(minutes: float | None) -> float | None:
+    """A command's time; None is without end.
+
+    Raises:
+        ValueError: it is not above 0.
+    """
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"--minutes {minutes}: use above 0")
+    return None if minutes is None else min(60 * minutes, MOST_SECONDS)
+
+
+def _recorded_here(arguments, experiments, stop, seconds, failed):
+    """The rows of experiments, in the order of the grids; by value where time is short."""
+    from replib.claims import deciding
+    from replib.device import resolve_device
+    from replib.lab import budget
+    from replib.lab.record import record_jobs
+
+    again = {"retime_below": arguments.retime_below, "recording": arguments.recording}
+    device_type, began = resolve_device(arguments.device).type, monotonic()
+    if seconds is None:
+        asked = (
+            (one, job.on_device(device_type))
+            for one in experiments
+            for job in one.jobs(arguments.scale)
+        )
+    else:
+        chooser = budget.Budget(began + seconds, arguments.device, interrupts.say)
+        placed = budget.wanted(experiments, deciding(), arguments.scale, device_type, **again)
+        asked = chooser.chosen(placed)
+    options = {"device": arguments.device, "stop": stop.is_set, "watch": _print_progress}
+    yield from record_jobs(asked, arguments.scale, **options, **again)
+
+
+def _recorded_on(arguments, experiments, stop, seconds, failed):
+    """The rows of experiments, from a cluster; with `--minutes` first seeds first."""
+    from replib.claims import deciding
+    from replib.lab import budget, cluster
+
+    again = {"retime_below": arguments.retime_below, "recording": arguments.recording}
+    how = {"device": arguments.device, "threads": arguments.threads}
+    with cluster.connected(arguments.on, exclusive=arguments.exclusive, **how) as workers:
+        interrupts.say(workers.text)
+        asked = [
+            (one, job.on_device(workers.device))
+            for one in experiments
+            for job in one.jobs(arguments.scale)
+        ]
+        if seconds is not None:
+            asked = [job for _, job in budget.by_value(asked, deciding())]
+        options = {"stop": stop.is_set, "watch": _print_progress, "failed": failed}
+        yield from cluster.record_on(workers, asked, arguments.scale, **options, **again)
 
 
 def _print_progress(glimpse) -> None:

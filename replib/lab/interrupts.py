@@ -16,6 +16,7 @@ from replib.files import FileError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 0.5  # for the step under way to end, and be checkpointed
+OVERTIME_S = 10.0  # the same, where it is a command's time that is up
 ENDED = "ended; what was recorded is kept"
 CONTINUES = "stopped: what was recorded is kept; the same command continues"
 BROKEN_PIPE = 141  # as a shell tells of SIGPIPE
@@ -45,7 +46,7 @@ def end_at_once_always() -> None:
 
 def _end(number: int, text: str) -> None:
     say(text)
-    os._exit(status(number))
+    os._exit(status(number) if number else 0)
 
 
 def say(text: str) -> None:
@@ -55,29 +56,41 @@ def say(text: str) -> None:
 
 
 class Stop(threading.Event):
-    """Set by a signal; `number` is the signal's."""
+    """Set by a signal, `number` is the signal's; 0 where a command's time was up."""
 
     number: int = 0
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
-    """What Ctrl-C and SIGTERM set while a run is under way. A run that has not stopped GRACE_S
-    later, as its step is long, is ended where it stands; so it is at once by a second signal.
+def stopping(seconds: float | None = None, grace_s: float | None = None) -> Iterator[Stop]:
+    """What Ctrl-C and SIGTERM set while a run is under way. A run that has not stopped `grace_s`
+    later (GRACE_S if left out), as its step is long, is ended where it stands; so it is at once by
+    a second signal. It is set after so many seconds too, if they are given, and OVERTIME_S later
+    the process ends where it stands, with the status 0: rows are written whole.
 
     The signal is seen by a thread of its own: Python's own handlers wait for a long step to end.
     """
     stop, (reader, writer) = Stop(), os.pipe()
     os.set_blocking(writer, False)
+    timers = []
+    if seconds is not None:
+        timers = [
+            threading.Timer(seconds, stop.set),
+            threading.Timer(seconds + OVERTIME_S, lambda: _end(stop.number, CONTINUES)),
+        ]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
 
     def watch() -> None:
-        end = threading.Timer(GRACE_S, lambda: _end(stop.number, CONTINUES))
+        grace = GRACE_S if grace_s is None else grace_s
+        end = threading.Timer(grace, lambda: _end(stop.number, CONTINUES))
         end.daemon = True
         with open(reader, "rb", buffering=0) as numbers:
             while byte := numbers.read(1):  # nothing once the run has ended
                 if byte[0] not in SIGNALS:
                     continue
-                if stop.is_set() and end.is_alive():
+                if stop.number and end.is_alive():
                     _end(stop.number, CONTINUES)
                 stop.number = byte[0]
                 stop.set()
@@ -92,6 +105,8 @@ def stopping() -> Iterator[Stop]:
     try:
         yield stop
     finally:
+        for timer in timers:
+            timer.cancel()
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
