@@ -1,4 +1,4 @@
-"""The command line: `python -m replib list | record | serve | report | doctor`."""
+"""The command line: `python -m replib list | record | gpu | merge | serve | report | doctor`."""
 
 from replib.lab import interrupts
 
@@ -7,13 +7,12 @@ if __name__ == "__main__":  # before all that takes a while to import
 
 import argparse
 import itertools
-import platform
 import secrets
 import sys
 from functools import partial
 from time import monotonic
 
-from replib import __version__, files
+from replib import files
 
 # A command imports what it needs: torch takes seconds, which --help does not wait for.
 
@@ -58,6 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--on", default=None, metavar="CLUSTER", help=text)
     text = "each worker has its machine to itself, so that points may be timed on it"
     sub.add_argument("--exclusive", action="store_true", help=text)
+    sub = command(
+        "gpu", _gpu, "visit a CUDA machine: check, measure, record; one folder to bring home"
+    )
+    sub.add_argument("--minutes", type=float, default=9.0, metavar="M", help="(default: 9)")
+    sub.add_argument("--device", default="cuda", help="cuda, or cpu for a trial (default: cuda)")
+    sub.add_argument("--scale", default="paper", help="of the rows (default: paper)")
+    text = "folder to write to (default: visit_..., after the device and the minute)"
+    sub.add_argument("--to", default=None, metavar="FOLDER", help=text)
+    text = "add the rows of a folder that was brought home to data/"
+    command("merge", _merge, text).add_argument("folder", help="one that `gpu` wrote")
     sub = command("report", _report, "write figures/ and figures/report/")
     sub.add_argument("--pdf", action="store_true", help="print the pages too, by Chromium")
     sub.usage = f"{parser.prog} report [--pdf] [NOTEBOOK ...] [--PARAMETER VALUE ...]"
@@ -272,38 +281,49 @@ def _parameters(words: list[str]) -> dict[str, str]:
 
 
 def _doctor(arguments) -> int:
-    from importlib.util import find_spec
+    from replib import doctor
 
-    import torch
-
-    from benchmarks.peers import PEERS
-    from replib.claims import EXPERIMENTS
-    from replib.lab import provenance, store
-    from replib.lab.memory_use import tune_memory
-
-    print(f"replib {__version__}, Python {platform.python_version()}, torch {torch.__version__}")
-    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
-        facts = provenance.provenance(device)
-        print(f"{device}: {facts['device_name']}, {facts['threads']} threads")
-    for package in ("marimo", "altair", "polars", "vl_convert"):
-        found = find_spec(package) is not None
-        print(f"{package}: {'found' if found else 'missing; pip install -r requirements.txt'}")
-    for name, peer in PEERS.items():
-        missing = None if find_spec(peer.package) else "missing: see docs/benchmarks.md"
-        print(f"{name}: {missing or 'found'}")
-    print(f"memory: {tune_memory()}")
-    for folder in (files.data_folder(), files.cache_folder()):
-        print(f"{folder}: {files.writable(folder) or 'writable'}")
-    for name in EXPERIMENTS:
-        try:
-            content = store.read(name)
-            n_rows, n_without = len(content.rows), content.n_without_digest
-        except files.FileError as error:
-            print(f"{name}: {error}")
-            continue
-        bare = f", {n_without} of them without a digest (recorded before there were any)"
-        print(f"{name}: {n_rows} rows recorded{bare * bool(n_without)}")
+    for line in doctor.lines():
+        print(line)
     return 0
+
+
+def _gpu(arguments) -> int:
+    from pathlib import Path
+
+    from replib.lab.memory_use import tune_memory
+    from replib.lab.record import SCALES
+    from replib.visit import Visit
+
+    seconds = _seconds(arguments.minutes)
+    if arguments.scale not in SCALES:
+        raise ValueError(f"unknown scale {arguments.scale!r}: use {', '.join(SCALES)}")
+    tune_memory()
+    with interrupts.stopping(seconds) as stop:
+        how = {"device": arguments.device, "stop": stop.is_set, "watch": _print_progress}
+        visit = Visit(arguments.to and Path(arguments.to), seconds, arguments.scale, **how)
+        visit.run()
+    if stop.number:
+        return interrupts.status(stop.number)
+    return 1 if visit.n_failed else 0
+
+
+def _merge(arguments) -> int:
+    from pathlib import Path
+
+    import benchmarks.schema  # noqa: F401  its rows can be read from now on
+    from benchmarks.comparison import EXPERIMENT
+    from replib.claims import EXPERIMENTS
+    from replib.lab.merge import merge
+
+    merged = merge(Path(arguments.folder), {*EXPERIMENTS, EXPERIMENT})
+    for name, n_rows in merged.added.items():
+        print(f"{name}: {n_rows} row{'s' * (n_rows != 1)} added")
+    for line in merged.refused:
+        print(f"refused: {line}")
+    if not merged.added:
+        print("nothing was added")
+    return 1 if len(merged.refused) > merged.n_double else 0
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ class Task:
     recording: int
     threads: int | None
     versions: Mapping[str, str]
+    ids: list[str]
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class Reply:
 
 @lru_cache
 def versions(device: str) -> dict[str, str]:
-    """What has to be the same here and on each worker, for rows to be those of this program."""
-    found = {"Python": ".".join(python_version_tuple()[:2]), "the code of replib": _code()}
+    """The packages that have to be the same here and on each worker."""
+    found = {"Python": ".".join(python_version_tuple()[:2])}
     names = ("torch", "numpy", "distributed") + ("numba",) * (device == "cpu")
     for name in names:
         try:
@@ -92,14 +93,16 @@ def versions(device: str) -> dict[str, str]:
     return found
 
 
-def _code() -> str:
-    """A digest of the sources of the package."""
+def with_code(device: str) -> dict[str, str]:
+    """`versions`, and a digest of the sources of this package: what is looked at before a grid
+    begins. While it runs the identities of its runs are, as somebody may edit a page meanwhile."""
     root = Path(__file__).parents[1]
     sources = sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix())
     content = hashlib.sha256()
     for path in sources:
         content.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return content.hexdigest()[: store.HASH_DIGITS]
+    digest = content.hexdigest()[: store.HASH_DIGITS]
+    return versions(device) | {"the code of replib": digest}
 
 
 def _differing(here: Mapping[str, str], there: Mapping[str, str]) -> str | None:
@@ -122,6 +125,8 @@ def work(task: Task) -> Reply:
 
     if told := _differing(task.versions, versions(task.device)):
         raise VersionsDiffer(told)
+    if task.job.ids != task.ids:
+        raise VersionsDiffer("parts of replib that compute a run have other versions there")
     worker = get_worker()
     key = worker.get_current_task()
     if task.threads is not None and torch.get_num_threads() != task.threads:
@@ -205,7 +210,7 @@ class Cluster:
     def text(self) -> str:
         """What runs where, in a line."""
         n = len(self.workers())
-        threads = f", {self.threads} threads each" if self.threads else ""
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)} each" if self.threads else ""
         return f"{n} worker{'s' * (n != 1)} of {self.name}, on {self.device}{threads}"
 
     def n_slots(self, workers: Mapping[str, dict]) -> int:
@@ -349,11 +354,11 @@ def _check_versions(cluster: Cluster) -> None:
     Raises:
         ClusterError: the scheduler or a worker has other versions than this process.
     """
-    here, client = versions(cluster.device), cluster.client
+    here, client = with_code(cluster.device), cluster.client
     options = {"device": cluster.device}
-    found: dict[str, Any] = client.run(versions, **options, on_error="return")
+    found: dict[str, Any] = client.run(with_code, **options, on_error="return")
     try:
-        found["the scheduler"] = client.run_on_scheduler(versions, **options)
+        found["the scheduler"] = client.run_on_scheduler(with_code, **options)
     except Exception as error:  # what cannot be imported there, and whatever it raises
         found["the scheduler"] = error
     for who, there in found.items():
@@ -496,6 +501,7 @@ class _Grid:
             recording=self.recording,
             threads=cluster.threads,
             versions=versions(cluster.device),
+            ids=left.ids,
         )
         key = f"replib-{self.name}-{self.n_sent}"
         self.n_sent += 1
