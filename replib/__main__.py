@@ -24,11 +24,11 @@ NEW_TOKEN = ""
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status, see `interrupts.run`."""
-    parser = _parser()
+    began, parser = monotonic(), _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.run is not _report:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.rest = rest
+    arguments.rest, arguments.began = rest, began
     return interrupts.run(lambda: arguments.run(arguments))
 
 
@@ -121,16 +121,16 @@ def _record(arguments) -> int:
         if arguments.threads < 1:
             raise ValueError(f"--threads {arguments.threads}: use at least 1")
         torch.set_num_threads(arguments.threads)
-    seconds = _seconds(arguments.minutes)
+    ends = _ends(arguments)
     if arguments.exclusive and arguments.on is None:
         raise ValueError("--exclusive is said of the workers of a cluster: give --on too")
     for experiment in experiments:
         check(experiment, arguments.scale, arguments.recording)
     tune_memory()
     n_rows, troubles = 0, []
-    with interrupts.stopping(seconds, CLUSTER_GRACE_S if arguments.on else None) as stop:
+    with interrupts.stopping(ends, CLUSTER_GRACE_S if arguments.on else None) as stop:
         recorded = _recorded_on if arguments.on else _recorded_here
-        for row in recorded(arguments, experiments, stop, seconds, troubles.append):
+        for row in recorded(arguments, experiments, stop, ends, troubles.append):
             print(line_of(row), flush=True)
             n_rows += 1
     for trouble in troubles:
@@ -146,18 +146,19 @@ def _record(arguments) -> int:
     return 1 if troubles else 0
 
 
-def _seconds(minutes: float | None) -> float | None:
-    """A command's time; None is without end.
+def _ends(arguments) -> float | None:
+    """When a command's time is up, of `monotonic`; None is never.
 
     Raises:
-        ValueError: it is not above 0.
+        ValueError: the time is not above 0.
     """
+    minutes = arguments.minutes
     if minutes is not None and not minutes > 0:
         raise ValueError(f"--minutes {minutes}: use above 0")
-    return None if minutes is None else min(60 * minutes, MOST_SECONDS)
+    return None if minutes is None else arguments.began + min(60 * minutes, MOST_SECONDS)
 
 
-def _recorded_here(arguments, experiments, stop, seconds, failed):
+def _recorded_here(arguments, experiments, stop, ends, failed):
     """The rows of experiments, in the order of the grids; by value where time is short."""
     from replib.claims import deciding
     from replib.device import resolve_device
@@ -165,22 +166,22 @@ def _recorded_here(arguments, experiments, stop, seconds, failed):
     from replib.lab.record import record_jobs
 
     again = {"retime_below": arguments.retime_below, "recording": arguments.recording}
-    device_type, began = resolve_device(arguments.device).type, monotonic()
-    if seconds is None:
+    device_type = resolve_device(arguments.device).type
+    if ends is None:
         asked = (
             (one, job.on_device(device_type))
             for one in experiments
             for job in one.jobs(arguments.scale)
         )
     else:
-        chooser = budget.Budget(began + seconds, arguments.device, interrupts.say)
+        chooser = budget.Budget(ends, arguments.device, interrupts.say)
         placed = budget.wanted(experiments, deciding(), arguments.scale, device_type, **again)
         asked = chooser.chosen(placed)
     options = {"device": arguments.device, "stop": stop.is_set, "watch": _print_progress}
     yield from record_jobs(asked, arguments.scale, **options, **again)
 
 
-def _recorded_on(arguments, experiments, stop, seconds, failed):
+def _recorded_on(arguments, experiments, stop, ends, failed):
     """The rows of experiments, from a cluster; with `--minutes` first seeds first."""
     from replib.claims import deciding
     from replib.lab import budget, cluster
@@ -194,7 +195,7 @@ def _recorded_on(arguments, experiments, stop, seconds, failed):
             for one in experiments
             for job in one.jobs(arguments.scale)
         ]
-        if seconds is not None:
+        if ends is not None:
             asked = [job for _, job in budget.by_value(asked, deciding())]
         options = {"stop": stop.is_set, "watch": _print_progress, "failed": failed}
         yield from cluster.record_on(workers, asked, arguments.scale, **options, **again)
@@ -295,13 +296,13 @@ def _gpu(arguments) -> int:
     from replib.lab.record import SCALES
     from replib.visit import Visit
 
-    seconds = _seconds(arguments.minutes)
+    ends = _ends(arguments)
     if arguments.scale not in SCALES:
         raise ValueError(f"unknown scale {arguments.scale!r}: use {', '.join(SCALES)}")
     tune_memory()
-    with interrupts.stopping(seconds) as stop:
+    with interrupts.stopping(ends) as stop:
         how = {"device": arguments.device, "stop": stop.is_set, "watch": _print_progress}
-        visit = Visit(arguments.to and Path(arguments.to), seconds, arguments.scale, **how)
+        visit = Visit(arguments.to and Path(arguments.to), ends, arguments.scale, **how)
         visit.run()
     if stop.number:
         return interrupts.status(stop.number)

@@ -45,14 +45,14 @@ class Visit:
     Args:
         folder: where all is written, made if it is not there; one of an earlier visit goes on.
             None is one named after the device and the minute.
-        seconds: for all of it.
+        ends: when all has to have ended, of `monotonic`.
         device: a name for `resolve_device`.
         stop: asked on the way; what is true ends it.
         watch: told how far a run is.
     """
 
     folder: Path | None
-    seconds: float
+    ends: float
     scale: str
     device: str
     stop: Callable[[], bool] = lambda: False
@@ -104,7 +104,7 @@ class Visit:
 
     @property
     def _left_s(self) -> float:
-        return max(0.0, self.began + self.seconds - monotonic())
+        return max(0.0, self.ends - monotonic())
 
     def _until(self, ends: float) -> Callable[[], bool]:
         return lambda: self.stop() or monotonic() > ends
@@ -113,7 +113,8 @@ class Visit:
         checked = list(self._checked(ends))
         self.n_failed = sum(not check.passed for check in checked)
         cut = " (no time for the others)" * (monotonic() > ends)
-        self.say(f"kernels: {len(checked)} checks, {self.n_failed} failed{cut}", "kernels")
+        checks = f"{len(checked)} check{'s' * (len(checked) != 1)}"
+        self.say(f"kernels: {checks}, {self.n_failed} failed{cut}", "kernels")
 
     def _checked(self, ends: float) -> Iterator[oracles.Check]:
         for check in oracles.checks(self.kind, self._until(ends)):
@@ -135,7 +136,7 @@ class Visit:
     def _record(self, placed) -> None:
         # An earlier visit's rows are in the folder.
         left = [(place, one) for place, one in placed if missing(*one, self.kind)]
-        chooser = Budget(self.began + self.seconds, self.device, self.say)
+        chooser = Budget(self.ends, self.device, self.say)
         for row in record_jobs(
             chooser.chosen(left), self.scale, device=self.device, stop=self.stop, watch=self.watch
         ):

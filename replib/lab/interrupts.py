@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import NoReturn
 
 from replib.files import FileError
@@ -62,18 +63,19 @@ class Stop(threading.Event):
 
 
 @contextmanager
-def stopping(seconds: float | None = None, grace_s: float | None = None) -> Iterator[Stop]:
+def stopping(ends: float | None = None, grace_s: float | None = None) -> Iterator[Stop]:
     """What Ctrl-C and SIGTERM set while a run is under way. A run that has not stopped `grace_s`
     later (GRACE_S if left out), as its step is long, is ended where it stands; so it is at once by
-    a second signal. It is set after so many seconds too, if they are given, and OVERTIME_S later
-    the process ends where it stands, with the status 0: rows are written whole.
+    a second signal. It is set at `ends` (of `monotonic`) too, if that is given, and OVERTIME_S
+    later the process ends where it stands, with the status 0: rows are written whole.
 
     The signal is seen by a thread of its own: Python's own handlers wait for a long step to end.
     """
     stop, (reader, writer) = Stop(), os.pipe()
     os.set_blocking(writer, False)
     timers = []
-    if seconds is not None:
+    if ends is not None:
+        seconds = max(0.0, ends - monotonic())
         timers = [
             threading.Timer(seconds, stop.set),
             threading.Timer(seconds + OVERTIME_S, lambda: _end(stop.number, CONTINUES)),
