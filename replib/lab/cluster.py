@@ -322,7 +322,7 @@ def _local_cluster(distributed: Any, n_workers: int) -> Iterator[Any]:
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             memory_limit=0,
             local_directory=str(folder),
             preload=[__name__],

@@ -52,7 +52,7 @@ def test_a_scheduler_that_is_not_there_is_told_in_time(monkeypatch):
 def in_this_process(**options):
     """The address of a cluster whose workers are threads of this process."""
     distributed = pytest.importorskip("distributed")
-    how = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None} | options
+    how = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"} | options
     with distributed.LocalCluster(processes=False, protocol="tcp", **how) as local:
         yield local.scheduler_address
 
