@@ -22,9 +22,10 @@ CLUSTER_GRACE_S = 15.0  # for the workers to write their checkpoints
 NEW_TOKEN = ""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status, see `interrupts.run`."""
-    began, parser = monotonic(), _parser()
+def main(argv: list[str] | None = None, began: float | None = None) -> int:
+    """Run a command, whose time counts from `began` (of `monotonic`; now if left out); returns the
+    exit status, see `interrupts.run`."""
+    began, parser = began or monotonic(), _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.run is not _report:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -328,4 +329,4 @@ def _merge(arguments) -> int:
 
 
 if __name__ == "__main__":
-    interrupts.leave(main())
+    interrupts.leave(main(began=interrupts.process_began()))

@@ -24,7 +24,8 @@ from replib.lab.record import MAX_SECONDS_PER_POINT, Asked, Experiment, missing
 from replib.lab.run import Job
 
 MARGIN = 1.25  # a prediction may be wrong by so much
-PREDICTING = 0.1  # of the time, for predictions before anything is run
+# Of the time, for predictions: before anything is run, and in all. One that is under way ends.
+PREDICTING, MOST_PREDICTING = 0.1, 0.25
 WORTH_S = 5.0  # what is shorter is not begun with a run that cannot end
 
 
@@ -64,22 +65,27 @@ class Budget:
     ):
         self.ends, self.device, self.say = ends, device, say
         self._seconds: dict[tuple[str, ...], float] = {}
+        self._may_predict_s = MOST_PREDICTING * self.left_s
 
     @property
     def left_s(self) -> float:
         return self.ends - monotonic()
 
     def seconds(self, job: Job) -> float:
-        """About how long a job takes; NaN where that cannot be told."""
+        """About how long a job takes; NaN where that cannot be told, or no time is left to tell."""
         key = tuple(job.ids)
         if key not in self._seconds:
-            self._seconds[key] = self._predicted([job])
+            if self._may_predict_s <= 0:
+                return math.nan
+            began = monotonic()
+            self._seconds[key] = self._predicted(job)
+            self._may_predict_s -= monotonic() - began
         return self._seconds[key]
 
-    def _predicted(self, jobs: Sequence[Job]) -> float:
+    def _predicted(self, job: Job) -> float:
         options = {"max_seconds_per_point": MAX_SECONDS_PER_POINT}
         try:
-            return predict.seconds(jobs, self.device, **options)
+            return predict.seconds([job], self.device, **options)
         except (RuntimeError, MemoryError, ValueError) as error:  # the job itself will say it
             warnings.warn(f"no prediction: {str(error).splitlines()[0]}", stacklevel=2)
             return math.nan
@@ -104,20 +110,22 @@ class Budget:
                 yield experiment, job
 
     def _shortest_first(self, placed: Sequence[tuple[int, Asked]]) -> list[tuple[int, Asked]]:
-        """Jobs of one place by their predicted time, as far as there is time to predict; others
-        after them, in the order of the grids."""
+        """Jobs of one place by their predicted time, as far as there is time to predict, one job
+        of each experiment in turn; the others after them, in the order of the grids."""
         until = monotonic() + PREDICTING * max(0.0, self.left_s)
-        keyed = []
-        experiments = {asked[0].name: None for _, asked in placed}
-        for name in experiments:
-            mine = [(place, asked) for place, asked in placed if asked[0].name == name]
-            if monotonic() < until:
-                self._predicted([asked[1] for _, asked in mine])  # the largest sizes, once
-            for place, asked in mine:
-                known = self.seconds(asked[1]) if monotonic() < until else math.inf
-                keyed.append((place, math.inf if math.isnan(known) else known, asked))
-        keyed.sort(key=lambda one: one[:2])
-        return [(place, asked) for place, _, asked in keyed]
+        turn: Counter = Counter()
+        turns = []
+        for i, (_, (experiment, _)) in enumerate(placed):
+            turns.append((turn[experiment.name], i))
+            turn[experiment.name] += 1
+        keys = [math.inf] * len(placed)
+        for _, i in sorted(turns):
+            if monotonic() > until:
+                break
+            known = self.seconds(placed[i][1][1])
+            keys[i] = math.inf if math.isnan(known) else known
+        order = sorted(range(len(placed)), key=lambda i: (placed[i][0], keys[i]))
+        return [placed[i] for i in order]
 
     def _tell(self, too_long: Sequence[tuple[int, Asked]]) -> None:
         counts: Counter = Counter(asked[0].name for _, asked in too_long)

@@ -43,6 +43,7 @@ LOCAL = "local:"
 GPU = "GPU"  # the resource of a worker that has a device to itself
 ANSWER_S = 10.0  # a scheduler that is there answers within it
 WORKERS_S = 30.0  # the first worker is there within it
+BEGIN_S = 600.0  # a local worker is at work within it, on a busy machine too
 ASKED_EVERY_S = 0.2  # what has ended
 COUNTED_EVERY_S = 1.0  # the workers; also how often a worker tells how far it is
 WIND_DOWN_S = 8.0  # for steps under way to end, and be checkpointed
@@ -313,10 +314,13 @@ def _cores() -> int:
 def _local_cluster(distributed: Any, n_workers: int) -> Iterator[Any]:
     import dask
 
-    # Workers are processes that begin with no module, and write what they spill beside the cache.
     folder = files.cache_folder() / "dask"
+    how = {
+        "distributed.worker.multiprocessing-method": "spawn",
+        "distributed.deploy.lost-worker-timeout": BEGIN_S,  # of one that was killed to come again
+    }
     with (
-        dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),
+        dask.config.set(how),
         distributed.LocalCluster(
             n_workers=n_workers,
             threads_per_worker=1,

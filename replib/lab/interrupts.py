@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from time import monotonic
 from typing import NoReturn
 
@@ -17,10 +18,21 @@ from replib.files import FileError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 0.5  # for the step under way to end, and be checkpointed
-OVERTIME_S = 10.0  # the same, where it is a command's time that is up
+OVERTIME_S = 5.0  # the same, where it is a command's time that is up
 ENDED = "ended; what was recorded is kept"
 CONTINUES = "stopped: what was recorded is kept; the same command continues"
 BROKEN_PIPE = 141  # as a shell tells of SIGPIPE
+
+
+def process_began() -> float:
+    """When this process began, of `monotonic`; now where the system does not tell (not Linux)."""
+    now = monotonic()
+    try:
+        ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+        up_s = float(Path("/proc/uptime").read_text().split()[0])
+        return now - max(0.0, up_s - int(ticks) / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return now
 
 
 def status(number: int) -> int:

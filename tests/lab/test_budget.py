@@ -43,8 +43,8 @@ def test_what_is_recorded_is_not_wanted_and_its_second_seed_stays_a_second(data)
 def predicted(monkeypatch):
     """Seconds of a run by its number of steps; a timed job has none."""
 
-    def seconds(self, jobs):
-        return sum(math.nan if job.timed else job.config.n_steps for job in jobs)
+    def seconds(self, job):
+        return math.nan if job.timed else job.config.n_steps
 
     monkeypatch.setattr(Budget, "_predicted", seconds)
 
@@ -75,7 +75,7 @@ def test_of_what_cannot_be_predicted_nothing_is_left_out(predicted):
 
 
 def test_timed_points_that_do_not_fit_are_not_begun(monkeypatch):
-    monkeypatch.setattr(Budget, "_predicted", lambda self, jobs: 1e6)
+    monkeypatch.setattr(Budget, "_predicted", lambda self, job: 1e6)
     assert steps_of(placed(cost_job(), tiny(n_steps=10)), 1000) == [10]
 
 
@@ -83,6 +83,20 @@ def test_when_time_is_up_nothing_is_begun(predicted):
     assert steps_of(placed(tiny(n_steps=10)), -1.0) == []
     assert budget.WORTH_S > 1
     assert steps_of(placed(tiny(n_steps=10)), 1.0) == []
+
+
+def test_predictions_take_no_more_than_their_share_of_the_time(monkeypatch):
+    asked = []
+
+    def slow(self, job):
+        asked.append(job)
+        self._may_predict_s -= 6.0  # as if it had taken so long
+        return 1.0
+
+    monkeypatch.setattr(Budget, "_predicted", slow)
+    jobs = placed(*(tiny(n_steps=n) for n in (10, 20, 30, 40, 50, 60)))
+    assert steps_of(jobs, 60.0) == [10, 20, 30, 40, 50, 60]
+    assert len(asked) == 3  # of 15 seconds
 
 
 def test_a_run_is_predicted_by_what_it_is_made_of():
