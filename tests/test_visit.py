@@ -97,18 +97,21 @@ def test_a_visit_needs_torch_and_numpy_alone(tmp_path):
     missing = ("scipy", "msgspec", "polars", "altair", "marimo", "numba", "distributed", "pytest")
     program = (
         f"import sys\nsys.modules |= dict.fromkeys({missing!r})\n"
-        "from replib.lab import oracles\noracles.SIZES = oracles.SIZES[:1]\n"
-        "from replib import claims\n"
-        "kept = {n: claims.EXPERIMENTS[n] for n in ('convergence', 'update_rules')}\n"
-        "claims.EXPERIMENTS.clear()\nclaims.EXPERIMENTS |= kept\n"
+        "from replib import claims\nfrom replib.claims.common import laptop_copy\n"
+        "from replib.lab import oracles\nfrom replib.lab.record import Experiment\n"
+        "from replib.lab.run import TrainingJob\n"
+        "oracles.SIZES, oracles.DELTA_SIZES = oracles.SIZES[:1], ()\n"
+        "job = TrainingJob(config=laptop_copy('linear', 16, 5), seed=0)\n"
+        "few = Experiment(name='convergence', title='', jobs=lambda scale: [job])\n"
+        "claims.EXPERIMENTS.clear()\nclaims.EXPERIMENTS['convergence'] = few\n"
         "from replib.__main__ import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    options = ["--device", "cpu", "--scale", "smoke", "--minutes", "2"]
+    options = ["--device", "cpu", "--scale", "smoke", "--minutes", "8"]
     command = [sys.executable, "-c", program, "gpu", *options, "--to", str(tmp_path / "visit")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert store.read_rows("convergence", tmp_path / "visit")
+    assert len(store.read_rows("convergence", tmp_path / "visit")) == 1
 
 
 @pytest.mark.slow
