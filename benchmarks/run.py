@@ -34,7 +34,13 @@ from benchmarks.comparison import (
     latest_figures,
     table,
 )
-from benchmarks.peers import FAST_TRANSFORMERS, FLASH_LINEAR, PEERS, Unavailable
+from benchmarks.peers import (
+    FAST_TRANSFORMERS,
+    FLASH_ATTENTION,
+    FLASH_LINEAR,
+    PEERS,
+    Unavailable,
+)
 from replib.attention import linear_attention, softmax_attention
 from replib.attention.delta import delta_retrieve, delta_rule
 from replib.attention.dpfp import DPFPAttention
@@ -187,6 +193,7 @@ ATTENTIONS: dict[str, Callable[..., Tensor]] = {  # (q, k, v, causal=...)
     TEXTBOOK: partial(softmax_attention, implementation="textbook"),
     FAST_TRANSFORMERS: peers.fast_transformers_attention,
     FLASH_LINEAR: peers.flash_linear_attention,
+    FLASH_ATTENTION: peers.flash_attention,
 }
 STORED_WEIGHTS = {PLAIN: ("linear", "plain"), TEXTBOOK: ("softmax", "textbook")}
 # The module of each kernel's cost model, and what its chunk is called there.
@@ -235,7 +242,7 @@ def _attention_call(
     if name in STORED_WEIGHTS:
         check_memory(_stored_bytes(setting, *STORED_WEIGHTS[name], backward), run.device)
     attend, drawn = ATTENTIONS[name], [x.detach() for x in tensors()]
-    if name == FLASH_LINEAR:  # as (B, N, H, D) in memory
+    if name in (FLASH_LINEAR, FLASH_ATTENTION):  # as (B, N, H, D) in memory
         drawn = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in drawn]
     q, k, v, grad_y = drawn
     if not backward:
@@ -254,7 +261,7 @@ def _stored_bytes(setting: Setting, attention: str, kernel: str, backward: bool)
 def _causal(run: Run, scale: Scale) -> Iterator[store.Row]:
     """Causal attention over N: ratios, crossovers, and the share of the machine's rate."""
     ours, softmax = (*_kernels(run), PLAIN), (FUSED, TEXTBOOK)
-    against = (*_linear_peers(run), *softmax)
+    against = (*_linear_peers(run), *softmax, *(FLASH_ATTENTION,) * run.on_cuda)
     for dtype, head_dim, work in product(scale.dtypes, scale.head_dims, (BACKWARD, FORWARD)):
         setting = _attention_setting(work, scale, head_dim, dtype=dtype)
         races: dict[int, Race] = {}
