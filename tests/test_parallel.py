@@ -1,5 +1,7 @@
 """Sequences over ranks: what parts compute together is what one device computes."""
 
+from itertools import pairwise
+
 import parallel_cases
 import pytest
 import torch
@@ -243,7 +245,7 @@ def test_processes_that_take_too_long_are_ended():
 @pytest.mark.parametrize("seq_len, size", ((37, 4), (4, 4), (100, 7), (9, 1)))
 def test_parts_are_as_long_as_one_another_but_for_one_token(seq_len, size):
     cuts = boundaries(seq_len, size)
-    lengths = [b - a for a, b in zip(cuts, cuts[1:], strict=False)]
+    lengths = [b - a for a, b in pairwise(cuts)]
     assert sum(lengths) == seq_len and len(lengths) == size
     assert min(lengths) >= 1 and max(lengths) - min(lengths) <= 1
 

@@ -4,8 +4,8 @@ B batch, N sequence length, E model size, V vocabulary, W ranks. Every rank has 
 a part of every sequence; only states of attention go from part to part.
 """
 
-from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from replib.attention import ATTENTION, Attention
 from replib.models import CausalTransformer, MultiHeadAttention
 from replib.parallel.ranks import Ranks, boundaries, states_before
-from replib.parallel.states import local_state, output
+from replib.parallel.states import Effect, local_state, output
 from replib.plain import without_autocast
 from replib.tasks.copy import NOT_IN_LOSS
 
@@ -63,16 +63,18 @@ def attend(
             "a part that is not causal needs what later parts hold: use causal=True over ranks"
         )
     cuts = boundaries(q.shape[2], len(ranks.held))
-    lengths = [end - start for start, end in zip(cuts, cuts[1:], strict=False)]
+    lengths = [end - start for start, end in pairwise(cuts)]
     again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     parts = [*zip(*(x.split(lengths, 2) for x in (q, k, v)), strict=True)]
-    effects = [again(_local_state, attention, *part) for part in parts]
+    effects = [again(local_state_of, attention, *part) for part in parts]
     before = states_before(ranks, effects)
-    read = (again(_output, attention, s, *part) for s, part in zip(before, parts, strict=True))
+    read = (again(output_of, attention, s, *part) for s, part in zip(before, parts, strict=True))
     return torch.cat([*read], 2)
 
 
-def _features(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor | None, ...]:
+def features(
+    attention: Attention, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Features of queries and keys, values, and the strengths of writes where there are any."""
     with without_autocast(q.device.type):
         if hasattr(attention, "writes"):
@@ -81,15 +83,16 @@ def _features(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple[Te
         return *attention.features(q.to(wide), k.to(wide)), v, None
 
 
-def _local_state(attention: Attention, q: Tensor, k: Tensor, v: Tensor):
-    _, k, v, beta = _features(attention, q[:, :, :0], k, v)
-    return local_state(k, v, beta)
+def local_state_of(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Effect:
+    """`local_state` of a mechanism's keys and values; no query is looked at."""
+    return local_state(*features(attention, q[:, :, :0], k, v)[1:])
 
 
-def _output(attention: Attention, before: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def output_of(attention: Attention, before: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`output` of a mechanism's queries, keys and values."""
     options = {"eps": attention.eps} if hasattr(attention, "eps") else {}
-    qkv = _features(attention, q, k, v)
-    return output(before, *qkv, kernel=attention.kernel, **options)
+    written = features(attention, q, k, v)
+    return output(before, *written, kernel=attention.kernel, **options)
 
 
 class SequenceParallel(nn.Module):
@@ -150,23 +153,3 @@ class SequenceParallel(nn.Module):
         flat = self.ranks.total(torch.cat([p.grad.flatten() for p in found]))
         for p, gradient in zip(found, flat.split([p.numel() for p in found]), strict=True):
             p.grad.copy_(gradient.view_as(p))
-
-
-def losses(
-    model: SequenceParallel,
-    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
-    optimizer: torch.optim.Optimizer,
-    watch: Callable[[int, float], object] = lambda step, loss: None,
-) -> list[float]:
-    """Train on batches of tokens, targets and what of them counts, a step each; the losses before
-    the steps, of the whole sequences."""
-    found = []
-    for step, (tokens, targets, in_loss) in enumerate(batches):
-        optimizer.zero_grad(set_to_none=True)
-        loss = model.loss(model(tokens), targets, in_loss)
-        loss.backward()
-        model.sum_gradients()
-        optimizer.step()
-        found.append(model.ranks.total(loss.detach()).item())
-        watch(step, found[-1])
-    return found
