@@ -9,9 +9,11 @@ from replib import files
 from replib.lab import provenance
 from replib.lab.over_ranks import (
     RECORDED,
+    AttentionOverRanks,
     CopyOverRanks,
     measured_link,
     of_this_rank,
+    part_times,
     recorded_table,
 )
 from replib.parallel import WAYS, run_processes
@@ -60,9 +62,20 @@ def measure(run: CopyOverRanks, say=print) -> dict:
         "state_bytes": run.layer.state_bytes,
         "effect_bytes": run.layer.effect_bytes,
         "link": asdict(measured_link()),
+        "parts": _parts(),
         "runs": runs,
         "provenance": kept,
     }
+
+
+def _parts() -> dict[str, dict]:
+    """What a token of four parts takes by each mechanism, in a process of its own."""
+    found = {}
+    for name in ("linear", "delta"):
+        run = AttentionOverRanks(attention=name)
+        (times,) = run_processes(part_times, 1, run, 4, timeout_s=TIMEOUT_S)
+        found[name] = asdict(run) | asdict(times)
+    return found
 
 
 def _write(table: str) -> None:

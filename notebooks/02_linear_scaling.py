@@ -8,7 +8,7 @@ with app.setup(hide_code=True):
 
     from replib import plain
     from replib.claims import cost_page, scaling
-    from replib.claims.scaling import charts, page
+    from replib.claims.scaling import charts, over_ranks, page
     from replib.pages import code, controls
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
@@ -156,6 +156,20 @@ def _(asked, beside, live, measure, set_changes, tick):
 def _(get_changes, live):
     get_changes()
     controls.history(live)
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    layer = over_ranks.inputs()
+    measure_ranks = over_ranks.measure_button()
+    return layer, measure_ranks
+
+
+@app.cell(hide_code=True)
+def _(layer, measure_ranks):
+    _found = over_ranks.measured(layer.value, measure_ranks.value)
+    mo.accordion({"Beyond one device": over_ranks.section(layer, measure_ranks, _found)})
     return
 
 

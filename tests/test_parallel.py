@@ -8,6 +8,7 @@ import torch
 from parallel_cases import GROUPS, SIZE, TASK, N, model_and_batch, tensors
 
 from replib.attention import ATTENTION
+from replib.attention.feature_maps import feature_map_named
 from replib.models import CausalTransformer, EncoderDecoder, TransformerConfig
 from replib.parallel import (
     WAYS,
@@ -156,6 +157,17 @@ def test_a_feature_that_no_key_had_reads_nothing():
     before[0, 0, 0] = torch.tensor([2.0, 4.0, 2.0])  # values 1 and 2, seen with a weight of 2
     q, k, v = (torch.full((1, 1, 1, 2), x).double() for x in (1, 0, 9))
     close(output(before, q, k, v, eps=0.0), torch.tensor([[[[1.0, 2.0]]]]).double())
+
+
+@pytest.mark.parametrize("scale", (1e-3, 1.0, 1e3))
+def test_a_feature_map_may_be_left_to_the_kernel(scale):
+    generator = torch.Generator().manual_seed(5)
+    q, k, v = torch.randn(3, 1, 2, 11, 4, generator=generator, dtype=torch.float64)
+    before = scale * torch.rand(1, 2, 4, 5, generator=generator, dtype=torch.float64)
+    before[:, :, 0] = 0
+    phi = feature_map_named("elu1")
+    ready, given = output(before, phi(q), phi(k), v), output(before, q, k, v, elu1=True)
+    close(given, ready)
 
 
 def test_values_keep_their_dtype_and_sums_are_wide():

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from replib import files
 from replib.attention import ATTENTION, Attention
-from replib.lab.memory_use import TIMING_LOCK, peak_memory_bytes
+from replib.lab.memory_use import peak_memory_bytes
 from replib.lab.text import markdown_table
 from replib.models import CausalTransformer, TransformerConfig
 from replib.parallel import WAYS, Ranks, SequenceParallel, VirtualRanks, attend, run_processes
@@ -40,7 +40,6 @@ PING_BYTES, PINGS = (8, 2**22), 21  # for the latency, and for the bandwidth
 RECORDED_HEAD = (
     "run",
     "N",
-    "threads each",
     "peak, tensors of a step",
     "peak, process",
     "a step",
@@ -213,8 +212,8 @@ class AttentionOverRanks:
 
     attention: str = "linear"
     seq_len: int = 16_384
-    n_heads: int = 4
-    head_dim: int = 32
+    n_heads: int = 8
+    head_dim: int = 64
     n_repeats: int = 5
 
     @property
@@ -260,47 +259,57 @@ def attended(run: AttentionOverRanks, ranks: Ranks | None) -> Attended:
     return Attended(total_s=total_s, scan_s=scan_s, sent_bytes=sent)
 
 
-def of_this_part(run: AttentionOverRanks, ways: tuple[str, ...]) -> dict[str, Attended]:
-    """In each way, one after the other, and by the first rank alone all of it while others wait."""
-    found = {way: attended(run, WAYS[way]()) for way in ways}
-    ranks = WAYS[ways[0]]()
-    if ranks.rank == 0:
-        found["one process"] = attended(run, None)
-    ranks.total(torch.zeros(()))
-    return found
-
-
 @dataclass(frozen=True, kw_only=True)
 class PartTimes:
-    """Seconds that a part takes by itself: until its effect is known, and to read with a state."""
+    """Seconds a token that a part of a sequence takes by itself, forward: until what it does to a
+    state is known, and to read with the state before it."""
 
     local_s: float
     output_s: float
 
 
-def part_times(run: AttentionOverRanks, size: int) -> list[PartTimes]:
-    """Of each of so many virtual ranks, the parts one after the other, forward alone. It waits for
-    the process-wide timing lock."""
-    mechanism, found = run.mechanism, []
-    with TIMING_LOCK, torch.no_grad():
-        cuts = boundaries(run.seq_len, size)
+def part_times(run: AttentionOverRanks, size: int) -> PartTimes:
+    """Of virtual ranks, the medians of all parts, which are worked on one after the other: seconds
+    of processor time, which other programs change least, so in a process with one thread."""
+    mechanism, local, read = run.mechanism, [], []
+    with torch.no_grad():
         qkv = run.inputs(run.seq_len)
-        parts = [[x[:, :, a:b] for x in qkv] for a, b in pairwise(cuts)]
+        parts = [[x[:, :, a:b] for x in qkv] for a, b in pairwise(boundaries(run.seq_len, size))]
         effects = [local_state_of(mechanism, *part) for part in parts]
         for part, s in zip(parts, VirtualRanks(size).scan(effects), strict=True):
-            local_s = _median_s(partial(local_state_of, mechanism, *part), run.n_repeats)
-            output_s = _median_s(partial(output_of, mechanism, s, *part), run.n_repeats)
-            found.append(PartTimes(local_s=local_s, output_s=output_s))
-    return found
+            n = run.n_repeats * part[0].shape[2]
+            local.append(_processor_s(partial(local_state_of, mechanism, *part), run) / n)
+            read.append(_processor_s(partial(output_of, mechanism, s, *part), run) / n)
+    return PartTimes(local_s=median(local), output_s=median(read))
 
 
-def _median_s(call: Callable[[], object], n_repeats: int) -> float:
-    took = []
-    for _ in range(1 + n_repeats):
-        began = time.perf_counter()
+def _processor_s(call: Callable[[], object], run: AttentionOverRanks) -> float:
+    """Of all repeats, after one that is not counted."""
+    call()
+    began = time.process_time()
+    for _ in range(run.n_repeats):
         call()
-        took.append(time.perf_counter() - began)
-    return median(took[1:])
+    return time.process_time() - began
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What two or more processes found of the same attention: each by each way, and the first,
+    while the others waited, alone, and of so many virtual ranks."""
+
+    ways: dict[str, Attended]
+    alone: Attended | None
+    part: PartTimes | None
+
+
+def of_this_part(run: AttentionOverRanks, ways: tuple[str, ...], n_virtual: int) -> Compared:
+    """What this process finds, in each way one after the other."""
+    found = {way: attended(run, WAYS[way]()) for way in ways}
+    ranks, alone, part = WAYS[ways[0]](), None, None
+    if ranks.rank == 0:
+        alone, part = attended(run, None), part_times(run, n_virtual)
+    ranks.total(torch.zeros(()))  # that the others wait
+    return Compared(ways=found, alone=alone, part=part)
 
 
 def recorded() -> dict | None:
@@ -319,9 +328,10 @@ def recorded_table(measured: Mapping[str, Any]) -> str:
         n = len(ranks)
         lines.append(
             (
-                f"{n} process{'es' * (n > 1)}" + f", {case['way']}" * bool(case["way"]),
+                f"{n} process{'es' * (n > 1)}"
+                + f", {case['way']}" * bool(case["way"])
+                + f", {case['threads']} threads" * (case["threads"] > 1),
                 f"{case['seq_len']:,}",
-                str(case["threads"]),
                 f"{largest['tensor_bytes'] / 1e6:z,.0f} MB",
                 f"{largest['process_bytes'] / 1e6:z,.0f} MB",
                 f"{largest['step_s']:z.2f} s",

@@ -91,8 +91,9 @@ def local_state_of(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Eff
 def output_of(attention: Attention, before: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`output` of a mechanism's queries, keys and values."""
     options = {"eps": attention.eps} if hasattr(attention, "eps") else {}
-    written = features(attention, q, k, v)
-    return output(before, *written, kernel=attention.kernel, **options)
+    elu1 = getattr(attention, "feature_map", None) == "elu1"
+    written = (q, k, v) if elu1 else features(attention, q, k, v)
+    return output(before, *written, elu1=elu1, kernel=attention.kernel, **options)
 
 
 class SequenceParallel(nn.Module):

@@ -72,6 +72,7 @@ def output(
     beta: Tensor | None = None,
     *,
     eps: float = EPS,
+    elu1: bool = False,
     kernel: str | None = None,
 ) -> Tensor:
     """Causal attention of a part after a state, (B, H, N, R) -> (B, H, N, M), in the dtype of v.
@@ -85,24 +86,41 @@ def output(
         before: (B, G, R, M), of linear attention with z as the last column.
         beta: (B, G, N), of the delta rule.
         eps: of linear attention, added to the denominator.
+        elu1: q and k are no features yet: φ = elu + 1 is left to the kernel, which is faster.
         kernel: one of those that the mechanism has, None for the fastest.
     """
     r = k.shape[-1]
     with without_autocast(q.device.type):
-        units = torch.eye(r, dtype=before.dtype, device=before.device)
         if beta is None:
             rows, z = before[..., :-1], before[..., -1:]
             there = z > 0  # else no key had this feature, and the row is 0
-            rows, units = rows / torch.where(there, z, 1), units * z
+            rows = rows / torch.where(there, z, 1)
+            keys = _keys_of(z, there, elu1)
         else:
-            units = units.expand(*k.shape[:2], -1, -1)
-            beta = torch.cat([torch.ones_like(units[..., 0]), beta.to(before.dtype)], 2)
-            rows = before
+            rows, keys = before, _units(before).expand(*before.shape[:2], -1, -1)
+            beta = torch.cat([torch.ones_like(keys[..., 0]), beta.to(before.dtype)], 2)
         q = pad(q.to(before.dtype), (0, 0, r, 0))
-        k = torch.cat([units, k.to(before.dtype)], 2)
+        k = torch.cat([keys, k.to(before.dtype)], 2)
         values = torch.cat([rows, v.to(before.dtype)], 2)
         if beta is None:
-            y = linear_attention(q, k, values, feature_map="identity", eps=eps, kernel=kernel)
+            options = {"feature_map": "elu1" if elu1 else "identity", "eps": eps, "kernel": kernel}
+            y = linear_attention(q, k, values, **options)
         else:
             y = delta_rule(q, k, values, beta, kernel=kernel)
         return y[:, :, r:].to(v.dtype)
+
+
+def _units(before: Tensor) -> Tensor:
+    """The unit vectors (R, R)."""
+    return torch.eye(before.shape[2], dtype=before.dtype, device=before.device)
+
+
+def _keys_of(z: Tensor, there: Tensor, elu1: bool) -> Tensor:
+    """Keys (B, G, R, R) whose features are z (B, G, R, 1) times the unit vectors; where φ = elu + 1
+    is still to be applied, what it makes that of: x of φ(x) = z, and -∞ of 0."""
+    units = _units(z)
+    if not elu1:
+        return units * z
+    z = torch.where(there, z, 1)
+    x = torch.where(z > 1, z - 1, z.log())
+    return x.masked_fill(~(there & (units > 0)), -torch.inf)
