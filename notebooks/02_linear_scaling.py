@@ -162,20 +162,15 @@ def _(get_changes, live):
 @app.cell(hide_code=True)
 def _():
     layer = over_ranks.inputs()
-    measure_ranks = over_ranks.measure_button()
-    return layer, measure_ranks
+    measure_ranks, shown_tab = over_ranks.measure_button(), {}
+    return layer, measure_ranks, shown_tab
 
 
 @app.cell(hide_code=True)
-def _(layer, measure_ranks):
+def _(layer, measure_ranks, shown_tab):
     _found = over_ranks.measured(layer.value, measure_ranks.value)
-    mo.accordion({"Beyond one device": over_ranks.section(layer, measure_ranks, _found)})
-    return
-
-
-@app.cell(hide_code=True)
-def _():
-    scaling.CLAIM.method()
+    _section = over_ranks.section(layer, measure_ranks, _found, shown_tab)
+    mo.vstack([mo.accordion({"Beyond one device": _section}), scaling.CLAIM.method()], gap=0)
     return
 
 

@@ -3,6 +3,7 @@
 N sequence length, W ranks; S are the bytes of a layer's state, of a batch of one in float32.
 """
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,8 +79,11 @@ def _link(values: Mapping[str, Any]) -> Link:
     return Link(latency_s=values["latency_us"] / 1e6, bandwidth=values["gb_per_s"] * 1e9)
 
 
-def section(elements: mo.ui.dictionary, button, found: "Measured | None") -> mo.Html:
-    """What is folded: the question, the controls, and the charts that follow them."""
+def section(
+    elements: mo.ui.dictionary, button, found: "Measured | None", shown_tab: dict[str, str]
+) -> mo.Html:
+    """What is folded: the question, the controls, and the charts that follow them. The tab that a
+    reader chose stays, as `shown_tab` keeps it."""
     values = elements.value
     tabs = {
         "What travels": mo.vstack([traffic_chart(values), traffic_table(values)]),
@@ -89,7 +93,12 @@ def section(elements: mo.ui.dictionary, button, found: "Measured | None") -> mo.
         "In code": code.source(output),
     }
     shown = controls.inputs(*elements.elements.values(), button)
-    return mo.vstack([mo.md(TEXT), shown, mo.ui.tabs(tabs)])
+    chosen = mo.ui.tabs(
+        tabs,
+        value=shown_tab.get("tab"),
+        on_change=lambda name: shown_tab.update(tab=name),
+    )
+    return mo.vstack([mo.md(TEXT), shown, chosen])
 
 
 def traffic_chart(values: Mapping[str, Any]) -> alt.LayerChart:
@@ -231,12 +240,17 @@ def measured(values: Mapping[str, Any], now: bool) -> Measured | None:
     if now:
         run = AttentionOverRanks(attention=name, seq_len=min(values["seq_len"], MOST_MEASURED))
         arguments = run, tuple(WAYS), values["ranks"]
-        with mo.status.spinner("Two processes, then virtual ranks"):
-            ranks = run_processes(
-                over_ranks.of_this_part, PROCESSES, *arguments, timeout_s=MEASURE_WITHIN_S
-            )
-        _MEASURED[name] = Measured(run, ranks)
+        try:
+            with mo.status.spinner("Two processes, then virtual ranks"):
+                _MEASURED[name] = Measured(run, _of_processes(arguments))
+        except (RuntimeError, TimeoutError) as error:
+            mo.status.toast("Not measured", html.escape(str(error)[-300:]), kind="danger")
     return _MEASURED.get(name)
+
+
+def _of_processes(arguments: tuple) -> list[Compared]:
+    options = {"timeout_s": MEASURE_WITHIN_S}
+    return run_processes(over_ranks.of_this_part, PROCESSES, *arguments, **options)
 
 
 def two_processes(found: Measured | None) -> mo.Html:
