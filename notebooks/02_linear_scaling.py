@@ -8,7 +8,7 @@ with app.setup(hide_code=True):
 
     from replib import plain
     from replib.claims import cost_page, scaling
-    from replib.claims.scaling import charts, page
+    from replib.claims.scaling import charts, over_ranks, page
     from replib.pages import code, controls, layout, running
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
@@ -145,7 +145,16 @@ def _(get_changes, live):
 
 @app.cell(hide_code=True)
 def _():
-    scaling.CLAIM.method()
+    layer = over_ranks.inputs()
+    measure_ranks, shown_tab = over_ranks.measure_button(), {}
+    return layer, measure_ranks, shown_tab
+
+
+@app.cell(hide_code=True)
+def _(layer, measure_ranks, shown_tab):
+    _found = over_ranks.measured(layer.value, measure_ranks.value)
+    _section = over_ranks.section(layer, measure_ranks, _found, shown_tab)
+    mo.vstack([mo.accordion({"Beyond one device": _section}), scaling.CLAIM.method()], gap=0)
     return
 
 

@@ -196,7 +196,7 @@ class DeltaAttention(Attention):
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
-        q, k, v, beta = self._writes(q, k, v, key_padding_mask, causal=causal)
+        q, k, v, beta = self.writes(q, k, v, key_padding_mask, causal=causal)
         divisor = None
         if self._divides:
             k, beta, z = self._normalised_writes(k, beta, torch.zeros_like(k[:, :, 0]))
@@ -224,7 +224,7 @@ class DeltaAttention(Attention):
         """z·q of queries (B, H, N, R) and sums of keys (B, G, N, R)."""
         return (q * repeat_heads(z, q.shape[1])).sum(-1, keepdim=True) + SUM_EPS
 
-    def _writes(
+    def writes(
         self, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, *, causal: bool
     ) -> tuple[Tensor, ...]:
         """Features of queries and keys, values, and β; 0 at padding (B, N)."""
@@ -275,7 +275,7 @@ class DeltaAttention(Attention):
         the writes are those of v - W_0 k to an empty one."""
         check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
         s, dtype = state.s, v.dtype
-        q, k, v, beta = self._writes(q, k, v, key_padding_mask, causal=True)
+        q, k, v, beta = self.writes(q, k, v, key_padding_mask, causal=True)
         with without_autocast(s.device.type):
             q, k, v, beta = (x.to(s.dtype) for x in (q, k, v, beta))
             if self._divides:

@@ -78,7 +78,7 @@ class FWMAttention(DeltaAttention):
 
     def _all(self, state: DeltaState, q, k, v, padding: Tensor | None, *, causal: bool):
         """Write all positions, one after the other, and read after each, or after the last."""
-        q, k, v, beta = self._writes(q, k, v, padding, causal=causal)
+        q, k, v, beta = self.writes(q, k, v, padding, causal=causal)
         s, heads = state.s.flatten(0, 1), k.shape[:2]
         with without_autocast(q.device.type):
             # The queries of the heads of a group, at each position: (B·G, L, H/G, R).
