@@ -140,7 +140,7 @@ def _size(n_bytes: float) -> str:
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n_bytes >= factor:
             return f"{three_digits(n_bytes / factor)} {unit}"
-    return f"{n_bytes:.0f} bytes"
+    return f"{n_bytes:z.0f} bytes"
 
 
 def traffic_table(values: Mapping[str, Any]) -> mo.Html:
