@@ -124,7 +124,7 @@ def traffic_chart(values: Mapping[str, Any]) -> alt.LayerChart:
         alt.layer(base.mark_line(strokeWidth=2), here),
         f"States: {ring} at every N. Keys and values of softmax attention: {softmax} at N = {n:,}",
         f"{size} ranks; {layer.n_heads} heads of {layer.value_dim}, batch 1, float32, forward; "
-        f"the same from N = {same_bytes_at(layer, size):,.0f} on",
+        f"the same from N = {same_bytes_at(layer, size):z,.0f} on",
         "Bytes sent against N on log axes, a line a way to communicate.",
         240,
     )
