@@ -151,9 +151,14 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(layer, measure_ranks, shown_tab):
-    _found = over_ranks.measured(layer.value, measure_ranks.value)
-    _section = over_ranks.section(layer, measure_ranks, _found, shown_tab)
+def _(layer, measure_ranks):
+    over_two = over_ranks.measured(layer.value, measure_ranks.value)
+    return (over_two,)
+
+
+@app.cell(hide_code=True)
+def _(layer, measure_ranks, over_two, shown_tab):
+    _section = over_ranks.section(layer, measure_ranks, over_two, shown_tab)
     mo.vstack([mo.accordion({"Beyond one device": _section}), scaling.CLAIM.method()], gap=0)
     return
 

@@ -44,7 +44,7 @@ W devices hold N / W tokens each. A later part needs of all earlier ones their s
 as large as the keys and values of about half as many tokens as there are features, whatever N is.
 """
 LENGTHS = [2**e for e in range(10, 23)]
-MOST_MEASURED = 16_384  # tokens: half a minute of a busy machine, processes included
+MOST_MEASURED, REPEATS = 4096, 3  # tokens and calls: most of the time two processes start
 PROCESSES = 2
 MEASURE_WITHIN_S = 240.0
 
@@ -68,7 +68,7 @@ def inputs() -> mo.ui.dictionary:
 
 def measure_button():
     """Starts what `measured` does."""
-    return mo.ui.run_button(label="Measure on this machine (half a minute)")
+    return mo.ui.run_button(label="Measure on this machine")
 
 
 def _run(values: Mapping[str, Any]) -> AttentionOverRanks:
@@ -124,7 +124,7 @@ def traffic_chart(values: Mapping[str, Any]) -> alt.LayerChart:
         alt.layer(base.mark_line(strokeWidth=2), here),
         f"States: {ring} at every N. Keys and values of softmax attention: {softmax} at N = {n:,}",
         f"{size} ranks; {layer.n_heads} heads of {layer.value_dim}, batch 1, float32, forward; "
-        f"the same from N = {same_bytes_at(layer, size):,.0f} on",
+        f"the same from N = {same_bytes_at(layer, size):z,.0f} on",
         "Bytes sent against N on log axes, a line a way to communicate.",
         240,
     )
@@ -140,7 +140,7 @@ def _size(n_bytes: float) -> str:
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n_bytes >= factor:
             return f"{three_digits(n_bytes / factor)} {unit}"
-    return f"{n_bytes:.0f} bytes"
+    return f"{n_bytes:z.0f} bytes"
 
 
 def traffic_table(values: Mapping[str, Any]) -> mo.Html:
@@ -238,7 +238,8 @@ def measured(values: Mapping[str, Any], now: bool) -> Measured | None:
     MOST_MEASURED tokens: two processes, and W virtual ranks."""
     name = values["attention"]
     if now:
-        run = AttentionOverRanks(attention=name, seq_len=min(values["seq_len"], MOST_MEASURED))
+        n = min(values["seq_len"], MOST_MEASURED)
+        run = AttentionOverRanks(attention=name, seq_len=n, n_repeats=REPEATS)
         arguments = run, tuple(WAYS), values["ranks"]
         try:
             with mo.status.spinner("Two processes, then virtual ranks"):
