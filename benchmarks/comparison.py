@@ -20,10 +20,9 @@ import torch
 from torch import profiler
 
 from benchmarks.peers import PEERS, Unavailable
-from replib.device import available_memory_bytes
 from replib.lab import store
 from replib.lab.memory_use import is_out_of_memory, release_memory
-from replib.lab.timing import MEMORY_SHARE, Samples, Stop, interleave
+from replib.lab.timing import Samples, Stop, interleave, never, shortage
 
 EXPERIMENT = "bench"  # the rows are in data/bench.jsonl
 
@@ -120,12 +119,8 @@ def _trouble(error: Exception) -> str:
 def check_memory(needed: float, device: torch.device) -> None:
     """Raise MemoryError where that many bytes are not free: Linux promises memory that it does not
     have, and kills the process when it is touched."""
-    free = available_memory_bytes(device)
-    if needed > MEMORY_SHARE * free:
-        raise MemoryError(
-            f"needs about {needed / 1e9:.1f} GB, more than {MEMORY_SHARE:.0%} of the "
-            f"{free / 1e9:.1f} GB free"
-        )
+    if why_not := shortage(needed, device):
+        raise MemoryError(why_not)
 
 
 @dataclass(frozen=True)
@@ -196,7 +191,7 @@ class Run:
     scale: str
     n_rounds: int
     targets: Sequence[Target]
-    stop: Stop = None
+    stop: Stop = never
     say: Callable[[str], None] = lambda text: None
 
     @property
@@ -204,7 +199,7 @@ class Run:
         return self.device.type == "cuda"
 
     def check_stop(self) -> None:
-        if self.stop is not None and self.stop():
+        if self.stop():
             raise Stopped
 
     def race(self, setting: Setting, builds: Mapping[str, Build], seconds: float) -> Race:

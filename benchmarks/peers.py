@@ -34,9 +34,11 @@ class Peer:
 
 
 FAST_TRANSFORMERS, FLASH_LINEAR = "fast-transformers", "flash-linear-attention"
+FLASH_ATTENTION = "flash-attention"
 PEERS = {
     FAST_TRANSFORMERS: Peer("fast_transformers", "pytorch-fast-transformers"),
     FLASH_LINEAR: Peer("fla", "flash-linear-attention"),
+    FLASH_ATTENTION: Peer("flash_attn", "flash-attn"),
 }
 
 
@@ -120,6 +122,20 @@ def flash_linear_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Ten
     queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
     y, _ = chunk_linear_attn(elu_p1(queries), elu_p1(keys), values, scale=1.0, normalize=True)
     return y.transpose(1, 2)
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """Softmax attention by the package of FlashAttention, of shapes as in
+    `fast_transformers_attention`; (B, N, H, D) is what should lie in memory.
+
+    Raises:
+        Unavailable: a dtype that it has no kernel for.
+    """
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        raise Unavailable("takes bfloat16 and float16 alone")
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=causal).transpose(1, 2)
 
 
 def published_delta_loop(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:

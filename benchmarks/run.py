@@ -34,7 +34,13 @@ from benchmarks.comparison import (
     latest_figures,
     table,
 )
-from benchmarks.peers import FAST_TRANSFORMERS, FLASH_LINEAR, PEERS, Unavailable
+from benchmarks.peers import (
+    FAST_TRANSFORMERS,
+    FLASH_ATTENTION,
+    FLASH_LINEAR,
+    PEERS,
+    Unavailable,
+)
 from replib.attention import linear_attention, softmax_attention
 from replib.attention.delta import delta_retrieve, delta_rule
 from replib.attention.dpfp import DPFPAttention
@@ -47,7 +53,7 @@ from replib.kernels.delta import torch as delta
 from replib.lab import store
 from replib.lab.memory_use import peak_memory_bytes
 from replib.lab.statistics import crossover
-from replib.lab.timing import DTYPES, CostConfig, Stop, interleave, predicted_bytes
+from replib.lab.timing import DTYPES, CostConfig, Stop, interleave, never, predicted_bytes
 from replib.models import CausalTransformer, MultiHeadAttention, TransformerConfig
 from replib.tasks import CausalCopy
 from replib.training import Training, TrainingConfig
@@ -178,23 +184,16 @@ QUICK = Scale(
 # Attention
 
 
-def _linear(kernel: str, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    return linear_attention(q, k, v, causal=causal, kernel=kernel)
-
-
-def _softmax(implementation: str, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    return softmax_attention(q, k, v, causal=causal, implementation=implementation)
-
-
-ATTENTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, bool], Tensor]] = {
-    "linear cpu": partial(_linear, "cpu"),
-    "linear cuda": partial(_linear, "cuda"),
-    "linear torch": partial(_linear, "torch"),
-    PLAIN: partial(_linear, "plain"),
-    FUSED: partial(_softmax, "fused"),
-    TEXTBOOK: partial(_softmax, "textbook"),
+ATTENTIONS: dict[str, Callable[..., Tensor]] = {  # (q, k, v, causal=...)
+    "linear cpu": partial(linear_attention, kernel="cpu"),
+    "linear cuda": partial(linear_attention, kernel="cuda"),
+    "linear torch": partial(linear_attention, kernel="torch"),
+    PLAIN: partial(linear_attention, kernel="plain"),
+    FUSED: partial(softmax_attention, implementation="fused"),
+    TEXTBOOK: partial(softmax_attention, implementation="textbook"),
     FAST_TRANSFORMERS: peers.fast_transformers_attention,
     FLASH_LINEAR: peers.flash_linear_attention,
+    FLASH_ATTENTION: peers.flash_attention,
 }
 STORED_WEIGHTS = {PLAIN: ("linear", "plain"), TEXTBOOK: ("softmax", "textbook")}
 # The module of each kernel's cost model, and what its chunk is called there.
@@ -212,6 +211,13 @@ def _kernels(run: Run) -> tuple[str, ...]:
 
 def _linear_peers(run: Run) -> tuple[str, ...]:
     return (FAST_TRANSFORMERS, FLASH_LINEAR) if run.on_cuda else (FAST_TRANSFORMERS,)
+
+
+def _attention_setting(
+    work: str, scale: Scale, head_dim: int, seq_len: int | None = None, dtype: str = "float32"
+) -> Setting:
+    sizes = {"batch_size": scale.batch_size, "n_heads": scale.n_heads, "seq_len": seq_len}
+    return Setting(work=work, head_dim=head_dim, dtype=dtype, **sizes)
 
 
 def _attention_builds(run: Run, setting: Setting, names: Iterable[str]) -> dict[str, Build]:
@@ -236,31 +242,28 @@ def _attention_call(
     if name in STORED_WEIGHTS:
         check_memory(_stored_bytes(setting, *STORED_WEIGHTS[name], backward), run.device)
     attend, drawn = ATTENTIONS[name], [x.detach() for x in tensors()]
-    if name == FLASH_LINEAR:  # as (B, N, H, D) in memory
+    if name in (FLASH_LINEAR, FLASH_ATTENTION):  # as (B, N, H, D) in memory
         drawn = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in drawn]
     q, k, v, grad_y = drawn
     if not backward:
-        return torch.no_grad()(lambda: attend(q, k, v, causal))
+        return torch.no_grad()(partial(attend, q, k, v, causal=causal))
     inputs = [x.requires_grad_() for x in (q, k, v)]
-    return lambda: torch.autograd.grad(attend(*inputs, causal), inputs, grad_y)
+    return lambda: torch.autograd.grad(attend(*inputs, causal=causal), inputs, grad_y)
 
 
 def _stored_bytes(setting: Setting, attention: str, kernel: str, backward: bool) -> int:
-    sizes = {"seq_len": setting.seq_len, "batch_size": setting.batch_size}
-    sizes |= {"n_heads": setting.n_heads, "head_dim": setting.head_dim}
+    names = ("seq_len", "batch_size", "n_heads", "head_dim", "dtype")
+    sizes = {name: getattr(setting, name) for name in names}
     work = "forward_backward" if backward else "forward"
-    return predicted_bytes(
-        CostConfig(attention=attention, kernel=kernel, dtype=setting.dtype, work=work, **sizes)
-    )
+    return predicted_bytes(CostConfig(attention=attention, kernel=kernel, work=work, **sizes))
 
 
 def _causal(run: Run, scale: Scale) -> Iterator[store.Row]:
     """Causal attention over N: ratios, crossovers, and the share of the machine's rate."""
     ours, softmax = (*_kernels(run), PLAIN), (FUSED, TEXTBOOK)
-    against = (*_linear_peers(run), *softmax)
+    against = (*_linear_peers(run), *softmax, *(FLASH_ATTENTION,) * run.on_cuda)
     for dtype, head_dim, work in product(scale.dtypes, scale.head_dims, (BACKWARD, FORWARD)):
-        heads = {"batch_size": scale.batch_size, "n_heads": scale.n_heads, "head_dim": head_dim}
-        setting = Setting(work=work, dtype=dtype, **heads)
+        setting = _attention_setting(work, scale, head_dim, dtype=dtype)
         races: dict[int, Race] = {}
         for n in scale.lengths:
             here, last = replace(setting, seq_len=n), n == scale.lengths[-1]
@@ -356,13 +359,7 @@ def _not_causal(run: Run, scale: Scale) -> Iterator[store.Row]:
     """Attention to all positions."""
     against = (FAST_TRANSFORMERS, FUSED)
     for head_dim in scale.head_dims:
-        setting = Setting(
-            work=NOT_CAUSAL,
-            batch_size=scale.batch_size,
-            n_heads=scale.n_heads,
-            seq_len=scale.not_causal_len,
-            head_dim=head_dim,
-        )
+        setting = _attention_setting(NOT_CAUSAL, scale, head_dim, scale.not_causal_len)
         builds = _attention_builds(run, setting, (*_kernels(run), *against))
         race = run.race(setting, builds, scale.seconds)
         pairs = product(_kernels(run), against)
@@ -372,13 +369,7 @@ def _not_causal(run: Run, scale: Scale) -> Iterator[store.Row]:
 def _memory(run: Run, scale: Scale) -> Iterator[store.Row]:
     """Peak memory beyond the inputs, in tensors of the size of q."""
     for head_dim in scale.head_dims:
-        setting = Setting(
-            work=MEMORY,
-            batch_size=scale.batch_size,
-            n_heads=scale.n_heads,
-            seq_len=scale.memory_len,
-            head_dim=head_dim,
-        )
+        setting = _attention_setting(MEMORY, scale, head_dim, scale.memory_len)
         q_bytes = 4 * setting.batch_size * setting.n_heads * setting.seq_len * head_dim
         builds = _attention_builds(run, setting, (*_kernels(run), *_linear_peers(run)))
         tensors: dict[str, list[float]] = {}
@@ -643,7 +634,7 @@ def run_bench(
     *,
     device: str | torch.device | None = None,
     scale: Scale | None = None,
-    stop: Stop = None,
+    stop: Stop = never,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[store.Row]:
     """Measure groups, all if none is named, and yield a row a setting; nothing is stored.
@@ -661,14 +652,8 @@ def run_bench(
             raise ValueError(f"unknown group {name!r}: use {', '.join(GROUPS)}")
     device = resolve_device(device)
     scale = scale or (FULL_CUDA if device.type == "cuda" else FULL)
-    run = Run(
-        device=device,
-        scale=scale.name,
-        n_rounds=scale.n_rounds,
-        targets=TARGETS,
-        stop=stop,
-        say=say,
-    )
+    options = {"n_rounds": scale.n_rounds, "targets": TARGETS, "stop": stop, "say": say}
+    run = Run(device=device, scale=scale.name, **options)
     return _rows(run, scale, [GROUPS[name] for name in groups or GROUPS])
 
 

@@ -8,7 +8,7 @@ with app.setup(hide_code=True):
 
     from replib.attention import by_hand
     from replib.claims import start
-    from replib.pages import code, controls, step_through
+    from replib.pages import code, controls, layout, step_through
     from replib.pages.controls import Control
 
 
@@ -69,7 +69,7 @@ def _():
         r"\begin{gathered} S_i = S_{i-1} + \varphi(k_i) v_i^\top, \quad z_i = z_{i-1} + "
         r"\varphi(k_i) \\ y_i = \varphi(q_i)^\top S_i \,/\, \varphi(q_i)^\top z_i \end{gathered}"
     )
-    controls.grid(
+    layout.grid(
         [code.source(by_hand.as_matrix, _matrix), code.source(by_hand.as_rnn, _rnn)], "26rem"
     )
     return
@@ -131,7 +131,7 @@ def _(get_playing, last, move, set_playing, shown):
 
     tick = mo.ui.refresh(default_interval=step_through.EVERY_S) if get_playing() else None
     play = mo.ui.button(label="Pause" if get_playing() else "Play", on_click=_press)
-    controls.inputs(play, controls.unseen(tick))
+    layout.inputs(play, layout.unseen(tick))
     return (tick,)
 
 
@@ -148,14 +148,14 @@ def _(last, move, set_playing, shown, tick):
 def _(get_playing, get_position, last, position_slider):
     # Two cells: this one is made anew at each step of the player, and what a reader does with a
     # slider that has been replaced meanwhile would be dropped.
-    controls.inputs(position_slider(get_position(), last, disabled=True)) if get_playing() else None
+    layout.inputs(position_slider(get_position(), last, disabled=True)) if get_playing() else None
     return
 
 
 @app.cell(hide_code=True)
 def _(get_playing, last, move, position_slider, shown):
     position = position_slider(shown["position"], last, on_change=move)
-    None if get_playing() else controls.inputs(position)
+    None if get_playing() else layout.inputs(position)
     return
 
 

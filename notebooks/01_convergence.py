@@ -10,7 +10,7 @@ with app.setup(hide_code=True):
     from replib.attention.by_hand import as_matrix
     from replib.claims import convergence
     from replib.claims.convergence import page
-    from replib.pages import code, controls, curves, frames
+    from replib.pages import code, controls, curves, layout, running, tidy
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
     from replib.training import Training
@@ -18,16 +18,10 @@ with app.setup(hide_code=True):
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack(
-        [
-            mo.md(f"# {convergence.CLAIM.question}"),
-            convergence.CLAIM.head(),
-            mo.md("""
-            The test is copying: a model reads some letters, and has to write them again. That
-            takes attention: each letter is found by looking back to where it stood.
-            """),
-        ]
-    )
+    convergence.CLAIM.head("""
+    The test is copying: a model reads some letters, and has to write them again. That
+    takes attention: each letter is found by looking back to where it stood.
+    """)
     return
 
 
@@ -64,13 +58,8 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
-    asked = controls.asked(page.live_jobs, settings)
-    return (asked,)
+    asked = running.asked(page.live_jobs, settings)
+    return asked, settings
 
 
 @app.cell(hide_code=True)
@@ -98,39 +87,34 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md("""
+def _(sliders):
+    _text = """
     ## Try it
 
     Both models train here, side by side, over what is recorded. Loss is in nats, natural-log units:
     guessing one of ten letters costs ln 10 = 2.30.
-    """)
-    return
-
-
-@app.cell(hide_code=True)
-def _(sliders):
-    sliders
+    """
+    mo.vstack([mo.md(_text), sliders])
     return
 
 
 @app.cell(hide_code=True)
 def _(recorded, settings):
     behind = page.curves_behind(recorded.rows, settings)
-    controls.live_only(page.sizes(settings))
+    layout.live_only(page.sizes(settings))
     return (behind,)
 
 
 @app.cell(hide_code=True)
 def _():
-    auto = controls.auto_switch()
+    auto = running.auto_switch()
     return (auto,)
 
 
 @app.cell(hide_code=True)
 def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
+    run, stop, tick, _shown = running.run_panel(live, asked, auto, set_changes, auto)
     _shown
     return run, stop, tick
 
@@ -139,10 +123,10 @@ def _(asked, auto, get_changes, live, set_changes):
 def _(asked, behind, live, set_changes, tick):
     def _draw():
         rows = live.so_far(asked.jobs, asked.device)
-        shown, before = frames.training_curves(rows), page.curves_before(live, rows)
+        shown, before = tidy.training_curves(rows), page.curves_before(live, rows)
         return curves.live_curves(shown, behind, before, title=page.title_of(shown, behind))
 
-    controls.live_only(controls.watch(live, set_changes, tick, _draw))
+    layout.live_only(running.watch(live, set_changes, tick, _draw))
     return
 
 
@@ -156,9 +140,9 @@ def _():
 @app.cell(hide_code=True)
 def _(asked, draw, get_changes, letters, live):
     get_changes()
-    controls.live_only(
+    layout.live_only(
         mo.md("### Let the trained models copy a sequence"),
-        controls.inputs(letters, draw),
+        layout.inputs(letters, draw),
         page.copies(live, asked.jobs, letters.value, draw.value, asked.device),
     )
     return
@@ -167,7 +151,7 @@ def _(asked, draw, get_changes, letters, live):
 @app.cell(hide_code=True)
 def _(get_changes, live):
     get_changes()
-    controls.history(live)
+    running.history(live)
     return
 
 

@@ -8,25 +8,19 @@ with app.setup(hide_code=True):
 
     from replib import plain
     from replib.claims import cost_page, scaling
-    from replib.claims.scaling import charts, page
-    from replib.pages import code, controls
+    from replib.claims.scaling import charts, over_ranks, page
+    from replib.pages import code, controls, layout, running
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
 
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack(
-        [
-            mo.md(f"# {scaling.CLAIM.question}"),
-            scaling.CLAIM.head(),
-            mo.md("""
+    _text = """
     Softmax attention compares every token with every other: twice the length N, four times the
     work. Linear attention (Katharopoulos et al. 2020) claims to need only twice the work.
-    """),
-            mo.md(cost_page.TERMS),
-        ]
-    )
+    """
+    scaling.CLAIM.head(_text, cost_page.TERMS)
     return
 
 
@@ -54,13 +48,8 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
-    asked = controls.asked(cost_page.live_jobs, settings)
-    return (asked,)
+    asked = running.asked(cost_page.live_jobs, settings)
+    return asked, settings
 
 
 @app.cell(hide_code=True)
@@ -88,8 +77,8 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md(f"""
+def _(sliders):
+    _text = f"""
     S is an R × M matrix (R features of a key, M numbers of a value), whatever N is. Without the
     causal mask it is one product, `k.mT @ v`; with it, a running sum, here over
     {plain.CHUNK_LEN} positions at a time.
@@ -98,19 +87,14 @@ def _():
 
     The dotted lines are predicted from a few small calls; the measured points should land on
     them. Every batch has as many tokens; figures are for one sequence.
-    """)
-    return
-
-
-@app.cell(hide_code=True)
-def _(sliders):
-    sliders
+    """
+    mo.vstack([mo.md(_text), sliders])
     return
 
 
 @app.cell(hide_code=True)
 def _():
-    auto = controls.auto_switch()
+    auto = running.auto_switch()
     return (auto,)
 
 
@@ -129,7 +113,7 @@ def _(settings):
 @app.cell(hide_code=True)
 def _(asked, auto, get_changes, live, measure, set_changes):
     get_changes()
-    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto, measure)
+    run, stop, tick, _shown = running.run_panel(live, asked, auto, set_changes, auto, measure)
     _shown
     return run, stop, tick
 
@@ -148,20 +132,34 @@ def _(asked, beside, live, measure, set_changes, tick):
         rows = live.so_far(asked.jobs, asked.device)
         return charts.scaling_chart(rows, measure.value, beside)
 
-    controls.live_only(controls.watch(live, set_changes, tick, _draw))
+    layout.live_only(running.watch(live, set_changes, tick, _draw))
     return
 
 
 @app.cell(hide_code=True)
 def _(get_changes, live):
     get_changes()
-    controls.history(live)
+    running.history(live)
     return
 
 
 @app.cell(hide_code=True)
 def _():
-    scaling.CLAIM.method()
+    layer = over_ranks.inputs()
+    measure_ranks, shown_tab = over_ranks.measure_button(), {}
+    return layer, measure_ranks, shown_tab
+
+
+@app.cell(hide_code=True)
+def _(layer, measure_ranks):
+    over_two = over_ranks.measured(layer.value, measure_ranks.value)
+    return (over_two,)
+
+
+@app.cell(hide_code=True)
+def _(layer, measure_ranks, over_two, shown_tab):
+    _section = over_ranks.section(layer, measure_ranks, over_two, shown_tab)
+    mo.vstack([mo.accordion({"Beyond one device": _section}), scaling.CLAIM.method()], gap=0)
     return
 
 

@@ -10,7 +10,7 @@ with app.setup(hide_code=True):
     from replib.claims.common import ARTICLE_CROSSOVER, PAPER_CROSSOVER
     from replib.claims.crossover import charts, page
     from replib.lab import statistics
-    from replib.pages import code, controls
+    from replib.pages import code, controls, layout, running
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
     from replib.published import published
@@ -18,19 +18,13 @@ with app.setup(hide_code=True):
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack(
-        [
-            mo.md(f"# {crossover.CLAIM.question}"),
-            crossover.CLAIM.head(),
-            mo.md(f"""
+    _text = f"""
     For long sequences linear attention is faster, for short ones softmax attention may be. The
     *crossover* is the length N where their times meet. The paper (2020) shows linear attention
     ahead from N = {PAPER_CROSSOVER}, the shortest it plots; the 2022 replication extrapolated
     {ARTICLE_CROSSOVER} from much shorter lengths. It depends on the programs that are compared.
-    """),
-            mo.md(cost_page.TERMS),
-        ]
-    )
+    """
+    crossover.CLAIM.head(_text, cost_page.TERMS)
     return
 
 
@@ -58,13 +52,8 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
-    asked = controls.asked(cost_page.live_jobs, settings)
-    return (asked,)
+    asked = running.asked(cost_page.live_jobs, settings)
+    return asked, settings
 
 
 @app.cell(hide_code=True)
@@ -92,26 +81,21 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md("""
+def _(sliders):
+    _text = """
     ## Find the crossover of this machine
 
     The dotted lines are predicted from a few small calls; the measured points should land on
     them. A ring marks where lines cross. More heads or a larger batch give the processor more to
     do at once; more repeats narrow the interval.
-    """)
-    return
-
-
-@app.cell(hide_code=True)
-def _(sliders):
-    sliders
+    """
+    mo.vstack([mo.md(_text), sliders])
     return
 
 
 @app.cell(hide_code=True)
 def _():
-    auto = controls.auto_switch()
+    auto = running.auto_switch()
     return (auto,)
 
 
@@ -124,7 +108,7 @@ def _(settings):
 @app.cell(hide_code=True)
 def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
+    run, stop, tick, _shown = running.run_panel(live, asked, auto, set_changes, auto)
     _shown
     return run, stop, tick
 
@@ -141,14 +125,14 @@ def _(asked, beside, live, set_changes, tick):
     def _draw():
         return charts.crossover_chart(live.so_far(asked.jobs, asked.device), beside)
 
-    controls.live_only(controls.watch(live, set_changes, tick, _draw))
+    layout.live_only(running.watch(live, set_changes, tick, _draw))
     return
 
 
 @app.cell(hide_code=True)
 def _(get_changes, live):
     get_changes()
-    controls.history(live)
+    running.history(live)
     return
 
 

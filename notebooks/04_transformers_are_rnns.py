@@ -10,25 +10,18 @@ with app.setup(hide_code=True):
     from replib.claims import generation, images
     from replib.claims.generation import charts, page
     from replib.claims.images import page as digits
-    from replib.pages import code, controls
+    from replib.pages import code, controls, layout, running
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
 
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack(
-        [
-            mo.md(f"""
-    # {generation.CLAIM.question}
-
+    generation.CLAIM.head("""
     A causal Transformer with linear attention is a recurrent network (Katharopoulos et al. 2020,
     section 3.4): what it has read is in a *state* of one size. Softmax keeps every key and value
     instead, in a *cache* that grows, or *recomputes* everything for every token.
-    """),
-            generation.CLAIM.head(),
-        ]
-    )
+    """)
     return
 
 
@@ -37,7 +30,7 @@ def _():
     recorded, recorded_images = generation.CLAIM.recorded(), images.CLAIM.recorded()
     live = LiveRuns("generation")
     get_changes, set_changes = mo.state(0, allow_self_loops=True)
-    controls.unread("generation", "images")
+    layout.unread("generation", "images")
     return get_changes, live, recorded, recorded_images, set_changes
 
 
@@ -60,13 +53,8 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
-    asked = controls.asked(page.live_jobs, settings)
-    return (asked,)
+    asked = running.asked(page.live_jobs, settings)
+    return asked, settings
 
 
 @app.cell(hide_code=True)
@@ -83,7 +71,7 @@ def _(OF_DIGITS, PARAMETERS):
     models, _missing = digits.kept_models()
     digits_panel, _shown = controls.panel(OF_DIGITS, PARAMETERS)
     again = mo.ui.button(label="Draw again")
-    mo.vstack([mo.md("## Complete a digit"), controls.live_only(_shown), _missing])
+    mo.vstack([mo.md("## Complete a digit"), layout.live_only(_shown), _missing])
     return again, digits_panel, models
 
 
@@ -91,7 +79,7 @@ def _(OF_DIGITS, PARAMETERS):
 def _(again, digits_panel, models):
     again.value
     _shown = digits.completion(models, controls.chosen(digits_panel))
-    mo.vstack([_shown, controls.live_only(again)])
+    mo.vstack([_shown, layout.live_only(again)])
     return
 
 
@@ -108,7 +96,7 @@ def _(recorded, recorded_images):
     )
     mo.vstack(
         [
-            controls.grid([charts.token_chart(*charts.most_measured(_rows)), _step], "28rem"),
+            layout.grid([charts.token_chart(*charts.most_measured(_rows)), _step], "28rem"),
             page.folded("More of what is recorded", _more),
         ]
     )
@@ -117,7 +105,7 @@ def _(recorded, recorded_images):
 
 @app.cell(hide_code=True)
 def _(sliders):
-    _asked = controls.live_only(
+    _asked = layout.live_only(
         mo.md("""
     ## On this machine
 
@@ -130,20 +118,20 @@ def _(sliders):
 
 @app.cell(hide_code=True)
 def _(settings):
-    controls.live_only(mo.md(page.kept_text(settings)))
+    layout.live_only(mo.md(page.kept_text(settings)))
     return
 
 
 @app.cell(hide_code=True)
 def _():
-    auto = controls.auto_switch()
+    auto = running.auto_switch()
     return (auto,)
 
 
 @app.cell(hide_code=True)
 def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
+    run, stop, tick, _shown = running.run_panel(live, asked, auto, set_changes, auto)
     _shown
     return run, stop, tick
 
@@ -153,16 +141,16 @@ def _(asked, live, set_changes, settings, tick):
     def _draw():
         rows = live.showing(asked.jobs, asked.device)
         stream = [charts.stream_chart(rows)] if settings["n_tokens"] else []
-        return controls.grid([charts.token_chart(rows), *stream], "26rem")
+        return layout.grid([charts.token_chart(rows), *stream], "26rem")
 
-    controls.live_only(controls.watch(live, set_changes, tick, _draw))
+    layout.live_only(running.watch(live, set_changes, tick, _draw))
     return
 
 
 @app.cell(hide_code=True)
 def _(get_changes, live):
     get_changes()
-    controls.history(live)
+    running.history(live)
     return
 
 

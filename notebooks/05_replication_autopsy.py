@@ -8,21 +8,18 @@ with app.setup(hide_code=True):
 
     from replib.claims import autopsy
     from replib.claims.autopsy import page
-    from replib.pages import controls
+    from replib.pages import controls, layout, running
     from replib.pages.live import LiveRuns
     from replib.published import published
 
 
 @app.cell(hide_code=True)
 def _():
-    _question = f"""
-    # {autopsy.CLAIM.question}
-
+    autopsy.CLAIM.head("""
     For Do & Bergner linear attention did not learn, and would not pay below N = 3149. Their code
     does some things otherwise than the paper: each such **defect** is a switch below. *Mended* is
     none of them, *broken* all that their runs had.
-    """
-    mo.vstack([mo.md(_question), autopsy.CLAIM.head()])
+    """)
     return
 
 
@@ -62,13 +59,8 @@ def _(article):
 @app.cell(hide_code=True)
 def _(panel, switches):
     settings = controls.chosen(panel, defects=controls.switched_on(switches, "defects"))
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
-    asked = controls.asked(page.live_jobs, settings)
-    return (asked,)
+    asked = running.asked(page.live_jobs, settings)
+    return asked, settings
 
 
 @app.cell(hide_code=True)
@@ -80,19 +72,14 @@ def _(asked, get_changes, live, recorded):
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md("""
+def _(switches):
+    _text = """
     ## Break it yourself
 
     Two runs learn to copy a row of digits here and now: one mended, one with the defects that are
     on. Softmax takes those that its runs had.
-    """)
-    return
-
-
-@app.cell(hide_code=True)
-def _(switches):
-    page.show_switches(switches)
+    """
+    mo.vstack([mo.md(_text), page.show_switches(switches)])
     return
 
 
@@ -104,14 +91,14 @@ def _(sliders):
 
 @app.cell(hide_code=True)
 def _():
-    auto = controls.auto_switch()
+    auto = running.auto_switch()
     return (auto,)
 
 
 @app.cell(hide_code=True)
 def _(asked, auto, buttons, get_changes, live, set_changes):
     get_changes()
-    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto, *buttons)
+    run, stop, tick, _shown = running.run_panel(live, asked, auto, set_changes, auto, *buttons)
     _shown
     return run, stop, tick
 
@@ -122,7 +109,7 @@ def _(asked, live, set_changes, settings, tick):
         rows = live.showing(asked.jobs, asked.device)
         return page.session(live, rows, settings["defects"])
 
-    controls.live_only(controls.watch(live, set_changes, tick, _draw))
+    layout.live_only(running.watch(live, set_changes, tick, _draw))
     return
 
 
@@ -161,7 +148,7 @@ def _(article, recorded):
 @app.cell(hide_code=True)
 def _(get_changes, live):
     get_changes()
-    controls.history(live)
+    running.history(live)
     return
 
 

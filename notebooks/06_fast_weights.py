@@ -9,27 +9,20 @@ with app.setup(hide_code=True):
     from replib.claims import capacity, update_rules
     from replib.claims.capacity import page
     from replib.claims.capacity.filling import write
-    from replib.pages import code, controls
+    from replib.pages import code, controls, running
     from replib.pages.live import LiveRuns
 
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack(
-        [
-            mo.md(f"""
-            # {capacity.CLAIM.question}
-
-            Linear attention is a **fast weight memory**: a matrix W to which every token adds its
-            value times the features of its key, and from which a query reads. It can hold no more
-            keys apart than it has features, R. To have more, *DPFP-ν* multiplies components of a
-            key of size D into R = 2·D·ν features; *FAVOR+* has random ones, which approximate
-            softmax. A run has **solved** S keys when it reads their values with a loss of 0.001 or
-            less; with nothing remembered the loss is 0.5.
-            """),
-            capacity.CLAIM.head(),
-        ]
-    )
+    capacity.CLAIM.head("""
+    Linear attention is a **fast weight memory**: a matrix W to which every token adds its
+    value times the features of its key, and from which a query reads. It can hold no more
+    keys apart than it has features, R. To have more, *DPFP-ν* multiplies components of a
+    key of size D into R = 2·D·ν features; *FAVOR+* has random ones, which approximate
+    softmax. A run has **solved** S keys when it reads their values with a loss of 0.001 or
+    less; with nothing remembered the loss is 0.5.
+    """)
     return
 
 
@@ -51,13 +44,8 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
-    asked = controls.asked(page.live_jobs, settings)
-    return (asked,)
+    asked = running.asked(page.live_jobs, settings)
+    return asked, settings
 
 
 @app.cell(hide_code=True)
@@ -104,32 +92,27 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md("""
+def _(sliders):
+    _text = """
     ## Train a memory
 
     Keys and queries are learned, as in the paper, to be without crosstalk. A run ends when it has
     solved S, or makes no progress, and is then a point among the recorded curves.
-    """)
-    return
-
-
-@app.cell(hide_code=True)
-def _(sliders):
-    sliders
+    """
+    mo.vstack([mo.md(_text), sliders])
     return
 
 
 @app.cell(hide_code=True)
 def _():
-    auto = controls.auto_switch()
+    auto = running.auto_switch()
     return (auto,)
 
 
 @app.cell(hide_code=True)
 def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
+    run, stop, tick, _shown = running.run_panel(live, asked, auto, set_changes, auto)
     _shown
     return run, stop, tick
 
@@ -147,7 +130,7 @@ def _(asked, charts, live, set_changes, settings, tick):
         rows = live.showing(asked.jobs, asked.device)
         return page.training_view(rows, charts[settings["setting"]])
 
-    controls.watch(live, set_changes, tick, _draw)
+    running.watch(live, set_changes, tick, _draw)
     return
 
 
@@ -165,7 +148,7 @@ def _(charts, recorded):
 @app.cell(hide_code=True)
 def _(get_changes, live):
     get_changes()
-    controls.history(live)
+    running.history(live)
     return
 
 

@@ -10,25 +10,18 @@ with app.setup(hide_code=True):
     from replib.claims import linformer, translation
     from replib.claims.linformer import charts
     from replib.claims.translation import page
-    from replib.pages import code, controls, curves, frames
+    from replib.pages import code, controls, curves, layout, running, tidy
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
 
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack(
-        [
-            mo.md(f"""
-            # {linformer.CLAIM.question}
-
-            *Linformer* (Wang et al. 2020) adds the N keys up into k *slots*, each a weighted sum,
-            and the values too; a query then looks at k slots instead of N tokens. It cannot hide
-            the future, as every slot holds some of it, so it serves encoders.
-            """),
-            linformer.CLAIM.head(),
-        ]
-    )
+    linformer.CLAIM.head("""
+    *Linformer* (Wang et al. 2020) adds the N keys up into k *slots*, each a weighted sum,
+    and the values too; a query then looks at k slots instead of N tokens. It cannot hide
+    the future, as every slot holds some of it, so it serves encoders.
+    """)
     return
 
 
@@ -87,8 +80,8 @@ def _(asked, get_changes, live, settings, typed):
         lambda _: page.translations(live, asked.jobs, typed.value, asked.device), settings
     )
     made = made or {}
-    controls.live_only(
-        controls.inputs(typed), _problem or page.answers(made, typed.value), page.cross_maps(made)
+    layout.live_only(
+        layout.inputs(typed), _problem or page.answers(made, typed.value), page.cross_maps(made)
     )
     return (made,)
 
@@ -110,25 +103,20 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
-    asked = controls.asked(page.live_jobs, settings)
-    return (asked,)
+    asked = running.asked(page.live_jobs, settings)
+    return asked, settings
 
 
 @app.cell(hide_code=True)
 def _():
-    auto = controls.auto_switch()
+    auto = running.auto_switch()
     return (auto,)
 
 
 @app.cell(hide_code=True)
 def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
+    run, stop, tick, _shown = running.run_panel(live, asked, auto, set_changes, auto)
     _shown
     return run, stop, tick
 
@@ -136,10 +124,10 @@ def _(asked, auto, get_changes, live, set_changes):
 @app.cell(hide_code=True)
 def _(asked, live, set_changes, tick):
     def _draw():
-        shown = frames.training_curves(live.showing(asked.jobs, asked.device))
+        shown = tidy.training_curves(live.showing(asked.jobs, asked.device))
         return curves.live_curves(shown, title="Learning number words")
 
-    controls.live_only(controls.watch(live, set_changes, tick, _draw))
+    layout.live_only(running.watch(live, set_changes, tick, _draw))
     return
 
 
@@ -170,7 +158,7 @@ def _(sizes):
     _n, _k, _vocabulary = (sizes.value[name] for name in ("n", "k", "vocabulary"))
     mo.vstack(
         [
-            controls.inputs(*sizes.elements.values()),
+            layout.inputs(*sizes.elements.values()),
             charts.operations_chart(_n, _k, _vocabulary),
         ]
     )
@@ -210,7 +198,7 @@ def _(get_changes, live, more, probes):
         {
             "Look inside": mo.ui.tabs(probes),
             "More of what is recorded": mo.ui.tabs(more),
-            "Runs of this session": controls.history(live),
+            "Runs of this session": running.history(live),
         }
     )
     return

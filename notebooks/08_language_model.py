@@ -10,7 +10,7 @@ with app.setup(hide_code=True):
     from replib.claims import language_model, update_rules_text
     from replib.claims.language_model import charts, page
     from replib.language_model import LanguageModelTraining
-    from replib.pages import code, controls, curves, frames
+    from replib.pages import code, controls, curves, layout, running, tidy
     from replib.pages.controls import Control
     from replib.pages.live import LiveRuns
     from replib.perplexity import perplexity
@@ -18,16 +18,10 @@ with app.setup(hide_code=True):
 
 @app.cell(hide_code=True)
 def _():
-    mo.vstack(
-        [
-            mo.md(f"# {language_model.CLAIM.question}"),
-            language_model.CLAIM.head(),
-            mo.md("""
-            A language model predicts each word, byte or letter of a text from those before it.
-            Softmax attention looks at all of them again; linear attention at a state of one size.
-            """),
-        ]
-    )
+    language_model.CLAIM.head("""
+    A language model predicts each word, byte or letter of a text from those before it.
+    Softmax attention looks at all of them again; linear attention at a state of one size.
+    """)
     return
 
 
@@ -61,13 +55,8 @@ def _():
 @app.cell(hide_code=True)
 def _(panel):
     settings = controls.chosen(panel)
-    return (settings,)
-
-
-@app.cell(hide_code=True)
-def _(settings):
-    asked = controls.asked(page.live_jobs, settings)
-    return (asked,)
+    asked = running.asked(page.live_jobs, settings)
+    return asked, settings
 
 
 @app.cell(hide_code=True)
@@ -96,33 +85,28 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _():
-    mo.md("""
+def _(sliders):
+    _text = """
     ## Train them on Shakespeare
 
     Three small models read the plays letter by letter. Guessing costs ln 65 = 4.17 nats a letter;
     knowing the letter before, about 2.45. Positions by batch row, and an embedding dropout of 0.5,
     are what the language-model study had.
-    """)
-    return
-
-
-@app.cell(hide_code=True)
-def _(sliders):
-    sliders
+    """
+    mo.vstack([mo.md(_text), sliders])
     return
 
 
 @app.cell(hide_code=True)
 def _():
-    auto = controls.auto_switch()
+    auto = running.auto_switch()
     return (auto,)
 
 
 @app.cell(hide_code=True)
 def _(asked, auto, get_changes, live, set_changes):
     get_changes()
-    run, stop, tick, _shown = controls.run_panel(live, asked, auto, set_changes, auto)
+    run, stop, tick, _shown = running.run_panel(live, asked, auto, set_changes, auto)
     _shown
     return run, stop, tick
 
@@ -130,10 +114,10 @@ def _(asked, auto, get_changes, live, set_changes):
 @app.cell(hide_code=True)
 def _(asked, live, set_changes, tick):
     def _draw():
-        shown = frames.training_curves(live.showing(asked.jobs, asked.device))
+        shown = tidy.training_curves(live.showing(asked.jobs, asked.device))
         return curves.live_curves(shown, title="Learning Shakespeare")
 
-    controls.live_only(controls.watch(live, set_changes, tick, _draw))
+    layout.live_only(running.watch(live, set_changes, tick, _draw))
     return
 
 
@@ -141,7 +125,7 @@ def _(asked, live, set_changes, tick):
 def _(PARAMETERS):
     prompt = mo.ui.text_area(value=page.PROMPT, label="Begin with", rows=2, debounce=True)
     choices, _shown = controls.panel(page.CHOICES, PARAMETERS)
-    controls.live_only(mo.md("### Let them write"), controls.inputs(prompt), _shown)
+    layout.live_only(mo.md("### Let them write"), layout.inputs(prompt), _shown)
     return choices, prompt
 
 
@@ -153,7 +137,7 @@ def _(asked, choices, get_changes, live, prompt):
         controls.chosen(choices),
     )
     made = made or {}
-    controls.live_only(_problem or page.texts(made))
+    layout.live_only(_problem or page.texts(made))
     return (made,)
 
 
@@ -167,9 +151,9 @@ def _():
 def _(asked, at, get_changes, live, made):
     get_changes()
     _rows = live.rows(asked.jobs, asked.device)
-    _bars = mo.vstack([controls.inputs(at), page.bars(made, at.value)])
+    _bars = mo.vstack([layout.inputs(at), page.bars(made, at.value)])
     _tabs = {"The next letter": _bars, "Loss by position": charts.position_chart(_rows)}
-    controls.live_only(mo.ui.tabs(_tabs)) if made else None
+    layout.live_only(mo.ui.tabs(_tabs)) if made else None
     return
 
 
@@ -196,7 +180,7 @@ def _(get_changes, live, more):
             "More of what is recorded": mo.ui.tabs(more),
             "The study's table": page.published_table(),
             "A step whose state is carried": code.source(LanguageModelTraining._outputs),
-            "Runs of this session": controls.history(live),
+            "Runs of this session": running.history(live),
         }
     )
     return

@@ -1,4 +1,4 @@
-"""The command line: `python -m replib list | record | serve | report | doctor`."""
+"""The command line: `python -m replib list | record | gpu | merge | serve | report | doctor`."""
 
 from replib.lab import interrupts
 
@@ -7,28 +7,29 @@ if __name__ == "__main__":  # before all that takes a while to import
 
 import argparse
 import itertools
-import math
-import platform
 import secrets
 import sys
 from functools import partial
 from time import monotonic
 
-from replib import __version__, files
+from replib import files
 
 # A command imports what it needs: torch takes seconds, which --help does not wait for.
 
 FIRST_PORT = 2718
+MOST_SECONDS = 4e6  # of a timer
+CLUSTER_GRACE_S = 15.0  # for the workers to write their checkpoints
 NEW_TOKEN = ""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status, see `interrupts.run`."""
-    parser = _parser()
+def main(argv: list[str] | None = None, began: float | None = None) -> int:
+    """Run a command, whose time counts from `began` (of `monotonic`; now if left out); returns the
+    exit status, see `interrupts.run`."""
+    began, parser = began or monotonic(), _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.run is not _report:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.rest = rest
+    arguments.rest, arguments.began = rest, began
     return interrupts.run(lambda: arguments.run(arguments))
 
 
@@ -51,8 +52,22 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--retime-below", type=int, default=0, metavar="N", help=text)
     text = "number of a recording of scaling (default: 0); make the next at another time"
     sub.add_argument("--recording", type=int, default=0, metavar="K", help=text)
-    text = "stop after so long; a training that is under way goes on with the same command"
+    text = "end in so long, the most valuable runs first; the same command goes on"
     sub.add_argument("--minutes", type=float, default=None, metavar="M", help=text)
+    text = "run on a Dask cluster: local:4, or a scheduler such as tcp://host:8786"
+    sub.add_argument("--on", default=None, metavar="CLUSTER", help=text)
+    text = "each worker has its machine to itself, so that points may be timed on it"
+    sub.add_argument("--exclusive", action="store_true", help=text)
+    sub = command(
+        "gpu", _gpu, "visit a CUDA machine: check, measure, record; one folder to bring home"
+    )
+    sub.add_argument("--minutes", type=float, default=9.0, metavar="M", help="(default: 9)")
+    sub.add_argument("--device", default="cuda", help="cuda, or cpu for a trial (default: cuda)")
+    sub.add_argument("--scale", default="paper", help="of the rows (default: paper)")
+    text = "folder to write to (default: visit_..., after the device and the minute)"
+    sub.add_argument("--to", default=None, metavar="FOLDER", help=text)
+    text = "add the rows of a folder that was brought home to data/"
+    command("merge", _merge, text).add_argument("folder", help="one that `gpu` wrote")
     sub = command("report", _report, "write figures/ and figures/report/")
     sub.add_argument("--pdf", action="store_true", help="print the pages too, by Chromium")
     sub.usage = f"{parser.prog} report [--pdf] [NOTEBOOK ...] [--PARAMETER VALUE ...]"
@@ -98,7 +113,7 @@ def _record(arguments) -> int:
 
     from replib.claims import EXPERIMENTS, experiment_named
     from replib.lab.memory_use import tune_memory
-    from replib.lab.record import record
+    from replib.lab.record import check
     from replib.lab.run import line_of
 
     names = list(EXPERIMENTS) if arguments.experiment == "all" else [arguments.experiment]
@@ -107,34 +122,84 @@ def _record(arguments) -> int:
         if arguments.threads < 1:
             raise ValueError(f"--threads {arguments.threads}: use at least 1")
         torch.set_num_threads(arguments.threads)
-    if arguments.minutes is not None and not arguments.minutes > 0:
-        raise ValueError(f"--minutes {arguments.minutes}: use above 0")
+    ends = _ends(arguments)
+    if arguments.exclusive and arguments.on is None:
+        raise ValueError("--exclusive is said of the workers of a cluster: give --on too")
+    for experiment in experiments:
+        check(experiment, arguments.scale, arguments.recording)
     tune_memory()
-    n_rows, ends = 0, monotonic() + 60 * (arguments.minutes or math.inf)
-    with interrupts.stopping() as stop:
-        for experiment in experiments:
-            for row in record(
-                experiment,
-                arguments.scale,
-                device=arguments.device,
-                stop=lambda: stop.is_set() or monotonic() > ends,
-                watch=_print_progress,
-                retime_below=arguments.retime_below,
-                recording=arguments.recording,
-            ):
-                print(line_of(row), flush=True)
-                n_rows += 1
+    n_rows, troubles = 0, []
+    with interrupts.stopping(ends, CLUSTER_GRACE_S if arguments.on else None) as stop:
+        recorded = _recorded_on if arguments.on else _recorded_here
+        for row in recorded(arguments, experiments, stop, ends, troubles.append):
+            print(line_of(row), flush=True)
+            n_rows += 1
+    for trouble in troubles:
+        interrupts.say(f"failed: {trouble}")
     if stop.is_set():
         interrupts.say(interrupts.CONTINUES)
-        return interrupts.status(stop.number)
-    if monotonic() > ends:
-        interrupts.say(interrupts.CONTINUES)
-    elif not n_rows:
+        return interrupts.status(stop.number) if stop.number else 0
+    if not n_rows and not troubles:
         print(
             "nothing to do: what can run here of this scale is recorded for the present code, or "
             "another process is at it"
         )
-    return 0
+    return 1 if troubles else 0
+
+
+def _ends(arguments) -> float | None:
+    """When a command's time is up, of `monotonic`; None is never.
+
+    Raises:
+        ValueError: the time is not above 0.
+    """
+    minutes = arguments.minutes
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"--minutes {minutes}: use above 0")
+    return None if minutes is None else arguments.began + min(60 * minutes, MOST_SECONDS)
+
+
+def _recorded_here(arguments, experiments, stop, ends, failed):
+    """The rows of experiments, in the order of the grids; by value where time is short."""
+    from replib.claims import deciding
+    from replib.device import resolve_device
+    from replib.lab import budget
+    from replib.lab.record import record_jobs
+
+    again = {"retime_below": arguments.retime_below, "recording": arguments.recording}
+    device_type = resolve_device(arguments.device).type
+    if ends is None:
+        asked = (
+            (one, job.on_device(device_type))
+            for one in experiments
+            for job in one.jobs(arguments.scale)
+        )
+    else:
+        chooser = budget.Budget(ends, arguments.device, interrupts.say)
+        placed = budget.wanted(experiments, deciding(), arguments.scale, device_type, **again)
+        asked = chooser.chosen(placed)
+    options = {"device": arguments.device, "stop": stop.is_set, "watch": _print_progress}
+    yield from record_jobs(asked, arguments.scale, **options, **again)
+
+
+def _recorded_on(arguments, experiments, stop, ends, failed):
+    """The rows of experiments, from a cluster; with `--minutes` first seeds first."""
+    from replib.claims import deciding
+    from replib.lab import budget, cluster
+
+    again = {"retime_below": arguments.retime_below, "recording": arguments.recording}
+    how = {"device": arguments.device, "threads": arguments.threads}
+    with cluster.connected(arguments.on, exclusive=arguments.exclusive, **how) as workers:
+        interrupts.say(workers.text)
+        asked = [
+            (one, job.on_device(workers.device))
+            for one in experiments
+            for job in one.jobs(arguments.scale)
+        ]
+        if ends is not None:
+            asked = [job for _, job in budget.by_value(asked, deciding())]
+        options = {"stop": stop.is_set, "watch": _print_progress, "failed": failed}
+        yield from cluster.record_on(workers, asked, arguments.scale, **options, **again)
 
 
 def _print_progress(glimpse) -> None:
@@ -218,39 +283,50 @@ def _parameters(words: list[str]) -> dict[str, str]:
 
 
 def _doctor(arguments) -> int:
-    from importlib.util import find_spec
+    from replib import doctor
 
-    import torch
-
-    from benchmarks.peers import PEERS
-    from replib.claims import EXPERIMENTS
-    from replib.lab import provenance, store
-    from replib.lab.memory_use import tune_memory
-
-    print(f"replib {__version__}, Python {platform.python_version()}, torch {torch.__version__}")
-    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
-        facts = provenance.provenance(device)
-        print(f"{device}: {facts['device_name']}, {facts['threads']} threads")
-    for package in ("marimo", "altair", "polars", "vl_convert"):
-        found = find_spec(package) is not None
-        print(f"{package}: {'found' if found else 'missing; pip install -r requirements.txt'}")
-    for name, peer in PEERS.items():
-        missing = None if find_spec(peer.package) else "missing: see docs/benchmarks.md"
-        print(f"{name}: {missing or 'found'}")
-    print(f"memory: {tune_memory()}")
-    for folder in (files.data_folder(), files.cache_folder()):
-        print(f"{folder}: {files.writable(folder) or 'writable'}")
-    for name in EXPERIMENTS:
-        try:
-            content = store.read(name)
-            n_rows, n_without = len(content.rows), content.n_without_digest
-        except files.FileError as error:
-            print(f"{name}: {error}")
-            continue
-        bare = f", {n_without} of them without a digest (recorded before there were any)"
-        print(f"{name}: {n_rows} rows recorded{bare * bool(n_without)}")
+    for line in doctor.lines():
+        print(line)
     return 0
 
 
+def _gpu(arguments) -> int:
+    from pathlib import Path
+
+    from replib.lab.memory_use import tune_memory
+    from replib.lab.record import SCALES
+    from replib.visit import Visit
+
+    ends = _ends(arguments)
+    if arguments.scale not in SCALES:
+        raise ValueError(f"unknown scale {arguments.scale!r}: use {', '.join(SCALES)}")
+    tune_memory()
+    with interrupts.stopping(ends) as stop:
+        how = {"device": arguments.device, "stop": stop.is_set, "watch": _print_progress}
+        visit = Visit(arguments.to and Path(arguments.to), ends, arguments.scale, **how)
+        visit.run()
+    if stop.number:
+        return interrupts.status(stop.number)
+    return 1 if visit.n_failed else 0
+
+
+def _merge(arguments) -> int:
+    from pathlib import Path
+
+    import benchmarks.schema  # noqa: F401  its rows can be read from now on
+    from benchmarks.comparison import EXPERIMENT
+    from replib.claims import EXPERIMENTS
+    from replib.lab.merge import merge
+
+    merged = merge(Path(arguments.folder), {*EXPERIMENTS, EXPERIMENT})
+    for name, n_rows in merged.added.items():
+        print(f"{name}: {n_rows} row{'s' * (n_rows != 1)} added")
+    for line in merged.refused:
+        print(f"refused: {line}")
+    if not merged.added:
+        print("nothing was added")
+    return 1 if len(merged.refused) > merged.n_double else 0
+
+
 if __name__ == "__main__":
-    interrupts.leave(main())
+    interrupts.leave(main(began=interrupts.process_began()))

@@ -45,28 +45,6 @@ def load(path: Path | str) -> dict[str, Any]:
         return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
 
 
-def restore(path: Path | str, training: Any, same_run: tuple[str, ...]) -> None:
-    """Let a training go on where a checkpoint was written: with `_state()` as it was then, of which
-    the values named in `same_run` must be its own.
-
-    Raises:
-        FileNotFoundError: there is no file.
-        ValueError: the file is damaged, of another version, or of another run; the training may be
-            half restored.
-    """
-    state, own = load(path), training._state()
-    with _or_damaged(path):
-        if state.keys() != own.keys():
-            raise ValueError("it has other fields")
-        same = all(state[name] == own[name] for name in same_run)
-    if not same:
-        raise ValueError(
-            f"{path} belongs to another config or seeds: use another path, or delete it"
-        )
-    with _or_damaged(path):
-        training._restore(state)
-
-
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Set the moments of each parameter; rates and other settings stay those of the run.
 
@@ -131,4 +109,14 @@ class Checkpointed:
             ValueError: the file is damaged, or is one of another config, seeds or version; this
                 object may be half restored then.
         """
-        restore(path, self, self.same_run)
+        state, own = load(path), self._state()
+        with _or_damaged(path):
+            if state.keys() != own.keys():
+                raise ValueError("it has other fields")
+            same = all(state[name] == own[name] for name in self.same_run)
+        if not same:
+            raise ValueError(
+                f"{path} belongs to another config or seeds: use another path, or delete it"
+            )
+        with _or_damaged(path):
+            self._restore(state)

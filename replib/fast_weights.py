@@ -15,6 +15,7 @@ projection of the S embeddings is looked up, which is the same sum.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -24,8 +25,9 @@ from replib.attention import ATTENTION
 from replib.attention.base import Options, variant_label
 from replib.attention.feature_maps import FEATURE_MAPS, dpfp, favor_keys, orthogonal_directions
 from replib.attention.kernels import delta_read_weights, fwm_retrieve, installed
+from replib.checks import check_known, check_numbers, check_share
 from replib.tasks import Associations, AssociativeRetrieval
-from replib.training import TrainingLoop, check_known, check_numbers
+from replib.training import TrainingLoop, check_rate
 
 # What a key may be mapped by, as mechanisms are named where there is one.
 FEATURES = ("softmax", "linear", "dpfp", "performer", "relu", "tanh")
@@ -73,15 +75,13 @@ class MemoryConfig:
             raise ValueError(f"{self.attention} features have no options: use None")
         if self.attention == "softmax" and self.update_rule != "sum":
             raise ValueError("softmax attention has no memory to update: use update_rule='sum'")
-        if not 2 <= self.head_dim <= 1024:
-            raise ValueError(f"head_dim {self.head_dim}: use 2 to 1024")
+        check_numbers(self, head_dim=(2, 1024))
         if self.attention == "dpfp" and self.size >= self.head_dim:
             raise ValueError(
                 f"dpfp nu{self.size} of head_dim {self.head_dim}: use a nu below head_dim, "
                 "where features are 0 and from where on they repeat"
             )
-        if not 0 <= self.eps < 1:
-            raise ValueError(f"eps {self.eps}: use 0 to below 1")
+        check_share(self, "eps")
 
     @property
     def size(self) -> int | None:
@@ -152,8 +152,8 @@ class RetrievalConfig:
             eval_queries=4096,
             patience=1_000_000,
         )
-        if self.report not in ("best", "last"):
-            raise ValueError(f"report {self.report!r}: use 'best' or 'last'")
+        check_rate(self)
+        check_known(self, report=("best", "last"))
         if self.eval_half_length and not self.task.with_replacement:
             raise ValueError("eval_half_length without replacement: use with_replacement=True")
 
@@ -545,17 +545,10 @@ class RetrievalTraining(TrainingLoop):
         model = self.config.model
         if model.attention != "performer":
             return None
-        return torch.stack(
-            [
-                torch.stack(
-                    [
-                        orthogonal_directions(model.head_dim, model.size, self._evaluation[i])
-                        for _ in range(n_draws)
-                    ]
-                )
-                for i in self.active
-            ]
-        )
+        draw = partial(orthogonal_directions, model.head_dim, model.size)
+        generators = [self._evaluation[i] for i in self.active for _ in range(n_draws)]
+        drawn = torch.stack([draw(generator) for generator in generators])
+        return drawn.unflatten(0, (-1, n_draws))
 
     def _drop_ended(self) -> None:
         """Take the seeds that have ended out of the parameters and of the optimiser's moments."""

@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from replib.checks import check_numbers, check_share
 from replib.layers import Dropout
 from replib.models import MAX_D_MODEL, MAX_LAYERS, ModelState
 
@@ -35,11 +36,8 @@ class LSTMConfig:
     tied: bool = False
 
     def __post_init__(self):
-        for name, most in (("n_layers", MAX_LAYERS), ("d_model", MAX_D_MODEL)):
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} {getattr(self, name)}: use 1 to {most}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout {self.dropout}: use 0 to below 1")
+        check_numbers(self, n_layers=MAX_LAYERS, d_model=MAX_D_MODEL)
+        check_share(self, "dropout")
 
     def build(self, *, vocab_size: int, max_len: int) -> "LSTMLanguageModel":
         """The model; it has no longest sequence."""

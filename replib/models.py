@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 
 from replib.attention import ATTENTION, Attention
 from replib.attention.base import Options, state_with, variant_label
+from replib.checks import check_known, check_numbers, check_share
 from replib.layers import (
     POSITIONS,
     Dropout,
@@ -80,15 +81,8 @@ class TransformerConfig:
             if name is not None and name not in ATTENTION:
                 raise ValueError(f"unknown attention {name!r}: use {', '.join(ATTENTION)}")
         ATTENTION[self.attention].check(self.options, self.kernel)
-        limits = (
-            ("n_layers", MAX_LAYERS),
-            ("n_heads", MAX_HEADS),
-            ("d_model", MAX_D_MODEL),
-            ("d_feedforward", 4 * MAX_D_MODEL),
-        )
-        for name, most in limits:
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} {getattr(self, name)}: use 1 to {most}")
+        check_numbers(self, n_layers=MAX_LAYERS, n_heads=MAX_HEADS, d_model=MAX_D_MODEL)
+        check_numbers(self, d_feedforward=4 * MAX_D_MODEL)
         if self.d_model % self.n_heads or self.d_model % 2:
             heads = self.n_heads if self.n_heads % 2 == 0 else 2 * self.n_heads
             nearest = max(heads, round(self.d_model / heads) * heads)
@@ -96,16 +90,10 @@ class TransformerConfig:
                 f"d_model {self.d_model} is not an even multiple of n_heads {self.n_heads}: "
                 f"use d_model {nearest}, or other n_heads"
             )
-        if self.norm not in ("post", "pre"):
-            raise ValueError(f"norm {self.norm!r}: use 'post' or 'pre'")
-        if self.positions not in POSITIONS:
-            raise ValueError(f"positions {self.positions!r}: use {', '.join(POSITIONS)}")
+        check_known(self, norm=("post", "pre"), positions=POSITIONS)
         if self.tied and self.positions == "concatenated":
             raise ValueError("tied weights need an embedding of the model's size: add positions")
-        for name in ("dropout", "embedding_dropout"):
-            p = getattr(self, name)
-            if p is not None and not 0 <= p < 1:
-                raise ValueError(f"{name} {p}: use 0 to below 1")
+        check_share(self, "dropout", "embedding_dropout")
         if self.kv_heads < 1 or self.n_heads % self.kv_heads:
             raise ValueError(
                 f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}: "
@@ -399,8 +387,7 @@ class _Decoding(nn.Module):
         self, state: ModelState, tokens: Tensor, padding_mask: Tensor | None, *memory
     ) -> tuple[Tensor, ModelState]:
         x = self._embedded(tokens, padding_mask, state.position)
-        options = {} if padding_mask is None else {"padding_mask": padding_mask}
-        x, blocks = self._advance(state.blocks, x, "prefill", *memory, **options)
+        x, blocks = self._advance(state.blocks, x, "prefill", *memory, padding_mask=padding_mask)
         n = tokens.shape[1] if padding_mask is None else (~padding_mask).sum(1)
         return self._logits(x), ModelState(blocks, state.position + n)
 
@@ -447,16 +434,16 @@ class CausalTransformer(_Decoding):
             ValueError: the sequence is longer than the model, a mask or boundaries are not those of
                 the tokens, or both are given.
         """
+        packing = None
         if cu_seqlens is None:
             x = self._embedded(tokens, padding_mask)
-            options = {} if padding_mask is None else {"padding_mask": padding_mask}
         elif padding_mask is None:
             packing = Packing(cu_seqlens, tokens.shape, tokens.device)
-            x, options = self.embedding(tokens, positions=packing.positions), {"packing": packing}
+            x = self.embedding(tokens, positions=packing.positions)
         else:
             raise ValueError("packed sequences have no padding: give a mask or cu_seqlens")
         for block in self.blocks:
-            x = block(x, **options)
+            x = block(x, padding_mask=padding_mask, packing=packing)
         return self._logits(x)
 
     def decoding_blocks(self) -> nn.ModuleList:
@@ -540,14 +527,14 @@ class EncoderDecoder(_Decoding):
         """
         memory = self.encode(source, source_padding_mask)
         x = self._embedded(tokens, padding_mask)
-        options = {} if padding_mask is None else {"padding_mask": padding_mask}
         for block in self.decoder:
-            x = block(x, memory, source_padding_mask, **options)
+            x = block(x, memory, source_padding_mask, padding_mask=padding_mask)
         return self._logits(x)
 
     def encode(self, source: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The memory (B, N', E) that the decoder attends to."""
         x = self._embedded(source, padding_mask)
+        # A block that stands for another may take x alone.
         options = {} if padding_mask is None else {"padding_mask": padding_mask}
         for block in self.encoder:
             x = block(x, **options)

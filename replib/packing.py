@@ -4,6 +4,7 @@ S sequences, T positions in all, L positions of the longest of some, H heads, M 
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -45,19 +46,16 @@ class Packing:
             raise ValueError(
                 f"a batch of {batch} with cu_seqlens: pack all sequences into a batch of 1"
             )
-        first, *ends = cu_seqlens.tolist()
-        starts = [first, *ends][: len(ends)]
-        if first != 0:
-            raise ValueError(f"cu_seqlens begins with {first}: use 0")
-        if any(end < start for start, end in zip(starts, ends, strict=True)):
-            raise ValueError(
-                f"cu_seqlens {[first, *ends]} falls: each sequence ends after it begins"
-            )
-        if (ends or [0])[-1] != total:
-            raise ValueError(f"cu_seqlens ends with {(ends or [0])[-1]}: use the {total} positions")
+        places = cu_seqlens.tolist()
+        if places[0] != 0:
+            raise ValueError(f"cu_seqlens begins with {places[0]}: use 0")
+        if places != sorted(places):
+            raise ValueError(f"cu_seqlens {places} falls: each sequence ends after it begins")
+        if places[-1] != total:
+            raise ValueError(f"cu_seqlens ends with {places[-1]}: use the {total} positions")
         # Lengths of one group differ by less than a factor of 2, and so at most half is padding.
         groups: dict[int, list[tuple[int, int]]] = {}
-        for start, end in zip(starts, ends, strict=True):
+        for start, end in pairwise(places):
             if end > start:
                 groups.setdefault((end - start - 1).bit_length(), []).append((start, end))
         self.groups = [_group(spans, device) for spans in groups.values()]

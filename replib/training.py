@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from replib import checkpoints, models
 from replib.attention import ATTENTION
+from replib.checks import check_known, check_numbers, check_share
 from replib.device import resolve_device
 from replib.layers import set_dropout_generator
 from replib.models import CausalTransformer, EncoderDecoder, PixelTransformer, TransformerConfig
@@ -45,20 +46,10 @@ UNTIMED_STEPS = 2
 _GLOBAL_GENERATOR_LOCK = threading.Lock()
 
 
-def check_numbers(config: Any, **most: int) -> None:
-    """Raise ValueError where a field of a config is not 1 to `most`, or its rate is none."""
-    for name, limit in most.items():
-        if not 1 <= getattr(config, name) <= limit:
-            raise ValueError(f"{name} {getattr(config, name)}: use 1 to {limit}")
+def check_rate(config: Any) -> None:
+    """Raise ValueError where the learning rate of a config is none."""
     if not 0 < config.lr < 10:
         raise ValueError(f"lr {config.lr}: use above 0, below 10")
-
-
-def check_known(config: Any, **known: tuple[str, ...]) -> None:
-    """Raise ValueError where a field of a config is none of the known values."""
-    for name, values in known.items():
-        if getattr(config, name) not in values:
-            raise ValueError(f"unknown {name} {getattr(config, name)!r}: use {', '.join(values)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +94,7 @@ class TrainingConfig:
     def __post_init__(self):
         most = {"batch_size": MAX_BATCH, "n_steps": MAX_STEPS, "eval_every": MAX_STEPS}
         check_numbers(self, **most, eval_batches=MAX_EVAL_BATCHES)
+        check_rate(self)
         check_known(
             self,
             optimizer=("radam", "adamw"),
@@ -110,8 +102,7 @@ class TrainingConfig:
             clip=("tensor", "global", "none"),
             precision=("float32", "tf32", "bf16"),
         )
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing {self.label_smoothing}: use 0 to below 1")
+        check_share(self, "label_smoothing")
         if self.label_smoothing and isinstance(self.task, Pixels):
             raise ValueError("images have no labels to smooth: use label_smoothing 0")
 

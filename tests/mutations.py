@@ -176,7 +176,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a position that stands still",
-        "replib/generation.py",
+        "replib/decoder.py",
         "        self.position += 1\n",
         "",
         "tests/test_generation.py",
@@ -198,8 +198,8 @@ MUTATIONS = [
     Mutation(
         "a crossover read upside down",
         "replib/claims/crossover/crossings.py",
-        "found=_crossover(tuple(lengths), *times),",
-        "found=_crossover(tuple(lengths), *times[::-1]),",
+        "crossing(softmax, samples[variant])",
+        "crossing(samples[variant], softmax)",
         "tests/claims",
     ),
     Mutation(

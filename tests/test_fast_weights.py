@@ -405,7 +405,7 @@ def test_memories_that_cannot_be_are_refused(options, message):
         ({"batch_size": 0}, "batch_size 0: use 1 to 4096"),
         ({"patience": 0}, "patience 0"),
         ({"lr": 0.0}, "lr 0.0: use above 0"),
-        ({"report": "first"}, "report 'first': use 'best' or 'last'"),
+        ({"report": "first"}, "unknown report 'first': use best, last"),
         ({"eval_half_length": True}, "use with_replacement=True"),
     ],
 )

@@ -8,17 +8,9 @@ import torch
 
 from replib.attention import ATTENTION
 from replib.attention.softmax import FIRST_CACHE_LEN
-from replib.generation import (
-    MAX_BATCH,
-    MAX_POSITIONS,
-    PACKED_FROM,
-    Decoder,
-    generate,
-    most_likely,
-    padded,
-    stream,
-    translate_greedily,
-)
+from replib.decoder import MAX_BATCH, MAX_POSITIONS, Decoder
+from replib.decoder_layers import PACKED_FROM
+from replib.generation import generate, most_likely, padded, stream, translate_greedily
 from replib.models import CausalTransformer, EncoderDecoder, TransformerConfig
 
 VOCAB, MAX_LEN, N = 7, 80, 70  # N is beyond a cache's first capacity
@@ -197,7 +189,7 @@ def test_a_long_prompt_is_taken_in_parts(monkeypatch):
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     mask[0, :20], mask[1, 30:] = True, True
     expected = Decoder(model, 3).prefill(tokens), Decoder(model, 3).prefill(tokens, mask)
-    monkeypatch.setattr("replib.generation.PREFILL_LEN", 7)
+    monkeypatch.setattr("replib.decoder.PREFILL_LEN", 7)
     close(Decoder(model, 3).prefill(tokens), expected[0])
     close(Decoder(model, 3).prefill(tokens, mask), expected[1])
 

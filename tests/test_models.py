@@ -137,7 +137,7 @@ def test_dropout_keeps_the_mean_and_follows_its_generator():
         ({"n_heads": 3}, "use d_model 18, or other n_heads"),
         ({"n_heads": 0}, "n_heads 0: use 1 to"),
         ({"d_model": 10**9}, "use 1 to"),
-        ({"norm": "none"}, "use 'post' or 'pre'"),
+        ({"norm": "none"}, "use post, pre"),
         ({"positions": "rotary"}, "use concatenated, added, learned, none, batch row"),
         ({"dropout": 1.0}, "use 0 to below 1"),
         ({"embedding_dropout": 1.0}, "embedding_dropout 1.0: use 0 to below 1"),

@@ -17,6 +17,7 @@ from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.dpfp import SUM_EPS, DPFPAttention, summing_to_1
 from replib.attention.feature_maps import dpfp
 from replib.attention.kernels import chunked_delta, refusal, why_not
+from replib.attention.linear import LinearState, no_sums
 from replib.attention.padding import without_padding
 from replib.packing import packed
 from replib.plain import without_autocast
@@ -109,16 +110,9 @@ def delta_retrieve(
 
 
 class DeltaState(NamedTuple):
-    """s = Wᵀ (B, H, R, M)."""
+    """s = Wᵀ (B, H, R, M); where what is read is divided by z·φ(q), a `LinearState` has z too."""
 
     s: Tensor
-
-
-class NormalisedState(NamedTuple):
-    """The same, and z = Σ φ(k_j) (B, H, R)."""
-
-    s: Tensor
-    z: Tensor
 
 
 def read(s: Tensor, q: Tensor, n_groups: int) -> Tensor:
@@ -202,7 +196,7 @@ class DeltaAttention(Attention):
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
         check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
-        q, k, v, beta = self._writes(q, k, v, key_padding_mask, causal=causal)
+        q, k, v, beta = self.writes(q, k, v, key_padding_mask, causal=causal)
         divisor = None
         if self._divides:
             k, beta, z = self._normalised_writes(k, beta, torch.zeros_like(k[:, :, 0]))
@@ -217,9 +211,7 @@ class DeltaAttention(Attention):
     def _divides(self) -> bool:
         return getattr(self.options, "normalised", None) is True
 
-    def _normalised_writes(
-        self, k: Tensor, beta: Tensor, z: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _normalised_writes(self, k: Tensor, beta: Tensor, z: Tensor) -> tuple[Tensor, ...]:
         """Keys κ = k / (z_{i-1}·k_i) and strengths β (z_{i-1}·k_i), which write
         β (v_i - W κ_i) k_iᵀ, and z_i (B, H, N, R), after a z (B, H, R)."""
         sums = z.unsqueeze(2) + k.cumsum(2)
@@ -232,7 +224,7 @@ class DeltaAttention(Attention):
         """z·q of queries (B, H, N, R) and sums of keys (B, G, N, R)."""
         return (q * repeat_heads(z, q.shape[1])).sum(-1, keepdim=True) + SUM_EPS
 
-    def _writes(
+    def writes(
         self, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, *, causal: bool
     ) -> tuple[Tensor, ...]:
         """Features of queries and keys, values, and β; 0 at padding (B, N)."""
@@ -252,22 +244,13 @@ class DeltaAttention(Attention):
         return self.kernel if self.kernel in RETRIEVAL_KERNELS else None
 
     def init_state(
-        self,
-        batch_size,
-        n_heads,
-        head_dim,
-        value_dim=None,
-        *,
-        dtype=torch.float32,
-        device="cpu",
-        max_len=None,
-    ) -> DeltaState:
-        wide = torch.promote_types(dtype, torch.float32)
-        shape = (batch_size, n_heads, self.n_features(head_dim), value_dim or head_dim)
-        s = torch.zeros(shape, dtype=wide, device=device)
-        return NormalisedState(s, s.new_zeros(shape[:3])) if self._divides else DeltaState(s)
+        self, batch_size, n_heads, head_dim, value_dim=None, **options
+    ) -> DeltaState | LinearState:
+        sizes = batch_size, n_heads, self.n_features(head_dim), value_dim or head_dim
+        state = no_sums(*sizes, **options)
+        return state if self._divides else DeltaState(state.s)
 
-    def step(self, state: DeltaState | NormalisedState, q, k, v):
+    def step(self, state: DeltaState | LinearState, q, k, v):
         """One write, then one read."""
         if self._divides:
             y, state = self.prefill(state, *(x.unsqueeze(2) for x in (q, k, v)))
@@ -287,12 +270,12 @@ class DeltaAttention(Attention):
     def _normalised_read(self, y: Tensor) -> Tensor:
         return y
 
-    def prefill(self, state: DeltaState | NormalisedState, q, k, v, *, key_padding_mask=None):
+    def prefill(self, state: DeltaState | LinearState, q, k, v, *, key_padding_mask=None):
         """In parallel: what has been in the memory before is a part of all that is read, so that
         the writes are those of v - W_0 k to an empty one."""
         check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
         s, dtype = state.s, v.dtype
-        q, k, v, beta = self._writes(q, k, v, key_padding_mask, causal=True)
+        q, k, v, beta = self.writes(q, k, v, key_padding_mask, causal=True)
         with without_autocast(s.device.type):
             q, k, v, beta = (x.to(s.dtype) for x in (q, k, v, beta))
             if self._divides:
@@ -307,7 +290,7 @@ class DeltaAttention(Attention):
         if not self._divides:
             return y.to(dtype), DeltaState(after)
         z = sums[:, :, -1] if sums.shape[2] else state.z
-        return y.to(dtype), NormalisedState(after, z)
+        return y.to(dtype), LinearState(after, z)
 
     def _beta(self, k: Tensor, sizes: str) -> Tensor:
         k = _wide(k)

@@ -14,6 +14,7 @@ from torch.nn.functional import layer_norm
 from replib.attention.base import Attention, check_qkv
 from replib.attention.delta import DeltaAttention, DeltaState
 from replib.attention.feature_maps import feature_map_named
+from replib.checks import check_known
 from replib.plain import without_autocast
 
 FEATURES = ("tanh", "dpfp1")  # with which it was published; "tanh" is that of the paper's own
@@ -45,8 +46,7 @@ class FWMAttention(DeltaAttention):
         features: str = "tanh"
 
         def __post_init__(self):
-            if self.features not in FEATURES:
-                raise ValueError(f"features {self.features!r}: use {', '.join(FEATURES)}")
+            check_known(self, features=FEATURES)
 
         @property
         def label(self) -> str:
@@ -76,18 +76,9 @@ class FWMAttention(DeltaAttention):
         check_qkv(q, k, v, causal=True, key_padding_mask=key_padding_mask)
         return self._all(state, q, k, v, key_padding_mask, causal=True)
 
-    def _all(
-        self,
-        state: DeltaState,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        padding: Tensor | None,
-        *,
-        causal: bool,
-    ) -> tuple[Tensor, DeltaState]:
+    def _all(self, state: DeltaState, q, k, v, padding: Tensor | None, *, causal: bool):
         """Write all positions, one after the other, and read after each, or after the last."""
-        q, k, v, beta = self._writes(q, k, v, padding, causal=causal)
+        q, k, v, beta = self.writes(q, k, v, padding, causal=causal)
         s, heads = state.s.flatten(0, 1), k.shape[:2]
         with without_autocast(q.device.type):
             # The queries of the heads of a group, at each position: (B·G, L, H/G, R).

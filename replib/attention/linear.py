@@ -103,6 +103,22 @@ class LinearState(NamedTuple):
     z: Tensor
 
 
+def no_sums(
+    batch_size: int,
+    n_heads: int,
+    n_features: int,
+    value_dim: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    max_len: int | None = None,
+) -> LinearState:
+    """The state before the first token, float32 or wider, whatever the longest sequence is."""
+    wide = torch.promote_types(dtype, torch.float32)
+    s = torch.zeros(batch_size, n_heads, n_features, value_dim, dtype=wide, device=device)
+    return LinearState(s, s.new_zeros(s.shape[:3]))
+
+
 class LinearAttention(Attention):
     """Linear attention with φ = elu + 1; its state has one size whatever N is."""
 
@@ -113,31 +129,12 @@ class LinearAttention(Attention):
     eps = EPS
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
-        return linear_attention(
-            q,
-            k,
-            v,
-            causal=causal,
-            feature_map=self.feature_map,
-            kernel=self.kernel,
-            key_padding_mask=key_padding_mask,
-        )
+        options = {"feature_map": self.feature_map, "kernel": self.kernel, "causal": causal}
+        return linear_attention(q, k, v, **options, key_padding_mask=key_padding_mask)
 
-    def init_state(
-        self,
-        batch_size,
-        n_heads,
-        head_dim,
-        value_dim=None,
-        *,
-        dtype=torch.float32,
-        device="cpu",
-        max_len=None,
-    ) -> LinearState:
-        wide = torch.promote_types(dtype, torch.float32)
-        shape = (batch_size, n_heads, self.n_features(head_dim), value_dim or head_dim)
-        s = torch.zeros(shape, dtype=wide, device=device)
-        return LinearState(s, s.new_zeros(shape[:3]))
+    def init_state(self, batch_size, n_heads, head_dim, value_dim=None, **options) -> LinearState:
+        sizes = batch_size, n_heads, self.n_features(head_dim), value_dim or head_dim
+        return no_sums(*sizes, **options)
 
     def n_features(self, head_dim: int) -> int:
         """R, for keys of size D."""
@@ -225,12 +222,5 @@ class FeatureAttention(LinearAttention):
         wide = torch.promote_types(q.dtype, torch.float32)
         with without_autocast(q.device.type):
             q, k = self.features(q.to(wide), k.to(wide))
-        return linear_attention(
-            q,
-            k,
-            v,
-            causal=causal,
-            feature_map=self.feature_map,
-            eps=self.eps,
-            key_padding_mask=key_padding_mask,
-        )
+        options = {"feature_map": self.feature_map, "eps": self.eps, "causal": causal}
+        return linear_attention(q, k, v, **options, key_padding_mask=key_padding_mask)

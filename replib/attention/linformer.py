@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from replib.attention.base import Attention, check_qkv
 from replib.attention.padding import can_be_asked, without_padding
+from replib.checks import check_known, check_numbers
 from replib.plain import without_autocast
 
 SHARING = ("headwise", "key-value", "layerwise", "none")
@@ -177,10 +178,8 @@ class LinformerAttention(Attention):
         mask_padding: bool = True
 
         def __post_init__(self):
-            if not 1 <= self.k <= MAX_K:
-                raise ValueError(f"k {self.k}: use 1 to {MAX_K}")
-            if self.sharing not in SHARING:
-                raise ValueError(f"sharing {self.sharing!r}: use {', '.join(SHARING)}")
+            check_numbers(self, k=MAX_K)
+            check_known(self, sharing=SHARING)
 
         @property
         def label(self) -> str:
@@ -225,15 +224,9 @@ class LinformerAttention(Attention):
         return self.e, getattr(self, "f", self.e)
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
-        return linformer_attention(
-            q,
-            k,
-            v,
-            *self.matrices,
-            causal=causal,
-            key_padding_mask=key_padding_mask,
-            mask_padding=self.options.mask_padding,
-        )
+        options = {"mask_padding": self.options.mask_padding, "causal": causal}
+        options |= {"key_padding_mask": key_padding_mask}
+        return linformer_attention(q, k, v, *self.matrices, **options)
 
     def over(self, k, v, *, key_padding_mask=None):
         check_qkv(k, k, v, causal=False, key_padding_mask=key_padding_mask)

@@ -15,7 +15,8 @@ from torch.nn.functional import normalize, pad
 
 from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.padding import can_be_asked, without_padding
-from replib.attention.softmax import FIRST_CACHE_LEN, softmax_attention
+from replib.attention.softmax import no_rows, softmax_attention
+from replib.checks import check_numbers
 from replib.plain import all_finite, without_autocast
 
 # 64 buckets and chunks of 32 are what Katharopoulos et al. 2020 (section 4) compare with. A shorter
@@ -89,8 +90,7 @@ class LSHAttention(Attention):
         original: bool = False
 
         def __post_init__(self):
-            if not 1 <= self.rounds <= MAX_ROUNDS:
-                raise ValueError(f"rounds {self.rounds}: use 1 to {MAX_ROUNDS}")
+            check_numbers(self, rounds=MAX_ROUNDS)
 
         @property
         def label(self) -> str:
@@ -249,17 +249,7 @@ class LSHAttention(Attention):
         y = (scores - log_sum).exp() @ values
         return tuple(_rows(x.flatten(2, 3), placed.place) for x in (y, log_sum))
 
-    def init_state(
-        self,
-        batch_size,
-        n_heads,
-        head_dim,
-        value_dim=None,
-        *,
-        dtype=torch.float32,
-        device="cpu",
-        max_len=None,
-    ) -> HashedCache:
+    def init_state(self, batch_size, n_heads, head_dim, value_dim=None, **options) -> HashedCache:
         """
         Raises:
             ValueError: it is the original's, which has no recurrent form.
@@ -269,11 +259,9 @@ class LSHAttention(Attention):
                 f"LSH attention of {self.options.label} has no recurrent form, as an output "
                 "depends on later positions: use original=False"
             )
-        shape = (batch_size, n_heads, max_len or FIRST_CACHE_LEN)
-        wide = torch.promote_types(dtype, torch.float32)
-        keys = torch.zeros(*shape, head_dim, dtype=wide, device=device)
-        values = keys.new_zeros(*shape, value_dim or head_dim)
-        bucket = keys.new_zeros(*shape, len(self.rotations), dtype=torch.int64)
+        options["dtype"] = torch.promote_types(options.get("dtype", torch.float32), torch.float32)
+        keys, values = no_rows(batch_size, n_heads, head_dim, value_dim, **options)
+        bucket = keys.new_zeros(*keys.shape[:3], len(self.rotations), dtype=torch.int64)
         return HashedCache(keys, values, bucket, torch.zeros_like(bucket), 0)
 
     def step(self, state: HashedCache, q, k, v):

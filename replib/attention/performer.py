@@ -14,6 +14,7 @@ from replib.attention.base import Attention, check_qkv, repeat_heads
 from replib.attention.feature_maps import favor_exponents, orthogonal_directions
 from replib.attention.linear import FeatureAttention, linear_attention
 from replib.attention.padding import without_padding
+from replib.checks import check_numbers
 from replib.plain import without_autocast, without_what_is_not_finite
 
 # Of sums of features that are divided by their largest: what an eps like the 1e-6 of linear
@@ -68,8 +69,7 @@ class PerformerAttention(FeatureAttention):
         n_directions: int = 64
 
         def __post_init__(self):
-            if not 1 <= self.n_directions <= MAX_DIRECTIONS:
-                raise ValueError(f"n_directions {self.n_directions}: use 1 to {MAX_DIRECTIONS}")
+            check_numbers(self, n_directions=MAX_DIRECTIONS)
 
         @property
         def label(self) -> str:

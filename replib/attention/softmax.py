@@ -145,6 +145,22 @@ class KVCache(NamedTuple):
         return KVCache(keys, values, keys.shape[2], self.padding[:, places])
 
 
+def no_rows(
+    batch_size: int,
+    n_heads: int,
+    head_dim: int,
+    value_dim: int | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    max_len: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Room for the keys and values of the first positions of a cache."""
+    shape = (batch_size, n_heads, max_len or FIRST_CACHE_LEN)
+    sizes = head_dim, value_dim or head_dim
+    return tuple(torch.zeros(*shape, size, dtype=dtype, device=device) for size in sizes)
+
+
 class SoftmaxAttention(Attention):
     """Softmax attention; its state is the cache of all keys and values, which grows with N."""
 
@@ -153,45 +169,22 @@ class SoftmaxAttention(Attention):
     recurrent = True
 
     def forward(self, q, k, v, *, causal=True, key_padding_mask=None):
-        return softmax_attention(
-            q,
-            k,
-            v,
-            causal=causal,
-            implementation=self._kernel,
-            key_padding_mask=key_padding_mask,
-        )
+        options = {"implementation": self._kernel, "causal": causal}
+        return softmax_attention(q, k, v, **options, key_padding_mask=key_padding_mask)
 
-    def init_state(
-        self,
-        batch_size,
-        n_heads,
-        head_dim,
-        value_dim=None,
-        *,
-        dtype=torch.float32,
-        device="cpu",
-        max_len=None,
-    ) -> KVCache:
-        shape = (batch_size, n_heads, max_len or FIRST_CACHE_LEN)
-        keys = torch.zeros(*shape, head_dim, dtype=dtype, device=device)
-        padding = keys.new_zeros(batch_size, 0, dtype=torch.bool)
-        return KVCache(keys, keys.new_zeros(*shape, value_dim or head_dim), 0, padding)
+    def init_state(self, batch_size, n_heads, head_dim, value_dim=None, **options) -> KVCache:
+        keys, values = no_rows(batch_size, n_heads, head_dim, value_dim, **options)
+        return KVCache(keys, values, 0, keys.new_zeros(batch_size, 0, dtype=torch.bool))
 
     def step(self, state: KVCache, q, k, v):
         """Add one key and value, attend with one query to all so far."""
         keys, values, length, padding = state
         added = [x.unsqueeze(2).to(cache.dtype) for cache, x in ((keys, k), (values, v))]
+        pairs = zip((keys, values), added, strict=True)
         if isinstance(length, Tensor):
-            keys, values = (
-                cache.index_copy(2, length.view(1), x)
-                for cache, x in zip((keys, values), added, strict=True)
-            )
+            keys, values = (cache.index_copy(2, length.view(1), x) for cache, x in pairs)
         else:
-            keys, values = (
-                torch.cat([cache[:, :, :length], x], dim=2)
-                for cache, x in zip((keys, values), added, strict=True)
-            )
+            keys, values = (torch.cat([cache[:, :, :length], x], dim=2) for cache, x in pairs)
             padding = pad(padding[:, :length], (0, 1)) if padding.shape[1] else padding
         following = KVCache(keys, values, length + 1, padding)
         return self._read(following, q, length).to(v.dtype), following

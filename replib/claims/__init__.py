@@ -39,3 +39,8 @@ def experiment_named(name: str) -> Experiment:
     if name not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {name!r}: use {', '.join(EXPERIMENTS)}")
     return EXPERIMENTS[name]
+
+
+def deciding() -> set[str]:
+    """The names of the experiments whose rows decide a verdict of the tables."""
+    return {name for claim in CLAIMS for one in claim.listed for name in one.experiments}

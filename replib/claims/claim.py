@@ -114,12 +114,15 @@ class Claim:
         """The statements that have a line in the tables."""
         return tuple(one for one in self.statements if one.title)
 
-    def head(self):
-        """Links from its page to the others."""
-        from replib.claims import PAGES
-        from replib.pages import controls
+    def head(self, *texts: str):
+        """How its page begins: what it asks, links to the other pages, and texts in Markdown."""
+        import marimo as mo
 
-        return controls.page_head(self.notebook, PAGES)
+        from replib.claims import PAGES
+        from replib.pages import layout
+
+        links = layout.page_head(self.notebook, PAGES)
+        return mo.vstack([mo.md(f"# {self.question}"), links, *map(mo.md, texts)])
 
     def method(self, *others: "Claim"):
         """How it and others on its page are measured and judged, and where that departs from the
@@ -190,7 +193,7 @@ class Recorded:
         session say."""
         import marimo as mo
 
-        from replib.pages import controls
+        from replib.pages import verdict_cards
 
         known = {one.name: one for one in self.claim.statements}
         cards = []
@@ -199,14 +202,14 @@ class Recorded:
             columns = [(source, text) for source, text in says.items() if text]
             columns.append((f"Recorded here, {self.device(one)}", self.verdict(one)))
             if session is not None:
-                columns.append((controls.THIS_MACHINE, self._of_session(one, session)))
-            cards.append(controls.verdict_card(one.text, columns, one.more, one.refutes))
+                columns.append((verdict_cards.THIS_MACHINE, self._of_session(one, session)))
+            cards.append(verdict_cards.verdict_card(one.text, columns, one.more, one.refutes))
         return mo.vstack(cards, gap=1.5)
 
     def _of_session(self, statement: Statement, rows: Sequence[Row]) -> "Verdict | str":
         """What the rows of this session say, or that there are none that could."""
         from replib.lab.verdict import BUSY_SPREAD, spread_of_repeats
-        from replib.pages.controls import NOTHING_RUN
+        from replib.pages.verdict_cards import NOTHING_RUN
 
         own = {name: [r for r in rows if r["experiment"] == name] for name in self.rows}
         if not any(own[name] for name in statement.experiments):
@@ -221,6 +224,6 @@ class Recorded:
 
     def unread(self):
         """What of the recorded rows is not on the page, and why."""
-        from replib.pages import controls
+        from replib.pages import layout
 
-        return controls.unread(*self.rows)
+        return layout.unread(*self.rows)

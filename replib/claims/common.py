@@ -1,17 +1,24 @@
-"""What the grids of several claims share: models, variants, seeds."""
+"""What several claims share: models, variants and seeds of their grids, rules of their judges."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 from replib.attention.lsh import LSHAttention
+from replib.lab.record import Experiment
 from replib.lab.run import Job, TrainingJob, config_of, variant_of
+from replib.lab.statistics import Crossover, Exponent, Ratio, crossover, wilson_interval
 from replib.lab.store import Row
-from replib.lab.verdict import Criterion, Verdict
+from replib.lab.verdict import Criterion, Verdict, within
 from replib.models import TransformerConfig
 from replib.tasks.copy import CausalCopy
 from replib.training import TrainingConfig
 
 BOTH = ("softmax", "linear")
+ADAMW = {"optimizer": "adamw", "schedule": "cosine", "clip": "global"}
+Jobs = Callable[[str], list[Job]]
+Interval = Ratio | Exponent | Crossover
 
 # What is timed side by side: softmax as the 2022 replication wrote it, and fused; linear attention
 # as its equation stands, in chunks of torch operations, and compiled for the device.
@@ -27,6 +34,15 @@ VARIANTS = (
 # The paper's figures have LSH attention beside the two that are judged: figure 2 of 4 rounds,
 # figure 1 of each of these. At the paper scale it is as in the original's code.
 LSH_COPY = LSHAttention.Options(rounds=4)
+
+
+def experiment(title: str, *, repeated: bool = False) -> Callable[[Jobs], Experiment]:
+    """Makes of a function, which returns the jobs of a scale, the experiment of its name."""
+
+    def made(jobs: Jobs) -> Experiment:
+        return Experiment(name=jobs.__name__, title=title, jobs=jobs, repeated=repeated)
+
+    return made
 
 
 def paper_model(attention: str, **changes) -> TransformerConfig:
@@ -60,14 +76,11 @@ def laptop_copy(attention: str, seq_len: int, n_steps: int, **changes) -> Traini
         "model": laptop_model(attention),
         "batch_size": 32,
         "n_steps": n_steps,
-        "optimizer": "adamw",
         "lr": 5e-3,
-        "schedule": "cosine",
         "warmup_steps": 30,
-        "clip": "global",
         "eval_every": max(1, min(20, n_steps // 10)),
     }
-    return TrainingConfig(**options | changes)
+    return TrainingConfig(**ADAMW | options | changes)
 
 
 def replication_model(attention: str, **how) -> TransformerConfig:
@@ -136,6 +149,56 @@ def work_of(rows: Sequence[Row]) -> str:
     """The work that is judged: forward and backward where it was measured, else the other."""
     measured = {config_of(row).work for row in rows}
     return "forward" if measured == {"forward"} else "forward_backward"
+
+
+def criterion(
+    text: str,
+    found: Interval | None,
+    limits: tuple[float, float],
+    show: Callable[[Any], str],
+    missing: str = "not measured",
+) -> Criterion:
+    """Whether an interval lies inside the limits; it cannot be told where nothing was found."""
+    if found is None:
+        return Criterion(text, None, missing)
+    return Criterion(text, within(found.low, found.high, *limits), show(found))
+
+
+def share_criterion(text: str, n: int, of: int, limits: tuple[float, float]) -> Criterion:
+    """Whether a share of runs lies inside the limits, by its Wilson interval."""
+    if not of:
+        return Criterion(text, None, "no runs")
+    low, high = wilson_interval(n, of)
+    figure = f"{n} of {of} ({low:z.0%} to {high:z.0%})"
+    return Criterion(text, within(low, high, *limits), figure)
+
+
+def told(said: str, criteria: Iterable[Criterion], evidence: Iterable[str] = ()) -> Verdict:
+    """A verdict whose headline is a sentence for a reader too."""
+    answer = f"{said[:1].upper()}{said[1:]}."
+    return Verdict(said, tuple(criteria), tuple(evidence), answer=answer)
+
+
+def nothing(said: str = "no runs yet", needed: str = "some runs") -> Verdict:
+    """A verdict on nothing."""
+    return Verdict(said, (Criterion(needed, None, "0"),))
+
+
+Samples = Mapping[int, Sequence[float]]
+"""Milliseconds of the repeats, by N."""
+
+
+def crossing(first: Samples, second: Samples) -> Crossover | None:
+    """From which N on the second takes less time; None with fewer than two lengths of both."""
+    lengths = sorted(first.keys() & second.keys())
+    if len(lengths) < 2:
+        return None
+    sides = (tuple(tuple(side[n]) for n in lengths) for side in (first, second))
+    return _crossover(tuple(lengths), *sides)
+
+
+# A page asks for the same ones several times, and again while a run goes on beside it.
+_crossover = lru_cache(maxsize=1000)(crossover)
 
 
 # Of recorded points one in twenty has quartiles so far apart.

@@ -21,8 +21,8 @@ from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
 from replib.lab.timing import Cost, CostConfig, tokens_batch
 from replib.lab.verdict import three_digits
-from replib.pages import live
-from replib.pages.controls import DEVICE, WORK_LABELS, Control, attempt, in_static_page
+from replib.pages import layout, processor
+from replib.pages.controls import DEVICE, WORK_LABELS, Control, attempt
 
 ALL_VARIANTS = {
     f"{attention} {name}".strip(): (attention, options, kernel)
@@ -130,7 +130,7 @@ def predicted_ms(configs: Sequence[CostConfig], device: str | None = None) -> li
     this head size, by the multiply-adds of another. Only where there were none at all some are
     measured, and that is the one case that takes longer than a look-up; NaN while another timing
     runs."""
-    threads = live.ALL_THREADS
+    threads = processor.ALL_THREADS
 
     def known(some: Sequence[CostConfig], measure: bool = False) -> list[float]:
         return predict.calls(some, device, threads=threads, measure=measure)
@@ -144,7 +144,7 @@ def predicted_ms(configs: Sequence[CostConfig], device: str | None = None) -> li
 
     found = [s if s == s else from_others(c) for s, c in zip(known(configs), configs, strict=True)]
     if any(map(math.isnan, found)):
-        found = live.in_passing_thread(known, configs, True)
+        found = processor.in_passing_thread(known, configs, True)
     return [1000 * seconds for seconds in found]
 
 
@@ -171,14 +171,14 @@ def memory_bytes(configs: Sequence[CostConfig], device: torch.device) -> list[fl
         some = [predict.ready(replace(config, batch_size=1), device) for config in configs]
         return [timing.call_bytes(config, device) for config in some]
 
-    return live.in_passing_thread(traced)
+    return processor.in_passing_thread(traced)
 
 
 def followed(settings: Mapping[str, Any]) -> mo.Html:
     """What one sequence of the longest N costs, by the equations and predicted, as a table that
     needs no run; nothing where the settings cannot be run, which `run_panel` says."""
     jobs, _ = attempt(live_jobs, settings)
-    if in_static_page() or not jobs or not jobs[-1].configs:
+    if layout.in_static_page() or not jobs or not jobs[-1].configs:
         return mo.md("")  # what is predicted is of the machine that made the page
     configs, device = jobs[-1].configs, settings.get("device")
     memories = memory_bytes(configs, resolve_device(device))

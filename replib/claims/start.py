@@ -9,7 +9,7 @@ import marimo as mo
 from replib import files
 from replib.claims import CLAIMS, PAGES
 from replib.claims.claim import Claim, Recorded, Statement
-from replib.pages import controls
+from replib.pages import layout, verdict_cards
 
 NOTEBOOK = "00_start"
 QUESTION = "Does linear attention really do what the paper says?"
@@ -26,10 +26,10 @@ def answers(link: Callable[[Claim, str], str] | None = None) -> mo.Html:
     for recorded, one in _listed():
         if recorded.rows[one.experiments[0]]:
             devices.add(recorded.device(one))
-        said = controls.verdict_html(recorded.verdict(one), one.refutes)
+        said = verdict_cards.verdict_html(recorded.verdict(one), one.refutes)
         lines += f"<li>{link(recorded.claim, html.escape(one.title))}{said}</li>"
     told = f"Recorded on {'; '.join(sorted(devices))}. Each answer follows from written criteria."
-    return controls.styled(f'<ul class="r-answers">{lines}</ul><p class="r-note">{told}</p>')
+    return layout.styled(f'<ul class="r-answers">{lines}</ul><p class="r-note">{told}</p>')
 
 
 def cards() -> mo.Html:
@@ -37,7 +37,7 @@ def cards() -> mo.Html:
     of_page: dict[str, Statement] = {}
     for recorded, one in _listed():
         of_page.setdefault(recorded.claim.notebook, one)
-    return controls.grid((_card(*page) for page in of_page.items()), "19rem", "Pages")
+    return layout.grid((_card(*page) for page in of_page.items()), "19rem", "Pages")
 
 
 def opening(notebook: str) -> str:
@@ -46,14 +46,14 @@ def opening(notebook: str) -> str:
     if notebook == NOTEBOOK:
         return f"<h1>{QUESTION}</h1><h2>{ANSWER}</h2>{answers().text}"
     claim = next(one for one in CLAIMS if one.notebook == notebook)
-    head = f"<h1>{html.escape(claim.question)}</h1>{controls.links(notebook, PAGES)}"
+    head = f"<h1>{html.escape(claim.question)}</h1>{layout.links(notebook, PAGES)}"
     return head + claim.recorded().cards().text
 
 
 def glossary() -> mo.Html:
     """The words that pages use; others link to it as `/#glossary`."""
     _, _, text = (files.ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").partition("\n")
-    return controls.styled(
+    return layout.styled(
         '<details id="glossary" class="r-glossary"><summary>Glossary</summary>'
         f"{mo.md(text).text}</details>"
     )

@@ -46,7 +46,6 @@ def operator(
     n_arguments = len(parameters)
     n = sum(one.annotation is Tensor for one in parameters)  # inputs
     schema = [f"{one.annotation.__name__} {one.name}" for one in parameters]
-    given = ["Tensor dy", *schema[:n], "Tensor[] kept", *schema[n:]]
     forward_op = torch.library.custom_op(
         f"replib::{name}",
         lambda *arguments: list(forward(*arguments)),
@@ -55,12 +54,14 @@ def operator(
     )
     backward_op = torch.library.custom_op(
         f"replib::{name}_backward",
-        lambda *arguments: list(backward(*_kept_first(arguments, n))),
+        lambda dy, *arguments: list(backward(dy, arguments[-1], *arguments[:-1])),
         mutates_args=(),
-        schema=f"({', '.join(given)}) -> Tensor[]",
+        schema=f"(Tensor dy, {', '.join(schema)}, Tensor[] kept) -> Tensor[]",
     )
     forward_op.register_fake(lambda *arguments: list(empty(*arguments)))
-    backward_op.register_fake(lambda *arguments: list(empty_gradients(*_kept_first(arguments, n))))
+    backward_op.register_fake(
+        lambda dy, *arguments: list(empty_gradients(dy, arguments[-1], *arguments[:-1]))
+    )
 
     def gradients(options: Sequence, dy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Those of the plain form."""
@@ -159,29 +160,27 @@ def operator(
     def pull(ctx, given):
         saved = ctx.saved_tensors
         inputs, rest = saved[:n], saved[n:]
-        found = backward_op(given[0], *inputs, list(rest), *ctx.options)
+        found = backward_op(given[0], *inputs, *ctx.options, list(rest))
         return *found, *[None] * len(ctx.options)
 
     def keep_gradient(ctx, inputs, output):
-        dy, rest, *arguments = _kept_first(inputs, n)
+        dy, *arguments, rest = inputs
         keep_for_second(ctx, dy, arguments)
         ctx.n_kept = len(rest)
 
     def pull_gradient(ctx, directions):
         d_dy, *found = second(ctx, directions)
-        return d_dy, *found, [None] * ctx.n_kept, *[None] * len(ctx.options)
+        return d_dy, *found, *[None] * len(ctx.options), [None] * ctx.n_kept
 
     def fold(info, in_dims, *arguments):
         return _as_lists(_folded(forward_op, info, in_dims, arguments))
 
     def fold_gradient(info, in_dims, *arguments):
         def flat(dy, *given):
-            rest = list(given[n_arguments:])
-            return backward_op(dy, *given[:n], rest, *given[n:n_arguments])
+            return backward_op(dy, *given[:n_arguments], list(given[n_arguments:]))
 
-        dy, rest, *others = _kept_first(arguments, n)
-        dim, dims, *other_dims = _kept_first(in_dims, n)
-        return _as_lists(_folded(flat, info, (dim, *other_dims, *dims), (dy, *others, *rest)))
+        (*others, rest), (*dims, rest_dims) = arguments, in_dims
+        return _as_lists(_folded(flat, info, (*dims, *rest_dims), (*others, *rest)))
 
     forward_op.register_autograd(pull, setup_context=keep)
     backward_op.register_autograd(pull_gradient, setup_context=keep_gradient)
@@ -195,11 +194,6 @@ def operator(
         return (Transformed if transformed else Forward).apply(*arguments)[0]
 
     return call
-
-
-def _kept_first(arguments: Sequence, n: int) -> tuple:
-    """(dy, *inputs, kept, *options), with n inputs, in the order of `backward`."""
-    return arguments[0], arguments[1 + n], *arguments[1 : 1 + n], *arguments[2 + n :]
 
 
 def _or_zeros(given: Sequence[Tensor | None], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -223,20 +217,25 @@ def _as_lists(found: tuple) -> tuple[list, ...]:
     return tuple(map(list, found))
 
 
-def once(name: str, backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple]:
-    """The backward pass of a kernel, whose own raises: a gradient that is differentiated again is
-    then no number that lacks a part, as `once_differentiable` would leave one to inputs that it is
-    connected to by other ways.
+def once(
+    name: str,
+    forward: Callable[..., tuple[Tensor, Sequence[Tensor]]],
+    backward: Callable[..., Sequence[Tensor | None]],
+) -> Callable[..., Tensor]:
+    """A function (*inputs, *options) -> y that is differentiable once. A gradient that is
+    differentiated again raises: it would be a number that lacks a part, as `once_differentiable`
+    leaves one to inputs that it is connected to by other ways.
 
     Args:
-        backward: (*arguments) -> gradients; it changes none of the tensors, and is given all that
-            the kernel was.
+        forward: (*inputs, *options) -> y, and what the backward pass is given, all inputs among it.
+        backward: (whether each argument needs a gradient, dy, *given, *options) -> that of each
+            input; it changes none of the tensors.
     """
 
     class Backward(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *arguments):
-            return backward(*arguments)
+            return tuple(backward(*arguments))
 
         @staticmethod
         def backward(ctx, *directions):
@@ -244,4 +243,17 @@ def once(name: str, backward: Callable[..., tuple[Tensor | None, ...]]) -> Calla
                 f"{name} is differentiable once: write it out in operations of torch for more"
             )
 
-    return Backward.apply
+    class Forward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *arguments):
+            y, given = forward(*arguments)
+            ctx.options = [x for x in arguments if not isinstance(x, Tensor)]
+            ctx.save_for_backward(*given)
+            return y
+
+        @staticmethod
+        def backward(ctx, dy):
+            found = Backward.apply(ctx.needs_input_grad, dy, *ctx.saved_tensors, *ctx.options)
+            return *found, *[None] * len(ctx.options)
+
+    return Forward.apply

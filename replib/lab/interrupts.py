@@ -10,15 +10,29 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import monotonic
 from typing import NoReturn
 
 from replib.files import FileError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 0.5  # for the step under way to end, and be checkpointed
+OVERTIME_S = 5.0  # the same, where it is a command's time that is up
 ENDED = "ended; what was recorded is kept"
 CONTINUES = "stopped: what was recorded is kept; the same command continues"
 BROKEN_PIPE = 141  # as a shell tells of SIGPIPE
+
+
+def process_began() -> float:
+    """When this process began, of `monotonic`; now where the system does not tell (not Linux)."""
+    now = monotonic()
+    try:
+        ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+        up_s = float(Path("/proc/uptime").read_text().split()[0])
+        return now - max(0.0, up_s - int(ticks) / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return now
 
 
 def status(number: int) -> int:
@@ -45,7 +59,7 @@ def end_at_once_always() -> None:
 
 def _end(number: int, text: str) -> None:
     say(text)
-    os._exit(status(number))
+    os._exit(status(number) if number else 0)
 
 
 def say(text: str) -> None:
@@ -55,29 +69,42 @@ def say(text: str) -> None:
 
 
 class Stop(threading.Event):
-    """Set by a signal; `number` is the signal's."""
+    """Set by a signal, `number` is the signal's; 0 where a command's time was up."""
 
     number: int = 0
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
-    """What Ctrl-C and SIGTERM set while a run is under way. A run that has not stopped GRACE_S
-    later, as its step is long, is ended where it stands; so it is at once by a second signal.
+def stopping(ends: float | None = None, grace_s: float | None = None) -> Iterator[Stop]:
+    """What Ctrl-C and SIGTERM set while a run is under way. A run that has not stopped `grace_s`
+    later (GRACE_S if left out), as its step is long, is ended where it stands; so it is at once by
+    a second signal. It is set at `ends` (of `monotonic`) too, if that is given, and OVERTIME_S
+    later the process ends where it stands, with the status 0: rows are written whole.
 
     The signal is seen by a thread of its own: Python's own handlers wait for a long step to end.
     """
     stop, (reader, writer) = Stop(), os.pipe()
     os.set_blocking(writer, False)
+    timers = []
+    if ends is not None:
+        seconds = max(0.0, ends - monotonic())
+        timers = [
+            threading.Timer(seconds, stop.set),
+            threading.Timer(seconds + OVERTIME_S, lambda: _end(stop.number, CONTINUES)),
+        ]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
 
     def watch() -> None:
-        end = threading.Timer(GRACE_S, lambda: _end(stop.number, CONTINUES))
+        grace = GRACE_S if grace_s is None else grace_s
+        end = threading.Timer(grace, lambda: _end(stop.number, CONTINUES))
         end.daemon = True
         with open(reader, "rb", buffering=0) as numbers:
             while byte := numbers.read(1):  # nothing once the run has ended
                 if byte[0] not in SIGNALS:
                     continue
-                if stop.is_set() and end.is_alive():
+                if stop.number and end.is_alive():
                     _end(stop.number, CONTINUES)
                 stop.number = byte[0]
                 stop.set()
@@ -92,6 +119,8 @@ def stopping() -> Iterator[Stop]:
     try:
         yield stop
     finally:
+        for timer in timers:
+            timer.cancel()
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -59,6 +59,11 @@ def keep_model(training: Training, row: store.Row) -> Path:
     Raises:
         FileError: it cannot be written; the file is as before.
     """
+    return write_model(*model_text(training, row))
+
+
+def model_text(training: Training, row: store.Row) -> tuple[str, str]:
+    """The name and the content of the file of a trained pixel model."""
     weights = parameters_to_vector(training.model.parameters()).detach().cpu().numpy()
     content = weights.astype("<f2").tobytes()
     header = {name: row[name] for name in ("run_id", "experiment", "config", "seed")}
@@ -67,8 +72,18 @@ def keep_model(training: Training, row: store.Row) -> Path:
     header["sha256"] = hashlib.sha256(content).hexdigest()
     text = base64.b85encode(content).decode()
     lines = [text[i : i + LINE] for i in range(0, len(text), LINE)]
-    path = files.data_folder() / "models" / model_path(training.config.model).name
-    files.replace_file(path, "\n".join([f"# {json.dumps(header)}", *lines, ""]))
+    name = model_path(training.config.model).name
+    return name, "\n".join([f"# {json.dumps(header)}", *lines, ""])
+
+
+def write_model(name: str, text: str) -> Path:
+    """Write the file of a kept model beside the recorded rows.
+
+    Raises:
+        FileError: it cannot be written; the file is as before.
+    """
+    path = files.data_folder() / "models" / name
+    files.replace_file(path, text)
     return path
 
 

@@ -307,7 +307,7 @@ def _cost(
     elif kind == "cost":
         if timing.predicted_shortage(ready(config, device), device) is None:
             yield _call(config, device, lambda p, s: timed(p.at(*s)))
-    elif generation._shortage(config, device) is None:
+    elif generation.predicted_shortage(config, device) is None:
         yield _generated(config, device, timed)
 
 

@@ -1,7 +1,7 @@
 """Jobs are run and become rows; those of an experiment are stored, and none is run twice."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -37,8 +37,44 @@ def core_seconds(row: store.Row) -> float:
     return 0.0
 
 
+Asked = tuple[Experiment, Job]
+"""A job, and the experiment that asks for it."""
+
+
 def record(
     experiment: Experiment,
+    scale: str,
+    *,
+    device: str | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    watch: Callable[[Glimpse], None] = lambda glimpse: None,
+    retime_below: int = 0,
+    recording: int = 0,
+) -> Iterator[store.Row]:
+    """Record the jobs of an experiment in their order, see `record_jobs`."""
+    check(experiment, scale, recording)
+    device_type = resolve_device(device).type
+    asked = ((experiment, job.on_device(device_type)) for job in experiment.jobs(scale))
+    options = {"device": device, "stop": stop, "watch": watch}
+    yield from record_jobs(asked, scale, retime_below=retime_below, recording=recording, **options)
+
+
+def check(experiment: Experiment, scale: str, recording: int = 0) -> None:
+    """
+    Raises:
+        ValueError: unknown scale, or a recording above 0 of what is not repeated.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}: use {', '.join(SCALES)}")
+    if recording and not (experiment.repeated and recording > 0):
+        raise ValueError(
+            f"recording {recording} of {experiment.name}: use 0, or a higher number for an "
+            "experiment whose recordings are judged together, such as scaling"
+        )
+
+
+def record_jobs(
+    asked: Iterable[Asked],
     scale: str,
     *,
     device: str | None = None,
@@ -55,6 +91,7 @@ def record(
     warning. One whose model is to be kept runs again where it is not.
 
     Args:
+        asked: the jobs, on the kind of device; one is asked for when those before it have ended.
         retime_below: time again what has fewer samples than this and than its job asks for, where
             so many fit MAX_SECONDS_PER_POINT by the times that are recorded; and what had no
             memory.
@@ -62,26 +99,19 @@ def record(
             process of its own at another time, tell what varies between them.
 
     Raises:
-        ValueError: unknown scale, no such device, or a recording above 0 of what is not repeated.
+        ValueError: no such device.
         FileError: a row cannot be written; what was recorded before stays.
     """
-    if scale not in SCALES:
-        raise ValueError(f"unknown scale {scale!r}: use {', '.join(SCALES)}")
-    if recording and not (experiment.repeated and recording > 0):
-        raise ValueError(
-            f"recording {recording} of {experiment.name}: use 0, or a higher number for an "
-            "experiment whose recordings are judged together, such as scaling"
-        )
     device_type = resolve_device(device).type
-    if why_not := files.writable(files.data_folder()):
-        raise files.FileError(why_not)
-    where = Where(experiment.name, scale, device, stop, watch, MAX_SECONDS_PER_POINT, recording)
+    check_folder()
     files.remove_leftovers(checkpointed.folder(device_type))
     with ExitStack() as locks:
         times: bool | None = None  # whether this process may take times
-        for job in (job.on_device(device_type) for job in experiment.jobs(scale)):
+        for experiment, job in asked:
             if stop():
                 return
+            how = (device, stop, watch, MAX_SECONDS_PER_POINT, recording)
+            where = Where(experiment.name, scale, *how)
             if job.timed:
                 if times is None:
                     times = locks.enter_context(store.claimed(f"{TIMING} {device_type}"))
@@ -91,21 +121,19 @@ def record(
                             f"{files.data_folder()}: run this again when it has ended",
                             stacklevel=2,
                         )
-                if not times or _timed(job, where, device_type, retime_below):
-                    continue
-                for row in job.execute(where):
-                    store.append(experiment.name, row)
-                    yield row
+                if times and missing(experiment, job, device_type, retime_below, recording):
+                    for row in job.execute(where):
+                        store.append(experiment.name, row)
+                        yield row
                 continue
-            if job.left(_finished(experiment.name, device_type)) is None:
+            if missing(experiment, job, device_type) is None:
                 continue
             if why_not := job.configs[0].missing_data():
-                name = job.configs[0].model.attention
-                warnings.warn(f"{name} is left out: {why_not}", stacklevel=2)
+                say_left_out(job, why_not)
                 continue
-            with store.claimed(f"{job.ids[0]} {device_type}") as ours:
+            with store.claimed(claim_of(job, device_type)) as ours:
                 # What another process has finished since is not run again.
-                left = job.left(_finished(experiment.name, device_type)) if ours else None
+                left = missing(experiment, job, device_type) if ours else None
                 if left is None:
                     continue
                 rows = list(left.execute(where))
@@ -113,6 +141,38 @@ def record(
                 store.append_rows(experiment.name, rows)
                 left.ended(rows)
             yield from rows
+
+
+def check_folder() -> None:
+    """
+    Raises:
+        FileError: rows cannot be written to the data folder.
+    """
+    if why_not := files.writable(files.data_folder()):
+        raise files.FileError(why_not)
+
+
+def claim_of(job: Job, device_type: str) -> str:
+    """The name by which a process claims a job, see `store.claimed`."""
+    return f"{job.ids[0]} {device_type}"
+
+
+def say_left_out(job: Job, why_not: str) -> None:
+    """Warn of a job that lacks its data."""
+    warnings.warn(f"{job.configs[0].model.attention} is left out: {why_not}", stacklevel=3)
+
+
+def missing(
+    experiment: Experiment, job: Job, device_type: str, retime_below: int = 0, recording: int = 0
+) -> Job | None:
+    """What of a job has no finished row on a kind of device, or too few samples; None where it
+    has."""
+    finished = _finished(experiment.name, device_type)
+    if not job.timed:
+        return job.left(finished)
+    rows = [finished.get(identity(c, recording, cost=True)) for c in job.configs]
+    enough = all(rows) and not _too_few_samples(rows, min(retime_below, job.n_repeats))
+    return None if enough else job
 
 
 def _finished(experiment: str, device_type: str) -> dict[str, store.Row]:
@@ -123,13 +183,6 @@ def _finished(experiment: str, device_type: str) -> dict[str, store.Row]:
         if row["outcome"] != "interrupted"
         and row["provenance"]["device"].split(":")[0] == device_type
     }
-
-
-def _timed(job: Job, where: Where, device_type: str, retime_below: int) -> bool:
-    """Whether points that are timed together have been, with as many samples as are asked for."""
-    rows = _finished(where.experiment, device_type)
-    runs = [rows.get(identity(c, where.recording, cost=True)) for c in job.configs]
-    return all(runs) and not _too_few_samples(runs, min(retime_below, job.n_repeats))
 
 
 def _too_few_samples(rows: Sequence[store.Row], least: int) -> bool:

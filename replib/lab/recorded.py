@@ -212,17 +212,17 @@ def read_rows(experiment: str, folder: Path | None = None) -> list[store.Row]:
     return list(found.rows)
 
 
-def old_rows(experiment: str, folder: Path | None = None) -> list[store.Row]:
+def old_rows(experiment: str) -> list[store.Row]:
     """The rows of an experiment by earlier versions of a part that computes them, oldest first:
     they are kept, and neither judged nor shown as present ones."""
-    return list(read(experiment, folder).old)
+    return list(read(experiment).old)
 
 
-def left_out(experiment: str, folder: Path | None = None) -> str | None:
+def left_out(experiment: str) -> str | None:
     """How many runs are left out, as only an earlier version of what computes them recorded them;
     None where there are none."""
     try:
-        found = read(experiment, folder)
+        found = read(experiment)
     except FileError:
         return None  # `skipped` says so
     n = len(set(map(_run_of, found.old)) - set(map(_run_of, found.rows)))
@@ -235,10 +235,10 @@ def left_out(experiment: str, folder: Path | None = None) -> str | None:
     )
 
 
-def skipped(experiment: str, folder: Path | None = None) -> str | None:
+def skipped(experiment: str) -> str | None:
     """Which lines of a file are skipped, and why; why it cannot be read; None where all is read."""
     try:
-        return read(experiment, folder).skipped
+        return read(experiment).skipped
     except FileError as error:
         return str(error)
 

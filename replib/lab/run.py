@@ -56,6 +56,7 @@ class Where:
         watch: told how far a run is.
         max_seconds_per_point: of timing; the slowest points get fewer repeats, never none.
         recording: the number of a recording of costs, the seed of its rows.
+        keep: given a model that is to be kept, and its row; written beside the rows if left out.
     """
 
     experiment: str
@@ -65,6 +66,7 @@ class Where:
     watch: Callable[["Glimpse"], None] = lambda glimpse: None
     max_seconds_per_point: float = 20.0
     recording: int = 0
+    keep: Callable[[Training, store.Row], object] | None = None
 
 
 @dataclass(frozen=True)

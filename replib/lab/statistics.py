@@ -50,13 +50,19 @@ SOFTMAX_MODELS = (*SOFTMAX_POWERS, "power_law")
 
 
 @dataclass(frozen=True)
-class Exponent:
-    """A growth exponent p of `value ~ N^p`, its 95 % interval, the range of N fitted, and from how
-    many recordings it is; of one, the interval does not hold what varies between recordings."""
+class Estimate:
+    """A number with its 95 % interval."""
 
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Exponent(Estimate):
+    """A growth exponent p of `value ~ N^p`, the range of N fitted, and from how many recordings it
+    is; of one, the interval does not hold what varies between recordings."""
+
     from_length: float | None = None
     to_length: float | None = None
     n_recordings: int = 1
@@ -194,12 +200,8 @@ class Total:
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """One time divided by another, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
+class Ratio(Estimate):
+    """One time divided by another."""
 
 
 def measured_total(samples: Sequence[float]) -> Total:
@@ -321,15 +323,14 @@ def article_regression(
             f"{needed}: use more lengths or a model with fewer coefficients"
         )
     softmax, linear = np.exp(_log_medians(softmax)), np.exp(_log_medians(linear))
-    coefficients, curve = _fit(measured, softmax, softmax_model)
-    linear_coefficients, linear_curve = _fit(measured, linear, "linear")
+    fits = _Fit(measured, softmax, softmax_model), _Fit(measured, linear, "linear")
     return Regression(
         softmax_model=softmax_model,
-        softmax_coefficients=coefficients,
-        linear_coefficients=linear_coefficients,
-        r2_softmax=_r_squared(softmax, curve(measured)),
-        r2_linear=_r_squared(linear, linear_curve(measured)),
-        crossover=_last_meeting(curve, linear_curve),
+        softmax_coefficients=fits[0].told,
+        linear_coefficients=fits[1].told,
+        r2_softmax=_r_squared(softmax, fits[0](measured)),
+        r2_linear=_r_squared(linear, fits[1](measured)),
+        crossover=_last_meeting(*fits),
     )
 
 
@@ -356,7 +357,7 @@ def prediction_interval(
     _, linear = _measurements(lengths, linear_s, "linear_s")
     grid = np.geomspace(SHORTEST_LENGTH, NEVER, 2001)  # steps of 1.4 %
     curves = (
-        _drawn_curves(measured, np.exp(_log_medians(one)), model, grid, rng)
+        _Fit(measured, np.exp(_log_medians(one)), model).drawn(grid, rng)
         for one, model in ((softmax, softmax_model), (linear, "linear"))
     )
     softmax_faster = np.less(*curves)  # (N_PREDICTED, n_grid)
@@ -366,13 +367,9 @@ def prediction_interval(
 
 
 @dataclass(frozen=True)
-class Threshold:
-    """The size (of a task) that half of the runs solve, and its 95 % interval. A `value` of 0 says
-    that no size is solved, `inf` that every one is; likewise the ends of the interval."""
-
-    value: float
-    low: float
-    high: float
+class Threshold(Estimate):
+    """The size (of a task) that half of the runs solve: 0 says that no size is solved, `inf` that
+    every one is; likewise the ends of the interval."""
 
 
 SolvedCounts = tuple[Sequence[float], Sequence[int], Sequence[int]]
@@ -592,8 +589,7 @@ def _lack_of_fit_draws(
     Their variance is the residual variance less the variance of the resampled medians, which are in
     `draws` (N_BOOTSTRAP, n) already. One chi-square a row makes slopes Student-t distributed.
     """
-    slope, intercept = _line(x, y)
-    residuals, freedom = y - slope * x - intercept, len(x) - 2
+    residuals, freedom = _residuals(x, y), len(x) - 2
     variance = residuals @ residuals / freedom - draws.var(axis=0).mean()
     scale = np.sqrt(max(variance, 0.0) * freedom / rng.chisquare(freedom, (len(draws), 1)))
     return scale * rng.standard_normal(draws.shape)
@@ -638,46 +634,45 @@ def _length(position: float) -> float:
     return math.inf if position > math.log(NEVER) else math.exp(position)
 
 
-def _fit(
-    lengths: np.ndarray, seconds: np.ndarray, model: str
-) -> tuple[tuple[float, ...], Callable[[np.ndarray], np.ndarray]]:
-    """Return a model's least-squares coefficients and its curve."""
-    if model == "power_law":
-        power, log_factor = map(float, _line(np.log(lengths), np.log(seconds)))
-        factor = math.exp(log_factor)
-        return (factor, power), lambda n: factor * n**power
-    powers = np.array(SOFTMAX_POWERS[model])
-    scale = lengths.max() ** powers.astype(float)  # columns near 1: N² of long sequences is huge
-    design = lengths[:, None] ** powers / scale
-    coefficients = np.linalg.lstsq(design, seconds, rcond=None)[0] / scale
-    return tuple(map(float, coefficients)), lambda n: np.power.outer(n, powers) @ coefficients
+class _Fit:
+    """The least-squares curve of a model of the time, called with N; a power law is a line in
+    logarithms."""
 
+    def __init__(self, lengths: np.ndarray, seconds: np.ndarray, model: str):
+        self.is_power_law, self.longest = model == "power_law", lengths.max()
+        self.powers = np.array(SOFTMAX_POWERS.get(model, (0, 1)), dtype=float)
+        self.design, self.y = self._design(lengths), seconds
+        if self.is_power_law:
+            self.y = np.log(seconds)
+        self.coefficients = np.linalg.lstsq(self.design, self.y, rcond=None)[0]
 
-def _drawn_curves(
-    lengths: np.ndarray,
-    seconds: np.ndarray,
-    model: str,
-    grid: np.ndarray,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Return a model's curves over a grid, (N_PREDICTED, n_grid), with errors as its residuals
-    imply; a power law in logarithms."""
-    log = model == "power_law"
-    y = np.log(seconds) if log else seconds
+    def _design(self, n: np.ndarray) -> np.ndarray:
+        if self.is_power_law:
+            return np.stack([np.ones_like(n, dtype=float), np.log(n)], axis=-1)
+        # Columns near 1: N² of long sequences is huge.
+        return (np.asarray(n)[..., None] / self.longest) ** self.powers
 
-    def design_of(n: np.ndarray) -> np.ndarray:
-        if log:
-            return np.stack([np.ones_like(n), np.log(n)], axis=1)
-        return (n[:, None] / lengths.max()) ** np.array(SOFTMAX_POWERS[model])
+    @property
+    def told(self) -> tuple[float, ...]:
+        """The coefficients of powers of N; of a power law the factor and the exponent."""
+        if self.is_power_law:
+            return math.exp(self.coefficients[0]), float(self.coefficients[1])
+        return tuple(map(float, self.coefficients / self.longest**self.powers))
 
-    design = design_of(lengths)
-    solve = np.linalg.pinv(design)  # (n_coefficients, n_lengths)
-    coefficients = solve @ y
-    residuals, freedom = y - design @ coefficients, len(y) - design.shape[1]
-    scale = np.sqrt(residuals @ residuals / rng.chisquare(freedom, (N_PREDICTED, 1)))
-    draws = coefficients + scale * rng.standard_normal((N_PREDICTED, len(y))) @ solve.T
-    curves = draws @ design_of(grid).T
-    return np.exp(curves.clip(-700, 700)) if log else curves
+    def __call__(self, n: np.ndarray | float) -> np.ndarray:
+        return self._times(self._design(n) @ self.coefficients)
+
+    def drawn(self, grid: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Curves over a grid, (N_PREDICTED, n_grid), with errors as the residuals imply."""
+        residuals = self.y - self.design @ self.coefficients
+        freedom = len(self.y) - self.design.shape[1]
+        scale = np.sqrt(residuals @ residuals / rng.chisquare(freedom, (N_PREDICTED, 1)))
+        errors = scale * rng.standard_normal((N_PREDICTED, len(self.y)))
+        draws = self.coefficients + errors @ np.linalg.pinv(self.design).T
+        return self._times(draws @ self._design(grid).T)
+
+    def _times(self, y: np.ndarray) -> np.ndarray:
+        return np.exp(y.clip(-700, 700)) if self.is_power_law else y
 
 
 def _last_meeting(softmax: Callable, linear: Callable) -> float:

@@ -396,7 +396,7 @@ def _parse(experiment: str, content: bytes, version: tuple[int, int, int]) -> Co
         if not line.strip():
             continue
         try:
-            row, has_digest = _row(experiment, line)
+            row, has_digest = row_of_line(experiment, line)
             rows.append((number, row))
             n_without += not has_digest
         except ValueError as error:
@@ -404,7 +404,7 @@ def _parse(experiment: str, content: bytes, version: tuple[int, int, int]) -> Co
     return Content(version, tuple(rows), tuple(problems), n_without)
 
 
-def _row(experiment: str, line: bytes) -> tuple[Row, bool]:
+def row_of_line(experiment: str, line: bytes) -> tuple[Row, bool]:
     """The row of a line, and whether it had a digest.
 
     Raises:

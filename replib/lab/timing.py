@@ -11,7 +11,7 @@ told from one that did not.
 
 import math
 import random
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, fields, replace
 from functools import lru_cache
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from replib.attention import ATTENTION
 from replib.attention.base import Options, variant_label
+from replib.checks import check_known
 from replib.device import available_memory_bytes, resolve_device
 from replib.lab.memory_use import (
     TIMING_LOCK,
@@ -75,8 +76,13 @@ TERMS = ((0, 1), (0, 1, 2), (0, 2), (1, 2), (1,), (2,), (0,))
 Key = TypeVar("Key", bound=Hashable)
 
 
-Stop = Callable[[], bool] | None
-"""Asked between two calls whether to stop; None never does."""
+Stop = Callable[[], bool]
+"""Asked between two calls whether to stop."""
+
+
+def never() -> bool:
+    """A `Stop` that does not."""
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +107,11 @@ class CostConfig:
     work: str = "forward_backward"
 
     def __post_init__(self):
-        _check_known("attention", self.attention, ATTENTION)
+        check_known(self, attention=ATTENTION, dtype=DTYPES, work=WORKS)
         mechanism = ATTENTION[self.attention]
         mechanism.check(self.options, self.kernel)
         if self.causal and not mechanism.causal:
             raise ValueError(f"{mechanism.label} attention cannot be causal: use causal=False")
-        _check_known("dtype", self.dtype, DTYPES)
-        _check_known("work", self.work, WORKS)
         for name in ("seq_len", "batch_size", "n_heads", "head_dim"):
             _check_at_least_one(name, getattr(self, name))
         if self.seq_len > MAX_SEQ_LEN:
@@ -132,11 +136,6 @@ def timing_versions(attention: str, kernel: str | None) -> dict[str, int]:
         name = " ".join(filter(None, ("speed of", attention, one)))
         found[name] = mechanism.SPEED.get(one, 1)
     return found
-
-
-def _check_known(name: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise ValueError(f"unknown {name} {value!r}: use {', '.join(known)}")
 
 
 def _check_at_least_one(name: str, value: int) -> None:
@@ -230,7 +229,7 @@ def interleave(
     n_repeats: int = 7,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    stop: Stop = None,
+    stop: Stop = never,
     max_seconds: float | None = None,
 ) -> dict[Key, Samples]:
     """Time callables against each other, in milliseconds a call.
@@ -274,7 +273,7 @@ def _time_all(
 ) -> None:
     started, short, long = perf_counter(), [], []
     for meter in meters:
-        if _stopped(stop):
+        if stop():
             return
         (short if meter.warm_up() < LONG_CALL_MS else long).append(meter)
     n_done = 0
@@ -297,7 +296,7 @@ def _rounds(
             return
         rng.shuffle(meters)
         for meter in meters:
-            if _stopped(stop):
+            if stop():
                 return
             if meter.shortest_ms < LONG_CALL_MS:
                 meter.warm_caches()
@@ -369,15 +368,11 @@ def _elapsed_cuda_ms(function: Callable[[], object], n_calls: int, device: torch
     return start.elapsed_time(end)
 
 
-def _stopped(stop: Stop) -> bool:
-    return stop is not None and stop()
-
-
 @contextmanager
 def _timing_lock(stop: Stop) -> Iterator[bool]:
     """Hold TIMING_LOCK; False when told to stop while waiting for it."""
     held = TIMING_LOCK.acquire(blocking=False)
-    while not held and not _stopped(stop):
+    while not held and not stop():
         held = TIMING_LOCK.acquire(timeout=LOCK_POLL_S)
     try:
         yield held
@@ -392,7 +387,7 @@ def measure_cost(
     n_repeats: int = 7,
     device: str | torch.device = "cpu",
     seed: int = 0,
-    stop: Stop = None,
+    stop: Stop = never,
     max_seconds_per_point: float = 10.0,
 ) -> Iterator[Cost]:
     """Measure time and peak memory of each config, a group of the same shape at a time.
@@ -420,42 +415,19 @@ def measure_cost(
     groups: dict[tuple, list[CostConfig | TrainingConfig]] = {}
     for config in configs:
         groups.setdefault(_shape(config), []).append(config)
-    going_on = takewhile(lambda _: not _stopped(stop), groups.values())
-    options = (n_repeats, device, seed, stop, max_seconds_per_point)
-    return chain.from_iterable(_measure_group(group, *options) for group in going_on)
-
-
-def _measure_group(
-    group: list[CostConfig | TrainingConfig],
-    n_repeats: int,
-    device: torch.device,
-    seed: int,
-    stop: Stop,
-    max_seconds_per_point: float,
-) -> list[Cost]:
-    candidates = [_Candidate(config, device, seed) for config in group]
-    for candidate in candidates:
-        if not _stopped(stop):
-            candidate.prepare()
-    runnable = {i: c for i, c in enumerate(candidates) if c.work is not None}
-    samples: dict[int, Samples] = {}
-    if runnable:
-        samples = interleave(
-            runnable,
-            n_repeats=n_repeats,
-            seed=seed,
-            device=device,
-            stop=stop,
-            max_seconds=max_seconds_per_point * len(runnable),
+    going_on = takewhile(lambda _: not stop(), groups.values())
+    return chain.from_iterable(
+        measured_together(
+            [Candidate(config, device, seed) for config in group],
+            n_repeats,
+            stop,
+            max_seconds_per_point,
         )
-    interrupted = _stopped(stop)
-    return [
-        candidate.cost(samples.get(i, Samples()), n_repeats, interrupted)
-        for i, candidate in enumerate(candidates)
-    ]
+        for group in going_on
+    )
 
 
-class _Candidate:
+class Candidate:
     """A config on its way to a Cost: it becomes a shortage instead of raising out of memory."""
 
     def __init__(self, config: CostConfig | TrainingConfig, device: torch.device, seed: int):
@@ -512,6 +484,27 @@ class _Candidate:
         )
 
 
+def measured_together(
+    candidates: Sequence[Candidate], n_repeats: int, stop: Stop, max_seconds_per_point: float
+) -> list[Cost]:
+    """The Cost of each of some candidates on one device, run once for its memory and then timed
+    with the others."""
+    for candidate in candidates:
+        if not stop():
+            candidate.prepare()
+    runnable = {i: c for i, c in enumerate(candidates) if c.work is not None}
+    samples: dict[int, Samples] = {}
+    if runnable:
+        first, most = candidates[0], max_seconds_per_point * len(runnable)
+        options = {"seed": first.seed, "device": first.device, "stop": stop, "max_seconds": most}
+        samples = interleave(runnable, n_repeats=n_repeats, **options)
+    interrupted = stop()
+    return [
+        candidate.cost(samples.get(i, Samples()), n_repeats, interrupted)
+        for i, candidate in enumerate(candidates)
+    ]
+
+
 def _build_work(
     config: CostConfig | TrainingConfig, device: torch.device, seed: int
 ) -> Callable[[], object]:
@@ -550,13 +543,17 @@ def _build_work(
 
 def predicted_shortage(config: CostConfig | TrainingConfig, device: torch.device) -> str | None:
     """Why a config would not fit into memory, or None when it is expected to."""
-    needed, available = predicted_bytes(config, device), available_memory_bytes(device)
+    return shortage(predicted_bytes(config, device), device)
+
+
+def shortage(needed: float, device: torch.device) -> str | None:
+    """Why so many bytes are not to be had; None where they are."""
+    available = available_memory_bytes(device)
     if needed <= MEMORY_SHARE * available:
         return None
     return (
         f"needs about {needed / 1e9:.1f} GB, more than {MEMORY_SHARE:.0%} of the "
-        f"{available / 1e9:.1f} GB free: "
-        "lower seq_len or batch_size"
+        f"{available / 1e9:.1f} GB free: lower seq_len or batch_size"
     )
 
 

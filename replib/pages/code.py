@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import marimo as mo
 
-from replib.pages.controls import styled
+from replib.pages.layout import styled
 
 
 def source(function: Callable, equation: str = "") -> mo.Html:

@@ -25,7 +25,7 @@ def cost_chart(
     and N²; of a token's time without these. y: a key of MEASURES.
 
     Args:
-        frame: of `frames.costs`, one work and one batch rule.
+        frame: of `tidy.costs`, one work and one batch rule.
         marks: what else is drawn over it.
 
     Raises:
@@ -132,18 +132,15 @@ def series_encodings(frame: pl.DataFrame) -> dict[str, Any]:
 
     # A dashed outline would fray the small shapes.
     legend = style.legend(names, symbolStrokeWidth=0)
-    ranges = {
-        alt.Color: map(_colour, series["attention"], used),
-        alt.StrokeDash: (style.DASHES.get(i, [1, 0]) for i in used),
-        alt.Shape: (style.SHAPES.get(i, "circle") for i in used),
+    shown = {
+        "color": (alt.Color, map(_colour, series["attention"], used)),
+        "strokeDash": (alt.StrokeDash, (style.DASHES.get(i, [1, 0]) for i in used)),
+        "shape": (alt.Shape, (style.SHAPES.get(i, "circle") for i in used)),
     }
-    color, dash, shape = (
-        channel(
-            "series:N", title=None, scale=alt.Scale(domain=names, range=list(values)), legend=legend
-        )
-        for channel, values in ranges.items()
-    )
-    return {"color": color, "strokeDash": dash, "shape": shape}
+    return {
+        name: style.looks(channel, "series:N", dict(zip(names, values, strict=True)), legend=legend)
+        for name, (channel, values) in shown.items()
+    }
 
 
 def _colour(attention: str, implementation: str | None) -> str:

@@ -10,9 +10,12 @@ from replib.pages import style
 LOSS_FLOOR = 1e-4  # nats a token; lower losses are drawn here, or noise would fill the log axis
 MAX_CURVE_POINTS = 250  # of a curve: a point in three pixels, and a light page
 CURVES = {"loss": "loss (nats a token)", "accuracy": "accuracy (% of tokens)"}
-DASHES = {"live": [1, 0], "earlier": [1, 0], "recorded": [5, 4]}
-WIDTHS = {"live": 2.5, "earlier": 1, "recorded": 1.5}
-OPACITIES = {"live": 1, "earlier": 0.5, "recorded": 0.6}
+# Told in the subtitle, as two legends side by side are too wide for a phone.
+SOURCES = {
+    alt.StrokeDash: {"live": [1, 0], "earlier": [1, 0], "recorded": [5, 4]},
+    alt.StrokeWidth: {"live": 2.5, "earlier": 1, "recorded": 1.5},
+    alt.StrokeOpacity: {"live": 1, "earlier": 0.5, "recorded": 0.6},
+}
 
 
 def learning_curves(
@@ -25,7 +28,7 @@ def learning_curves(
     run diverged is marked at the edge.
 
     Args:
-        frame: of `frames.training_curves`.
+        frame: of `tidy.training_curves`.
         seq_len: the length to begin with; the longest if left out.
 
     Raises:
@@ -39,11 +42,7 @@ def learning_curves(
     lengths = sorted(curves["seq_len"].unique())
     first = seq_len or lengths[-1]
     style.check_known("seq_len", first, lengths)
-    labels = [f"\u00a0{n}\u2003" for n in lengths]  # the page sets buttons and labels without space
-    radio = alt.binding_radio(options=lengths, labels=labels, name="sequence length N: ")
-    length = alt.param(
-        name="shown_length", value=first, bind=radio if len(lengths) > 1 else alt.Undefined
-    )
+    length = style.radio("shown_length", "sequence length N: ", lengths, first)
     legend = alt.selection_point(name="mechanism", fields=["attention"], bind="legend")
     domain = _domain(known, y)
     base = alt.Chart(style.records_of(curves)).encode(
@@ -73,7 +72,7 @@ def learning_curves(
             "datum.n_diverged > 0",
         )
     if y == "accuracy":
-        layers.append(style.rule_at("y", style.SOLVED_ACCURACY))
+        layers.append(style.rule_at(style.SOLVED_ACCURACY))
     shown = "!isValid(datum.seq_len) || datum.seq_len == shown_length"
     return style.finished(
         alt.layer(*(layer.transform_filter(shown) for layer in layers)).add_params(length, legend),
@@ -94,7 +93,7 @@ def live_curves(
     medians, faint and dashed.
 
     The two panes are bands of one view, which costs a quarter of two charts and stays as wide as
-    the page. The frames are of `frames.training_curves`.
+    the page. The frames are of `tidy.training_curves`.
     """
     sources = {"recorded": recorded, "earlier": earlier, "live": live}
     frames = [
@@ -114,9 +113,7 @@ def live_curves(
             style.step_axis(scale=alt.Scale(domain=[0, last_step], nice=False)),
             style.attention_colour(drawn),
             alt.Detail(["seq_len:N", "setting:N"]),
-            _by_source(alt.StrokeDash, DASHES),
-            _by_source(alt.StrokeWidth, WIDTHS),
-            _by_source(alt.StrokeOpacity, OPACITIES),
+            *(style.looks(channel, "source:N", of, legend=None) for channel, of in SOURCES.items()),
             tooltip=style.tooltips_of(drawn),
         )
     )
@@ -138,7 +135,7 @@ def seeds_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
     """Final accuracy of each seed, by mechanism and length; the line is at style.SOLVED_ACCURACY.
 
     Args:
-        frame: of `frames.training_summaries`.
+        frame: of `tidy.training_summaries`.
     """
     if frame.is_empty():
         return style.no_data(title)
@@ -167,7 +164,7 @@ def seeds_chart(frame: pl.DataFrame, *, title: str) -> alt.LayerChart:
         alt.layer(
             points.transform_filter("isValid(datum.value)"),
             *style.diverged_marks(base, style.HEIGHT - style.TOP_PX),
-            style.rule_at("y", style.SOLVED_ACCURACY),
+            style.rule_at(style.SOLVED_ACCURACY),
         ).add_params(legend),
         title,
         style.devices_of(frame),
@@ -201,12 +198,6 @@ def _medians(frame: pl.DataFrame, y: str) -> pl.DataFrame:
         )
         .sort(curve)
     )
-
-
-def _by_source(channel: type, values: dict):
-    """Told in the subtitle, as two legends side by side are too wide for a phone."""
-    scale = alt.Scale(domain=list(values), range=list(values.values()))
-    return channel("source:N", scale=scale, legend=None)
 
 
 def _lines_told(frame: pl.DataFrame) -> str:

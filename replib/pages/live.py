@@ -6,41 +6,39 @@ page is no longer open ends by itself.
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple, TypeVar
-
-import torch
+from typing import Any, NamedTuple
 
 from replib import files
-from replib.device import available_memory_bytes, resolve_device
-from replib.lab import predict, recorded, store
-from replib.lab.run import Glimpse, Job, TrainingJob, Where, uses_compiled
-from replib.lab.timing import MEMORY_SHARE
+from replib.device import resolve_device
+from replib.lab import recorded, store
+from replib.lab.run import Glimpse, Job, TrainingJob, Where
+from replib.pages.processor import (
+    COMPILE_S,
+    MAX_POINT_S,
+    kernel_to_compile,
+    kernels_package,
+    on_threads,
+    side_by_side,
+    threads_of,
+)
 from replib.training import Training
 
 SCALE = "live"
-MAX_POINT_S = 5.0  # of timing for one mechanism at one length
 # A page that is open asks several times a second; one that has not for so long is closed, as one
 # that was reloaded, for which another waits. Browsers wake a page that has been hidden for five
 # minutes once a minute only, so a long run waits longer.
 ABANDONED_AFTER_S, WANTED_AFTER_S = 20.0, 5.0
 LONG_RUN_S, LONG_RUN_ABANDONED_AFTER_S = 240.0, 90.0
 ASKED = "n_repeats_asked"  # in the summary of a cost, which may have had time for fewer
-COMPILE_S = 15.0  # about; a kernel for the CPU, on two cores, once for this machine
-MAX_PREDICTED_S = 3600.0  # a reader who wants more has the command line, which resumes
 LEAST_S = 1e-3  # of a job whose time is not known
 SURE_SHARE = 0.1  # of a batch that is done, from which on its speed tells the time left
 MAX_WAITING = 8  # batches, each a thread
 _WORK_LOCK = threading.Lock()
 _waiting: set[int] = set()  # batches that another keeps from working
-# Before any run: a thread that begins while another is spared one would find fewer.
-ALL_THREADS = torch.get_num_threads()
-
-Result = TypeVar("Result")
 
 
 class Batch:
@@ -270,7 +268,7 @@ class LiveRuns:
         if kernel := kernel_to_compile(batch.todo, batch.device):
             batch.status = "running"
             batch.text = f"compiling the {kernel} kernel, once: about {COMPILE_S:.0f} s"
-            _kernels().compile_now(kernel)
+            kernels_package().compile_now(kernel)
         batch.begin()
         with ThreadPoolExecutor(max(1, side_by_side(batch.todo))) as pool:
             runs = [pool.submit(self._run, batch, i) for i in range(len(batch.todo))]
@@ -304,7 +302,7 @@ class LiveRuns:
         job = batch.todo[which]
         where = Where(self._name(job), SCALE, batch.device, batch.stopped, watch, MAX_POINT_S)
         rows = []
-        with _on_threads(threads_of(job, side_by_side(batch.todo))):
+        with on_threads(threads_of(job, side_by_side(batch.todo))):
             for row in job.execute(where):
                 if job.timed:
                     row["summary"][ASKED] = job.n_repeats
@@ -345,45 +343,6 @@ def _which(row: store.Row) -> tuple[str, str]:
     return row["run_id"], row["provenance"]["started"]
 
 
-def kernel_to_compile(jobs: Sequence[Job], device: str | None = None) -> str | None:
-    """The kernel that jobs use on a device and that this machine has yet to compile."""
-    kind = resolve_device(device).type
-    used = any(uses_compiled(config, kind) for job in jobs for config in job.configs)
-    return kind if used and not _kernels().compiled(kind) else None
-
-
-def _kernels():
-    """The package, which is there where something uses it."""
-    from replib import kernels
-
-    return kernels
-
-
-def side_by_side(jobs: Sequence[Job]) -> int:
-    """How many jobs run at once: trainings share the processor, what is timed has it alone."""
-    return 1 if any(job.timed for job in jobs) else min(len(jobs), ALL_THREADS)
-
-
-def threads_of(job: Job, n_together: int = 1) -> int:
-    """The threads that a job runs with: all where it takes times, but for a stream, which the page
-    draws on its way. Others leave a core to the page, or share them: threads that wait for one that
-    the browser has displaced take longer than one thread fewer."""
-    streaming = any(getattr(config, "span", None) == "stream" for config in job.configs)
-    if job.timed and not streaming:
-        return ALL_THREADS
-    return max(1, (ALL_THREADS - 1) // max(1, n_together))
-
-
-@contextmanager
-def _on_threads(n: int, after: int = ALL_THREADS) -> Iterator[None]:
-    """What a thread began with may be another's spared ones: it is not what is set back to."""
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(after)
-
-
 def _as_asked(row: store.Row, job: Job) -> bool:
     """Whether a row is what running the job now would give: a cost measured with as many threads
     and samples, or with all the samples that there was time for."""
@@ -394,60 +353,3 @@ def _as_asked(row: store.Row, job: Job) -> bool:
     told = row["summary"]
     samples = max(len(told["time_ms_samples"]), told.get(ASKED, 0))
     return row["outcome"] != "ok" or samples >= job.n_repeats
-
-
-def in_passing_thread(function: Callable[..., Result], *arguments) -> Result:
-    """Call a function that computes with torch in a thread that ends with it.
-
-    OpenMP keeps workers for each thread that has computed, as long as that thread lives; with more
-    workers than cores they no longer spin, and a run beside them takes twice as long.
-    """
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def on_one_core(function: Callable[..., Result], *arguments) -> Result:
-    """The same with one thread: of tensors this small, sharing them out takes longer than the work,
-    and up to a hundred times as long where other programs want the cores."""
-
-    def with_one_thread() -> Result:
-        with _on_threads(1, after=torch.get_num_threads()):
-            return function(*arguments)
-
-    return in_passing_thread(with_one_thread)
-
-
-def together_s(jobs: Sequence[Job], seconds: Sequence[float]) -> float:
-    """How long jobs take that take so long each."""
-    return max([sum(seconds) / max(1, side_by_side(jobs)), *seconds])
-
-
-def predicted_each(jobs: Sequence[Job], device: str | None) -> list[float]:
-    """About how long each job takes on this machine, in seconds."""
-
-    def predicted() -> list[float]:
-        every = [jobs, *([job] for job in jobs)]  # what all need is measured first, and once
-        options = {"max_seconds_per_point": MAX_POINT_S, "threads": threads_of}
-        return [predict.seconds(some, device, **options) for some in every][1:]
-
-    return in_passing_thread(predicted)
-
-
-def refusal(jobs: Sequence[Job], device: str | None = None) -> str | None:
-    """Why jobs should not be started from a page, with the remedy; None if they may."""
-    needed = in_passing_thread(predict.needed_bytes, jobs, device) * side_by_side(jobs)
-    free = available_memory_bytes(resolve_device(device))
-    if needed > MEMORY_SHARE * free:
-        return (
-            f"This needs about {needed / 1e9:.1f} GB, more than {MEMORY_SHARE:.0%} of the "
-            f"{free / 1e9:.1f} GB free: lower the sequence length, the number of keys or the batch "
-            "size."
-        )
-    seconds = together_s(jobs, predicted_each(jobs, device))
-    if seconds > MAX_PREDICTED_S:
-        return (
-            f"This would take about {seconds / 3600:.1f} hours: lower the steps, the sequence "
-            "length or the number of keys, or record it from the command line, which resumes where "
-            "it stopped."
-        )
-    return None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from replib.attention import by_hand
-from replib.pages import controls
+from replib.pages import layout
 from replib.pages.style import NEUTRAL, PALETTE
 
 TEXT = "transformers are rnns: linear attention"
@@ -117,7 +117,7 @@ def picture(shown: Walk, position: int) -> mo.Html:
         f'<p class="r-note">{_swatch(LINEAR)} positive, {_swatch(NEUTRAL)} negative; the stronger '
         "the colour, the larger the number.</p>"
     )
-    return controls.styled(
+    return layout.styled(
         f'<div class="r-letters" aria-label="position {position} of {n}">{read}</div>'
         f'<div class="r-grid" style="--least:14rem">{"".join(figures)}</div>{key}'
     )

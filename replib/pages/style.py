@@ -7,7 +7,7 @@ import json
 import math
 import textwrap
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -122,12 +122,16 @@ def printable(
     return chart.properties(width=width, autosize=fit, background=background)
 
 
+def looks(channel: type, field: str, values: Mapping[str, Any], **options: Any) -> Any:
+    """A channel, such as `alt.Color`, that gives each name of a field its own value."""
+    scale = alt.Scale(domain=list(values), range=list(values.values()))
+    return channel(field, **{"title": None, "scale": scale} | options)
+
+
 def attention_colour(frame: pl.DataFrame, **options: Any) -> alt.Color:
     names = ordered_attention(frame["attention"])
-    scale = alt.Scale(domain=names, range=[colour(name) for name in names])
-    return alt.Color(
-        "attention:N", title=None, scale=scale, **{"legend": legend(names, 3), **options}
-    )
+    options = {"legend": legend(names, 3)} | options
+    return looks(alt.Color, "attention:N", {name: colour(name) for name in names}, **options)
 
 
 def is_from(source: str) -> str:
@@ -195,10 +199,44 @@ def log_domain(values: Iterable[float | None], margin: float = 1.0) -> list[floa
     return [low, high] if low < high else [low / 2, high * 2]
 
 
-def rule_at(channel: str, value: float) -> alt.Chart:
-    data = pl.DataFrame({"value": [value]})
-    rule = alt.Chart(data).mark_rule(color=NEUTRAL, strokeDash=[4, 3])
-    return rule.encode(**{channel: alt.Y("value:Q")})
+def radio(name: str, label: str, options: Sequence, first: Any) -> alt.Parameter:
+    """Buttons that choose one of some options; nothing to see where there is but one."""
+    labels = [f"\u00a0{one}\u2003" for one in options]  # the page sets buttons without space
+    bind = alt.binding_radio(options=list(options), labels=labels, name=label)
+    return alt.param(name=name, value=first, bind=bind if len(options) > 1 else alt.Undefined)
+
+
+def factor_axis(field: str, title: str, domain: Sequence[float], **options: Any) -> alt.X:
+    """A log axis of factors: 0.5×, 1×, 10×."""
+    return alt.X(
+        f"{field}:Q",
+        title=title,
+        scale=alt.Scale(type="log", domain=list(domain), nice=False),
+        axis=alt.Axis(labelExpr=f"{BIG_LABELS} + '×'", **options),
+    )
+
+
+def lines_axis(lines: Sequence[str], label: str, **options: Any) -> alt.Y:
+    """A line of its own for each of these texts, of which `label`, an expression, is shown."""
+    axis = alt.Axis(ticks=False, domain=False, labelExpr=label, **options)
+    return alt.Y("line:N", title=None, scale=alt.Scale(domain=list(lines)), axis=axis)
+
+
+ROOMY = {"labelPadding": 8, "labelLimit": 0}  # of labels that may be long
+
+
+def rule_at(value: float, axis: alt.X | alt.Y | None = None) -> alt.Chart:
+    """A dashed line across at a value of an axis, of the y axis if none is given."""
+    axis = alt.Y("value:Q") if axis is None else axis
+    data = pl.DataFrame({axis.to_dict()["field"]: [value]})
+    return alt.Chart(data).mark_rule(color=NEUTRAL, strokeDash=[4, 3]).encode(axis)
+
+
+def text_at(text: str, value: float, axis: alt.X | alt.Y, **place: Any) -> alt.Chart:
+    """A text beside a rule at a value of an axis."""
+    data = pl.DataFrame({axis.to_dict()["field"]: [value], "text": [text]})
+    mark = alt.Chart(data).mark_text(align="right", color=NEUTRAL, **place)
+    return mark.encode(axis, text="text:N")
 
 
 def corner_text(data: pl.DataFrame, expression: str, y: str) -> alt.Chart:

@@ -28,7 +28,7 @@ from replib.claims.crossover.steps import step_ratios
 from replib.claims.start import CARDS
 from replib.lab.text import LEFT, markdown_table
 from replib.lab.verdict import NOT_SUPPORTED, Verdict
-from replib.pages import controls, style
+from replib.pages import running, style, verdict_cards
 from replib.published import published
 from replib.report import offline
 from replib.report.index import SUBJECT, TITLE, index_page
@@ -98,7 +98,7 @@ def write_report(
         setting = ", ".join(f"{name} {value}" for name, value in parameters.items())
         say(
             f"running {', '.join(notebooks)} with {setting}, at most "
-            f"{controls.STATIC_RUN_BELOW_S / 60:z.0f} minutes each"
+            f"{running.STATIC_RUN_BELOW_S / 60:z.0f} minutes each"
         )
     # Runs of their own are timed: one after the other.
     with ThreadPoolExecutor(1 if parameters else min(len(chosen), os.cpu_count() or 1)) as pool:
@@ -206,7 +206,7 @@ def verdict_table(recorded: Sequence[Recorded]) -> str:
 
 def _status(statement: Statement, verdict: Verdict) -> str:
     refuted = statement.refutes and verdict.status == NOT_SUPPORTED
-    return controls.REFUTED if refuted else verdict.status
+    return verdict_cards.REFUTED if refuted else verdict.status
 
 
 def _verdict_cell(one: Recorded, statement: Statement) -> str:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from replib.checks import check_numbers
+
 MAX_SEQ_LEN = 2**17  # twice the paper's longest sequence; more is a slip of the keyboard
 NOT_IN_LOSS = -100  # a target that does not count
 
@@ -31,6 +33,11 @@ class Batch:
     targets: Tensor
     in_loss: Tensor
     in_accuracy: Tensor
+
+
+def drawn(low: int, high: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Whole numbers of low to high - 1, on the generator's device."""
+    return torch.randint(low, high, shape, generator=generator, device=generator.device)
 
 
 class TokenTask:
@@ -95,11 +102,7 @@ class CausalCopy(TokenTask):
     n_symbols: int = 10
 
     def __post_init__(self):
-        if not 5 <= self.seq_len <= MAX_SEQ_LEN:
-            raise ValueError(
-                f"seq_len {self.seq_len} holds no copy task: use 5 (one symbol) to {MAX_SEQ_LEN}"
-            )
-        _check_symbols(self.n_symbols)
+        _check(self, least_len=5)
 
     @property
     def vocab_size(self) -> int:
@@ -112,22 +115,9 @@ class CausalCopy(TokenTask):
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw a batch on the generator's device."""
-        device = generator.device
-        n = torch.randint(
-            self.lengths.start,
-            self.lengths.stop,
-            (batch_size, 1),
-            generator=generator,
-            device=device,
-        )
-        symbols = torch.randint(
-            1,
-            self.n_symbols + 1,
-            (batch_size, self.lengths.stop),
-            generator=generator,
-            device=device,
-        )
-        return self.batch(symbols, n)
+        first, end = self.lengths.start, self.lengths.stop
+        n = drawn(first, end, (batch_size, 1), generator)
+        return self.batch(drawn(1, self.n_symbols + 1, (batch_size, end), generator), n)
 
     def batch(self, symbols: Tensor, n: Tensor) -> Batch:
         """The task of copying the first n (B, 1) of some symbols (B, at least max n)."""
@@ -163,11 +153,7 @@ class SequenceCopy(TokenTask):
     n_symbols: int = 10
 
     def __post_init__(self):
-        if not 3 <= self.seq_len <= MAX_SEQ_LEN:
-            raise ValueError(
-                f"seq_len {self.seq_len} holds no copy task: use 3 (one symbol) to {MAX_SEQ_LEN}"
-            )
-        _check_symbols(self.n_symbols)
+        _check(self, least_len=3)
 
     @property
     def start(self) -> int:
@@ -183,14 +169,8 @@ class SequenceCopy(TokenTask):
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw a batch on the generator's device."""
-        symbols = torch.randint(
-            1,
-            self.n_symbols + 1,
-            (batch_size, self.seq_len - 2),
-            generator=generator,
-            device=generator.device,
-        )
-        return self.batch(symbols)
+        shape = batch_size, self.seq_len - 2
+        return self.batch(drawn(1, self.n_symbols + 1, shape, generator))
 
     def batch(self, symbols: Tensor) -> Batch:
         """The task of copying given symbols (B, N - 2)."""
@@ -204,6 +184,11 @@ class SequenceCopy(TokenTask):
 Task = CausalCopy | SequenceCopy
 
 
-def _check_symbols(n_symbols: int) -> None:
-    if not 2 <= n_symbols <= 1000:
-        raise ValueError(f"n_symbols {n_symbols}: use 2 to 1000")
+def _check(task: Task, least_len: int) -> None:
+    """Of whose sizes one that is shorter holds no symbol."""
+    if not least_len <= task.seq_len <= MAX_SEQ_LEN:
+        raise ValueError(
+            f"seq_len {task.seq_len} holds no copy task: use {least_len} (one symbol) to "
+            f"{MAX_SEQ_LEN}"
+        )
+    check_numbers(task, n_symbols=(2, 1000))

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from replib.tasks import Batch
+from replib.checks import check_numbers
+from replib.tasks.copy import Batch, drawn
 from replib.tasks.image_files import Images, dataset_named, load_images
 
 # Bounds of a logistic's log scale. The lower one is that of the published code of PixelCNN++, which
@@ -51,8 +52,7 @@ class Pixels:
 
     def __post_init__(self):
         object.__setattr__(self, "seq_len", math.prod(self.shape))
-        if not 1 <= self.n_mixtures <= MAX_MIXTURES:
-            raise ValueError(f"n_mixtures {self.n_mixtures}: use 1 to {MAX_MIXTURES}")
+        check_numbers(self, n_mixtures=MAX_MIXTURES)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -84,10 +84,7 @@ class Pixels:
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw images to train on, on the generator's device."""
         images = load_images(self.images, generator.device).train
-        chosen = torch.randint(
-            len(images), (batch_size,), generator=generator, device=generator.device
-        )
-        return self.batch(images[chosen])
+        return self.batch(images[drawn(0, len(images), (batch_size,), generator)])
 
     def held_out(
         self, batch_size: int, n_batches: int, generator: torch.Generator

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from replib.tasks.copy import MAX_SEQ_LEN
+from replib.checks import check_numbers
+from replib.tasks.copy import MAX_SEQ_LEN, drawn
 
 MAX_KEYS = 4096  # several times the paper's most; more is a slip of the keyboard
 
@@ -54,8 +55,7 @@ class AssociativeRetrieval:
     seq_len: int | None = None
 
     def __post_init__(self):
-        if not 2 <= self.n_keys <= MAX_KEYS:
-            raise ValueError(f"n_keys {self.n_keys}: use 2 to {MAX_KEYS}")
+        check_numbers(self, n_keys=(2, MAX_KEYS))
         most = MAX_SEQ_LEN if self.with_replacement else self.n_keys
         if self.seq_len is None:
             object.__setattr__(self, "seq_len", self.n_keys * (1 + self.with_replacement))
@@ -69,9 +69,7 @@ class AssociativeRetrieval:
         """Draw sequences on the generator's device, each with the key of a random position as its
         one query."""
         keys, values = (self._draw(batch_size, generator) for _ in range(2))
-        position = torch.randint(
-            self.seq_len, (batch_size, 1), generator=generator, device=generator.device
-        )
+        position = drawn(0, self.seq_len, (batch_size, 1), generator)
         return self.batch(keys, values, keys.gather(1, position))
 
     def sample_all_queries(
@@ -91,8 +89,8 @@ class AssociativeRetrieval:
         return Associations(keys, values, queries, targets, last > 0)
 
     def _draw(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        options = {"generator": generator, "device": generator.device}
         if self.with_replacement:
-            return torch.randint(self.n_keys, (batch_size, self.seq_len), **options)
+            return drawn(0, self.n_keys, (batch_size, self.seq_len), generator)
+        options = {"generator": generator, "device": generator.device}
         orders = [torch.randperm(self.n_keys, **options) for _ in range(batch_size)]
         return torch.stack(orders)[:, : self.seq_len]

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from replib.tasks.copy import MAX_SEQ_LEN, Batch, TokenTask
+from replib.checks import check_known, check_numbers
+from replib.tasks.copy import MAX_SEQ_LEN, Batch, TokenTask, drawn
 from replib.tasks.text_corpora import LEVELS, SHAKESPEARE, Corpus, corpus_path, load_corpus
 
 
@@ -37,10 +38,8 @@ class Text(TokenTask):
     seq_len: int = 128
 
     def __post_init__(self):
-        if self.level not in LEVELS:
-            raise ValueError(f"level {self.level!r}: use {', '.join(LEVELS)}")
-        if not 1 <= self.seq_len <= MAX_SEQ_LEN:
-            raise ValueError(f"seq_len {self.seq_len}: use 1 to {MAX_SEQ_LEN}")
+        check_known(self, level=LEVELS)
+        check_numbers(self, seq_len=MAX_SEQ_LEN)
 
     def missing_data(self) -> str | None:
         """Why the text cannot be read; None where it can."""
@@ -93,8 +92,7 @@ class Text(TokenTask):
         """Any segments to train on, on the generator's device."""
         self.n_segments(1)
         most = len(self.text.train.ids) - self.seq_len
-        options = {"generator": generator, "device": generator.device}
-        starts = torch.randint(most, (batch_size,), **options)
+        starts = drawn(0, most, (batch_size,), generator)
         return self._batch(self.text.train.ids, starts.cpu(), generator.device)
 
     def held_out(self, batch_size, n_batches, generator) -> Iterator[Batch]:

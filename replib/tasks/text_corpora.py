@@ -11,7 +11,6 @@ One file alone is cut into 90 % to train on, 5 % to validate on and 5 % to test 
 enwik8. Tiny Shakespeare, the plays that Karpathy 2015 put together, is part of this repository.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from replib.tasks.text_files import FOLDER, content_of, decoded
+from replib.tasks.text_files import content_of, corpus_folder, decoded
 
 SHAKESPEARE = "shakespeare"
 # A fact that belongs to the repository, as the published figures do: no setting moves this file.
@@ -37,26 +36,16 @@ UNKNOWN, LINE_END = "<unk>", "<eos>"
 N_BYTES = 256
 
 
-def corpus_path(corpus: str, folder: str | os.PathLike[str] | None = None) -> Path:
-    """Where a corpus is: the file of Tiny Shakespeare, else a folder of its name in `folder` or
-    `REPLIB_TEXTS`.
+def corpus_path(corpus: str) -> Path:
+    """Where a corpus is: the file of Tiny Shakespeare, else what `corpus_folder` says.
 
     Raises:
-        ValueError: neither is given, or there is no such folder.
+        ValueError: as `corpus_folder`.
     """
-    where = folder or os.environ.get(FOLDER)
     if corpus == SHAKESPEARE:
         return SHAKESPEARE_FILE
-    files = {ENWIK8: ENWIK8}.get(corpus, "its train, valid and test files")
-    if not where:
-        raise ValueError(
-            f"{corpus} is not at hand: set {FOLDER} to a folder that has {corpus} with {files}, "
-            "plain or .gz"
-        )
-    path = Path(where).expanduser() / corpus
-    if not path.is_dir():
-        raise ValueError(f"there is no folder {path}: put {files} into it, plain or .gz")
-    return path
+    files = ENWIK8 if corpus == ENWIK8 else "its train, valid and test files"
+    return corpus_folder(corpus, files)
 
 
 def load_splits(path: Path, *, whole_characters: bool = True) -> tuple[bytes, ...]:

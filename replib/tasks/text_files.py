@@ -32,19 +32,24 @@ Pairs = tuple[tuple[str, ...], tuple[str, ...]]
 """The sentences of two languages, as many of one as of the other."""
 
 
-def corpus_folder(corpus: str, folder: str | os.PathLike[str] | None = None) -> Path:
-    """Where the files of a corpus are: in a folder of its name in `folder` or `REPLIB_TEXTS`.
+def corpus_folder(corpus: str, files: str = "train.en and train.de, so too val and test") -> Path:
+    """Where the files of a corpus are: in a folder of its name in that which `REPLIB_TEXTS` names.
+
+    Args:
+        files: which they are, in words.
 
     Raises:
-        ValueError: neither is given, or there is no such folder.
+        ValueError: it is not set, or there is no such folder.
     """
-    where = folder or os.environ.get(FOLDER)
-    names = f"{corpus}/train.en and {corpus}/train.de, so too val and test, plain or .gz"
+    where = os.environ.get(FOLDER)
     if not where:
-        raise ValueError(f"{corpus} is not at hand: set {FOLDER} to a folder that has {names}")
+        raise ValueError(
+            f"{corpus} is not at hand: set {FOLDER} to a folder that has {corpus} with {files}, "
+            "plain or .gz"
+        )
     path = Path(where).expanduser() / corpus
     if not path.is_dir():
-        raise ValueError(f"there is no folder {path}: put {names} into {path.parent}")
+        raise ValueError(f"there is no folder {path}: put {files} into it, plain or .gz")
     return path
 
 

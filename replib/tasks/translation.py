@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from replib.checks import check_known, check_numbers
 from replib.tasks import number_words
-from replib.tasks.copy import Batch, TokenTask
+from replib.tasks.copy import Batch, TokenTask, drawn
 from replib.tasks.text_files import (
     END,
     KINDS,
@@ -140,13 +142,11 @@ class NumberWords(Translating):
 
     def test_texts(self, n: int = 1000) -> Pairs:
         """As many of those that are never drawn, always the same."""
-        pairs = self._drawn(n, torch.Generator().manual_seed(0), test=True)
-        return tuple(english for english, _ in pairs), tuple(
-            "".join(german).strip() for _, german in pairs
-        )
+        english, german = zip(*self._test(n), strict=True)
+        return english, tuple("".join(pieces).strip() for pieces in german)
 
     def test_batches(self, batch_size, device):
-        pairs = self._drawn(1000, torch.Generator().manual_seed(0), test=True)
+        pairs = self._test()
         for i in range(0, len(pairs), batch_size):
             yield self._batch(pairs[i : i + batch_size], device)
 
@@ -166,6 +166,9 @@ class NumberWords(Translating):
     def pieces(self, ids):
         return [_vocabulary()[i] for i in ids]
 
+    def _test(self, n: int = 1000) -> list[tuple[str, tuple[str, ...]]]:
+        return self._drawn(n, torch.Generator().manual_seed(0), test=True)
+
     def _batch(self, pairs: Sequence[tuple[str, tuple[str, ...]]], device) -> Batch:
         german = _ids(1)
         targets = [[german[piece] for piece in pieces] for _, pieces in pairs]
@@ -178,13 +181,10 @@ class NumberWords(Translating):
         found = []
         while len(found) < n:
             shape = 2 * (n - len(found)) * (HELD_OUT_OF if test else 1), 4
-            options = {"generator": generator, "device": generator.device}
-            for numbers in torch.randint(2**40, shape, **options).tolist():
-                drawn = self._one(numbers, test)
-                if drawn is not None:
-                    found.append(drawn)
-                if len(found) == n:
-                    break
+            ones = (
+                self._one(numbers, test) for numbers in drawn(0, 2**40, shape, generator).tolist()
+            )
+            found += islice(filter(None, ones), n - len(found))
         return found
 
     def _one(self, random: list[int], test: bool) -> tuple[str, tuple[str, ...]] | None:
@@ -260,14 +260,8 @@ class ParallelText(Translating):
 
     def __post_init__(self):
         object.__setattr__(self, "seq_len", self.max_len)
-        for name, least, most in (
-            ("vocab_size", 2 * N_SPECIAL, MAX_VOCABULARY),
-            ("max_len", 4, MAX_TOKENS),
-        ):
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"{name} {getattr(self, name)}: use {least} to {most}")
-        if self.subwords not in KINDS:
-            raise ValueError(f"subwords {self.subwords!r}: use {', '.join(KINDS)}")
+        check_numbers(self, vocab_size=(2 * N_SPECIAL, MAX_VOCABULARY), max_len=(4, MAX_TOKENS))
+        check_known(self, subwords=KINDS)
 
     def missing_data(self) -> str | None:
         """Why the texts cannot be read, or would not be scored; None where they can."""
@@ -291,9 +285,7 @@ class ParallelText(Translating):
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Any sentences to train on, on the generator's device."""
         train = self.text.train
-        rows = torch.randint(
-            len(train), (batch_size,), generator=generator, device=generator.device
-        )
+        rows = drawn(0, len(train), (batch_size,), generator)
         return self._batch(train, rows.tolist(), generator.device)
 
     def batch_at(self, step: int, batch_size: int, seed: int, device) -> Batch:
@@ -419,16 +411,12 @@ def _corpus(task: ParallelText, folder: Path) -> Corpus:
 
     def encoded(pairs: Pairs, longest: int | None = None) -> tuple[Encoded, int]:
         sides = [v.encode(side) for v, side in zip(vocabularies, pairs, strict=True)]
-        kept = [
-            pair
-            for pair in zip(*sides, strict=True)
-            if longest is None or max(map(len, pair)) < longest
-        ]
+        every = list(zip(*sides, strict=True))
+        kept = [pair for pair in every if longest is None or max(map(len, pair)) < longest]
         if not kept:
             raise ValueError(f"no pair has less than {longest} tokens: use a larger max_len")
-        return Encoded(*(Sentences(side) for side in zip(*kept, strict=True))), len(sides[0]) - len(
-            kept
-        )
+        found = Encoded(*(Sentences(side) for side in zip(*kept, strict=True)))
+        return found, len(every) - len(kept)
 
     train, n_too_long = encoded(texts["train"], task.max_len)
     val, test = encoded(texts["val"])[0], encoded(texts["test"])[0]

@@ -29,7 +29,7 @@ from replib.attention.delta import delta_retrieve
 from replib.kernels.delta import cpu as delta_cpu
 from replib.kernels.linear import cpu
 from replib.kernels.linear import torch as torch_chunked
-from replib.lab import provenance, store
+from replib.lab import provenance, store, timing
 from replib.models import CausalTransformer, TransformerConfig
 
 TINY = Scale(
@@ -193,7 +193,7 @@ def test_a_peer_that_fails_is_told_and_stops_nobody_else(monkeypatch, error, tol
 
 @pytest.mark.slow
 def test_what_would_not_fit_into_memory_is_never_begun(monkeypatch):
-    monkeypatch.setattr(comparison, "available_memory_bytes", lambda device: 1000)
+    monkeypatch.setattr(timing, "available_memory_bytes", lambda device: 1000)
     monkeypatch.setattr(peers, "published_delta_loop", lambda *inputs: pytest.fail("called"))
     rows = measured("causal") + measured("delta")
     for against in (bench.TEXTBOOK, bench.PUBLISHED_LOOP, bench.TUNED_LOOP):
@@ -418,7 +418,7 @@ def test_fast_transformers_computes_the_same_attention_and_gradient(causal):
     for name in (FAST_TRANSFORMERS, bench.PLAIN):
         q, k, v, grad_y = (random(2, 3, 33, 16, seed=seed) for seed in range(4))
         inputs = [x.requires_grad_() for x in (q, k, v)]
-        y = bench.ATTENTIONS[name](*inputs, causal)
+        y = bench.ATTENTIONS[name](*inputs, causal=causal)
         results.append((y, *torch.autograd.grad(y, inputs, grad_y)))
     for theirs, ours in zip(*results, strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
@@ -484,7 +484,7 @@ def test_flash_linear_attention_computes_the_same_attention_and_gradient():
     for name in (FLASH_LINEAR, bench.PLAIN):
         q, k, v, grad_y = (random(2, 3, 130, 32, seed=seed).cuda() for seed in range(4))
         inputs = [x.requires_grad_() for x in (q, k, v)]
-        y = bench.ATTENTIONS[name](*inputs, True)
+        y = bench.ATTENTIONS[name](*inputs, causal=True)
         results.append((y, *torch.autograd.grad(y, inputs, grad_y)))
     for theirs, ours in zip(*results, strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-2, atol=1e-2)  # TF32

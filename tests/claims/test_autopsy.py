@@ -7,15 +7,14 @@ import torch
 from torch.nn.functional import elu
 
 from replib.attention import ATTENTION
+from replib.claims.autopsy.broken_parts import _Altered, break_model
 from replib.claims.autopsy.defects import (
     ARTICLE_LR,
     BATCH_FACTOR,
     DEFECTS,
     AutopsyConfig,
-    _Altered,
     all_defects,
     article_defects,
-    break_model,
     followed,
 )
 from replib.models import EncoderDecoder, TransformerConfig

@@ -29,7 +29,7 @@ from replib.lab.run import config_of
 from replib.lab.runs.generation import WAYS, GenerationConfig, GenerationCost, state_bytes
 from replib.lab.statistics import Crossover, Ratio, article_fits
 from replib.lab.timing import CostConfig
-from replib.pages import costs, frames, style
+from replib.pages import costs, style, tidy
 from replib.pages import curves as learning
 from replib.published import published
 from replib.tasks.copy import CausalCopy, SequenceCopy
@@ -152,26 +152,24 @@ def step_rows():
 
 
 def draw(name):
-    timed, curves = frames.costs(cost_rows()), frames.training_curves(training_rows())
+    timed, curves = tidy.costs(cost_rows()), tidy.training_curves(training_rows())
     article = published()["dm2022"]
-    kernels, regressions = frames.costs(cost_rows(KERNELS)), article_fits(article)
+    kernels, regressions = tidy.costs(cost_rows(KERNELS)), article_fits(article)
     return {
         "loss": lambda: learning.learning_curves(curves, title="T"),
         "accuracy": lambda: learning.learning_curves(curves, y="accuracy", title="T"),
         "live": lambda: learning.live_curves(
-            frames.training_curves([training_row("linear", 16, 9, scale="live")]),
+            tidy.training_curves([training_row("linear", 16, 9, scale="live")]),
             curves.filter(pl.col("seq_len") == 16),
         ),
         "time": lambda: costs.cost_chart(timed, title="T"),
         "memory": lambda: costs.cost_chart(timed, y="memory", title="T"),
-        "replication": lambda: replication_chart(frames.costs(step_rows()), article),
+        "replication": lambda: replication_chart(tidy.costs(step_rows()), article),
         "kernels": lambda: costs.cost_chart(kernels, title="T"),
         "crossover": lambda: crossover_chart(cost_rows(KERNELS)),
         "crossings": lambda: crossings_drawn(crossed()),
         "extrapolation": lambda: extrapolation.extrapolation_chart(article, regressions),
-        "seeds": lambda: learning.seeds_chart(
-            frames.training_summaries(training_rows()), title="T"
-        ),
+        "seeds": lambda: learning.seeds_chart(tidy.training_summaries(training_rows()), title="T"),
         "token": lambda: generation.token_chart(token_rows()),
         "kept": lambda: generation.token_chart(token_rows(), y="state_bytes"),
     }[name]()
@@ -309,10 +307,10 @@ def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
 def test_every_mechanism_is_drawn_in_its_colour_in_each_of_its_implementations(attention):
     names = ATTENTION[attention].choices()
     rows = [cost_row(attention, i, n) for i in names for n in LENGTHS]
-    drawing = svg(costs.cost_chart(frames.costs(rows), title="T"))
+    drawing = svg(costs.cost_chart(tidy.costs(rows), title="T"))
     assert style.colour(attention) in drawing
     assert all(i in drawing for i in names)
-    curves = frames.training_curves([training_row(a, 16, 0) for a in ("softmax", attention)])
+    curves = tidy.training_curves([training_row(a, 16, 0) for a in ("softmax", attention)])
     assert style.colour(attention) in svg(learning.learning_curves(curves, y="loss", title="T"))
 
 
@@ -356,7 +354,7 @@ def test_every_measured_point_is_drawn_and_out_of_memory_is_marked_and_named():
 
 
 def linear_costs(**changes):
-    return frames.costs([cost_row("linear", "torch", n, **changes) for n in LENGTHS])
+    return tidy.costs([cost_row("linear", "torch", n, **changes) for n in LENGTHS])
 
 
 def test_live_points_are_filled_and_recorded_ones_hollow():
@@ -370,23 +368,23 @@ def test_diverged_run_is_marked_and_its_curve_drawn():
     rows = [training_row("linear", 16, 0, diverged=True), training_row("linear", 16, 1)]
     assert rows[0]["curve"]["loss"][-1] is None
     for y in learning.CURVES:
-        drawing = svg(learning.learning_curves(frames.training_curves(rows), y=y, title="T"))
+        drawing = svg(learning.learning_curves(tidy.training_curves(rows), y=y, title="T"))
         assert ">diverged<" in drawing and "NaN" not in drawing
-    seeds = svg(learning.seeds_chart(frames.training_summaries(rows), title="T"))
+    seeds = svg(learning.seeds_chart(tidy.training_summaries(rows), title="T"))
     assert ">diverged<" in seeds
-    live = frames.training_curves(rows[:1]).with_columns(loss=pl.lit(math.nan))
+    live = tidy.training_curves(rows[:1]).with_columns(loss=pl.lit(math.nan))
     assert "NaN" not in svg(learning.live_curves(live))
 
 
 @pytest.mark.parametrize(
     "chart",
     [
-        lambda: learning.learning_curves(frames.training_curves([]), title="T"),
-        lambda: learning.live_curves(frames.training_curves([])),
-        lambda: costs.cost_chart(frames.costs([]), title="T"),
+        lambda: learning.learning_curves(tidy.training_curves([]), title="T"),
+        lambda: learning.live_curves(tidy.training_curves([])),
+        lambda: costs.cost_chart(tidy.costs([]), title="T"),
         lambda: crossover_chart([]),
         lambda: crossover_charts.crossings_chart([]),
-        lambda: learning.seeds_chart(frames.training_summaries([]), title="T"),
+        lambda: learning.seeds_chart(tidy.training_summaries([]), title="T"),
         lambda: generation.token_chart([]),
         lambda: generation.stream_chart([]),
         lambda: generation.speedup_chart([], PAPER),
@@ -397,7 +395,7 @@ def test_no_rows_give_a_chart_that_says_so(chart):
 
 
 def test_article_is_shown_where_nothing_of_ours_is_measured():
-    chart = replication_chart(frames.costs([]), published()["dm2022"])
+    chart = replication_chart(tidy.costs([]), published()["dm2022"])
     assert len(points(svg(chart), "linear")) == 4
 
 
@@ -411,7 +409,7 @@ def test_length_control_offers_the_recorded_lengths_and_starts_at_the_longest():
 def test_long_curves_stay_below_the_row_limit_and_keep_their_extremes():
     rows = [training_row("linear", 16, seed, n_points=400) for seed in range(20)]
     rows[0]["curve"]["loss"][203] = 50.0
-    spec = learning.learning_curves(frames.training_curves(rows), title="T").to_dict()
+    spec = learning.learning_curves(tidy.training_curves(rows), title="T").to_dict()
     points = max(spec["datasets"].values(), key=len)
     assert len(points) <= learning.MAX_CURVE_POINTS + 1
     assert max(point["high"] for point in points) == 50.0
@@ -465,16 +463,16 @@ def test_extrapolation_shows_the_articles_crossover_and_how_it_moves():
 
 
 def test_two_values_at_one_length_are_refused():
-    twice = pl.concat([frames.costs(cost_rows()), frames.costs(cost_rows(batch_size=8))])
+    twice = pl.concat([tidy.costs(cost_rows()), tidy.costs(cost_rows(batch_size=8))])
     with pytest.raises(ValueError, match="two values at N = 64: filter"):
         costs.cost_chart(twice, title="T")
 
 
 def test_unknown_measure_and_length_are_refused():
     with pytest.raises(ValueError, match="use loss, accuracy"):
-        learning.learning_curves(frames.training_curves([]), y="perplexity", title="T")
+        learning.learning_curves(tidy.training_curves([]), y="perplexity", title="T")
     with pytest.raises(ValueError, match="use 16, 32"):
-        learning.learning_curves(frames.training_curves(training_rows()), seq_len=64, title="T")
+        learning.learning_curves(tidy.training_curves(training_rows()), seq_len=64, title="T")
 
 
 @pytest.mark.slow
@@ -487,16 +485,16 @@ def test_charts_need_no_network_and_text_leaves_its_colour_to_the_page():
 
 
 def test_frames_name_series_and_keep_units():
-    row = frames.costs(step_rows()[:1]).row(0, named=True)
+    row = tidy.costs(step_rows()[:1]).row(0, named=True)
     assert (row["series"], row["work"], row["n_steps"]) == (
         "softmax (textbook)",
         "training_step",
         3000,
     )
     assert (row["seq_len"], row["head_dim"]) == (64, 64)
-    curve = frames.training_curves([training_row("linear", 16, 2, scale="live")])
+    curve = tidy.training_curves([training_row("linear", 16, 2, scale="live")])
     assert set(curve["source"]) == {"live"} and set(curve["series"]) == {"linear"}
-    assert curve.columns == list(frames.CURVE_COLUMNS)
+    assert curve.columns == list(tidy.CURVE_COLUMNS)
 
 
 def test_every_way_to_generate_is_drawn_and_the_one_out_of_memory_is_marked():

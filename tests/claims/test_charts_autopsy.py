@@ -6,6 +6,7 @@ import vl_convert
 
 from replib.claims.autopsy import ablation, charts
 from replib.claims.autopsy.defects import DEFECTS, article_defects
+from replib.claims.autopsy.prediction import prediction_chart
 from replib.claims.autopsy.step_times import NOT_THERE, attribution, step_times
 from replib.lab import recorded
 from replib.pages import style
@@ -30,7 +31,7 @@ CHARTS = {
     "slowdown": lambda rows: charts.slowdown_chart(rows["autopsy_time"], ARTICLE, 64),
     "losses": lambda rows: charts.losses_chart(rows["autopsy"], ARTICLE),
     "full size": lambda rows: charts.full_size_chart(rows["autopsy_full"], ARTICLE),
-    "prediction": lambda rows: charts.prediction_chart(ARTICLE, ARTICLE["N"], "quadratic"),
+    "prediction": lambda rows: prediction_chart(ARTICLE, ARTICLE["N"], "quadratic"),
     "switches": lambda rows: charts.switches_curves(with_adam_or_none(rows)),
 }
 
@@ -109,13 +110,13 @@ def test_losses_hold_every_run_and_the_article(rows):
     ],
 )
 def test_a_prediction_says_where_it_is_and_where_the_data_end(model, text):
-    drawing = svg(charts.prediction_chart(ARTICLE, ARTICLE["N"], model))
+    drawing = svg(prediction_chart(ARTICLE, ARTICLE["N"], model))
     assert f">{text}<" in drawing
     assert ">measured:" in drawing and "N = 8 to 64" in drawing
 
 
 def test_points_that_are_left_out_are_hollow():
-    points = points_of(charts.prediction_chart(ARTICLE, [16, 32, 64], "quadratic"), "used")
+    points = points_of(prediction_chart(ARTICLE, [16, 32, 64], "quadratic"), "used")
     assert {p["seq_len"]: p["used"] for p in points} == {8: False, 16: True, 32: True, 64: True}
 
 

@@ -10,9 +10,9 @@ from drawn import title_of
 from replib.claims.autopsy import ablation as autopsy
 from replib.claims.autopsy import judge, tables
 from replib.claims.autopsy import step_times as timing
-from replib.claims.autopsy.charts import prediction_chart
 from replib.claims.autopsy.defects import DEFECTS, article_defects, loss_defects
 from replib.claims.autopsy.grid import ablation
+from replib.claims.autopsy.prediction import prediction_chart
 from replib.lab import recorded
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 from replib.published import published

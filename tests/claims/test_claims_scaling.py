@@ -168,12 +168,12 @@ def test_devices_are_judged_by_themselves():
 
 
 def test_a_chart_has_all_recordings_of_a_point_as_one(monkeypatch):
-    from replib.pages import frames
+    from replib.pages import tidy
 
     some = [x for i in range(3) for x in rows(recording=i)]
     some[-1]["summary"] = some[-1]["summary"] | {"time_ms_samples": [1e3, 1e3, 1e3]}
-    pooled = frames.pooled(frames.costs(some))
-    assert pooled.columns == list(frames.COST_COLUMNS) and len(pooled) == len(rows())
+    pooled = tidy.pooled(tidy.costs(some))
+    assert pooled.columns == list(tidy.COST_COLUMNS) and len(pooled) == len(rows())
     samples = [
         x
         for one in (some[-1], *some[len(rows()) - 1 :: len(rows())][:2])

@@ -48,7 +48,7 @@ def test_each_pixel_that_is_not_given_appears_with_its_token(models, rows_given)
 
 def test_a_static_page_has_no_times_and_nothing_kept_is_said(models, monkeypatch, data, tmp_path):
     assert "ms a token" in digits.completion(models, SETTINGS).text
-    monkeypatch.setattr(digits.controls, "in_static_page", lambda: True)
+    monkeypatch.setattr(digits.layout, "in_static_page", lambda: True)
     monkeypatch.setattr(digits, "_TAKES", iter([7, 7]))
     first, second = (digits.completion(models, SETTINGS).text for _ in range(2))
     assert first == second and "ms a token" not in first

@@ -13,7 +13,7 @@ from replib.claims.common import laptop_copy, laptop_model
 from replib.claims.convergence import page
 from replib.lab import store
 from replib.lab.run import TrainingJob
-from replib.pages import frames
+from replib.pages import tidy
 from replib.training import Training
 
 
@@ -44,13 +44,13 @@ def test_runs_of_other_settings_stay_in_the_chart():
 
 
 def test_a_chart_is_titled_with_what_was_learned_and_the_settings():
-    shown = frames.training_curves(run_rows(32, model=replace(laptop_model("linear"), n_layers=1)))
+    shown = tidy.training_curves(run_rows(32, model=replace(laptop_model("linear"), n_layers=1)))
     own = "99% right: linear at step 10. N = 32, 10 steps, batch 32, 1 layer, 4 heads of 16"
     assert page.title_of(shown, shown) == page.title_of(shown) == own
-    recorded = frames.training_curves(run_rows(32))
+    recorded = tidy.training_curves(run_rows(32))
     told = f"{own} (recorded: 10 steps, batch 32, 2 layers, 4 heads of 16)"
     assert page.title_of(shown, recorded) == told
-    assert page.title_of(frames.training_curves([])) == "Nothing has run yet"
+    assert page.title_of(tidy.training_curves([])) == "Nothing has run yet"
 
 
 def test_numbers_follow_the_settings_before_anything_runs():

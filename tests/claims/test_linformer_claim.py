@@ -18,6 +18,7 @@ from replib.lab import recorded, store
 from replib.lab.run import CostJob, Where
 from replib.lab.timing import Cost, CostConfig
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
+from replib.published import published
 from replib.tasks.translation import ParallelText
 from replib.training import Training
 
@@ -219,14 +220,14 @@ def test_rows_of_translations_are_read_again_and_drawn():
 
 
 def test_scored_as_a_corpus_the_published_outputs_come_in_the_order_of_perplexity():
-    rows = of_text.published_order()
+    table = published()["linformer_project"]["table"]
 
-    def order(name, sign):
-        return [row["model"] for row in sorted(rows, key=lambda row: sign * row[name])]
+    def order(score, sign):
+        return sorted(table, key=lambda model: sign * table[model][score])
 
-    right = order("perplexity", 1)
-    assert order("BLEU of the corpus", -1) == order("chrF2", -1) == right
-    assert order("BLEU as printed", -1) != right
+    right = order("ppl", 1)
+    assert order("bleu_recomputed", -1) == order("chrf2_recomputed", -1) == right
+    assert order("bleu_published", -1) != right
 
 
 def test_charts_are_drawn_of_rows_and_of_none():

@@ -130,9 +130,9 @@ def test_losses_and_shares_are_of_every_rule_and_colours_are_those_of_the_rules(
         assert drawn == pytest.approx(filling.losses.tolist(), rel=1e-4, abs=1e-9)
         parts = {one["part"]: one["share"] for one in shares if one["rule"] == rule}
         assert parts == pytest.approx(filling.shares(), rel=1e-4, abs=1e-9)
-    scale = filling_charts._rule_scale(fillings)
+    scale = filling_charts._rule_colour(fillings).to_dict()["scale"]
     colours = [style.colour(name) for name in ("dpfp", "delta", "fwm")]
-    assert (scale.domain, scale.range) == (list(UPDATE_RULES), colours)
+    assert (scale["domain"], scale["range"]) == (list(UPDATE_RULES), colours)
     none = {rule: fill(page.fill_config(settings(fill_again=0)), rule) for rule in UPDATE_RULES}
     assert "none" in str(filling_charts.overwrite_chart(none).to_dict()["title"])
 

@@ -3,22 +3,17 @@
 import sys
 
 import pytest
-import torch
 
 from replib.attention.softmax import softmax_attention
 from replib.claims.autopsy.other_works import (
     N_PAIRS,
-    NaiveCausalLinformer,
     bleu_scores,
     future_leak,
     order_seen,
     small_corpus,
 )
+from replib.claims.linformer.probes import slots_masked
 from replib.published import published
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def test_a_corpus_is_drawn_anew_from_its_seed_alone():
@@ -69,32 +64,14 @@ def test_bleu_of_an_incomplete_corpus_is_refused():
 
 
 def test_with_positions_of_the_batch_a_model_cannot_tell_the_order_of_what_it_has_read():
-    assert order_seen(broken=True) < 1e-12 < 1e-3 < order_seen(broken=False)
+    assert order_seen("batch row") < 1e-12 < 1e-3 < order_seen("concatenated")
 
 
-def test_a_naively_causal_linformer_sees_the_future_and_softmax_does_not():
-    linformer = NaiveCausalLinformer(12, 4, generator())
-    assert future_leak(linformer, seq_len=12) > 0.1
-    assert future_leak(softmax_attention, seq_len=12) == 0
+def test_a_linformer_with_masked_slots_sees_the_future_and_softmax_does_not():
+    assert future_leak(slots_masked(12, 4), 12) > 0.1
+    assert future_leak(softmax_attention, 12) == 0
 
 
-def test_what_a_linformer_sees_of_the_future_is_what_it_mixes_into_its_rows():
-    linformer = NaiveCausalLinformer(12, 4, generator())
-    with torch.no_grad():  # each row is of one block of three positions
-        blocks = torch.eye(4).repeat_interleave(3, dim=1)
-        linformer.keys.copy_(blocks)
-        linformer.values.copy_(blocks)
-    q, k, v = (torch.randn(1, 1, 12, 16, generator=generator(i)) for i in range(3))
-    later = [x.clone() for x in (q, k, v)]
-    for x in later:
-        x[:, :, 3:] += 1
-    y, changed = (linformer(*inputs, causal=True) for inputs in ((q, k, v), later))
-    assert torch.equal(y[:, :, :3], changed[:, :, :3])  # blocks do not reach beyond their end
-    assert not torch.equal(y[:, :, 3:], changed[:, :, 3:])
-
-
-def test_sizes_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="n_rows 0: use 1 or more"):
-        NaiveCausalLinformer(4, 0, generator())
+def test_a_corpus_of_one_sentence_is_refused():
     with pytest.raises(ValueError, match="n_sentences 1: use 2"):
         small_corpus(1)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from replib.generation import Decoder, Recompute
+from replib.lab import timing
 from replib.lab.runs import generation
 from replib.lab.runs.generation import (
     WAYS,
@@ -203,7 +204,7 @@ def test_running_out_of_memory_is_an_outcome_and_the_others_go_on(monkeypatch):
 
 @pytest.mark.parametrize("span", ["token", "sequence", "stream"])
 def test_what_would_not_fit_is_not_tried(span, monkeypatch):
-    monkeypatch.setattr(generation, "available_memory_bytes", lambda device: 10**6)
+    monkeypatch.setattr(timing, "available_memory_bytes", lambda device: 10**6)
     config = tiny("cache", span=span, seq_len=2**16)
     (cost,) = measure_generation([config], n_repeats=2)
     assert cost.outcome == "out_of_memory" and "lower seq_len or batch_size" in cost.detail

@@ -126,7 +126,6 @@ def test_threads_are_those_of_the_job_and_left_as_they_were():
 
 def test_a_cost_that_would_not_fit_takes_no_time(monkeypatch):
     monkeypatch.setattr(timing, "available_memory_bytes", lambda device: 10**3)
-    monkeypatch.setattr(generation, "available_memory_bytes", lambda device: 10**3)
     generated = CostJob(configs=(GenerationConfig(seq_len=16),), n_repeats=3)
     assert seconds([cost_job(64), generated], "cpu") == 0
 

@@ -22,7 +22,7 @@ from replib.lab.configs import config_from
 from replib.lab.recorded import recorded_rows
 from replib.lab.run import config_of
 from replib.models import TransformerConfig
-from replib.pages import frames
+from replib.pages import tidy
 
 RECORDED = [n for n in (*EXPERIMENTS, "bench") if (files.ROOT / "data" / f"{n}.jsonl").exists()]
 N_MUTANTS, N_WHOLE = 40, 3
@@ -47,8 +47,8 @@ def draw(name, found):
     if name == "generation":
         return tokens(found), streams(found)
     if found and found[0]["curve"] is None:
-        return frames.costs(found)
-    return frames.training_curves(found), frames.training_summaries(found)
+        return tidy.costs(found)
+    return tidy.training_curves(found), tidy.training_summaries(found)
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -5,6 +5,7 @@ A notebook runs through marimo's `app.run(defs=...)`, which replaces the cell th
 
 import ast
 import html
+import importlib
 import importlib.util
 import json
 import math
@@ -16,14 +17,14 @@ import pytest
 import synthetic
 
 from replib.attention import linear
-from replib.claims import PAGES
+from replib.claims import CLAIMS, PAGES, cost_page
 from replib.claims.autopsy import page as autopsy_page
 from replib.claims.autopsy.defects import DEFECTS
 from replib.claims.cost_page import ALL_VARIANTS, refused_variants
 from replib.lab import store
 from replib.lab.recorded import recorded_rows
 from replib.lab.runs.generation import WAYS
-from replib.pages import controls
+from replib.pages import controls, running, verdict_cards
 from replib.published import published
 from replib.report.write import NOTEBOOKS
 
@@ -124,20 +125,35 @@ NOT_AUTO = SimpleNamespace(value=False)
 RUNNABLE = tuple(name for name in ALL_VARIANTS if name not in refused_variants())
 
 
-def run_notebook(stem, defs=None, **changes):
-    """The text of a notebook's page and its names, for its settings with some changed."""
+def loaded(stem):
     spec = importlib.util.spec_from_file_location(f"notebook_{stem}", PATHS[stem])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    settings = {"settings": SETTINGS[stem] | changes}
-    outputs, names = module.app.run(defs=settings | (defs or {}))
+    return module
+
+
+def run_notebook(stem, defs=None, **changes):
+    """The text of a notebook's page and its names, for its settings with some changed."""
+    module = loaded(stem)
+    settings = SETTINGS[stem] | changes
+    asked = running.asked(live_jobs(stem), settings)
+    outputs, names = module.app.run(defs={"settings": settings, "asked": asked} | (defs or {}))
     page = "\n".join(mo.as_html(output).text for output in outputs if output is not None)
     return html.unescape(page), names
 
 
+def live_jobs(stem):
+    """The jobs of a notebook's settings."""
+    if stem in COSTS:
+        return cost_page.live_jobs
+    (claim, *_) = (one for one in CLAIMS if one.notebook == stem)
+    owner = "translation" if stem.startswith("07") else claim.name
+    return importlib.import_module(f"replib.claims.{owner}.page").live_jobs
+
+
 def session(page):
     """What the verdict card says of this session."""
-    return page.split(f"{controls.THIS_MACHINE}</strong>")[1].split("</div>")[0]
+    return page.split(f"{verdict_cards.THIS_MACHINE}</strong>")[1].split("</div>")[0]
 
 
 def lengths_of(jobs):
@@ -230,6 +246,15 @@ def test_a_kernel_that_cannot_run_is_explained_and_starts_nothing(stem, monkeypa
     assert f"linear cpu cannot run with these settings: {reason}" in page
     assert names["asked"].jobs == [] and names["live"].poll() is None
     assert "linear cpu" not in names["panel"].elements["variants"].options
+
+
+@pytest.mark.parametrize("stem", PATHS)
+def test_a_notebook_asks_for_the_jobs_of_its_panel(stem, data):
+    module = loaded(stem)
+    _, names = module.app.run(defs={"auto": NOT_AUTO})
+    assert names["settings"].items() >= names["panel"].value.items()
+    expected = running.asked(live_jobs(stem), names["settings"])
+    assert names["asked"].jobs == expected.jobs and names["asked"].jobs
 
 
 @pytest.mark.parametrize("stem", PATHS)

@@ -22,7 +22,7 @@ from replib.lab.verdict import (
     Criterion,
     Verdict,
 )
-from replib.pages import code, controls
+from replib.pages import code, controls, layout, running, verdict_cards
 from replib.pages.controls import Control, initial_values
 from replib.pages.live import Batch
 from replib.training import Training
@@ -98,8 +98,8 @@ def test_a_panel_starts_from_the_url_and_offers_every_value(page):
 
 
 def test_a_static_page_refuses_what_no_panel_of_its_notebook_has(page, monkeypatch):
-    monkeypatch.setattr(controls, "in_static_page", lambda: True)
-    monkeypatch.setattr(controls, "_asked", lambda: ["seq-len", "steps"])
+    monkeypatch.setattr(layout, "in_static_page", lambda: True)
+    monkeypatch.setattr(layout, "asked_parameters", lambda: ["seq-len", "steps"])
     controls.panel([N], [STEPS])
     with pytest.raises(ValueError, match=r"^--steps is not a parameter\. Use --seq-len 8 \| 16"):
         controls.panel([N], [KINDS])
@@ -163,13 +163,13 @@ def test_the_kernels_on_offer_are_those_that_can_run_here(page, packages, monkey
 @pytest.fixture
 def seconds(monkeypatch):
     """Set what a run is predicted to take."""
-    monkeypatch.setattr(controls, "refusal", lambda *_: None)
-    monkeypatch.setattr(controls, "predicted_each", lambda *_: [])
-    return lambda value: monkeypatch.setattr(controls, "together_s", lambda *_: value)
+    monkeypatch.setattr(running, "refusal", lambda *_: None)
+    monkeypatch.setattr(running, "predicted_each", lambda *_: [])
+    return lambda value: monkeypatch.setattr(running, "together_s", lambda *_: value)
 
 
 def gate(live, jobs, auto=True):
-    return controls.gate(live, jobs, auto, "cpu")
+    return running.gate(live, jobs, auto, "cpu")
 
 
 @pytest.mark.parametrize("status", ["stopped", "failed"])
@@ -187,7 +187,7 @@ def test_what_was_stopped_or_failed_does_not_start_again_by_itself(live, seconds
 
 
 def test_a_short_run_starts_by_itself_and_can_be_run_again(live, seconds):
-    seconds(controls.AUTO_RUN_BELOW_S - 1)
+    seconds(running.AUTO_RUN_BELOW_S - 1)
     assert gate(live, [job()]) == (None, "")
     live.join(60)
     assert len(live.finished) == 1
@@ -195,7 +195,7 @@ def test_a_short_run_starts_by_itself_and_can_be_run_again(live, seconds):
     assert "Run again" in button.text and "have been run" in text
 
 
-@pytest.mark.parametrize("auto, predicted", [(True, controls.AUTO_RUN_BELOW_S + 1), (False, 0.1)])
+@pytest.mark.parametrize("auto, predicted", [(True, running.AUTO_RUN_BELOW_S + 1), (False, 0.1)])
 def test_a_long_run_or_one_without_auto_waits_for_the_button(live, seconds, auto, predicted):
     seconds(predicted)
     button, _ = gate(live, [job()], auto)
@@ -232,47 +232,47 @@ def test_nothing_chosen_is_told(live, jobs):
 
 
 def test_what_the_machine_cannot_hold_is_refused(live, monkeypatch):
-    monkeypatch.setattr(controls, "together_s", lambda *_: controls.FITS_BELOW_S + 1)
-    monkeypatch.setattr(controls, "refusal", lambda *_: "too large: lower it")
+    monkeypatch.setattr(running, "together_s", lambda *_: running.FITS_BELOW_S + 1)
+    monkeypatch.setattr(running, "refusal", lambda *_: "too large: lower it")
     assert gate(live, [job()]) == (None, "too large: lower it")
     assert not live.running
 
 
 def test_while_a_run_is_under_way_there_are_stop_and_ticker(live, seconds):
     seconds(0.1)
-    asked = controls.asked(lambda _: [job(1_000_000)], {"device": "cpu"})
+    asked = running.asked(lambda _: [job(1_000_000)], {"device": "cpu"})
     auto = SimpleNamespace(value=True)
 
-    run, stop, tick, shown = controls.run_panel(live, asked, auto, lambda change: None)
+    run, stop, tick, shown = running.run_panel(live, asked, auto, lambda change: None)
     assert run is None and "Stop" in shown.text and tick is not None
     live.stop()
     live.join(60)
-    run, stop, tick, shown = controls.run_panel(live, asked, auto, lambda change: None)
+    run, stop, tick, shown = running.run_panel(live, asked, auto, lambda change: None)
     assert "Run on" in shown.text and stop is None and tick is None
 
 
 def test_watching_announces_the_end_once(live):
     changes = []
-    shown = controls.watch(live, changes.append, None, lambda: mo.md("drawn")).text
+    shown = running.watch(live, changes.append, None, lambda: mo.md("drawn")).text
     assert "drawn" in shown and "progress" not in shown
     live.start([job()], "cpu")
     live.join(60)
     for _ in range(3):
-        controls.watch(live, changes.append, None, lambda: mo.md(""))
+        running.watch(live, changes.append, None, lambda: mo.md(""))
     assert len(changes) == 1 and changes[0](4) == 5
 
 
 def test_the_first_look_at_a_run_shows_its_first_step(live, monkeypatch):
-    monkeypatch.setattr(controls, "FIRST_SEEN_S", 60)
+    monkeypatch.setattr(running, "FIRST_SEEN_S", 60)
     live.start([job(n_steps=10_000)], "cpu")
-    shown = controls.watch(live, lambda change: None, SimpleNamespace(value=0), lambda: mo.md(""))
+    shown = running.watch(live, lambda change: None, SimpleNamespace(value=0), lambda: mo.md(""))
     assert re.search(r"step \d", shown.text)
 
 
 def test_ticks_alone_draw_no_more_than_a_share_of_the_time(live, monkeypatch):
     """Drawing holds the interpreter, which a run needs too."""
     now, drawn = [0.0], []
-    monkeypatch.setattr(controls, "monotonic", lambda: now[0])
+    monkeypatch.setattr(running, "monotonic", lambda: now[0])
 
     def draw():
         drawn.append(now[0])
@@ -280,14 +280,14 @@ def test_ticks_alone_draw_no_more_than_a_share_of_the_time(live, monkeypatch):
         return mo.md(f"drawing {len(drawn)}")
 
     def look(tick):
-        return controls.watch(live, lambda change: None, tick, draw).text
+        return running.watch(live, lambda change: None, tick, draw).text
 
     tick, told = SimpleNamespace(value=0), []
     for _ in range(40):
         tick.value += 1
         told.append(look(tick))
         now[0] += 0.25
-    assert len(drawn) * 0.3 < 1.5 * controls.DRAWN_SHARE * now[0] and len(drawn) > 1
+    assert len(drawn) * 0.3 < 1.5 * running.DRAWN_SHARE * now[0] and len(drawn) > 1
     assert "drawing 1" in told[1] and f"drawing {len(drawn)}" in told[-1]
     n = len(drawn)
     look(tick)  # for another reason than the ticker
@@ -307,13 +307,13 @@ def test_ticks_alone_draw_no_more_than_a_share_of_the_time(live, monkeypatch):
 def test_how_a_run_ended_is_told(live, status, warning, shown):
     batch, live.warning = Batch(), warning
     batch.status, batch.error = status, "<fuse>"
-    assert shown in markup(controls.show_progress(live, batch))
+    assert shown in markup(running.show_progress(live, batch))
 
 
 def test_a_run_under_way_shows_how_far_it_is():
-    running, batch = SimpleNamespace(running=True, warning=None), Batch()
+    live, batch = SimpleNamespace(running=True, warning=None), Batch()
     batch.fraction, batch.text, batch.seconds_left = 0.25, "step 1 < 4", 12.3
-    shown = controls.show_progress(running, batch).text
+    shown = running.show_progress(live, batch).text
     assert 'value="0.2500"' in shown and "25%" in shown and "step 1 &lt; 4" in shown
     assert "about 12 s left" in shown
 
@@ -330,23 +330,23 @@ def verdict(met, **others):
     [(True, SUPPORTED, "✓"), (False, NOT_SUPPORTED, "✗"), (None, INCONCLUSIVE, "?")],
 )
 def test_a_card_shows_the_status_in_words_and_with_a_sign_besides_the_colour(met, status, sign):
-    shown = controls.verdict_card("claim", [("Here", verdict(met))]).text
+    shown = verdict_cards.verdict_card("claim", [("Here", verdict(met))]).text
     assert f">{sign} {status}<" in shown and f"<li>{sign} criterion" in shown
     if met is not True:
         small = replace(verdict(met), untested=True)
-        assert f">? {NOT_TESTED}<" in controls.verdict_card("claim", [("Here", small)]).text
+        assert f">? {NOT_TESTED}<" in verdict_cards.verdict_card("claim", [("Here", small)]).text
 
 
 def test_a_refuted_refutation_is_no_failure_and_a_live_run_is_not_inconclusive():
-    shown = controls.verdict_card("claim", [("Here", verdict(False))], refutes=True).text
-    assert f"≠ {controls.REFUTED}<" in shown and NOT_SUPPORTED not in shown
-    shown = controls.verdict_card("claim", [(controls.THIS_MACHINE, verdict(None))]).text
-    assert controls.SO_FAR in shown and INCONCLUSIVE not in shown
+    shown = verdict_cards.verdict_card("claim", [("Here", verdict(False))], refutes=True).text
+    assert f"≠ {verdict_cards.REFUTED}<" in shown and NOT_SUPPORTED not in shown
+    shown = verdict_cards.verdict_card("claim", [(verdict_cards.THIS_MACHINE, verdict(None))]).text
+    assert verdict_cards.SO_FAR in shown and INCONCLUSIVE not in shown
 
 
 def test_a_card_shows_the_answer_and_folds_the_rest_as_text():
     columns = [("<Paper>", "says <b>yes</b>"), ("Here", verdict(True, answer="a < b holds"))]
-    shown = controls.verdict_card("a < b", columns, {"Paper": "more <u>"}).text
+    shown = verdict_cards.verdict_card("a < b", columns, {"Paper": "more <u>"}).text
     above, folded = shown.split("<details")
     assert "A &lt; b holds" in above and "headline" not in above and "more" not in above
     assert "&lt;i&gt;headline" in folded and "more &lt;u&gt;" in folded and "5 &amp; 6" in folded
@@ -356,15 +356,15 @@ def test_a_card_shows_the_answer_and_folds_the_rest_as_text():
 
 def test_a_static_page_leaves_out_that_nothing_has_run(monkeypatch):
     nothing, ran = (
-        [("Paper", "says"), (controls.THIS_MACHINE, said)]
-        for said in (controls.NOTHING_RUN, verdict(True))
+        [("Paper", "says"), (verdict_cards.THIS_MACHINE, said)]
+        for said in (verdict_cards.NOTHING_RUN, verdict(True))
     )
-    assert controls.THIS_MACHINE in controls.verdict_card("claim", nothing).text
-    monkeypatch.setattr(controls, "in_static_page", lambda: True)
+    assert verdict_cards.THIS_MACHINE in verdict_cards.verdict_card("claim", nothing).text
+    monkeypatch.setattr(layout, "in_static_page", lambda: True)
     for columns in (nothing, ran):  # of what is in the cache
-        assert controls.THIS_MACHINE not in controls.verdict_card("claim", columns).text
-    monkeypatch.setattr(controls, "has_own_run", lambda: True)
-    assert controls.THIS_MACHINE in controls.verdict_card("claim", ran).text
+        assert verdict_cards.THIS_MACHINE not in verdict_cards.verdict_card("claim", columns).text
+    monkeypatch.setattr(layout, "has_own_run", lambda: True)
+    assert verdict_cards.THIS_MACHINE in verdict_cards.verdict_card("claim", ran).text
 
 
 def test_repeats_that_scatter_are_a_busy_machine_and_no_verdict():
@@ -382,11 +382,11 @@ def test_repeats_that_scatter_are_a_busy_machine_and_no_verdict():
 
 
 def test_the_history_lists_finished_runs_latest_first(live):
-    assert "Runs of this session" not in controls.history(live).text
+    assert "Runs of this session" not in running.history(live).text
     live.start([job()], "cpu")
     live.join(60)
     live.finished.append(cost_row("out_of_memory", (), "needs 9 GB"))
-    shown = controls.history(live).text
+    shown = running.history(live).text
     assert "Runs of this session (2)" in shown
     assert shown.index("out_of_memory") < shown.index("final_loss")
 
@@ -394,28 +394,28 @@ def test_the_history_lists_finished_runs_latest_first(live):
 def test_samples_that_there_was_no_time_for_are_told():
     def measured(n_samples, asked):
         row = cost_row(samples=(1.0,) * n_samples)
-        row["summary"][controls.ASKED] = asked
+        row["summary"][running.ASKED] = asked
         return row
 
-    assert controls.how_measured([]) == "" == controls.how_measured([measured(7, 7)])
-    told = controls.how_measured([measured(7, 7), measured(1, 7), measured(3, 7)])
+    assert running.how_measured([]) == "" == running.how_measured([measured(7, 7)])
+    told = running.how_measured([measured(7, 7), measured(1, 7), measured(3, 7)])
     assert told == "Repeats 7, of which the longest had time for 1."
 
 
 def test_devices_have_a_tab_each_where_there_are_several():
     rows = [{"provenance": {"device_name": name}} for name in ("CPU", "GPU", "CPU")]
-    shown = controls.device_tabs(rows, lambda some: mo.md(f"{len(some)} rows"))
+    shown = layout.device_tabs(rows, lambda some: mo.md(f"{len(some)} rows"))
     assert "marimo-tabs" in shown.text and "2 rows" in shown.text and "1 rows" in shown.text
-    assert "marimo-tabs" not in controls.device_tabs(rows[:1], lambda some: mo.md("1")).text
+    assert "marimo-tabs" not in layout.device_tabs(rows[:1], lambda some: mo.md("1")).text
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda one: one.name)
 def test_a_page_links_to_the_start_and_to_its_neighbours_where_there_are_any(claim, monkeypatch):
-    assert claim.head().text == mo.md("").text  # served alone
-    monkeypatch.setattr(controls, "_served_at", lambda: "convergence")
+    assert "Start</a>" not in claim.head().text  # served alone
+    monkeypatch.setattr(layout, "_served_at", lambda: "convergence")
     links = claim.head().text
     assert '<a href="../">Start</a>' in links and 'href="../' in links
-    monkeypatch.setattr(controls, "in_static_page", lambda: True)
+    monkeypatch.setattr(layout, "in_static_page", lambda: True)
     assert 'href="index.html"' in claim.head().text
 
 

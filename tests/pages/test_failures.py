@@ -26,7 +26,7 @@ app = marimo.App()
 with app.setup(hide_code=True):
     import marimo as mo
 
-    from replib.pages import controls
+    from replib.pages import layout
 
 
 @app.cell(hide_code=True)

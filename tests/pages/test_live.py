@@ -17,7 +17,9 @@ from replib.lab.runs.checkpointed import path_of
 from replib.lab.runs.generation import GenerationConfig
 from replib.lab.timing import CostConfig
 from replib.pages import live as module
-from replib.pages.live import LiveRuns, kernel_to_compile, refusal
+from replib.pages import processor
+from replib.pages.live import LiveRuns
+from replib.pages.processor import kernel_to_compile, refusal
 from replib.tasks import CausalCopy
 from replib.training import Training
 
@@ -216,13 +218,13 @@ def test_two_pages_never_compute_at_the_same_time(computing):
 
 
 def test_trainings_of_a_page_run_side_by_side_and_what_is_timed_alone(monkeypatch, computing):
-    monkeypatch.setattr(module, "ALL_THREADS", 2)
+    monkeypatch.setattr(processor, "ALL_THREADS", 2)
     live = run([job(seed=seed) for seed in range(3)])
     assert max(computing) == 2 and len(live.finished) == 3
     computing.clear()
-    assert module.side_by_side([job(), cost_job()]) == 1
-    assert module.together_s([job(), job(seed=1)], [2.0, 4.0]) == 4.0
-    assert module.together_s([cost_job(), cost_job(32)], [2.0, 4.0]) == 6.0
+    assert processor.side_by_side([job(), cost_job()]) == 1
+    assert processor.together_s([job(), job(seed=1)], [2.0, 4.0]) == 4.0
+    assert processor.together_s([cost_job(), cost_job(32)], [2.0, 4.0]) == 6.0
 
 
 def test_other_settings_end_the_run_and_take_its_place(started):
@@ -400,12 +402,12 @@ def test_costs_of_fewer_samples_are_measured_again_and_of_more_are_not():
 
 
 def test_a_thread_that_began_with_fewer_measures_with_all_and_leaves_all():
-    torch.set_num_threads(module.ALL_THREADS + 1)  # what a run on another page may leave behind
+    torch.set_num_threads(processor.ALL_THREADS + 1)  # what a run on another page may leave behind
     try:
         live = run([cost_job()], "crossover")
     finally:
-        torch.set_num_threads(module.ALL_THREADS)
-    assert {row["provenance"]["threads"] for row in live.finished} == {module.ALL_THREADS}
+        torch.set_num_threads(processor.ALL_THREADS)
+    assert {row["provenance"]["threads"] for row in live.finished} == {processor.ALL_THREADS}
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Charts of the autopsy of the 2022 replication: what each defect does, and what remains."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -24,22 +24,20 @@ from replib.claims.autopsy.ablation import (
 from replib.claims.autopsy.article_losses import article_ends, bag_entropy, unigram_entropy
 from replib.claims.autopsy.defects import DEFECTS, article_defects
 from replib.claims.autopsy.full_size import SEQ_LEN, end_of, printed, variants, written
+from replib.claims.autopsy.prediction import prediction_chart
 from replib.claims.autopsy.step_times import (
     NOT_THERE,
-    Prediction,
     attribution,
-    predicted,
     step_times,
     time_effects,
 )
 from replib.claims.claim import Figure, Rows
 from replib.claims.common import BOTH, LOSS_MARGIN
-from replib.claims.crossover.extrapolation import MODELS, fitted_curves, measured_range
 from replib.lab.run import config_of
 from replib.lab.statistics import Ratio
 from replib.lab.store import Row
 from replib.lab.verdict import device_names, three_digits
-from replib.pages import frames, style
+from replib.pages import style, tidy
 from replib.pages.curves import LOSS_FLOOR
 from replib.published import published
 from replib.tasks import SequenceCopy
@@ -49,9 +47,9 @@ MARGIN = 1.25
 LABEL_SHARE = 0.35  # of an axis, free for labels beyond the largest factor
 NEAR_ZERO = 0.05  # nats a token
 ROLE_SHAPES = {ALONE_ON: "circle", ALONE_OFF: "diamond"}
-LAST_LENGTH = 16384  # to which the article's four points are extended
 MENDED_LINE, BROKEN_LINE, ARTICLE_LINE = "none (mended)", "all (broken)", "2022 article"
 STAGE, STEP, LEFT = "stage", "step", "unexplained"
+KINDS = {STAGE: style.colour("linear"), STEP: style.SPARE_COLOURS[2], LEFT: style.NEUTRAL}
 CROSS = {**style.CROSS, "size": 90}
 
 
@@ -64,7 +62,11 @@ def effects_chart(rows: Sequence[Row]) -> alt.LayerChart:
     for attention in BOTH:
         for n in lengths_of(runs, attention):
             effects = time_effects(times, attention, n)
-            found += [_effect(attention, n, *key, factor) for key, factor in effects.items()]
+            place = {"attention": attention, "seq_len": n}
+            found += [
+                place | {"line": DEFECTS[defect].title, "role": role} | asdict(factor)
+                for (defect, role), factor in effects.items()
+            ]
             alone = {defect: f.value for (defect, role), f in effects.items() if role == ALONE_ON}
             if attention == "linear" and alone:
                 most = max(alone, key=alone.get)
@@ -76,15 +78,14 @@ def effects_chart(rows: Sequence[Row]) -> alt.LayerChart:
         label=pl.col("value").map_elements(lambda value: f"{value:z.3g}×", pl.String)
     )
     lines = frame["line"].unique(maintain_order=True).to_list()
-    domain = _factor_domain([*frame["low"], *frame["high"]])
-    low, value, high = (_factor_axis(name, domain) for name in ("low", "value", "high"))
+    low, value, high = _factor_axes([*frame["low"], *frame["high"]], "low", "value", "high")
     base = _in_lines(frame, lines).encode(
         style.attention_colour(frame, legend=None),
         _role_offset(),
         tooltip=["attention", "seq_len", "role", "value", "low", "high"],
     )
     layers = [
-        _rule(1.0, value),
+        style.rule_at(1.0, value),
         base.mark_rule(strokeWidth=6, opacity=0.4).encode(low, alt.X2("high:Q")),
         *_role_marks(base.encode(value)),
         base.mark_text(align="left", dx=8).encode(high, text="label:N"),
@@ -97,11 +98,6 @@ def effects_chart(rows: Sequence[Row]) -> alt.LayerChart:
         "The factor by which each defect lengthens a training step, alone on and alone off.",
         LINE_PX * len(lines),
     )
-
-
-def _effect(attention: str, n: int, defect: str, role: str, factor: Ratio) -> dict[str, Any]:
-    place = {"attention": attention, "seq_len": n, "line": DEFECTS[defect].title, "role": role}
-    return place | {"value": factor.value, "low": factor.low, "high": factor.high}
 
 
 def slowdown_chart(rows: Sequence[Row], article: Mapping[str, Any], n: int) -> alt.LayerChart:
@@ -121,16 +117,13 @@ def slowdown_chart(rows: Sequence[Row], article: Mapping[str, Any], n: int) -> a
     bars.append(_bar("unexplained", LEFT, found.broken.value, found.unexplained))
     theirs = Ratio(found.article, found.article, found.article)
     frame = pl.DataFrame([*bars, _bar(ARTICLE_LINE, STAGE, 1.0, theirs)])
-    domain = _factor_domain([*frame["start"], *frame["end"]])
-    start, end, right = (_factor_axis(name, domain) for name in ("start", "end", "right"))
-    palette = [style.colour("linear"), style.SPARE_COLOURS[2], style.NEUTRAL]
-    scale = alt.Scale(domain=[STAGE, STEP, LEFT], range=palette)
-    colour = alt.Color("kind:N", legend=None, scale=scale)
+    start, end, right = _factor_axes([*frame["start"], *frame["end"]], "start", "end", "right")
+    colour = style.looks(alt.Color, "kind:N", KINDS, legend=None)
     base = _in_lines(frame, frame["line"].to_list())
     left = f"{three_digits(found.unexplained.value)}×"
     return style.finished(
         alt.layer(
-            _rule(1.0, start),
+            style.rule_at(1.0, start),
             base.mark_bar(height=12).encode(
                 start, alt.X2("end:Q"), colour, tooltip=["line", "factor", "low", "high"]
             ),
@@ -180,11 +173,13 @@ def losses_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.LayerCh
     )
     ours = base.transform_filter(f"datum.role == '{MENDED}' || datum.role == '{BROKEN}'")
     layers = [
-        _rule(GUESSING, x),
+        style.rule_at(GUESSING, x),
         ours.mark_point(filled=True, size=60, opacity=0.9),
         base.mark_point(**CROSS).transform_filter(f"datum.line == '{ARTICLE_LINE}'"),
         *_role_marks(base.encode(_role_offset())),
-        _named_level(GUESSING, "guessing, ln 10", x, LINE_PX * len(lines) - 8),
+        style.text_at("guessing, ln 10", GUESSING, x, dx=-5).encode(
+            y=alt.value(LINE_PX * len(lines) - 8)
+        ),
     ]
     return _with_radios(
         layers,
@@ -244,8 +239,11 @@ def full_size_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.Laye
     )
     return style.finished(
         alt.layer(
-            *(_rule(level, x) for level in levels.values()),
-            *(_named_level(level, name, x, -6) for name, level in levels.items()),
+            *(style.rule_at(level, x) for level in levels.values()),
+            *(
+                style.text_at(name, level, x, dx=-5).encode(y=alt.value(-6))
+                for name, level in levels.items()
+            ),
             base.mark_point(filled=True, size=60, opacity=0.9).transform_filter(
                 "isValid(datum.seed)"
             ),
@@ -259,95 +257,17 @@ def full_size_chart(rows: Sequence[Row], article: Mapping[str, Any]) -> alt.Laye
     )
 
 
-def prediction_chart(
-    article: Mapping[str, Any], lengths: Sequence[int], softmax_model: str
-) -> alt.LayerChart:
-    """The article's points, filled where the regression uses them, its two curves far beyond them,
-    and the 95 % interval of where they meet, which the title has.
-
-    Raises:
-        ValueError: as `step_times.predicted`.
-    """
-    found = predicted(article, lengths, softmax_model)
-    crossing, fit, last = found.fit.crossover, found.fit, found.lengths[-1]
-    title = "These points and this model predict no crossover"
-    if math.isfinite(crossing):
-        title = f"{len(found.lengths)} points up to N = {last} “predict” N = {crossing:z.0f}, "
-        title += f"{crossing / last:z.0f} times beyond them"
-    domain_n = [min(article["N"]), LAST_LENGTH]
-    drawn_at = [2 ** (i / 4) for i in range(4 * 3, 4 * 14 + 1)]
-    curves = fitted_curves([found.fit], drawn_at).filter(pl.col("value") > 0)
-    points = pl.DataFrame(
-        [
-            {"attention": a, "seq_len": n, "value": float(s), "used": n in found.lengths}
-            for a in BOTH
-            for n, s in zip(article["N"], article[f"{a}_s"], strict=True)
-        ]
-    )
-    domain = style.log_domain([*curves["value"], *points["value"]], margin=1.5)
-    y = style.log_axis("value", f"time of {article['steps']} steps (s)", domain)
-    x, colours = style.length_axis(domain_n), style.attention_colour(curves)
-    line = alt.Chart(style.records_of(curves)).encode(x, y, colours)
-    point = alt.Chart(points).encode(x, y, colours, tooltip=style.tooltips_of(points))
-    layers = [
-        measured_range(min(article["N"]), max(article["N"])),
-        line.transform_filter(f"datum.seq_len <= {last}").mark_line(strokeWidth=3),
-        line.transform_filter(f"datum.seq_len >= {last}").mark_line(strokeDash=[3, 4]),
-        point.transform_filter("datum.used").mark_point(filled=True, size=80, opacity=1),
-        point.transform_filter("!datum.used").mark_point(filled=False, size=80, opacity=1),
-        *_predicted_crossing(found, domain_n),
-    ]
-    return style.finished(
-        alt.layer(*layers),
-        title,
-        f"{article['gpu']} (the article's measurements); softmax as {MODELS[softmax_model]} (R² "
-        f"{fit.r2_softmax:z.4f}), linear as a + b N ({fit.r2_linear:z.4f}); dashed: beyond it",
-        "Curves through some of the article's four points, extended far beyond them, and the "
-        "interval of where they meet.",
-    )
-
-
-def _predicted_crossing(found: Prediction, domain_n: Sequence[float]) -> list[alt.Chart]:
-    """A bar at the bottom from the interval's low end to its high end, the crossing on it, and
-    both in words."""
-    crossing, last = found.fit.crossover, domain_n[1]
-    text = "no crossing" if math.isinf(crossing) else f"N = {crossing:z.0f}"
-    bounds = {}
-    if math.isfinite(found.low):
-        above = "no end" if math.isinf(found.high) else f"{found.high:z.0f}"
-        text += f" ({found.low:z.0f} to {above})"
-        bounds = {"low": max(found.low, domain_n[0]), "end": min(found.high, last)}
-    at = crossing if crossing <= last else None
-    data = pl.DataFrame([{"low": None, "end": None, "at": at, "text": text} | bounds])
-    look = {"color": style.NEUTRAL}
-    base = alt.Chart(data).encode(y=alt.value(style.HEIGHT - 16))
-    low, at = (style.length_axis(domain_n, name) for name in ("low", "at"))
-    return [
-        base.mark_rule(strokeWidth=7, opacity=0.5, **look).encode(low, alt.X2("end:Q")),
-        base.mark_point(filled=True, size=90, opacity=1, **look).encode(at),
-        alt.Chart(data).mark_rule(strokeDash=[4, 3], **look).encode(at),
-        base.mark_text(align="right", dy=-14, fontWeight="bold", **look).encode(
-            x=alt.value("width"), text="text:N"
-        ),
-    ]
-
-
 def switches_curves(rows: Sequence[Row]) -> alt.LayerChart:
     """Loss while learning with the chosen switches (solid) and mended (dashed)."""
     drawn = []
     for row in rows:
         kind = "with switches" if config_of(row).defects else MENDED
-        frame = frames.training_curves([row]).with_columns(switches=pl.lit(kind))
+        frame = tidy.training_curves([row]).with_columns(switches=pl.lit(kind))
         drawn.append(frame.with_columns(value=pl.col("loss").clip(lower_bound=LOSS_FLOOR)))
     frame, config = pl.concat(drawn), config_of(rows[0])
     domain = style.log_domain([*frame["value"].drop_nulls(), NEAR_ZERO, GUESSING], 1.2)
-    kinds = ["with switches", MENDED]
-    dash = alt.StrokeDash(
-        "switches:N",
-        title=None,
-        scale=alt.Scale(domain=kinds, range=[[1, 0], [5, 4]]),
-        legend=style.legend(kinds, symbolType="stroke", orient="bottom"),
-    )
+    kinds = {"with switches": [1, 0], MENDED: [5, 4]}
+    legend = style.legend(kinds, symbolType="stroke", orient="bottom")
     line = (
         alt.Chart(style.records_of(frame))
         .mark_line(strokeWidth=2)
@@ -355,14 +275,14 @@ def switches_curves(rows: Sequence[Row]) -> alt.LayerChart:
             style.step_axis(scale=alt.Scale(domain=[0, config.n_steps], nice=False)),
             style.log_axis("value", "loss (nats a token)", domain),
             style.attention_colour(frame),
-            dash,
+            style.looks(alt.StrokeDash, "switches:N", kinds, legend=legend),
             alt.Detail("run_id:N"),
         )
     )
     tooltip = ["attention:N", "switches:N", "seed:Q", "step:Q", "loss:Q", "accuracy:Q"]
     return style.finished(
         alt.layer(
-            style.rule_at("y", GUESSING),
+            style.rule_at(GUESSING),
             line,
             line.mark_point(size=60, opacity=0).encode(tooltip=tooltip),
         ),
@@ -384,8 +304,8 @@ def _with_radios(
     lengths, names = sorted(frame["seq_len"].unique()), style.ordered_attention(frame["attention"])
     first = "linear" if "linear" in names else names[0]
     radios = [
-        _radio("shown_length", "sequence length N: ", lengths, lengths[-1]),
-        _radio("shown_attention", "attention: ", names, first),
+        style.radio("shown_length", "sequence length N: ", lengths, lengths[-1]),
+        style.radio("shown_attention", "attention: ", names, first),
     ]
     shown = (
         "!isValid(datum.seq_len) || "
@@ -395,22 +315,9 @@ def _with_radios(
     return style.finished(chart, title, subtitle, says, height)
 
 
-def _radio(name: str, label: str, options: list, value: Any) -> alt.Parameter:
-    labels = [f"\u00a0{one}\u2003" for one in options]  # the page sets buttons without space
-    bind = alt.binding_radio(options=options, labels=labels, name=label)
-    return alt.param(name=name, value=value, bind=bind if len(options) > 1 else alt.Undefined)
-
-
 def _in_lines(frame: pl.DataFrame, lines: Sequence[str]) -> alt.Chart:
     """A base with a line of its own for each of these texts, which may have two lines."""
-    axis = alt.Axis(
-        ticks=False,
-        domain=False,
-        labelPadding=8,
-        labelLimit=0,
-        labelExpr="split(datum.label, '\\n')",
-    )
-    y = alt.Y("line:N", title=None, scale=alt.Scale(domain=list(lines)), axis=axis)
+    y = style.lines_axis(lines, "split(datum.label, '\\n')", **style.ROOMY)
     return alt.Chart(style.records_of(frame)).encode(y)
 
 
@@ -421,46 +328,28 @@ def _role_offset() -> alt.YOffset:
 
 def _role_marks(base: alt.Chart) -> list[alt.Chart]:
     """Alone on is filled, alone off hollow, so that both are told apart where they meet."""
-    scale = alt.Scale(domain=list(ROLE_SHAPES), range=list(ROLE_SHAPES.values()))
+    shape = style.looks(alt.Shape, "role:N", ROLE_SHAPES)
     return [
         base.mark_point(filled=role == ALONE_ON, size=60, opacity=1)
-        .encode(alt.Shape("role:N", title=None, scale=scale))
+        .encode(shape)
         .transform_filter(f"datum.role == '{role}'")
         for role in ROLE_SHAPES
     ]
 
 
-def _factor_domain(values: Sequence[float]) -> list[float]:
+def _factor_axes(values: Sequence[float], *fields: str) -> list[alt.X]:
+    """The axis of factors of a step's time for each field, which holds the values."""
     low, high = style.log_domain([*values, 1.0], MARGIN)
-    return [low, high * (high / low) ** LABEL_SHARE]
-
-
-def _factor_axis(field: str, domain: Sequence[float]) -> alt.X:
-    values = style.log_axis(field, "", list(domain)).to_dict()["axis"]["values"]
-    return alt.X(
-        f"{field}:Q",
-        title="factor of a step's time",
-        scale=alt.Scale(type="log", domain=list(domain), nice=False),
-        axis=alt.Axis(values=values, labelExpr=f"{style.BIG_LABELS} + '×'", labelOverlap=True),
-    )
+    domain = [low, high * (high / low) ** LABEL_SHARE]
+    at = style.log_axis("", "", domain).to_dict()["axis"]["values"]
+    title, look = "factor of a step's time", {"values": at, "labelOverlap": True}
+    return [style.factor_axis(field, title, domain, **look) for field in fields]
 
 
 def _loss_axis(field: str, most: float) -> alt.X:
     scale = alt.Scale(domain=[-0.05, most], nice=False)
     axis = alt.Axis(tickCount=6)
     return alt.X(f"{field}:Q", title="final loss (nats a token)", scale=scale, axis=axis)
-
-
-def _rule(value: float, axis: alt.X) -> alt.Chart:
-    data = pl.DataFrame({axis.to_dict()["field"]: [value]})
-    return alt.Chart(data).mark_rule(color=style.NEUTRAL, strokeDash=[4, 3]).encode(axis)
-
-
-def _named_level(value: float, name: str, axis: alt.X, y: float) -> alt.Chart:
-    """The name of a rule, to its left."""
-    data = pl.DataFrame({axis.to_dict()["field"]: [value], "text": [name]})
-    text = alt.Chart(data).mark_text(align="right", dx=-5, color=style.NEUTRAL)
-    return text.encode(axis, y=alt.value(y), text="text:N")
 
 
 def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:

@@ -10,8 +10,13 @@ from replib.claims.autopsy.defects import (
     full_size_defects,
     loss_defects,
 )
-from replib.claims.common import BOTH, laptop_copy, laptop_model, replication_model
-from replib.lab.record import Experiment
+from replib.claims.common import (
+    BOTH,
+    experiment,
+    laptop_copy,
+    laptop_model,
+    replication_model,
+)
 from replib.lab.run import CostJob, Job, TrainingJob
 from replib.tasks.copy import SequenceCopy
 from replib.training import TrainingConfig
@@ -27,7 +32,8 @@ def alone_off(every: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [tuple(one for one in every if one != off) for off in every]
 
 
-def _autopsy(scale: str) -> list[Job]:
+@experiment("The 2022 replication's task with its defects: loss over training")
+def autopsy(scale: str) -> list[Job]:
     """The 2022 task with defects: losses; what is told first by them comes first.
 
     Defects that are merely slow are alone on, and in one run of all, and left out of the others.
@@ -60,7 +66,8 @@ def _optimiser_and_mask_mended(attention: str) -> list[tuple[str, ...]]:
     return [kept] * (attention == "linear")
 
 
-def _autopsy_full(scale: str) -> list[Job]:
+@experiment("The 2022 replication's model at its own size, as written: loss over training")
+def autopsy_full(scale: str) -> list[Job]:
     """The article's model at its own size, N = 8: as it was written, but for what changes no loss;
     and with one thing mended at a time, the embedding's scale first. Its code and text say batch 8
     for both mechanisms, its figures 32 for linear attention. With 32 runs are shorter, as a step
@@ -110,14 +117,16 @@ def _mended(scale: str, attention: str, seq_len: int, n_steps: int) -> TrainingC
     return TrainingConfig(task=task, model=replication_model(attention), n_steps=n_steps, **full)
 
 
-def _autopsy_time(scale: str) -> list[Job]:
+@experiment("Time of one training step with the 2022 replication's defects")
+def autopsy_time(scale: str) -> list[Job]:
     """A training step of the article's model with defects, at the lengths of its Table 1; both
     mechanisms and all sets of defects of a length are timed together."""
     lengths = (8,) if scale == "smoke" else (8, 16, 32, 64)
     return [_steps_with_defects(scale, n, ablation, n_repeats=9) for n in lengths]
 
 
-def _autopsy_longer(scale: str) -> list[Job]:
+@experiment("Time of one training step, mended and broken, beyond the article's lengths")
+def autopsy_longer(scale: str) -> list[Job]:
     """The same step, mended and with all its defects, at lengths that the article did not time."""
     lengths = (16,) if scale == "smoke" else (128, 256)
     return [_steps_with_defects(scale, n, lambda every: ((), every), n_repeats=5) for n in lengths]
@@ -150,25 +159,4 @@ def with_defects(config: TrainingConfig, defects: tuple[str, ...]) -> AutopsyCon
     return AutopsyConfig(**values | {"defects": defects})
 
 
-EXPERIMENTS = (
-    Experiment(
-        name="autopsy",
-        title="The 2022 replication's task with its defects: loss over training",
-        jobs=_autopsy,
-    ),
-    Experiment(
-        name="autopsy_full",
-        title="The 2022 replication's model at its own size, as written: loss over training",
-        jobs=_autopsy_full,
-    ),
-    Experiment(
-        name="autopsy_time",
-        title="Time of one training step with the 2022 replication's defects",
-        jobs=_autopsy_time,
-    ),
-    Experiment(
-        name="autopsy_longer",
-        title="Time of one training step, mended and broken, beyond the article's lengths",
-        jobs=_autopsy_longer,
-    ),
-)
+EXPERIMENTS = (autopsy, autopsy_full, autopsy_time, autopsy_longer)

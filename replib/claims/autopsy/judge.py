@@ -29,10 +29,10 @@ from replib.claims.autopsy.step_times import (
     step_crossovers,
     step_times,
 )
-from replib.claims.common import ARTICLE_CROSSOVER, replication_model
+from replib.claims.common import ARTICLE_CROSSOVER, replication_model, share_criterion
 from replib.lab.run import config_of
 from replib.lab.runs.training import SOLVED_ACCURACY
-from replib.lab.statistics import Crossover, Ratio, ratio, wilson_interval
+from replib.lab.statistics import Crossover, Ratio, ratio
 from replib.lab.store import Row
 from replib.lab.verdict import (
     MOST,
@@ -55,18 +55,17 @@ def convergence(rows: Sequence[Row]) -> Verdict:
     mended = {key: some for key, some in ablated(rows).items() if key[2] == MENDED}
     linear = [row for key, some in mended.items() if key[0] == "linear" for row in some]
     text = f"most mended linear runs end below {SOLVED_ACCURACY:z.0%} accuracy"
-    if not linear:
-        return Verdict("no measurements yet", (Criterion(text, None, "no runs"),))
     n, n_failed = len(linear), sum(not solved(row) for row in linear)
-    low, high = wilson_interval(n_failed, n)
-    met = True if low > MOST else False if high < MOST else None
+    failed = share_criterion(text, n_failed, n, (MOST, math.inf))
+    if not linear:
+        return Verdict("no measurements yet", (failed,))
     size, theirs = config_of(linear[0]).model.d_model, replication_model("linear").d_model
-    told = {True: "it stands", False: "refuted, it does learn", None: "open"}[met]
-    so = {True: "It stands", False: "It does learn", None: "Open"}[met]
+    told = {True: "it stands", False: "refuted, it does learn", None: "open"}[failed.met]
+    so = {True: "It stands", False: "It does learn", None: "Open"}[failed.met]
     return Verdict(
         f"{told}: {n - n_failed} of {n} mended linear runs learn to copy (model size {size}; the "
         f"article's {theirs})",
-        (Criterion(text, met, f"{n_failed} of {n} ({low:z.0%} to {high:z.0%})"),),
+        (failed,),
         tuple(_told_runs(key, some) for key, some in sorted(mended.items(), key=_at_length)),
         answer=f"{so}: {n - n_failed} of {n} runs without the defects copy the sequence, in a "
         f"small model ({size} wide; the article's is {theirs}).",

@@ -3,19 +3,17 @@
 A BLEU that scores the first translation alone, positions that are taken from the batch, and a
 Linformer that sees the future when it is made causal.
 
-B batch, H heads, N sequence length, D size per head, E model size, R projected length (rows).
+N sequence length.
 """
 
-import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from replib.attention.softmax import softmax_attention
-from replib.layers import Embedding
+from replib.claims.linformer.probes import Attend, slots_masked
 from replib.models import CausalTransformer, TransformerConfig
 
 WORDS = [f"word{i}" for i in range(40)]
@@ -71,35 +69,20 @@ def bleu_scores(translations: Sequence[str], references: Sequence[str]) -> tuple
     return Score(right.score, right.sys_len), Score(wrong.score, wrong.sys_len)
 
 
-class BatchIndexed(nn.Module):
-    """An embedding whose positions count the sequences of the batch: what comes of positions made
-    for tensors (N, B, E) when they are given (B, N, E). All tokens of a sequence get the same."""
-
-    def __init__(self, embedding: Embedding):
-        super().__init__()
-        self.embedding = embedding
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N) -> (B, N, E)."""
-        sequence = torch.arange(len(tokens), device=tokens.device)
-        return self.embedding.step(tokens, sequence[:, None])
-
-
 @torch.no_grad()
-def order_seen(*, broken: bool, seed: int = 0) -> float:
+def order_seen(positions: str) -> float:
     """How far a language model's last output moves, relative to its size, when two earlier tokens
     change places: 0 for a model that cannot see order.
 
     Args:
-        broken: positions are those of the batch.
+        positions: those of the model, one of `layers.POSITIONS`.
     """
-    config = TransformerConfig(attention="softmax", n_layers=1, n_heads=2, d_model=32, dropout=0.0)
+    sizes = {"n_layers": 1, "n_heads": 2, "d_model": 32, "dropout": 0.0}
+    config = TransformerConfig(attention="softmax", positions=positions, **sizes)
     model = CausalTransformer(config, vocab_size=9, max_len=8).double().eval()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for weight in model.parameters():
         weight.copy_(torch.randn(weight.shape, generator=generator) / weight.shape[-1] ** 0.5)
-    if broken:
-        model.embedding = BatchIndexed(model.embedding)
     tokens = torch.arange(8)[None]  # (1, N)
     swapped = tokens.clone()
     swapped[:, [1, 4]] = tokens[:, [4, 1]]
@@ -107,60 +90,17 @@ def order_seen(*, broken: bool, seed: int = 0) -> float:
     return ((y - z).norm() / y.norm()).item()
 
 
-class NaiveCausalLinformer(nn.Module):
-    """Linformer's attention (Wang et al. 2020, eq. 7) made causal in the obvious way, which is
-    wrong.
-
-        y_n = sum_r softmax_r(q_n · (E k)_r / sqrt(D)) (F v)_r,  over rows r that "have been"
-
-    The mask lets position n see the first rows only, as many of R as n has of N. But every row of
-    E k and F v is a sum over all N positions, later ones too.
-    """
-
-    def __init__(self, seq_len: int, n_rows: int, generator: torch.Generator):
-        super().__init__()
-        for name, size in (("seq_len", seq_len), ("n_rows", n_rows)):
-            if size < 1:
-                raise ValueError(f"{name} {size}: use 1 or more")
-        self.keys, self.values = (
-            nn.Parameter(torch.randn(n_rows, seq_len, generator=generator) / math.sqrt(seq_len))
-            for _ in range(2)
-        )
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True) -> Tensor:
-        """(B, H, N, D) each -> (B, H, N, D)."""
-        k = torch.einsum("rn,bhnd->bhrd", self.keys, k)
-        v = torch.einsum("rn,bhnd->bhrd", self.values, v)
-        weights = torch.einsum("bhnd,bhrd->bhnr", q, k) / math.sqrt(q.shape[-1])
-        if causal:
-            weights = weights.masked_fill(self._not_yet(), float("-inf"))
-        return torch.einsum("bhnr,bhrd->bhnd", weights.softmax(-1), v)
-
-    def _not_yet(self) -> Tensor:
-        """(N, R): True where row r stands, in proportion, after position n."""
-        n_rows, seq_len = self.keys.shape
-        row = torch.arange(n_rows, device=self.keys.device)
-        position = torch.arange(seq_len, device=self.keys.device)[:, None]
-        return row > position * n_rows // seq_len
-
-
 @torch.no_grad()
-def future_leak(attend: Callable[..., Tensor], *, seq_len: int, seed: int = 0) -> float:
-    """How far outputs move, relative to their size, when all that comes after them is changed: the
-    median over positions. 0 for what is causal.
-
-    Args:
-        attend: a function of q, k, v (1, 1, N, 16) and `causal=True`.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    now, other = (
-        [torch.randn(1, 1, seq_len, 16, generator=generator) for _ in range(3)] for _ in range(2)
-    )
-    y, moved = attend(*now, causal=True), []
+def future_leak(attend: Attend, seq_len: int) -> float:
+    """How far outputs of q, k, v (1, 1, N, 16) move, relative to their size, when all that comes
+    after them is changed: the median over positions. 0 for what is causal."""
+    generator = torch.Generator().manual_seed(0)
+    now, other = torch.randn(2, 3, 1, 1, seq_len, 16, generator=generator, dtype=torch.float64)
+    y, moved = attend(*now), []
     for n in range(seq_len - 1):
         pairs = zip(now, other, strict=True)
         changed = [torch.cat([a[:, :, : n + 1], b[:, :, n + 1 :]], dim=2) for a, b in pairs]
-        difference = attend(*changed, causal=True)[:, :, n] - y[:, :, n]
+        difference = attend(*changed)[:, :, n] - y[:, :, n]
         moved.append((difference.norm() / y[:, :, n].norm()).item())
     return sorted(moved)[len(moved) // 2]
 
@@ -174,9 +114,8 @@ def shown() -> dict[str, tuple[str, str]]:
     pairs = small_corpus(N_PAIRS)
     scores = bleu_scores(*pairs)
     turned = bleu_scores(*(one[1:] + one[:1] for one in pairs))  # another pair comes first
-    linformer = NaiveCausalLinformer(16, 8, torch.Generator().manual_seed(0))
-    leaks = [future_leak(attend, seq_len=16) for attend in (softmax_attention, linformer)]
-    order = [order_seen(broken=broken) for broken in (False, True)]
+    leaks = [future_leak(attend, 16) for attend in (softmax_attention, slots_masked(16, 8))]
+    order = [order_seen(positions) for positions in ("concatenated", "batch row")]
     return {
         "bleu": tuple(
             f"BLEU {one.bleu:z.1f}, of {one.n_words} words; {other.bleu:z.1f} when another pair "

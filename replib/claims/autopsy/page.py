@@ -8,15 +8,10 @@ import torch
 
 from replib.claims.autopsy import charts, other_works, tables
 from replib.claims.autopsy.ablation import MENDED
-from replib.claims.autopsy.defects import (
-    DEFECTS,
-    AutopsyConfig,
-    ReusedBlock,
-    SplitHeads,
-    all_defects,
-    followed,
-)
+from replib.claims.autopsy.broken_parts import ReusedBlock, SplitHeads
+from replib.claims.autopsy.defects import DEFECTS, AutopsyConfig, all_defects, followed
 from replib.claims.autopsy.grid import with_defects
+from replib.claims.autopsy.prediction import prediction_chart
 from replib.claims.common import laptop_copy, replication_model, seed_jobs
 from replib.claims.crossover.extrapolation import MODEL_NAMES
 from replib.lab.run import CostJob, Job, TrainingJob, config_of
@@ -25,9 +20,10 @@ from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
 from replib.lab.verdict import ratio_text
 from replib.models import MultiHeadAttention
-from replib.pages import code, controls
+from replib.pages import code, controls, layout, verdict_cards
 from replib.pages.controls import Control
-from replib.pages.live import LiveRuns, in_passing_thread
+from replib.pages.live import LiveRuns
+from replib.pages.processor import in_passing_thread
 from replib.published import published
 from replib.tasks import SequenceCopy
 
@@ -49,11 +45,6 @@ REPEATS = 9  # of a timed step
 NONE_YET = "–"
 
 
-def later(show: Callable[[], Any]) -> Any:
-    """What is made when it comes into view; at once in a static page."""
-    return show() if controls.in_static_page() else mo.lazy(show)
-
-
 # --- the switches and their runs ------------------------------------------------------------------
 
 
@@ -69,9 +60,9 @@ def presets(choose: Callable) -> mo.ui.array:
 
 def show_switches(elements: mo.ui.dictionary) -> mo.Html:
     """The switches; their names in a static page."""
-    if controls.in_static_page():
-        return controls.plain(", ".join(one.title for one in DEFECTS.values()))
-    return controls.grid((elements[name] for name in DEFECTS), "14rem", "defects")
+    if layout.in_static_page():
+        return layout.plain(", ".join(one.title for one in DEFECTS.values()))
+    return layout.grid((elements[name] for name in DEFECTS), "14rem", "defects")
 
 
 def live_jobs(values: Mapping[str, Any]) -> list[Job]:
@@ -93,7 +84,7 @@ def session(live: LiveRuns, rows: Sequence[Row], defects: Sequence[str]) -> mo.H
     """Losses and step times of this session, mended and with the switches."""
     losses = [row for row in rows if row["experiment"] == "autopsy"]
     if not losses:
-        return mo.md(f"*{controls.NOTHING_RUN}*")
+        return mo.md(f"*{verdict_cards.NOTHING_RUN}*")
     shown = [charts.switches_curves(losses)]
     if not live.running:
         shown.append(mo.md(comparison(rows, lambda row: _follows(live, row))))
@@ -152,7 +143,7 @@ def recorded_tabs(
     rows = recorded.rows
 
     def tabs(name: str, show: Callable[[Sequence[Row]], Any]) -> mo.Html:
-        return controls.device_tabs(rows[name], show)
+        return layout.device_tabs(rows[name], show)
 
     def losses() -> mo.Html:
         return tabs("autopsy", lambda runs: charts.losses_chart(runs, article))
@@ -166,11 +157,11 @@ def recorded_tabs(
 
     return mo.ui.tabs(
         {
-            "Losses": later(losses) if shown else losses(),
-            "Time of a step": later(lambda: tabs("autopsy_time", charts.effects_chart)),
-            "The slowdown, taken apart": later(lambda: tabs("autopsy_time", slowdown)),
+            "Losses": layout.later(losses) if shown else losses(),
+            "Time of a step": layout.later(lambda: tabs("autopsy_time", charts.effects_chart)),
+            "The slowdown, taken apart": layout.later(lambda: tabs("autopsy_time", slowdown)),
             "Where 3149 comes from": prediction,
-            "At the article's own size": later(full_size),
+            "At the article's own size": layout.later(full_size),
         },
         value=shown.get("tab"),
         on_change=lambda tab: shown.update(tab=tab),
@@ -188,7 +179,7 @@ def lines_of_defects() -> mo.Html:
     ]
     return mo.ui.tabs(
         {
-            "Heads split twice": controls.grid(heads, "26rem"),
+            "Heads split twice": layout.grid(heads, "26rem"),
             "Adam at 1e-4": code.source(AutopsyConfig.trained.fget),
             "Half an encoder": code.source(ReusedBlock.forward),
         }
@@ -211,7 +202,9 @@ def folded(recorded, article: Mapping[str, Any]) -> mo.Html:
         "The article's losses in nats a token": lambda: tables.losses_table(article, losses),
         "Defects of other public works": others_table,
     }
-    return mo.accordion({name: later(lambda t=text: mo.md(t())) for name, text in texts.items()})
+    return mo.accordion(
+        {name: layout.later(lambda t=text: mo.md(t())) for name, text in texts.items()}
+    )
 
 
 # --- where 3149 comes from ------------------------------------------------------------------------
@@ -231,7 +224,7 @@ def prediction(article: Mapping[str, Any], settings: Mapping[str, Any]) -> mo.Ht
     """The crossover that the chosen points and model predict, or why there is none."""
     lengths, model = [int(n) for n in settings["points"]], settings["softmax_model"]
     try:
-        return mo.as_html(charts.prediction_chart(article, lengths, model))
+        return mo.as_html(prediction_chart(article, lengths, model))
     except ValueError as error:
         named = f"the model “{MODEL_NAMES[model]}”"
         return mo.callout(str(error).replace(f"the {model} model", named), kind="warn")

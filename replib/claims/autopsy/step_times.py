@@ -5,7 +5,7 @@ Runs are those of `ablation.ablated`, of rows of `autopsy_time` and `autopsy_lon
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,7 +21,7 @@ from replib.claims.autopsy.ablation import (
     Runs,
 )
 from replib.claims.autopsy.defects import DEFECTS, all_defects
-from replib.claims.common import BOTH, judged_linear
+from replib.claims.common import BOTH, Samples, crossing, judged_linear
 from replib.lab.run import config_of, variant_of
 from replib.lab.statistics import (
     Crossover,
@@ -29,7 +29,6 @@ from replib.lab.statistics import (
     Regression,
     Total,
     article_regression,
-    crossover,
     measured_total,
     prediction_interval,
     ratio,
@@ -50,7 +49,6 @@ NO_TRANSFER = (
 )
 
 _total = lru_cache(maxsize=2000)(measured_total)
-_crossover = lru_cache(maxsize=100)(crossover)
 
 
 def step_times(runs: Runs) -> dict[Key, Total]:
@@ -148,39 +146,33 @@ def autopsied(steps: Sequence[Row]) -> list[Row]:
 def step_crossovers(steps: Sequence[Row]) -> dict[str, Crossover]:
     """The crossover of the mended steps of `step_time`, against each softmax."""
     steps = [row for row in steps if not hasattr(config_of(row), "defects")]
-    samples = {
-        (*variant_of(row), config_of(row).task.seq_len): tuple(row["summary"]["time_ms_samples"])
-        for row in steps
-        if row["outcome"] == "ok"
+    samples = _by_length(((variant_of(row), config_of(row).task.seq_len), row) for row in steps)
+    fastest = judged_linear(steps)
+    found = {
+        f"linear {fastest} against softmax {baseline}": crossing(
+            samples.get(("softmax", baseline), {}), samples.get(("linear", fastest), {})
+        )
+        for baseline in ("textbook", "fused")
     }
-    found, fastest = {}, judged_linear(steps)
-    for baseline in ("textbook", "fused"):
-        crossing = _crossing(samples, ("softmax", baseline), ("linear", fastest))
-        if crossing:
-            found[f"linear {fastest} against softmax {baseline}"] = crossing
-    return found
+    return {name: one for name, one in found.items() if one}
 
 
 def crossovers(runs: Runs) -> dict[str, Crossover]:
     """The crossover of mended and of broken steps."""
-    samples = {
-        (attention, role, n): tuple(some[-1]["summary"]["time_ms_samples"])
-        for (attention, n, role, _), some in runs.items()
-        if role in (MENDED, BROKEN) and some[-1]["outcome"] == "ok"
+    samples = _by_length((((a, role), n), some[-1]) for (a, n, role, _), some in runs.items())
+    found = {
+        role: crossing(*(samples.get((a, role), {}) for a in BOTH)) for role in (MENDED, BROKEN)
     }
-    found = {role: _crossing(samples, *((a, role) for a in BOTH)) for role in (MENDED, BROKEN)}
     return {role: one for role, one in found.items() if one}
 
 
-def _crossing(
-    samples: Mapping[tuple, tuple[float, ...]], softmax: tuple, linear: tuple
-) -> Crossover | None:
-    """Where two kinds of steps cross; None with fewer than two lengths."""
-    lengths = sorted(n for *kind, n in samples if (*kind,) == linear and (*softmax, n) in samples)
-    if len(lengths) < 2:
-        return None
-    sides = (tuple(samples[*side, n] for n in lengths) for side in (softmax, linear))
-    return _crossover(tuple(lengths), *sides)
+def _by_length(steps: Iterable[tuple[tuple[Hashable, int], Row]]) -> dict[Hashable, Samples]:
+    """The samples of what was timed at each length, by what it is."""
+    found: dict[Hashable, dict[int, Sequence[float]]] = {}
+    for (kind, n), row in steps:
+        if row["outcome"] == "ok":
+            found.setdefault(kind, {})[n] = row["summary"]["time_ms_samples"]
+    return found
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from replib.lab.run import config_of
 from replib.lab.statistics import Threshold
 from replib.lab.store import Row
 from replib.pages import style
-from replib.pages.frames import frame_of, origin
+from replib.pages.tidy import frame_of, origin
 from replib.published import published
 
 SERIES = dict(series=str, mechanism=str, attention=str, variant=str, n_features=int)
@@ -79,13 +79,13 @@ def retrieval_frame(rows: Sequence[Row]) -> pl.DataFrame:
         for name, losses in logs.items():
             for n_keys, loss in losses.items():
                 found[setting, MEMORIES[name], n_keys, None, "published"] = [loss]
-    lines = []
-    for (setting, memory, n_keys, device, source), losses in found.items():
-        line = _series_of(memory, rule=setting == 2)
-        line |= {"setting": setting, "n_keys": n_keys, "device": device, "source": source}
-        line |= {"value": statistics.median(losses), "low": min(losses), "high": max(losses)}
-        line |= {"n_seeds": len(losses), "n_solved": sum(loss <= SOLVED_LOSS for loss in losses)}
-        lines.append(line)
+    lines = [
+        _series_of(memory, rule=setting == 2)
+        | {"setting": setting, "n_keys": n_keys, "device": device, "source": source}
+        | {"value": statistics.median(losses), "low": min(losses), "high": max(losses)}
+        | {"n_seeds": len(losses), "n_solved": sum(loss <= SOLVED_LOSS for loss in losses)}
+        for (setting, memory, n_keys, device, source), losses in found.items()
+    ]
     return frame_of(lines, COLUMNS).sort("setting", "n_keys", maintain_order=True)
 
 
@@ -111,10 +111,9 @@ def loss_chart(frame: pl.DataFrame, setting: int) -> alt.LayerChart:
     if frame.is_empty():
         return style.no_data(what)
     series = _series(frame)
+    columns = {"drawn": "value", "least": "low", "most": "high"}
     drawn = style.records_of(frame.sort("n_keys")).with_columns(
-        drawn=pl.col("value").clip(lower_bound=LOSS_FLOOR),
-        least=pl.col("low").clip(lower_bound=LOSS_FLOOR),
-        most=pl.col("high").clip(lower_bound=LOSS_FLOOR),
+        **{name: pl.col(of).clip(lower_bound=LOSS_FLOOR) for name, of in columns.items()}
     )
     y_domain = style.log_domain([LOSS_FLOOR, CHANCE, *drawn["most"], *drawn["drawn"]])
     y_domain = [y_domain[0] / 1.3, y_domain[1] * HEADROOM]
@@ -137,8 +136,8 @@ def loss_chart(frame: pl.DataFrame, setting: int) -> alt.LayerChart:
         tooltip=[alt.Tooltip(name, title=title) for name, title in TOOLTIP.items()],
     )
     layers = [
-        style.rule_at("y", SOLVED_LOSS),
-        _text_at("solved below", SOLVED_LOSS, "drawn", baseline="top", dy=3),
+        style.rule_at(SOLVED_LOSS),
+        _beside("solved below", SOLVED_LOSS, "drawn", baseline="top", dy=3),
         *_marks(base, dash),
         *_most_keys(series, last, colour),
         _names(drawn, y_domain, colour, shown),
@@ -208,9 +207,9 @@ def training_chart(rows: Sequence[Row]) -> alt.LayerChart:
     config = config_of(rows[0])
     lines = []
     for row in rows:
-        memory, curve = config_of(row).model, row["curve"]
+        memory = config_of(row).model
         series = _series_of(memory, rule=memory.attention != "softmax") | {"seed": row["seed"]}
-        points = zip(curve["step"], curve["loss"], strict=True)
+        points = zip(row["curve"]["step"], row["curve"]["loss"], strict=True)
         lines += [series | {"step": step, "loss": loss} for step, loss in points]
     drawn = frame_of(lines, SERIES | dict(seed=int, step=int, loss=float))
     drawn = drawn.with_columns(value=pl.col("loss").clip(LOSS_FLOOR))
@@ -225,10 +224,10 @@ def training_chart(rows: Sequence[Row]) -> alt.LayerChart:
         tooltip=["series:N", "seed:Q", "step:Q", "loss:Q"],
     )
     layers = [
-        style.rule_at("y", SOLVED_LOSS),
-        style.rule_at("y", CHANCE),
-        _text_at("solved", SOLVED_LOSS, "value", baseline="bottom", dy=-2),
-        _text_at("nothing read", CHANCE, "value", baseline="bottom", dy=-2),
+        style.rule_at(SOLVED_LOSS),
+        style.rule_at(CHANCE),
+        _beside("solved", SOLVED_LOSS, "value", baseline="bottom", dy=-2),
+        _beside("nothing read", CHANCE, "value", baseline="bottom", dy=-2),
         lines.mark_line(strokeWidth=2, clip=True, point=True),
     ]
     return style.finished(
@@ -268,8 +267,7 @@ def _series(frame: pl.DataFrame) -> pl.DataFrame:
     )
     for row in rows:
         row["colour"] = style.colour(row["mechanism"])
-        by_features = RULE_DASHES if row["mechanism"] in ("delta", "fwm") else {}
-        named = DASHES | by_features
+        named = DASHES | (RULE_DASHES if row["mechanism"] in ("delta", "fwm") else {})
         row["dash"] = named.get(row["attention"], style.DASHES.get(row["variant"], [1, 0]))
     return pl.DataFrame(rows, infer_schema_length=None)
 
@@ -279,11 +277,8 @@ def _look_channels(series: pl.DataFrame, legend: bool = False) -> list[alt.Color
     names = series["series"].to_list()
     shown = style.legend(names, 3) if legend else None
     return [
-        kind("series:N", title=None, legend=shown, scale=alt.Scale(domain=names, range=values))
-        for kind, values in (
-            (alt.Color, series["colour"].to_list()),
-            (alt.StrokeDash, series["dash"].to_list()),
-        )
+        style.looks(kind, "series:N", dict(zip(names, series[of], strict=True)), legend=shown)
+        for kind, of in ((alt.Color, "colour"), (alt.StrokeDash, "dash"))
     ]
 
 
@@ -309,11 +304,11 @@ def _marks(base: alt.Chart, dash: alt.StrokeDash) -> list[alt.Chart]:
     ]
 
 
-def _text_at(text: str, value: float, field: str, **place: Any) -> alt.Chart:
+def _beside(text: str, value: float, field: str, **place: Any) -> alt.Chart:
     """A text at the right end of a line, where curves are rarely."""
-    base = alt.Chart(pl.DataFrame({field: [value]}))
-    mark = base.mark_text(align="right", dx=-6, text=text, color=style.NEUTRAL, **place)
-    return mark.encode(x=alt.value("width"), y=alt.Y(f"{field}:Q"))
+    return style.text_at(text, value, alt.Y(f"{field}:Q"), dx=-6, **place).encode(
+        x=alt.value("width")
+    )
 
 
 def _bounded(series: pl.DataFrame, last: int) -> pl.DataFrame:
@@ -383,7 +378,6 @@ def _subtitle(drawn: pl.DataFrame, n_series: int) -> str:
 def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     """Loss against the number of keys, and how many keys are solved, beside the published ones."""
     frame = retrieval_frame(rows["capacity"])
-    drawn = {"capacity": loss_chart(frame, 1), "capacity_solved": solved_chart(frame)}
-    for name, chart in drawn.items():
-        shown = {"experiment": "capacity", "rows": rows["capacity"], "published": True}
-        yield name, Figure(chart=chart, **shown)
+    shown = {"experiment": "capacity", "rows": rows["capacity"], "published": True}
+    yield "capacity", Figure(chart=loss_chart(frame, 1), **shown)
+    yield "capacity_solved", Figure(chart=solved_chart(frame), **shown)

@@ -178,9 +178,9 @@ def _colour(filling: Filling, rule: str) -> str:
     return style.colour(filling.config.memory.attention if rule == "sum" else rule)
 
 
-def _rule_scale(fillings: Mapping[str, Filling]) -> alt.Scale:
-    colours = [_colour(filling, rule) for rule, filling in fillings.items()]
-    return alt.Scale(domain=list(fillings), range=colours)
+def _rule_colour(fillings: Mapping[str, Filling]) -> alt.Color:
+    colours = {rule: _colour(filling, rule) for rule, filling in fillings.items()}
+    return style.looks(alt.Color, "rule:N", colours, legend=style.legend(colours, 3))
 
 
 def losses_chart(fillings: Mapping[str, Filling]) -> alt.LayerChart:
@@ -196,13 +196,12 @@ def losses_chart(fillings: Mapping[str, Filling]) -> alt.LayerChart:
     scale = alt.Scale(domain=[0, config.n_writes], nice=False)
     x = alt.X("n_writes:Q", title="writes", scale=scale, axis=alt.Axis(grid=False, tickMinStep=1))
     most = max(1e-9, *map(max, losses.values()))
-    legend, rules = style.legend(losses, 3), list(losses)
-    dashes = alt.Scale(domain=rules, range=[RULE_DASHES[rule] for rule in rules])
+    dashes = {rule: RULE_DASHES[rule] for rule in losses}
     drawn = alt.Chart(style.records_of(pl.DataFrame(lines))).encode(
         x,
         alt.Y("loss:Q", title="loss", scale=alt.Scale(domain=[0, most * 1.3], nice=False)),
-        alt.Color("rule:N", title=None, legend=legend, scale=_rule_scale(fillings)),
-        alt.StrokeDash("rule:N", title=None, legend=legend, scale=dashes),
+        _rule_colour(fillings),
+        style.looks(alt.StrokeDash, "rule:N", dashes, legend=style.legend(losses, 3)),
         tooltip=["rule:N", alt.Tooltip("n_writes:Q", title="writes"), "loss:Q"],
     )
     layers = [drawn.mark_line(strokeWidth=2.5), drawn.mark_point(size=60, opacity=0)]
@@ -213,8 +212,8 @@ def losses_chart(fillings: Mapping[str, Filling]) -> alt.LayerChart:
             base = alt.Chart(pl.DataFrame({"n_writes": [at]})).encode(x)
             place = ("right", -4) if at > config.n_writes / 2 else ("left", 4)
             label = base.mark_text(text=text, align=place[0], dx=place[1], color=style.NEUTRAL)
-            layers.append(base.mark_rule(color=style.NEUTRAL, strokeDash=[4, 3]))
-            layers.append(label.encode(y=alt.value(8 + line * style.LABEL_PX)))
+            y = alt.value(8 + line * style.LABEL_PX)
+            layers += [style.rule_at(at, x), label.encode(y=y)]
     return style.finished(
         alt.layer(*layers),
         f"Lowest loss of all keys at the end: {min(losses, key=lambda rule: losses[rule][-1])}",
@@ -244,13 +243,10 @@ def overwrite_chart(fillings: Mapping[str, Filling]) -> alt.LayerChart:
         alt.XOffset("rule:N", sort=None),
     )
     text = base.mark_text(dy=-3, baseline="bottom", fontSize=10, color=style.NEUTRAL)
-    colour = alt.Color(
-        "rule:N", title=None, legend=style.legend(shares, 3), scale=_rule_scale(fillings)
-    )
     old = {rule: of_rule["old value"] for rule, of_rule in shares.items()}
     return style.finished(
         alt.layer(
-            base.mark_bar().encode(colour, tooltip=["rule:N", "part:N", "share:Q"]),
+            base.mark_bar().encode(_rule_colour(fillings), tooltip=["rule:N", "part:N", "share:Q"]),
             text.encode(text=alt.Text("share:Q", format=".2f")),
         ),
         f"{title}: a sum reads {old['sum']:z.2f} of the old one, delta {old['delta']:z.2f}",

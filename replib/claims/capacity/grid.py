@@ -5,8 +5,8 @@ from dataclasses import fields, replace
 from replib.attention.dpfp import DPFPAttention
 from replib.attention.performer import PerformerAttention
 from replib.claims.capacity.evaluation import MeansConfig
+from replib.claims.common import experiment
 from replib.fast_weights import MemoryConfig, RetrievalConfig
-from replib.lab.record import Experiment
 from replib.lab.run import Job, RetrievalJob
 from replib.tasks.retrieval import AssociativeRetrieval
 
@@ -95,12 +95,14 @@ def _smoke(n_keys: int, memory: MemoryConfig, **options) -> RetrievalJob:
     return RetrievalJob(config=config, seeds=(0, 1))
 
 
-def _capacity(scale: str) -> list[Job]:
+@experiment("Associative retrieval, every key once: loss against the number of keys")
+def capacity(scale: str) -> list[Job]:
     """Setting 1 of Schlag et al. 2021, section 6.1.1: every key once."""
     return retrieval_jobs(scale, CAPACITY_MEMORIES, 600, with_replacement=False)
 
 
-def _evaluation(scale: str) -> list[Job]:
+@experiment("Associative retrieval: the published mean of losses beside that of all keys")
+def evaluation(scale: str) -> list[Job]:
     """Setting 1 where a published loss is lower than it can be, with the mean that the published
     code takes beside that over all keys."""
     jobs = [
@@ -116,7 +118,8 @@ def _evaluation(scale: str) -> list[Job]:
     ]
 
 
-def _favor_eps(scale: str) -> list[Job]:
+@experiment("Associative retrieval: FAVOR+ without the published ε of its normalisers")
+def favor_eps(scale: str) -> list[Job]:
     """FAVOR+ in setting 1 without the ε that the published code adds to its normalisers."""
     memories = [replace(m, eps=NO_EPS) for m in CAPACITY_MEMORIES if m.attention == "performer"]
     if scale == "smoke":
@@ -129,20 +132,4 @@ def _favor_eps(scale: str) -> list[Job]:
     ]
 
 
-EXPERIMENTS = (
-    Experiment(
-        name="capacity",
-        title="Associative retrieval, every key once: loss against the number of keys",
-        jobs=_capacity,
-    ),
-    Experiment(
-        name="evaluation",
-        title="Associative retrieval: the published mean of losses beside that of all keys",
-        jobs=_evaluation,
-    ),
-    Experiment(
-        name="favor_eps",
-        title="Associative retrieval: FAVOR+ without the published ε of its normalisers",
-        jobs=_favor_eps,
-    ),
-)
+EXPERIMENTS = (capacity, evaluation, favor_eps)

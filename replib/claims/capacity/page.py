@@ -15,14 +15,15 @@ from replib.claims.capacity.memories import label
 from replib.fast_weights import UPDATE_RULES, MemoryConfig, RetrievalConfig
 from replib.lab.run import RetrievalJob
 from replib.lab.store import Row
-from replib.pages import controls, drawn
+from replib.pages import controls, drawn, layout, verdict_cards
 from replib.pages.controls import Control
-from replib.pages.live import on_one_core
+from replib.pages.processor import on_one_core
 
 MEMORIES = {
     label(memory): memory
     for memory in (*CAPACITY_MEMORIES, *(MemoryConfig(attention=x) for x in ("relu", "tanh")))
 }
+LEAST = "20rem"  # of a chart among others
 FILLED = ("linear", "DPFP-1", "DPFP-2", "DPFP-3", "FAVOR+ 64")
 # Whether keys are drawn with replacement: settings 1 and 2 of the paper.
 RETRIEVAL_SETTINGS = {"every key once": False, "keys come back": True}
@@ -83,16 +84,8 @@ def filling_view(settings: Mapping[str, Any]) -> mo.Html:
     """The memory, and what each rule does to the same keys."""
     config = fill_config(settings)
     fillings = {rule: _filled(config, rule) for rule in UPDATE_RULES}
-    return side_by_side(
-        memory_view(settings),
-        filling_charts.losses_chart(fillings),
-        filling_charts.overwrite_chart(fillings),
-    )
-
-
-def side_by_side(*shown: alt.LayerChart | mo.Html) -> mo.Html:
-    """Charts beside each other where the page is wide enough."""
-    return controls.grid((mo.as_html(chart).text for chart in shown), "20rem")
+    of_rules = filling_charts.losses_chart(fillings), filling_charts.overwrite_chart(fillings)
+    return layout.grid([memory_view(settings), *of_rules], LEAST)
 
 
 def recorded_charts(
@@ -135,9 +128,9 @@ def live_jobs(values: Mapping[str, Any]) -> list[RetrievalJob]:
 def training_view(rows: Sequence[Row], recorded: mo.Html) -> mo.Html:
     """The loss of the runs of this session over their steps, beside the recorded chart; in a static
     page that has none of its own the latter alone."""
-    if controls.in_static_page() and not controls.has_own_run():
+    if layout.in_static_page() and not layout.has_own_run():
         return recorded
     if not rows:
-        return side_by_side(mo.md(f"*{controls.NOTHING_RUN}*"), recorded)
+        return layout.grid([mo.md(f"*{verdict_cards.NOTHING_RUN}*"), recorded], LEAST)
     same = [row for row in rows if row["experiment"] == rows[0]["experiment"]]
-    return side_by_side(charts.training_chart(same), recorded)
+    return layout.grid([charts.training_chart(same), recorded], LEAST)

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from replib.claims.claim import Figure, Rows
 from replib.lab.run import config_of
-from replib.pages import curves, frames
+from replib.pages import curves, tidy
 
 
 def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     """The learning curves of each length, and where each seed ended."""
-    recorded = frames.training_curves(rows["convergence"])
+    recorded = tidy.training_curves(rows["convergence"])
     for seq_len in sorted(recorded["seq_len"].unique()):
         chart = curves.learning_curves(
             recorded.filter(recorded["seq_len"] == seq_len),
@@ -25,5 +25,5 @@ def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
         ("sequence_copy", "sequence_copy", "The 2022 replication's task: where each seed ended"),
     ):
         some = rows[experiment]
-        chart = curves.seeds_chart(frames.training_summaries(some), title=title)
+        chart = curves.seeds_chart(tidy.training_summaries(some), title=title)
         yield name, Figure(chart=chart, experiment=experiment, rows=some)

@@ -5,19 +5,20 @@ from dataclasses import replace
 from replib.claims.common import (
     BOTH,
     LSH_COPY,
+    experiment,
     laptop_copy,
     laptop_model,
     paper_model,
     replication_model,
     seed_jobs,
 )
-from replib.lab.record import Experiment
 from replib.lab.run import Job
 from replib.tasks.copy import SequenceCopy
 from replib.training import TrainingConfig
 
 
-def _convergence(scale: str) -> list[Job]:
+@experiment("Causal copy task: loss and accuracy over training")
+def convergence(scale: str) -> list[Job]:
     """Katharopoulos et al. 2020, Fig. 2; LSH attention after those that are judged."""
     if scale == "paper":
         configs = [TrainingConfig(model=paper_model(a)) for a in BOTH]
@@ -33,7 +34,8 @@ def _convergence(scale: str) -> list[Job]:
     return seed_jobs(judged, 5) + seed_jobs(short, 3) + seed_jobs(long, 1)
 
 
-def _sequence_copy(scale: str) -> list[Job]:
+@experiment("Sequence-to-sequence copy of the 2022 replication: loss over training")
+def sequence_copy(scale: str) -> list[Job]:
     """The 2022 replication's task: full-size model at the paper scale, a small one below."""
     lengths = (8, 16, 32, 64)
     if scale == "paper":
@@ -59,15 +61,4 @@ def _sequence_copy(scale: str) -> list[Job]:
     return seed_jobs(configs, 1 if scale == "smoke" else 3)
 
 
-EXPERIMENTS = (
-    Experiment(
-        name="convergence",
-        title="Causal copy task: loss and accuracy over training",
-        jobs=_convergence,
-    ),
-    Experiment(
-        name="sequence_copy",
-        title="Sequence-to-sequence copy of the 2022 replication: loss over training",
-        jobs=_sequence_copy,
-    ),
-)
+EXPERIMENTS = (convergence, sequence_copy)

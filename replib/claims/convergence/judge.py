@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from replib.claims.common import BOTH, LOSS_MARGIN, LSH_COPY, setting_of
+from replib.claims.common import BOTH, LOSS_MARGIN, LSH_COPY, setting_of, share_criterion
 from replib.lab.run import config_of, variant_of
 from replib.lab.runs.training import SOLVED_ACCURACY
-from replib.lab.statistics import CONFIDENCE, Ratio, difference_interval, wilson_interval
+from replib.lab.statistics import CONFIDENCE, Ratio, difference_interval
 from replib.lab.store import Row
 from replib.lab.verdict import (
     MOST,
@@ -290,12 +290,7 @@ def _n_reached(runs: Sequence[SeedResult]) -> int:
 def accuracy_criterion(linear: Sequence[SeedResult]) -> Criterion:
     """Whether most runs reach SOLVED_ACCURACY."""
     text = f"most linear seeds reach {SOLVED_ACCURACY:z.0%} accuracy"
-    if not linear:
-        return Criterion(text, None, "no runs")
-    reached = _n_reached(linear)
-    low, high = wilson_interval(reached, len(linear))
-    met = True if low > MOST else False if high < MOST else None
-    return Criterion(text, met, f"{reached} of {len(linear)} ({low:z.0%} to {high:z.0%})")
+    return share_criterion(text, _n_reached(linear), len(linear), (MOST, math.inf))
 
 
 def _loss_criterion(
@@ -359,12 +354,8 @@ def _note(n_comparisons: int) -> str:
 
 def _spike_criterion(linear: Sequence[SeedResult]) -> Criterion:
     text = f"at most {MAX_SPIKE_SHARE:z.0%} of linear runs have a loss spike"
-    if not linear:
-        return Criterion(text, None, "no runs")
     spiked = sum(run.n_spikes > 0 for run in linear)
-    low, high = wilson_interval(spiked, len(linear))
-    figure = f"{spiked} of {len(linear)} ({low:z.0%} to {high:z.0%})"
-    return Criterion(text, within(low, high, 0.0, MAX_SPIKE_SHARE), figure)
+    return share_criterion(text, spiked, len(linear), (0.0, MAX_SPIKE_SHARE))
 
 
 def _run_line(name: str, runs: Sequence[SeedResult]) -> str:

@@ -16,10 +16,11 @@ from replib.generation import copy_with
 from replib.lab.run import TrainingJob, config_of
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table, sizes_text
-from replib.models import MultiHeadAttention
-from replib.pages import curves, drawn, frames, style
-from replib.pages.controls import callout, grid, plain, styled
-from replib.pages.live import LiveRuns, in_passing_thread
+from replib.pages import curves, drawn, style, tidy
+from replib.pages.attention_maps import recorded_inputs, weights
+from replib.pages.layout import callout, grid, plain, styled
+from replib.pages.live import LiveRuns
+from replib.pages.processor import in_passing_thread
 from replib.published import published
 from replib.tasks import CausalCopy, SequenceCopy, Task
 from replib.training import Training, build_model
@@ -81,14 +82,14 @@ def sizes(values: Mapping[str, Any]) -> mo.Html:
 @drawn.once
 def recorded_charts(rows: Sequence[Row]) -> dict[str, alt.LayerChart]:
     """By title: loss and accuracy while models learn, and where each seed ends."""
-    frame = frames.training_curves(rows)
+    frame = tidy.training_curves(rows)
     learning = {
         y.capitalize(): curves.learning_curves(
             frame, y=y, title=f"{y.capitalize()} while learning to copy"
         )
         for y in ("loss", "accuracy")
     }
-    ends = curves.seeds_chart(frames.training_summaries(rows), title="Where each seed ended")
+    ends = curves.seeds_chart(tidy.training_summaries(rows), title="Where each seed ended")
     return learning | {"Every seed": ends}
 
 
@@ -96,7 +97,7 @@ def recorded_charts(rows: Sequence[Row]) -> dict[str, alt.LayerChart]:
 def sequence_copy(rows: Sequence[Row]) -> dict[str, mo.Html]:
     """The task of the 2022 replication: final losses beside its own, and how they came about."""
     title = "Loss on the sequence-to-sequence copy task"
-    chart = curves.learning_curves(frames.training_curves(rows), title=title)
+    chart = curves.learning_curves(tidy.training_curves(rows), title=title)
     table = mo.md(sequence_copy_table(rows))
     return {"The 2022 replication's task": mo.vstack([table, chart])}
 
@@ -106,7 +107,7 @@ def curves_behind(recorded: Mapping[str, Sequence[Row]], values: Mapping[str, An
     none."""
     rows = recorded[TASKS[values["task"]].experiment]
     alike = (row for row in rows if config_of(row).task.seq_len == values["seq_len"])
-    return frames.training_curves(
+    return tidy.training_curves(
         row for row in alike if config_of(row).model.attention in values["attention"]
     )
 
@@ -115,7 +116,7 @@ def curves_before(live: LiveRuns, shown: Sequence[Row]) -> pl.DataFrame:
     """The curves of the last runs of this session with other settings."""
     now = {row["run_id"] for row in shown}
     ended = {row["run_id"]: row for row in live.finished if row["run_id"] not in now}
-    return frames.training_curves(list(ended.values())[-N_EARLIER * len(BOTH) :])
+    return tidy.training_curves(list(ended.values())[-N_EARLIER * len(BOTH) :])
 
 
 def title_of(shown: pl.DataFrame, behind: pl.DataFrame | None = None) -> str:
@@ -181,8 +182,8 @@ def _copied(
         rows[name] = produced[0].tolist()
         if isinstance(task, CausalCopy):
             tokens = torch.cat([given, given.new_zeros(1, 1), produced[:, :-1]], dim=1)
-            weights = attention_weights(training, tokens)[len(symbols) :]
-            looks.append(_looks_chart(name, weights, symbols, rows[name]))
+            taken = attention_weights(training, tokens)[len(symbols) :]
+            looks.append(_looks_chart(name, taken, symbols, rows[name]))
     body = "".join(_copy_row(name, made, symbols) for name, made in rows.items())
     shown = [styled(f'<table aria-label="copies" class="r-copies">{body}</table>')]
     trained = trained_lengths(task)
@@ -231,28 +232,11 @@ def _copy_row(name: str, produced: list[int], given: list[int]) -> str:
 
 @torch.no_grad()
 def attention_weights(training: Training, tokens: torch.Tensor) -> torch.Tensor:
-    """How much each position takes from each, (N, N), in the head whose weights are the sharpest.
-
-    What a mechanism puts out is W v for some W (N, N): with the identity for v it is W itself.
-    """
-    found = []
-
-    def with_identity(module, arguments, options, output) -> None:
-        q, k = arguments[:2]
-        n = q.shape[2]
-        identity = torch.eye(n, device=q.device).expand(*k.shape[:2], n, n)
-        found.append(type(module).forward(module, q, k, identity, **options)[0])
-
-    mechanisms = [
-        m.attention for m in training.model.modules() if isinstance(m, MultiHeadAttention)
-    ]
-    hooks = [m.register_forward_hook(with_identity, with_kwargs=True) for m in mechanisms]
-    try:
-        training.model.eval()
+    """How much each position takes from each, (N, N), in the head of the sharpest weights."""
+    training.model.eval()
+    with recorded_inputs(training.model) as inputs:
         training.model(tokens)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    found = [weights(mechanism, *qk, causal=True)[0] for mechanism, qk in inputs.items()]
     heads = torch.cat(found)  # (layers · H, N, N)
     return heads[heads[:, tokens.shape[1] // 2 :].amax(-1).mean(-1).argmax()]
 

@@ -21,7 +21,7 @@ from replib.claims.crossover.steps import replication_chart
 from replib.lab.run import config_of
 from replib.lab.statistics import Crossover, article_fits
 from replib.lab.store import Row
-from replib.pages import frames, style
+from replib.pages import style, tidy
 from replib.pages.costs import cost_chart
 from replib.published import published
 
@@ -54,12 +54,11 @@ def crossings_chart(rows: Sequence[Row], work: str = "forward_backward") -> alt.
             lines.append(f"{group}|{name}")
             place = {"group": group, "line": lines[-1], "implementation": name}
             bars.append(place | _bar(crossover, *x_domain))
-    axis = alt.Axis(labelExpr="split(datum.value, '|')[1]", ticks=False, domain=False)
-    y = alt.Y("line:O", title=None, scale=alt.Scale(domain=lines), axis=axis)
+    y = style.lines_axis(lines, "split(datum.value, '|')[1]")
     return style.finished(
         alt.layer(*_reference_layers(x_domain, y), *_bar_layers(bars, x_domain, y)),
         title,
-        style.devices_of(frames.costs([one.row for one in found])),
+        style.devices_of(tidy.costs([one.row for one in found])),
         "The sequence length from which linear attention is faster than softmax, with its 95 % "
         "interval, a line an implementation.",
         len(lines) * LINE_PX,
@@ -87,8 +86,9 @@ def _bar(found: Crossover, low: float, high: float) -> dict[str, Any]:
 
 
 def _bar_layers(bars: list[dict], x_domain: list[float], y: alt.Y) -> list[alt.Chart]:
-    names = list(dict.fromkeys(bar["implementation"] for bar in bars))
-    shapes = alt.Scale(domain=names, range=[style.SHAPES.get(name, "circle") for name in names])
+    names = dict.fromkeys(bar["implementation"] for bar in bars)
+    shapes = {name: style.SHAPES.get(name, "circle") for name in names}
+    shape = style.looks(alt.Shape, "implementation:N", shapes, legend=None)
     frame = pl.DataFrame(bars, schema=COLUMNS)
     base = alt.Chart(frame).encode(y, color=alt.value(style.colour("linear")))
     start, end, point = (style.length_axis(x_domain, name) for name in ("start", "end", "point"))
@@ -99,7 +99,7 @@ def _bar_layers(bars: list[dict], x_domain: list[float], y: alt.Y) -> list[alt.C
         heading.encode(y, x=alt.value(0), text="group:N"),
         base.mark_rule(strokeWidth=7, opacity=0.4).encode(start, alt.X2("end:Q")),
         base.mark_point(filled=False, size=60, opacity=1)
-        .encode(point, shape=alt.Shape("implementation:N", legend=None, scale=shapes))
+        .encode(point, shape)
         .transform_filter("isValid(datum.point)"),
         *(
             base.mark_text(align=align, **look)
@@ -139,8 +139,8 @@ def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     yield "crossings", Figure(chart=crossings_chart(some), experiment="crossover", rows=some)
     chart = extrapolation_chart(article, article_fits(article))
     yield "extrapolation_2022", Figure(chart=chart, published=True)
-    steps = frames.steps_alike(rows["step_time"])
-    chart = replication_chart(frames.costs(steps), article)
+    steps = tidy.steps_alike(rows["step_time"])
+    chart = replication_chart(tidy.costs(steps), article)
     yield "table_1", Figure(chart=chart, experiment="step_time", rows=steps, published=True)
 
 
@@ -161,8 +161,8 @@ def crossover_chart(rows: Sequence[Row], beside: Sequence[Row] = ()) -> alt.Laye
     title = f"{how} ({judged or 'fastest'}) is faster {where}"
     if busy := machine_busy(rows):
         title = busy.headline.capitalize()
-    marks = _crossing_marks(found, judged, frames.costs(told))
-    costs = frames.costs([*rows, *beside])
+    marks = _crossing_marks(found, judged, tidy.costs(told))
+    costs = tidy.costs([*rows, *beside])
     return cost_chart(costs, y="token", title=title if where else "Time of a token", marks=marks)
 
 

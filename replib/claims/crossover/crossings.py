@@ -1,12 +1,11 @@
 """Where linear attention overtakes softmax in measured rows, for each implementation of the two."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-from replib.claims.common import Variant, order_of
+from replib.claims.common import Variant, crossing, order_of
 from replib.lab.run import config_of, variant_of
-from replib.lab.statistics import Crossover, crossover
+from replib.lab.statistics import Crossover
 from replib.lab.store import Row
 from replib.lab.verdict import by_device
 
@@ -40,36 +39,26 @@ def crossings(rows: Sequence[Row], work: str = "forward_backward") -> list[Cross
             batch = timed.setdefault(config_of(row).batch_size, {})
             batch.setdefault(variant_of(row), {})[config_of(row).seq_len] = row
         for batch_size in sorted(timed, reverse=True):
-            found += _crossings(timed[batch_size], batch_size)
+            found += _of_batch(timed[batch_size], batch_size)
     return found
 
 
-def _crossings(timed: dict[Variant, dict[int, Row]], batch_size: int) -> list[Crossing]:
-    found = []
+def _of_batch(timed: dict[Variant, dict[int, Row]], batch_size: int) -> Iterator[Crossing]:
+    samples = {
+        variant: {n: row["summary"]["time_ms_samples"] for n, row in rows.items()}
+        for variant, rows in timed.items()
+    }
     for baseline in ("textbook", "fused"):
-        softmax = timed.get(("softmax", baseline), {})
+        softmax = samples.get(("softmax", baseline), {})
         for variant in sorted((one for one in timed if one[0] == "linear"), key=order_of):
-            linear = timed[variant]
-            lengths = sorted(softmax.keys() & linear.keys())
-            if len(lengths) < 2:
-                continue
-            times = (
-                tuple(tuple(rows[n]["summary"]["time_ms_samples"]) for n in lengths)
-                for rows in (softmax, linear)
-            )
-            crossing = Crossing(
-                implementation=variant[1],
-                baseline=baseline,
-                batch_size=batch_size,
-                found=_crossover(tuple(lengths), *times),
-                row=linear[lengths[-1]],
-            )
-            found.append(crossing)
-    return found
-
-
-# A page asks for the same ones several times, and again while a run goes on beside it.
-_crossover = lru_cache(maxsize=1000)(crossover)
+            if found := crossing(softmax, samples[variant]):
+                yield Crossing(
+                    implementation=variant[1],
+                    baseline=baseline,
+                    batch_size=batch_size,
+                    found=found,
+                    row=next(iter(timed[variant].values())),
+                )
 
 
 def by_setting(found: Iterable[Crossing]) -> dict[tuple[str, str], dict[str, Crossover]]:

@@ -1,14 +1,14 @@
 """The measurements of claim 3, and of the 2022 replication's training step."""
 
-from replib.claims.common import VARIANTS, laptop_model, replication_model
-from replib.lab.record import Experiment
+from replib.claims.common import VARIANTS, experiment, laptop_model, replication_model
 from replib.lab.run import CostJob, Job
 from replib.lab.timing import CostConfig
 from replib.tasks.copy import SequenceCopy
 from replib.training import TrainingConfig
 
 
-def _crossover(scale: str) -> list[Job]:
+@experiment("Time of attention against N at a fixed batch")
+def crossover(scale: str) -> list[Job]:
     """Every variant at a fixed batch, from lengths where softmax must win."""
     first, last, batches, n_repeats = {
         "smoke": (4, 7, (1,), 3),
@@ -29,7 +29,8 @@ def _crossover(scale: str) -> list[Job]:
     ]
 
 
-def _step_time(scale: str) -> list[Job]:
+@experiment("Time of one training step of the 2022 replication's model against N")
+def step_time(scale: str) -> list[Job]:
     """One training step of the 2022 replication's model, at the lengths of its Table 1."""
     lengths = {
         "smoke": (8, 16),
@@ -54,15 +55,4 @@ def _step_time(scale: str) -> list[Job]:
     ]
 
 
-EXPERIMENTS = (
-    Experiment(
-        name="crossover",
-        title="Time of attention against N at a fixed batch",
-        jobs=_crossover,
-    ),
-    Experiment(
-        name="step_time",
-        title="Time of one training step of the 2022 replication's model against N",
-        jobs=_step_time,
-    ),
-)
+EXPERIMENTS = (crossover, step_time)

@@ -13,7 +13,7 @@ from replib.lab.run import config_of
 from replib.lab.statistics import article_fits
 from replib.lab.store import Row
 from replib.lab.verdict import by_device
-from replib.pages import drawn, frames
+from replib.pages import drawn, tidy
 from replib.pages.controls import WORK_LABELS
 
 
@@ -38,7 +38,7 @@ def recorded_charts(rows: Sequence[Row]) -> dict[str, alt.LayerChart]:
 def article_charts(article: Mapping[str, Any], steps: Sequence[Row]) -> dict[str, mo.Html]:
     """The 2022 article's extrapolation, and its Table 1 beside training steps recorded here."""
     fits, (there, here) = article_fits(article), step_ratios(article, steps)
-    chart = replication_chart(frames.costs(frames.steps_alike(steps)), article)
+    chart = replication_chart(tidy.costs(tidy.steps_alike(steps)), article)
     said = mo.md(f"The article: {there} Here: {here}")
     return {
         f"Where {article['fit']['ceil']} comes from": mo.vstack(

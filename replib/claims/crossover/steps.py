@@ -50,7 +50,7 @@ def replication_chart(frame: pl.DataFrame, published: Mapping[str, Any]) -> alt.
     & Bergner 2022.
 
     Args:
-        frame: of `frames.costs`, from step_time rows.
+        frame: of `tidy.costs`, from step_time rows.
         published: `published()["dm2022"]`.
 
     Raises:

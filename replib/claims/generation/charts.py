@@ -16,7 +16,7 @@ from replib.lab.store import Row
 from replib.lab.verdict import by_device, three_digits
 from replib.pages import style
 from replib.pages.costs import growth_chart
-from replib.pages.frames import _ORIGIN, frame_of, mechanism, origin
+from replib.pages.tidy import ORIGIN, frame_of, mechanism, origin
 from replib.published import published
 
 _WAY = dict(attention=str, implementation=str, series=str, seq_len=int)
@@ -24,13 +24,13 @@ TOKEN_COLUMNS = (
     _WAY
     | dict(time_ms=float, q25=float, q75=float, state_bytes=int)
     | dict(outcome=str, detail=str)
-    | _ORIGIN
+    | ORIGIN
 )
-STREAM_COLUMNS = _WAY | dict(value=float, low=float, high=float, outcome=str) | _ORIGIN
+STREAM_COLUMNS = _WAY | dict(value=float, low=float, high=float, outcome=str) | ORIGIN
 SPEEDUP_COLUMNS = (
     dict(line=str, heading=str, label=str, where=str, value=float, low=float, high=float)
     | dict(how=str)
-    | _ORIGIN
+    | ORIGIN
 )
 
 TOKEN_MEASURES = {  # column -> axis title, factor to its unit
@@ -108,19 +108,10 @@ def speedup_chart(found: Sequence[Speedup], paper: Mapping[str, Any]) -> alt.Lay
     drawn = _speedup_lines(found, published_speedups(paper))
     x_domain = style.log_domain([*drawn["low"], *drawn["high"], *drawn["value"], 1.0], MARGIN)
     x_domain[1] *= (x_domain[1] / x_domain[0]) ** LABEL_SHARE
-    axis = {"ticks": False, "domain": False, "labelPadding": 8, "labelLimit": 0}
-    y = alt.Y(
-        "line:O",
-        title=None,
-        scale=alt.Scale(domain=drawn["line"].to_list()),
-        axis=alt.Axis(labelExpr="split(datum.value, '|')[2]", **axis),
-    )
-    one = alt.Chart(pl.DataFrame({"value": [1.0]})).encode(_ratio_axis("value", x_domain))
+    y = style.lines_axis(drawn["line"].to_list(), "split(datum.value, '|')[2]", **style.ROOMY)
+    one = style.rule_at(1.0, _ratio_axis("value", x_domain))
     return style.finished(
-        alt.layer(
-            one.mark_rule(color=style.NEUTRAL, strokeDash=[4, 3]),
-            *_ratio_layers(drawn, y, x_domain),
-        ),
+        alt.layer(one, *_ratio_layers(drawn, y, x_domain)),
         title,
         style.devices_of(drawn),
         "Time of softmax divided by time of linear attention for a whole sequence, here and as "
@@ -130,14 +121,8 @@ def speedup_chart(found: Sequence[Speedup], paper: Mapping[str, Any]) -> alt.Lay
 
 
 def _ratio_axis(field: str, domain: Sequence[float]) -> alt.X:
-    return alt.X(
-        f"{field}:Q",
-        title="speed-up of linear attention",
-        scale=alt.Scale(type="log", domain=list(domain), nice=False),
-        axis=alt.Axis(
-            values=style.powers_between(domain, 10), labelExpr=f"{style.BIG_LABELS} + '×'"
-        ),
-    )
+    values = style.powers_between(domain, 10)
+    return style.factor_axis(field, "speed-up of linear attention", domain, values=values)
 
 
 def _speedup_lines(

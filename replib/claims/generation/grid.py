@@ -1,6 +1,6 @@
 """The measurements of claim 4: tokens, whole sequences and streams."""
 
-from replib.lab.record import Experiment
+from replib.claims.common import experiment
 from replib.lab.run import CostJob, Job
 from replib.lab.runs.generation import WAYS, GenerationConfig, geometric_positions
 
@@ -12,7 +12,8 @@ LONG_STREAM = 1_000_000  # tokens
 LONG_CACHE = 2**14  # tokens with a cache beside it; beyond, its bytes are computed
 
 
-def _generation(scale: str) -> list[Job]:
+@experiment("Time and memory of generating, a token at a time")
+def generation(scale: str) -> list[Job]:
     """Katharopoulos et al. 2020, tables 1, 2, 4 and 5: an image at their sizes, for one image at a
     time and for several; and streams without end."""
     if scale == "smoke":
@@ -69,10 +70,4 @@ def stream_jobs(n_tokens: int, n_cached: int) -> list[CostJob]:
     ]
 
 
-EXPERIMENTS = (
-    Experiment(
-        name="generation",
-        title="Time and memory of generating, a token at a time",
-        jobs=_generation,
-    ),
-)
+EXPERIMENTS = (generation,)

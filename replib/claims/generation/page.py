@@ -13,7 +13,7 @@ from replib.lab.run import CostJob
 from replib.lab.runs.generation import GenerationConfig, state_bytes
 from replib.lab.store import Row
 from replib.lab.verdict import three_digits
-from replib.pages import controls
+from replib.pages import layout
 from replib.published import published
 
 N_REPEATS = 5
@@ -56,10 +56,8 @@ def kept_text(values: Mapping[str, Any]) -> str:
 
 
 def folded(title: str, sections: Mapping[str, Callable[[], Any]]) -> mo.Html:
-    """Tabs whose contents are made when a reader opens them; in a static page, where nobody could
-    make them then, at once."""
-    wrap = (lambda make: make()) if controls.in_static_page() else mo.lazy
-    return mo.accordion({title: mo.ui.tabs({tab: wrap(x) for tab, x in sections.items()})})
+    """Tabs whose contents are made when a reader opens them."""
+    return mo.accordion({title: mo.ui.tabs({tab: layout.later(x) for tab, x in sections.items()})})
 
 
 def recorded_sections(
@@ -76,6 +74,6 @@ def recorded_sections(
         "Every model": lambda: sizes("time_ms"),
         "Memory": lambda: sizes("state_bytes"),
         "Whole images": lambda: charts.speedup_chart(speedups(rows), paper),
-        "A stream": lambda: controls.device_tabs(rows, charts.stream_chart),
+        "A stream": lambda: layout.device_tabs(rows, charts.stream_chart),
         "Learning the digits": lambda: bits_chart(of_images),
     }

@@ -11,7 +11,7 @@ from replib.lab.run import config_of
 from replib.lab.store import Row
 from replib.pages import style
 from replib.pages.curves import learning_curves
-from replib.pages.frames import training_curves
+from replib.pages.tidy import training_curves
 from replib.tasks.image_files import DATASETS, load_images
 from replib.tasks.images import histogram_bits
 
@@ -28,7 +28,7 @@ def bits_chart(rows: Sequence[Row]) -> alt.LayerChart:
     histogram = histogram_bits(load_images("digits"), DATASETS["digits"].n_levels)
     title = f"{TITLE}; a histogram of each position: {histogram:z.2f}"
     chart = learning_curves(frame.with_columns(pl.col("loss") / math.log(2)), title=title)
-    chart.layer.append(style.rule_at("y", histogram))
+    chart.layer.append(style.rule_at(histogram))
     for layer in chart.layer:
         if isinstance(layer.encoding.y, alt.Y):
             layer.encoding.y.title = Y_TITLE

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from replib.claims.common import BOTH, paper_model, seed_jobs
-from replib.lab.record import Experiment
+from replib.claims.common import ADAMW, BOTH, experiment, laptop_model, paper_model, seed_jobs
 from replib.lab.run import Job
 from replib.models import TransformerConfig
 from replib.tasks.image_files import dataset_named
@@ -14,15 +13,7 @@ from replib.training import TrainingConfig
 def pixel_model(attention: str) -> TransformerConfig:
     """A model of the 8 x 8 digits that trains in a minute or two on one core, and whose weights are
     a small file."""
-    return TransformerConfig(
-        attention=attention,
-        n_layers=3,
-        n_heads=4,
-        d_model=64,
-        d_feedforward=128,
-        norm="pre",
-        dropout=0.1,
-    )
+    return replace(laptop_model(attention), n_layers=3, dropout=0.1)
 
 
 def paper_images(attention: str, images: str) -> TrainingConfig:
@@ -45,7 +36,8 @@ def paper_images(attention: str, images: str) -> TrainingConfig:
     )
 
 
-def _images(scale: str) -> list[Job]:
+@experiment("Images pixel by pixel: bits per dimension over training")
+def images(scale: str) -> list[Job]:
     """Models of images, pixel by pixel. The hyperparameters of the digits were chosen on a part of
     the images to train on."""
     if scale == "paper":
@@ -57,13 +49,11 @@ def _images(scale: str) -> list[Job]:
             model=pixel_model(a),
             batch_size=32,
             n_steps=n_steps,
-            optimizer="adamw",
             lr=4e-3,
-            schedule="cosine",
             warmup_steps=50,
-            clip="global",
             eval_every=n_steps // 10 if scale == "smoke" else 50,
             eval_batches=1 if scale == "smoke" else 8,  # at 32 images each, all 252 of the test
+            **ADAMW,
         )
         for a in BOTH
     ]
@@ -71,10 +61,4 @@ def _images(scale: str) -> list[Job]:
     return [replace(job, keep=scale == "laptop" and job.seed == 0) for job in jobs]
 
 
-EXPERIMENTS = (
-    Experiment(
-        name="images",
-        title="Images pixel by pixel: bits per dimension over training",
-        jobs=_images,
-    ),
-)
+EXPERIMENTS = (images,)

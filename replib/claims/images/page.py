@@ -14,9 +14,9 @@ from replib.lab.kept_models import Kept, complete, load_model
 from replib.lab.memory_use import TIMING_LOCK
 from replib.lab.runs.generation import GenerationConfig, state_bytes
 from replib.lab.verdict import three_digits
-from replib.pages import controls, style
+from replib.pages import layout, style
 from replib.pages.controls import Control
-from replib.pages.live import on_one_core
+from replib.pages.processor import on_one_core
 from replib.tasks.image_files import DATASETS, load_images
 
 KEPT_AS = {"linear": ("recurrent", "recurrent state"), "softmax": ("cache", "cache")}
@@ -46,7 +46,7 @@ def kept_models() -> tuple[dict[str, Kept], mo.Html]:
             models[name] = load_model(name)
         except ValueError as error:
             problems.append(str(error))
-    return models, controls.callout("\n".join(problems)) if problems else mo.md("")
+    return models, layout.callout("\n".join(problems)) if problems else mo.md("")
 
 
 class Completed(NamedTuple):
@@ -91,7 +91,7 @@ def completion(models: Mapping[str, Kept], settings: Mapping[str, Any]) -> mo.Ht
     real = digits.test[settings["digit"]].flatten().tolist()
     given = f"{n_rows} row{'s' * (n_rows != 1)} of a {label} given" if n_rows else "Nothing given"
     told = f"<p><strong>{given}, the rest drawn a pixel at a time</strong>"
-    timed = not controls.in_static_page()
+    timed = not layout.in_static_page()
     if timed:
         seconds = sum(map(sum, (one.token_ms for one in found.values()))) / 1000
         told += f" in {three_digits(seconds)} s, and shown more slowly"
@@ -121,7 +121,7 @@ def completion(models: Mapping[str, Kept], settings: Mapping[str, Any]) -> mo.Ht
             f"<p>{name} attention, {keeps}: token {count} of {len(real)}</p>"
             f'<div class="r-takes">{"".join(map(str, shown))}</div>'
         )
-    return controls.styled(
+    return layout.styled(
         f"<style>@keyframes r-take{take} {{ from, to {{ visibility: hidden; }} }} "
         f"@keyframes r-count{take} {{ from {{ --r-n: {n_given}; }} }}</style>"
         f'<section class="r-digits" style="--take:r-take{take};--counting:r-count{take};'

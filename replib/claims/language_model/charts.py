@@ -1,7 +1,8 @@
 """Charts of language models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import mean
+from typing import Any
 
 import altair as alt
 import polars as pl
@@ -13,7 +14,7 @@ from replib.claims.language_model.judge import axis_losses, losses, scale_of
 from replib.claims.translation.charts import seeds_chart
 from replib.lab.run import variant_of
 from replib.lab.store import Row
-from replib.pages import frames, style
+from replib.pages import style, tidy
 
 LOSS_TITLE = "test loss (nats a token)"
 SMALL = 150  # pixels, of a chart among several
@@ -40,80 +41,90 @@ def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
 
 def axis_chart(rows: Sequence[Row], axis: str) -> alt.LayerChart:
     """The mean loss of the seeds at each point of an axis, in a band of all seeds."""
-    title = axis[:1].upper() + axis[1:]
+    found = {name: axis_losses(rows, axis, name) for name in BOTH}
+    best = [
+        f"{name} {min(some, key=lambda point: mean(some[point]))}"
+        for name, some in found.items()
+        if some
+    ]
+    title = axis[:1].upper() + axis[1:] + (f": best {', '.join(best)}" if best else "")
+    texts = title, devices_of(rows), f"Test loss against {axis}.", SMALL
+    return seed_bands(found, AXES[axis], axis.split(",")[0], *texts)
+
+
+def seed_bands(
+    found: Mapping[str, Mapping[Any, Sequence[float]]],
+    points: Iterable[Any],
+    x_title: str,
+    title: str,
+    subtitle: str,
+    description: str,
+    height: int = 220,
+) -> alt.LayerChart:
+    """The mean loss of the seeds of each mechanism at each point, in a band of all seeds."""
     lines = [
-        {
-            "attention": name,
-            "point": str(value),
-            "value": mean(some),
-            "low": min(some),
-            "high": max(some),
-        }
-        for name in BOTH
-        for value, some in axis_losses(rows, axis, name).items()
+        {"attention": name, "point": str(point), "value": mean(some)}
+        | {"low": min(some), "high": max(some)}
+        for name, groups in found.items()
+        for point, some in groups.items()
     ]
     if not lines:
         return style.no_data(title)
-    best = {
-        name: min((one for one in lines if one["attention"] == name), key=lambda one: one["value"])
-        for name in dict.fromkeys(one["attention"] for one in lines)
-    }
-    told = ", ".join(f"{name} {one['point']}" for name, one in best.items())
-    chart = seed_bands(
-        pl.DataFrame(lines), [str(value) for value in AXES[axis]], axis.split(",")[0]
-    )
-    return style.finished(
-        chart, f"{title}: best {told}", devices_of(rows), f"Test loss against {axis}.", SMALL
-    )
-
-
-def seed_bands(frame: pl.DataFrame, order: Sequence[str], x_title: str) -> alt.LayerChart:
-    """Lines of `value` by `point` in bands from `low` to `high`, a colour a mechanism."""
-    drawn = frame.with_columns(frames.finite(pl.col("value", "low", "high")))
-    x = alt.X("point:O", sort=list(order), title=x_title, axis=alt.Axis(labelAngle=0, grid=False))
+    drawn = pl.DataFrame(lines).with_columns(tidy.finite(pl.col("value", "low", "high")))
+    order, axis = list(map(str, points)), alt.Axis(labelAngle=0, grid=False)
+    x = alt.X("point:O", sort=order, title=x_title, axis=axis)
     base = alt.Chart(style.records_of(drawn)).encode(x, style.attention_colour(drawn))
-    zero = {"scale": alt.Scale(zero=False)}
+    value, low = (
+        alt.Y(f"{name}:Q", scale=alt.Scale(zero=False), **options)
+        for name, options in (("value", {}), ("low", {"title": LOSS_TITLE}))
+    )
     tooltip = ["attention", "point", alt.Tooltip("value", format=".4f", title=LOSS_TITLE)]
-    return alt.layer(
-        base.mark_area(opacity=0.2).encode(
-            alt.Y("low:Q", **zero, title=LOSS_TITLE), alt.Y2("high:Q")
-        ),
-        base.mark_line().encode(alt.Y("value:Q", **zero)),
-        base.mark_point(filled=True, size=50).encode(alt.Y("value:Q", **zero), tooltip=tooltip),
-    )
+    layers = [
+        base.mark_area(opacity=0.2).encode(low, alt.Y2("high:Q")),
+        base.mark_line().encode(value),
+        base.mark_point(filled=True, size=50).encode(value, tooltip=tooltip),
+    ]
+    return style.finished(alt.layer(*layers), title, subtitle, description, height)
 
 
-def seed_points(frame: pl.DataFrame, group: str, order: Sequence[str]) -> alt.LayerChart:
-    """The `value` of each seed, a line a group in that order, a colour a mechanism."""
-    chart = alt.Chart(style.records_of(frame)).encode(
-        alt.X("value:Q", title=LOSS_TITLE, scale=alt.Scale(zero=False)),
-        alt.Y(f"{group}:N", sort=list(order), title=None),
-        style.attention_colour(frame),
-        alt.YOffset("attention:N"),
-    )
-    return alt.layer(chart.mark_point(filled=True, size=60, opacity=0.7))
-
-
-def defects_chart(rows: Sequence[Row]) -> alt.LayerChart:
-    """The loss of each seed with each thing that the study did otherwise."""
-    title = "What the study did otherwise"
-    scale = scale_of(rows)
+def seed_points(
+    found: Mapping[tuple[str, str], Sequence[float]],
+    title: str,
+    subtitle: str,
+    description: str,
+) -> alt.LayerChart:
+    """The loss of each seed by group and mechanism, a line a group."""
     lines = [
-        {"defect": defect, "attention": name, "value": loss}
-        for defect in DEFECTS
-        for name in BOTH
-        for loss in losses(rows, defect_config(name, defect, scale))
+        {"group": group, "attention": name, "value": loss}
+        for (group, name), some in found.items()
+        for loss in some
     ]
     if not lines:
         return style.no_data(title)
     frame = pl.DataFrame(lines)
-    worst = frame.group_by("defect").agg(pl.mean("value")).sort("value")["defect"][-1]
-    return style.finished(
-        seed_points(frame, "defect", list(DEFECTS)),
-        f"{title}: the highest loss has {worst}",
-        devices_of(rows),
-        "Test loss of each seed, by what the study did otherwise.",
+    chart = alt.Chart(style.records_of(frame)).encode(
+        alt.X("value:Q", title=LOSS_TITLE, scale=alt.Scale(zero=False)),
+        alt.Y("group:N", sort=list(dict.fromkeys(frame["group"])), title=None),
+        style.attention_colour(frame),
+        alt.YOffset("attention:N"),
     )
+    layers = alt.layer(chart.mark_point(filled=True, size=60, opacity=0.7))
+    return style.finished(layers, title, subtitle, description)
+
+
+def defects_chart(rows: Sequence[Row]) -> alt.LayerChart:
+    """The loss of each seed with each thing that the study did otherwise."""
+    scale, title = scale_of(rows), "What the study did otherwise"
+    found = {
+        (defect, name): losses(rows, defect_config(name, defect, scale))
+        for defect in DEFECTS
+        for name in BOTH
+    }
+    of_defect = {defect: [x for name in BOTH for x in found[defect, name]] for defect in DEFECTS}
+    if some := {defect: values for defect, values in of_defect.items() if values}:
+        title += f": the highest loss has {max(some, key=lambda defect: mean(some[defect]))}"
+    description = "Test loss of each seed, by what the study did otherwise."
+    return seed_points(found, title, devices_of(rows), description)
 
 
 def position_chart(rows: Sequence[Row]) -> alt.LayerChart:
@@ -125,7 +136,7 @@ def position_chart(rows: Sequence[Row]) -> alt.LayerChart:
             of_variant = found.setdefault(variant_of(row), {})
             of_variant.setdefault(group["position"], []).append(group["nats"])
     lines = [
-        {**frames.mechanism(*variant), "position": position, "value": mean(some)}
+        {**tidy.mechanism(*variant), "position": position, "value": mean(some)}
         for variant, groups in found.items()
         for position, some in groups.items()
     ]
@@ -156,4 +167,4 @@ def position_chart(rows: Sequence[Row]) -> alt.LayerChart:
 
 def devices_of(rows: Sequence[Row]) -> str:
     """Where rows were computed, and with how many threads."""
-    return "; ".join(sorted({frames.origin(row)["device"] for row in rows}))
+    return "; ".join(sorted({tidy.origin(row)["device"] for row in rows}))

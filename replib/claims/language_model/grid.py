@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 from replib.attention.lsh import LSHAttention
-from replib.claims.common import BOTH, laptop_model, seed_jobs
+from replib.claims.common import ADAMW, BOTH, experiment, laptop_model, seed_jobs
 from replib.lab.record import Experiment
 from replib.lab.run import Job, TrainingJob
 from replib.language_model import LanguageModelConfig
@@ -43,15 +43,12 @@ def character_config(attention: str, n_steps: int = 1000, **changes) -> Language
         "model": replace(laptop_model(attention), **width | of_model),
         "batch_size": batch_size,
         "n_steps": n_steps,
-        "optimizer": "adamw",
         "lr": LR.get(attention, OTHER_LR),
-        "schedule": "cosine",
         "warmup_steps": min(50, n_steps // 4),
-        "clip": "global",
         "eval_every": n_steps if few else n_steps // 10,
         "eval_batches": 1 if few else max(1, VALID_TOKENS // (batch_size * task.seq_len)),
     }
-    return LanguageModelConfig(**options | changes)
+    return LanguageModelConfig(**ADAMW | options | changes)
 
 
 AXES: dict[str, tuple] = {
@@ -83,7 +80,8 @@ def axis_config(attention: str, axis: str, value, scale: str) -> LanguageModelCo
     return character_config(attention, n_steps, **{names.get(axis, "batch_size"): value})
 
 
-def _axes(scale: str) -> list[Job]:
+@experiment("Shakespeare in characters: learning rate, layers, heads, batch and length")
+def text_axes(scale: str) -> list[Job]:
     """Each axis once, the cheap ones first; the point that all share once."""
     configs = [
         axis_config(attention, axis, value, scale)
@@ -111,7 +109,8 @@ def defect_config(attention: str, defect: str, scale: str) -> LanguageModelConfi
     return character_config(attention, N_STEPS[scale], tied=True, **DEFECTS[defect])
 
 
-def _defects(scale: str) -> list[Job]:
+@experiment("Shakespeare in characters with what the language-model study did otherwise")
+def text_defects(scale: str) -> list[Job]:
     configs = [defect_config(a, defect, scale) for defect in DEFECTS for a in BOTH]
     return seed_jobs(configs, N_SEEDS[scale])
 
@@ -136,16 +135,13 @@ def word_config(model: TransformerConfig | LSTMConfig, n_steps: int, **changes):
         "model": model,
         "batch_size": 32,
         "n_steps": n_steps,
-        "optimizer": "adamw",
         "lr": 2e-3,
         "weight_decay": 0.1,
-        "schedule": "cosine",
         "warmup_steps": min(200, n_steps // 4),
-        "clip": "global",
         "eval_every": max(1, n_steps // 12),
         "eval_batches": 40,
     }
-    return LanguageModelConfig(**options | changes)
+    return LanguageModelConfig(**ADAMW | options | changes)
 
 
 def word_model(attention: str, **changes) -> TransformerConfig:
@@ -159,7 +155,8 @@ LSTM = LSTMConfig(n_layers=2, d_model=288, dropout=0.2, tied=True)
 """As many weights in all. Its state is carried through the epoch, as is usual."""
 
 
-def _words(scale: str) -> list[Job]:
+@experiment("Penn Treebank in words: perplexity of each mechanism, and of an LSTM")
+def language_model(scale: str) -> list[Job]:
     """Penn Treebank; at the paper scale with more steps."""
     n_steps = {"smoke": 2, "laptop": 2400, "paper": 12_000}[scale]
     sizes = {"n_layers": 1, "d_model": 48, "d_feedforward": 48} if scale == "smoke" else {}
@@ -200,7 +197,8 @@ def _study(corpus: str, scale: str) -> list[Job]:
     return seed_jobs(configs, N_SEEDS[scale] if scale == "paper" else 1)
 
 
-def _wikitext103(scale: str) -> list[Job]:
+@experiment("WikiText-103 in words with the small configuration of Schlag et al. 2021")
+def wikitext103(scale: str) -> list[Job]:
     """The small configuration of Schlag et al. 2021, section 6.3: 16 layers of 128.
 
     Deviation: the whole vocabulary in one softmax, for which a batch is 24 segments and not 96; as
@@ -222,21 +220,9 @@ def _wikitext103(scale: str) -> list[Job]:
 
 
 EXPERIMENTS = (
-    Experiment(
-        name="language_model",
-        title="Penn Treebank in words: perplexity of each mechanism, and of an LSTM",
-        jobs=_words,
-    ),
-    Experiment(
-        name="text_axes",
-        title="Shakespeare in characters: learning rate, layers, heads, batch and length",
-        jobs=_axes,
-    ),
-    Experiment(
-        name="text_defects",
-        title="Shakespeare in characters with what the language-model study did otherwise",
-        jobs=_defects,
-    ),
+    language_model,
+    text_axes,
+    text_defects,
     *(
         Experiment(
             name=f"study_{corpus.replace('-', '')}",
@@ -245,9 +231,5 @@ EXPERIMENTS = (
         )
         for corpus in STUDY_STEPS
     ),
-    Experiment(
-        name="wikitext103",
-        title="WikiText-103 in words with the small configuration of Schlag et al. 2021",
-        jobs=_wikitext103,
-    ),
+    wikitext103,
 )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import mean
 
-from replib.claims.common import BOTH, LOSS_MARGIN, name_of
+from replib.claims.common import BOTH, LOSS_MARGIN, name_of, nothing, told
 from replib.claims.language_model.grid import AXES, DEFECTS, axis_config, defect_config
 from replib.lab.record import SCALES
 from replib.lab.run import config_of, variant_of
@@ -17,11 +17,9 @@ from replib.lab.statistics import difference_interval
 from replib.lab.store import Row
 from replib.lab.verdict import Criterion, Verdict, each_device, within
 from replib.language_model import LanguageModelConfig
-from replib.published import published
 
 MIN_SEEDS = 3
 SAME = 0.02  # nats a token, two in a hundred of the perplexity; less is told as none
-NOTHING = Verdict("no runs yet", (Criterion("some runs", None, "0"),))
 
 
 def loss_of(row: Row) -> float | None:
@@ -108,9 +106,9 @@ def language_model(rows: Sequence[Row]) -> Verdict:
     is no poor baseline, at least as good as an LSTM with as many weights."""
     axes = [row for row in rows if row["experiment"] == "text_axes"]
     words = [row for row in rows if row["experiment"] != "text_axes"]
-    found, criteria, told = by_variant(words), [], []
+    found, criteria, said = by_variant(words), [], []
     if not axes and not found:
-        return NOTHING
+        return nothing()
     margin = f"at most {LOSS_MARGIN} nats a token above softmax"
     if axes:
         (rate, linear), (other, softmax) = (tuned(axes, name) for name in ("linear", "softmax"))
@@ -118,7 +116,7 @@ def language_model(rows: Sequence[Row]) -> Verdict:
         criteria.append(compared(text, linear, softmax, -math.inf, LOSS_MARGIN))
         if linear and softmax:
             both = f"softmax {perplexity_text(softmax)}, linear {perplexity_text(linear)}"
-            told.append(f"Shakespeare, a character: {both}")
+            said.append(f"Shakespeare, a character: {both}")
     if found:
         corpus = max((config_of(row).task.corpus for row in words), key=len)
         one = {variant[0]: values for variant, values in found.items()}
@@ -130,12 +128,12 @@ def language_model(rows: Sequence[Row]) -> Verdict:
             text = f"{corpus}, softmax is not above an LSTM with as many weights"
             criteria.append(lower(text, softmax, one["lstm"]))
         by_name = ", ".join(f"{name_of(v)} {perplexity_text(x)}" for v, x in found.items())
-        told.append(f"{corpus}: {by_name}")
+        said.append(f"{corpus}: {by_name}")
     return Verdict(
-        f"perplexity, means of the seeds: {'; '.join(told)}",
+        f"perplexity, means of the seeds: {'; '.join(said)}",
         tuple(criteria),
         tuple(_beside(found)),
-        answer=f"Perplexity, {'; '.join(told)}." if told else "",
+        answer=f"Perplexity, {'; '.join(said)}." if said else "",
     )
 
 
@@ -170,7 +168,7 @@ def _axis(
 ) -> Verdict:
     """Whether the first value of each pair is better than the second with both mechanisms, or worse
     by at most a margin."""
-    criteria, told = [], {}
+    criteria, best_of = [], {}
     how = f"at most {margin} nats a token above" if margin else "below"
     for axis, better, worse in pairs:
         for name in BOTH:
@@ -180,11 +178,10 @@ def _axis(
             criteria.append(compared(text, *sides, -math.inf, margin))
             if found:
                 best = min(found, key=lambda value: mean(found[value]))
-                told[f"{best} ({name}, {axis})"] = None
-    if not told:
-        return NOTHING
-    said = f"best: {', '.join(told)}"
-    return Verdict(said, tuple(criteria), answer=f"{said.capitalize()}.")
+                best_of[f"{best} ({name}, {axis})"] = None
+    if not best_of:
+        return nothing()
+    return told(f"best: {', '.join(best_of)}", criteria)
 
 
 @each_device
@@ -221,7 +218,7 @@ def heads(rows: Sequence[Row]) -> Verdict:
 def defects(rows: Sequence[Row]) -> Verdict:
     """Each thing that the study did otherwise raises the loss by more than SAME, with linear
     attention."""
-    scale, criteria, told = scale_of(rows), [], []
+    scale, criteria, every = scale_of(rows), [], []
     mended = losses(rows, defect_config("linear", "mended", scale))
     for name in DEFECTS:
         some = losses(rows, defect_config("linear", name, scale))
@@ -229,14 +226,14 @@ def defects(rows: Sequence[Row]) -> Verdict:
             text = f"{name}: more than {SAME} nats a token above"
             criteria.append(compared(text, some, mended, SAME, math.inf))
         if some:
-            told.append(f"{name} {perplexity_text(some)}")
-    if not told:
-        return NOTHING
+            every.append(f"{name} {perplexity_text(some)}")
+    if not every:
+        return nothing()
     return Verdict(
-        f"perplexity of a character: {', '.join(told)}",
+        f"perplexity of a character: {', '.join(every)}",
         tuple(criteria),
         tuple(batch_means(rows)),
-        answer=f"Perplexity of a character, linear: {', '.join(told)}.",
+        answer=f"Perplexity of a character, linear: {', '.join(every)}.",
     )
 
 
@@ -252,23 +249,6 @@ def batch_means(rows: Sequence[Row]) -> list[str]:
     low, high = min(ratios) - 1, max(ratios) - 1
     return [
         f"the mean of batch means is {low:+z.2%} to {high:+z.2%} off the perplexity of all tokens"
-    ]
-
-
-def published_rows() -> list[dict]:
-    """The study's table, and what a token is to each of its models."""
-    others = {
-        "Sparse": "words, seen from both sides (a masked model)",
-        "Reformer (pretrained, subword)": "subwords, pretrained",
-    }
-    return [
-        {
-            "model": name,
-            **table,
-            "of_bytes": name not in others,
-            "tokens": others.get(name, "words; bytes of enwik8"),
-        }
-        for name, table in published()["lm_study"]["ppl"].items()
     ]
 
 

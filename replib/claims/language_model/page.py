@@ -17,13 +17,14 @@ import torch
 from replib.claims.claim import Recorded
 from replib.claims.language_model.charts import axis_name
 from replib.claims.language_model.grid import AXES, character_config
-from replib.claims.language_model.judge import published_rows
 from replib.generation import Decoder, sampled, stream
 from replib.lab.run import TrainingJob
 from replib.lab.text import markdown_table
-from replib.pages import controls, drawn, style
+from replib.pages import drawn, layout, style
 from replib.pages.controls import Control
-from replib.pages.live import LiveRuns, on_one_core
+from replib.pages.live import LiveRuns
+from replib.pages.processor import on_one_core
+from replib.published import published
 from replib.tasks.text import Text
 from replib.training import Training
 
@@ -39,6 +40,10 @@ FIGURES = {  # by the title of their tab
 POSITIONS = {"sinusoids": "concatenated", "none": "none", "by batch row": "batch row"}
 PROMPT, N_DRAWN = "ROMEO:\n", 240
 N_BARS = 10
+OTHER_TOKENS = {  # of the study's models that compare with none of the others
+    "Sparse": "words, seen from both sides (a masked model)",
+    "Reformer (pretrained, subword)": "subwords, pretrained",
+}
 CHOICES = (
     Control("temperature", "Temperature", (0.2, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5), 0.7),
     Control("top_k", "Top k (0: all)", (0, 1, 2, 5, 10, 20), 0),
@@ -155,13 +160,13 @@ def texts(made: Mapping[str, Written]) -> mo.Html:
             f'<span class="r-drawn" style="--i:{i}">{html.escape(token)}</span>'
             for i, token in enumerate(one.tokens)
         )
-        timed = "" if controls.in_static_page() else f", {one.token_ms:z.2g} ms a token"
+        timed = "" if layout.in_static_page() else f", {one.token_ms:z.2g} ms a token"
         shown.append(
             f'<figure><figcaption><b style="color:{style.colour(name)}">{name}</b>{timed}'
             f'</figcaption><pre class="r-written"><b>{html.escape(one.prompt)}</b>{drawn}</pre>'
             "</figure>"
         )
-    return controls.styled(
+    return layout.styled(
         f"<style>@keyframes r-take{take} {{ from, to {{ visibility: hidden; }} }}</style>"
         f'<div class="r-grid" style="--least:15rem;--take:r-take{take}">{"".join(shown)}</div>'
     )
@@ -174,7 +179,7 @@ def bars(made: Mapping[str, Written], at: int) -> mo.Html:
         i = min(at, len(one.tokens)) - 1
         before = (one.prompt + "".join(one.tokens[:i]))[-12:]
         shown.append(bars_chart(one.likeliest[i], one.tokens[i], name, before))
-    return controls.grid(shown, "15rem") if shown else mo.md("")
+    return layout.grid(shown, "15rem") if shown else mo.md("")
 
 
 def bars_chart(
@@ -208,7 +213,7 @@ def _visible(text: str) -> str:
 def recorded_charts(*claims: Recorded) -> dict[str, Any]:
     """What is recorded of this page's claims by title, the axes of the study side by side."""
     figures = {name: one.chart for claim in claims for name, one in claim.figures.items()}
-    axes = controls.grid([figures[axis_name(axis)] for axis in AXES], "20rem")
+    axes = layout.grid([figures[axis_name(axis)] for axis in AXES], "20rem")
     shown = {title: figures[name] for title, name in FIGURES.items()}
     return shown | {"Axes of the study": axes}
 
@@ -216,17 +221,11 @@ def recorded_charts(*claims: Recorded) -> dict[str, Any]:
 def published_table() -> mo.Html:
     """The study's table of perplexities, in bits a byte where tokens are bytes, and what its rows
     cannot be compared with."""
-    lines = [
-        [
-            str(row["model"]),
-            f"{row['wt2']:z.2f}",
-            f"{row['ptb']:z.2f}",
-            f"{row['enwik8']:z.2f}",
-            f"{math.log2(row['enwik8']):z.2f}" if row["of_bytes"] else "–",
-            str(row["tokens"]),
-        ]
-        for row in published_rows()
-    ]
+    lines = []
+    for name, of in published()["lm_study"]["ppl"].items():
+        figures = [f"{of[corpus]:z.2f}" for corpus in ("wt2", "ptb", "enwik8")]
+        bits = "–" if name in OTHER_TOKENS else f"{math.log2(of['enwik8']):z.2f}"
+        lines.append([name, *figures, bits, OTHER_TOKENS.get(name, "words; bytes of enwik8")])
     head = ["model", "WikiText-2", "Penn Treebank", "enwik8", "bits a byte", "tokens"]
     return mo.md(
         "The language-model study has these perplexities in one table. Only rows of the same "

@@ -13,7 +13,8 @@ from replib.claims.linformer.judge import JUDGED, SOFTMAX, WORK, curves, ratio_a
 from replib.claims.linformer.stack import operations
 from replib.lab.run import config_of, variant_of
 from replib.lab.store import Row
-from replib.pages import frames, style
+from replib.lab.verdict import device_names
+from replib.pages import style, tidy
 from replib.pages.costs import cost_chart
 from replib.published import published
 
@@ -24,13 +25,21 @@ COMPONENTS = {
     "feed-forward": "#2380C4",
     "output layer": style.NEUTRAL,
 }
+LOW_RANK = {
+    "share of singular values": style.NEUTRAL,
+    "best of rank k": "#2380C4",
+    "random projection": "#C45BA0",
+}
+OWN_COLOURS = ("#2380C4", "#C45BA0", "#8C7A00", "#009E73")
+THEIRS = ("#7A7A7A", "#A8705A")
+SOURCES = {"recorded": [1, 0], "published": [4, 4]}
 
 
 def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     """Time and memory against N, and how many times faster than softmax."""
     alone = rows["linformer"]
     some = shown(alone)
-    costs = frames.pooled(frames.costs(some))
+    costs = tidy.pooled(tidy.costs(some))
     for name, y, title in (
         ("linformer_time", "time", "Time of attention that is not causal"),
         ("linformer_memory", "memory", "Memory of attention that is not causal"),
@@ -54,68 +63,52 @@ def shown(rows: Sequence[Row], work: str = WORK) -> list[Row]:
 
 def saved_chart(alone: Sequence[Row], stacks: Sequence[Row]) -> alt.LayerChart:
     """How many times faster than softmax Linformer of k = 128 is: recorded here, and published."""
-    title = f"How many times faster than softmax (k = {JUDGED_K})"
-    lines = []
-    for form in ("textbook", "fused"):
-        times = next(iter(curves(alone).values()), {})
-        lines += _ratios(times, form, f"attention, {form} softmax")
-    for part in ("encoder", "translator"):
+    own = {f"attention, {form} softmax": _ratios(alone, form) for form in SOFTMAX}
+    for part, name in (("encoder", "encoder"), ("translator", "encoder-decoder")):
         some = [row for row in stacks if config_of(row).part == part]
-        name = {"encoder": "encoder", "translator": "encoder-decoder"}[part]
-        lines += _ratios(next(iter(curves(some).values()), {}), "fused", f"{name}, fused softmax")
-    own = {line["series"] for line in lines}
+        own[f"{name}, fused softmax"] = _ratios(some, "fused")
+    own = {name: points for name, points in own.items() if points}
     paper = published()["linformer_paper"]["time_saved"]
-    lines += [
-        {"seq_len": int(n), "value": saved[0], "series": "paper, table 3"}
-        for n, saved in paper.items()
-        if int(n) <= 2**14
-    ]
     times = published()["linformer_project"]["perf_ms"]
-    lines += [
-        {"seq_len": 2 ** (8 + i), "value": a / b, "series": "Linformer work, encoder-decoder"}
-        for i, (a, b) in enumerate(zip(times["vanilla"], times["lin_k128"], strict=True))
+    of_work = zip(times["vanilla"], times["lin_k128"], strict=True)
+    theirs = {
+        "paper, table 3": {int(n): x[0] for n, x in paper.items() if int(n) <= 2**14},
+        "Linformer work, encoder-decoder": {
+            2 ** (8 + i): a / b for i, (a, b) in enumerate(of_work)
+        },
+    }
+    lines = [
+        {"seq_len": n, "value": value, "series": name, "source": source}
+        for source, series in (("recorded", own), ("published", theirs))
+        for name, points in series.items()
+        for n, value in points.items()
     ]
-    frame = pl.DataFrame(lines).with_columns(
-        source=pl.col("series")
-        .is_in(sorted(own))
-        .replace_strict({True: "recorded", False: "published"}, return_dtype=pl.String)
-    )
-    names = list(dict.fromkeys(frame["series"]))
-    colours = ["#2380C4", "#C45BA0", "#8C7A00", "#009E73"][: len(own)]
-    colours += ["#7A7A7A", "#A8705A"]
+    frame = pl.DataFrame(lines)
+    colours = dict(zip(own, OWN_COLOURS, strict=False)) | dict(zip(theirs, THEIRS, strict=True))
     x, y = style.log_domain(frame["seq_len"]), style.log_domain(frame["value"], 1.15)
     base = alt.Chart(style.records_of(frame)).encode(
         style.length_axis(x),
         style.log_axis("value", "times faster than softmax", y),
-        alt.Color(
-            "series:N",
-            title=None,
-            scale=alt.Scale(domain=names, range=colours),
-            legend=style.legend(names),
-        ),
-        strokeDash=alt.StrokeDash(
-            "source:N",
-            scale=alt.Scale(domain=["recorded", "published"], range=[[1, 0], [4, 4]]),
-            legend=None,
-        ),
+        style.looks(alt.Color, "series:N", colours, legend=style.legend(colours)),
+        style.looks(alt.StrokeDash, "source:N", SOURCES, legend=None),
         tooltip=["series", alt.Tooltip("seq_len", title="N"), alt.Tooltip("value", format=".3~g")],
     )
-    devices = "; ".join(sorted({row["provenance"]["device_name"] for row in alone}))
+    devices = f" ({device_names(alone)})" * bool(alone)
     return style.finished(
-        alt.layer(base.mark_line(), base.mark_point(filled=True, size=45), style.rule_at("y", 1)),
-        title,
-        f"solid: recorded here{f' ({devices})' * bool(devices)}; dashed: published",
+        alt.layer(base.mark_line(), base.mark_point(filled=True, size=45), style.rule_at(1)),
+        f"How many times faster than softmax (k = {JUDGED_K})",
+        f"solid: recorded here{devices}; dashed: published",
         "The time of softmax attention over that of Linformer against N, on log axes.",
     )
 
 
-def _ratios(times: dict, form: str, name: str) -> list[dict]:
-    found = []
-    for n in sorted(times.get(JUDGED, {})):
-        one = ratio_at(times, ("softmax", form), JUDGED, n)
-        if one is not None:
-            found.append({"seq_len": n, "value": one.value, "series": name})
-    return found
+def _ratios(rows: Sequence[Row], form: str) -> dict[int, float]:
+    """Softmax's time over that of Linformer at each N."""
+    times = next(iter(curves(rows).values()), {})
+    found = {
+        n: ratio_at(times, ("softmax", form), JUDGED, n) for n in sorted(times.get(JUDGED, {}))
+    }
+    return {n: one.value for n, one in found.items() if one}
 
 
 def operations_chart(seq_len: int, k: int, vocab_size: int) -> alt.LayerChart:
@@ -125,29 +118,17 @@ def operations_chart(seq_len: int, k: int, vocab_size: int) -> alt.LayerChart:
         needs = operations(attention, seq_len, k=k, vocab_size=vocab_size)
         parts = (needs.attention, needs.projections, needs.feedforward, needs.output)
         lines += [
-            {
-                "attention": attention,
-                "component": name,
-                "millions": value / 1e6,
-                "order": i,
-                "share": value / needs.total,
-            }
+            {"attention": attention, "component": name, "order": i}
+            | {"millions": value / 1e6, "share": value / needs.total}
             for i, (name, value) in enumerate(zip(COMPONENTS, parts, strict=True))
         ]
-    frame = pl.DataFrame(lines)
-    names = list(COMPONENTS)
     bars = (
-        alt.Chart(style.records_of(frame))
+        alt.Chart(style.records_of(pl.DataFrame(lines)))
         .mark_bar()
         .encode(
             alt.X("millions:Q", title="millions of multiplications a token"),
             alt.Y("attention:N", title=None, sort=["softmax", "linear", "linformer"]),
-            alt.Color(
-                "component:N",
-                title=None,
-                scale=alt.Scale(domain=names, range=list(COMPONENTS.values())),
-                legend=style.legend(names, 4),
-            ),
+            style.looks(alt.Color, "component:N", COMPONENTS, legend=style.legend(COMPONENTS, 4)),
             alt.Order("order:Q"),
             tooltip=[
                 "attention",
@@ -224,16 +205,10 @@ def spectrum_chart(cumulative: Tensor, errors: Sequence[dict]) -> alt.LayerChart
         for i, value in enumerate(cumulative.tolist())
     ]
     frame = style.records_of(pl.DataFrame([*share, *errors]))
-    names = ["share of singular values", "best of rank k", "random projection"]
     base = alt.Chart(frame).encode(
         alt.X("k:Q", title="k", axis=alt.Axis(tickMinStep=1, grid=False)),
         alt.Y("error:Q", title="share, or relative error"),
-        alt.Color(
-            "how:N",
-            title=None,
-            scale=alt.Scale(domain=names, range=[style.NEUTRAL, "#2380C4", "#C45BA0"]),
-            legend=style.legend(names, 3),
-        ),
+        style.looks(alt.Color, "how:N", LOW_RANK, legend=style.legend(LOW_RANK, 3)),
         tooltip=["how", "k", alt.Tooltip("error", format=".3~g")],
     )
     return style.finished(

@@ -2,8 +2,8 @@
 
 from replib.attention.base import Options
 from replib.attention.linformer import LinformerAttention
+from replib.claims.common import experiment
 from replib.claims.linformer.stack import StackConfig
-from replib.lab.record import Experiment
 from replib.lab.run import CostJob, Job
 from replib.lab.timing import WORKS, CostConfig, tokens_batch
 
@@ -26,7 +26,10 @@ def _points(first: int, last: int) -> list[tuple[int, int]]:
     return [(n, tokens_batch(2**last, n)) for n in lengths] + [(n, 1) for n in lengths[:-1]]
 
 
-def _linformer(scale: str) -> list[Job]:
+@experiment(
+    "Linformer, linear and softmax attention, not causal: time and memory against N", repeated=True
+)
+def linformer(scale: str) -> list[Job]:
     """Attention alone, not causal, as the paper's table 3: tokens fixed, and a batch of one. The
     textbook softmax, which holds N² weights, is timed as far as it takes seconds, and by itself."""
     first, last, last_textbook, n_repeats = {
@@ -51,7 +54,8 @@ def _linformer(scale: str) -> list[Job]:
     return jobs
 
 
-def _stack(scale: str) -> list[Job]:
+@experiment("A layer, an encoder and an encoder-decoder around them, tokens fixed", repeated=True)
+def linformer_stack(scale: str) -> list[Job]:
     """A layer, an encoder with its output layer, and an encoder-decoder, tokens fixed."""
     first, last, n_repeats, sizes = {
         "smoke": (5, 6, 2, {"n_layers": 1, "d_feedforward": 64, "vocab_size": 100}),
@@ -80,17 +84,4 @@ def _stack(scale: str) -> list[Job]:
     return jobs
 
 
-EXPERIMENTS = (
-    Experiment(
-        name="linformer",
-        title="Linformer, linear and softmax attention, not causal: time and memory against N",
-        jobs=_linformer,
-        repeated=True,
-    ),
-    Experiment(
-        name="linformer_stack",
-        title="A layer, an encoder and an encoder-decoder around them, tokens fixed",
-        jobs=_stack,
-        repeated=True,
-    ),
-)
+EXPERIMENTS = (linformer, linformer_stack)

@@ -4,12 +4,14 @@ B batch, N sequence length, k slots. Judged are points of one work, forward as i
 3, with as many tokens at every N; a batch of one is told as evidence.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
+from replib.claims.common import Samples, Variant, criterion, crossing, name_of, nothing
 from replib.claims.linformer.grid import JUDGED_K, KS
 from replib.claims.linformer.stack import operations
 from replib.lab.run import config_of, variant_of
-from replib.lab.statistics import Ratio, crossover, measured_total, ratio
+from replib.lab.statistics import Ratio, measured_total, ratio
 from replib.lab.store import Row
 from replib.lab.verdict import (
     Criterion,
@@ -23,21 +25,24 @@ from replib.lab.verdict import (
 from replib.published import published
 
 WORK = "forward"
+NO_TIMES = "no measurements yet", "two lengths or more"
 FIRST = 512  # the shortest N of the paper's table 3
 K_MARGIN = 1.1  # k is said not to matter where four times as many slots take at most so much longer
 JUDGED = ("linformer", f"k{JUDGED_K}")
+PARTS = {
+    "layer": "a layer",
+    "encoder": "an encoder with its output layer",
+    "translator": "an encoder-decoder",
+}
 SOFTMAX = {"textbook": "textbook softmax", "fused": "fused softmax"}
 
-Samples = dict[int, list[float]]
-"""Milliseconds of all recordings, by N."""
 
-
-def curves(rows: Sequence[Row], work: str = WORK) -> dict[str, dict[tuple, Samples]]:
+def curves(rows: Sequence[Row], work: str = WORK) -> dict[str, dict[Variant, Samples]]:
     """Times of each mechanism by how the batch goes with N, as many tokens before one sequence."""
     rows = [row for row in rows if row["outcome"] == "ok" and config_of(row).work == work]
     sizes = {(config_of(row).seq_len, config_of(row).batch_size) for row in rows}
     tokens = max((n * b for n, b in sizes), default=0)
-    found: dict[str, dict[tuple, Samples]] = {}
+    found: dict[str, dict[Variant, dict[int, list[float]]]] = {}
     for row in rows:
         config = config_of(row)
         n, batch_size = config.seq_len, config.batch_size
@@ -61,26 +66,23 @@ def linformer(rows: Sequence[Row]) -> Verdict:
     which all lengths were measured, rises from 512 to the longest."""
     named = curves(rows)
     if not named:
-        return _nothing()
+        return nothing(*NO_TIMES)
     name, times = next(iter(named.items()))
     criteria, said = [], []
     for form, words in SOFTMAX.items():
-        found = _crossing(times, ("softmax", form), JUDGED)
-        text = f"faster than {words} from N = {FIRST} on"
-        if found is None:
-            criteria.append(Criterion(text, None, "fewer than two lengths"))
-            continue
-        met = True if found.high <= FIRST else False if found.low > FIRST else None
-        criteria.append(Criterion(text, met, crossover_text(found)))
-        place = crossover_text(found).split(" (")[0]
-        said.append(f"than {words} {'' if place.startswith('not') else 'from '}{place}")
+        found = crossing(times.get(("softmax", form), {}), times.get(JUDGED, {}))
+        text, limits = f"faster than {words} from N = {FIRST} on", (-math.inf, FIRST)
+        criteria.append(criterion(text, found, limits, crossover_text, "fewer than two lengths"))
+        if found:
+            place = crossover_text(found).split(" (")[0]
+            said.append(f"than {words} {'' if place.startswith('not') else 'from '}{place}")
     fused = ("softmax", "fused")
     lengths = sorted(set(times.get(fused, {})) & set(times.get(JUDGED, {})))
     first = next((n for n in lengths if n >= FIRST), None)
     answer = f"Faster {', '.join(said)}." if said else ""
     if first is not None and first < lengths[-1]:
         ends = [ratio_at(times, fused, JUDGED, n) for n in (first, lengths[-1])]
-        met = within(ends[1].low, ends[1].high, ends[0].high, float("inf"))
+        met = within(ends[1].low, ends[1].high, ends[0].high, math.inf)
         rises = f"{ratio_text(ends[0])} at N = {first}, {ratio_text(ends[1])} at {lengths[-1]}"
         criteria.append(Criterion("the ratio to fused softmax rises with N", met, rises))
         papers = published()["linformer_paper"]["time_saved"].get(str(lengths[-1]))
@@ -97,24 +99,15 @@ def linformer(rows: Sequence[Row]) -> Verdict:
     )
 
 
-def _crossing(times: Mapping[tuple, Samples], a: tuple, b: tuple):
-    lengths = sorted(set(times.get(a, {})) & set(times.get(b, {})))
-    if len(lengths) < 2:
-        return None
-    return crossover(lengths, *([times[one][n] for n in lengths] for one in (a, b)))
-
-
 def _beside(named: Mapping[str, Mapping[tuple, Samples]]) -> list[str]:
     """Where Linformer is faster than others, by each number of slots."""
     lines = []
     for name, times in named.items():
         others = [one for one in times if one[0] in ("softmax", "linear")]
         for k in KS:
-            told = []
-            for other in others:
-                found = _crossing(times, other, ("linformer", f"k{k}"))
-                if found is not None:
-                    told.append(f"{' '.join(filter(None, other))} {crossover_text(found)}")
+            own = times.get(("linformer", f"k{k}"), {})
+            found = {name_of(other): crossing(times[other], own) for other in others}
+            told = [f"{other} {crossover_text(one)}" for other, one in found.items() if one]
             if told:
                 lines.append(f"{name}, k = {k} is faster than: {'; '.join(told)}")
     return lines
@@ -126,7 +119,7 @@ def slots(alone: Sequence[Row], stacks: Sequence[Row]) -> Verdict:
     N that was measured of all."""
     parts = {"attention alone": list(alone)}
     for row in stacks:
-        parts.setdefault(_name(config_of(row)), []).append(row)
+        parts.setdefault(PARTS[config_of(row).part], []).append(row)
     few, many = (("linformer", f"k{k}") for k in (KS[0], KS[-1]))
     criteria, ratios = [], {}
     for part, some in parts.items():
@@ -137,10 +130,10 @@ def slots(alone: Sequence[Row], stacks: Sequence[Row]) -> Verdict:
             criteria.append(Criterion(text, None, "not measured"))
             continue
         found = ratios[part] = ratio_at(times, many, few, lengths[-1])
-        met = True if found.high <= K_MARGIN else False if found.low > K_MARGIN else None
+        met = within(found.low, found.high, -math.inf, K_MARGIN)
         criteria.append(Criterion(text, met, f"{ratio_text(found)} at N = {lengths[-1]}"))
     if not ratios:
-        return _nothing()
+        return nothing(*NO_TIMES)
     needs = operations("linformer", 1, k=KS[-1])
     told = ", ".join(f"{part} {three_digits(one.value)}" for part, one in ratios.items())
     return Verdict(
@@ -153,18 +146,6 @@ def slots(alone: Sequence[Row], stacks: Sequence[Row]) -> Verdict:
         ),
         answer=f"k = {KS[-1]} takes so many times as long as k = {KS[0]}: {told}.",
     )
-
-
-def _name(config) -> str:
-    return {
-        "layer": "a layer",
-        "encoder": "an encoder with its output layer",
-        "translator": "an encoder-decoder",
-    }[config.part]
-
-
-def _nothing() -> Verdict:
-    return Verdict("no measurements yet", (Criterion("two lengths or more", None, "0"),))
 
 
 VERDICTS = {

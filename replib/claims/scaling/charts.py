@@ -9,7 +9,7 @@ from replib.claims.common import judged_linear, name_of
 from replib.claims.scaling.growth import MEMORY, TIME, exponents, judged_rows
 from replib.lab.run import config_of
 from replib.lab.store import Row
-from replib.pages import frames
+from replib.pages import tidy
 from replib.pages.costs import cost_chart
 
 
@@ -23,7 +23,7 @@ def scaling_chart(
     if not said:
         predicted = [row for row in beside if row["scale"] == "predicted"]
         said, how = _growth(predicted, what), "is predicted to grow"
-    costs = frames.pooled(frames.costs([*rows, *beside]))
+    costs = tidy.pooled(tidy.costs([*rows, *beside]))
     title = f"{what.capitalize()} of a sequence"
     return cost_chart(costs, y=what, title=f"{title} {how}: {said}" if said else title)
 

@@ -10,6 +10,7 @@ from replib.claims.claim import Figure, Rows
 from replib.claims.common import name_of
 from replib.claims.translation.judge import by_length, by_variant, of_baseline
 from replib.lab.store import Row
+from replib.lab.verdict import device_names
 from replib.pages import style
 
 
@@ -49,7 +50,7 @@ def seeds_chart(
     return style.finished(
         alt.layer(base.mark_point(filled=True, size=60, opacity=0.6), tick),
         f"{title}: {'highest' if best is max else 'lowest'} with {name_of(first)}",
-        _devices(rows),
+        device_names(rows),
         f"{axis} of each seed and the mean of the seeds, a line a mechanism.",
         40 * len(names) + 30,
     )
@@ -64,33 +65,18 @@ def length_chart(rows: Sequence[Row]) -> alt.LayerChart:
         return style.no_data(title)
     order = [str(words or "more") for words in base]
     lines = [
-        {
-            "series": name_of(variant),
-            "attention": variant[0],
-            "words": str(words or "more"),
-            "value": mean(values) / mean(base[words]),
-        }
+        {"series": name_of(variant), "words": str(words or "more")}
+        | {"attention": variant[0], "value": mean(values) / mean(base[words])}
         for variant, groups in found.items()
         for words, values in groups.items()
         if words in base
     ]
     frame = pl.DataFrame(lines)
-    names = list(dict.fromkeys(frame["series"]))
+    colours = {line["series"]: style.colour(line["attention"]) for line in lines}
     chart = alt.Chart(style.records_of(frame)).encode(
         alt.X("words:O", sort=order, title="words of the source, at most"),
         alt.Y("value:Q", title="perplexity / that of softmax", scale=alt.Scale(zero=False)),
-        alt.Color(
-            "series:N",
-            title=None,
-            scale=alt.Scale(
-                domain=names,
-                range=[
-                    style.colour(frame.filter(pl.col("series") == name)["attention"][0])
-                    for name in names
-                ],
-            ),
-            legend=style.legend(names),
-        ),
+        style.looks(alt.Color, "series:N", colours, legend=style.legend(colours)),
         alt.Shape("series:N", legend=None),
         tooltip=["series", "words", alt.Tooltip("value", format=".3~f")],
     )
@@ -100,10 +86,6 @@ def length_chart(rows: Sequence[Row]) -> alt.LayerChart:
             chart.mark_point(filled=True, size=60),
         ),
         title,
-        f"{_devices(rows)}; means of the seeds",
+        f"{device_names(rows)}; means of the seeds",
         "Perplexity relative to softmax against the words of the source, a line a mechanism.",
     )
-
-
-def _devices(rows: Sequence[Row]) -> str:
-    return "; ".join(sorted({row["provenance"]["device_name"] for row in rows}))

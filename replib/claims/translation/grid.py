@@ -1,8 +1,7 @@
 """The translators: of number words, and of Multi30k."""
 
 from replib.attention.linformer import LinformerAttention
-from replib.claims.common import laptop_model
-from replib.lab.record import Experiment
+from replib.claims.common import ADAMW, experiment, laptop_model
 from replib.lab.run import Job, TrainingJob
 from replib.models import TransformerConfig
 from replib.tasks.translation import NumberWords, ParallelText
@@ -31,15 +30,19 @@ def number_config(how: dict, n_steps: int = 1500, **changes) -> TrainingConfig:
         "model": laptop_model(**how),
         "batch_size": 64,
         "n_steps": n_steps,
-        "optimizer": "adamw",
         "lr": 3e-3,
-        "schedule": "cosine",
         "warmup_steps": min(50, n_steps // 4),
-        "clip": "global",
         "eval_every": max(10, n_steps // 20),
         "eval_batches": 2,
     }
-    return TrainingConfig(**options | changes)
+    return TrainingConfig(**ADAMW | options | changes)
+
+
+def text_model(how: dict, dropout: float, **sizes) -> TransformerConfig:
+    """A translator of sentences with the options of a mechanism."""
+    return TransformerConfig(
+        **how, **sizes, norm="pre", positions="added", dropout=dropout, tied=True
+    )
 
 
 def text_config(how: dict, task: ParallelText, n_steps: int, **changes) -> TrainingConfig:
@@ -49,43 +52,38 @@ def text_config(how: dict, task: ParallelText, n_steps: int, **changes) -> Train
     weights that are not tied.
     """
     sizes = {"n_layers": 3, "n_heads": 8, "d_model": 256, "d_feedforward": 512}
-    model = TransformerConfig(**how, **sizes, norm="pre", positions="added", dropout=0.2, tied=True)
     options = {
         "task": task,
-        "model": model,
+        "model": text_model(how, 0.2, **sizes),
         "batch_size": 128,
         "n_steps": n_steps,
-        "optimizer": "adamw",
         "lr": 1e-3,
-        "schedule": "cosine",
         "warmup_steps": min(400, n_steps // 4),
-        "clip": "global",
         "label_smoothing": 0.1,
         "eval_every": max(1, n_steps // 20),
         "eval_batches": 8,
     }
-    return TrainingConfig(**options | changes)
+    return TrainingConfig(**ADAMW | options | changes)
 
 
-def _number_words(scale: str) -> list[Job]:
+@experiment("English number and date words into German: right to the letter")
+def number_words(scale: str) -> list[Job]:
     n_steps, n_seeds = {"smoke": (20, 1), "laptop": (1500, 5), "paper": (6000, 5)}[scale]
     configs = [number_config(how, n_steps) for how in translators(NUMBER_KS)]
     return [TrainingJob(config=one, seed=seed) for seed in range(n_seeds) for one in configs]
 
 
-def _translation(scale: str) -> list[Job]:
+@experiment("English into German: BLEU, chrF and perplexity by the length of the source")
+def translation(scale: str) -> list[Job]:
     """Multi30k; at the paper scale WMT14 with the sizes of the Linformer work, on CUDA."""
     if scale == "paper":
         task = ParallelText(corpus="wmt14", vocab_size=32_000, max_len=256)
         sizes = {"n_layers": 6, "n_heads": 8, "d_model": 512, "d_feedforward": 2048}
         configs = []
         for how in translators(TEXT_KS):
-            model = TransformerConfig(
-                **how, **sizes, norm="pre", positions="added", dropout=0.1, tied=True
-            )
-            changes = {"model": model, "precision": "bf16", "lr": 7e-4, "warmup_steps": 4000}
-            changes |= {"batch_size": 512, "schedule": "inverse_sqrt"}
-            configs.append(text_config(how, task, 100_000, **changes))
+            changes = {"model": text_model(how, 0.1, **sizes), "precision": "bf16"}
+            changes |= {"lr": 7e-4, "warmup_steps": 4000, "schedule": "inverse_sqrt"}
+            configs.append(text_config(how, task, 100_000, batch_size=512, **changes))
         return [TrainingJob(config=one, seed=0) for one in configs]
     n_steps, n_seeds = {"smoke": (4, 1), "laptop": (2400, 3)}[scale]
     task = ParallelText()
@@ -95,15 +93,4 @@ def _translation(scale: str) -> list[Job]:
     return [*jobs, *(TrainingJob(config=few, seed=seed) for seed in range(n_seeds))]
 
 
-EXPERIMENTS = (
-    Experiment(
-        name="number_words",
-        title="English number and date words into German: right to the letter",
-        jobs=_number_words,
-    ),
-    Experiment(
-        name="translation",
-        title="English into German: BLEU, chrF and perplexity by the length of the source",
-        jobs=_translation,
-    ),
-)
+EXPERIMENTS = (number_words, translation)

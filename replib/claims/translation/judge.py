@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
-from replib.claims.common import name_of
+from replib.claims.common import name_of, nothing
 from replib.lab.run import config_of, variant_of
 from replib.lab.statistics import difference_interval
 from replib.lab.store import Row
 from replib.lab.verdict import Criterion, Verdict, each_device, within
-from replib.published import published
 from replib.tasks.translation import ParallelText
 
 MIN_SEEDS = 3
@@ -81,7 +80,7 @@ def translation(rows: Sequence[Row]) -> Verdict:
     rows = _latest_setting(rows)
     found = by_variant(rows, "bleu")
     if not found:
-        return _nothing()
+        return nothing()
     of_linformer = {v: x for v, x in found.items() if v[0] != "linear"}
     criteria = compared(of_linformer, BLEU_MARGIN, " BLEU", "{:z.1f}".format)
     base = of_baseline(found) or []
@@ -146,7 +145,7 @@ def number_words(rows: Sequence[Row]) -> Verdict:
     rows = _latest_setting(rows)
     found = by_variant(rows, "exact")
     if not found:
-        return _nothing()
+        return nothing()
     told = ", ".join(f"{name_of(v)} {mean(x):z.1%}" for v, x in found.items())
     return Verdict(
         f"right to the letter, means of the seeds: {told}",
@@ -154,25 +153,6 @@ def number_words(rows: Sequence[Row]) -> Verdict:
         tuple(with_length(rows)),
         answer=f"Right to the letter: {told}.",
     )
-
-
-def published_order() -> list[dict]:
-    """The scores that the Linformer work printed, and the same outputs scored as a corpus."""
-    table = published()["linformer_project"]["table"]
-    return [
-        {
-            "model": name,
-            "perplexity": row["ppl"],
-            "BLEU as printed": row["bleu_published"],
-            "BLEU of the corpus": row["bleu_recomputed"],
-            "chrF2": row["chrf2_recomputed"],
-        }
-        for name, row in table.items()
-    ]
-
-
-def _nothing() -> Verdict:
-    return Verdict("no runs yet", (Criterion("some runs", None, "0"),))
 
 
 VERDICTS = {

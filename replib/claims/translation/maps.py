@@ -1,16 +1,15 @@
 """What a translator attends to, and its translation a token at a time.
 
-B batch, H heads, N source length, L target length.
+N source length, L target length.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from replib.lab.runs.translation import decode
+from replib.pages.attention_maps import recorded_inputs, weights
 from replib.training import Training
 
 
@@ -60,28 +59,3 @@ def translated(training: Training, text: str) -> Translated:
         encoder=weights(of_encoder[-1], *inputs[of_encoder[-1]]).mean((0, 1)).cpu(),
         confidence=logits[0].softmax(-1).gather(1, target[:, None])[:, 0].cpu(),
     )
-
-
-@contextmanager
-def recorded_inputs(model: nn.Module) -> Iterator[dict[nn.Module, tuple[Tensor, ...]]]:
-    """The queries and keys that the attention of each layer was given last."""
-    found: dict[nn.Module, tuple[Tensor, ...]] = {}
-
-    def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        found[module] = arguments[:2]
-
-    modules = [m.attention for m in model.modules() if hasattr(m, "to_qkv")]
-    handles = [module.register_forward_pre_hook(keep) for module in modules]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def weights(attention: nn.Module, q: Tensor, k: Tensor) -> Tensor:
-    """How much of each value a query takes, (B, H, L, N): what it reads where value j is the j-th
-    unit vector. Any mechanism is linear in its values."""
-    n = k.shape[2]
-    units = torch.eye(n, dtype=k.dtype, device=k.device).expand(*k.shape[:2], n, n)
-    return attention(q, k, units, causal=False)

@@ -23,15 +23,16 @@ from replib.claims.linformer.probes import (
 )
 from replib.claims.linformer.stack import n_matrices
 from replib.claims.translation.grid import linformer, number_config
-from replib.claims.translation.judge import published_order
 from replib.claims.translation.maps import Translated, translated
 from replib.lab.run import TrainingJob
 from replib.lab.store import Row
 from replib.lab.text import markdown_table
 from replib.lab.timing import WORKS
-from replib.pages import controls, drawn, frames, style
+from replib.pages import drawn, layout, style, tidy
 from replib.pages.costs import cost_chart
-from replib.pages.live import LiveRuns, in_passing_thread
+from replib.pages.live import LiveRuns
+from replib.pages.processor import in_passing_thread
+from replib.published import published
 from replib.tasks.number_words import words_of
 
 FIGURES = {  # by the title of their tab
@@ -41,6 +42,12 @@ FIGURES = {  # by the title of their tab
     "BLEU": "translation_bleu",
     "Long sentences": "translation_length",
     "Number words": "number_words",
+}
+SCORES = {  # of the Linformer work: as it printed them, and of the same outputs as a corpus
+    "ppl": "perplexity",
+    "bleu_published": "BLEU as printed",
+    "bleu_recomputed": "BLEU of the corpus",
+    "chrf2_recomputed": "chrF2",
 }
 ATTENTIONS = ("softmax", "linear", "linformer")
 EXAMPLE = "4,321"
@@ -96,7 +103,7 @@ def answers(made: Mapping[str, Translated], typed: str) -> mo.Html:
             if piece != "</s>"
         )
         rows.append(f'<tr><th scope="row">{name}</th><td>{mark}</td><td>{tokens}</td></tr>')
-    return controls.styled(
+    return layout.styled(
         f'<table aria-label="translations" class="r-copies">{"".join(rows)}</table>'
     )
 
@@ -225,17 +232,19 @@ def recorded_charts(*claims: Recorded) -> dict[str, alt.LayerChart]:
 def every_time(rows: Sequence[Row]) -> dict[str, alt.LayerChart]:
     """Time against N of each work."""
     title = "Time of attention that is not causal, per sequence"
-    costs = {work: frames.pooled(frames.costs(of_linformer.shown(rows, work))) for work in WORKS}
+    costs = {work: tidy.pooled(tidy.costs(of_linformer.shown(rows, work))) for work in WORKS}
     return {work.replace("_", " and "): cost_chart(one, title=title) for work, one in costs.items()}
 
 
 def published_table() -> mo.Html:
     """The scores of the Linformer work as printed and as a corpus."""
-    rows = published_order()
-    lines = [[str(row["model"]), *(f"{x:z.2f}" for x in list(row.values())[1:])] for row in rows]
+    lines = [
+        [name, *(f"{row[figure]:z.2f}" for figure in SCORES)]
+        for name, row in published()["linformer_project"]["table"].items()
+    ]
     return mo.md(
         "The Linformer work called `corpus_bleu(cands, [[s] for s in refs])`, which takes all "
         "references for those of the first sentence, and scores that alone. Its own outputs scored "
         "by `corpus_bleu(cands, [refs])` come in the order of their perplexities:\n\n"
-        f"{markdown_table(list(rows[0]), lines)}"
+        f"{markdown_table(['model', *SCORES.values()], lines)}"
     )

@@ -1,8 +1,8 @@
 """Setting 2 of Schlag et al. 2021: keys come back with new values."""
 
 from replib.claims.capacity.grid import dpfp, favor, is_slow, retrieval_config, retrieval_jobs
+from replib.claims.common import experiment
 from replib.fast_weights import MemoryConfig
-from replib.lab.record import Experiment
 from replib.lab.run import Job, RetrievalJob
 
 UPDATE_RULE_MEMORIES = (
@@ -16,7 +16,8 @@ UPDATE_RULE_MEMORIES = (
 )
 
 
-def _update_rules(scale: str) -> list[Job]:
+@experiment("Associative retrieval, keys with new values: loss against the number of keys")
+def update_rules(scale: str) -> list[Job]:
     """Setting 2 of Schlag et al. 2021, section 6.1.2: keys come back with new values. The memories
     that solve any S, and the sum, are also evaluated as the published runs are; at S = 80 and 120
     too, between which and 100 the last S solved may be."""
@@ -34,10 +35,4 @@ def _update_rules(scale: str) -> list[Job]:
     return sorted(jobs + alike, key=lambda job: is_slow(job.config.model))
 
 
-EXPERIMENTS = (
-    Experiment(
-        name="update_rules",
-        title="Associative retrieval, keys with new values: loss against the number of keys",
-        jobs=_update_rules,
-    ),
-)
+EXPERIMENTS = (update_rules,)

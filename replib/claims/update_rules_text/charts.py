@@ -14,11 +14,13 @@ from replib.claims.update_rules_text.judge import (
     by_rule,
     by_segments,
     by_state_size,
+    cell_name,
 )
 from replib.lab.store import Row
 from replib.pages import style
 
 WITHOUT_END = "no end"
+SUM = "the sum is DPFP's"
 
 
 def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
@@ -33,77 +35,48 @@ def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
 
 def rules_chart(rows: Sequence[Row]) -> alt.LayerChart:
     """The loss of each seed of sum and delta, by positions and normalisation."""
-    title = "Sum and delta rule on text"
-    lines = [
-        {
-            "attention": RULES[rule],
-            "cell": f"{'' if positions != 'none' else 'no '}positions, "
-            f"{'' if normalised else 'not '}normalised",
-            "value": loss,
-        }
-        for (rule, positions, normalised), some in by_rule(rows).items()
-        for loss in some
-    ]
-    if not lines:
-        return style.no_data(title)
-    frame = pl.DataFrame(lines)
-    means = frame.group_by("attention").agg(pl.mean("value"))
-    best = dict(means.iter_rows())
-    lower = "delta" if best.get("delta", 1e9) < best.get("dpfp", 1e9) else "the sum"
-    return style.finished(
-        seed_points(frame, "cell", list(dict.fromkeys(frame["cell"]))),
-        f"{title}: lower on the whole with {lower}",
-        f"{devices_of(rows)}; the sum is DPFP's",
-        "Test loss of each seed of two rules, by positions and normalisation.",
-    )
+    found, title = by_rule(rows), "Sum and delta rule on text"
+    of_rule = {
+        rule: [x for cell in found if cell[0] == rule for x in found[cell]] for rule in RULES
+    }
+    if found:
+        ends = {rule: mean(some) for rule, some in of_rule.items() if some}
+        lower = min(ends, key=ends.get)
+        title += f": lower on the whole with {'the ' * (lower == 'sum')}{lower}"
+    cells = {(cell_name(*how), RULES[rule]): some for (rule, *how), some in found.items()}
+    description = "Test loss of each seed of two rules, by positions and normalisation."
+    return seed_points(cells, title, f"{devices_of(rows)}; {SUM}", description)
 
 
 def carry_chart(rows: Sequence[Row]) -> alt.LayerChart:
     """The loss against the segments that a state goes through."""
-    title = "A state carried through segments"
-    lines = [
-        {
-            "attention": RULES[rule],
-            "point": str(n or WITHOUT_END),
-            "value": mean(some),
-            "low": min(some),
-            "high": max(some),
-        }
+    found = {
+        RULES[rule]: {n or WITHOUT_END: some for n, some in by_segments(rows, rule).items()}
         for rule in RULES
-        for n, some in by_segments(rows, rule).items()
-    ]
-    if not lines:
-        return style.no_data(title)
-    order = [str(n or WITHOUT_END) for n in N_CARRIED]
-    chart = seed_bands(
-        pl.DataFrame(lines), order, f"segments of {SEGMENT} that a state goes through"
-    )
-    return style.finished(
-        chart,
-        title,
-        f"{devices_of(rows)}; the sum is DPFP's; lines are means of the seeds",
+    }
+    return seed_bands(
+        found,
+        [n or WITHOUT_END for n in N_CARRIED],
+        f"segments of {SEGMENT} that a state goes through",
+        "A state carried through segments",
+        f"{devices_of(rows)}; {SUM}; lines are means of the seeds",
         "Test loss against the segments that a state goes through, of sum and delta rule.",
-        220,
     )
 
 
 def segments_chart(rows: Sequence[Row]) -> alt.LayerChart:
     """The loss on each segment that one state goes through."""
-    title = "Loss along the segments of one state"
-    lines = [
-        {"attention": RULES[rule], "point": str(i), "value": loss, "low": loss, "high": loss}
+    found = {
+        RULES[rule]: {i: [loss] for i, loss in enumerate(along_segments(rows, rule), start=1)}
         for rule in RULES
-        for i, loss in enumerate(along_segments(rows, rule), start=1)
-    ]
-    if not lines:
-        return style.no_data(title)
-    order = list(dict.fromkeys(line["point"] for line in lines))
-    return style.finished(
-        seed_bands(pl.DataFrame(lines), order, f"segment of {SEGMENT}"),
-        title,
-        f"{devices_of(rows)}; the sum is DPFP's; means of the seeds",
+    }
+    return seed_bands(
+        found,
+        max(found.values(), key=len),
+        f"segment of {SEGMENT}",
+        "Loss along the segments of one state",
+        f"{devices_of(rows)}; {SUM}; means of the seeds",
         "Test loss on the first, second and later segments that a state goes through.",
-        220,
     )
 
 

@@ -1,9 +1,8 @@
 """What the update rule changes on text: Shakespeare in characters."""
 
 from replib.attention.dpfp import DPFPAttention
-from replib.claims.common import seed_jobs
+from replib.claims.common import experiment, seed_jobs
 from replib.claims.language_model.grid import N_SEEDS, N_STEPS, character_config
-from replib.lab.record import Experiment
 from replib.lab.run import Job, TrainingJob
 from replib.language_model import LanguageModelConfig
 from replib.tasks.text import Text
@@ -30,7 +29,8 @@ def rule_config(rule: str, positions: str, normalised: bool, scale: str) -> Lang
     )
 
 
-def _rules(scale: str) -> list[Job]:
+@experiment("Text: sum and delta rule, with and without positions and normalisation")
+def update_rules_text(scale: str) -> list[Job]:
     configs = [
         rule_config(rule, positions, normalised, scale)
         for rule in RULES
@@ -68,7 +68,8 @@ def memory_configs(scale: str) -> list[LanguageModelConfig]:
     return caches + states
 
 
-def _carry(scale: str) -> list[Job]:
+@experiment("Text: a state carried through segments, and its size")
+def text_carry(scale: str) -> list[Job]:
     """Carried through 1, 2, 4, ... segments and without end, sum and delta; then other sizes."""
     n_carried = (1, 2, 0) if scale == "smoke" else N_CARRIED
     configs = [carried_config(name, n, scale) for n in n_carried for name in RULES.values()]
@@ -77,15 +78,4 @@ def _carry(scale: str) -> list[Job]:
     return [TrainingJob(config=config, seed=seed) for seed in range(n_seeds) for config in configs]
 
 
-EXPERIMENTS = (
-    Experiment(
-        name="update_rules_text",
-        title="Text: sum and delta rule, with and without positions and normalisation",
-        jobs=_rules,
-    ),
-    Experiment(
-        name="text_carry",
-        title="Text: a state carried through segments, and its size",
-        jobs=_carry,
-    ),
-)
+EXPERIMENTS = (update_rules_text, text_carry)

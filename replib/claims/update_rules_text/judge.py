@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from statistics import mean
 
+from replib.claims.common import nothing, told
 from replib.claims.language_model.judge import (
-    NOTHING,
     SAME,
     compared,
     losses,
@@ -37,37 +37,36 @@ def by_rule(rows: Sequence[Row]) -> dict[Cell, list[float]]:
     return {cell: some for cell, some in found.items() if some}
 
 
+def cell_name(positions: str, normalised: bool) -> str:
+    """Such as "no positions, not normalised"."""
+    return f"{'no ' * (positions == 'none')}positions, {'not ' * (not normalised)}normalised"
+
+
 def cell_text(cell: Cell) -> str:
     """Such as "delta, no positions, normalised"."""
-    rule, positions, normalised = cell
-    names = {"positions": "positions", "none": "no positions"}
-    return f"{rule}, {names[positions]}, {'' if normalised else 'not '}normalised"
+    rule, *how = cell
+    return f"{rule}, {cell_name(*how)}"
 
 
 @each_device
 def update_rules_text(rows: Sequence[Row]) -> Verdict:
     """The delta rule has a lower loss than the sum of the same features, with and without
     positions, each rule normalised or not, whichever is better for it."""
-    found, criteria, told = by_rule(rows), [], []
+    found, criteria, best = by_rule(rows), [], []
     for positions in POSITIONS:
-        best = {}
+        lowest = {}
         for rule in RULES:
             some = {c: x for c, x in found.items() if c[:2] == (rule, positions)}
             cell = min(some, key=lambda one: mean(some[one]), default=None)
-            best[rule] = some.get(cell, [])
+            lowest[rule] = some.get(cell, [])
             if cell:
-                told.append(f"{cell_text(cell)} {perplexity_text(some[cell])}")
+                best.append(f"{cell_text(cell)} {perplexity_text(some[cell])}")
         where = {"positions": "with positions", "none": "without positions"}[positions]
-        criteria.append(lower(f"{where}, delta is below the sum", best["delta"], best["sum"]))
-    if not told:
-        return NOTHING
+        criteria.append(lower(f"{where}, delta is below the sum", lowest["delta"], lowest["sum"]))
+    if not best:
+        return nothing()
     every = [f"{cell_text(cell)}: {perplexity_text(some)}" for cell, some in found.items()]
-    return Verdict(
-        f"perplexity of a character: {'; '.join(told)}",
-        tuple(criteria),
-        tuple(every),
-        answer=f"Perplexity of a character: {'; '.join(told)}.",
-    )
+    return told(f"perplexity of a character: {'; '.join(best)}", criteria, every)
 
 
 def by_segments(rows: Sequence[Row], rule: str) -> dict[int, list[float]]:
@@ -81,8 +80,8 @@ def along_segments(rows: Sequence[Row], rule: str) -> list[float]:
     """The loss on the first, second, ... segment that a state goes through, of the rows whose state
     goes through the most; the mean of the seeds."""
     config = carried_config(RULES[rule], max(N_CARRIED), scale_of(rows))
-    told = [row["summary"].get("by_segment") for row in rows if config_of(row) == config]
-    return [mean(some) for some in zip(*filter(None, told), strict=True)]
+    losses = [row["summary"].get("by_segment") for row in rows if config_of(row) == config]
+    return [mean(some) for some in zip(*filter(None, losses), strict=True)]
 
 
 def by_state_size(rows: Sequence[Row]) -> list[tuple[str, int, float]]:
@@ -93,9 +92,9 @@ def by_state_size(rows: Sequence[Row]) -> list[tuple[str, int, float]]:
     for row in rows:
         config = config_of(row)
         if config in wanted and row["outcome"] == "ok" and row["summary"].get("perplexity"):
-            told = row["summary"]
-            loss = math.log(told["perplexity"])
-            found.append((config.model.attention, told["state_bytes"], loss))
+            summary = row["summary"]
+            loss = math.log(summary["perplexity"])
+            found.append((config.model.attention, summary["state_bytes"], loss))
     return found
 
 
@@ -106,7 +105,7 @@ def text_carry(rows: Sequence[Row]) -> Verdict:
     perplexity, where each of them is some 30 in segments); and delta is below the sum."""
     of = {rule: by_segments(rows, rule) for rule in RULES}
     if not any(of.values()):
-        return NOTHING
+        return nothing()
     (afresh, without_end) = ({rule: of[rule].get(n, []) for rule in RULES} for n in (1, 0))
     criteria = (
         compared(
@@ -125,7 +124,7 @@ def text_carry(rows: Sequence[Row]) -> Verdict:
         ),
         lower("without end, delta is below the sum", without_end["delta"], without_end["sum"]),
     )
-    told = [
+    both = [
         f"{rule} {perplexity_text(of[rule][1])} afresh and {perplexity_text(of[rule][0])} carried"
         for rule in RULES
         if of[rule].get(1) and of[rule].get(0)
@@ -136,13 +135,8 @@ def text_carry(rows: Sequence[Row]) -> Verdict:
         for rule in RULES
         if of[rule]
     ]
-    said = "; ".join(told) or "runs are still missing"
-    return Verdict(
-        f"perplexity of a character: {said}",
-        criteria,
-        tuple(every),
-        answer=f"Perplexity of a character: {said}.",
-    )
+    said = "; ".join(both) or "runs are still missing"
+    return told(f"perplexity of a character: {said}", criteria, every)
 
 
 VERDICTS = {

@@ -106,12 +106,12 @@ def operations_per_token(r: int, m: int, *, backward: bool) -> float:
     return 6 * r * m + c * (4 * r + 4 * m + c)
 
 
-def bytes_per_token(r: int, m: int, *, itemsize: int = 4, backward: bool) -> float:
-    """Bytes that a position and head move to and from memory, each tensor once, in one pass."""
-    errors = 4 * m
+def bytes_per_token(r: int, m: int, *, backward: bool) -> float:
+    """Bytes of float32 that a position and head move to and from memory, each tensor once, in one
+    pass."""
     if backward:  # q, k, dy, beta and the errors in, dq, dk, dv and dbeta out
-        return itemsize * (4 * r + 2 * m + 2) + errors
-    return itemsize * (2 * r + 2 * m + 1) + errors  # q, k, v and beta in, y and the errors out
+        return 4 * (4 * r + 3 * m + 2)
+    return 4 * (2 * r + 3 * m + 1)  # q, k, v and beta in, y and the errors out
 
 
 def _sweep(q: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, ...]:

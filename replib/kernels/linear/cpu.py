@@ -214,15 +214,6 @@ def _add_weighted_rows(total, tile, weights, size):
 
 
 @njit
-def _outer(tile, weights, row, size):
-    """tile (C, size) = weights rowᵀ."""
-    for i in range(C):
-        weight = vec.broadcast(weights + i * FLOAT)
-        for j in range(0, size * FLOAT, vec.WIDTH * FLOAT):
-            vec.store(tile + i * size * FLOAT + j, vec.multiply(weight, vec.load(row + j)))
-
-
-@njit
 def _normalise(tile, size, den, n):
     """Divide rows by den_i; returns 0, or NaN where a number is not finite."""
     nothing = vec.splat(0.0)

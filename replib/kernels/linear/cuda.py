@@ -559,21 +559,19 @@ def linear_attention(
     return attend(q, k, v, "cuda", eps, elu1, causal)
 
 
-def operations_per_token(d: int, m: int, c: int, backward: bool, segmented: bool = False) -> float:
+def operations_per_token(d: int, m: int, c: int, backward: bool) -> float:
     """Floating-point operations of the products, a token and head, causal, of one pass.
 
     The equations above in order; c is the chunk of the configuration that was chosen. All of A
     and W is computed. φ takes about 10 operations a number and is not counted, nor is the second
-    product with S that bfloat16 takes backward.
+    product with S that bfloat16 takes backward, nor what segments add.
     """
     if backward:
-        return 10 * d * m + 6 * c * (d + m) + (2 * d * m if segmented else 0)
-    return 4 * d * m + 2 * c * (d + m) + 32 * d + (2 * d * m if segmented else 0)
+        return 10 * d * m + 6 * c * (d + m)
+    return 4 * d * m + 2 * c * (d + m) + 32 * d
 
 
-def bytes_per_token(
-    d: int, m: int, itemsize: int, backward: bool, segmented: bool = False
-) -> float:
+def bytes_per_token(d: int, m: int, itemsize: int, backward: bool) -> float:
     """Bytes, a token and head, that one pass moves between the kernels and the device's memory.
 
     What the second loop of the backward pass reads again, q, k, v and dy, counts again, though a
@@ -582,8 +580,6 @@ def bytes_per_token(
     """
     wider = max(4 - itemsize, 0) * m  # y is read in float32
     if backward:  # q, k, v, y, dy and 1 / den in, dq and g out; q, k, v, dy, both in, dk, dv out
-        again = (d + 2 * m) * itemsize + 4 + wider if segmented else 0  # q, y, dy and 1 / den
-        return 6 * (d + m) * itemsize + 16 + wider + again
-    again = (d + m) * itemsize if segmented else 0  # k and v
+        return 6 * (d + m) * itemsize + 16 + wider
     kept = 4 * m if itemsize < 4 else 0  # y in float32
-    return 2 * (d + m) * itemsize + 4 + kept + again
+    return 2 * (d + m) * itemsize + 4 + kept

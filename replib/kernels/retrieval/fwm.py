@@ -42,7 +42,7 @@ def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
             from replib.kernels.retrieval import fwm_cpu
 
             return fwm_cpu.retrieve(q, k, v, beta)
-        return _Writes.apply(k @ k.mT, q @ k.mT, v, beta)
+        return _writes(k @ k.mT, q @ k.mT, v, beta)
 
 
 def _fuses(*tensors: Tensor) -> bool:
@@ -51,41 +51,34 @@ def _fuses(*tensors: Tensor) -> bool:
     return of_a_kind and installed("numba") and all(x.numel() for x in tensors)
 
 
-class _Writes(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, similarity, reads, v, beta):
-        p, n, m = v.shape
-        errors, recalled = torch.empty_like(v), torch.empty_like(v)
-        log_scale = v.new_zeros(p, n + 1)  # l_0 ... l_N
-        squares = v.new_zeros(p, n)  # n_i²
-        norm = v.new_zeros(p)  # |W_{i-1}|²
-        for i in range(n):
-            decay = (log_scale[:, i : i + 1] - log_scale[:, :i]).exp()
-            row = similarity[:, i, :i] * beta[:, :i] * decay
-            old = torch.bmm(row.unsqueeze(1), errors[:, :i]).squeeze(1)  # 0 where i is 0
-            error, b = v[:, i] - old, beta[:, i]
-            errors[:, i], recalled[:, i] = error, old
-            change = 2 * (error * old).sum(-1) + b * error.square().sum(-1) * similarity[:, i, i]
-            square = (norm + b * change).clamp(min=0)
-            squares[:, i] = square
-            if i == 0:
-                norm = square
-                continue
-            log_scale[:, i + 1] = log_scale[:, i] - square.clamp(min=1).log() / 2
-            norm = square.clamp(max=1)
-        decay = (log_scale[:, -1:] - log_scale[:, :-1]).exp()
-        weights = reads * (beta * decay).unsqueeze(1)  # (P, L, N)
-        # The values too, so that a second derivative by them meets the node that raises.
-        kept = similarity, reads, v, beta, errors, recalled, log_scale, squares
-        ctx.save_for_backward(*kept)
-        return weights @ errors
-
-    @staticmethod
-    def backward(ctx, dy):
-        return _backward(dy, *ctx.saved_tensors)
+def _forward(similarity, reads, v, beta):
+    p, n, m = v.shape
+    errors, recalled = torch.empty_like(v), torch.empty_like(v)
+    log_scale = v.new_zeros(p, n + 1)  # l_0 ... l_N
+    squares = v.new_zeros(p, n)  # n_i²
+    norm = v.new_zeros(p)  # |W_{i-1}|²
+    for i in range(n):
+        decay = (log_scale[:, i : i + 1] - log_scale[:, :i]).exp()
+        row = similarity[:, i, :i] * beta[:, :i] * decay
+        old = torch.bmm(row.unsqueeze(1), errors[:, :i]).squeeze(1)  # 0 where i is 0
+        error, b = v[:, i] - old, beta[:, i]
+        errors[:, i], recalled[:, i] = error, old
+        change = 2 * (error * old).sum(-1) + b * error.square().sum(-1) * similarity[:, i, i]
+        square = (norm + b * change).clamp(min=0)
+        squares[:, i] = square
+        if i == 0:
+            norm = square
+            continue
+        log_scale[:, i + 1] = log_scale[:, i] - square.clamp(min=1).log() / 2
+        norm = square.clamp(max=1)
+    decay = (log_scale[:, -1:] - log_scale[:, :-1]).exp()
+    weights = reads * (beta * decay).unsqueeze(1)  # (P, L, N)
+    # The values too, so that a second derivative by them meets the node that raises.
+    kept = similarity, reads, v, beta, errors, recalled, log_scale, squares
+    return weights @ errors, kept
 
 
-def _gradients(dy, similarity, reads, v, beta, errors, recalled, log_scale, squares):
+def _backward(_, dy, similarity, reads, v, beta, errors, recalled, log_scale, squares):
     n = beta.shape[1]
     at_end = (log_scale[:, -1:] - log_scale[:, :-1]).exp()
     scaled = beta * at_end
@@ -131,4 +124,4 @@ def _gradients(dy, similarity, reads, v, beta, errors, recalled, log_scale, squa
     return d_similarity, d_reads, d_errors, d_beta
 
 
-_backward = once("The rule fwm", _gradients)
+_writes = once("The rule fwm", _forward, _backward)

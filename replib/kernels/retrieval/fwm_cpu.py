@@ -56,30 +56,23 @@ def retrieve(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
 
     q (P, L, R), k (P, N, R), v (P, N, M), beta (P, N) -> (P, L, M); no size is 0.
     """
-    return _Writes.apply(q, k, v.contiguous(), beta.contiguous())
+    return _writes(q, k, v.contiguous(), beta.contiguous())
 
 
-class _Writes(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, beta):
-        p, n, m = v.shape
-        wide = cpu.padded(n)
-        similarity, reads = k @ k.mT, pad(q @ k.mT, (0, wide - n))
-        errors, squares = v.new_empty(p, wide, cpu.padded(m)), v.new_empty(p, n)
-        at_end = v.new_empty(p, wide)
-        kept = {SIMILARITY: similarity, V: v, BETA: beta}
-        kept |= {ERRORS: errors, SQUARES: squares, AT_END: at_end}
-        _run("forward", kept, q.shape[1])
-        ctx.save_for_backward(q, k, reads, *kept.values())
-        weights = reads[..., :n] * (beta * at_end[:, :n]).unsqueeze(1)  # (P, L, N)
-        return weights @ errors[:, :n, :m]
-
-    @staticmethod
-    def backward(ctx, dy):
-        return _backward_once(ctx.needs_input_grad[2], dy, *ctx.saved_tensors)
+def _forward_pass(q, k, v, beta):
+    p, n, m = v.shape
+    wide = cpu.padded(n)
+    similarity, reads = k @ k.mT, pad(q @ k.mT, (0, wide - n))
+    errors, squares = v.new_empty(p, wide, cpu.padded(m)), v.new_empty(p, n)
+    at_end = v.new_empty(p, wide)
+    kept = {SIMILARITY: similarity, V: v, BETA: beta}
+    kept |= {ERRORS: errors, SQUARES: squares, AT_END: at_end}
+    _run("forward", kept, q.shape[1])
+    weights = reads[..., :n] * (beta * at_end[:, :n]).unsqueeze(1)  # (P, L, N)
+    return weights @ errors[:, :n, :m], (q, k, reads, *kept.values())
 
 
-def _gradients(of_values: bool, dy, q, k, reads, *kept):
+def _backward_pass(needed, dy, q, k, reads, *kept):
     kept = dict(zip(range(SIMILARITY, AT_END + 1), kept, strict=True))
     v, beta, errors, at_end = (kept[place] for place in (V, BETA, ERRORS, AT_END))
     (p, n, m), wide = v.shape, reads.shape[-1]
@@ -89,14 +82,14 @@ def _gradients(of_values: bool, dy, q, k, reads, *kept):
     d_beta, dv = torch.empty_like(beta), None
     given = {READS: reads, DY: cpu._widen(dy, 0.0).contiguous(), D_END: d_end}
     found = {D_SIMILARITY: d_similarity, D_BETA: d_beta}
-    if of_values:  # values to be learned are rare
+    if needed[2]:  # values to be learned are rare
         dv = found[DV] = torch.empty_like(v)
     _run("backward", kept | given | found, q.shape[1])
     dk = torch.baddbmm(d_similarity[:, :n, :n] @ k, d_reads.mT, q)
     return d_reads @ k, dk, dv, d_beta
 
 
-_backward_once = once("The rule fwm", _gradients)
+_writes = once("The rule fwm", _forward_pass, _backward_pass)
 
 
 @njit
@@ -152,16 +145,31 @@ def _next_decays(decays, block, i, factor):
 
 
 @njit
-def _forward(words, p, s):
-    """One sequence; s is the address of its scratch memory."""
+def _of_sequence(words, place, p, n):
+    """Where the n numbers of sequence p in the tensor at a place of the words begin."""
+    return vec.word(words, place) + p * n * FLOAT
+
+
+@njit
+def _sequence(words, p):
+    """N, M, N' and M', and where s, v, β, the errors, n² and the decays at the end begin."""
     n, m = vec.word(words, N_WRITES), vec.word(words, VALUE_SIZE)
     n_wide, m_wide = _wide(n), _wide(m)
-    width = m_wide * FLOAT
-    similarity = vec.word(words, SIMILARITY) + p * n * n * FLOAT
-    values, beta = vec.word(words, V) + p * n * m * FLOAT, vec.word(words, BETA) + p * n * FLOAT
-    errors = vec.word(words, ERRORS) + p * n_wide * width
-    squares = vec.word(words, SQUARES) + p * n * FLOAT
-    decays = vec.word(words, AT_END) + p * n_wide * FLOAT
+    inputs = (
+        _of_sequence(words, SIMILARITY, p, n * n),
+        _of_sequence(words, V, p, n * m),
+        _of_sequence(words, BETA, p, n),
+    )
+    errors = _of_sequence(words, ERRORS, p, n_wide * m_wide)
+    at_end = _of_sequence(words, AT_END, p, n_wide)
+    return (n, m, n_wide, m_wide), inputs, errors, _of_sequence(words, SQUARES, p, n), at_end
+
+
+@njit
+def _forward(words, p, s):
+    """One sequence; s is the address of its scratch memory."""
+    (n, m, n_wide, m_wide), inputs, errors, squares, decays = _sequence(words, p)
+    (similarity, values, beta), width = inputs, m_wide * FLOAT
 
     strengths, s = s, s + n_wide * FLOAT
     weights, s = s, s + B * n_wide * FLOAT
@@ -218,23 +226,13 @@ def _forward(words, p, s):
 
 @njit
 def _backward(words, p, s):
-    n, m, n_queries = (
-        vec.word(words, N_WRITES),
-        vec.word(words, VALUE_SIZE),
-        vec.word(words, N_QUERIES),
-    )
-    n_wide, m_wide = _wide(n), _wide(m)
-    width = m_wide * FLOAT
-    similarity = vec.word(words, SIMILARITY) + p * n * n * FLOAT
-    values, beta = vec.word(words, V) + p * n * m * FLOAT, vec.word(words, BETA) + p * n * FLOAT
-    errors = vec.word(words, ERRORS) + p * n_wide * width
-    squares = vec.word(words, SQUARES) + p * n * FLOAT
-    at_end = vec.word(words, AT_END) + p * n_wide * FLOAT
-    reads = vec.word(words, READS) + p * n_queries * n_wide * FLOAT
-    dy = vec.word(words, DY) + p * n_queries * width
-    d_similarity = vec.word(words, D_SIMILARITY) + p * n_wide * n_wide * FLOAT
-    d_values = vec.word(words, DV) + p * n * m * FLOAT
-    d_beta = vec.word(words, D_BETA) + p * n * FLOAT
+    (n, m, n_wide, m_wide), inputs, errors, squares, at_end = _sequence(words, p)
+    (similarity, values, beta), width = inputs, m_wide * FLOAT
+    n_queries = vec.word(words, N_QUERIES)
+    reads = _of_sequence(words, READS, p, n_queries * n_wide)
+    dy = _of_sequence(words, DY, p, n_queries * m_wide)
+    d_similarity = _of_sequence(words, D_SIMILARITY, p, n_wide * n_wide)
+    d_values, d_beta = _of_sequence(words, DV, p, n * m), _of_sequence(words, D_BETA, p, n)
 
     strengths, s = s, s + n_wide * FLOAT
     scales, s = s, s + n_wide * FLOAT  # 1 / c
@@ -296,17 +294,11 @@ def _backward(words, p, s):
                     x = vec.fma(weight, vec.load(d_recalled + j * width + c), x)
                 vec.store(from_later + c, x)
                 used = vec.fma(e, x, used)
-            b, s_ii = (
-                vec.load_one(strengths + i * FLOAT),
-                vec.load_one(similarity + i * (n + 1) * FLOAT),
-            )
+            b = vec.load_one(strengths + i * FLOAT)
+            s_ii = vec.load_one(similarity + i * (n + 1) * FLOAT)
             square, decay = vec.load_one(squares + i * FLOAT), vec.load_one(at_end + i * FLOAT)
-            by_weight, by_later, e_old, e_e = (
-                vec.total(read),
-                vec.total(used),
-                vec.total(along),
-                vec.total(size),
-            )
+            by_weight, by_later = vec.total(read), vec.total(used)
+            e_old, e_e = vec.total(along), vec.total(size)
             if i > 0 and not square <= 1:
                 d_square = -d_log / (2.0 * square)
             d_own = 2.0 * d_square * (e_old + b * e_e * s_ii)

@@ -51,30 +51,22 @@ def read_weights(q: Tensor, k: Tensor, beta: Tensor | None, nu: int) -> Tensor:
     q, k = q.reshape(-1, q.shape[-1]), k.reshape(-1, *k.shape[-2:])
     rates = k.new_empty(len(k), 0) if beta is None else beta.reshape(k.shape[:2])
     tensors = (x.contiguous() for x in (q, k, rates))
-    return _ReadWeights.apply(*tensors, nu).unflatten(0, shape).unsqueeze(-2)
+    return _read_weights(*tensors, nu).unflatten(0, shape).unsqueeze(-2)
 
 
-class _ReadWeights(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, rates, nu):
-        p = torch.empty(k.shape[:2])
-        _run("forward", (q, k, rates, p), nu)
-        ctx.save_for_backward(q, k, rates)
-        ctx.nu = nu
-        return p
-
-    @staticmethod
-    def backward(ctx, dp):
-        return *_backward_once(ctx.nu, dp, *ctx.saved_tensors), None
+def _forward_pass(q: Tensor, k: Tensor, rates: Tensor, nu: int):
+    p = torch.empty(k.shape[:2])
+    _run("forward", (q, k, rates, p), nu)
+    return p, (q, k, rates)
 
 
-def _gradients(nu: int, dp: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
-    gradients = tuple(torch.empty_like(x) for x in saved)
-    _run("backward", (*saved, dp.contiguous(), *gradients), nu)
+def _backward_pass(_, dp: Tensor, q: Tensor, k: Tensor, rates: Tensor, nu: int):
+    gradients = [torch.empty_like(x) for x in (q, k, rates)]
+    _run("backward", (q, k, rates, dp.contiguous(), *gradients), nu)
     return gradients
 
 
-_backward_once = once("The fused memory", _gradients)
+_read_weights = once("The fused memory", _forward_pass, _backward_pass)
 
 
 # Loops run over slices from 0 on: an index that could be negative is not vectorised.

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from replib import generation, models
-from replib.device import available_memory_bytes, resolve_device
+from replib.checks import check_known
+from replib.device import resolve_device
 from replib.generation import MAX_BATCH, Decoder, Recompute, most_likely
 from replib.lab import timing
 from replib.lab.memory_use import TIMING_LOCK, is_out_of_memory, peak_memory_bytes, release_memory
-from replib.lab.timing import DTYPES, MEMORY_SHARE, Cost, Samples, Stop, interleave
+from replib.lab.timing import DTYPES, Cost, Samples, Stop, never
 from replib.models import CausalTransformer, TransformerConfig
 
 # Training seeds torch's global generator while it builds a model, and a model built here meanwhile
@@ -77,10 +78,7 @@ class GenerationConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name, known in (("way", WAYS), ("span", SPANS), ("dtype", DTYPES)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"unknown {name} {value!r}: use {', '.join(known)}")
+        check_known(self, way=WAYS, span=SPANS, dtype=DTYPES)
         for name, most in (("seq_len", MAX_SEQ_LEN), ("batch_size", MAX_BATCH)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
@@ -184,7 +182,7 @@ def measure_generation(
     n_repeats: int = 7,
     device: str | torch.device = "cpu",
     seed: int = 0,
-    stop: Stop = None,
+    stop: Stop = never,
     max_seconds_per_point: float = 10.0,
     on_partial: Callable[[GenerationCost], None] = lambda cost: None,
 ) -> Iterator[GenerationCost]:
@@ -204,30 +202,20 @@ def measure_generation(
     device, configs = resolve_device(device), list(configs)
     together = [config for config in configs if config.span != "stream"]
     candidates = [_Candidate(config, device, seed) for config in together]
-    for candidate in candidates:
-        if not timing._stopped(stop):
-            candidate.prepare()
-    runnable = {i: c for i, c in enumerate(candidates) if c.work is not None}
-    limits = {"stop": stop, "max_seconds": max_seconds_per_point * len(runnable)}
-    samples = interleave(runnable, n_repeats=n_repeats, seed=seed, device=device, **limits)
-    interrupted = timing._stopped(stop)
-    for i, candidate in enumerate(candidates):
-        yield candidate.cost(samples.get(i, Samples()), n_repeats, interrupted)
+    yield from timing.measured_together(candidates, n_repeats, stop, max_seconds_per_point)
     for config in configs:
-        if config.span == "stream" and not timing._stopped(stop):
+        if config.span == "stream" and not stop():
             yield _measure_stream(config, device, seed, stop, on_partial)
 
 
-class _Candidate(timing._Candidate):
+class _Candidate(timing.Candidate):
     """A config on its way to a GenerationCost."""
 
     state_bytes: int | None = None
     tokens_per_sample = 1
 
-    def prepare(self) -> None:
-        self.shortage = _shortage(self.config, self.device)
-        if self.shortage is None:
-            self._attempt(self._build_and_trace)
+    def _look_ahead(self) -> None:
+        self.shortage = predicted_shortage(self.config, self.device)
 
     def _build_and_trace(self) -> None:
         kind = _NextToken if self.config.span == "token" else _WholeSequence
@@ -295,14 +283,9 @@ class _WholeSequence:
             token = most_likely(self.stepper.step(token))
 
 
-def _shortage(config: GenerationConfig, device: torch.device) -> str | None:
-    needed, available = predicted_bytes(config), available_memory_bytes(device)
-    if needed <= MEMORY_SHARE * available:
-        return None
-    return (
-        f"needs about {needed / 1e9:.1f} GB, more than {MEMORY_SHARE:.0%} of the "
-        f"{available / 1e9:.1f} GB that are free: lower seq_len or batch_size"
-    )
+def predicted_shortage(config: GenerationConfig, device: torch.device) -> str | None:
+    """Why a config would not fit into memory, or None when it is expected to."""
+    return timing.shortage(predicted_bytes(config), device)
 
 
 def predicted_bytes(config: GenerationConfig) -> int:
@@ -323,7 +306,7 @@ def _measure_stream(
     stop: Stop,
     on_partial: Callable[[GenerationCost], None],
 ) -> GenerationCost:
-    if shortage := _shortage(config, device):
+    if shortage := predicted_shortage(config, device):
         return GenerationCost(config, "out_of_memory", shortage, (), None)
     points: list[dict] = []
     try:
@@ -351,7 +334,7 @@ def _stream_cost(config, outcome, points, detail=None) -> GenerationCost:
 
 
 def stream_points(
-    config: GenerationConfig, device: str | torch.device = "cpu", seed: int = 0, stop: Stop = None
+    config: GenerationConfig, device: str | torch.device = "cpu", seed: int = 0, stop: Stop = never
 ) -> Iterator[dict[str, float | int | None]]:
     """Generate N tokens, and say now and then how it goes: position, ms_per_token since the last
     time, state_bytes (measured) and process_bytes."""
@@ -362,7 +345,7 @@ def stream_points(
         with TIMING_LOCK:
             started = perf_counter()
             for i in range(first, last):
-                if i % STOP_EVERY == 0 and timing._stopped(stop):
+                if i % STOP_EVERY == 0 and stop():
                     return
                 token = most_likely(stepper.step(token))
             if device.type == "cuda":

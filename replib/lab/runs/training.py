@@ -60,7 +60,7 @@ def execute(job: TrainingJob, where: Where) -> Iterator[store.Row]:
         if outcome == "ok" and isinstance(training, LanguageModelTraining):
             made["summary"] |= language_model.scores(training)
     if job.keep and outcome == "ok":
-        kept_models.keep_model(training, made)
+        (where.keep or kept_models.keep_model)(training, made)
     yield made
 
 

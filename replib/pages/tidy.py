@@ -26,10 +26,10 @@ def _columns(texts: Sequence[str] = (), counts=(), numbers=()) -> dict[str, Any]
     return kinds[0] | kinds[1] | kinds[2]
 
 
-_ORIGIN = _columns(("device", "run_id", "source"))
+ORIGIN = _columns(("device", "run_id", "source"))
 _MECHANISM = _columns(("attention", "implementation", "series"))
 _SIZES = ("batch_size", "n_layers", "n_heads", "d_model", "n_steps")
-_RUN = _MECHANISM | _columns((), ("seq_len", "seed", *_SIZES), ("lr",)) | _ORIGIN
+_RUN = _MECHANISM | _columns((), ("seq_len", "seed", *_SIZES), ("lr",)) | ORIGIN
 _POINT = _columns(numbers=("train_loss", "loss", "accuracy"))
 CURVE_COLUMNS = _RUN | {"step": int} | _POINT
 _RESULTS = ("final_loss", "final_accuracy", "best_loss", "steps_per_s")
@@ -42,7 +42,7 @@ COST_COLUMNS = (
     | _columns((), ("seq_len", "batch_size", "n_heads", "head_dim", "n_steps", "memory_bytes"))
     | _columns(("work", "outcome", "detail"), (), ("q25", "q75", *_COSTS))
     | {"time_ms_samples": pl.List(pl.Float64)}
-    | _ORIGIN
+    | ORIGIN
 )
 
 

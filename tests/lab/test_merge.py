@@ -1,0 +1,109 @@
+"""Rows that are brought home are added once, and what is no such row is refused with a reason."""
+
+import json
+
+import pytest
+from small import cost_job, experiment_of, tiny
+
+from replib import files
+from replib.lab import store
+from replib.lab.merge import merge
+from replib.lab.record import record
+
+
+@pytest.fixture
+def brought(data, tmp_path, monkeypatch):
+    """A folder with four rows from elsewhere; `data/` is empty."""
+    elsewhere = tmp_path / "visit"
+    with monkeypatch.context() as patch:
+        patch.setenv("REPLIB_DATA", str(elsewhere))
+        list(record(experiment_of(tiny(), cost_job()), "smoke", device="cpu"))
+    return elsewhere
+
+
+def lines(folder):
+    return (folder / "tiny.jsonl").read_bytes().splitlines(keepends=True)
+
+
+def test_rows_are_added_as_they_are_and_not_twice(brought, data):
+    merged = merge(brought, {"tiny"})
+    assert merged.added == {"tiny": 4} and merged.refused == []
+    assert lines(data) == lines(brought)
+    again = merge(brought, {"tiny"})
+    assert again.added == {} and again.n_double == len(again.refused) == 4
+    assert again.refused[0] == "tiny.jsonl, line 1: is here already"
+    assert lines(data) == lines(brought)
+
+
+def test_a_run_that_is_recorded_here_is_not_added_beside_it(brought, data):
+    list(record(experiment_of(tiny()), "smoke", device="cpu"))
+    merged = merge(brought, {"tiny"})
+    assert merged.added == {"tiny": 3} and merged.n_double == 1
+    assert "is recorded here already" in merged.refused[0]
+
+
+def changed(row, **changes):
+    """A line with a digest of its own, as of another hand."""
+    row = {name: row[name] for name in store.COLUMNS} | changes
+    return json.dumps(row | {store.DIGEST: store.row_digest(row)}).encode() + b"\n"
+
+
+def with_lines(folder, *some):
+    (folder / "tiny.jsonl").write_bytes(b"".join(some))
+
+
+@pytest.mark.parametrize(
+    "spoil, reason",
+    [
+        (lambda line, row: line[: len(line) // 2], "torn or no JSON"),
+        (lambda line, row: line.replace(b'"seed":0', b'"seed":7'), "its digest is another"),
+        (
+            lambda line, row: json.dumps(row).encode() + b"\n",
+            "has no digest, so that it cannot be told whether it is whole",
+        ),
+        (lambda line, row: changed(row, seed=7), "its run_id is not that of its config"),
+        (lambda line, row: changed(row, kind="dance"), "its kind is 'dance'"),
+        (lambda line, row: changed(row, experiment="other"), "experiment is 'other'"),
+        (lambda line, row: changed(row, summary={"n_steps": 20}), "final_loss"),
+        (lambda line, row: changed(row, outcome="interrupted"), "is of a run that was stopped"),
+    ],
+)
+def test_a_line_that_is_no_whole_row_of_ours_is_refused_and_the_others_are_added(
+    brought, data, spoil, reason
+):
+    first, *others = lines(brought)
+    (row, *_) = store.read_rows("tiny", brought)
+    with_lines(brought, *others, spoil(first, row))
+    merged = merge(brought, {"tiny"})
+    assert merged.added == {"tiny": 3} and merged.n_double == 0
+    (told,) = merged.refused
+    assert told.startswith("tiny.jsonl, line 4: ") and reason in told
+    assert len(store.read_rows("tiny", data)) == 3
+
+
+def test_rows_of_other_versions_are_refused(brought, data):
+    (row, *_) = store.read_rows("tiny", brought)
+    versions = row["versions"] | {"models": 99}
+    from replib.lab.run import config_of
+
+    run = store.run_id(row["kind"], config_of(row), row["seed"], versions)
+    with_lines(brought, changed(row, versions=versions, run_id=run))
+    (told,) = merge(brought, {"tiny"}).refused
+    assert "was computed by other versions than here" in told
+    assert not (data / "tiny.jsonl").exists()
+
+
+def test_what_is_of_no_experiment_is_refused(brought, data):
+    merged = merge(brought, {"convergence"})
+    assert merged.added == {} and len(merged.refused) == 4
+    assert "is of no experiment that this program has" in merged.refused[0]
+
+
+def test_a_folder_without_rows_is_a_mistake(data, tmp_path):
+    for folder, told in (
+        (tmp_path / "nowhere", "is no folder"),
+        (tmp_path, "has no files of rows"),
+        (files.data_folder(), "is the data folder itself"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            merge(folder, {"tiny"})
