@@ -17,7 +17,7 @@ from replib.lab import over_ranks
 from replib.lab.over_ranks import AttentionOverRanks, Compared, PartTimes
 from replib.lab.text import markdown_table
 from replib.lab.verdict import three_digits
-from replib.pages import code, controls, style
+from replib.pages import code, layout, style
 from replib.parallel import WAYS, output, run_processes
 from replib.parallel.cost import SCHEMES, Link, same_bytes_at, seconds, sent_bytes
 from replib.published import published
