@@ -215,7 +215,7 @@ def _serve(arguments) -> int:
     from altair.utils import schemapi
 
     from replib.claims import CLAIMS, PAGES, start
-    from replib.pages import server
+    from replib.pages import processor, server
 
     schemapi.disable_debug_mode()  # to check every part of every chart is the work of tests
 
@@ -236,6 +236,7 @@ def _serve(arguments) -> int:
             recorded = claim.recorded()
             for statement in claim.statements:
                 recorded.verdict(statement)
+        processor.warm()
 
     # The profiler complains in a thread unless the main one has used it first.
     peak_memory_bytes(lambda: None)

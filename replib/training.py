@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from replib import checkpoints, models
 from replib.attention import ATTENTION
@@ -157,6 +158,21 @@ def build_model(config: TrainingConfig) -> nn.Module:
     config of the model builds one itself."""
     build = getattr(config.model, "build", None) or partial(MODELS[type(config.task)], config.model)
     return build(**config.model_sizes)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights as they are: to draw a normal one on "meta" torch imports sympy first."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is nn.init.normal_:
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return function(*args, **(kwargs or {}))
+
+
+def n_parameters(config: TrainingConfig) -> int:
+    """How many parameters the model of a run has, which takes no memory."""
+    with torch.device("meta"), _Undrawn():
+        return sum(x.numel() for x in build_model(config).parameters())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ class Statement:
 
     Attributes:
         text: the sentence, as its card has it.
-        experiments: those whose rows decide; the first tells the device.
+        experiments: those whose rows decide.
         title: of its line in the tables; without one it has a card alone.
         paper, article: what the paper and the 2022 replication say of it, in at most 30 words.
         paper_more, article_more: what else they say, which a card folds.
@@ -180,7 +180,7 @@ class Recorded:
         """Where the rows that decide a statement were computed."""
         from replib.lab.verdict import device_names
 
-        return device_names(self.rows[statement.experiments[0]])
+        return device_names([row for name in statement.experiments for row in self.rows[name]])
 
     @cached_property
     def figures(self) -> dict[str, Figure]:

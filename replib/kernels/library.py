@@ -10,6 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+# In the names of operators, by which code calls them that torch.compile has cached, on any machine:
+# to be raised when their arguments or results change.
+VERSION = 2
+
 
 def _all_but_y(outputs: Sequence[Tensor], *options) -> Sequence[Tensor]:
     return outputs[1:]
@@ -47,13 +51,13 @@ def operator(
     n = sum(one.annotation is Tensor for one in parameters)  # inputs
     schema = [f"{one.annotation.__name__} {one.name}" for one in parameters]
     forward_op = torch.library.custom_op(
-        f"replib::{name}",
+        f"replib::{name}_v{VERSION}",
         lambda *arguments: list(forward(*arguments)),
         mutates_args=(),
         schema=f"({', '.join(schema)}) -> Tensor[]",
     )
     backward_op = torch.library.custom_op(
-        f"replib::{name}_backward",
+        f"replib::{name}_backward_v{VERSION}",
         lambda dy, *arguments: list(backward(dy, arguments[-1], *arguments[:-1])),
         mutates_args=(),
         schema=f"(Tensor dy, {', '.join(schema)}, Tensor[] kept) -> Tensor[]",

@@ -72,10 +72,12 @@ class Part:
 
     def covers(self, n: int, b: int) -> bool:
         """Whether a size as large has been asked for or measured without a disturbance, or one of
-        half the length measured, beside another: a reader who moves a slider does not wait."""
-        known = [*self.seconds, *self.asked]
-        if len(self.seconds) > 1:
-            known += [(2 * size[0], size[1]) for size in self.seconds]
+        half the length measured, where that is short or beside another: a reader who moves a slider
+        does not wait."""
+        halves = (
+            self.seconds if len(self.seconds) > 1 else [s for s in self.seconds if s[0] < SHORTEST]
+        )
+        known = [*self.seconds, *self.asked, *((2 * size[0], size[1]) for size in halves)]
         return not self.disturbed and any(size[0] >= n and size[1] >= b for size in known)
 
     @property

@@ -37,7 +37,7 @@ from replib.lab.memory_use import (
     traced_bytes,
     trim_memory,
 )
-from replib.training import Training, TrainingConfig, build_model
+from replib.training import Training, TrainingConfig, n_parameters
 
 VERSION = 1  # raised when what is counted as a time or a memory changes
 
@@ -601,9 +601,7 @@ def _call_bytes(config: CostConfig, device: torch.device, seq_len: int) -> int:
 
 
 def _training_bytes(config: TrainingConfig, device: torch.device) -> int:
-    with torch.device("meta"):
-        model = build_model(config)
-    kept = 12 * sum(x.numel() for x in model.parameters())  # weights and two moments
+    kept = 12 * n_parameters(config)  # weights and two moments
     if kept > MEMORY_SHARE * available_memory_bytes(device):
         return kept
     key, n = trial(config), config.task.seq_len

@@ -9,8 +9,9 @@ import torch
 
 from replib.device import available_memory_bytes, resolve_device
 from replib.lab import predict
-from replib.lab.run import Job, uses_compiled
+from replib.lab.run import Job, TrainingJob, uses_compiled
 from replib.lab.timing import MEMORY_SHARE
+from replib.training import TrainingConfig
 
 MAX_POINT_S = 5.0  # of timing for one mechanism at one length
 COMPILE_S = 15.0  # about; a kernel for the CPU, on two cores, once for this machine
@@ -76,6 +77,11 @@ def predicted_each(jobs: Sequence[Job], device: str | None) -> list[float]:
         return [predict.seconds(some, device, **options) for some in every][1:]
 
     return in_passing_thread(predicted)
+
+
+def warm() -> None:
+    """Load what torch and Numba load at the first step of a training, for a second or two."""
+    predicted_each([TrainingJob(config=TrainingConfig(), seed=0)], None)
 
 
 def together_s(jobs: Sequence[Job], seconds: Sequence[float]) -> float:

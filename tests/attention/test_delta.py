@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from replib.attention import delta as rules
 from replib.attention.delta import delta_retrieve, delta_rule
-from replib.kernels import installed
+from replib.kernels import installed, library
 from replib.kernels.delta import torch as delta
 from replib.lab.memory_use import peak_memory_bytes
 
@@ -446,4 +446,5 @@ def test_operators_give_what_they_are_said_to(kernel, m):
     delta_rule(*random_inputs(3, m=m, dtype=torch.float32), kernel=kernel)  # registers it
     inputs = [x.requires_grad_() for x in random_inputs(40, m=m, dtype=torch.float32)]
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(getattr(torch.ops.replib, name).default, inputs, test_utils=checks)
+    operator = getattr(torch.ops.replib, f"{name}_v{library.VERSION}").default
+    torch.library.opcheck(operator, inputs, test_utils=checks)

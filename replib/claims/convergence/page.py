@@ -23,7 +23,7 @@ from replib.pages.live import LiveRuns
 from replib.pages.processor import in_passing_thread
 from replib.published import published
 from replib.tasks import CausalCopy, SequenceCopy, Task
-from replib.training import Training, build_model
+from replib.training import Training, n_parameters
 
 TASKS = {"causal copy": CausalCopy, "encoder-decoder copy": SequenceCopy}
 N_EARLIER = 2  # runs of other settings that stay in the chart
@@ -68,12 +68,10 @@ def sizes(values: Mapping[str, Any]) -> mo.Html:
         return mo.md("")
     config = jobs[0].config
     n, d = config.task.seq_len, config.model.head_dim
-    with torch.device("meta"):
-        model = build_model(config)
     symbols = trained_lengths(config.task)
     return mo.md(
         f"{symbols[0]} to {symbols[-1]} symbols to copy. A model has "
-        f"**{sum(x.numel() for x in model.parameters()):,}** parameters. In each head softmax "
+        f"**{n_parameters(config):,}** parameters. In each head softmax "
         f"weighs N² = **{n * n:,}** pairs; linear attention carries S and z along, D² + D = "
         f"**{d * d + d:,}** numbers, whatever N is."
     )

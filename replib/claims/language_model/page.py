@@ -211,11 +211,19 @@ def _visible(text: str) -> str:
 
 @drawn.once
 def recorded_charts(*claims: Recorded) -> dict[str, Any]:
-    """What is recorded of this page's claims by title, the axes of the study side by side."""
-    figures = {name: one.chart for claim in claims for name, one in claim.figures.items()}
-    axes = layout.grid([figures[axis_name(axis)] for axis in AXES], "20rem")
-    shown = {title: figures[name] for title, name in FIGURES.items()}
-    return shown | {"Axes of the study": axes}
+    """What is recorded of this page's claims by title, first what there are rows of; the axes of
+    the study side by side."""
+    figures = {name: one for claim in claims for name, one in claim.figures.items()}
+    axes = [figures[axis_name(axis)] for axis in AXES]
+    shown = {
+        title: (bool(figures[name].rows), figures[name].chart) for title, name in FIGURES.items()
+    }
+    shown["Axes of the study"] = (
+        bool(axes[0].rows),
+        layout.grid([one.chart for one in axes], "20rem"),
+    )
+    by_rows = sorted(shown, key=lambda title: not shown[title][0])
+    return {title: shown[title][1] for title in by_rows}
 
 
 def published_table() -> mo.Html:

@@ -52,8 +52,9 @@ CLAIM = Claim(
         ),
         Statement(
             name="number_words",
-            text="It translates number and date words as well, to the letter.",
-            article="",
+            title="7 number words",
+            text="A Linformer translates number and date words as well, to the letter.",
+            paper="Not studied.",
             article_by=WORK,
             experiments=("number_words",),
         ),
