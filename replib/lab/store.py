@@ -58,8 +58,7 @@ MAX_DEPTH = 12  # of lists and dicts in each other; rows have 5
 # Who holds the lock of a file is said after so long, and again; then it is given up.
 LOCK_SAID_AFTER_S, LOCK_SAID_EVERY_S, LOCK_GIVEN_UP_S = 3.0, 15.0, 120.0
 LOCK_ASKED_EVERY_S = 0.02
-# A line without its end may be one that is just being written.
-WHOLE_LINE_TRIES, WHOLE_LINE_EVERY_S = 10, 0.02
+WHOLE_LINE_S = 1.0  # a reader waits so long for the end of a line, which may be being written
 
 
 def _path(experiment: str, folder: str | os.PathLike[str] | None) -> Path:
@@ -252,7 +251,8 @@ def _write_whole(descriptor: int, line: bytes) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a data file. While another process has it, that is said; readers need none.
+    """Hold the lock of a data file. While another process has it, that is said; a reader needs it
+    where the last line has no end.
 
     Raises:
         FileError: another process had it for LOCK_GIVEN_UP_S.
@@ -368,12 +368,11 @@ def read(experiment: str, folder: Path | None = None) -> Content:
         about = os.stat(path)
         version = (about.st_ino, about.st_mtime_ns, about.st_size)
         if path not in _READ or _READ[path].version != version:
-            # Without a lock: a line is written whole, but a reader may come in between.
-            for _ in range(WHOLE_LINE_TRIES):
-                content = read_whole(path)
-                if not content or content.endswith(b"\n"):
-                    break
-                time.sleep(WHOLE_LINE_EVERY_S)
+            content = read_whole(path)
+            if content and not content.endswith(b"\n"):  # torn, or somebody is writing it
+                with suppress(OSError):
+                    with _lock_of(path.parent, path.name).acquire(timeout=WHOLE_LINE_S):
+                        content = read_whole(path)
             _READ[path] = _parse(experiment, content, version)
     except FileNotFoundError:
         return _NOTHING
