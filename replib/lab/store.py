@@ -370,15 +370,22 @@ def read(experiment: str, folder: Path | None = None) -> Content:
         if path not in _READ or _READ[path].version != version:
             content = read_whole(path)
             if content and not content.endswith(b"\n"):  # torn, or somebody is writing it
-                with suppress(OSError):
-                    with _lock_of(path.parent, path.name).acquire(timeout=WHOLE_LINE_S):
-                        content = read_whole(path)
+                content = _read_at_rest(path) or content
             _READ[path] = _parse(experiment, content, version)
     except FileNotFoundError:
         return _NOTHING
     except OSError as error:
         raise FileError(remedy(path, error)) from error
     return _READ[path]
+
+
+def _read_at_rest(path: Path) -> bytes:
+    """What a file holds while nobody writes to it; nothing where it cannot be locked."""
+    try:
+        with _lock_of(path.parent, path.name).acquire(timeout=WHOLE_LINE_S):
+            return read_whole(path)
+    except OSError:  # a folder that cannot be written, or a Timeout
+        return b""
 
 
 def skipped_text(experiment: str, problems: Sequence[tuple[int, str]], n_rows: int) -> str:
