@@ -215,7 +215,7 @@ def _serve(arguments) -> int:
     from altair.utils import schemapi
 
     from replib.claims import CLAIMS, PAGES, start
-    from replib.pages import server
+    from replib.pages import server, workers
 
     schemapi.disable_debug_mode()  # to check every part of every chart is the work of tests
 
@@ -231,7 +231,13 @@ def _serve(arguments) -> int:
     site = server.application(pages, host=arguments.host, token=token)
     listener = server.listening(arguments.host, arguments.port)
 
+    def said_of_cluster(opened) -> None:
+        found = opened.exception() or f"live trainings go to {opened.result().text}"
+        print(f"replib: {found}", flush=True)
+
     def warm() -> None:
+        if cluster := workers.chosen():
+            workers.of(cluster).connect().add_done_callback(said_of_cluster)
         for claim in CLAIMS:
             recorded = claim.recorded()
             for statement in claim.statements:
