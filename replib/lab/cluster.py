@@ -8,6 +8,7 @@ step.
 """
 
 import hashlib
+import json
 import logging
 import queue
 import secrets
@@ -159,7 +160,8 @@ def work(task: Task) -> Reply:
             said = monotonic()
             told = {"key": key, "worker": worker.address, "share": float(glimpse.fraction)}
             if task.live:
-                told |= {"text": glimpse.text, "rows": glimpse.rows(), "ends": ends}
+                rows = json.dumps(glimpse.rows())  # Dask would make lists tuples
+                told |= {"text": glimpse.text, "rows": rows, "ends": ends}
             worker.log_event(task.topic, told)
 
     models: dict[str, str] = {}

@@ -5,6 +5,7 @@ What is timed stays on the reader's machine. A run looks for `stop` every LOOK_E
 not answer, and ends with a ClusterError where no more will come.
 """
 
+import json
 import os
 import queue
 import secrets
@@ -188,7 +189,8 @@ class _Watch:
 
     def tell(self, told: Mapping[str, Any]) -> None:
         """Let the page see what a worker has told."""
-        self.begun, self.share, self.rows = True, told["share"], told["rows"]
+        self.begun, self.share = True, told["share"]
+        self.rows = json.loads(told["rows"])
         self.say(f"{told['text']}, on {self.live.name}")
 
     def say(self, text: str) -> None:
