@@ -231,6 +231,9 @@ def _serve(arguments) -> int:
     site = server.application(pages, host=arguments.host, token=token)
     listener = server.listening(arguments.host, arguments.port)
 
+    if workers.chosen():  # of local workers, which Ctrl-C ends at once
+        sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
+
     def said_of_cluster(opened) -> None:
         found = opened.exception() or f"live trainings go to {opened.result().text}"
         print(f"replib: {found}", flush=True)

@@ -167,7 +167,7 @@ class LiveCluster:
                 except TimeoutError:  # its worker has died with the rows, and another is at it
                     future.add_done_callback(lambda future: heard.put(None))
                     continue
-                return (yield from _ended(reply, job, where))
+                return (yield from watch.end(reply, job))
             future.release()  # nobody wants it any more: it ends at its next step
             watch.wind_down(heard)
             yield from watch.rows
@@ -183,6 +183,7 @@ class _Watch:
         self.live, self.workers, self.where = live, workers, where
         self.rows: list[store.Row] = []
         self.share, self.begun = 0.0, False
+        self.text = ""
         self.asked: Future | None = None
         self.answered = self.manned = monotonic()
         self.say(f"waiting for a worker of {live.name}")
@@ -194,6 +195,7 @@ class _Watch:
         self.say(f"{told['text']}, on {self.live.name}")
 
     def say(self, text: str) -> None:
+        self.text = text
         self.where.watch(Glimpse(self.share, text, lambda: self.rows))
 
     def look(self) -> None:
@@ -231,19 +233,19 @@ class _Watch:
                     self.tell(told)
                     self.begun = not told["ends"]
 
+    def end(self, reply: cluster.Reply | str, job: Job):
+        """Let the page have the model, and yield the rows, which are returned too.
 
-def _ended(reply: cluster.Reply | str, job: Job, where: Where) -> Iterator[store.Row]:
-    """The rows of a run that has ended, and its model for the page; returns those of them.
-
-    Raises:
-        ValueError: it failed.
-    """
-    if isinstance(reply, str) or reply.left_out:
-        raise ValueError(reply if isinstance(reply, str) else reply.left_out)
-    rows = list(reply.rows)
-    where.watch(Glimpse(1.0, "done", lambda: rows, _trained(job, reply.weights)))
-    yield from rows
-    return rows
+        Raises:
+            ValueError: the run failed.
+        """
+        if isinstance(reply, str) or reply.left_out:
+            raise ValueError(reply if isinstance(reply, str) else reply.left_out)
+        self.rows = list(reply.rows)
+        trained = _trained(job, reply.weights)
+        self.where.watch(Glimpse(1.0, self.text, lambda: self.rows, trained))
+        yield from self.rows
+        return self.rows
 
 
 def _trained(job: Job, weights: Mapping[str, Any] | None) -> Training | None:
