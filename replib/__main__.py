@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", default="paper", help="of the rows (default: paper)")
     text = "folder to write to (default: visit_..., after the device and the minute)"
     sub.add_argument("--to", default=None, metavar="FOLDER", help=text)
-    text = "add the rows of a folder that was brought home to data/"
+    text = "add the rows and kept models of a folder that was brought home to data/"
     command("merge", _merge, text).add_argument("folder", help="one that `gpu` wrote")
     sub = command("report", _report, "write figures/ and figures/report/")
     sub.add_argument("--pdf", action="store_true", help="print the pages too, by Chromium")
@@ -330,9 +330,11 @@ def _merge(arguments) -> int:
     merged = merge(Path(arguments.folder), {*EXPERIMENTS, EXPERIMENT})
     for name, n_rows in merged.added.items():
         print(f"{name}: {n_rows} row{'s' * (n_rows != 1)} added")
+    for name in merged.models:
+        print(f"models/{name} added")
     for line in merged.refused:
         print(f"refused: {line}")
-    if not merged.added:
+    if not merged.added and not merged.models:
         print("nothing was added")
     return 1 if len(merged.refused) > merged.n_double else 0
 

@@ -38,6 +38,7 @@ from replib.lab.record import (
     say_left_out,
 )
 from replib.lab.run import Glimpse, Job, Where
+from replib.training import Training
 
 INSTALL = "pip install -e '.[cluster]'"
 LOCAL = "local:"
@@ -177,9 +178,10 @@ def work(task: Task) -> Reply:
 
 
 def _weights(training: Any) -> dict[str, Any] | None:
-    """Of what has a model, on the CPU, as another machine may have no other device."""
-    model = getattr(training, "model", None)
-    return None if model is None else {n: x.cpu() for n, x in model.state_dict().items()}
+    """Of the model of a training, on the CPU, as another machine may have no other device."""
+    if not isinstance(training, Training):
+        return None
+    return {name: x.cpu() for name, x in training.model.state_dict().items()}
 
 
 @lru_cache

@@ -7,7 +7,7 @@ from time import monotonic, sleep
 
 import pytest
 from small import cost_job, tiny
-from test_live import ENDLESS, finish, wait_until
+from test_live import ENDLESS, finish, retrieval_job, wait_until
 
 from replib.lab import cluster
 from replib.lab.runs.checkpointed import path_of
@@ -76,6 +76,18 @@ def test_a_model_comes_home_and_stays(live_on, address):
         weights = page.model(job, "auto").model.state_dict()
         assert all(weights[name].equal(x) for name, x in alone.model.state_dict().items())
     wait_until(lambda: not path_of(job, "cpu").exists())
+
+
+def test_memories_learn_there_too(live_on, address, monkeypatch):
+    job = retrieval_job(seeds=(0, 1))
+    live = live_on(address)
+    live.start([job], "auto")
+    assert finish(live).status == "done", live.poll().error
+    there = {row["seed"]: row["curve"] for row in live.finished}
+    monkeypatch.delenv(workers.VARIABLE)
+    live.start([job], "cpu", again=True)
+    assert finish(live).status == "done"
+    assert there == {row["seed"]: row["curve"] for row in live.finished[2:]} and len(there) == 2
 
 
 def test_stop_ends_the_task_at_the_worker_and_the_run_goes_on_later(live_on, address):
@@ -169,7 +181,7 @@ def test_a_scheduler_that_goes_is_told_and_the_next_run_finds_the_next_one(live_
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no such signal")
-def test_a_local_worker_that_is_killed_is_replaced_and_the_points_are_the_same(live_on):
+def test_a_local_worker_that_is_killed_is_replaced_and_points_are_the_same(live_on, monkeypatch):
     pytest.importorskip("distributed")
     job = tiny(n_steps=600)
     live = live_on("local:1")
@@ -179,9 +191,7 @@ def test_a_local_worker_that_is_killed_is_replaced_and_the_points_are_the_same(l
     os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
     assert finish(live).status == "done", live.poll().error
     (row,) = live.finished
-    alone = LiveRuns("convergence")
-    monkey = os.environ.pop(workers.VARIABLE)
-    alone.start([tiny(n_steps=600)], "cpu", again=True)
-    assert finish(alone).status == "done"
-    os.environ[workers.VARIABLE] = monkey
-    assert row["curve"] == alone.finished[0]["curve"]
+    monkeypatch.delenv(workers.VARIABLE)
+    live.start([job], "cpu", again=True)
+    assert finish(live).status == "done"
+    assert row["curve"] == live.finished[-1]["curve"]
