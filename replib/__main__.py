@@ -82,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--host", default="127.0.0.1", help=text)
     text = "what a browser brings along once, wanted where others reach it; made up if left out"
     sub.add_argument("--token", nargs="?", const=NEW_TOKEN, help=text)
+    sub.epilog = (
+        "REPLIB_CLUSTER=local:2, or a scheduler such as tcp://host:8786, sends live trainings to a "
+        "Dask cluster (docs/cluster.md)."
+    )
     command("doctor", _doctor, "say what this machine has and what is missing")
     return parser
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from replib import files
 from replib.lab import kept_models, recorded, store
 from replib.lab.configs import config_from
-from replib.lab.run import CONFIGS
+from replib.lab.run import CONFIGS, config_of
 
 REPEATABLE = ("bench",)  # a setting is measured again and again, and every row is kept
 
@@ -95,15 +95,16 @@ def _check_model(path: Path, known: Collection[str]) -> None:
     except ValueError as error:
         raise ValueError("is torn, changed, or of a model that is not built here") from error
     config, header = kept.training.config, kept.header
+    run = header.get("run_id")
     if path.name != kept_models.file_name(config.model):
         raise ValueError(f"is not named {kept_models.file_name(config.model)}, as its mechanism is")
     experiment = header.get("experiment")
     rows = recorded.read_rows(experiment) if experiment in known else []
-    own = [row for row in rows if row["run_id"] == header.get("run_id")]
-    if not any(row["config"] == header["config"] and row["seed"] == header["seed"] for row in own):
-        raise ValueError(f"its run {header.get('run_id')} is not recorded here")
+    own = [row for row in rows if row["run_id"] == run and row["seed"] == header["seed"]]
+    if not any(config_of(row) == config for row in own):
+        raise ValueError(f"its run {run} is not recorded here")
     here = kept_models.kept_run(config.model)
-    if here == header["run_id"]:
+    if here == run:
         raise Double("is here already")
     if here is not None:
         raise ValueError(f"the model of another run is kept here, {here}: take that away first")
