@@ -2,7 +2,7 @@
 whose rows are told while they run.
 
 What is timed stays on the reader's machine. A run looks for `stop` every LOOK_EVERY_S, whoever does
-not answer, and ends with a ClusterError where no more will come.
+not answer (a result on its way has RESULT_S), and ends with a ClusterError where no more will come.
 """
 
 import json
@@ -68,7 +68,7 @@ class LiveCluster:
         self._asking = ThreadPoolExecutor(max_workers=4)
         self._topic = f"{cluster.TOPIC}-{secrets.token_hex(8)}"
         self._told: dict[str, queue.SimpleQueue] = {}
-        """By task, what its worker tells; None once it has ended."""
+        """By task, what its worker tells, and None when it has ended."""
 
     def connect(self) -> "Future[Cluster]":
         """The connection, which is made meanwhile where there is none."""

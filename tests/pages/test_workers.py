@@ -49,7 +49,7 @@ def failure(live, job):
 
 
 def test_points_of_a_cluster_are_those_of_this_machine_and_come_while_it_runs(live_on, address):
-    job, seen = tiny(n_steps=100), []
+    job, seen = tiny(n_steps=60), []
     live = live_on(address)
     live.start([job], "auto")
     while live.running:
