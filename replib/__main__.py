@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", default="paper", help="of the rows (default: paper)")
     text = "folder to write to (default: visit_..., after the device and the minute)"
     sub.add_argument("--to", default=None, metavar="FOLDER", help=text)
-    text = "add the rows of a folder that was brought home to data/"
+    text = "add the rows and kept models of a folder that was brought home to data/"
     command("merge", _merge, text).add_argument("folder", help="one that `gpu` wrote")
     sub = command("report", _report, "write figures/ and figures/report/")
     sub.add_argument("--pdf", action="store_true", help="print the pages too, by Chromium")
@@ -82,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--host", default="127.0.0.1", help=text)
     text = "what a browser brings along once, wanted where others reach it; made up if left out"
     sub.add_argument("--token", nargs="?", const=NEW_TOKEN, help=text)
+    sub.epilog = (
+        "REPLIB_CLUSTER=local:2, or a scheduler such as tcp://host:8786, sends live trainings to a "
+        "Dask cluster (docs/cluster.md)."
+    )
     command("doctor", _doctor, "say what this machine has and what is missing")
     return parser
 
@@ -215,7 +219,7 @@ def _serve(arguments) -> int:
     from altair.utils import schemapi
 
     from replib.claims import CLAIMS, PAGES, start
-    from replib.pages import processor, server
+    from replib.pages import processor, server, workers
 
     schemapi.disable_debug_mode()  # to check every part of every chart is the work of tests
 
@@ -231,7 +235,16 @@ def _serve(arguments) -> int:
     site = server.application(pages, host=arguments.host, token=token)
     listener = server.listening(arguments.host, arguments.port)
 
+    if workers.chosen():  # of local workers, which Ctrl-C ends at once
+        sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
+
+    def said_of_cluster(opened) -> None:
+        found = opened.exception() or f"live trainings go to {opened.result().text}"
+        print(f"replib: {found}", flush=True)
+
     def warm() -> None:
+        if cluster := workers.chosen():
+            workers.of(cluster).connect().add_done_callback(said_of_cluster)
         for claim in CLAIMS:
             recorded = claim.recorded()
             for statement in claim.statements:
@@ -322,9 +335,11 @@ def _merge(arguments) -> int:
     merged = merge(Path(arguments.folder), {*EXPERIMENTS, EXPERIMENT})
     for name, n_rows in merged.added.items():
         print(f"{name}: {n_rows} row{'s' * (n_rows != 1)} added")
+    for name in merged.models:
+        print(f"models/{name} added")
     for line in merged.refused:
         print(f"refused: {line}")
-    if not merged.added:
+    if not merged.added and not merged.models:
         print("nothing was added")
     return 1 if len(merged.refused) > merged.n_double else 0
 

@@ -8,6 +8,7 @@ step.
 """
 
 import hashlib
+import json
 import logging
 import queue
 import secrets
@@ -37,6 +38,7 @@ from replib.lab.record import (
     say_left_out,
 )
 from replib.lab.run import Glimpse, Job, Where
+from replib.training import Training
 
 INSTALL = "pip install -e '.[cluster]'"
 LOCAL = "local:"
@@ -46,6 +48,7 @@ WORKERS_S = 30.0  # the first worker is there within it
 BEGIN_S = 600.0  # a local worker is at work within it, on a busy machine too
 ASKED_EVERY_S = 0.2  # what has ended
 COUNTED_EVERY_S = 1.0  # the workers; also how often a worker tells how far it is
+TOLD_EVERY_S = 0.1  # the same of a live run, whose rows so far are told too
 WIND_DOWN_S = 8.0  # for steps under way to end, and be checkpointed
 RESULT_S = 10.0  # for rows to come back; a run whose worker has died meanwhile is run again
 TOPIC = "replib"
@@ -55,27 +58,36 @@ class ClusterError(ValueError):
     """A cluster cannot be used as it is; the message says what to do."""
 
 
+class SchedulerGone(ClusterError):
+    """The connection to the scheduler is lost."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a worker is sent: a job, where its rows belong, and what all that compute it share."""
+    """What a worker is sent: a job, where its rows belong, and what all that compute it share. Of a
+    live one its rows so far are told on the way under `topic`, and its weights come back."""
 
     job: Job
     experiment: str
     scale: str
     device: str
-    recording: int
+    recording: int = 0
     threads: int | None
     versions: Mapping[str, str]
     ids: list[str]
+    topic: str = TOPIC
+    live: bool = False
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What comes back: rows, kept models by their file names, or why the job was left out."""
+    """What comes back: rows, kept models by their file names, or why the job was left out; of a
+    live run its weights on the CPU."""
 
     rows: Sequence[store.Row] = ()
     models: Mapping[str, str] = field(default_factory=dict)
     left_out: str | None = None
+    weights: Mapping[str, Any] | None = None
 
 
 # On a worker
@@ -140,14 +152,18 @@ def work(task: Task) -> Reply:
         known = worker.state.tasks.get(key)
         return known is None or known.state == "cancelled" or worker.status.name.startswith("clos")
 
-    said = -COUNTED_EVERY_S
+    said, training = -COUNTED_EVERY_S, None
 
     def watch(glimpse: Glimpse) -> None:
-        nonlocal said
-        if monotonic() - said > COUNTED_EVERY_S:
+        nonlocal said, training
+        training, ends = glimpse.training, task.live and stop()
+        if ends or monotonic() - said > (TOLD_EVERY_S if task.live else COUNTED_EVERY_S):
             said = monotonic()
             told = {"key": key, "worker": worker.address, "share": float(glimpse.fraction)}
-            worker.log_event(TOPIC, told)
+            if task.live:
+                rows = json.dumps(glimpse.rows())  # Dask would make lists tuples
+                told |= {"text": glimpse.text, "rows": rows, "ends": ends}
+            worker.log_event(task.topic, told)
 
     models: dict[str, str] = {}
     keep = lambda *trained: models.update([kept_models.model_text(*trained)])  # noqa: E731
@@ -155,9 +171,17 @@ def work(task: Task) -> Reply:
     where = Where(task.experiment, task.scale, task.device, stop, watch, *limits)
     _at_work.add(key)
     try:
-        return Reply(list(task.job.execute(where)), models)
+        rows = list(task.job.execute(where))
+        return Reply(rows, models, weights=_weights(training) if task.live else None)
     finally:
         _at_work.discard(key)
+
+
+def _weights(training: Any) -> dict[str, Any] | None:
+    """Of the model of a training, on the CPU, as another machine may have no other device."""
+    if not isinstance(training, Training):
+        return None
+    return {name: x.cpu() for name, x in training.model.state_dict().items()}
 
 
 @lru_cache
@@ -169,7 +193,7 @@ def _busy() -> list[str]:
     return sorted(_at_work)
 
 
-def _discard(ended: Sequence[tuple[Job, list[store.Row]]]) -> None:
+def discard(ended: Sequence[tuple[Job, list[store.Row]]]) -> None:
     """Drop the checkpoints of runs that have been stored."""
     for job, rows in ended:
         with suppress(ValueError):  # another kind of device than this worker's
@@ -199,12 +223,12 @@ class Cluster:
         """What is known of each worker that can run a job, by its address.
 
         Raises:
-            ClusterError: the scheduler has gone.
+            SchedulerGone: it has.
         """
         try:
             found = self.client.scheduler_info()["workers"]
         except Exception as error:  # what a lost connection raises is not told
-            raise ClusterError(_gone(self.name)) from error
+            raise SchedulerGone(_gone(self.name)) from error
         return {x: about for x, about in found.items() if _slots(about, self.device)}
 
     @property
@@ -217,6 +241,42 @@ class Cluster:
     def n_slots(self, workers: Mapping[str, dict]) -> int:
         """How many jobs some workers run at the same time."""
         return sum(_slots(about, self.device) for about in workers.values())
+
+    def submit(self, job: Job, experiment: str, scale: str, key: str, **options: Any) -> Any:
+        """Send a job as the task `key`, with the `options` of a `Task`; its future."""
+        task = Task(
+            job=job,
+            experiment=experiment,
+            scale=scale,
+            device=self.device,
+            threads=self.threads,
+            versions=versions(self.device),
+            ids=job.ids,
+            **options,
+        )
+        wants = {"resources": {GPU: 1}} if self.device == "cuda" else {}
+        return self.client.submit(work, task, key=key, pure=False, **wants)
+
+    def reply(self, future: Any) -> Reply | str:
+        """What came back in a future that is done, or what went wrong.
+
+        Raises:
+            ClusterError: no more will come.
+            TimeoutError: not yet.
+        """
+        if future.status in ("cancelled", "lost"):
+            if self.client.status != "running":
+                raise SchedulerGone(_gone(self.name))
+            return "somebody cancelled it on the cluster"
+        if future.status == "error":
+            error = future.exception(timeout=RESULT_S)
+            if isinstance(error, VersionsDiffer):
+                raise ClusterError(f"a worker of {self.name} does not suit: {error}")
+            name = type(error).__name__
+            if name == "KilledWorker":
+                return f"its workers died {error.allowed_failures + 1} times"
+            return f"{name}: {str(error).strip().splitlines()[0] if str(error) else 'no reason'}"
+        return future.result(timeout=RESULT_S)
 
 
 def _slots(about: Mapping[str, Any], device: str) -> int:
@@ -232,7 +292,12 @@ def _gone(name: str) -> str:
 
 @contextmanager
 def connected(
-    on: str, *, device: str | None = None, threads: int | None = None, exclusive: bool = False
+    on: str,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    exclusive: bool = False,
+    option: str = "--on ",
 ) -> Iterator[Cluster]:
     """A cluster to run jobs on, checked.
 
@@ -243,12 +308,13 @@ def connected(
         threads: of each run; left out, those that a worker has, and of local workers a fair share
             of the cores.
         exclusive: each worker has its machine to itself, so that points may be timed on it.
+        option: what stands before `on` where the reader has written it, for what is told.
 
     Raises:
         ClusterError: `distributed` is not installed, there is no such scheduler or no worker, or a
             worker does not suit.
     """
-    n_local = _local(on)
+    n_local = n_local_workers(on, option)
     if exclusive and n_local:
         raise ClusterError(
             f"--exclusive with {on}: local workers share this machine; leave out --on for timed "
@@ -259,14 +325,14 @@ def connected(
     try:
         import distributed
     except ImportError as error:
-        raise ClusterError(f"--on needs the package distributed: {INSTALL}") from error
+        raise ClusterError(f"{option}{on} needs the package distributed: {INSTALL}") from error
     with ExitStack() as stack:
         address = on
         if n_local:
             threads = threads or max(1, (_cores() // n_local))
             local = stack.enter_context(_local_cluster(distributed, n_local))
             address = local.scheduler_address
-        client = stack.enter_context(_client(distributed, address, on))
+        client = stack.enter_context(_client(distributed, address, on, option))
         try:
             client.wait_for_workers(1, timeout=WORKERS_S)
         except TimeoutError as error:
@@ -291,15 +357,15 @@ def connected(
         yield cluster
 
 
-def _local(on: str) -> int | None:
+def n_local_workers(on: str, option: str = "--on ") -> int | None:
     """The number of local workers; None where an address of a scheduler was given."""
     if on.startswith(("tcp://", "tls://")):
         return None
     n = on.removeprefix(LOCAL)
     if not on.startswith(LOCAL) or not n.isdecimal() or not 1 <= int(n) <= 1000:
         raise ClusterError(
-            f"--on {on}: use local:4 for 4 workers on this machine, or the address of a scheduler "
-            "such as tcp://host:8786"
+            f"{option}{on}: use local:4 for 4 workers on this machine, or the address of a "
+            "scheduler such as tcp://host:8786"
         )
     return int(n)
 
@@ -337,14 +403,14 @@ def _local_cluster(distributed: Any, n_workers: int) -> Iterator[Any]:
 
 
 @contextmanager
-def _client(distributed: Any, address: str, on: str) -> Iterator[Any]:
+def _client(distributed: Any, address: str, on: str, option: str) -> Iterator[Any]:
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # said by this program
     try:
         client = distributed.Client(address, timeout=ANSWER_S, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(
             f"no scheduler answers at {on} within {ANSWER_S:.0f} s: start one with dask scheduler, "
-            f"or use --on {LOCAL}2"
+            f"or use {option}{LOCAL}2"
         ) from error
     try:
         yield client
@@ -497,20 +563,10 @@ class _Grid:
             claim.close()
             self.n_elsewhere += 1
             return
-        task = Task(
-            job=left,
-            experiment=experiment.name,
-            scale=self.scale,
-            device=cluster.device,
-            recording=self.recording,
-            threads=cluster.threads,
-            versions=versions(cluster.device),
-            ids=left.ids,
-        )
         key = f"replib-{self.name}-{self.n_sent}"
         self.n_sent += 1
-        wants = {"resources": {GPU: 1}} if cluster.device == "cuda" else {}
-        future = cluster.client.submit(work, task, key=key, pure=False, **wants)
+        options = {"recording": self.recording}
+        future = cluster.submit(left, experiment.name, self.scale, key, **options)
         self.sent[key] = _Sent((experiment, left), future, claim)
         future.add_done_callback(lambda future: self.back.put(future.key))
 
@@ -525,7 +581,7 @@ class _Grid:
         for key in keys:
             sent = self.sent[key]
             try:
-                reply = self._reply(sent)
+                reply = self.cluster.reply(sent.future)
             except TimeoutError:  # its worker has died with the rows, and another is at it
                 sent.future.add_done_callback(lambda future: self.back.put(future.key))
                 continue
@@ -534,29 +590,7 @@ class _Grid:
                 yield self._stored(sent, reply, stored)
         if stored:
             with suppress(Exception):  # a checkpoint that stays is harmless
-                self.cluster.client.run(_discard, stored, on_error="ignore")
-
-    def _reply(self, sent: _Sent) -> Reply | str:
-        """What came back, or what went wrong.
-
-        Raises:
-            ClusterError: no more will come.
-            TimeoutError: not yet.
-        """
-        future, client = sent.future, self.cluster.client
-        if future.status in ("cancelled", "lost"):
-            if client.status != "running":
-                raise ClusterError(_gone(self.cluster.name))
-            return "somebody cancelled it on the cluster"
-        if future.status == "error":
-            error = future.exception(timeout=RESULT_S)
-            if isinstance(error, VersionsDiffer):
-                raise ClusterError(f"a worker of {self.cluster.name} does not suit: {error}")
-            name = type(error).__name__
-            if name == "KilledWorker":
-                return f"its workers died {error.allowed_failures + 1} times"
-            return f"{name}: {str(error).strip().splitlines()[0] if str(error) else 'no reason'}"
-        return future.result(timeout=RESULT_S)
+                self.cluster.client.run(discard, stored, on_error="ignore")
 
     def _stored(self, sent: _Sent, reply: Reply | str, stored: list):
         experiment, job = sent.asked

@@ -48,9 +48,14 @@ class Kept:
 def model_path(model: TransformerConfig | str) -> Path:
     """The file of the model that is kept of a mechanism, beside the recorded rows; where there is
     none, as with rows of one's own, that of the repository."""
-    name = f"images_{model if isinstance(model, str) else model.attention}.txt"
+    name = file_name(model)
     paths = [folder / "models" / name for folder in (files.data_folder(), files.ROOT / "data")]
     return next((path for path in paths if path.exists()), paths[0])
+
+
+def file_name(model: TransformerConfig | str) -> str:
+    """That of the model that is kept of a mechanism."""
+    return f"images_{model if isinstance(model, str) else model.attention}.txt"
 
 
 def keep_model(training: Training, row: store.Row) -> Path:
@@ -108,7 +113,15 @@ def load_model(model: TransformerConfig | str) -> Kept:
         ValueError: the file is missing, torn, or of a model that this program does not build; the
             message names the file and how to make it again.
     """
-    path = model_path(model)
+    return read_model(model_path(model))
+
+
+def read_model(path: Path) -> Kept:
+    """The kept model of a file.
+
+    Raises:
+        ValueError: as `load_model`.
+    """
     try:
         first, *lines = path.read_bytes().split(b"\n")
         header = json.loads(first.removeprefix(b"# "))

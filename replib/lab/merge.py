@@ -3,7 +3,8 @@
 Each line of each file has to be a row as that machine wrote it: whole, with a digest that is its
 own, of an experiment that is known, of the present versions of what computes it, and under the
 run_id of its config. What is recorded here already is not added a second time. A line that is
-refused is told with its reason, and the others are added.
+refused is told with its reason, and the others are added. So is a kept model, which has to be of a
+run that is recorded here then.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,19 +12,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from replib import files
-from replib.lab import recorded, store
+from replib.lab import kept_models, recorded, store
 from replib.lab.configs import config_from
-from replib.lab.run import CONFIGS
+from replib.lab.run import CONFIGS, config_of
 
 REPEATABLE = ("bench",)  # a setting is measured again and again, and every row is kept
 
 
 @dataclass(frozen=True)
 class Merged:
-    """How many rows of each experiment were added; what was refused, a line a file's line; and how
-    many of these are here already, which is no fault."""
+    """How many rows of each experiment were added, and the files of which kept models; what was
+    refused, a line a file's line or model; and how many of these are here already, which is no
+    fault."""
 
     added: Mapping[str, int]
+    models: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     n_double: int = 0
 
@@ -33,7 +36,7 @@ class Double(ValueError):
 
 
 def merge(folder: Path, known: Collection[str]) -> Merged:
-    """Add the rows of a folder to `data/`, all of an experiment's in one write.
+    """Add the rows of a folder to `data/`, all of an experiment's in one write, and kept models.
 
     Args:
         folder: of files such as convergence.jsonl.
@@ -41,7 +44,7 @@ def merge(folder: Path, known: Collection[str]) -> Merged:
 
     Raises:
         ValueError: there is no such folder, it has no rows, or it is the data folder.
-        FileError: a file cannot be read, or rows cannot be written.
+        FileError: a file cannot be read, or rows or a model cannot be written.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -70,7 +73,41 @@ def merge(folder: Path, known: Collection[str]) -> Merged:
         if rows:
             store.append_rows(path.stem, rows)
             added[path.stem] = len(rows)
-    return Merged(added, refused, n_double)
+    models = []
+    for path in sorted((folder / "models").glob("*.txt")):
+        try:
+            _check_model(path, known)
+            kept_models.write_model(path.name, path.read_text(encoding="ascii"))
+            models.append(path.name)
+        except ValueError as error:
+            n_double += isinstance(error, Double)
+            refused.append(f"models/{path.name}: {error}")
+    return Merged(added, models, refused, n_double)
+
+
+def _check_model(path: Path, known: Collection[str]) -> None:
+    """
+    Raises:
+        ValueError: a kept model is refused; the message says why in some words.
+    """
+    try:
+        kept = kept_models.read_model(path)
+    except ValueError as error:
+        raise ValueError("is torn, changed, or of a model that is not built here") from error
+    config, header = kept.training.config, kept.header
+    run = header.get("run_id")
+    if path.name != kept_models.file_name(config.model):
+        raise ValueError(f"is not named {kept_models.file_name(config.model)}, as its mechanism is")
+    experiment = header.get("experiment")
+    rows = recorded.read_rows(experiment) if experiment in known else []
+    own = [row for row in rows if row["run_id"] == run and row["seed"] == header["seed"]]
+    if not any(config_of(row) == config for row in own):
+        raise ValueError(f"its run {run} is not recorded here")
+    here = kept_models.kept_run(config.model)
+    if here == run:
+        raise Double("is here already")
+    if here is not None:
+        raise ValueError(f"the model of another run is kept here, {here}: take that away first")
 
 
 class _Here:

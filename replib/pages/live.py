@@ -1,4 +1,5 @@
-"""Runs that an open notebook starts: in threads, watched by polling, kept when they end.
+"""Runs that an open notebook starts: in threads or on a cluster, watched by polling, kept when they
+end.
 
 marimo serves all notebooks as threads of one process, so one page works at a time, and a run whose
 page is no longer open ends by itself.
@@ -16,6 +17,7 @@ from replib import files
 from replib.device import resolve_device
 from replib.lab import recorded, store
 from replib.lab.run import Glimpse, Job, TrainingJob, Where
+from replib.pages import workers
 from replib.pages.processor import (
     COMPILE_S,
     MAX_POINT_S,
@@ -36,6 +38,7 @@ LONG_RUN_S, LONG_RUN_ABANDONED_AFTER_S = 240.0, 90.0
 ASKED = "n_repeats_asked"  # in the summary of a cost, which may have had time for fewer
 LEAST_S = 1e-3  # of a job whose time is not known
 SURE_SHARE = 0.1  # of a batch that is done, from which on its speed tells the time left
+MAX_SENT = 16  # jobs of a batch on a cluster, each a thread that waits
 MAX_WAITING = 8  # batches, each a thread
 _WORK_LOCK = threading.Lock()
 _waiting: set[int] = set()  # batches that another keeps from working
@@ -148,7 +151,7 @@ class LiveRuns:
     def rows(self, jobs: Sequence[Job], device: str | None = None) -> list[store.Row]:
         """The finished rows of jobs, of this page or from the cache, the newest of each run; fewer
         than asked for where some have not run, or were measured otherwise than they would be."""
-        kind = resolve_device(device).type
+        kind = _device_type(jobs, device)
         names = {self._name(job) for job in jobs}
         known = [row for name in names for row in self._cached(name)]
         # In the order of the cache, whatever the clock says; then what could not be kept there.
@@ -234,7 +237,7 @@ class LiveRuns:
         (run,) = job.ids
         path = self._model_path(run, device)
         if run not in self.models and path.exists():
-            training = job.config.training(seed=job.seed, device=device)
+            training = job.config.training(seed=job.seed, device=_models_device(device))
             try:
                 training.load(path)
             except ValueError:
@@ -265,12 +268,19 @@ class LiveRuns:
             _waiting.discard(id(batch))
 
     def _work_through(self, batch: Batch) -> None:
-        if kernel := kernel_to_compile(batch.todo, batch.device):
+        n_together = side_by_side(batch.todo)
+        if workers.takes(batch.todo):
+            n_together = min(len(batch.todo), MAX_SENT)
+            cluster = workers.of(workers.chosen())
+            batch.status, batch.text = "running", f"connecting to {cluster.name}"
+            if cluster.workers(batch.device, batch.stopped) is None:
+                return
+        elif kernel := kernel_to_compile(batch.todo, batch.device):
             batch.status = "running"
             batch.text = f"compiling the {kernel} kernel, once: about {COMPILE_S:.0f} s"
             kernels_package().compile_now(kernel)
         batch.begin()
-        with ThreadPoolExecutor(max(1, side_by_side(batch.todo))) as pool:
+        with ThreadPoolExecutor(max(1, n_together)) as pool:
             runs = [pool.submit(self._run, batch, i) for i in range(len(batch.todo))]
             for run in as_completed(runs):
                 if run.exception():
@@ -301,16 +311,18 @@ class LiveRuns:
         training: Training | None = None
         job = batch.todo[which]
         where = Where(self._name(job), SCALE, batch.device, batch.stopped, watch, MAX_POINT_S)
-        rows = []
+        rows, elsewhere = [], workers.takes(batch.todo)
+        execute = workers.of(workers.chosen()).execute if elsewhere else type(job).execute
         with on_threads(threads_of(job, side_by_side(batch.todo))):
-            for row in job.execute(where):
+            for row in execute(job, where):
                 if job.timed:
                     row["summary"][ASKED] = job.n_repeats
                 rows.append(row)
                 self._finish(row, batch)
         if hasattr(training, "model") and len(rows) == 1:
             self._keep_model(rows[0], training, batch.device)
-        job.ended(rows)
+        if not elsewhere:
+            job.ended(rows)
         batch.count(which, 1.0)
 
     def _keep_model(self, row: store.Row, training: Training, device: str | None) -> None:
@@ -336,7 +348,19 @@ class LiveRuns:
             self.warning = f"This run is not kept after the page closes: {error}"
 
     def _model_path(self, run: str, device: str | None) -> Path:
-        return self.folder / "models" / resolve_device(device).type / f"{run}.pt"
+        return self.folder / "models" / resolve_device(_models_device(device)).type / f"{run}.pt"
+
+
+def _device_type(jobs: Sequence[Job], device: str | None) -> str:
+    """What the device of the jobs' rows begins with; any, on a cluster, of "auto"."""
+    if workers.takes(jobs):
+        return "" if device in (None, "auto") else device
+    return resolve_device(device).type
+
+
+def _models_device(device: str | None) -> str | None:
+    """Where a page has the models of its runs: those of a cluster on this machine's own device."""
+    return None if workers.chosen() else device
 
 
 def _which(row: store.Row) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import marimo as mo
 from replib.device import resolve_device
 from replib.lab.run import Job, config_of, line_of
 from replib.lab.store import Row
-from replib.pages import layout
+from replib.pages import layout, workers
 from replib.pages.controls import attempt
 from replib.pages.live import ASKED, Batch, Drawing, LiveRuns
 from replib.pages.processor import COMPILE_S, kernel_to_compile, predicted_each, refusal, together_s
@@ -64,6 +64,7 @@ def run_panel(
     run, text = None, ""
     if asked.problem is None:
         run, text = gate(live, asked.jobs, auto.value, asked.device, announce)
+        text = f"{text} {workers.where_computed(asked.jobs)}".strip()
     else:
         live.stop()
     if layout.in_static_page():
@@ -109,9 +110,11 @@ def gate(
     if not missing:
         told = how_measured(live.rows(jobs, device))
         return button("Run again", True), f"These settings have been run. {told}".strip()
-    each, kernel = predicted_each(missing, device), kernel_to_compile(missing, device)
+    each, elsewhere = predicted_each(missing, device), workers.takes(missing)
+    kernel = None if elsewhere else kernel_to_compile(missing, device)
     seconds = together_s(missing, each)
-    if not seconds < FITS_BELOW_S and (why_not := refusal(missing, device)):
+    fits = elsewhere or seconds < FITS_BELOW_S
+    if not fits and (why_not := refusal(missing, device)):
         return None, why_not
     short = seconds < AUTO_RUN_BELOW_S or resolve_device(device).type == "cuda"
     if live.ended_early(jobs):

@@ -1,12 +1,14 @@
 """Rows that are brought home are added once, and what is no such row is refused with a reason."""
 
 import json
+import shutil
 
 import pytest
 from small import cost_job, experiment_of, tiny
 
 from replib import files
 from replib.lab import store
+from replib.lab.kept_models import load_model
 from replib.lab.merge import merge
 from replib.lab.record import record
 
@@ -33,6 +35,53 @@ def test_rows_are_added_as_they_are_and_not_twice(brought, data):
     assert again.added == {} and again.n_double == len(again.refused) == 4
     assert again.refused[0] == "tiny.jsonl, line 1: is here already"
     assert lines(data) == lines(brought)
+
+
+@pytest.fixture
+def models(data, tmp_path):
+    """A folder with the kept models and the rows of images of the repository; `data/` is empty."""
+    folder = tmp_path / "models_visit"
+    shutil.copytree(files.ROOT / "data" / "models", folder / "models")
+    shutil.copy(files.ROOT / "data" / "images.jsonl", folder)
+    return folder
+
+
+def test_kept_models_are_added_with_the_rows_of_their_runs_and_not_twice(models, data):
+    names = ["images_linear.txt", "images_softmax.txt"]
+    assert merge(models, {"images"}).models == names
+    for name in names:
+        assert (data / "models" / name).read_bytes() == (models / "models" / name).read_bytes()
+    again = merge(models, {"images"})
+    assert again.models == [] and again.refused[-1] == "models/images_softmax.txt: is here already"
+    assert len(again.refused) == again.n_double
+
+
+def test_a_kept_model_that_is_torn_or_of_another_run_is_refused(models, data):
+    linear, softmax = (models / "models" / f"images_{name}.txt" for name in ("linear", "softmax"))
+    shutil.copy(softmax, models / "models" / "images_relu.txt")
+    linear.write_bytes(linear.read_bytes()[:-500])
+    rows = (models / "images.jsonl").read_bytes().splitlines(keepends=True)
+    run = load_model("softmax").header["run_id"].encode()
+    (models / "images.jsonl").write_bytes(b"".join(row for row in rows if run not in row))
+    merged = merge(models, {"images"})
+    assert merged.models == [] and not (data / "models").exists()
+    told = [line for line in merged.refused if line.startswith("models/")]
+    assert told == [
+        "models/images_linear.txt: is torn, changed, or of a model that is not built here",
+        "models/images_relu.txt: is not named images_softmax.txt, as its mechanism is",
+        f"models/images_softmax.txt: its run {run.decode()} is not recorded here",
+    ]
+
+
+def test_the_model_of_another_run_that_is_kept_here_stays(models, data):
+    there = models / "models" / "images_softmax.txt"
+    first, weights = there.read_text().split("\n", 1)
+    other = json.dumps(json.loads(first.removeprefix("# ")) | {"run_id": "0" * 16})
+    (data / "models").mkdir()
+    (data / "models" / "images_softmax.txt").write_text(f"# {other}\n{weights}")
+    merged = merge(models, {"images"})
+    assert merged.models == ["images_linear.txt"]
+    assert "the model of another run is kept here, 0000000000000000" in merged.refused[-1]
 
 
 def test_a_run_that_is_recorded_here_is_not_added_beside_it(brought, data):
