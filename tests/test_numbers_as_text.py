@@ -16,9 +16,10 @@ from replib.lab.verdict import exponent_text, ratio_text
 
 HERE = Path(__file__).parents[1]
 # Modules whose numbers readers see; others print sizes and times, which have no sign.
+TIMES = ("controls", "live", "processor", "running", "workers")
 TOLD = [
     *HERE.glob("replib/claims/**/*.py"),
-    *(path for path in HERE.glob("replib/pages/*.py") if path.stem not in ("controls", "live")),
+    *(path for path in HERE.glob("replib/pages/*.py") if path.stem not in TIMES),
     *HERE.glob("replib/report/index.py"),
     *HERE.glob("replib/lab/verdict.py"),
     *HERE.glob("notebooks/*.py"),

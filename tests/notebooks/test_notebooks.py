@@ -413,7 +413,7 @@ def test_a_torn_line_among_the_recorded_rows_is_skipped_with_a_warning(stem, dat
 
 @pytest.mark.parametrize("stem", PATHS)
 def test_the_committed_rows_are_shown_with_their_device(stem):
-    rows = recorded_rows(RECORDED_IN[stem][0])
+    rows = [row for name in RECORDED_IN[stem] for row in recorded_rows(name)]
     page, _ = run_notebook(stem, {"auto": NOT_AUTO})
     if not rows and stem.startswith(NOT_YET_RECORDED):
         assert "No measurements yet" in page or "No runs yet" in page

@@ -57,6 +57,7 @@ CLAIM = Claim(
             paper="Not studied.",
             article_by=WORK,
             experiments=("number_words",),
+            figure="number_words",
         ),
     ),
 )
