@@ -71,13 +71,12 @@ class Part:
         return timing.fitted(_terms([*self.seconds]), times)
 
     def covers(self, n: int, b: int) -> bool:
-        """Whether a size as large has been asked for or measured without a disturbance, or one of
-        half the length measured, where that is short or beside another: a reader who moves a slider
-        does not wait."""
-        halves = (
-            self.seconds if len(self.seconds) > 1 else [s for s in self.seconds if s[0] < SHORTEST]
-        )
-        known = [*self.seconds, *self.asked, *((2 * size[0], size[1]) for size in halves)]
+        """Whether a size as large has been asked for or measured without a disturbance, or, beside
+        another, one of half the length: a reader who moves a slider does not wait."""
+        known = [*self.seconds, *self.asked]
+        if len(self.seconds) > 1:
+            widest = max(size[1] for size in known)
+            known += [(2 * size[0], widest) for size in self.seconds]
         return not self.disturbed and any(size[0] >= n and size[1] >= b for size in known)
 
     @property
@@ -252,19 +251,15 @@ def _training(config: TrainingConfig, device: torch.device) -> Iterator[Use]:
 def _part_of_training(config: TrainingConfig, device, part: str, total) -> Use:
     size = (config.task.seq_len, config.trained.batch_size)
     whole = timing.trial(config)
-    key = ("training", part, timing.at_size(whole, 1, _least(config)), str(device))
+    least = SHORTEST if timing.resizable(config.task) else config.task.seq_len
+    key = ("training", part, timing.at_size(whole, 1, least), str(device))
 
     def build(n: int, b: int) -> Callable[[], object]:
         training = timing.built(ready(whole, device), device, threading.get_ident())
         training.config = timing.at_size(training.config, b, n)
         return training.train_step if part == "step" else training.evaluate
 
-    return Use(key, build, (_least(config), 1), size, lambda p, s: total(p.at(*s)))
-
-
-def _least(config: TrainingConfig) -> int:
-    n = config.task.seq_len
-    return min(n, SHORTEST) if timing.resizable(config.task) else n
+    return Use(key, build, (least, 1), size, lambda p, s: total(p.at(*s)))
 
 
 def _retrieval(config: RetrievalConfig, n_seeds: int, device: torch.device) -> Iterator[Use]:

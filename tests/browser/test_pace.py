@@ -3,6 +3,7 @@
 
 import math
 import os
+import time
 
 import pytest
 from browser.test_browser import (  # noqa: F401
@@ -25,6 +26,7 @@ from browser.test_browser import (  # noqa: F401
 SLOWER = 3 if os.environ.get("REPLIB_QUIET") else math.inf
 FIRST_VERDICT_S, FIRST_POINT_S, LEARNED_S = 3.0, 5.0, 13.0  # from the address on
 NEXT_POINT_S, FOLLOWED_S = 0.5, 0.15  # from the slider on
+WARM_S = 15.0  # in which a server that has just begun gets ready
 # Notes when a text of the page first holds a pattern, in milliseconds since it was asked for.
 WATCH = """([name, selector, pattern]) => {
     const began = performance.now(), wanted = new RegExp(pattern);
@@ -75,6 +77,7 @@ def test_page_1_is_not_too_long(new_page, capsys, viewport):  # noqa: F811
 def test_page_1_is_alive_at_once_and_follows_its_sliders(new_page, capsys):  # noqa: F811
     warm = new_page("convergence/?n_steps=10000&seq_len=256")
     verdict(warm).wait_for()
+    time.sleep(WARM_S)
     warm.context.close()
     page = new_page("convergence/", watch=FIRST_SEEN)
     took = {"first verdict": seconds(page, "verdict"), "first point": seconds(page, "point")}

@@ -32,7 +32,8 @@ NOT_TRAINED = "*There is no trained model of these settings yet: let them run fi
 
 
 def live_jobs(values: Mapping[str, Any]) -> list[TrainingJob]:
-    """The runs that the controls ask for; a run per mechanism and seed."""
+    """The runs that the controls ask for; a run per mechanism and seed. They are looked at oftener
+    than recorded ones: a reader waits for the first point."""
     task = TASKS[values["task"]](seq_len=values["seq_len"])
     sizes = {
         "n_layers": values["n_layers"],
@@ -50,6 +51,7 @@ def live_jobs(values: Mapping[str, Any]) -> list[TrainingJob]:
                 model=replace(laptop_model(attention), **sizes),
                 batch_size=values["batch_size"],
                 lr=values["lr"],
+                eval_every=max(1, min(10, values["n_steps"] // 10)),
             ),
             seed=seed,
         )
