@@ -47,6 +47,7 @@ LENGTHS = [2**e for e in range(10, 23)]
 MOST_MEASURED, REPEATS = 4096, 3  # tokens and calls: most of the time two processes start
 PROCESSES = 2
 MEASURE_WITHIN_S = 240.0
+BUSY = 1.25  # times as long by the clock as of the processor: it had other work
 
 
 def inputs() -> mo.ui.dictionary:
@@ -268,19 +269,28 @@ def two_processes(found: Measured | None) -> mo.Html:
 
 
 def recorded_text(recorded: Mapping[str, Any]) -> str:
-    """That two processes hold twice the sequence at the memory of one, in figures."""
+    """That two processes hold twice the sequence at the memory of one, and how long they take."""
 
-    def peak(n: int, way: str | None) -> float:
+    def most(n: int, way: str | None, *keys: str) -> float:
         of_case = [r for r in recorded["runs"] if (r["seq_len"], r["way"]) == (n, way)]
-        return max(one["tensor_bytes"] for one in of_case[0]["ranks"])
+        return max(sum(one[key] for key in keys) for one in of_case[0]["ranks"])
 
     n = recorded["run"]["seq_len"]
-    half, whole, each = peak(n // 2, None), peak(n, None), peak(n, "ring")
-    device = recorded["provenance"]["device_name"]
+    half, whole, each = (
+        most(*case, "tensor_bytes") for case in ((n // 2, None), (n, None), (n, "ring"))
+    )
+    alone_s, cpu_s, together_s = (
+        most(n, None, "step_s"),
+        most(n, None, "cpu_s"),
+        most(n, "ring", "step_s"),
+    )
+    share = most(n, "ring", "scan_s", "gradient_s") / together_s
+    busy = " The machine was busy: times by the clock are too long." * (alone_s > BUSY * cpu_s)
     return (
         f"A training step on a sequence of N = {n:,} takes **{_size(each)}** in each of two "
-        f"processes. One takes {_size(half)} for {n // 2:,} tokens, {_size(whole)} for {n:,}. "
-        f"Recorded on {device}, busy with other work: times by the clock are too long."
+        f"processes. One takes {_size(half)} for {n // 2:,} tokens, {_size(whole)} for {n:,}. Two "
+        f"take {together_s:z.2f} s, {share:z.0%} of it to communicate, where one takes "
+        f"{alone_s:z.2f} s. Recorded on {recorded['provenance']['device_name']}.{busy}"
     )
 
 
