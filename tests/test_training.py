@@ -2,6 +2,8 @@
 
 import math
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -14,7 +16,7 @@ from replib.tasks import CausalCopy, SequenceCopy
 from replib.tasks.images import Pixels
 from replib.tasks.text import Text
 from replib.tasks.translation import NumberWords, ParallelText
-from replib.training import MODELS, Training, TrainingConfig
+from replib.training import MODELS, Training, TrainingConfig, build_model, n_parameters
 
 TASKS = (
     CausalCopy(seq_len=16),
@@ -277,3 +279,17 @@ def test_a_compiled_model_learns_the_same():
     (eager,) = run(Training(config))
     (compiled,) = run(Training(replace(config, compile=True)))
     assert compiled.loss == pytest.approx(eager.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("attention", CAUSAL)
+def test_parameters_are_counted_as_they_are(attention):
+    config = laptop_copy(attention, 8, 1)
+    assert n_parameters(config) == sum(x.numel() for x in build_model(config).parameters())
+
+
+def test_parameters_are_counted_without_what_draws_them():
+    code = (
+        "import sys; from replib.training import TrainingConfig, n_parameters; "
+        "assert n_parameters(TrainingConfig()) > 1000; assert 'sympy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -265,3 +265,12 @@ def test_live_jobs_follow_the_controls():
         assert (config.task.seq_len, config.model.positions) == (32, "none")
         assert (config.batch_size, config.n_steps) == (4, 50)
         assert config.model.embedding_dropout == 0.5
+
+
+def test_what_there_are_rows_of_is_shown_first():
+    claims = language_model.CLAIM.recorded(), update_rules_text.CLAIM.recorded()
+    figures = {name: one for claim in claims for name, one in claim.figures.items()}
+    shown = [title for title in page.recorded_charts(*claims) if title in page.FIGURES]
+    assert set(shown) == set(page.FIGURES)
+    has_rows = [bool(figures[page.FIGURES[title]].rows) for title in shown]
+    assert has_rows == sorted(has_rows, reverse=True)
