@@ -230,8 +230,8 @@ def left_out(experiment: str) -> str | None:
         return None
     runs = f"{n} {'run' if n == 1 else 'runs'}"
     return (
-        f"{experiment}: {runs} neither shown nor judged, as this program computes otherwise since; "
-        f"`python -m replib record {experiment}` repeats what its scale asks for"
+        f"{experiment}: {runs} of earlier code are left out; all that is shown and judged is of "
+        f"the present code. To repeat those of a scale: python -m replib record {experiment}"
     )
 
 

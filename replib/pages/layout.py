@@ -125,9 +125,13 @@ def _served_at() -> str:
 def unread(*experiments: str) -> mo.Html:
     """What of recorded rows is not on the page, as the code cannot use it or computes otherwise
     since; nothing where all is."""
-    asked = (ask(name) for name in experiments for ask in (recorded.skipped, recorded.left_out))
-    said = [text for text in asked if text]
-    return mo.vstack([callout(text) for text in said]) if said else mo.md("")
+    skipped, old = (
+        [text for name in experiments if (text := ask(name))]
+        for ask in (recorded.skipped, recorded.left_out)
+    )
+    said = [callout(text) for text in skipped]
+    said += [mo.Html(f'<div class="r-note">{html.escape(text)}</div>') for text in old]
+    return mo.vstack(said) if said else mo.md("")
 
 
 def device_tabs(rows: Sequence[Row], show: Callable[[Sequence[Row]], Any]) -> mo.Html:

@@ -114,7 +114,7 @@ def seed_points(
 
 def defects_chart(rows: Sequence[Row]) -> alt.LayerChart:
     """The loss of each seed with each thing that the study did otherwise."""
-    scale, title = scale_of(rows), "What the study did otherwise"
+    scale, title = scale_of(rows), "Trained as the study did (tied, positions added)"
     found = {
         (defect, name): losses(rows, defect_config(name, defect, scale))
         for defect in DEFECTS

@@ -50,7 +50,9 @@ def compared(
 ) -> Criterion:
     """Whether mean(a) - mean(b), nats a token, is between two limits."""
     if min(len(a), len(b)) < MIN_SEEDS:
-        return Criterion(text, None, f"{len(a)} and {len(b)} seeds of {MIN_SEEDS}")
+        seeds = f"{len(a)} and {len(b)} seeds, {MIN_SEEDS} are needed"
+        apart = f"{mean(a) - mean(b):+z.3f} nats a token, " if a and b else ""
+        return Criterion(text, None, apart + seeds)
     if not all(map(math.isfinite, [*a, *b])):
         n_diverged = [sum(map(math.isinf, side)) for side in (a, b)]
         met = (
@@ -116,7 +118,9 @@ def language_model(rows: Sequence[Row]) -> Verdict:
         criteria.append(compared(text, linear, softmax, -math.inf, LOSS_MARGIN))
         if linear and softmax:
             both = f"softmax {perplexity_text(softmax)}, linear {perplexity_text(linear)}"
-            said.append(f"Shakespeare, a character: {both}")
+            n = min(len(linear), len(softmax))
+            few = f" ({n} seed{'s' * (n > 1)} each, {MIN_SEEDS} are needed)" * (n < MIN_SEEDS)
+            said.append(f"Shakespeare, a character: {both}{few}")
     if found:
         corpus = max((config_of(row).task.corpus for row in words), key=len)
         one = {variant[0]: values for variant, values in found.items()}

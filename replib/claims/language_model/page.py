@@ -211,19 +211,15 @@ def _visible(text: str) -> str:
 
 @drawn.once
 def recorded_charts(*claims: Recorded) -> dict[str, Any]:
-    """What is recorded of this page's claims by title, first what there are rows of; the axes of
-    the study side by side."""
+    """What is recorded of this page's claims by title, what there are rows of; the axes of the
+    study side by side, but for the first, which decides."""
     figures = {name: one for claim in claims for name, one in claim.figures.items()}
-    axes = [figures[axis_name(axis)] for axis in AXES]
-    shown = {
-        title: (bool(figures[name].rows), figures[name].chart) for title, name in FIGURES.items()
-    }
-    shown["Axes of the study"] = (
-        bool(axes[0].rows),
-        layout.grid([one.chart for one in axes], "20rem"),
-    )
-    by_rows = sorted(shown, key=lambda title: not shown[title][0])
-    return {title: shown[title][1] for title in by_rows}
+    first, *axes = [figures[axis_name(axis)] for axis in AXES]
+    shown = {"Learning rate": first} | {title: figures[name] for title, name in FIGURES.items()}
+    found = {title: one.chart for title, one in shown.items() if one.rows}
+    if first.rows:
+        found["Other axes of the study"] = layout.grid([one.chart for one in axes], "20rem")
+    return found or {"Learning rate": first.chart}
 
 
 def published_table() -> mo.Html:

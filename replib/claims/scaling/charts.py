@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import altair as alt
 
 from replib.claims.claim import Figure, Rows
-from replib.claims.common import judged_linear, name_of
+from replib.claims.common import judged_linear, machine_busy, name_of
 from replib.claims.scaling.growth import MEMORY, TIME, exponents, judged_rows
 from replib.lab.run import config_of
 from replib.lab.store import Row
@@ -18,14 +18,17 @@ def scaling_chart(
 ) -> alt.LayerChart:
     """Time or memory of a sequence against N, of rows of one work and one rule for the batch. The
     title has the exponents of what is judged: of the rows or, before two lengths of them are
-    there, of those `beside` that are predicted. Of others beside there is the line alone."""
-    said, how = _growth(rows, what), "grows"
+    there, of those `beside` that are predicted; or that the machine was busy. Of others beside
+    there is the line alone."""
+    said, how, busy = _growth(rows, what), "grows", what == TIME and machine_busy(rows)
     if not said:
         predicted = [row for row in beside if row["scale"] == "predicted"]
         said, how = _growth(predicted, what), "is predicted to grow"
     costs = tidy.pooled(tidy.costs([*rows, *beside]))
     title = f"{what.capitalize()} of a sequence"
-    return cost_chart(costs, y=what, title=f"{title} {how}: {said}" if said else title)
+    if said:
+        title = busy.headline.capitalize() if busy else f"{title} {how}: {said}"
+    return cost_chart(costs, y=what, title=title)
 
 
 def _growth(rows: Sequence[Row], what: str) -> str:

@@ -284,13 +284,19 @@ def recorded_text(recorded: Mapping[str, Any]) -> str:
         most(n, None, "cpu_s"),
         most(n, "ring", "step_s"),
     )
+    both_s = min(
+        max(one["step_s"] for one in run["ranks"])
+        for run in recorded["runs"]
+        if (run["seq_len"], run["way"]) == (n, None)
+    )
     share = most(n, "ring", "scan_s", "gradient_s") / together_s
     busy = " The machine was busy: times by the clock are too long." * (alone_s > BUSY * cpu_s)
     return (
         f"A training step on a sequence of N = {n:,} takes **{_size(each)}** in each of two "
         f"processes. One takes {_size(half)} for {n // 2:,} tokens, {_size(whole)} for {n:,}. Two "
         f"take {together_s:z.2f} s, {share:z.0%} of it to communicate, where one takes "
-        f"{alone_s:z.2f} s. Recorded on {recorded['provenance']['device_name']}.{busy}"
+        f"{alone_s:z.2f} s, {both_s:z.2f} s with both cores: the gain is memory. "
+        f"Recorded on {recorded['provenance']['device_name']}.{busy}"
     )
 
 
@@ -313,7 +319,10 @@ def measured_text(found: Measured) -> str:
             )
         )
     head = ("attention, forward and backward", "time", "communication", "bytes sent", "formula")
-    said = f"Measured here: N = {run.seq_len:,}, {run.attention}, one thread each.\n\n"
+    said = (
+        f"Measured here: N = {run.seq_len:,} ({MOST_MEASURED:,} at most), {run.attention}, one "
+        "thread each; other programs lengthen what waits for both.\n\n"
+    )
     return said + markdown_table(head, lines)
 
 

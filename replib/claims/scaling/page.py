@@ -27,7 +27,9 @@ def recorded_charts(rows: Sequence[Row]) -> dict[str, alt.LayerChart]:
             shown[", ".join(["Time", *only, *[curve] * (i > 0)])] = scaling_chart(main)
             if len(shown) == 1:  # memory is that of the same calls
                 shown["Memory"] = scaling_chart(main, MEMORY)
-                shown["Beside LSH attention"] = scaling_chart(some, TIME)
+                others = {config_of(row).seq_len for row in some if row not in main}
+                if len(others) > 1:
+                    shown["Beside LSH attention"] = scaling_chart(some, TIME)
     return shown or {"Time": scaling_chart([])}
 
 

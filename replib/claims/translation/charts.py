@@ -46,10 +46,11 @@ def seeds_chart(
         style.attention_colour(frame, legend=None),
     )
     tick = base.mark_tick(thickness=3, size=18).encode(alt.X("mean:Q"))
-    first = best(found, key=lambda variant: mean(found[variant]))
+    means = {variant: mean(values) for variant, values in found.items()}
+    first = [name_of(variant) for variant in found if means[variant] == best(means.values())]
     return style.finished(
         alt.layer(base.mark_point(filled=True, size=60, opacity=0.6), tick),
-        f"{title}: {'highest' if best is max else 'lowest'} with {name_of(first)}",
+        f"{title}: {'highest' if best is max else 'lowest'} with {', '.join(first)}",
         device_names(rows),
         f"{axis} of each seed and the mean of the seeds, a line a mechanism.",
         40 * len(names) + 30,

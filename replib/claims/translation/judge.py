@@ -146,10 +146,10 @@ def number_words(rows: Sequence[Row]) -> Verdict:
     found = by_variant(rows, "exact")
     if not found:
         return nothing()
-    told = ", ".join(f"{name_of(v)} {mean(x):z.1%}" for v, x in found.items())
+    told = ", ".join(f"{name_of(v)} {mean(x):z.2%}" for v, x in found.items())
     return Verdict(
         f"right to the letter, means of the seeds: {told}",
-        tuple(compared(found, EXACT_MARGIN, "", "{:z.1%}".format)),
+        tuple(compared(found, EXACT_MARGIN, "", "{:z.2%}".format)),
         tuple(with_length(rows)),
         answer=f"Right to the letter: {told}.",
     )

@@ -66,7 +66,8 @@ def update_rules_text(rows: Sequence[Row]) -> Verdict:
     if not best:
         return nothing()
     every = [f"{cell_text(cell)}: {perplexity_text(some)}" for cell, some in found.items()]
-    return told(f"perplexity of a character: {'; '.join(best)}", criteria, every)
+    said = f"perplexity of a character, DPFP-1 in segments of 256: {'; '.join(best)}"
+    return told(said, criteria, every)
 
 
 def by_segments(rows: Sequence[Row], rule: str) -> dict[int, list[float]]:
