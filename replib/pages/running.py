@@ -43,7 +43,7 @@ def asked(build: Callable, settings: Mapping[str, Any]) -> Asked:
 
 def auto_switch() -> mo.ui.switch:
     """Whether short runs begin by themselves."""
-    return mo.ui.switch(value=True, label="run by itself when a control is moved")
+    return mo.ui.switch(value=True, label="runs of less than a minute begin by themselves")
 
 
 def run_panel(

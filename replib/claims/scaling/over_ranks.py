@@ -40,8 +40,10 @@ PHASES = {
     "its output": style.PALETTE["delta"],
 }
 TEXT = """
-W devices hold N / W tokens each. A later part needs of all earlier ones their state alone, which is
-as large as the keys and values of about half as many tokens as there are features, whatever N is.
+W devices, *ranks*, hold N / W tokens each. No rank needs the keys and values of those before it:
+their state has it all, and is as large whatever N is. Ranks pass it on one after the other
+(*ring*), to all at once (*all-gather*), or in blocks (*all-scan*). Softmax attention has to send
+keys and values.
 """
 LENGTHS = [2**e for e in range(10, 23)]
 MOST_MEASURED, REPEATS = 4096, 3  # tokens and calls: most of the time two processes start
