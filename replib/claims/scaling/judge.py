@@ -105,19 +105,14 @@ def scaling_verdict(claims: Mapping[str, tuple[Exponent, float]]) -> Verdict:
         for name, (fit, claimed) in claims.items()
     ]
     longest = max((fit.to_length or 0 for fit, _ in claims.values()), default=0)
-    grows = "; ".join(
-        f"{name} N^{fit.value:z.2f}"
-        + (f" (to {fit.to_length:zg})" if fit.to_length and fit.to_length < longest else "")
-        for name, (fit, _) in claims.items()
-    )
-    headline = f"Up to N = {longest:zg}: {grows}" if claims else "nothing measured"
-    for said, met in (("not as claimed", False), ("not certain", None)):
-        some = [
-            f"{name} ({fit.low:z.2f} to {fit.high:z.2f})"
-            for one, (name, (fit, _)) in zip(criteria, claims.items(), strict=True)
-            if one.met is met
-        ]
-        headline += f"; {said}: {', '.join(some)}" if some else ""
+    grown = []
+    for one, (name, (fit, _)) in zip(criteria, claims.items(), strict=True):
+        beside = [f"to {fit.to_length:zg}"] if fit.to_length and fit.to_length < longest else []
+        if one.met is not True:
+            how = "not certain" if one.met is None else "not as claimed"
+            beside.append(f"{how}: {fit.low:z.2f} to {fit.high:z.2f}")
+        grown.append(f"{name} N^{fit.value:z.2f}" + f" ({'; '.join(beside)})" * bool(beside))
+    headline = f"Up to N = {longest:zg}: {'; '.join(grown)}" if claims else "nothing measured"
     return Verdict(headline, tuple(criteria))
 
 

@@ -52,22 +52,21 @@ def cell_text(cell: Cell) -> str:
 def update_rules_text(rows: Sequence[Row]) -> Verdict:
     """The delta rule has a lower loss than the sum of the same features, with and without
     positions, each rule normalised or not, whichever is better for it."""
-    found, criteria, best = by_rule(rows), [], []
+    found, criteria, said = by_rule(rows), [], []
     for positions in POSITIONS:
-        lowest = {}
-        for rule in RULES:
-            some = {c: x for c, x in found.items() if c[:2] == (rule, positions)}
-            cell = min(some, key=lambda one: mean(some[one]), default=None)
-            lowest[rule] = some.get(cell, [])
-            if cell:
-                best.append(f"{cell_text(cell)} {perplexity_text(some[cell])}")
         where = {"positions": "with positions", "none": "without positions"}[positions]
+        lowest, best = {}, []
+        for rule in RULES:
+            some = [x for cell, x in found.items() if cell[:2] == (rule, positions)]
+            lowest[rule] = min(some, key=mean, default=[])
+            best += [f"{rule} {perplexity_text(lowest[rule])}"] if some else []
+        said += [f"{where} {', '.join(best)}"] if best else []
         criteria.append(lower(f"{where}, delta is below the sum", lowest["delta"], lowest["sum"]))
-    if not best:
+    if not said:
         return nothing()
     every = [f"{cell_text(cell)}: {perplexity_text(some)}" for cell, some in found.items()]
-    said = f"perplexity of a character, DPFP-1 in segments of 256: {'; '.join(best)}"
-    return told(said, criteria, every)
+    headline = f"perplexity of a character, DPFP-1 features: {'; '.join(said)}"
+    return told(headline, criteria, every)
 
 
 def by_segments(rows: Sequence[Row], rule: str) -> dict[int, list[float]]:
