@@ -46,6 +46,21 @@ def part_of_attention(name: str, way: str):
     return y.detach(), gradients, ranks.traffic
 
 
+def second_derivatives(compute, qkv, w) -> list[torch.Tensor]:
+    """By q, k and v of the sum of the squares of the first derivatives by these."""
+    qkv = [x.clone().requires_grad_() for x in qkv]
+    first = torch.autograd.grad((compute(*qkv) * w).sum(), qkv, create_graph=True)
+    return [*torch.autograd.grad(sum((x**2).sum() for x in first), qkv)]
+
+
+def part_of_second_derivatives(name: str) -> list[torch.Tensor]:
+    """What this rank of a ring finds of `second_derivatives`."""
+    mechanism, *whole = tensors(name)
+    ranks = WAYS["ring"]()
+    *qkv, w = (x[:, :, ranks.part(N)] for x in whole)
+    return second_derivatives(lambda *x: attend(mechanism, *x, ranks), qkv, w)
+
+
 def part_of_model(name: str, way: str) -> tuple[float, list[torch.Tensor], Traffic]:
     """The loss of the whole batch and its gradients, as this rank has them."""
     model, batch = model_and_batch(name)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import parallel_cases
 import pytest
 import torch
-from parallel_cases import GROUPS, SIZE, TASK, N, model_and_batch, tensors
+from parallel_cases import GROUPS, SIZE, TASK, N, model_and_batch, second_derivatives, tensors
 
 from replib.attention import ATTENTION
 from replib.attention.feature_maps import feature_map_named
@@ -196,6 +196,22 @@ def test_going_back_through_a_scan_is_what_autograd_does_of_its_equations(rule):
         for states in ways
     )
     close(found, expected)
+
+
+@pytest.mark.parametrize("name", ("linear", "delta"))
+def test_a_gradient_over_ranks_has_the_derivatives_of_one_device(name):
+    mechanism, *rest = tensors(name)
+    *qkv, w = (x[:, :, :9] for x in rest)
+    found = second_derivatives(lambda *x: attend(mechanism, *x, VirtualRanks(3)), qkv, w)
+    close(found, second_derivatives(mechanism, qkv, w))
+
+
+@pytest.mark.slow
+def test_gradients_of_processes_have_the_derivatives_of_one_device():
+    mechanism, *qkv, w = tensors("delta")
+    found = run_processes(parallel_cases.part_of_second_derivatives, 2, "delta", timeout_s=60)
+    found = [torch.cat(parts, 2) for parts in zip(*found, strict=True)]
+    close(found, second_derivatives(mechanism, qkv, w))
 
 
 @pytest.mark.parametrize("size", (1, 2, 5))

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from replib.parallel.states import Effect
 
@@ -181,29 +180,27 @@ WAYS: dict[str, type[ProcessRanks]] = {way.label: way for way in (Ring, AllGathe
 
 
 class _Before(torch.autograd.Function):
-    """States before parts as a function of what all parts do, across ranks."""
+    """States before parts, or with `backward` after them, as a function of what all parts do,
+    across ranks. Its gradient is such a function too, so that it has derivatives of any order."""
 
     @staticmethod
-    def forward(ctx, ranks: Ranks, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx, ranks: Ranks, backward: bool, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         effects = [Effect(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True)]
-        before = ranks.scan(effects)
-        ctx.ranks = ranks
+        before = ranks.scan(effects, backward=backward)
+        ctx.ranks, ctx.went_back = ranks, backward
         ctx.save_for_backward(*(keep for keep, _ in effects), *before)
         return tuple(before)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *gradients: Tensor):
         keeps = ctx.saved_tensors[: len(gradients)]
         before = ctx.saved_tensors[len(gradients) :]
-        wanted = ctx.ranks.scan(
-            [
-                Effect(None if keep is None else keep.mT, gradient)
-                for keep, gradient in zip(keeps, gradients, strict=True)
-            ],
-            backward=True,
-        )
-        found = [None]
+        effects = [
+            Effect(None if keep is None else keep.mT, gradient)
+            for keep, gradient in zip(keeps, gradients, strict=True)
+        ]
+        wanted = _states(ctx.ranks, not ctx.went_back, effects)
+        found = [None, None]
         for keep, state, d_write in zip(keeps, before, wanted, strict=True):
             found += [None if keep is None else d_write @ state.mT, d_write]
         return tuple(found)
@@ -213,4 +210,8 @@ def states_before(ranks: Ranks, effects: Sequence[Effect]) -> tuple[Tensor, ...]
     """The states before the parts that this process holds, of what these do: differentiable, so
     that the gradients of later parts reach earlier ones. All ranks have to call it, and to go back
     through it, in the same order."""
-    return _Before.apply(ranks, *(x for effect in effects for x in effect))
+    return _states(ranks, False, effects)
+
+
+def _states(ranks: Ranks, backward: bool, effects: Sequence[Effect]) -> tuple[Tensor, ...]:
+    return _Before.apply(ranks, backward, *(x for effect in effects for x in effect))
