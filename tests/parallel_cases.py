@@ -86,6 +86,16 @@ def fails_on_the_second() -> None:
     distributed.barrier()
 
 
+def the_second_leaves() -> None:
+    import sys
+
+    from torch import distributed
+
+    if distributed.get_rank() == 1:
+        sys.exit()
+    sleeps()
+
+
 def sleeps() -> None:
     import time
 

@@ -1,5 +1,7 @@
 """Sequences over ranks: what parts compute together is what one device computes."""
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import parallel_cases
@@ -20,6 +22,7 @@ from replib.parallel import (
     local_state,
     merge,
     output,
+    processes,
     run_processes,
 )
 from replib.parallel.model import SUMS, WRITES
@@ -262,6 +265,40 @@ def test_processes_compute_what_one_device_does(size):
 def test_a_process_that_fails_is_told_of_and_ends_the_others():
     with pytest.raises(RuntimeError, match="rank one is unwell"):
         run_processes(parallel_cases.fails_on_the_second, 2)
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_without_a_result_is_told_of_and_ends_the_others():
+    with pytest.raises(RuntimeError, match="ranks failed; 1, exit status 0 without a result"):
+        run_processes(parallel_cases.the_second_leaves, 2, timeout_s=50)
+
+
+@pytest.mark.parametrize(
+    "code, said",
+    (
+        ("os.kill(os.getpid(), 9)", r"1, ended by signal 9 \(Killed\): said nothing"),
+        ("os._exit(3)", "1, exit status 3: said nothing"),
+        ("os.write(2, b'caf\\xe9')", "1, exit status 0 without a result: caf\ufffd"),  # not UTF-8
+    ),
+)
+def test_how_a_process_failed_is_told(code, said, tmp_path):
+    children = []
+    for rank, what in enumerate(("import time; time.sleep(60)", f"import os; {code}")):
+        with (tmp_path / f"said-{rank}").open("wb") as file:
+            children.append(subprocess.Popen([sys.executable, "-Sc", what], stderr=file))
+    try:
+        with pytest.raises(RuntimeError, match=f"ranks failed; {said}"):
+            processes._wait(children, tmp_path, timeout_s=30)
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+@pytest.mark.parametrize("size", (0, -1))
+def test_no_process_is_refused(size):
+    with pytest.raises(ValueError, match=f"{size} ranks: use at least 1"):
+        run_processes(parallel_cases.sleeps, size)
 
 
 @pytest.mark.slow
