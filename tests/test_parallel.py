@@ -371,6 +371,31 @@ def test_more_ranks_than_tokens_are_refused():
         VirtualRanks(0)
 
 
+@pytest.mark.parametrize(
+    "shapes, said",
+    (
+        (((2, 8, 4),) * 3, r"q has shape \(2, 8, 4\): use \(batch, heads, length, size\)"),
+        (((1, 1, 2, 8, 4),) * 3, r"use \(batch, heads, length, size\)"),
+        (((1, 2, 8, 4), (1, 2, 7, 4), (1, 2, 7, 4)), "8 queries over 7 keys is not defined"),
+        (((1, 2, 8, 4), (1, 2, 8, 4), (1, 2, 7, 4)), "differ in batch, heads or length"),
+        (((1, 2, 0, 4),) * 3, "a sequence without a token has no parts: use one token a rank"),
+    ),
+)
+def test_shapes_that_cannot_lie_over_ranks_are_refused(shapes, said):
+    with pytest.raises(ValueError, match=said):
+        attend(ATTENTION["linear"](), *map(torch.zeros, shapes), VirtualRanks(2))
+
+
+def test_gradients_are_summed_where_there_are_any():
+    model, _ = model_and_batch("linear")
+    parallel = SequenceParallel(model, VirtualRanks(2))
+    with pytest.raises(ValueError, match=r"use loss.backward\(\) first"):
+        parallel.sum_gradients()
+    model.requires_grad_(False)
+    parallel.sum_gradients()
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_a_sequence_longer_than_the_model_is_refused():
     model, _ = model_and_batch("linear")
     tokens = torch.zeros(1, N + 3, dtype=torch.long)

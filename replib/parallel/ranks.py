@@ -77,6 +77,8 @@ def boundaries(seq_len: int, size: int) -> list[int]:
     Raises:
         ValueError: a rank would hold no token.
     """
+    if seq_len == 0:
+        raise ValueError("a sequence without a token has no parts: use one token a rank or more")
     if not 1 <= size <= seq_len:
         raise ValueError(
             f"{seq_len} tokens over {size} ranks leave a rank without one: "
