@@ -86,6 +86,28 @@ def fails_on_the_second() -> None:
     distributed.barrier()
 
 
+def disagreements() -> list[str]:
+    """What is said on this rank where the second gives something else than the first."""
+    from torch import distributed
+
+    mechanism, *qkv, _ = tensors("linear")
+    ranks, second = WAYS["ring"](), distributed.get_rank() == 1
+    said = []
+    for other in (
+        (mechanism, *(x.float() for x in qkv)),
+        (mechanism, *(x[:1] for x in qkv)),
+        (mechanism, *(x.clone().requires_grad_() for x in qkv)),
+        (ATTENTION["relu"](), *qkv),
+    ):
+        try:
+            attend(*(other if second else (mechanism, *qkv)), ranks)
+        except ValueError as error:
+            said.append(str(error))
+    own = [x[:, :, : 3 + second] for x in qkv]  # lengths may differ
+    attend(mechanism, *own, ranks)
+    return said
+
+
 def the_second_leaves() -> None:
     import sys
 

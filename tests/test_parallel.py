@@ -262,6 +262,24 @@ def test_processes_compute_what_one_device_does(size):
 
 
 @pytest.mark.slow
+def test_ranks_that_differ_are_refused_by_all():
+    first, second = run_processes(parallel_cases.disagreements, 2, timeout_s=60)
+    assert first == second
+    q = "torch.float64 (2, 4, N, 5)"
+    for said, part in zip(
+        first,
+        (
+            f"q is {q} on rank 0 and torch.float32 (2, 4, N, 5) on rank 1; k is ",
+            f"q is {q} on rank 0 and torch.float64 (1, 4, N, 5) on rank 1; k is ",
+            f"q is {q} on rank 0 and {q} with gradients on rank 1; k is ",
+            "attention is linear, Options() on rank 0 and relu, Options() on rank 1: use the same",
+        ),
+        strict=True,
+    ):
+        assert part in said
+
+
+@pytest.mark.slow
 def test_a_process_that_fails_is_told_of_and_ends_the_others():
     with pytest.raises(RuntimeError, match="rank one is unwell"):
         run_processes(parallel_cases.fails_on_the_second, 2)

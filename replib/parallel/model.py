@@ -56,7 +56,8 @@ def attend(
 
     Raises:
         ValueError: it is not causal, has no state that can be passed on, shapes or dtypes are none
-            that a mechanism can attend over, or there are fewer tokens than parts.
+            that a mechanism can attend over, there are fewer tokens than parts, or ranks differ in
+            the mechanism or in more of the tensors than length.
     """
     check_parallel(attention)
     if not causal:
@@ -65,6 +66,7 @@ def attend(
         )
     check_qkv(q, k, v, causal=True, key_padding_mask=None)
     cuts = boundaries(q.shape[2], len(ranks.held))
+    ranks.check_same(**_facts(attention, q=q, k=k, v=v))
     lengths = [end - start for start, end in pairwise(cuts)]
     again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     parts = [*zip(*(x.split(lengths, 2) for x in (q, k, v)), strict=True)]
@@ -72,6 +74,20 @@ def attend(
     before = states_before(ranks, effects)
     read = (again(output_of, attention, s, *part) for s, part in zip(before, parts, strict=True))
     return torch.cat([*read], 2)
+
+
+def _facts(attention: Attention, **tensors: Tensor) -> dict[str, str]:
+    """What has to be the same on all ranks, so that each sends what the next expects."""
+    learns = any(p.requires_grad for p in attention.parameters())
+    facts = {"attention": f"{attention.label}, {attention.options}{_if_traced(learns)}"}
+    for name, x in tensors.items():
+        shape = (*x.shape[:2], "N", x.shape[3])
+        facts[name] = f"{x.dtype} ({', '.join(map(str, shape))}){_if_traced(x.requires_grad)}"
+    return facts
+
+
+def _if_traced(requires_grad: bool) -> str:
+    return " with gradients" if requires_grad and torch.is_grad_enabled() else ""
 
 
 def features(

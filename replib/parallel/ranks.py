@@ -70,6 +70,14 @@ class Ranks:
         """The sum of a tensor over all ranks, which is not counted as traffic of a scan."""
         raise NotImplementedError
 
+    def check_same(self, **facts: str) -> None:
+        """That all ranks call it with the same facts, which is not counted as traffic of a scan.
+        Facts that they have agreed on are not sent again.
+
+        Raises:
+            ValueError: on all ranks, where a rank has others than the first.
+        """
+
 
 def boundaries(seq_len: int, size: int) -> list[int]:
     """Where the parts of a sequence begin, and where the last ends: W + 1 positions.
@@ -119,6 +127,7 @@ class ProcessRanks(Ranks):
         self.distributed = distributed
         self.rank = distributed.get_rank()
         super().__init__(distributed.get_world_size(), (self.rank,))
+        self._agreed: set[tuple[tuple[str, str], ...]] = set()
 
     def scan(self, effects, *, backward=False):
         (effect,) = effects
@@ -137,6 +146,22 @@ class ProcessRanks(Ranks):
         x = x.clone()
         self.distributed.all_reduce(x)
         return x
+
+    def check_same(self, **facts):
+        known = tuple(facts.items())
+        if known in self._agreed:
+            return
+        told = [facts] * self.size
+        self.distributed.all_gather_object(told, facts)
+        differ = [
+            f"{name} is {told[0][name]} on rank 0 and {other[name]} on rank {rank}"
+            for rank, other in enumerate(told)
+            for name in facts
+            if other[name] != told[0][name]
+        ]
+        if differ:
+            raise ValueError(f"{'; '.join(differ)}: use the same on all ranks")
+        self._agreed.add(known)
 
 
 class Ring(ProcessRanks):
