@@ -46,6 +46,21 @@ def part_of_attention(name: str, way: str):
     return y.detach(), gradients, ranks.traffic
 
 
+def second_derivatives(compute, qkv, w) -> list[torch.Tensor]:
+    """By q, k and v of the sum of the squares of the first derivatives by these."""
+    qkv = [x.clone().requires_grad_() for x in qkv]
+    first = torch.autograd.grad((compute(*qkv) * w).sum(), qkv, create_graph=True)
+    return [*torch.autograd.grad(sum((x**2).sum() for x in first), qkv)]
+
+
+def part_of_second_derivatives(name: str) -> list[torch.Tensor]:
+    """What this rank of a ring finds of `second_derivatives`."""
+    mechanism, *whole = tensors(name)
+    ranks = WAYS["ring"]()
+    *qkv, w = (x[:, :, ranks.part(N)] for x in whole)
+    return second_derivatives(lambda *x: attend(mechanism, *x, ranks), qkv, w)
+
+
 def part_of_model(name: str, way: str) -> tuple[float, list[torch.Tensor], Traffic]:
     """The loss of the whole batch and its gradients, as this rank has them."""
     model, batch = model_and_batch(name)
@@ -69,6 +84,38 @@ def fails_on_the_second() -> None:
     if distributed.get_rank() == 1:
         raise ValueError("rank one is unwell")
     distributed.barrier()
+
+
+def disagreements() -> list[str]:
+    """What is said on this rank where the second gives something else than the first."""
+    from torch import distributed
+
+    mechanism, *qkv, _ = tensors("linear")
+    ranks, second = WAYS["ring"](), distributed.get_rank() == 1
+    said = []
+    for other in (
+        (mechanism, *(x.float() for x in qkv)),
+        (mechanism, *(x[:1] for x in qkv)),
+        (mechanism, *(x.clone().requires_grad_() for x in qkv)),
+        (ATTENTION["relu"](), *qkv),
+    ):
+        try:
+            attend(*(other if second else (mechanism, *qkv)), ranks)
+        except ValueError as error:
+            said.append(str(error))
+    own = [x[:, :, : 3 + second] for x in qkv]  # lengths may differ
+    attend(mechanism, *own, ranks)
+    return said
+
+
+def the_second_leaves() -> None:
+    import sys
+
+    from torch import distributed
+
+    if distributed.get_rank() == 1:
+        sys.exit()
+    sleeps()
 
 
 def sleeps() -> None:

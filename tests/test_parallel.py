@@ -1,11 +1,13 @@
 """Sequences over ranks: what parts compute together is what one device computes."""
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import parallel_cases
 import pytest
 import torch
-from parallel_cases import GROUPS, SIZE, TASK, N, model_and_batch, tensors
+from parallel_cases import GROUPS, SIZE, TASK, N, model_and_batch, second_derivatives, tensors
 
 from replib.attention import ATTENTION
 from replib.attention.feature_maps import feature_map_named
@@ -20,6 +22,7 @@ from replib.parallel import (
     local_state,
     merge,
     output,
+    processes,
     run_processes,
 )
 from replib.parallel.model import SUMS, WRITES
@@ -198,6 +201,22 @@ def test_going_back_through_a_scan_is_what_autograd_does_of_its_equations(rule):
     close(found, expected)
 
 
+@pytest.mark.parametrize("name", ("linear", "delta"))
+def test_a_gradient_over_ranks_has_the_derivatives_of_one_device(name):
+    mechanism, *rest = tensors(name)
+    *qkv, w = (x[:, :, :9] for x in rest)
+    found = second_derivatives(lambda *x: attend(mechanism, *x, VirtualRanks(3)), qkv, w)
+    close(found, second_derivatives(mechanism, qkv, w))
+
+
+@pytest.mark.slow
+def test_gradients_of_processes_have_the_derivatives_of_one_device():
+    mechanism, *qkv, w = tensors("delta")
+    found = run_processes(parallel_cases.part_of_second_derivatives, 2, "delta", timeout_s=60)
+    found = [torch.cat(parts, 2) for parts in zip(*found, strict=True)]
+    close(found, second_derivatives(mechanism, qkv, w))
+
+
 @pytest.mark.parametrize("size", (1, 2, 5))
 @pytest.mark.parametrize("name", ("linear", "delta"))
 def test_bytes_sent_are_those_of_the_formula(name, size):
@@ -243,9 +262,61 @@ def test_processes_compute_what_one_device_does(size):
 
 
 @pytest.mark.slow
+def test_ranks_that_differ_are_refused_by_all():
+    first, second = run_processes(parallel_cases.disagreements, 2, timeout_s=60)
+    assert first == second
+    q = "torch.float64 (2, 4, N, 5)"
+    for said, part in zip(
+        first,
+        (
+            f"q is {q} on rank 0 and torch.float32 (2, 4, N, 5) on rank 1; k is ",
+            f"q is {q} on rank 0 and torch.float64 (1, 4, N, 5) on rank 1; k is ",
+            f"q is {q} on rank 0 and {q} with gradients on rank 1; k is ",
+            "attention is linear, Options() on rank 0 and relu, Options() on rank 1: use the same",
+        ),
+        strict=True,
+    ):
+        assert part in said
+
+
+@pytest.mark.slow
 def test_a_process_that_fails_is_told_of_and_ends_the_others():
     with pytest.raises(RuntimeError, match="rank one is unwell"):
         run_processes(parallel_cases.fails_on_the_second, 2)
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_without_a_result_is_told_of_and_ends_the_others():
+    with pytest.raises(RuntimeError, match="ranks failed; 1, exit status 0 without a result"):
+        run_processes(parallel_cases.the_second_leaves, 2, timeout_s=50)
+
+
+@pytest.mark.parametrize(
+    "code, said",
+    (
+        ("os.kill(os.getpid(), 9)", r"1, ended by signal 9 \(Killed\): said nothing"),
+        ("os._exit(3)", "1, exit status 3: said nothing"),
+        ("os.write(2, b'caf\\xe9')", "1, exit status 0 without a result: caf\ufffd"),  # not UTF-8
+    ),
+)
+def test_how_a_process_failed_is_told(code, said, tmp_path):
+    children = []
+    for rank, what in enumerate(("import time; time.sleep(60)", f"import os; {code}")):
+        with (tmp_path / f"said-{rank}").open("wb") as file:
+            children.append(subprocess.Popen([sys.executable, "-Sc", what], stderr=file))
+    try:
+        with pytest.raises(RuntimeError, match=f"ranks failed; {said}"):
+            processes._wait(children, tmp_path, timeout_s=30)
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+@pytest.mark.parametrize("size", (0, -1))
+def test_no_process_is_refused(size):
+    with pytest.raises(ValueError, match=f"{size} ranks: use at least 1"):
+        run_processes(parallel_cases.sleeps, size)
 
 
 @pytest.mark.slow
@@ -316,6 +387,31 @@ def test_more_ranks_than_tokens_are_refused():
         SequenceParallel(model, VirtualRanks(4))(batch.inputs[0][:, :3])
     with pytest.raises(ValueError, match="0 ranks: use at least 1"):
         VirtualRanks(0)
+
+
+@pytest.mark.parametrize(
+    "shapes, said",
+    (
+        (((2, 8, 4),) * 3, r"q has shape \(2, 8, 4\): use \(batch, heads, length, size\)"),
+        (((1, 1, 2, 8, 4),) * 3, r"use \(batch, heads, length, size\)"),
+        (((1, 2, 8, 4), (1, 2, 7, 4), (1, 2, 7, 4)), "8 queries over 7 keys is not defined"),
+        (((1, 2, 8, 4), (1, 2, 8, 4), (1, 2, 7, 4)), "differ in batch, heads or length"),
+        (((1, 2, 0, 4),) * 3, "a sequence without a token has no parts: use one token a rank"),
+    ),
+)
+def test_shapes_that_cannot_lie_over_ranks_are_refused(shapes, said):
+    with pytest.raises(ValueError, match=said):
+        attend(ATTENTION["linear"](), *map(torch.zeros, shapes), VirtualRanks(2))
+
+
+def test_gradients_are_summed_where_there_are_any():
+    model, _ = model_and_batch("linear")
+    parallel = SequenceParallel(model, VirtualRanks(2))
+    with pytest.raises(ValueError, match=r"use loss.backward\(\) first"):
+        parallel.sum_gradients()
+    model.requires_grad_(False)
+    parallel.sum_gradients()
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_sequence_longer_than_the_model_is_refused():

@@ -254,15 +254,17 @@ def repeat_heads(x: Tensor, n_heads: int) -> Tensor:
 def check_qkv(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool, key_padding_mask: Tensor | None
 ) -> None:
-    """Refuse shapes that no mechanism can attend over.
+    """Refuse tensors that no mechanism can attend over.
 
     Raises:
-        ValueError: a tensor is not (B, H, N, D), sizes disagree, or causal meets queries and keys
-            of different lengths.
+        ValueError: a tensor is not (B, H, N, D) or not of floating point numbers, sizes disagree,
+            or causal meets queries and keys of different lengths.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4:
             raise ValueError(f"{name} has shape {tuple(x.shape)}: use (batch, heads, length, size)")
+        if not x.is_floating_point():
+            raise ValueError(f"{name} is {x.dtype}: use floating point numbers, as torch.float32")
     if q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1]:
         raise ValueError(
             f"q {tuple(q.shape)} and k {tuple(k.shape)} differ in batch or size: give both the same"

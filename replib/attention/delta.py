@@ -54,7 +54,8 @@ def delta_rule(
         (B, H, N, M), in the dtype of v.
 
     Raises:
-        ValueError: shapes disagree, or the kernel is unknown or cannot take these tensors.
+        ValueError: shapes disagree, tensors are not of floating point numbers, or the kernel is
+            unknown or cannot take these tensors.
     """
     if cu_seqlens is not None:
         return packed(partial(delta_rule, kernel=kernel), cu_seqlens, q, k, v, beta)
@@ -95,7 +96,8 @@ def delta_retrieve(
         (B, H, L, M), in the dtype of v. The unit vectors as queries read Wᵀ itself.
 
     Raises:
-        ValueError: shapes disagree, or the kernel is unknown.
+        ValueError: shapes disagree, tensors are not of floating point numbers, or the kernel is
+            unknown.
     """
     _check(q, k, v, beta)
     kernel = _resolve(kernel or "torch", RETRIEVAL_KERNELS)

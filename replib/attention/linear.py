@@ -41,7 +41,7 @@ def linear_attention(
         q, k: (B, H, N, D); v: (B, H, N, M). Not causal, q may have a length of its own. k and v may
             have fewer heads, which queries then share in groups.
         feature_map: φ, a name of `replib.attention.feature_maps.FEATURE_MAPS`.
-        eps: added to the denominator, which is therefore never below it.
+        eps: 0 or more, added to the denominator, which is therefore never below it.
         kernel: "plain" forms the (N, N) weights; a name of `replib.kernels.KERNELS` forces that
             kernel; None takes the fastest for the device, dtypes and sizes.
         key_padding_mask: (B, N) bool, True where a key is padding and takes no part, whatever it
@@ -53,14 +53,16 @@ def linear_attention(
         (B, H, N, M). A query that sees no key gets 0.
 
     Raises:
-        ValueError: shapes disagree, or the feature map or kernel is unknown, or the kernel cannot
-            take these tensors.
+        ValueError: shapes disagree, tensors are not of floating point numbers, `eps` is below 0,
+            the feature map or kernel is unknown, or the kernel cannot take these tensors.
     """
     if cu_seqlens is not None:
         options = {"causal": causal, "feature_map": feature_map, "eps": eps, "kernel": kernel}
         attend = partial(linear_attention, **options)
         return packed(attend, cu_seqlens, q, k, v, causal=causal, padding_mask=key_padding_mask)
     check_qkv(q, k, v, causal=causal, key_padding_mask=key_padding_mask)
+    if not eps >= 0:
+        raise ValueError(f"eps {eps}: use 0 or more")
     phi = feature_map_named(feature_map)
     elu1 = feature_map == "elu1" and kernel != "plain"  # is left to the kernel
     nothing = -torch.inf if elu1 else 0  # -∞ is a key whose feature is 0

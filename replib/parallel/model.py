@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from replib.attention import ATTENTION, Attention
+from replib.attention.base import check_qkv
 from replib.models import CausalTransformer, MultiHeadAttention
 from replib.parallel.ranks import Ranks, boundaries, states_before
 from replib.parallel.states import Effect, local_state, output
@@ -54,15 +55,18 @@ def attend(
     a rank keeps queries, keys and values and no more.
 
     Raises:
-        ValueError: it is not causal, has no state that can be passed on, or there are fewer tokens
-            than parts.
+        ValueError: it is not causal, has no state that can be passed on, shapes or dtypes are none
+            that a mechanism can attend over, there are fewer tokens than parts, or ranks differ in
+            the mechanism or in more of the tensors than length.
     """
     check_parallel(attention)
     if not causal:
         raise ValueError(
             "a part that is not causal needs what later parts hold: use causal=True over ranks"
         )
+    check_qkv(q, k, v, causal=True, key_padding_mask=None)
     cuts = boundaries(q.shape[2], len(ranks.held))
+    ranks.check_same(**_facts(attention, q=q, k=k, v=v))
     lengths = [end - start for start, end in pairwise(cuts)]
     again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     parts = [*zip(*(x.split(lengths, 2) for x in (q, k, v)), strict=True)]
@@ -70,6 +74,20 @@ def attend(
     before = states_before(ranks, effects)
     read = (again(output_of, attention, s, *part) for s, part in zip(before, parts, strict=True))
     return torch.cat([*read], 2)
+
+
+def _facts(attention: Attention, **tensors: Tensor) -> dict[str, str]:
+    """What has to be the same on all ranks, so that each sends what the next expects."""
+    learns = any(p.requires_grad for p in attention.parameters())
+    facts = {"attention": f"{attention.label}, {attention.options}{_if_traced(learns)}"}
+    for name, x in tensors.items():
+        shape = (*x.shape[:2], "N", x.shape[3])
+        facts[name] = f"{x.dtype} ({', '.join(map(str, shape))}){_if_traced(x.requires_grad)}"
+    return facts
+
+
+def _if_traced(requires_grad: bool) -> str:
+    return " with gradients" if requires_grad and torch.is_grad_enabled() else ""
 
 
 def features(
@@ -149,8 +167,17 @@ class SequenceParallel(nn.Module):
 
     @torch.no_grad()
     def sum_gradients(self) -> None:
-        """Give every rank the gradients of the whole sequence, in one message."""
+        """Give every rank the gradients of the whole sequence, in one message; where no parameter
+        is trained there is none to send.
+
+        Raises:
+            ValueError: no parameter has a gradient yet.
+        """
         found = [p for p in self.model.parameters() if p.grad is not None]
+        if not found:
+            if any(p.requires_grad for p in self.model.parameters()):
+                raise ValueError("no parameter has a gradient: use loss.backward() first")
+            return
         flat = self.ranks.total(torch.cat([p.grad.flatten() for p in found]))
         for p, gradient in zip(found, flat.split([p.numel() for p in found]), strict=True):
             p.grad.copy_(gradient.view_as(p))

@@ -6,6 +6,7 @@ copied: a page is a thread of a server that cannot be forked.
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,9 +37,13 @@ def run_processes(
         backend: "gloo", or on CUDA "nccl", a device a rank. The second has not been run yet.
 
     Raises:
-        RuntimeError: a process failed, with what it said last; the others are ended.
+        ValueError: there is no rank.
+        RuntimeError: a process failed, or ended without a result: how, and what it said last; the
+            others are ended.
         TimeoutError: they took longer than `timeout_s`.
     """
+    if size < 1:
+        raise ValueError(f"{size} ranks: use at least 1")
     with tempfile.TemporaryDirectory() as folder:
         job = (function.__module__, function.__qualname__, args, size, threads, backend, timeout_s)
         Path(folder, "job").write_bytes(pickle.dumps(job))
@@ -63,19 +68,33 @@ def run_processes(
 
 
 def _wait(children: list[subprocess.Popen], folder: Path, timeout_s: float) -> None:
-    """Until all have ended well."""
+    """Until all have ended with a result."""
     ends = time.monotonic() + timeout_s
     while True:
         status = [child.poll() for child in children]
-        failed = [rank for rank, code in enumerate(status) if code]
+        failed = [
+            f"{rank}, {_how(code)}: {_last_words(folder / f'said-{rank}')}"
+            for rank, code in enumerate(status)
+            if code or (code == 0 and not (folder / f"result-{rank}").exists())
+        ]
         if failed:
-            said = [f"{r}: {Path(folder, f'said-{r}').read_text()[-2000:]}" for r in failed]
-            raise RuntimeError("ranks failed; " + "; ".join(said))
+            raise RuntimeError("ranks failed; " + "; ".join(failed))
         if all(code == 0 for code in status):
             return
         if time.monotonic() > ends:
             raise TimeoutError(f"{len(children)} ranks took longer than {timeout_s:g} s")
         time.sleep(POLL_S)
+
+
+def _how(code: int) -> str:
+    """How a process ended that failed."""
+    if code < 0:
+        return f"ended by signal {-code} ({signal.strsignal(-code)})"
+    return f"exit status {code}" if code else "exit status 0 without a result"
+
+
+def _last_words(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace")[-2000:] or "said nothing"
 
 
 def _child() -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from replib.parallel.states import Effect
 
@@ -71,6 +70,14 @@ class Ranks:
         """The sum of a tensor over all ranks, which is not counted as traffic of a scan."""
         raise NotImplementedError
 
+    def check_same(self, **facts: str) -> None:
+        """That all ranks call it with the same facts, which is not counted as traffic of a scan.
+        Facts that they have agreed on are not sent again.
+
+        Raises:
+            ValueError: on all ranks, where a rank has others than the first.
+        """
+
 
 def boundaries(seq_len: int, size: int) -> list[int]:
     """Where the parts of a sequence begin, and where the last ends: W + 1 positions.
@@ -78,6 +85,8 @@ def boundaries(seq_len: int, size: int) -> list[int]:
     Raises:
         ValueError: a rank would hold no token.
     """
+    if seq_len == 0:
+        raise ValueError("a sequence without a token has no parts: use one token a rank or more")
     if not 1 <= size <= seq_len:
         raise ValueError(
             f"{seq_len} tokens over {size} ranks leave a rank without one: "
@@ -118,6 +127,7 @@ class ProcessRanks(Ranks):
         self.distributed = distributed
         self.rank = distributed.get_rank()
         super().__init__(distributed.get_world_size(), (self.rank,))
+        self._agreed: set[tuple[tuple[str, str], ...]] = set()
 
     def scan(self, effects, *, backward=False):
         (effect,) = effects
@@ -136,6 +146,22 @@ class ProcessRanks(Ranks):
         x = x.clone()
         self.distributed.all_reduce(x)
         return x
+
+    def check_same(self, **facts):
+        known = tuple(facts.items())
+        if known in self._agreed:
+            return
+        told = [facts] * self.size
+        self.distributed.all_gather_object(told, facts)
+        differ = [
+            f"{name} is {told[0][name]} on rank 0 and {other[name]} on rank {rank}"
+            for rank, other in enumerate(told)
+            for name in facts
+            if other[name] != told[0][name]
+        ]
+        if differ:
+            raise ValueError(f"{'; '.join(differ)}: use the same on all ranks")
+        self._agreed.add(known)
 
 
 class Ring(ProcessRanks):
@@ -181,29 +207,27 @@ WAYS: dict[str, type[ProcessRanks]] = {way.label: way for way in (Ring, AllGathe
 
 
 class _Before(torch.autograd.Function):
-    """States before parts as a function of what all parts do, across ranks."""
+    """States before parts, or with `backward` after them, as a function of what all parts do,
+    across ranks. Its gradient is such a function too, so that it has derivatives of any order."""
 
     @staticmethod
-    def forward(ctx, ranks: Ranks, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx, ranks: Ranks, backward: bool, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         effects = [Effect(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True)]
-        before = ranks.scan(effects)
-        ctx.ranks = ranks
+        before = ranks.scan(effects, backward=backward)
+        ctx.ranks, ctx.went_back = ranks, backward
         ctx.save_for_backward(*(keep for keep, _ in effects), *before)
         return tuple(before)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *gradients: Tensor):
         keeps = ctx.saved_tensors[: len(gradients)]
         before = ctx.saved_tensors[len(gradients) :]
-        wanted = ctx.ranks.scan(
-            [
-                Effect(None if keep is None else keep.mT, gradient)
-                for keep, gradient in zip(keeps, gradients, strict=True)
-            ],
-            backward=True,
-        )
-        found = [None]
+        effects = [
+            Effect(None if keep is None else keep.mT, gradient)
+            for keep, gradient in zip(keeps, gradients, strict=True)
+        ]
+        wanted = _states(ctx.ranks, not ctx.went_back, effects)
+        found = [None, None]
         for keep, state, d_write in zip(keeps, before, wanted, strict=True):
             found += [None if keep is None else d_write @ state.mT, d_write]
         return tuple(found)
@@ -213,4 +237,8 @@ def states_before(ranks: Ranks, effects: Sequence[Effect]) -> tuple[Tensor, ...]
     """The states before the parts that this process holds, of what these do: differentiable, so
     that the gradients of later parts reach earlier ones. All ranks have to call it, and to go back
     through it, in the same order."""
-    return _Before.apply(ranks, *(x for effect in effects for x in effect))
+    return _states(ranks, False, effects)
+
+
+def _states(ranks: Ranks, backward: bool, effects: Sequence[Effect]) -> tuple[Tensor, ...]:
+    return _Before.apply(ranks, backward, *(x for effect in effects for x in effect))

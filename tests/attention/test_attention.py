@@ -244,6 +244,29 @@ def test_shapes_that_cannot_be_attended_over_are_refused(name, arguments, option
         ATTENTION[name].for_model(n_heads=H, head_dim=D, max_len=64)(*arguments, **options)
 
 
+@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("dtype", (torch.int64, torch.bool, torch.complex64))
+def test_numbers_that_are_not_floating_point_are_refused(name, dtype):
+    attention, x = (
+        ATTENTION[name].for_model(n_heads=H, head_dim=D, max_len=64),
+        torch.zeros(B, H, 4, D),
+    )
+    for place in range(3):
+        qkv = [x.to(dtype) if i == place else x for i in range(3)]
+        with pytest.raises(ValueError, match=f"{'qkv'[place]} is {dtype}: use floating point"):
+            attention(*qkv)
+
+
+@pytest.mark.parametrize("kernel", (None, *ATTENTION["linear"].kernels))
+def test_integers_and_an_eps_below_0_are_refused_by_all_kernels(kernel):
+    x = torch.ones(B, H, 4, D)
+    with pytest.raises(ValueError, match="q is torch.int64: use floating point"):
+        linear_attention(x.long(), x, x, kernel=kernel)
+    for eps in (-1e-6, float("nan")):
+        with pytest.raises(ValueError, match=f"eps {eps}: use 0 or more"):
+            linear_attention(x, x, x, eps=eps, kernel=kernel)
+
+
 def test_the_fastest_kernel_is_one_that_takes_the_tensors():
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         for d in (16, 300):
