@@ -76,13 +76,25 @@ def merge(folder: Path, known: Collection[str]) -> Merged:
     models = []
     for path in sorted((folder / "models").glob("*.txt")):
         try:
+            content = _content(path)
             _check_model(path, known)
-            kept_models.write_model(path.name, path.read_text(encoding="ascii"))
+            kept_models.write_model(path.name, content.decode("ascii"))
             models.append(path.name)
         except ValueError as error:
             n_double += isinstance(error, Double)
             refused.append(f"models/{path.name}: {error}")
     return Merged(added, models, refused, n_double)
+
+
+def _content(path: Path) -> bytes:
+    """
+    Raises:
+        ValueError: a file cannot be read; the message says why in some words.
+    """
+    try:
+        return files.read_whole(path)
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror or error})") from error
 
 
 def _check_model(path: Path, known: Collection[str]) -> None:

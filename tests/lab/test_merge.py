@@ -1,6 +1,7 @@
 """Rows that are brought home are added once, and what is no such row is refused with a reason."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -70,6 +71,22 @@ def test_a_kept_model_that_is_torn_or_of_another_run_is_refused(models, data):
         "models/images_linear.txt: is torn, changed, or of a model that is not built here",
         "models/images_relu.txt: is not named images_softmax.txt, as its mechanism is",
         f"models/images_softmax.txt: its run {run.decode()} is not recorded here",
+    ]
+
+
+def test_what_is_no_model_file_is_refused_and_the_others_are_added(models, data):
+    os.mkfifo(models / "models" / "images_elu.txt")  # would be waited for
+    (models / "models" / "images_relu.txt").write_text("# " + "[" * 200_000)
+    odd = models / "models" / "images_linear.txt"
+    first, weights = odd.read_text().split("\n", 1)
+    header = json.loads(first.removeprefix("# ")) | {"experiment": ["images"]}
+    odd.write_text(f"# {json.dumps(header)}\n{weights}")
+    merged = merge(models, {"images"})
+    assert merged.models == ["images_softmax.txt"]
+    assert [line for line in merged.refused if line.startswith("models/")] == [
+        "models/images_elu.txt: cannot be read (it is no regular file)",
+        "models/images_linear.txt: is torn, changed, or of a model that is not built here",
+        "models/images_relu.txt: is torn, changed, or of a model that is not built here",
     ]
 
 
