@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from small import cost_job, experiment_of, tiny
@@ -36,6 +39,44 @@ def test_rows_are_added_as_they_are_and_not_twice(brought, data):
     assert again.added == {} and again.n_double == len(again.refused) == 4
     assert again.refused[0] == "tiny.jsonl, line 1: is here already"
     assert lines(data) == lines(brought)
+
+
+def test_two_merges_at_once_add_every_row_once(brought, data, monkeypatch):
+    append, both = store.append_rows, threading.Barrier(2)
+
+    def slow(*rows):
+        time.sleep(0.2)
+        append(*rows)
+
+    def one(_):
+        both.wait()
+        return merge(brought, {"tiny"})
+
+    monkeypatch.setattr(store, "append_rows", slow)
+    with ThreadPoolExecutor(2) as threads:
+        merged = list(threads.map(one, range(2)))
+    assert sorted(len(one.refused) for one in merged) == [0, 4]
+    assert lines(data) == lines(brought)
+
+
+def test_a_file_that_cannot_be_read_is_told_and_the_others_are_added(brought, data):
+    (brought / "aa.jsonl").mkdir()
+    os.mkfifo(brought / "zz.jsonl")  # would be waited for
+    merged = merge(brought, {"tiny", "zz"})
+    assert merged.added == {"tiny": 4} and merged.n_double == 0
+    why = "cannot be read ({})".format
+    told = {"aa": "Is a directory", "zz": "it is no regular file"}
+    assert merged.refused == [f"{name}.jsonl: {why(text)}" for name, text in told.items()]
+
+
+def test_what_was_added_before_the_disk_was_full_is_told(models, data, monkeypatch):
+    def full(name, text):
+        raise files.FileError("disk full")
+
+    monkeypatch.setattr("replib.lab.kept_models.write_model", full)
+    merged = merge(models, {"images"})
+    assert merged.added["images"] > 0 and merged.models == []
+    assert merged.refused[-1] == "models/images_softmax.txt: disk full"
 
 
 @pytest.fixture
