@@ -81,8 +81,8 @@ class Visit:
         return self.scale == "smoke"
 
     def say(self, text: str, name: str = "log") -> None:
-        """Print a line, and keep it in a file of the folder; a warning says where that cannot be
-        written, once."""
+        """Print a line, and keep it in a file of the folder; where that cannot be written there is
+        a warning."""
         print(text, flush=True)
         path = self.folder / f"{name}.txt"
         try:
