@@ -145,8 +145,8 @@ def _record(arguments) -> int:
         return interrupts.status(stop.number) if stop.number else 0
     if not n_rows and not troubles:
         print(
-            "nothing to do: what can run here of this scale is recorded for the present code, or "
-            "another process is at it"
+            "nothing to do: what is not left out of this scale is recorded for the present code, "
+            "or another process is at it"
         )
     return 1 if troubles else 0
 

@@ -124,8 +124,9 @@ class TrainingConfig:
         return self.task.experiment
 
     def missing_data(self) -> str | None:
-        """Why what it is trained on cannot be read; None where it can, or is drawn."""
-        return self.task.missing_data()
+        """Why what it is trained on cannot be read, or is less than a batch; None where it will
+        do, or is drawn."""
+        return self.task.missing_data(self.batch_size)
 
     @property
     def model_sizes(self) -> dict[str, int]:

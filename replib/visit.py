@@ -3,6 +3,7 @@ they are, and as many rows as fit the time, by value. It needs torch and numpy a
 compiled kernel; all is written to one folder, for `python -m replib merge FOLDER` at home."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,10 +81,16 @@ class Visit:
         return self.scale == "smoke"
 
     def say(self, text: str, name: str = "log") -> None:
-        """Print a line, and keep it in a file of the folder."""
+        """Print a line, and keep it in a file of the folder; where that cannot be written there is
+        a warning."""
         print(text, flush=True)
-        with open(self.folder / f"{name}.txt", "a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        path = self.folder / f"{name}.txt"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        except OSError as error:
+            told = f"{path} is not written ({error.strerror or error}); the visit goes on"
+            warnings.warn(told, stacklevel=1)
 
     def run(self) -> None:
         """All stages, in their order.

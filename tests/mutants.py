@@ -52,5 +52,5 @@ def write_mutants(folder: Path, name: str, rng: random.Random, n: int, n_whole: 
     lines = (files.ROOT / "data" / f"{name}.jsonl").read_text().splitlines()
     whole = [json.loads(line) for line in rng.sample(lines, min(n_whole, len(lines)))]
     changed = [mutant(rng.choice(whole), rng) for _ in range(n)]
-    text = "\n".join([*map(json.dumps, whole), *changed, ""])
-    (folder / f"{name}.jsonl").write_text(text)
+    each_once = dict.fromkeys([*map(json.dumps, whole), *changed])
+    (folder / f"{name}.jsonl").write_text("\n".join(each_once) + "\n")

@@ -12,6 +12,7 @@ from replib.__main__ import main
 from replib.claims import EXPERIMENTS
 from replib.lab import interrupts, oracles, store
 from replib.training import Training
+from replib.visit import Visit
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,18 @@ def test_without_a_cuda_device_the_visit_says_what_it_needs_and_offers_a_trial(c
     told = capsys.readouterr().err
     assert "needs a CUDA device, a CUDA build of torch, numpy, and Triton" in told
     assert "python -m replib gpu --device cpu --scale smoke" in told
+
+
+def test_a_line_that_cannot_be_kept_ends_no_visit(tmp_path, capsys):
+    (tmp_path / "doctor.txt").symlink_to("/dev/full")
+    (tmp_path / "log.txt").mkdir()
+    one = Visit(tmp_path, ends=0.0, scale="smoke", device="cpu")
+    for name in ("doctor", "log"):
+        with pytest.warns(UserWarning, match=f"{name}.txt is not written .*the visit goes on"):
+            one.say("a line", name)
+    one.say("a line", "bench")
+    assert capsys.readouterr().out == 3 * "a line\n"
+    assert (tmp_path / "bench.txt").read_text() == "a line\n"
 
 
 @pytest.mark.slow

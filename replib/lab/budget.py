@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from time import monotonic
 
 from replib.lab import predict
-from replib.lab.record import MAX_SECONDS_PER_POINT, Asked, Experiment, missing
+from replib.lab.record import MAX_SECONDS_PER_POINT, Asked, Experiment, missing, say_left_out
 from replib.lab.run import Job
 
 MARGIN = 1.25  # a prediction may be wrong by so much
@@ -146,14 +146,16 @@ def wanted(
     retime_below: int = 0,
     recording: int = 0,
 ) -> list[tuple[int, Asked]]:
-    """What has no row yet of experiments, by value; what lacks its data is left out."""
+    """What has no row yet of experiments, by value; what lacks its data is left out
+    with a warning."""
     every = [(one, job.on_device(device_type)) for one in experiments for job in one.jobs(scale)]
     found = []
     for place, (experiment, job) in by_value(every, deciding):
         left = missing(experiment, job, device_type, retime_below, recording)
         if left is None or not left.configs:
             continue
-        if not left.timed and left.configs[0].missing_data():
+        if not left.timed and (why_not := left.configs[0].missing_data()):
+            say_left_out(left, why_not)
             continue
         found.append((place, (experiment, left)))
     return found

@@ -29,6 +29,7 @@ from replib.tasks.images import Pixels, sample_levels
 from replib.training import Training, TrainingConfig
 
 LINE = 100  # characters of base 85
+HEADER = {"run_id": str, "experiment": str, "seed": int}  # what it tells of a run
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 10.0  # colder is one image, hotter is noise
 REMEDY = "make it again with 'python -m replib record images --scale laptop', some minutes"
 
@@ -123,8 +124,11 @@ def read_model(path: Path) -> Kept:
         ValueError: as `load_model`.
     """
     try:
-        first, *lines = path.read_bytes().split(b"\n")
+        first, *lines = files.read_whole(path).split(b"\n")
         header = json.loads(first.removeprefix(b"# "))
+        for name, kind in HEADER.items():
+            if type(header[name]) is not kind:
+                raise ValueError(f"the {name} of its header is no {kind.__name__}")
         content = base64.b85decode(b"".join(lines))
         if hashlib.sha256(content).hexdigest() != header["sha256"]:
             raise ValueError("its weights are not those of its header")
@@ -137,7 +141,7 @@ def read_model(path: Path) -> Kept:
         vector_to_parameters(weights, training.model.parameters())
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing: {REMEDY}") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # what other hands write is without end
         raise ValueError(f"{path} is damaged ({error}): {REMEDY}") from error
     training.model.eval()
     return Kept(training, header)

@@ -7,7 +7,7 @@ refused is told with its reason, and the others are added. So is a kept model, w
 run that is recorded here then.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,13 +38,15 @@ class Double(ValueError):
 def merge(folder: Path, known: Collection[str]) -> Merged:
     """Add the rows of a folder to `data/`, all of an experiment's in one write, and kept models.
 
+    One merge waits for another. A file that cannot be read or added to is among what is refused.
+
     Args:
         folder: of files such as convergence.jsonl.
         known: the experiments that there are.
 
     Raises:
         ValueError: there is no such folder, it has no rows, or it is the data folder.
-        FileError: a file cannot be read, or rows or a model cannot be written.
+        FileError: another process is at a merge for long, or the data folder cannot be written to.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -54,35 +56,59 @@ def merge(folder: Path, known: Collection[str]) -> Merged:
     paths = sorted(folder.glob("*.jsonl"))
     if not paths:
         raise ValueError(f"{folder} has no files of rows, such as convergence.jsonl")
-    added, refused, n_double = {}, [], 0
+    here = files.data_folder().absolute() / "merge"
+    try:
+        with store.locked(here):
+            return _merged(folder, paths, known)
+    except OSError as error:
+        raise files.FileError(files.remedy(here, error)) from error
+
+
+def _merged(folder: Path, paths: Sequence[Path], known: Collection[str]) -> Merged:
+    """What is here, and what is added, must be nobody else's to change meanwhile."""
+    added, models, refused, n_double = {}, [], [], 0
+
+    def refuse(what: str, error: Exception) -> None:
+        nonlocal n_double
+        n_double += isinstance(error, Double)
+        refused.append(f"{what}: {error}")
+
     for path in paths:
         rows = []
-        here = _Here(path.stem) if path.stem in known else None
         try:
-            lines = files.read_whole(path).split(b"\n")
-        except OSError as error:
-            raise files.FileError(files.remedy(path, error)) from error
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                rows.append(_row(path.stem, line, here))
-            except ValueError as error:
-                n_double += isinstance(error, Double)
-                refused.append(f"{path.name}, line {number}: {error}")
-        if rows:
-            store.append_rows(path.stem, rows)
-            added[path.stem] = len(rows)
-    models = []
+            here = _Here(path.stem) if path.stem in known else None
+            for number, line in enumerate(_content(path).split(b"\n"), start=1):
+                if not line.strip():
+                    continue
+                try:
+                    rows.append(_row(path.stem, line, here))
+                except ValueError as error:
+                    refuse(f"{path.name}, line {number}", error)
+            if rows:
+                store.append_rows(path.stem, rows)
+                added[path.stem] = len(rows)
+        except (ValueError, files.FileError) as error:
+            refuse(path.name, error)
     for path in sorted((folder / "models").glob("*.txt")):
         try:
+            content = _content(path)
             _check_model(path, known)
-            kept_models.write_model(path.name, path.read_text(encoding="ascii"))
+            kept_models.write_model(path.name, content.decode("ascii"))
             models.append(path.name)
-        except ValueError as error:
-            n_double += isinstance(error, Double)
-            refused.append(f"models/{path.name}: {error}")
+        except (ValueError, files.FileError) as error:
+            refuse(f"models/{path.name}", error)
     return Merged(added, models, refused, n_double)
+
+
+def _content(path: Path) -> bytes:
+    """
+    Raises:
+        ValueError: a file cannot be read; the message says why in some words.
+    """
+    try:
+        return files.read_whole(path)
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror or error})") from error
 
 
 def _check_model(path: Path, known: Collection[str]) -> None:

@@ -94,7 +94,7 @@ def append_rows(
         descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
         try:
             check_regular(descriptor)
-            with _locked(path):
+            with locked(path):
                 _write_whole(descriptor, lines)
         finally:
             os.close(descriptor)
@@ -250,12 +250,13 @@ def _write_whole(descriptor: int, line: bytes) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a data file. While another process has it, that is said; a reader needs it
-    where the last line has no end.
+    where the last line has no end. The name of no file is that of a lock alone.
 
     Raises:
         FileError: another process had it for LOCK_GIVEN_UP_S.
+        OSError: the folder of locks cannot be written to.
     """
     lock, began, patience = _lock_of(path.parent, path.name), time.monotonic(), LOCK_SAID_AFTER_S
     while True:
@@ -304,7 +305,7 @@ def claimed(work: str) -> Iterator[bool]:
 
 def _lock_of(folder: Path, name: str) -> FileLock:
     locks = folder / ".locks"
-    locks.mkdir(exist_ok=True)
+    locks.mkdir(parents=True, exist_ok=True)
     return FileLock(locks / name, thread_local=False)
 
 
@@ -328,7 +329,8 @@ def _say(text: str) -> None:
 @dataclasses.dataclass(frozen=True)
 class Content:
     """What a file held when it was read: its rows and what is wrong with other lines, each by the
-    number of its line, and how many rows were written before lines had a digest."""
+    number of its line, and how many rows were written before lines had a digest. A line that
+    is there twice, as from two merges of one folder at once, counts once."""
 
     version: tuple[int, int, int] = (0, 0, 0)  # inode, modification time, size
     rows: tuple[tuple[int, Row], ...] = ()
@@ -397,13 +399,14 @@ def skipped_text(experiment: str, problems: Sequence[tuple[int, str]], n_rows: i
 
 
 def _parse(experiment: str, content: bytes, version: tuple[int, int, int]) -> Content:
-    rows, problems, n_without = [], [], 0
+    rows, problems, n_without, known = [], [], 0, set()
     for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
+        if not line.strip() or line in known:
             continue
         try:
             row, has_digest = row_of_line(experiment, line)
             rows.append((number, row))
+            known.add(line)
             n_without += not has_digest
         except ValueError as error:
             problems.append((number, str(error)))

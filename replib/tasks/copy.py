@@ -50,8 +50,9 @@ class TokenTask:
     FIGURES: ClassVar[tuple[str, ...]] = ()
     """What `figures_of` tells, in every row of a run that ended."""
 
-    def missing_data(self) -> str | None:
-        """Why its data cannot be read; None where they can, or are drawn as here."""
+    def missing_data(self, batch_size: int = 1) -> str | None:
+        """Why its data cannot be read, or are less than a batch; None where they will do, or are
+        drawn as here."""
         return None
 
     @property

@@ -59,7 +59,7 @@ class Pixels:
         """(h, w, c) of an image."""
         return dataset_named(self.images).shape
 
-    def missing_data(self) -> str | None:
+    def missing_data(self, batch_size: int = 1) -> str | None:
         """Why the images cannot be read; None where they can."""
         try:
             load_images(self.images)

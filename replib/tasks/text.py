@@ -41,10 +41,10 @@ class Text(TokenTask):
         check_known(self, level=LEVELS)
         check_numbers(self, seq_len=MAX_SEQ_LEN)
 
-    def missing_data(self) -> str | None:
-        """Why the text cannot be read; None where it can."""
+    def missing_data(self, batch_size: int = 1) -> str | None:
+        """Why the text cannot be read, or is too short for a batch; None where it will do."""
         try:
-            self.text  # noqa: B018
+            self.n_segments(batch_size)
         except ValueError as error:
             return str(error)
         return None
@@ -66,7 +66,7 @@ class Text(TokenTask):
         """Batches of an epoch.
 
         Raises:
-            ValueError: the text is too short for one.
+            ValueError: the text cannot be read, or is too short for one.
         """
         n_segments = self._stream_len(batch_size) // self.seq_len
         if n_segments < 1:

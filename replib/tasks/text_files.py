@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from replib.files import cache_folder, replace_file
+from replib.files import cache_folder, read_whole, replace_file
 
 FOLDER = "REPLIB_TEXTS"
 SPLITS = {"train": ("train",), "val": ("val", "dev"), "test": ("test", "newstest2014")}
@@ -112,10 +112,10 @@ def content_of(path: Path) -> bytes:
     """The bytes of a file, of a .gz what it holds.
 
     Raises:
-        ValueError: it cannot be read, or is torn.
+        ValueError: it cannot be read, as a pipe or a folder cannot, or is torn.
     """
     try:
-        content = path.read_bytes()
+        content = read_whole(path)
         return gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}): copy it again") from error

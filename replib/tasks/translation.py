@@ -263,7 +263,7 @@ class ParallelText(Translating):
         check_numbers(self, vocab_size=(2 * N_SPECIAL, MAX_VOCABULARY), max_len=(4, MAX_TOKENS))
         check_known(self, subwords=KINDS)
 
-    def missing_data(self) -> str | None:
+    def missing_data(self, batch_size: int = 1) -> str | None:
         """Why the texts cannot be read, or would not be scored; None where they can."""
         if find_spec("sacrebleu") is None:
             return "BLEU needs sacrebleu: 'pip install sacrebleu'"

@@ -10,6 +10,7 @@ from small import cost_job, experiment_of, tiny
 from replib.lab import budget
 from replib.lab.budget import Budget, by_value, wanted
 from replib.lab.record import record
+from replib.tasks.text import Text
 
 
 def named(name, *jobs):
@@ -37,6 +38,15 @@ def test_what_is_recorded_is_not_wanted_and_its_second_seed_stays_a_second(data)
     left = wanted([one], {"tiny"}, "smoke", "cpu")
     found = [(job.seed, job.config.model.attention) for _, (_, job) in left]
     assert found == [(0, "softmax"), (1, "linear")]
+
+
+def test_what_lacks_its_data_is_named_with_the_reason(data, monkeypatch):
+    monkeypatch.delenv("REPLIB_TEXTS", raising=False)
+    job = tiny(attention="softmax")
+    lacking = replace(job, config=replace(job.config, task=Text(corpus="ptb")))
+    with pytest.warns(UserWarning, match="softmax is left out: ptb is not at hand: set REPLIB"):
+        left = wanted([named("tiny", lacking, tiny())], {"tiny"}, "smoke", "cpu")
+    assert [job.config.model.attention for _, (_, job) in left] == ["linear"]
 
 
 @pytest.fixture

@@ -113,6 +113,8 @@ def unknown(header, content):
         lambda path: path.write_bytes(path.read_bytes()[:-500]),
         lambda path: path.write_bytes(path.read_bytes()[:-5] + b"0000\n"),
         lambda path: path.write_bytes(b"\xff" + path.read_bytes()),
+        lambda path: path.write_bytes(b"# " + b"[" * 200_000),
+        lambda path: rewrite(path, lambda header, w: header.update(experiment=["images"]) or w),
         lambda path: path.write_bytes(path.read_bytes().replace(b'"config"', b'"other"')),
         lambda path: rewrite(path, smaller),
         lambda path: rewrite(path, unknown),

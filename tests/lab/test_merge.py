@@ -1,7 +1,11 @@
 """Rows that are brought home are added once, and what is no such row is refused with a reason."""
 
 import json
+import os
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from small import cost_job, experiment_of, tiny
@@ -37,6 +41,44 @@ def test_rows_are_added_as_they_are_and_not_twice(brought, data):
     assert lines(data) == lines(brought)
 
 
+def test_two_merges_at_once_add_every_row_once(brought, data, monkeypatch):
+    append, both = store.append_rows, threading.Barrier(2)
+
+    def slow(*rows):
+        time.sleep(0.2)
+        append(*rows)
+
+    def one(_):
+        both.wait()
+        return merge(brought, {"tiny"})
+
+    monkeypatch.setattr(store, "append_rows", slow)
+    with ThreadPoolExecutor(2) as threads:
+        merged = list(threads.map(one, range(2)))
+    assert sorted(len(one.refused) for one in merged) == [0, 4]
+    assert lines(data) == lines(brought)
+
+
+def test_a_file_that_cannot_be_read_is_told_and_the_others_are_added(brought, data):
+    (brought / "aa.jsonl").mkdir()
+    os.mkfifo(brought / "zz.jsonl")  # would be waited for
+    merged = merge(brought, {"tiny", "zz"})
+    assert merged.added == {"tiny": 4} and merged.n_double == 0
+    why = "cannot be read ({})".format
+    told = {"aa": "Is a directory", "zz": "it is no regular file"}
+    assert merged.refused == [f"{name}.jsonl: {why(text)}" for name, text in told.items()]
+
+
+def test_what_was_added_before_the_disk_was_full_is_told(models, data, monkeypatch):
+    def full(name, text):
+        raise files.FileError("disk full")
+
+    monkeypatch.setattr("replib.lab.kept_models.write_model", full)
+    merged = merge(models, {"images"})
+    assert merged.added["images"] > 0 and merged.models == []
+    assert merged.refused[-1] == "models/images_softmax.txt: disk full"
+
+
 @pytest.fixture
 def models(data, tmp_path):
     """A folder with the kept models and the rows of images of the repository; `data/` is empty."""
@@ -70,6 +112,22 @@ def test_a_kept_model_that_is_torn_or_of_another_run_is_refused(models, data):
         "models/images_linear.txt: is torn, changed, or of a model that is not built here",
         "models/images_relu.txt: is not named images_softmax.txt, as its mechanism is",
         f"models/images_softmax.txt: its run {run.decode()} is not recorded here",
+    ]
+
+
+def test_what_is_no_model_file_is_refused_and_the_others_are_added(models, data):
+    os.mkfifo(models / "models" / "images_elu.txt")  # would be waited for
+    (models / "models" / "images_relu.txt").write_text("# " + "[" * 200_000)
+    odd = models / "models" / "images_linear.txt"
+    first, weights = odd.read_text().split("\n", 1)
+    header = json.loads(first.removeprefix("# ")) | {"experiment": ["images"]}
+    odd.write_text(f"# {json.dumps(header)}\n{weights}")
+    merged = merge(models, {"images"})
+    assert merged.models == ["images_softmax.txt"]
+    assert [line for line in merged.refused if line.startswith("models/")] == [
+        "models/images_elu.txt: cannot be read (it is no regular file)",
+        "models/images_linear.txt: is torn, changed, or of a model that is not built here",
+        "models/images_relu.txt: is torn, changed, or of a model that is not built here",
     ]
 
 

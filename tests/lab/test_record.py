@@ -19,6 +19,7 @@ from replib.lab.recorded import recorded_rows
 from replib.lab.run import RetrievalJob
 from replib.lab.runs.checkpointed import path_of
 from replib.lab.runs.training import summary_of
+from replib.tasks.text import Text
 from replib.training import Metrics, Training
 
 
@@ -325,6 +326,19 @@ def test_a_data_folder_that_cannot_be_written_is_told_before_anything_is_compute
     monkeypatch.setattr(Training, "train_step", lambda self: pytest.fail("computed in vain"))
     with pytest.raises(files.FileError, match="REPLIB_DATA"):
         rows_of(tiny())
+
+
+def test_a_run_on_a_text_that_is_too_short_is_left_out_and_the_others_go_on(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("REPLIB_TEXTS", str(tmp_path))
+    (tmp_path / "brief").mkdir()
+    (tmp_path / "brief" / "some.txt").write_text("to be or not to be\n" * 3)
+    job = tiny()
+    short = replace(job, config=replace(job.config, task=Text(corpus="brief", seq_len=16)))
+    with pytest.warns(UserWarning, match="linear is left out: brief has 51 tokens to train on"):
+        (row,) = rows_of(short, job)
+    assert row["outcome"] == "ok" and row["run_id"] == job.ids[0]
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_no_run(data, tmp_path, monkeypatch):

@@ -131,6 +131,12 @@ def test_foreign_lines_are_skipped_and_reported(tmp_path, foreign, why):
     assert said_of(tmp_path) == str(caught[0].message)
 
 
+def test_a_line_that_is_there_twice_counts_once(tmp_path):
+    for seed in (0, 1, 0):
+        store.append("copy", row(seed), tmp_path)
+    assert seeds(tmp_path) == [0, 1] and not store.read("copy", tmp_path).problems
+
+
 def test_no_flipped_bit_changes_a_row_unnoticed(tmp_path):
     store.append("copy", row(3, curve={"step": [1, 2], "loss": [0.125, 1e-30]}), tmp_path)
     path, (expected,) = tmp_path / "copy.jsonl", store.read_rows("copy", tmp_path)

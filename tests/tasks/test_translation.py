@@ -1,6 +1,7 @@
 """Number words against a reader of them, texts from files, and what batches hold."""
 
 import gzip
+import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -320,6 +321,12 @@ def test_sizes_that_cannot_be_are_refused(changes, message):
 
 def test_words_with_a_digit_are_read_by_their_number():
     assert re.match("the first", number_words.words_of("1 May 1999")[0])
+
+
+def test_a_pipe_is_no_text(texts):
+    os.mkfifo(texts / "train.en")  # would be waited for
+    with pytest.raises(ValueError, match="train.en cannot be read .*it is no regular file"):
+        load_pairs(texts, "train", "en", "de")
 
 
 def test_a_torn_file_is_said_with_the_remedy(tmp_path):
