@@ -428,6 +428,7 @@ class Reads(torch.nn.Module):
         return self.function(*inputs, kernel=self.kernel)
 
 
+@pytest.mark.slow  # the first to export in a process loads all that it takes
 @pytest.mark.parametrize("function, kernel", [form for form in FORMS if form[1] != "plain"])
 def test_kernels_can_be_exported_and_compiled_whole(function, kernel):
     module, inputs = Reads(function, kernel), random_inputs(35, dtype=widest(kernel))

@@ -343,7 +343,7 @@ VERDICTS = {
     ],
     "07_linformer": [
         "✗ not supported",
-        "Faster than textbook softmax from below N = 256, than fused softmax from N = 1200.",
+        "Faster than textbook softmax from below N = 256, than fused softmax from N = 1200: ",
         "BLEU on multi30k: softmax 36.1, linear 33.1, linformer k8 36.1",
     ],
     "08_language_model": [
