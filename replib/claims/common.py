@@ -173,6 +173,11 @@ def share_criterion(text: str, n: int, of: int, limits: tuple[float, float]) -> 
     return Criterion(text, within(low, high, *limits), figure)
 
 
+def seeds_lack(a: Sequence, b: Sequence, least: int) -> str:
+    """How many seeds of two there are, and that it takes more."""
+    return f"{len(a)} and {len(b)} seeds, {least} are needed"
+
+
 def told(said: str, criteria: Iterable[Criterion], evidence: Iterable[str] = ()) -> Verdict:
     """A verdict whose headline is a sentence for a reader too."""
     answer = f"{said[:1].upper()}{said[1:]}."

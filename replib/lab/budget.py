@@ -20,7 +20,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from time import monotonic
 
 from replib.lab import predict
-from replib.lab.record import MAX_SECONDS_PER_POINT, Asked, Experiment, missing, say_left_out
+from replib.lab.record import (
+    MAX_SECONDS_PER_POINT,
+    Asked,
+    Experiment,
+    lacks_data,
+    missing,
+    say_left_out,
+)
 from replib.lab.run import Job
 
 MARGIN = 1.25  # a prediction may be wrong by so much
@@ -154,7 +161,7 @@ def wanted(
         left = missing(experiment, job, device_type, retime_below, recording)
         if left is None or not left.configs:
             continue
-        if not left.timed and (why_not := left.configs[0].missing_data()):
+        if why_not := lacks_data(left):
             say_left_out(left, why_not)
             continue
         found.append((place, (experiment, left)))

@@ -34,6 +34,7 @@ from replib.lab.record import (
     Asked,
     check_folder,
     claim_of,
+    lacks_data,
     missing,
     say_left_out,
 )
@@ -145,7 +146,7 @@ def work(task: Task) -> Reply:
     if task.threads is not None and torch.get_num_threads() != task.threads:
         torch.set_num_threads(task.threads)
     _tune()
-    if not task.job.timed and (why_not := task.job.configs[0].missing_data()):
+    if why_not := lacks_data(task.job):
         return Reply(left_out=why_not)
 
     def stop() -> bool:

@@ -128,7 +128,7 @@ def record_jobs(
                 continue
             if missing(experiment, job, device_type) is None:
                 continue
-            if why_not := job.configs[0].missing_data():
+            if why_not := lacks_data(job):
                 say_left_out(job, why_not)
                 continue
             with store.claimed(claim_of(job, device_type)) as ours:
@@ -141,6 +141,11 @@ def record_jobs(
                 store.append_rows(experiment.name, rows)
                 left.ended(rows)
             yield from rows
+
+
+def lacks_data(job: Job) -> str | None:
+    """Why what a job is to be trained on will not do; None where it will, or where nothing is."""
+    return None if job.timed else job.configs[0].missing_data()
 
 
 def check_folder() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import mean
 
-from replib.claims.common import BOTH, LOSS_MARGIN, name_of, nothing, told
+from replib.claims.common import BOTH, LOSS_MARGIN, name_of, nothing, seeds_lack, told
 from replib.claims.language_model.grid import AXES, DEFECTS, axis_config, defect_config
 from replib.lab.record import SCALES
 from replib.lab.run import config_of, variant_of
@@ -50,9 +50,8 @@ def compared(
 ) -> Criterion:
     """Whether mean(a) - mean(b), nats a token, is between two limits."""
     if min(len(a), len(b)) < MIN_SEEDS:
-        seeds = f"{len(a)} and {len(b)} seeds, {MIN_SEEDS} are needed"
         apart = f"{mean(a) - mean(b):+z.3f} nats a token, " if a and b else ""
-        return Criterion(text, None, apart + seeds)
+        return Criterion(text, None, apart + seeds_lack(a, b, MIN_SEEDS))
     if not all(map(math.isfinite, [*a, *b])):
         n_diverged = [sum(map(math.isinf, side)) for side in (a, b)]
         met = (

@@ -105,7 +105,7 @@ def _linear_too(times: Mapping) -> str:
         linear = ("linear", kernel)
         both = set(times.get(linear, {})) & set(times.get(JUDGED, {}))
         if both and all(ratio_at(times, JUDGED, linear, n).low > 1 for n in both):
-            return " Linear attention is faster still at every N."
+            return f" {name_of(linear).capitalize()} is faster still at every N."
     return ""
 
 

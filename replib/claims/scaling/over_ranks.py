@@ -273,24 +273,17 @@ def two_processes(found: Measured | None) -> mo.Html:
 def recorded_text(recorded: Mapping[str, Any]) -> str:
     """That two processes hold twice the sequence at the memory of one, and how long they take."""
 
-    def most(n: int, way: str | None, *keys: str) -> float:
-        of_case = [r for r in recorded["runs"] if (r["seq_len"], r["way"]) == (n, way)]
-        return max(sum(one[key] for key in keys) for one in of_case[0]["ranks"])
+    def most(n: int, way: str | None, *keys: str, threads: int = 1) -> float:
+        case = n, way, threads
+        (run,) = (r for r in recorded["runs"] if (r["seq_len"], r["way"], r["threads"]) == case)
+        return max(sum(one[key] for key in keys) for one in run["ranks"])
 
     n = recorded["run"]["seq_len"]
     half, whole, each = (
         most(*case, "tensor_bytes") for case in ((n // 2, None), (n, None), (n, "ring"))
     )
-    alone_s, cpu_s, together_s = (
-        most(n, None, "step_s"),
-        most(n, None, "cpu_s"),
-        most(n, "ring", "step_s"),
-    )
-    both_s = min(
-        max(one["step_s"] for one in run["ranks"])
-        for run in recorded["runs"]
-        if (run["seq_len"], run["way"]) == (n, None)
-    )
+    alone_s, cpu_s = (most(n, None, key) for key in ("step_s", "cpu_s"))
+    together_s, both_s = most(n, "ring", "step_s"), most(n, None, "step_s", threads=2)
     share = most(n, "ring", "scan_s", "gradient_s") / together_s
     busy = " The machine was busy: times by the clock are too long." * (alone_s > BUSY * cpu_s)
     return (

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
-from replib.claims.common import name_of, nothing
+from replib.claims.common import name_of, nothing, seeds_lack
 from replib.lab.run import config_of, variant_of
 from replib.lab.statistics import difference_interval
 from replib.lab.store import Row
@@ -54,8 +54,7 @@ def compared(
             continue
         text = f"{name_of(variant)} is at most {show(margin)}{unit} below softmax"
         if min(len(values), len(base)) < MIN_SEEDS:
-            seeds = f"{len(values)} and {len(base)} seeds of {MIN_SEEDS}"
-            criteria.append(Criterion(text, None, seeds))
+            criteria.append(Criterion(text, None, seeds_lack(values, base, MIN_SEEDS)))
             continue
         low, high = difference_interval(base, values)
         figure = f"{show(mean(base) - mean(values))} ({show(low)} to {show(high)}) below"
