@@ -36,11 +36,17 @@ def padding(n=7):
     return mask
 
 
-def log_probability(model, source, tokens, mask):
-    """Of tokens up to the first end, from the whole sequence at once."""
-    given = torch.tensor([[START, *tokens[:-1]]])
-    logits = model(source, given, mask).log_softmax(-1)[0]
-    return sum(logits[i, token].item() for i, token in enumerate(tokens))
+def log_probabilities(model, source, found, mask):
+    """Of hypotheses up to their first ends, from whole sequences at once; what follows a shorter
+    one counts for nothing, as no token sees a later one."""
+    longest = max(map(len, found))
+    tokens = torch.tensor([[*x, *[END] * (longest - len(x))] for x in found])
+    given = torch.cat([torch.full_like(tokens[:, :1], START), tokens[:, :-1]], dim=1)
+    source, mask = (x.expand(len(found), -1) for x in (source, mask))
+    logits = model(source, given, mask).log_softmax(-1)
+    of_tokens = logits.gather(-1, tokens[..., None])[..., 0]
+    real = torch.arange(longest) < torch.tensor([[len(x)] for x in found])
+    return (of_tokens * real).sum(1).tolist()
 
 
 def hypotheses(max_len):
@@ -58,13 +64,10 @@ def test_a_beam_that_holds_everything_finds_the_best_of_all(alpha):
     found = beam_search(model, source, START, END, 3, **options).tolist()
     lengths = set()
     for i, tokens in enumerate(found):
-        row = source[i : i + 1], mask[i : i + 1]
-
-        def score(x, row=row):
-            lp = ((5 + len(x)) / 6) ** alpha
-            return log_probability(model, row[0], x, row[1]) / lp
-
-        best = max(hypotheses(3), key=score)
+        every = [*hypotheses(3)]
+        logs = log_probabilities(model, source[i : i + 1], every, mask[i : i + 1])
+        scores = [p / ((5 + len(x)) / 6) ** alpha for p, x in zip(logs, every, strict=True)]
+        best = every[scores.index(max(scores))]
         assert tokens[: len(best)] == best and set(tokens[len(best) :]) <= {END}
         lengths.add(len(best))
     assert lengths

@@ -210,6 +210,7 @@ sys.exit(cli.main(["record", "tiny", "--device", "cpu", "--threads", "1"]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="a signal cannot be sent to one process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_recording_keeps_what_it_has_and_the_same_command_continues(
@@ -281,7 +282,7 @@ def test_a_signal_during_imports_ends_with_a_line():
     assert (process.returncode, told) == (130, "replib: ended; what was recorded is kept\n")
 
 
-@pytest.mark.parametrize("command", ["list", "doctor"])
+@pytest.mark.parametrize("command", ["list", pytest.param("doctor", marks=pytest.mark.slow)])
 def test_a_reader_that_closes_the_pipe_is_no_error(command):
     program = f"import sys\nfrom replib.__main__ import main\nsys.exit(main([{command!r}]))"
     process = python(program)

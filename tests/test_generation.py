@@ -35,7 +35,9 @@ CONFIGS = [
 SOFTMAX, LINEAR = (next(c for c in CONFIGS if c.attention == a) for a in ("softmax", "linear"))
 
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=str)
-every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+every_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)], ids=str
+)
 
 
 def build(cls, config, dtype=torch.float64, max_len=MAX_LEN):
@@ -59,7 +61,7 @@ def close(actual, expected, dtype=torch.float64, attention=None):
 @every_config
 @every_dtype
 @pytest.mark.parametrize("batch_size", [1, 3, PACKED_FROM + 1])
-@pytest.mark.parametrize("max_len", [None, N])
+@pytest.mark.parametrize("max_len", [None, pytest.param(N, marks=pytest.mark.slow)])
 def test_a_decoder_gives_the_parallel_logits(config, dtype, batch_size, max_len):
     model, tokens = build(CausalTransformer, config, dtype), random_tokens(N, b=batch_size)
     with torch.no_grad():
@@ -272,7 +274,7 @@ def test_a_decoder_under_autocast_keeps_the_dtype_of_its_weights(config, dtype):
     close(found, expected[:, 8:], torch.float32, config.attention)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, PACKED_FROM + 1])
+@pytest.mark.parametrize("batch_size", [1, PACKED_FROM + 1])
 @pytest.mark.parametrize("name", RECURRENT)
 def test_a_decoder_with_fewer_heads_of_keys_gives_the_parallel_logits(name, batch_size):
     config = replace(LINEAR, attention=name, n_heads=4, n_kv_heads=2, d_model=32)

@@ -287,6 +287,7 @@ def test_parameters_are_counted_as_they_are(attention):
     assert n_parameters(config) == sum(x.numel() for x in build_model(config).parameters())
 
 
+@pytest.mark.slow
 def test_parameters_are_counted_without_what_draws_them():
     code = (
         "import sys; from replib.training import TrainingConfig, n_parameters; "

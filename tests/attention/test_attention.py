@@ -127,6 +127,7 @@ def at_length_16384(dtype, mean=0.0):
     return rounded, [x.detach().double().requires_grad_() for x in rounded]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(
     "kernel, dtype", [(kernel, t) for t in ROUNDING for kernel in kernels_for(t)]

@@ -154,6 +154,7 @@ def test_heads_split_from_a_projection_are_taken_without_changing_them(function,
     assert torch.equal(x.detach(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("function, kernel", FORMS)
 def test_error_against_float64_is_that_of_the_dtype(function, kernel, dtype):
@@ -185,6 +186,7 @@ def test_error_at_length_16384_is_that_of_the_dtype(loop_of_16384, function, ker
         assert (a.double() - e).norm() < TOLERANCE[dtype] * e.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta_dtype", TOLERANCE)
 @pytest.mark.parametrize("function", [delta_rule, delta_retrieve])
 def test_tensors_of_any_dtypes_give_what_float64_does(function, beta_dtype):
@@ -440,6 +442,7 @@ def test_kernels_can_be_exported_and_compiled_whole(function, kernel):
     assert_near(found, expected, inputs[0].dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", [16, 5])
 @pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel != "plain"])
 def test_operators_give_what_they_are_said_to(kernel, m):

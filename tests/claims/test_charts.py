@@ -262,6 +262,7 @@ def points(drawing, attention):
     return [mark for mark in marks if re.search(f'(fill|stroke)="{colour}"', mark)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_chart_is_drawn_without_warnings_with_description_and_units(name, capfd):
     with warnings.catch_warnings():
@@ -277,6 +278,7 @@ def test_chart_is_drawn_without_warnings_with_description_and_units(name, capfd)
     assert chart.to_dict()["width"] == "container"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_axes_of_N_have_powers_of_two_and_no_label_is_a_negative_zero(name):
     axes = re.findall(r"axis titled '([^']*)'.*?role-axis-label(.*?)role-axis-", drawn(name), re.S)
@@ -292,6 +294,7 @@ def test_axes_of_N_have_powers_of_two_and_no_label_is_a_negative_zero(name):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["softmax", "linear"])
 @pytest.mark.parametrize("name", NAMES)
 def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
@@ -303,6 +306,7 @@ def test_mechanism_keeps_its_colour_in_every_chart(name, attention):
     assert colours <= {*style.PALETTE.values(), style.NEUTRAL}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_every_mechanism_is_drawn_in_its_colour_in_each_of_its_implementations(attention):
     names = ATTENTION[attention].choices()

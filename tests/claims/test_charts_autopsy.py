@@ -46,6 +46,7 @@ def points_of(chart, field):
     return max((points for points in data if field in points[0]), key=len)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHARTS)
 def test_a_chart_draws_without_missing_numbers_and_describes_itself(rows, name):
     chart = CHARTS[name](rows)

@@ -78,6 +78,7 @@ def test_live_runs_are_told_apart_and_the_latest_settings_count(rows):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHARTS)
 def test_a_chart_draws_without_missing_numbers_and_describes_itself(frame, name):
     chart = loss_chart(frame, CHARTS[name])

@@ -114,6 +114,7 @@ def test_rows_that_follow_from_ranks_support_the_order(recorded):
     assert "never more than features R" in verdict.says
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["softmax_cat", "dpfp1_sum", "linear_sum", "favor512_sum"])
 def test_no_single_run_turns_the_card(recorded, name):
     """One run of a memory that ends on the other side of 0.001, at any S."""

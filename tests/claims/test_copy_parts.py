@@ -79,6 +79,7 @@ def copies(copier, text, drawing=0):
     return markup(page.copies(copier[0], copier[1], text, drawing, "cpu"))
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_seen_to_copy_and_an_untrained_one_not(copier):
     shown = copies(copier, "badce")
     assert shown.count("<tr>") == 3

@@ -76,6 +76,7 @@ assert cuda.LEAST not in cuda._fastest.values()
 """
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_an_h100(tmp_path):
     """The interpreter accepts what the compiler does not; no device is needed to compile."""
     run_python("-c", COMPILE_WITHOUT_A_DEVICE, TRITON_CACHE_DIR=str(tmp_path))

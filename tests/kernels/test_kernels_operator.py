@@ -109,6 +109,7 @@ def test_transforms_give_what_autograd_does(kernel, causal):
     assert relative([found], [expected]) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", HERE)
 def test_a_graph_holds_the_kernel_whole_at_every_length(kernel):
     class Attend(torch.nn.Module):

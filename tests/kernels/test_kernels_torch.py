@@ -43,6 +43,7 @@ def test_operations_of_the_cost_model_are_those_that_torch_counts(b, c):
     assert both - forward == pytest.approx(model[1], rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d, m", [(16, 16), (32, 32), (64, 64), (16, 64), (64, 16)])
 def test_states_that_are_kept_take_half_of_what_q_or_v_does(d, m):
     inputs = inputs_of(4, 8, 4096, d, m)

@@ -93,6 +93,7 @@ def test_exponent_interval_covers_the_truth_about_95_times_in_100(
     assert LEAST_HITS <= hits <= MOST_HITS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_recordings", "n_lengths"), [(2, 9), (3, 5), (3, 9), (5, 9)])
 @pytest.mark.parametrize(
     ("between", "noise", "lack_of_fit"),
@@ -185,6 +186,7 @@ def test_crossing_counts_after_the_last_length_where_softmax_is_faster():
     assert 256 < found.length < 512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.05, 0.2])
 def test_crossover_interval_covers_the_truth_about_95_times_in_100(few_draws, noise):
     lengths, hits = LENGTHS[:7], 0

@@ -12,7 +12,10 @@ import pytest
 
 from replib.lab import store
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="there are no such signals")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name == "nt", reason="there are no such signals"),
+]
 MOST_KILLS = 6  # then the run is let go to its end
 
 # A process that has imported everything forks one for each line "folder cache" that it reads, tells

@@ -457,6 +457,7 @@ def tuned(how):
     return int(faults), int(peak), " ".join(told)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
 def test_tuned_memory_has_fewer_page_faults_and_the_same_peak():
     before, peak, _ = tuned("as it is")

@@ -63,6 +63,7 @@ def test_the_line_says_what_is_wrong_and_renders_nothing_of_it():
     assert failure_html([]) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: see README")
 def test_a_failing_cell_leaves_a_line_on_a_served_page(tmp_path):
