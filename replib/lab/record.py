@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from replib import files
 from replib.device import resolve_device
@@ -46,17 +47,15 @@ def record(
     scale: str,
     *,
     device: str | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    watch: Callable[[Glimpse], None] = lambda glimpse: None,
-    retime_below: int = 0,
     recording: int = 0,
+    **options: Any,
 ) -> Iterator[store.Row]:
-    """Record the jobs of an experiment in their order, see `record_jobs`."""
+    """Record the jobs of an experiment in their order; what else there is to choose, and what is
+    raised, is of `record_jobs`."""
     check(experiment, scale, recording)
     device_type = resolve_device(device).type
     asked = ((experiment, job.on_device(device_type)) for job in experiment.jobs(scale))
-    options = {"device": device, "stop": stop, "watch": watch}
-    yield from record_jobs(asked, scale, retime_below=retime_below, recording=recording, **options)
+    yield from record_jobs(asked, scale, device=device, recording=recording, **options)
 
 
 def check(experiment: Experiment, scale: str, recording: int = 0) -> None:
