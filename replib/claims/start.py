@@ -41,7 +41,7 @@ ADDRESSES = {notebook: address for address, notebook in PAGES.items()}
 def answers(link: Callable[[Claim, str], str] | None = None) -> mo.Html:
     """Each claim's label and what the recorded rows say of it, with the device; `link` makes one
     of a claim and a text where the pages are not those of the server, and have no glossary."""
-    more = "" if link else ' More words are in the <a href="#glossary">glossary</a>.'
+    more = "" if link else ' More words are in the <a class="r-word" href="#glossary">glossary</a>.'
     markup = html.escape if link else with_words
     link = link or _link
     lines, devices = "", set()

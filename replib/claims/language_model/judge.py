@@ -109,7 +109,7 @@ def language_model(rows: Sequence[Row]) -> Verdict:
     words = [row for row in rows if row["experiment"] != "text_axes"]
     found, criteria, said = by_variant(words), [], []
     if not axes and not found:
-        return nothing()
+        return nothing("no run has ended yet")
     margin = f"at most {LOSS_MARGIN} nats a token above softmax"
     if axes:
         (rate, linear), (other, softmax) = (tuned(axes, name) for name in ("linear", "softmax"))
