@@ -300,7 +300,7 @@ def test_ticks_alone_draw_no_more_than_a_share_of_the_time(live, monkeypatch):
     "status, warning, shown",
     [
         ("failed", None, "The run failed: &lt;fuse&gt;"),
-        ("stopped", None, "what was computed is kept"),
+        ("stopped", None, "What was computed so far is shown below"),
         ("done", "disk <full>", "disk &lt;full&gt;"),
     ],
 )
