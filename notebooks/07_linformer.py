@@ -157,8 +157,8 @@ def _():
 def _(sizes, speed):
     _counted = charts.operations_chart(*(sizes.value[name] for name in ("n", "k", "vocabulary")))
     _timed = charts.time_parts_chart(speed.rows["linformer"], speed.rows["linformer_stack"])
-    _recorded = [_timed] if _timed else []
-    mo.vstack([layout.inputs(*sizes.elements.values()), _counted, *_recorded])
+    _charts = layout.grid([_counted, _timed] if _timed else [_counted], "26rem")
+    mo.vstack([layout.inputs(*sizes.elements.values()), _charts])
     return
 
 

@@ -90,7 +90,7 @@ def test_an_encoders_time_is_told_by_its_parts_where_all_of_them_were_timed():
     per_token = 1e3 / (256 * config_of(stacks[0]).batch_size)
     values = [row["value"] / per_token for row in data if row["attention"] == "softmax fused"]
     assert values == pytest.approx([6 * 1.0, 6 * 2.0, 24.0 - 6 * 3.0], rel=1e-3)
-    assert "attention takes 25% of an encoder's time" in title_of(chart)
+    assert "attention takes 25% of the time" in title_of(chart)
 
 
 def test_operations_of_attention_are_the_shares_of_the_published_benchmark():

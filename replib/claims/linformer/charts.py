@@ -95,7 +95,7 @@ def saved_chart(alone: Sequence[Row], stacks: Sequence[Row]) -> alt.LayerChart:
     base = alt.Chart(style.records_of(frame)).encode(
         style.length_axis(x),
         style.log_axis("value", "times faster than softmax", y),
-        style.looks(alt.Color, "series:N", colours, legend=style.legend(colours)),
+        style.looks(alt.Color, "series:N", colours, legend=style.legend(colours, 3)),
         style.looks(alt.StrokeDash, "source:N", SOURCES, legend=None),
         tooltip=["series", alt.Tooltip("seq_len", title="N"), alt.Tooltip("value", format=".3~g")],
     )
@@ -129,10 +129,9 @@ def operations_chart(seq_len: int, k: int, vocab_size: int) -> alt.LayerChart:
         parts,
         COMPONENTS,
         "millions of multiplications a token",
-        f"At N = {seq_len} attention is {softmax:z.0%} of an encoder's multiplications with "
-        f"softmax, {linformer:z.1%} with Linformer",
-        "counted, not timed; "
-        f"the Linformer work's encoder: 6 layers of 512, 8 heads; {vocab_size:,} tokens, k = {k}",
+        f"At N = {seq_len} attention is {softmax:z.0%} of the multiplications with softmax, "
+        f"{linformer:z.1%} with Linformer",
+        f"counted; 6 layers of 512, 8 heads, of the Linformer work; {vocab_size:,} tokens, k = {k}",
     )
 
 
@@ -162,9 +161,9 @@ def time_parts_chart(alone: Sequence[Row], stacks: Sequence[Row]) -> alt.LayerCh
         parts,
         TIMED,
         "time (µs a token)",
-        f"At N = {n} attention takes {softmax:z.0%} of an encoder's time with fused softmax, "
+        f"At N = {n} attention takes {softmax:z.0%} of the time with fused softmax, "
         f"{linformer:z.1%} with Linformer",
-        f"{device_names(encoders)}; medians, attention timed alone; differences below 0 count as 0",
+        f"{device_names(encoders)}; medians; attention is timed alone, the rest are differences",
     )
 
 
