@@ -119,18 +119,17 @@ def _(asked, auto, get_changes, live, measure, set_changes):
 
 
 @app.cell(hide_code=True)
-def _(asked, measure, recorded):
-    beside = page.recorded_alike(recorded.rows["scaling"], asked.jobs)
+def _(asked, measure):
     _memory = measure.value == "memory"
-    beside += cost_page.predicted_rows(asked.jobs, asked.device, _memory)
-    return (beside,)
+    predicted = cost_page.predicted_rows(asked.jobs, asked.device, _memory)
+    return (predicted,)
 
 
 @app.cell(hide_code=True)
-def _(asked, beside, live, measure, set_changes, tick):
+def _(asked, live, measure, predicted, set_changes, tick):
     def _draw():
         rows = live.so_far(asked.jobs, asked.device)
-        return charts.scaling_chart(rows, measure.value, beside)
+        return charts.scaling_chart(rows, measure.value, predicted)
 
     layout.live_only(running.watch(live, set_changes, tick, _draw))
     return

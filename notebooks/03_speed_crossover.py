@@ -86,7 +86,7 @@ def _(sliders):
     ## Find the crossover of this machine
 
     The dotted lines are predicted from a few small calls; the measured points should land on
-    them. A ring marks where lines cross. More heads or a larger batch give the processor more to
+    them. A ring marks where times cross. More heads or a larger batch give the processor more to
     do at once; more repeats narrow the interval.
     """
     mo.vstack([mo.md(_text), sliders])
@@ -114,16 +114,15 @@ def _(asked, auto, get_changes, live, set_changes):
 
 
 @app.cell(hide_code=True)
-def _(asked, recorded):
-    beside = cost_page.recorded_alike(recorded.rows["crossover"], asked.jobs)
-    beside += cost_page.predicted_rows(asked.jobs, asked.device)
-    return (beside,)
+def _(asked):
+    predicted = cost_page.predicted_rows(asked.jobs, asked.device)
+    return (predicted,)
 
 
 @app.cell(hide_code=True)
-def _(asked, beside, live, set_changes, tick):
+def _(asked, live, predicted, set_changes, tick):
     def _draw():
-        return charts.crossover_chart(live.so_far(asked.jobs, asked.device), beside)
+        return charts.crossover_chart(live.so_far(asked.jobs, asked.device), predicted)
 
     layout.live_only(running.watch(live, set_changes, tick, _draw))
     return

@@ -134,7 +134,7 @@ def _(asked, live, set_changes, tick):
 @app.cell(hide_code=True)
 def _():
     mo.md("""
-    ### Where the time goes
+    ### Where an encoder's work goes
     """)
     return
 
@@ -154,14 +154,11 @@ def _():
 
 
 @app.cell(hide_code=True)
-def _(sizes):
-    _n, _k, _vocabulary = (sizes.value[name] for name in ("n", "k", "vocabulary"))
-    mo.vstack(
-        [
-            layout.inputs(*sizes.elements.values()),
-            charts.operations_chart(_n, _k, _vocabulary),
-        ]
-    )
+def _(sizes, speed):
+    _counted = charts.operations_chart(*(sizes.value[name] for name in ("n", "k", "vocabulary")))
+    _timed = charts.time_parts_chart(speed.rows["linformer"], speed.rows["linformer_stack"])
+    _charts = layout.grid([_counted, _timed] if _timed else [_counted], "26rem")
+    mo.vstack([layout.inputs(*sizes.elements.values()), _charts])
     return
 
 

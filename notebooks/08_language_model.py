@@ -90,8 +90,9 @@ def _(sliders):
     ## Train them on Shakespeare
 
     Three small models read the plays letter by letter. Guessing costs ln 65 = 4.17 nats a letter;
-    knowing the letter before, about 2.45. Positions by batch row, and an embedding dropout of 0.5,
-    are what the language-model study had.
+    knowing the letter before, about 2.45. To try what the language-model study
+    ([its code](https://github.com/395t/coding-assignment-week-7-eff-1)) did otherwise, choose
+    positions *by batch row*, or an embedding dropout of 0.5.
     """
     mo.vstack([mo.md(_text), sliders])
     return

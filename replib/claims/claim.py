@@ -6,7 +6,7 @@ when it is asked, so that recording needs neither polars nor Altair nor marimo.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from threading import RLock
@@ -135,7 +135,9 @@ class Claim:
 
     def judge(self, statement: Statement, rows: Rows) -> "Verdict":
         """What rows say of a statement."""
-        return import_module(f"{__package__}.{self.name}.judge").VERDICTS[statement.name](rows)
+        judges = import_module(f"{__package__}.{self.name}.judge").VERDICTS
+        recorded = any(rows[name] for name in statement.experiments)
+        return replace(judges[statement.name](rows), recorded=recorded)
 
     def figures(self, rows: Rows) -> dict[str, Figure]:
         """What is drawn of rows, by its file name."""
@@ -200,7 +202,9 @@ class Recorded:
         for one in [known[name] for name in names] or self.claim.listed:
             says = {"Paper": one.paper_says, one.article_by: one.article_says}
             columns = [(source, text) for source, text in says.items() if text]
-            columns.append((f"Recorded here, {self.device(one)}", self.verdict(one)))
+            verdict = self.verdict(one)
+            where = f", {self.device(one)}" if verdict.recorded else ""
+            columns.append((f"Recorded here{where}", verdict))
             if session is not None:
                 columns.append((verdict_cards.THIS_MACHINE, self._of_session(one, session)))
             cards.append(verdict_cards.verdict_card(one.text, columns, one.more, one.refutes))

@@ -160,22 +160,24 @@ def criterion(
 ) -> Criterion:
     """Whether an interval lies inside the limits; it cannot be told where nothing was found."""
     if found is None:
-        return Criterion(text, None, missing)
+        return Criterion(text, None, missing, few=True)
     return Criterion(text, within(found.low, found.high, *limits), show(found))
 
 
 def share_criterion(text: str, n: int, of: int, limits: tuple[float, float]) -> Criterion:
     """Whether a share of runs lies inside the limits, by its Wilson interval."""
     if not of:
-        return Criterion(text, None, "no runs")
+        return Criterion(text, None, "no runs", few=True)
     low, high = wilson_interval(n, of)
     figure = f"{n} of {of} ({low:z.0%} to {high:z.0%})"
     return Criterion(text, within(low, high, *limits), figure)
 
 
-def seeds_lack(a: Sequence, b: Sequence, least: int) -> str:
-    """How many seeds of two there are, and that it takes more."""
-    return f"{len(a)} and {len(b)} seeds, {least} are needed"
+def seeds_lack(text: str, a: Sequence, b: Sequence, least: int, apart: str = "") -> Criterion:
+    """That two have too few seeds for a criterion, after how far they are apart."""
+    return Criterion(
+        text, None, f"{apart}{len(a)} and {len(b)} seeds, {least} are needed", few=True
+    )
 
 
 def told(said: str, criteria: Iterable[Criterion], evidence: Iterable[str] = ()) -> Verdict:
@@ -186,7 +188,7 @@ def told(said: str, criteria: Iterable[Criterion], evidence: Iterable[str] = ())
 
 def nothing(said: str = "no runs yet", needed: str = "some runs") -> Verdict:
     """A verdict on nothing."""
-    return Verdict(said, (Criterion(needed, None, "0"),))
+    return Verdict(said, (Criterion(needed, None, "0", few=True),))
 
 
 Samples = Mapping[int, Sequence[float]]

@@ -16,7 +16,7 @@ from replib.attention import ATTENTION
 from replib.claims.common import name_of
 from replib.device import resolve_device
 from replib.lab import predict, store, timing
-from replib.lab.run import CostJob, config_of, unavailable
+from replib.lab.run import CostJob, unavailable
 from replib.lab.store import Row
 from replib.lab.text import LEFT, markdown_table
 from replib.lab.timing import Cost, CostConfig, tokens_batch
@@ -200,16 +200,3 @@ def followed(settings: Mapping[str, Any]) -> mo.Html:
         "N² D against N D (D + 1)."
     )
     return mo.md(markdown_table(head, lines, LEFT) + said)
-
-
-def recorded_alike(
-    rows: Sequence[Row], jobs: Sequence[CostJob], same_batch: bool = True
-) -> list[Row]:
-    """Of recorded rows those of the points that jobs ask for; of any batch where a sequence's share
-    is drawn."""
-
-    def point(config: CostConfig) -> CostConfig:
-        return config if same_batch else replace(config, batch_size=1)
-
-    asked = {point(config) for job in jobs for config in job.configs}
-    return [row for row in rows if point(config_of(row)) in asked]

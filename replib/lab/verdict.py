@@ -2,11 +2,12 @@
 
 A criterion is met (True), violated (False), or cannot be told (None: the interval straddles the
 limit, or there are too few data). All met: supported. Any violated: not supported, or, of a smaller
-setting than the claim is about, not tested there. Else: inconclusive. The texts are composed from
-the numbers; the caller adds the device they were measured on.
+setting than the claim is about, not tested there. Else: inconclusive; a reader is told why. The
+texts are composed from the numbers; the caller adds the device they were measured on.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -17,6 +18,8 @@ from replib.lab.store import Row
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 NOT_TESTED = "not tested at the paper's size"
+NOT_RECORDED, TOO_FEW, NOT_TOLD = "not recorded yet", "too few runs", "cannot be told"
+LABELS = (SUPPORTED, NOT_SUPPORTED, NOT_TESTED, TOO_FEW, NOT_TOLD, NOT_RECORDED)
 MARKS = {True: "✓", False: "✗", None: "?"}  # of what is met, violated, or cannot be told
 
 MOST = 0.5
@@ -25,11 +28,13 @@ BUSY_SPREAD = 1.5  # of repeats; on a quiet machine most points have 1.05 to 1.1
 
 @dataclass(frozen=True)
 class Criterion:
-    """One condition of a verdict, whether it is met (None: cannot be told), and its figure."""
+    """One condition of a verdict, whether it is met (None: cannot be told), and its figure; `few`
+    is whether it cannot be told as seeds, recordings or lengths are missing."""
 
     text: str
     met: bool | None
     figure: str
+    few: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,15 @@ class Verdict:
     """What the data say about a claim. `status` follows from the criteria and cannot be set.
 
     `untested` says that the data are of a smaller setting than the claim is about, and do not
-    support it: such data cannot refute it either. `answer` is one sentence of at most 30 words for
-    a reader; the headline stands in for it.
+    support it: such data cannot refute it either. `recorded` is whether there are any data.
+    `answer` is one sentence of at most 30 words for a reader; the headline stands in for it.
     """
 
     headline: str
     criteria: tuple[Criterion, ...]
     evidence: tuple[str, ...] = ()
     untested: bool = False
+    recorded: bool = True
     answer: str = ""
 
     @property
@@ -56,6 +62,15 @@ class Verdict:
         if self.untested:
             return NOT_TESTED
         return NOT_SUPPORTED if any(one is False for one in met) else INCONCLUSIVE
+
+    @property
+    def label(self) -> str:
+        """The status as a reader meets it: where it is inconclusive, why."""
+        if self.status != INCONCLUSIVE:
+            return self.status
+        if not self.recorded:
+            return NOT_RECORDED
+        return TOO_FEW if any(one.few for one in self.criteria if one.met is None) else NOT_TOLD
 
     @property
     def says(self) -> str:
@@ -191,9 +206,14 @@ def spread_of_repeats(rows: Sequence[Row]) -> float:
 def together(verdicts: dict[str, Verdict], nothing: str) -> Verdict:
     """One verdict that is supported where all of several are."""
     if not verdicts:
-        return Verdict(nothing, (Criterion("some rows", None, "0"),))
+        return Verdict(nothing, (Criterion("some rows", None, "0", few=True),))
     criteria = tuple(
-        Criterion(f"{name}: {verdict.status}", _MET[verdict.status], _why(verdict))
+        Criterion(
+            f"{name}: {verdict.label}",
+            _MET[verdict.status],
+            _why(verdict),
+            few=verdict.label == TOO_FEW,
+        )
         for name, verdict in verdicts.items()
     )
     evidence = tuple(
@@ -205,13 +225,13 @@ def together(verdicts: dict[str, Verdict], nothing: str) -> Verdict:
     judged_by = {tuple(one.text for one in verdict.criteria) for verdict in verdicts.values()}
     if len(judged_by) == 1:  # else each has its own, and says so
         evidence = (f"judged each by: {'; '.join(*judged_by)}", *evidence)
-    counts = [f"{status} in {n}" for status in _MET if (n := _count(verdicts, status))]
+    labels = Counter(verdict.label for verdict in verdicts.values())
+    counts = [f"{label} in {labels[label]}" for label in LABELS if label in labels]
     return Verdict(
         f"{', '.join(counts)} of {len(verdicts)} settings",
         criteria,
         evidence,
-        untested=any(one.untested for one in verdicts.values())
-        and not _count(verdicts, NOT_SUPPORTED),
+        untested=any(one.untested for one in verdicts.values()) and NOT_SUPPORTED not in labels,
     )
 
 
@@ -220,7 +240,3 @@ def _why(verdict: Verdict) -> str:
     said = {None: "cannot be told", False: "violated"}
     reasons = [f"{said[one.met]}: {one.text}" for one in verdict.criteria if not one.met]
     return "; ".join([verdict.headline, *reasons])
-
-
-def _count(verdicts: dict[str, Verdict], status: str) -> int:
-    return sum(verdict.status == status for verdict in verdicts.values())

@@ -12,7 +12,7 @@ from replib.pages.layout import styled
 
 def source(function: Callable, equation: str = "") -> mo.Html:
     """An equation in LaTeX, and the function's source beside it, without its docstring; below it
-    where there is no room.
+    where there is no room. Of a long function some lines are in view, and the rest is scrolled to.
 
     Raises:
         OSError: the source is not at hand.
@@ -21,8 +21,8 @@ def source(function: Callable, equation: str = "") -> mo.Html:
     lines = mo.md(f"{where}\n\n```python\n{lines_of(function)}\n```")
     if not equation:
         return styled(lines.text)  # with the style sheet, as a fold or a tab has none of the page's
-    above = mo.md(f"$$\n{equation}\n$$")
-    return styled(f'<div class="r-source"><div>{above.text}</div><div>{lines.text}</div></div>')
+    above, scrolled = mo.md(f"$$\n{equation}\n$$"), lines.text.replace("<pre", '<pre tabindex="0"')
+    return styled(f'<div class="r-source"><div>{above.text}</div><div>{scrolled}</div></div>')
 
 
 def lines_of(function: Callable) -> str:

@@ -79,18 +79,21 @@ def series_layers(
     y: alt.Y,
     legend: alt.Parameter,
 ) -> list[alt.Chart]:
-    """Quartile band, line and points of each series; of what is predicted a dotted line alone."""
+    """Quartile band, line and points of each series; of what is predicted a dotted line alone,
+    which takes the place of the line of what is measured now, as its points should land on it."""
     base = alt.Chart(style.records_of(frame)).encode(
         style.length_axis(x_domain), encodings["color"], alt.Detail(["device:N", "source:N"])
     )
     measured = base.transform_filter("datum.source != 'predicted'")
+    predicted = "predicted" in frame["source"]
+    lined = base.transform_filter(style.is_from("recorded")) if predicted else measured
     line = {"y": y, "opacity": style.faded(legend)}
     point = measured.encode(encodings["shape"], **line, tooltip=style.tooltips_of(frame))
     low = y.copy()
     low.shorthand = "low:Q"
     layers = [
         base.mark_area().encode(low, alt.Y2("high:Q"), fillOpacity=style.faded(legend, 0.2, 0.03)),
-        measured.mark_line(strokeWidth=2).encode(encodings["strokeDash"], **line),
+        lined.mark_line(strokeWidth=2).encode(encodings["strokeDash"], **line),
         point.mark_point(filled=True, size=70).transform_filter(style.is_from("live")),
         point.mark_point(filled=False, size=45).transform_filter(style.is_from("recorded")),
         base.mark_line(strokeWidth=1.5, strokeDash=[1, 3])

@@ -215,7 +215,9 @@ def show_progress(live: LiveRuns, progress: Batch | None) -> mo.Html:
     if live.warning:
         return layout.callout(live.warning)
     if progress.status == "stopped":
-        return mo.md("Stopped; what was computed is kept and shown below.")
+        return mo.md(
+            "Stopped. What was computed so far is shown below; *Run on* goes on from there."
+        )
     return mo.md("")
 
 

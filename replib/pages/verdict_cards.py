@@ -1,14 +1,13 @@
 """Verdict cards: what each source says of a claim, side by side."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import marimo as mo
 
 from replib.lab.verdict import (
     INCONCLUSIVE,
     NOT_SUPPORTED,
-    NOT_TESTED,
     SUPPORTED,
     Verdict,
 )
@@ -18,15 +17,14 @@ REFUTED, SO_FAR = "refuted", "so far"  # statuses of cards alone
 NOTHING_RUN = "Nothing has run yet with these settings."
 THIS_MACHINE = "This machine"  # the column of a card for runs of this session
 
-# A sign and the classes of `style.css`.
-_STATUS = {
+# A sign and the classes of `style.css`; of what is open a question mark.
+_LABELS = {
     SUPPORTED: ("✓", "r-status r-supported"),
     NOT_SUPPORTED: ("✗", "r-status r-not-supported"),
-    NOT_TESTED: ("?", "r-status"),
-    INCONCLUSIVE: ("?", "r-status"),
     REFUTED: ("≠", "r-status r-refuted"),
     SO_FAR: ("…", "r-status"),
 }
+_OPEN = "?", "r-status"
 
 
 def verdict_card(
@@ -69,16 +67,22 @@ def _folded(body: str, title: str) -> str:
     return f"<strong>{html.escape(title)}</strong>{body}"
 
 
-def verdict_html(said: Verdict, refutes: bool = False, live: bool = False) -> str:
-    """A verdict's status and answer. A negative result that is not supported is refuted; what
-    cannot be told of runs of this session may be told after more of them."""
-    status = said.status
-    if refutes and status == NOT_SUPPORTED:
-        status = REFUTED
-    if live and status == INCONCLUSIVE:
-        status = SO_FAR
-    sign, classes = _STATUS[status]
-    return f'<p><span class="{classes}">{sign} {status}</span></p><p>{html.escape(said.says)}</p>'
+def verdict_html(
+    said: Verdict,
+    refutes: bool = False,
+    live: bool = False,
+    markup: Callable[[str], str] = html.escape,
+) -> str:
+    """A verdict's label and answer, of which `markup` makes HTML; what cannot be told of runs of
+    this session may be told after more of them."""
+    label = SO_FAR if live and said.status == INCONCLUSIVE else label_of(said, refutes)
+    sign, classes = _LABELS.get(label, _OPEN)
+    return f'<p><span class="{classes}">{sign} {label}</span></p><p>{markup(said.says)}</p>'
+
+
+def label_of(said: Verdict, refutes: bool) -> str:
+    """A verdict's label; a negative result that is not supported is refuted."""
+    return REFUTED if refutes and said.status == NOT_SUPPORTED else said.label
 
 
 def verdict_lines(said: Verdict) -> str:

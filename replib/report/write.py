@@ -27,7 +27,6 @@ from replib.claims.claim import Figure, Recorded, Statement
 from replib.claims.crossover.steps import step_ratios
 from replib.claims.start import CARDS
 from replib.lab.text import LEFT, markdown_table
-from replib.lab.verdict import NOT_SUPPORTED, Verdict
 from replib.pages import running, style, verdict_cards
 from replib.published import published
 from replib.report import offline
@@ -184,8 +183,7 @@ def headline_table(recorded: Sequence[Recorded]) -> str:
     for one in recorded:
         for statement in one.claim.listed:
             verdict = one.verdict(statement)
-            status = _status(statement, verdict)
-            here = f"**{status}** on {one.device(statement)}: {verdict.says}"
+            here = f"{_label(one, statement)}: {verdict.says}"
             lines.append([statement.title, statement.text, here])
     return markdown_table(["claim", "in a sentence", "here"], lines, LEFT)
 
@@ -204,15 +202,17 @@ def verdict_table(recorded: Sequence[Recorded]) -> str:
     return markdown_table(["claim", "paper", "2022 replication", "here"], lines, LEFT)
 
 
-def _status(statement: Statement, verdict: Verdict) -> str:
-    refuted = statement.refutes and verdict.status == NOT_SUPPORTED
-    return verdict_cards.REFUTED if refuted else verdict.status
+def _label(one: Recorded, statement: Statement) -> str:
+    """A verdict's label, and on which device its rows were computed."""
+    verdict = one.verdict(statement)
+    where = f" on {one.device(statement)}" if verdict.recorded else ""
+    return f"**{verdict_cards.label_of(verdict, statement.refutes)}**{where}"
 
 
 def _verdict_cell(one: Recorded, statement: Statement) -> str:
     verdict = one.verdict(statement)
     return (
-        f"**{_status(statement, verdict)}** on {one.device(statement)}: {verdict.headline}"
+        f"{_label(one, statement)}: {verdict.headline}"
         f"<details><summary>criteria and evidence</summary>{'<br>'.join(verdict.lines)}</details>"
     )
 

@@ -466,7 +466,7 @@ def test_stop_ends_a_long_run_and_keeps_its_curve(notebook):
     wait_for(lambda: progress.get_attribute("value") != first)
     photograph(page, "01_convergence_running")
     page.get_by_role("button", name="Stop").click()
-    expect(page.get_by_text("Stopped; what was computed is kept")).to_be_visible()
+    expect(page.get_by_text("What was computed so far is shown below")).to_be_visible()
     expect(page.get_by_role("button", name="Stop")).to_have_count(0)
     wait_for(lambda: n_pixels(page, live, style.PALETTE["linear"], top=70) > 10)
     expect(page.get_by_role("button", name="Run on")).to_be_visible()

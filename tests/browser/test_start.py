@@ -81,6 +81,9 @@ def test_the_picture_follows_the_slider_and_the_player_the_reader(new_page, warm
 def test_cards_lead_to_the_pages_and_words_to_the_glossary(new_page, warm):  # noqa: F811
     page = new_page("#glossary")
     expect(page.locator("#glossary")).to_be_in_viewport()
+    page.locator(".r-glossary summary").click()
+    page.locator(".r-answers a.r-word", has_text="Perplexity").first.click()
+    expect(page.locator("#word-perplexity")).to_be_in_viewport()
     cards = page.locator("a.r-page")
     expect(cards).to_have_count(len(PAGES))
     assert all(cards.nth(i).locator("img").evaluate("x => x.naturalWidth") for i in range(2))

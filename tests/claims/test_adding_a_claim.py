@@ -91,6 +91,6 @@ def test_a_folder_and_a_line_bring_a_claim_into_the_list_the_table_and_the_index
 
     assert "A toy experiment" in said("-m", "replib", "list")
     report = said("-c", REPORT)
-    assert "| 9 a toy | Nobody has said so. | Not studied. | **supported** on nothing" in report
+    assert "| 9 a toy | Nobody has said so. | Not studied. | **supported**: it plays" in report
     assert '<a href="09_toy.html">9 a toy</a></figcaption>' in report
     assert "<li>toy_chart: toy.jsonl, 0 rows" in report

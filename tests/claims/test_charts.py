@@ -442,6 +442,8 @@ def test_what_is_predicted_is_dotted_and_titles_the_chart_until_two_lengths_are_
         chart = crossover_chart(rows, predicted)
         assert ("Predicted" in str(chart.to_dict()["title"])) == (not rows)
         assert len(points(svg(chart), "linear")) == (len(LENGTHS) if rows else 0)
+        lines = svg(chart).count('aria-roledescription="line mark"')
+        assert lines == len(VARIANTS[1:])  # one a mechanism, whatever was measured
 
 
 def test_crossings_are_told_with_their_intervals_and_open_where_none_was_measured():

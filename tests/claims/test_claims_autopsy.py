@@ -13,6 +13,7 @@ from replib.claims.autopsy import step_times as timing
 from replib.claims.autopsy.defects import DEFECTS, article_defects, loss_defects
 from replib.claims.autopsy.grid import ablation
 from replib.claims.autopsy.prediction import prediction_chart
+from replib.claims.common import laptop_model
 from replib.lab import recorded
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 from replib.published import published
@@ -152,12 +153,17 @@ def test_losses_stand_in_nats_a_token_beside_the_levels_of_the_task(losses):
     assert "| here, mended, end, linear | 0.0002 (3) |" in text
 
 
-def test_no_stable_convergence_falls_where_mended_runs_learn_and_stands_where_they_do_not(losses):
+def test_no_stable_convergence_falls_where_mended_runs_learn_and_stands_where_none_of_its_size_do(
+    losses, monkeypatch
+):
     verdict = judge.convergence(losses)
     assert verdict.status == NOT_SUPPORTED
     assert verdict.headline.startswith("refuted, it does learn: 12 of 12 mended linear runs")
     assert verdict.answer.startswith("It does learn: 12 of 12 runs without the defects")
     failed = changed(losses, lambda s: s.update(final_accuracy=0.2), attention="linear", defects=())
+    assert judge.convergence(failed).status == INCONCLUSIVE  # a small model may be too small
+    assert judge.convergence(failed).answer.startswith("Open: 0 of 12")
+    monkeypatch.setattr(judge, "replication_model", laptop_model)
     assert judge.convergence(failed).status == SUPPORTED
     assert judge.convergence(failed).answer.startswith("It stands: 0 of 12")
     assert judge.convergence(failed[:1]).status == INCONCLUSIVE

@@ -70,6 +70,11 @@ def test_scaling_follows_the_growth_of_the_times(power, status):
     assert judge.scaling(rows(power)).status == status
 
 
+def test_the_answer_tells_that_the_memory_of_the_fused_softmax_does_not_grow_as_the_textbooks():
+    said = judge.scaling(rows()).says
+    assert said.endswith("softmax fused, newer than the paper: time N^2.00, memory N^1.00")
+
+
 def test_an_exponent_that_a_busy_machine_leaves_open_is_not_judged():
     noisy = [row("linear", "cpu", n, n * 1e-6 * 9 ** (i % 2)) for i, n in enumerate(LENGTHS)]
     verdict = judge.scaling([*rows(), *noisy])

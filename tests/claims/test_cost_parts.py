@@ -88,13 +88,6 @@ def test_predicted_rows_are_those_of_the_jobs_with_the_memory_that_is_measured()
     assert [row["summary"]["memory_bytes"] for row in rows] == pytest.approx(expected, rel=1e-6)
 
 
-def test_recorded_rows_of_a_setting_are_those_of_its_points():
-    rows = [cost_row(seq_len=n, batch_size=b, work="forward") for n in (64, 128) for b in (1, 8)]
-    asked = [job(seq_len=64, batch_size=8)]
-    assert cost_page.recorded_alike(rows, asked) == rows[1:2]
-    assert cost_page.recorded_alike(rows, asked, same_batch=False) == rows[:2]
-
-
 def test_what_follows_the_settings_is_empty_where_they_cannot_be_run():
     settings = {"seq_len": 64, "shortest": 16, "batch_size": 1, "n_heads": 2, "head_dim": 8}
     settings |= {"repeats": 3, "work": "forward", "device": "cpu"}

@@ -239,6 +239,7 @@ def test_what_is_written_is_drawn_from_the_likeliest(short):
         page.write(training, "√", 1.0, None, 0, 4)
     made = {"linear": one}
     assert "r-written" in page.texts(made).text and "ROMEO" in page.texts(made).text
+    assert f"stopped at step 0 of {config.n_steps}" in page.texts(made).text
     page.bars(made, 40)
 
 

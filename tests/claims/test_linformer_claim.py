@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from drawn import title_of
 
 from replib.attention import ATTENTION, softmax_attention
 from replib.claims import linformer, translation
@@ -15,7 +16,7 @@ from replib.claims.translation.charts import length_chart, seeds_chart
 from replib.claims.translation.grid import NUMBER_KS, number_config, text_config, translators
 from replib.claims.translation.maps import translated, weights
 from replib.lab import recorded, store
-from replib.lab.run import CostJob, Where
+from replib.lab.run import CostJob, Where, config_of
 from replib.lab.timing import Cost, CostConfig
 from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 from replib.published import published
@@ -73,6 +74,23 @@ def test_k_matters_to_attention_alone_and_hardly_to_a_model():
     assert [one.met for one in verdict.criteria] == [False, True, True, True]
     assert verdict.status == NOT_SUPPORTED
     assert judge.slots([], []).status == INCONCLUSIVE
+
+
+def test_an_encoders_time_is_told_by_its_parts_where_all_of_them_were_timed():
+    def timed(time_ms, kind, **how):
+        mechanisms = (("softmax", {"kernel": "fused"}), ("linear", {"kernel": "torch"}))
+        mechanisms += (("linformer", {"options": Options(k=JUDGED_K)}),)
+        return [cost_row(a, 256, time_ms, kind, **o, **how) for a, o in mechanisms]
+
+    attention = timed(1.0, CostConfig)
+    stacks = timed(3.0, StackConfig, part="layer") + timed(24.0, StackConfig, part="encoder")
+    assert charts.time_parts_chart(attention, stacks[:3]) is None
+    chart = charts.time_parts_chart(attention, stacks)
+    (data,) = chart.to_dict()["datasets"].values()
+    per_token = 1e3 / (256 * config_of(stacks[0]).batch_size)
+    values = [row["value"] / per_token for row in data if row["attention"] == "softmax fused"]
+    assert values == pytest.approx([6 * 1.0, 6 * 2.0, 24.0 - 6 * 3.0], rel=1e-3)
+    assert "attention takes 25% of the time" in title_of(chart)
 
 
 def test_operations_of_attention_are_the_shares_of_the_published_benchmark():

@@ -17,6 +17,7 @@ from replib.lab.verdict import (
     crossover_text,
     crossovers_span,
     ratio_text,
+    together,
 )
 
 LENGTHS = 2.0 ** np.arange(6, 15)
@@ -205,6 +206,17 @@ def test_two_lengths_cannot_tell_an_exponent():
 )
 def test_crossover_verdict_flips_with_the_interval_and_the_measured_range(crossover, status):
     assert crossover_verdict(crossover).status == status
+
+
+def test_what_is_inconclusive_says_why():
+    wide, missing = Criterion("wide", None, ""), Criterion("missing", None, "", few=True)
+    assert Verdict("", (wide,)).label == "cannot be told"
+    assert Verdict("", (wide, missing)).label == "too few runs"
+    assert Verdict("", (missing,), recorded=False).label == "not recorded yet"
+    assert Verdict("", (Criterion("met", True, ""),)).label == "supported"
+    both = together({"a": Verdict("h", (missing,)), "b": Verdict("h", (wide,))}, "")
+    assert both.headline == "too few runs in 1, cannot be told in 1 of 2 settings"
+    assert both.label == "too few runs"
 
 
 NEVER = Crossover(math.inf, 5000.0, math.inf, True, 8, 2048)

@@ -395,7 +395,7 @@ def test_a_notebook_without_recorded_rows_opens_and_says_so(stem, data):
     page, _ = run_notebook(stem, {"auto": NOT_AUTO})
     said = ("No measurements yet", "no measurements yet", "No runs yet", "no runs yet")
     assert any(one in page for one in said)
-    assert "? inconclusive" in page and "nothing yet" in page
+    assert "? not recorded yet" in page and "Recorded here</strong>" in page
     others = ("2022 replication", "Linformer work", "language-model study")
     assert any(f"{other}</strong>" in page for other in others)
 

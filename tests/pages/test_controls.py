@@ -15,9 +15,9 @@ from replib.claims import CLAIMS, cost_page
 from replib.claims.claim import Recorded, Statement
 from replib.lab.run import CostJob
 from replib.lab.verdict import (
-    INCONCLUSIVE,
     NOT_SUPPORTED,
     NOT_TESTED,
+    NOT_TOLD,
     SUPPORTED,
     Criterion,
     Verdict,
@@ -300,7 +300,7 @@ def test_ticks_alone_draw_no_more_than_a_share_of_the_time(live, monkeypatch):
     "status, warning, shown",
     [
         ("failed", None, "The run failed: &lt;fuse&gt;"),
-        ("stopped", None, "what was computed is kept"),
+        ("stopped", None, "What was computed so far is shown below"),
         ("done", "disk <full>", "disk &lt;full&gt;"),
     ],
 )
@@ -327,7 +327,7 @@ def verdict(met, **others):
 
 @pytest.mark.parametrize(
     "met, status, sign",
-    [(True, SUPPORTED, "✓"), (False, NOT_SUPPORTED, "✗"), (None, INCONCLUSIVE, "?")],
+    [(True, SUPPORTED, "✓"), (False, NOT_SUPPORTED, "✗"), (None, NOT_TOLD, "?")],
 )
 def test_a_card_shows_the_status_in_words_and_with_a_sign_besides_the_colour(met, status, sign):
     shown = verdict_cards.verdict_card("claim", [("Here", verdict(met))]).text
@@ -341,7 +341,7 @@ def test_a_refuted_refutation_is_no_failure_and_a_live_run_is_not_inconclusive()
     shown = verdict_cards.verdict_card("claim", [("Here", verdict(False))], refutes=True).text
     assert f"≠ {verdict_cards.REFUTED}<" in shown and NOT_SUPPORTED not in shown
     shown = verdict_cards.verdict_card("claim", [(verdict_cards.THIS_MACHINE, verdict(None))]).text
-    assert verdict_cards.SO_FAR in shown and INCONCLUSIVE not in shown
+    assert verdict_cards.SO_FAR in shown and NOT_TOLD not in shown
 
 
 def test_a_card_shows_the_answer_and_folds_the_rest_as_text():

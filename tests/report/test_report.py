@@ -89,7 +89,7 @@ def test_the_table_holds_every_claim_with_the_verdict_of_its_rows(recorded):
     for line, (one, statement) in zip(lines, listed(found), strict=True):
         verdict = one.verdict(statement)
         assert line.startswith(f"| {statement.title} | {statement.paper_says}")
-        assert f"**{write._status(statement, verdict)}**" in line and verdict.headline in line
+        assert f"| {write._label(one, statement)}: {verdict.headline}" in line
         assert all(criterion.figure in line for criterion in verdict.criteria)
         assert line.count("|") == 5, "a cell holds a bar, which would split it"
     status = {line.split(" | ")[0]: "**supported**" in line for line in lines}
@@ -100,9 +100,9 @@ def test_the_table_holds_every_claim_with_the_verdict_of_its_rows(recorded):
     assert all(status[line] for line in of_the_paper if line not in others)
 
 
-def test_the_table_says_inconclusive_without_rows(data):
+def test_the_table_says_that_nothing_is_recorded_without_rows(data):
     found = write.everything()
-    told = write.verdict_table(found).count("**inconclusive** on nothing yet")
+    told = write.verdict_table(found).count("| **not recorded yet**: ")
     assert told == len(listed(found)) == len({statement.title for _, statement in listed(found)})
 
 

@@ -233,7 +233,7 @@ def above(found: Mapping[str, Losses], better: str, worse: str, *, rule: bool = 
     text = f"{names[0]} remembers more keys than {names[1]}"
     missing = [told for told, name in zip(names, (better, worse), strict=True) if name not in found]
     if missing:
-        return Criterion(text, None, f"no runs of {' and '.join(missing)} yet")
+        return Criterion(text, None, f"no runs of {' and '.join(missing)} yet", few=True)
     sides = found[better], found[worse]
     a, b = map(solved_keys, sides)
     by_loss, told = _lower_loss(*sides)

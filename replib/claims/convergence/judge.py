@@ -118,7 +118,7 @@ def convergence(rows: Sequence[Row]) -> Verdict:
         verdicts[name] = replace(verdict, untested=failed and small)
     verdict = together(verdicts, "no runs yet")
     lsh = below_lsh(rows)
-    beside = (f"beside it, {BELOW_LSH}: {lsh.status}; {lsh.headline}", *lsh.lines)
+    beside = (f"beside it, {BELOW_LSH}: {lsh.label}; {lsh.headline}", *lsh.lines)
     verdict = replace(verdict, evidence=(*verdict.evidence, *beside))
     if learned := _learned(settings.values()):
         return replace(verdict, headline=learned)
@@ -193,7 +193,7 @@ def below_lsh(rows: Sequence[Row]) -> Verdict:
                 if some
             ]
             figure = f"{' against '.join(seeds)} (medians; too few seeds: not judged)"
-            criteria.append(Criterion(text, None, figure))
+            criteria.append(Criterion(text, None, figure, few=True))
             continue
         ratio, note = loss_ratio(linear, lsh, len(settings))
         met = None
@@ -201,7 +201,8 @@ def below_lsh(rows: Sequence[Row]) -> Verdict:
             met = True if ratio.high < 1 else False if ratio.low > 1 else None
         criteria.append(Criterion(text, met, f"{ratio_text(ratio)}{note}" if ratio else note))
     if not criteria:
-        missing = Criterion("runs of LSH attention and of linear", None, "none: not judged")
+        needed = "runs of LSH attention and of linear"
+        missing = Criterion(needed, None, "none: not judged", few=True)
         return Verdict("not judged: no runs of LSH attention", (missing,))
     met = [one.met for one in criteria]
     small = not any(of_papers_size(config_of(row)) for row in some)
@@ -269,7 +270,7 @@ def convergence_verdict(
         _spike_criterion(linear),
     )
     if not enough:
-        criteria = tuple(Criterion(one.text, None, one.figure) for one in criteria)
+        criteria = tuple(Criterion(one.text, None, one.figure, few=True) for one in criteria)
     ratio, _ = loss_ratio(linear, softmax, n_comparisons)
     reached = " and ".join(
         f"{_n_reached(runs)} of {len(runs)} {name} seeds"

@@ -144,13 +144,13 @@ def figures(rows: Rows) -> Iterator[tuple[str, Figure]]:
     yield "table_1", Figure(chart=chart, experiment="step_time", rows=steps, published=True)
 
 
-def crossover_chart(rows: Sequence[Row], beside: Sequence[Row] = ()) -> alt.LayerChart:
+def crossover_chart(rows: Sequence[Row], predicted: Sequence[Row] = ()) -> alt.LayerChart:
     """Time of a token of one work and batch size, with the lengths marked from which linear
     attention stays faster than softmax: of the rows or, before two lengths of them are there, of
-    those `beside` that are predicted. Of others beside there is the time alone."""
+    those `predicted`."""
     told, how, found = rows, "Linear", _crossings(rows)
     if not found:
-        told, how = [row for row in beside if row["scale"] == "predicted"], "Predicted: linear"
+        told, how = predicted, "Predicted: linear"
         found = _crossings(told)
     judged = judged_linear(told)
     where = ", ".join(
@@ -162,7 +162,7 @@ def crossover_chart(rows: Sequence[Row], beside: Sequence[Row] = ()) -> alt.Laye
     if busy := machine_busy(rows):
         title = busy.headline.capitalize()
     marks = _crossing_marks(found, judged, tidy.costs(told))
-    costs = tidy.costs([*rows, *beside])
+    costs = tidy.costs([*rows, *predicted])
     return cost_chart(costs, y="token", title=title if where else "Time of a token", marks=marks)
 
 

@@ -35,7 +35,7 @@ def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> V
     Judged is `judged_linear` against the textbook softmax, which the paper had; the fused one,
     which came later, is judged beside it as evidence, and so are the other implementations of
     linear attention. That the textbook softmax is the one was chosen after the first rows were
-    seen: with the fused one among the criteria they read "inconclusive".
+    seen: with the fused one among the criteria it could not be told.
     """
     rows = [row for row in rows if config_of(row).work == work]
     found, judged = crossings(rows, work), judged_linear(rows)
@@ -48,7 +48,7 @@ def speed_crossover(rows: Sequence[Row], *, work: str = "forward_backward") -> V
         return verdict
     if busy := machine_busy(rows):
         return busy
-    beside = [f"{name}: {one.status}; {one.headline}" for name, one in verdicts["fused"].items()]
+    beside = [f"{name}: {one.label}; {one.headline}" for name, one in verdicts["fused"].items()]
     if len({one.implementation for one in found}) > 1:
         beside.append(f"by implementation: {implementations(rows, work=work).headline}")
     evidence = (*verdict.evidence, *beside)
@@ -106,6 +106,7 @@ def crossover_verdict(crossover: Crossover) -> Verdict:
                 f"N = {claimed:zg} is within the measured range",
                 True if covered else None,
                 measured,
+                few=not covered,
             ),
         ),
     )
@@ -129,7 +130,7 @@ def implementations_verdict(settings: Mapping[str, Mapping[str, Crossover]]) -> 
         text = f"{setting}: {last} crosses before {first}"
         if first == last:
             text = f"{setting}: two implementations or more"
-        criteria.append(Criterion(text, moved(found), figure))
+        criteria.append(Criterion(text, moved(found), figure, few=first == last))
     names = dict.fromkeys(name for found in settings.values() for name in found)
     spans = {
         name: crossovers_span([found[name] for found in settings.values() if name in found])

@@ -209,7 +209,7 @@ def constant_cost_verdict(
 
 def _growth_criterion(text: str, found: Exponent | None, bounds: tuple[float, float]) -> Criterion:
     if found is None:
-        return Criterion(text, None, "fewer than 2 positions")
+        return Criterion(text, None, "fewer than 2 positions", few=True)
     return Criterion(text, within(found.low, found.high, *bounds), exponent_text(found))
 
 

@@ -91,7 +91,7 @@ def images_verdict(
         criteria.append(Criterion(text, max(linear) < histogram, f"at most {max(linear):z.3f}"))
     criteria.append(Criterion("no linear run diverges", n_diverged == 0, f"{n_diverged} diverged"))
     if not enough:
-        criteria = [Criterion(one.text, None, one.figure) for one in criteria]
+        criteria = [Criterion(one.text, None, one.figure, few=True) for one in criteria]
     return Verdict(headline, tuple(criteria), answer=answer)
 
 

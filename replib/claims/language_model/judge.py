@@ -51,7 +51,7 @@ def compared(
     """Whether mean(a) - mean(b), nats a token, is between two limits."""
     if min(len(a), len(b)) < MIN_SEEDS:
         apart = f"{mean(a) - mean(b):+z.3f} nats a token, " if a and b else ""
-        return Criterion(text, None, apart + seeds_lack(a, b, MIN_SEEDS))
+        return seeds_lack(text, a, b, MIN_SEEDS, apart)
     if not all(map(math.isfinite, [*a, *b])):
         n_diverged = [sum(map(math.isinf, side)) for side in (a, b)]
         met = (
@@ -109,7 +109,7 @@ def language_model(rows: Sequence[Row]) -> Verdict:
     words = [row for row in rows if row["experiment"] != "text_axes"]
     found, criteria, said = by_variant(words), [], []
     if not axes and not found:
-        return nothing()
+        return nothing("no run has ended yet")
     margin = f"at most {LOSS_MARGIN} nats a token above softmax"
     if axes:
         (rate, linear), (other, softmax) = (tuned(axes, name) for name in ("linear", "softmax"))
@@ -117,9 +117,8 @@ def language_model(rows: Sequence[Row]) -> Verdict:
         criteria.append(compared(text, linear, softmax, -math.inf, LOSS_MARGIN))
         if linear and softmax:
             both = f"softmax {perplexity_text(softmax)}, linear {perplexity_text(linear)}"
-            n = min(len(linear), len(softmax))
-            few = f" ({n} seed{'s' * (n > 1)} each, {MIN_SEEDS} are needed)" * (n < MIN_SEEDS)
-            said.append(f"Shakespeare, a character: {both}{few}")
+            apart = f"{criteria[-1].figure}, {LOSS_MARGIN} allowed"
+            said.append(f"Shakespeare, a character: {both}; {apart}")
     if found:
         corpus = max((config_of(row).task.corpus for row in words), key=len)
         one = {variant[0]: values for variant, values in found.items()}

@@ -82,12 +82,14 @@ class Written:
         likeliest: before each of them, the likeliest tokens with their probabilities at the
             temperature, of all or of the top k.
         token_ms: mean time of a token.
+        trained: after how many steps of its run, where it was stopped before the last.
     """
 
     prompt: str
     tokens: list[str]
     likeliest: list[list[tuple[str, float]]]
     token_ms: float
+    trained: str
 
 
 @torch.inference_mode()
@@ -125,7 +127,9 @@ def write(
         tokens = stream(Decoder(model, 1), given, choose)
         ids += [int(token) for token in itertools.islice(tokens, room)]
     token_ms = 1000 * (perf_counter() - began) / n
-    return Written(prompt, vocabulary.pieces(ids[first:]), likeliest, token_ms)
+    step, of = training.step, training.config.n_steps
+    trained = f", stopped at step {step} of {of}" if step < of else ""
+    return Written(prompt, vocabulary.pieces(ids[first:]), likeliest, token_ms, trained)
 
 
 def written(
@@ -135,7 +139,7 @@ def written(
     settings: Mapping[str, Any],
     device: str | None = None,
 ) -> dict[str, Written]:
-    """What each trained model of the jobs writes after a prompt; none before one has been trained.
+    """What each model of the jobs whose run ended or was stopped writes after a prompt.
 
     Raises:
         ValueError: the prompt has a character that the text has not.
@@ -153,7 +157,7 @@ def written(
 def texts(made: Mapping[str, Written]) -> mo.Html:
     """What was written, a token at a time."""
     if not made:
-        return mo.md("*Train a model above: what it writes appears here.*")
+        return mo.md("*Each model writes here once its run has ended or been stopped.*")
     take, shown = next(_TAKES), []
     for name, one in made.items():
         drawn = "".join(
@@ -162,9 +166,9 @@ def texts(made: Mapping[str, Written]) -> mo.Html:
         )
         timed = "" if layout.in_static_page() else f", {one.token_ms:z.2g} ms a token"
         shown.append(
-            f'<figure><figcaption><b style="color:{style.colour(name)}">{name}</b>{timed}'
-            f'</figcaption><pre class="r-written"><b>{html.escape(one.prompt)}</b>{drawn}</pre>'
-            "</figure>"
+            f'<figure><figcaption><b style="color:{style.colour(name)}">{name}</b>'
+            f"{one.trained}{timed}</figcaption>"
+            f'<pre class="r-written"><b>{html.escape(one.prompt)}</b>{drawn}</pre></figure>'
         )
     return layout.styled(
         f"<style>@keyframes r-take{take} {{ from, to {{ visibility: hidden; }} }}</style>"

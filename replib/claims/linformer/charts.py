@@ -1,19 +1,20 @@
 """Charts of Linformer's cost, and of what it sees."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 
 import altair as alt
 import polars as pl
 from torch import Tensor
 
 from replib.claims.claim import Figure, Rows
-from replib.claims.common import judged_linear
+from replib.claims.common import judged_linear, name_of
 from replib.claims.linformer.grid import JUDGED_K, KS
 from replib.claims.linformer.judge import JUDGED, SOFTMAX, WORK, curves, ratio_at
 from replib.claims.linformer.stack import operations
 from replib.lab.run import config_of, variant_of
 from replib.lab.store import Row
-from replib.lab.verdict import device_names
+from replib.lab.verdict import by_device, device_names
 from replib.pages import style, tidy
 from replib.pages.costs import cost_chart
 from replib.published import published
@@ -24,6 +25,11 @@ COMPONENTS = {
     "projections": "#8C7A00",
     "feed-forward": "#2380C4",
     "output layer": style.NEUTRAL,
+}
+TIMED = {  # the parts that can be told apart by what is timed
+    "attention": "#C45BA0",
+    "rest of the layers": "#2380C4",
+    "embedding and output layer": style.NEUTRAL,
 }
 LOW_RANK = {
     "share of singular values": style.NEUTRAL,
@@ -89,7 +95,7 @@ def saved_chart(alone: Sequence[Row], stacks: Sequence[Row]) -> alt.LayerChart:
     base = alt.Chart(style.records_of(frame)).encode(
         style.length_axis(x),
         style.log_axis("value", "times faster than softmax", y),
-        style.looks(alt.Color, "series:N", colours, legend=style.legend(colours)),
+        style.looks(alt.Color, "series:N", colours, legend=style.legend(colours, 3)),
         style.looks(alt.StrokeDash, "source:N", SOURCES, legend=None),
         tooltip=["series", alt.Tooltip("seq_len", title="N"), alt.Tooltip("value", format=".3~g")],
     )
@@ -113,39 +119,102 @@ def _ratios(rows: Sequence[Row], form: str) -> dict[int, float]:
 
 def operations_chart(seq_len: int, k: int, vocab_size: int) -> alt.LayerChart:
     """The multiplications of a token of an encoder by component, for each mechanism."""
-    lines = []
+    parts = {}
     for attention in ("softmax", "linear", "linformer"):
         needs = operations(attention, seq_len, k=k, vocab_size=vocab_size)
-        parts = (needs.attention, needs.projections, needs.feedforward, needs.output)
-        lines += [
-            {"attention": attention, "component": name, "order": i}
-            | {"millions": value / 1e6, "share": value / needs.total}
-            for i, (name, value) in enumerate(zip(COMPONENTS, parts, strict=True))
-        ]
+        values = needs.attention, needs.projections, needs.feedforward, needs.output
+        parts[attention] = [value / 1e6 for value in values]
+    softmax, _, linformer = map(_share_of_first, parts.values())
+    return _parts_chart(
+        parts,
+        COMPONENTS,
+        "millions of multiplications a token",
+        f"At N = {seq_len} attention is {softmax:z.0%} of the multiplications with softmax, "
+        f"{linformer:z.1%} with Linformer",
+        f"counted; 6 layers of 512, 8 heads, of the Linformer work; {vocab_size:,} tokens, k = {k}",
+    )
+
+
+def time_parts_chart(alone: Sequence[Row], stacks: Sequence[Row]) -> alt.LayerChart | None:
+    """The time of a token of an encoder by what takes it, for each mechanism, at the longest N of
+    all that is needed: attention alone, a layer, and the encoder; None where that is not recorded.
+    What a layer takes beyond its attention, and an encoder beyond its layers, are differences.
+    Of several devices the first is shown."""
+    device = next(iter(by_device(stacks)), None)
+    alone, stacks = (by_device(rows).get(device, []) for rows in (alone, stacks))
+    encoders = _of_part(stacks, "encoder")
+    variants = [("softmax", "fused"), ("linear", judged_linear(encoders)), JUDGED]
+    timed = [_token_us(some) for some in (shown(alone), _of_part(stacks, "layer"), encoders)]
+    lengths = set.intersection(*({n for _, n in times} for times in timed))
+    while lengths and not all((v, max(lengths)) in times for v in variants for times in timed):
+        lengths.remove(max(lengths))
+    if not lengths:
+        return None
+    n, n_layers, parts = max(lengths), config_of(encoders[0]).n_layers, {}
+    for variant in variants:
+        attention, layer, encoder = (times[variant, n] for times in timed)
+        layers = n_layers * attention, n_layers * (layer - attention)
+        rest = max(0.0, encoder - n_layers * layer)
+        parts[name_of(variant)] = [layers[0], max(0.0, layers[1]), rest]
+    softmax, _, linformer = map(_share_of_first, parts.values())
+    return _parts_chart(
+        parts,
+        TIMED,
+        "time (µs a token)",
+        f"At N = {n} attention takes {softmax:z.0%} of the time with fused softmax, "
+        f"{linformer:z.1%} with Linformer",
+        f"{device_names(encoders)}; medians; attention is timed alone, the rest are differences",
+    )
+
+
+def _of_part(stacks: Sequence[Row], part: str) -> list[Row]:
+    return [row for row in stacks if config_of(row).part == part and row["outcome"] == "ok"]
+
+
+def _token_us(rows: Sequence[Row]) -> dict[tuple, float]:
+    """The median time of a token, by mechanism and N, of the work that is judged."""
+    samples: dict[tuple, list[float]] = {}
+    for row in rows:
+        config = config_of(row)
+        if config.work == WORK and row["outcome"] == "ok":
+            found = samples.setdefault((variant_of(row), config.seq_len), [])
+            n_tokens = config.seq_len * config.batch_size
+            found += [1e3 * ms / n_tokens for ms in row["summary"]["time_ms_samples"]]
+    return {point: median(found) for point, found in samples.items()}
+
+
+def _share_of_first(values: Sequence[float]) -> float:
+    return values[0] / sum(values)
+
+
+def _parts_chart(
+    parts: Mapping[str, Sequence[float]],
+    colours: Mapping[str, str],
+    axis: str,
+    title: str,
+    subtitle: str,
+) -> alt.LayerChart:
+    """A bar a mechanism, of its parts."""
+    lines = [
+        {"attention": name, "component": part, "order": i}
+        | {"value": value, "share": value / sum(values)}
+        for name, values in parts.items()
+        for i, (part, value) in enumerate(zip(colours, values, strict=True))
+    ]
+    shown = [alt.Tooltip("value", title=axis, format=".3~g"), alt.Tooltip("share", format=".1%")]
     bars = (
         alt.Chart(style.records_of(pl.DataFrame(lines)))
         .mark_bar()
         .encode(
-            alt.X("millions:Q", title="millions of multiplications a token"),
-            alt.Y("attention:N", title=None, sort=["softmax", "linear", "linformer"]),
-            style.looks(alt.Color, "component:N", COMPONENTS, legend=style.legend(COMPONENTS, 4)),
+            alt.X("value:Q", title=axis),
+            alt.Y("attention:N", title=None, sort=list(parts)),
+            style.looks(alt.Color, "component:N", colours, legend=style.legend(colours, 4)),
             alt.Order("order:Q"),
-            tooltip=[
-                "attention",
-                "component",
-                alt.Tooltip("millions", format=".3~g"),
-                alt.Tooltip("share", format=".1%"),
-            ],
+            tooltip=["attention", "component", *shown],
         )
     )
-    share = {row["attention"]: row["share"] for row in lines if row["component"] == "attention"}
     return style.finished(
-        alt.layer(bars),
-        f"At N = {seq_len} attention is {share['softmax']:z.0%} of an encoder with softmax, "
-        f"{share['linformer']:z.1%} with Linformer",
-        f"the Linformer work's encoder: 6 layers of 512, 8 heads; {vocab_size:,} tokens, k = {k}",
-        "Multiplications of a token by component, a bar a mechanism.",
-        120,
+        alt.layer(bars), title, subtitle, f"{axis} by component, a bar a mechanism.", 120
     )
 
 

@@ -137,7 +137,7 @@ def slots(alone: Sequence[Row], stacks: Sequence[Row]) -> Verdict:
         lengths = sorted(set(times.get(few, {})) & set(times.get(many, {})))
         text = f"{part}: k = {KS[-1]} takes at most {K_MARGIN:zg} times as long as k = {KS[0]}"
         if not lengths:
-            criteria.append(Criterion(text, None, "not measured"))
+            criteria.append(Criterion(text, None, "not measured", few=True))
             continue
         found = ratios[part] = ratio_at(times, many, few, lengths[-1])
         met = within(found.low, found.high, -math.inf, K_MARGIN)

@@ -14,17 +14,15 @@ from replib.pages.costs import cost_chart
 
 
 def scaling_chart(
-    rows: Sequence[Row], what: str = TIME, beside: Sequence[Row] = ()
+    rows: Sequence[Row], what: str = TIME, predicted: Sequence[Row] = ()
 ) -> alt.LayerChart:
     """Time or memory of a sequence against N, of rows of one work and one rule for the batch. The
     title has the exponents of what is judged: of the rows or, before two lengths of them are
-    there, of those `beside` that are predicted; or that the machine was busy. Of others beside
-    there is the line alone."""
+    there, of those `predicted`; or that the machine was busy."""
     said, how, busy = _growth(rows, what), "grows", what == TIME and machine_busy(rows)
     if not said:
-        predicted = [row for row in beside if row["scale"] == "predicted"]
         said, how = _growth(predicted, what), "is predicted to grow"
-    costs = tidy.pooled(tidy.costs([*rows, *beside]))
+    costs = tidy.pooled(tidy.costs([*rows, *predicted]))
     title = f"{what.capitalize()} of a sequence"
     if said:
         title = busy.headline.capitalize() if busy else f"{title} {how}: {said}"

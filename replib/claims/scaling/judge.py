@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from replib.claims.common import (
     EXPONENT_TOLERANCE,
+    Variant,
     judged_linear,
     machine_busy,
     name_of,
@@ -33,6 +34,7 @@ from replib.lab.verdict import (
 
 # What is claimed to grow how (paper, section 3.2 and fig. 1): exponents of N, of attention alone.
 SCALING_CLAIMS = {"linear": 1.0, "softmax": 2.0}
+FUSED = ("softmax", "fused")  # softmax without its N × N weights, which the paper had not
 WIDEST = 2.0  # an interval of an exponent that tells anything
 
 
@@ -71,10 +73,32 @@ def scaling(rows: Sequence[Row], work: str = "forward_backward") -> Verdict:
     n_recordings = min(exponent.n_recordings for exponent, _ in fits.values())
     varies = "what varies between them" if n_recordings > 1 else "nothing that varies between more"
     recordings = f"{n_recordings} recording{'s' * (n_recordings > 1)}: the intervals hold {varies}"
+    verdict = scaling_verdict(fits)
     return replace(
-        scaling_verdict(fits),
+        verdict,
         evidence=(f"judged: {first}; {recordings}", *beside, *_disturbed(rows)),
+        answer=_answer([line for line in lines if line[0] == first], judged, verdict.criteria),
     )
+
+
+def _answer(
+    lines: Sequence[tuple[str, Variant, str, Exponent]],
+    judged: Sequence[Variant],
+    criteria: Sequence[Criterion],
+) -> str:
+    """How time and memory of each that is judged grow, with the interval of what does not meet its
+    criterion; and those of the fused softmax, whose memory does not grow as the textbook's does."""
+    met, said = iter(criteria), []
+    for chosen in (*judged, FUSED):
+        grown = []
+        for _, variant, what, fit in lines:
+            if variant == chosen:
+                open_or_not = chosen in judged and next(met).met is not True
+                interval = f" ({fit.low:z.2f} to {fit.high:z.2f})" if open_or_not else ""
+                grown.append(f"{what} N^{fit.value:z.2f}{interval}")
+        beside = ", newer than the paper" if chosen == FUSED else ""
+        said += [f"{name_of(chosen)}{beside}: {', '.join(grown)}"] if grown else []
+    return "; ".join(said)
 
 
 def _disturbed(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -101,6 +125,7 @@ def scaling_verdict(claims: Mapping[str, tuple[Exponent, float]]) -> Verdict:
             f"{name} grows as N^{claimed:zg} (exponent within ± {EXPONENT_TOLERANCE:zg})",
             within(fit.low, fit.high, claimed - EXPONENT_TOLERANCE, claimed + EXPONENT_TOLERANCE),
             exponent_text(fit),
+            few=math.isinf(fit.high - fit.low),
         )
         for name, (fit, claimed) in claims.items()
     ]

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from replib.claims import cost_page
 from replib.claims.common import VARIANTS
 from replib.claims.scaling.charts import scaling_chart
-from replib.claims.scaling.growth import MEMORY, TIME, curves, judged_rows
-from replib.lab.run import CostJob, config_of, variant_of
+from replib.claims.scaling.growth import MEMORY, TIME, curves
+from replib.lab.run import config_of, variant_of
 from replib.lab.store import Row
 from replib.pages import drawn
 from replib.pages.controls import WORK_LABELS
@@ -31,11 +30,3 @@ def recorded_charts(rows: Sequence[Row]) -> dict[str, alt.LayerChart]:
                 if len(others) > 1:
                     shown["Beside LSH attention"] = scaling_chart(some, TIME)
     return shown or {"Time": scaling_chart([])}
-
-
-def recorded_alike(rows: Sequence[Row], jobs: Sequence[CostJob]) -> list[Row]:
-    """Of recorded rows those of the points that jobs ask for, whatever the batch: a sequence's
-    share is drawn, of the curve that is judged."""
-    works = {config.work for job in jobs for config in job.configs}
-    some = judged_rows([row for row in rows if config_of(row).work in works])
-    return cost_page.recorded_alike(some, jobs, same_batch=False)

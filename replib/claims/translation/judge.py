@@ -54,7 +54,7 @@ def compared(
             continue
         text = f"{name_of(variant)} is at most {show(margin)}{unit} below softmax"
         if min(len(values), len(base)) < MIN_SEEDS:
-            criteria.append(Criterion(text, None, seeds_lack(values, base, MIN_SEEDS)))
+            criteria.append(seeds_lack(text, values, base, MIN_SEEDS))
             continue
         low, high = difference_interval(base, values)
         figure = f"{show(mean(base) - mean(values))} ({show(low)} to {show(high)}) below"
