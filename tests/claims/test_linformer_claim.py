@@ -16,9 +16,9 @@ from replib.claims.translation.charts import length_chart, seeds_chart
 from replib.claims.translation.grid import NUMBER_KS, number_config, text_config, translators
 from replib.claims.translation.maps import translated, weights
 from replib.lab import recorded, store
-from replib.lab.run import CostJob, Where, config_of
+from replib.lab.run import CostJob, Where, config_of, variant_of
 from replib.lab.timing import Cost, CostConfig
-from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
+from replib.lab.verdict import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, TOO_FEW
 from replib.published import published
 from replib.tasks.translation import ParallelText
 from replib.training import Training
@@ -225,6 +225,9 @@ def test_too_few_seeds_decide_nothing():
     rows = [text_row(how, 0, 35.0) for how in translators((32,))]
     assert of_text.translation(rows).status == INCONCLUSIVE
     assert of_text.translation([]).status == of_text.number_words([]).status == INCONCLUSIVE
+    without = [row for row in text_rows() if variant_of(row)[0] != "linformer"]
+    verdict = of_text.translation(without)
+    assert (verdict.status, verdict.label) == (INCONCLUSIVE, TOO_FEW)
 
 
 def test_rows_of_translations_are_read_again_and_drawn():
@@ -235,6 +238,9 @@ def test_rows_of_translations_are_read_again_and_drawn():
     length_chart([]).to_json()
     lines = of_text.with_length(rows)
     assert len(lines) == 2 and "at more than 15" in lines[0]
+    for row in rows:
+        row["summary"]["by_length"][-1]["n"] = 2  # sentences, which tell nothing
+    assert "up to 15" in of_text.with_length(rows)[0]
 
 
 def test_scored_as_a_corpus_the_published_outputs_come_in_the_order_of_perplexity():
