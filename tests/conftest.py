@@ -29,6 +29,10 @@ LONG = (
     "test_training",
     "test_offline",
     "test_report",
+    "test_generation",
+    "test_contract",
+    "test_delta",
+    "test_models",
 )
 BUDGET_S = 2.0  # of a processor as fast as one that counts to COUNTED in COUNTED_S
 SCATTER = 1.5  # what another run of a test may take where cores are shared

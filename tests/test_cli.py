@@ -282,7 +282,8 @@ def test_a_signal_during_imports_ends_with_a_line():
     assert (process.returncode, told) == (130, "replib: ended; what was recorded is kept\n")
 
 
-@pytest.mark.parametrize("command", ["list", pytest.param("doctor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["list", "doctor"])
 def test_a_reader_that_closes_the_pipe_is_no_error(command):
     program = f"import sys\nfrom replib.__main__ import main\nsys.exit(main([{command!r}]))"
     process = python(program)
@@ -312,6 +313,7 @@ def test_recording_needs_torch_and_numpy_alone():
     assert out == "[]\n", told
 
 
+@pytest.mark.slow
 def test_importing_the_bench_imports_no_peer_and_no_compiler():
     program = (
         "import sys, benchmarks.run\n"

@@ -60,7 +60,7 @@ def close(actual, expected, dtype=torch.float64, attention=None):
 
 @every_config
 @every_dtype
-@pytest.mark.parametrize("batch_size", [1, 3, PACKED_FROM + 1])
+@pytest.mark.parametrize("batch_size", [1, PACKED_FROM + 1])
 @pytest.mark.parametrize("max_len", [None, pytest.param(N, marks=pytest.mark.slow)])
 def test_a_decoder_gives_the_parallel_logits(config, dtype, batch_size, max_len):
     model, tokens = build(CausalTransformer, config, dtype), random_tokens(N, b=batch_size)
@@ -72,7 +72,7 @@ def test_a_decoder_gives_the_parallel_logits(config, dtype, batch_size, max_len)
 
 @every_config
 @every_dtype
-@pytest.mark.parametrize("batch_size", [1, 3, PACKED_FROM + 1])
+@pytest.mark.parametrize("batch_size", [1, PACKED_FROM + 1])
 def test_a_decoder_with_a_memory_gives_the_parallel_logits(config, dtype, batch_size):
     model = build(EncoderDecoder, config, dtype)
     source, tokens = random_tokens(9, b=batch_size), random_tokens(N, 1, b=batch_size)

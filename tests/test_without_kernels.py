@@ -71,6 +71,7 @@ def test_every_mechanism_trains_and_generates_the_same_without_kernels(without_k
         assert found[name] == pytest.approx(values, rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_a_compiled_kernel_is_refused_without_kernels(without_kernels):
     program = """
 import torch

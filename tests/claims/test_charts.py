@@ -368,6 +368,7 @@ def test_live_points_are_filled_and_recorded_ones_hollow():
     assert (len(marks), len(filled)) == (2 * len(LENGTHS), len(LENGTHS))
 
 
+@pytest.mark.slow
 def test_diverged_run_is_marked_and_its_curve_drawn():
     rows = [training_row("linear", 16, 0, diverged=True), training_row("linear", 16, 1)]
     assert rows[0]["curve"]["loss"][-1] is None
@@ -574,6 +575,7 @@ def heights_of_text(element, above=0.0):
         yield from heights_of_text(part, above)
 
 
+@pytest.mark.slow
 def test_a_long_title_has_fewer_lines_on_a_wider_page_and_is_not_cut_off():
     title = "Every key written once; last S solved: softmax 440, not 480, DPFP-3 360, linear 40"
     chart = costs.cost_chart(linear_costs(), title=title)

@@ -64,6 +64,7 @@ def test_no_rows_give_a_chart_that_says_so(name):
     )
 
 
+@pytest.mark.slow
 def test_every_defect_has_a_line_in_the_chart_of_effects_and_losses(rows):
     subtitle = CHARTS["effects"](rows).to_dict()["title"]["subtitle"]
     assert NOT_THERE in " ".join(subtitle)
@@ -101,6 +102,7 @@ def test_losses_hold_every_run_and_the_article(rows):
     assert "guessing, ln 10" in svg(chart)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "text"),
     [

@@ -89,6 +89,7 @@ def test_a_chart_draws_without_missing_numbers_and_describes_itself(frame, name)
     assert "log axis" in spec["description"] and str(SOLVED_LOSS) in spec["description"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHARTS)
 def test_six_series_are_shown_at_first_and_a_click_on_a_name_shows_another(frame, name):
     chart = loss_chart(frame, CHARTS[name])
@@ -125,6 +126,7 @@ def test_what_is_far_below_the_limit_is_drawn_at_the_edge_and_told_as_it_is(fram
     assert least["value"] < 1e-5 and least["drawn"] == pytest.approx(1e-4)
 
 
+@pytest.mark.slow
 def test_published_points_stand_alone_before_anything_is_recorded():
     frame = retrieval_frame([])
     for chart in (loss_chart(frame, 1), loss_chart(frame, 2)):
@@ -133,6 +135,7 @@ def test_published_points_stand_alone_before_anything_is_recorded():
     assert "no data yet" in svg(loss_chart(frame.clear(), 1))
 
 
+@pytest.mark.slow
 def test_one_live_run_makes_a_chart(rows):
     live = [copy.deepcopy(rows[0]) | {"scale": "live"}]
     chart = loss_chart(retrieval_frame(live), 1)

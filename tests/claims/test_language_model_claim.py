@@ -130,6 +130,7 @@ def test_a_sum_that_fails_without_end_supports_the_delta_rule(rows):
     assert judge_of_rules.text_carry([]).status == INCONCLUSIVE
 
 
+@pytest.mark.slow
 def test_charts_are_drawn_with_rows_and_without(rows):
     for claim in CLAIMS:
         for figures in (claim.figures(rows), claim.figures({name: [] for name in claim.reads})):

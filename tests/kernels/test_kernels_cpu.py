@@ -174,6 +174,7 @@ def test_memory_beyond_the_inputs_is_that_of_the_results():
     assert 4 * q.nbytes <= peak < 4.2 * q.nbytes  # y, dq, dk, dv and little else
 
 
+@pytest.mark.slow
 def test_the_code_is_compiled_once_and_said_so(tmp_path):
     compile_now("cpu")
     assert compiled("cpu")
@@ -193,6 +194,7 @@ def test_a_change_of_any_source_is_a_change_of_the_code(monkeypatch, tmp_path):
     assert threads._code_folder.__wrapped__() != before
 
 
+@pytest.mark.slow
 def test_importing_replib_does_not_import_numba():
     program = "import replib.claims, sys; assert 'numba' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
