@@ -8,7 +8,7 @@ import polars as pl
 from torch import Tensor
 
 from replib.claims.claim import Figure, Rows
-from replib.claims.common import judged_linear, name_of
+from replib.claims.common import Samples, Variant, judged_linear, name_of
 from replib.claims.linformer.grid import JUDGED_K, KS
 from replib.claims.linformer.judge import JUDGED, SOFTMAX, WORK, curves, ratio_at
 from replib.claims.linformer.stack import operations
@@ -108,9 +108,14 @@ def saved_chart(alone: Sequence[Row], stacks: Sequence[Row]) -> alt.LayerChart:
     )
 
 
+def _times(rows: Sequence[Row]) -> dict[Variant, Samples]:
+    """The times that are judged: those with as many tokens at every N."""
+    return next(iter(curves(rows).values()), {})
+
+
 def _ratios(rows: Sequence[Row], form: str) -> dict[int, float]:
     """Softmax's time over that of Linformer at each N."""
-    times = next(iter(curves(rows).values()), {})
+    times = _times(rows)
     found = {
         n: ratio_at(times, ("softmax", form), JUDGED, n) for n in sorted(times.get(JUDGED, {}))
     }
@@ -124,13 +129,12 @@ def operations_chart(seq_len: int, k: int, vocab_size: int) -> alt.LayerChart:
         needs = operations(attention, seq_len, k=k, vocab_size=vocab_size)
         values = needs.attention, needs.projections, needs.feedforward, needs.output
         parts[attention] = [value / 1e6 for value in values]
-    softmax, _, linformer = map(_share_of_first, parts.values())
+    said = "attention is {} of the multiplications with softmax, {} with Linformer"
     return _parts_chart(
         parts,
         COMPONENTS,
         "millions of multiplications a token",
-        f"At N = {seq_len} attention is {softmax:z.0%} of the multiplications with softmax, "
-        f"{linformer:z.1%} with Linformer",
+        f"At N = {seq_len} {said}",
         f"counted; 6 layers of 512, 8 heads, of the Linformer work; {vocab_size:,} tokens, k = {k}",
     )
 
@@ -156,15 +160,9 @@ def time_parts_chart(alone: Sequence[Row], stacks: Sequence[Row]) -> alt.LayerCh
         layers = n_layers * attention, n_layers * (layer - attention)
         rest = max(0.0, encoder - n_layers * layer)
         parts[name_of(variant)] = [layers[0], max(0.0, layers[1]), rest]
-    softmax, _, linformer = map(_share_of_first, parts.values())
-    return _parts_chart(
-        parts,
-        TIMED,
-        "time (µs a token)",
-        f"At N = {n} attention takes {softmax:z.0%} of the time with fused softmax, "
-        f"{linformer:z.1%} with Linformer",
-        f"{device_names(encoders)}; medians; attention is timed alone, the rest are differences",
-    )
+    how = f"{device_names(encoders)}; medians; attention is timed alone, the rest are differences"
+    said = "attention takes {} of the time with fused softmax, {} with Linformer"
+    return _parts_chart(parts, TIMED, "time (µs a token)", f"At N = {n} {said}", how)
 
 
 def _of_part(stacks: Sequence[Row], part: str) -> list[Row]:
@@ -172,19 +170,13 @@ def _of_part(stacks: Sequence[Row], part: str) -> list[Row]:
 
 
 def _token_us(rows: Sequence[Row]) -> dict[tuple, float]:
-    """The median time of a token, by mechanism and N, of the work that is judged."""
-    samples: dict[tuple, list[float]] = {}
-    for row in rows:
-        config = config_of(row)
-        if config.work == WORK and row["outcome"] == "ok":
-            found = samples.setdefault((variant_of(row), config.seq_len), [])
-            n_tokens = config.seq_len * config.batch_size
-            found += [1e3 * ms / n_tokens for ms in row["summary"]["time_ms_samples"]]
-    return {point: median(found) for point, found in samples.items()}
-
-
-def _share_of_first(values: Sequence[float]) -> float:
-    return values[0] / sum(values)
+    """The median time of a token, by mechanism and N, of rows with as many tokens at every N."""
+    n_tokens = max((config_of(row).seq_len * config_of(row).batch_size for row in rows), default=0)
+    return {
+        (variant, n): 1e3 * median(samples) / n_tokens
+        for variant, lengths in _times(rows).items()
+        for n, samples in lengths.items()
+    }
 
 
 def _parts_chart(
@@ -194,7 +186,9 @@ def _parts_chart(
     title: str,
     subtitle: str,
 ) -> alt.LayerChart:
-    """A bar a mechanism, of its parts."""
+    """A bar a mechanism, of its parts. The title has a place for the first part's share with the
+    first mechanism, and one for that with the last."""
+    first, *_, last = (values[0] / sum(values) for values in parts.values())
     lines = [
         {"attention": name, "component": part, "order": i}
         | {"value": value, "share": value / sum(values)}
@@ -214,7 +208,11 @@ def _parts_chart(
         )
     )
     return style.finished(
-        alt.layer(bars), title, subtitle, f"{axis} by component, a bar a mechanism.", 120
+        alt.layer(bars),
+        title.format(f"{first:z.0%}", f"{last:z.1%}"),
+        subtitle,
+        f"{axis} by component, a bar a mechanism.",
+        120,
     )
 
 
